@@ -1,0 +1,71 @@
+# `make` says what there is. Every gate of .ci/run is a target here.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+# The SQL is checked against .sqlx, whatever database the shell has set; `make sqlx-check` checks .sqlx itself.
+export SQLX_OFFLINE := true
+# More arguments for `make test`, as in: make test ARGS='--test integration w2_'
+ARGS ?=
+
+.PHONY: help
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: ## Build and run regcred with its own Postgres and a cluster; Ctrl-C stops all, the data stays
+	@dev/run
+
+.PHONY: demo
+demo: ## Show the main job with two real registries
+	@dev/demo
+
+.PHONY: install
+install: ## Install what the sandbox needs (the other targets do it by themselves)
+	@dev/install
+
+.PHONY: test
+test: ## Run all tests beside a Postgres, a Kubernetes API server and two registries of their own
+	@dev/with-services cargo test --locked $(ARGS)
+
+.PHONY: bench
+bench: ## Measure, each figure beside what it is compared with
+	@dev/with-services cargo bench --locked $(ARGS)
+
+.PHONY: fmt
+fmt: ## Format the code
+	cargo fmt
+
+.PHONY: fmt-check
+fmt-check: ## Fail where the code is not formatted
+	cargo fmt --check
+
+.PHONY: lint
+lint: ## Run clippy; a warning is an error
+	cargo clippy --locked --all-targets -- -D warnings
+
+.PHONY: sqlx-prepare
+sqlx-prepare: ## Write .sqlx after a change of SQL or migrations
+	@dev/sqlx prepare
+
+.PHONY: sqlx-check
+sqlx-check: ## Fail where .sqlx is not up to date
+	@dev/sqlx check
+
+.PHONY: openapi
+openapi: ## Write openapi/openapi.json from the code
+	@dev/openapi write
+
+.PHONY: openapi-check
+openapi-check: ## Fail where openapi/openapi.json is not what the code generates
+	@dev/openapi check
+
+.PHONY: ci
+ci: ## Run everything that a change must pass
+	@.ci/run
+
+.PHONY: compose-secrets
+compose-secrets: ## Make the secrets of docker-compose.yml
+	@dev/compose-secrets
+
+.PHONY: clean
+clean: ## Remove what was built here (the caches in ~/.cache/regcred stay)
+	cargo clean

@@ -1,0 +1,90 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034,SC2154 # functions set what others read
+# A real Kubernetes API server on loopback: etcd and kube-apiserver, no kubelet, no controllers. Sourced.
+
+# kubernetes_files DIR TOKEN_SUFFIX   a throw-away CA, certificates and tokens, made once
+kubernetes_files() {
+    [ ! -e "$1/tokens.csv" ] || return 0
+    mkdir -p "$1"
+    logged 'making the certificates of the cluster' "$1/openssl.log" kubernetes_make_files "$@"
+}
+kubernetes_make_files() {
+    local suffix=$2
+    umask 077
+    cd "$1" || exit
+    openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ca.key
+    openssl req -x509 -new -key ca.key -subj /CN=regcred-sandbox -days 3650 -sha256 \
+        -addext keyUsage=critical,keyCertSign -out ca.crt
+    kubernetes_sign server /CN=kube-apiserver $'extendedKeyUsage=serverAuth\nsubjectAltName=IP:127.0.0.1,DNS:localhost'
+    kubernetes_sign admin /O=system:masters/CN=admin extendedKeyUsage=clientAuth
+    openssl genrsa -out sa.key 2048
+    printf '%s\n' "admin-token$suffix,admin,1,\"system:masters\"" "broker-token$suffix,broker,2,\"brokers\"" \
+        "nobody-token$suffix,nobody,3,\"nobodies\"" >tokens.csv.new
+    mv tokens.csv.new tokens.csv # last, so that an interrupted start makes everything again
+}
+# kubernetes_sign NAME SUBJECT EXTENSIONS
+kubernetes_sign() {
+    openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$1.key"
+    openssl req -new -key "$1.key" -subj "$2" -out "$1.csr"
+    openssl x509 -req -in "$1.csr" -CA ca.crt -CAkey ca.key -CAcreateserial -days 3650 -sha256 -out "$1.crt" \
+        -extfile <(printf 'basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\n%s\n' "$3")
+    rm "$1.csr"
+}
+
+# kubernetes_curl DIR PATH ARGUMENTS…   as admin, quiet
+kubernetes_curl() {
+    local dir=$1 path=$2
+    shift 2
+    curl -sSf -o /dev/null --max-time 5 --cacert "$dir/ca.crt" --cert "$dir/admin.crt" --key "$dir/admin.key" \
+        "$kubernetes_server$path" "$@" 2>>"$dir/curl.log"
+}
+kubernetes_has_default_account() {
+    kubernetes_curl "$1" /api/v1/namespaces/default/serviceaccounts/default ||
+        kubernetes_curl "$1" /api/v1/namespaces/default/serviceaccounts -H 'Content-Type: application/json' \
+            -d '{"apiVersion":"v1","kind":"ServiceAccount","metadata":{"name":"default"}}'
+}
+
+# kubernetes_start DIR BIN PORT ETCD_OPTION…   -> kubernetes_server; DIR/kubeconfig is its admin's
+# Call kubernetes_files first, and kubernetes_wait before use.
+kubernetes_start() {
+    local dir=$1 bin=$2 port=$3 etcd
+    shift 3
+    launch_on_port etcd TERM "$dir/etcd.log" 0 "$bin/etcd" --data-dir "$dir/etcd" --logger zap \
+        --listen-client-urls http://127.0.0.1:@PORT@ --advertise-client-urls http://127.0.0.1:@PORT@ \
+        --listen-peer-urls http://127.0.0.1:0 --initial-advertise-peer-urls http://127.0.0.1:0 \
+        --initial-cluster default=http://127.0.0.1:0 "$@"
+    etcd=http://127.0.0.1:$launched_port
+    launch_on_port kube-apiserver TERM "$dir/kube-apiserver.log" "$port" "$bin/kube-apiserver" \
+        --etcd-servers="$etcd" --bind-address=127.0.0.1 --secure-port=@PORT@ --advertise-address=127.0.0.1 \
+        --endpoint-reconciler-type=none --service-cluster-ip-range=10.96.0.0/16 \
+        --tls-cert-file="$dir/server.crt" --tls-private-key-file="$dir/server.key" --client-ca-file="$dir/ca.crt" \
+        --token-auth-file="$dir/tokens.csv" --anonymous-auth=true --authorization-mode=RBAC \
+        --service-account-issuer=https://kubernetes.default.svc --service-account-key-file="$dir/sa.key" \
+        --service-account-signing-key-file="$dir/sa.key" --disable-admission-plugins=ServiceAccount \
+        --allow-privileged=false
+    kubernetes_pid=$launched_pid
+    kubernetes_server=https://127.0.0.1:$launched_port
+    (umask 077 && cat >"$dir/kubeconfig.new" <<YAML && mv "$dir/kubeconfig.new" "$dir/kubeconfig")
+apiVersion: v1
+kind: Config
+current-context: sandbox
+contexts: [{name: sandbox, context: {cluster: sandbox, user: admin}}]
+clusters:
+- name: sandbox
+  cluster:
+    server: $kubernetes_server
+    certificate-authority-data: $(base64 -w 0 "$dir/ca.crt")
+users:
+- name: admin
+  user: {token: "$(sed -n 's/,admin,.*//p' "$dir/tokens.csv")"}
+YAML
+}
+
+# kubernetes_wait DIR   until it answers; then makes what controllers would have made
+kubernetes_wait() {
+    local dir=$1 launched_pid=$kubernetes_pid
+    if ! await kube-apiserver "$dir/kube-apiserver.log" 120 kubernetes_curl "$dir" /readyz ||
+        ! await kube-apiserver "$dir/curl.log" 60 kubernetes_has_default_account "$dir"; then
+        die_with_log "kube-apiserver ended at its start" "$dir/kube-apiserver.log"
+    fi
+}

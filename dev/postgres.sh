@@ -1,0 +1,62 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034,SC2154 # functions set what others read
+# A private Postgres on loopback. Sourced.
+
+# The newest server that is installed; Debian does not put these programs on PATH.
+postgres_bin() {
+    local dir
+    dir=$(find /usr/lib/postgresql/*/bin -name initdb -printf '%h\n' 2>/dev/null | sort -V | tail -n 1)
+    [ -n "$dir" ] || die "there is no Postgres server; run: make install"
+    echo "$dir"
+}
+# The user that Postgres runs as when we are root, which it refuses to be; nothing otherwise.
+postgres_user() {
+    is_root || return 0
+    if getent passwd postgres >/dev/null; then echo postgres; else echo nobody; fi
+}
+
+# postgres_init DIR DATA BIN PASSWORD   as run_as says
+postgres_init() {
+    local dir=$1 data=$2 bin=$3 password=$4
+    rm -rf "$data.new"
+    cd "$dir" || exit
+    setpriv "${run_as[@]}" "$bin/initdb" -D "$data.new" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-instructions
+    # Only the role regcred can come in: the superuser has no password, and there is no local socket.
+    echo 'host all all 127.0.0.1/32 scram-sha-256' >"$data.new/pg_hba.conf"
+    setpriv "${run_as[@]}" "$bin/postgres" --single -D "$data.new" postgres <<SQL
+CREATE ROLE regcred LOGIN CREATEDB PASSWORD '$password'
+CREATE DATABASE regcred OWNER regcred
+SQL
+    mv "$data.new" "$data"
+}
+
+# postgres_start DIR PORT SETTING…   -> database_url; its data in DIR/data, made at the first start
+postgres_start() {
+    local dir=$1 port=$2 bin user run_as=() password settings=() data
+    shift 2
+    bin=$(postgres_bin)
+    user=$(postgres_user)
+    mkdir -p "$dir"
+    chmod 755 "$dir"
+    if [ -n "$user" ]; then
+        run_as=(--reuid "$user" --regid "$(id -g "$user")" --init-groups)
+        mkdir -p "$dir/as-$user"
+        chown "$user:" "$dir/as-$user"
+        data=$dir/as-$user/data
+        setpriv "${run_as[@]}" test -w "$dir/as-$user" ||
+            die "the user $user, as whom Postgres must run, cannot reach $dir: choose a folder that others may enter"
+    else
+        data=$dir/data
+    fi
+    [ -s "$dir/password" ] || (umask 077 && openssl rand -hex 24 >"$dir/password")
+    password=$(<"$dir/password")
+
+    [ -d "$data" ] || logged 'making the database' "$dir/initdb.log" postgres_init "$dir" "$data" "$bin" "$password"
+    for setting in "$@"; do settings+=(-c "$setting"); done
+    # INT is Postgres' fast shutdown: it does not wait for its clients.
+    launch_on_port Postgres INT "$dir/postgres.log" "$port" "$bin/postgres" -D "$data" -p @PORT@ \
+        -c listen_addresses=127.0.0.1 -c unix_socket_directories= "${settings[@]}"
+    database_url=postgres://regcred:$password@127.0.0.1:$launched_port/regcred
+    await Postgres "$dir/postgres.log" 60 "$bin/pg_isready" -q -h 127.0.0.1 -p "$launched_port" ||
+        die_with_log "Postgres ended at its start" "$dir/postgres.log"
+}

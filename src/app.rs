@@ -1,0 +1,181 @@
+//! The composition root: configuration becomes pool, services and server, and they run until they are told to stop.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix_web::{dev::Server, web::Data};
+use sqlx::PgPool;
+
+use crate::{
+    config::{DatabaseConfig, ServeConfig},
+    crypto::{api_key::KeyChecker, sealer::Sealer},
+    http::{self, State},
+    metrics::Metrics,
+    service::{
+        accounts::Accounts, api_keys::Door, clusters::Clusters, docker_configs::DockerConfigs, health, master_keys,
+        secrets::Secrets,
+    },
+    shutdown::Signals,
+    storage::{pool, schema},
+};
+
+/// How often the master key ring is looked at again, so that every replica seals under a new key soon.
+const RING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long to wait between two tries to reach Postgres at the start.
+const START_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why the service did not start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The configuration is of the right form, and yet nothing can be done with it.
+    #[error("{0}")]
+    Config(String),
+    /// Something that the service needs is not there.
+    #[error("{0}")]
+    Dependency(String),
+    /// Anything else.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// A service that is ready to run.
+pub struct App {
+    server: Server,
+    sealer: Arc<Sealer>,
+    grace: Duration,
+    /// Where it listens, also where port 0 was asked for.
+    pub address: SocketAddr,
+}
+
+impl App {
+    /// Puts the service together on a listener that is bound already. Postgres must be there and its schema up
+    /// to date; with `migrate` it is brought up to date first.
+    ///
+    /// # Errors
+    ///
+    /// [`AppError::Dependency`] if Postgres does not answer in time, [`AppError::Config`] if its schema is behind
+    /// or the master keys are not the ones that sealed what is stored.
+    pub async fn build(config: ServeConfig, listener: TcpListener, migrate: bool) -> Result<Self, AppError> {
+        let pool = connect(&config.database).await?;
+        if migrate {
+            self::migrate(&pool).await?;
+        }
+        require_schema(&pool).await?;
+        let sealer = Arc::new(Sealer::new(config.master_keys.ring, config.master_keys.file));
+        master_keys::try_ring(&pool, &sealer)
+            .await
+            .map_err(|error| AppError::Config(format!("REGCRED_MASTER_KEYS do not open what is stored: {error}")))?;
+
+        // Half of the cores, so that verifying keys never starves what is verified already.
+        let permits = std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
+        let checker = KeyChecker::new(config.pepper, permits).map_err(|e| AppError::Internal(e.to_string()))?;
+        let checker = Arc::new(checker);
+        let mut settings = config.clusters;
+        settings.runtime = Some(tokio::runtime::Handle::current());
+        let docker_configs = DockerConfigs::new(pool.clone(), Arc::clone(&sealer));
+        let clusters = Clusters::new(pool.clone(), Arc::clone(&sealer), settings);
+        let state = State {
+            door: Data::new(Door::new(pool.clone(), Arc::clone(&checker))),
+            accounts: Data::new(Accounts::new(pool.clone(), Arc::clone(&sealer))),
+            secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone())),
+            docker_configs: Data::new(docker_configs),
+            clusters: Data::new(clusters),
+            metrics: Data::new(Metrics::new(pool.clone(), checker)),
+            pool: Data::new(pool),
+        };
+        let internal = |error: std::io::Error| AppError::Internal(format!("the listener cannot be used: {error}"));
+        let address = listener.local_addr().map_err(internal)?;
+        let grace = config.http.shutdown_grace;
+        let server = http::server::start(listener, state, config.http.workers, grace).map_err(internal)?;
+        Ok(Self { server, sealer, grace, address })
+    }
+
+    /// Serves until a signal comes, then stops to accept, lets what is under way end, and ends. A second signal
+    /// ends at once.
+    ///
+    /// # Errors
+    ///
+    /// [`AppError::Internal`] if the server ends uninvited.
+    pub async fn run(self, mut signals: Signals) -> Result<(), AppError> {
+        let handle = self.server.handle();
+        let mut server = tokio::spawn(self.server);
+        let ring = tokio::spawn(watch_ring(self.sealer));
+        let uninvited = tokio::select! {
+            ended = &mut server => Some(ended),
+            signal = signals.next() => {
+                tracing::info!(signal, grace_seconds = self.grace.as_secs(), "stopping: no new connections, draining");
+                None
+            }
+        };
+        ring.abort();
+        if let Some(ended) = uninvited {
+            return Err(AppError::Internal(format!("the HTTP server ended by itself: {ended:?}")));
+        }
+        tokio::select! {
+            () = handle.stop(true) => tracing::info!("stopped"),
+            signal = signals.next() => tracing::warn!(signal, "stopped at once by a second signal"),
+        }
+        Ok(())
+    }
+}
+
+/// Makes a pool and waits until Postgres answers.
+///
+/// # Errors
+///
+/// [`AppError::Dependency`] if it does not answer in time.
+pub async fn connect(config: &DatabaseConfig) -> Result<PgPool, AppError> {
+    let pool = pool::lazy(config.options.clone(), config.max_connections, config.acquire_timeout);
+    let deadline = Instant::now() + config.start_timeout;
+    loop {
+        // Not through the pool: it would wait for its own timeout and hide the cause.
+        let error = match pool::probe(&config.options).await {
+            Ok(()) => return Ok(pool),
+            Err(error) => error,
+        };
+        let server = format!("{}:{}", config.options.get_host(), config.options.get_port());
+        if Instant::now() + START_INTERVAL > deadline {
+            return Err(AppError::Dependency(format!(
+                "Postgres at {server} did not answer within {} s: {error}. Check REGCRED_DATABASE_URL and that \
+                 Postgres runs",
+                config.start_timeout.as_secs()
+            )));
+        }
+        tracing::warn!(%server, %error, "Postgres does not answer yet; trying again");
+        tokio::time::sleep(START_INTERVAL).await;
+    }
+}
+
+/// Brings the schema up to date.
+///
+/// # Errors
+///
+/// [`AppError::Dependency`] if a migration fails.
+pub async fn migrate(pool: &PgPool) -> Result<(), AppError> {
+    schema::migrate(pool).await.map_err(|error| AppError::Dependency(format!("the schema cannot be migrated: {error}")))
+}
+
+async fn require_schema(pool: &PgPool) -> Result<(), AppError> {
+    let readiness = health::readiness(pool).await;
+    match readiness {
+        health::Readiness { database: true, migrations: true } => Ok(()),
+        health::Readiness { database: true, migrations: false } => Err(AppError::Config(
+            "the database's schema is behind this binary: run `regcred migrate`, or `regcred serve --migrate`"
+                .to_owned(),
+        )),
+        health::Readiness { .. } => Err(AppError::Dependency("Postgres stopped to answer".to_owned())),
+    }
+}
+
+async fn watch_ring(sealer: Arc<Sealer>) {
+    let mut ticks = tokio::time::interval(RING_INTERVAL);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = sealer.reload() {
+            tracing::error!(%error, "the master key ring cannot be read; the one in memory stays in use");
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! The command line.
+
+use std::{
+    io::Write,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use clap::{Args, Parser, Subcommand};
+use secrecy::ExposeSecret;
+
+use crate::{
+    app::{self, App, AppError},
+    config::{ConfigError, LISTEN_DEFAULT, Reader},
+    crypto::sealer::{Sealer, generate_ring_line},
+    domain::{caller::Role, names::Name},
+    http,
+    service::{ServiceError, api_keys, master_keys},
+    shutdown::Signals,
+    telemetry,
+};
+
+/// A credential broker: registry accounts go in, Kubernetes image pull secrets come out.
+///
+/// Configuration comes from REGCRED_… variables; the README has the table.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 64 configuration, 69 a dependency is away, 70 internal error."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service.
+    Serve {
+        /// Bring the database's schema up to date first.
+        #[arg(long)]
+        migrate: bool,
+    },
+    /// Bring the database's schema up to date.
+    Migrate,
+    /// Print the OpenAPI document.
+    Openapi,
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    ApiKey(ApiKeyCommand),
+    /// Make master keys, and re-seal what is stored under a new one.
+    #[command(subcommand)]
+    MasterKey(MasterKeyCommand),
+    /// Ask a running service whether it lives, for containers without curl.
+    Healthcheck {
+        /// Its address; from `REGCRED_HTTP_LISTEN` if not said.
+        url: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ApiKeyCommand {
+    /// Make a key and print it: the only time that it is shown.
+    Create(CreateApiKey),
+    /// List all keys.
+    List,
+    /// Revoke a key, at once.
+    Revoke {
+        /// Name of the key.
+        #[arg(long)]
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct CreateApiKey {
+    /// Name of the key, a DNS-1123 label.
+    #[arg(long)]
+    name: String,
+    /// What it may do; `admin` is the only role so far.
+    #[arg(long, default_value = "admin")]
+    role: String,
+    /// When it ends, as in 2027-01-31T00:00:00Z; never if not said.
+    #[arg(long)]
+    expires_at: Option<DateTime<Utc>>,
+}
+
+#[derive(Debug, Subcommand)]
+enum MasterKeyCommand {
+    /// Make a key, and print its line or put it in front of a ring's file.
+    ///
+    /// The first key of the ring seals from then on, within seconds in every running service; `rotate` re-seals
+    /// what is stored. Keep the older keys in the file until `list` shows no row of theirs.
+    Generate {
+        /// Ring file to put the key in front of; it is made if it is not there.
+        #[arg(long)]
+        file: Option<PathBuf>,
+    },
+    /// Show which keys are in the ring and how many rows each has sealed.
+    List,
+    /// Re-seal every row under the first key of the ring, while the service runs; can be interrupted and repeated.
+    Rotate,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The configuration is not usable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The service did not start, or did not end well.
+    #[error(transparent)]
+    App(#[from] AppError),
+    /// A use case failed.
+    #[error("{}", with_details(.0))]
+    Service(#[from] ServiceError),
+    /// Everything was done, and the answer is no.
+    #[error("{0}")]
+    Failed(String),
+    /// The operating system refused.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+fn with_details(error: &ServiceError) -> String {
+    match error {
+        ServiceError::Storage(storage) => match std::error::Error::source(storage) {
+            Some(cause) => format!("{storage}: {cause}"),
+            None => storage.to_string(),
+        },
+        other => other.to_string(),
+    }
+}
+
+impl CliError {
+    /// The exit code, after `sysexits.h`.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Config(_) | Self::App(AppError::Config(_)) => 64,
+            Self::App(AppError::Dependency(_)) | Self::Service(ServiceError::Storage(_)) => 69,
+            Self::App(AppError::Internal(_)) => 70,
+            Self::Service(_) | Self::Failed(_) | Self::Io(_) => 1,
+        })
+    }
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    ///
+    /// [`CliError`] says what a person at the terminal should read, and the exit code.
+    pub fn run(self) -> Result<(), CliError> {
+        if matches!(self.command, Command::Openapi) {
+            return print_openapi();
+        }
+        if let Command::MasterKey(MasterKeyCommand::Generate { file }) = &self.command {
+            return generate_master_key(file.as_deref());
+        }
+        start_log()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let result = runtime.block_on(self.command.run());
+        // Whatever still waits, such as a call to a cluster that hangs, is not worth waiting for.
+        runtime.shutdown_background();
+        result
+    }
+}
+
+impl Command {
+    async fn run(self) -> Result<(), CliError> {
+        match self {
+            Self::Serve { migrate } => serve(migrate).await,
+            Self::Migrate => {
+                app::migrate(&database().await?).await?;
+                eprintln!("The schema is up to date.");
+                Ok(())
+            }
+            Self::ApiKey(command) => command.run().await,
+            Self::MasterKey(command) => command.run().await,
+            Self::Healthcheck { url } => healthcheck(url).await,
+            Self::Openapi => print_openapi(),
+        }
+    }
+}
+
+/// The environment, the only one that is read.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn start_log() -> Result<(), ConfigError> {
+    let mut reader = Reader::new(&variable);
+    let log = reader.log();
+    telemetry::start(&reader.finish(|| log)?);
+    Ok(())
+}
+
+async fn serve(migrate: bool) -> Result<(), CliError> {
+    let config = Reader::new(&variable).serve()?;
+    let signals = Signals::listen()?;
+    let listen = config.http.listen;
+    let listener = bind(listen)?;
+    let app = App::build(config, listener, migrate).await?;
+    tracing::info!(address = %app.address, version = env!("CARGO_PKG_VERSION"), "serving");
+    Ok(app.run(signals).await?)
+}
+
+fn bind(listen: SocketAddr) -> Result<TcpListener, AppError> {
+    TcpListener::bind(listen).map_err(|error| {
+        AppError::Dependency(format!("cannot listen on {listen}: {error}. REGCRED_HTTP_LISTEN names another address"))
+    })
+}
+
+async fn database() -> Result<sqlx::PgPool, CliError> {
+    let mut reader = Reader::new(&variable);
+    let database = reader.database();
+    Ok(app::connect(&reader.finish(|| database)?).await?)
+}
+
+fn print_openapi() -> Result<(), CliError> {
+    let document = http::document().to_pretty_json().map_err(|error| CliError::Failed(error.to_string()))?;
+    print_line(&document)
+}
+
+/// The one way to standard output, which is for results alone.
+fn print_line(line: &str) -> Result<(), CliError> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}
+
+impl ApiKeyCommand {
+    async fn run(self) -> Result<(), CliError> {
+        match self {
+            Self::Create(create) => create.run().await,
+            Self::List => {
+                print_line(&format!("{:36}  {:20}  {:8}  {:8}  EXPIRES", "ID", "NAME", "ROLE", "STATE"))?;
+                for key in api_keys::list(&database().await?).await? {
+                    let state = if key.revoked_at.is_some() { "revoked" } else { "active" };
+                    let expires = key.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_rfc3339());
+                    print_line(&format!("{:36}  {:20}  {:8}  {state:8}  {expires}", key.id, key.name, key.role))?;
+                }
+                Ok(())
+            }
+            Self::Revoke { name } => {
+                let name = argument("--name", Name::parse(&name))?;
+                api_keys::revoke(&database().await?, &name).await?;
+                eprintln!("The API key `{name}` is revoked.");
+                Ok(())
+            }
+        }
+    }
+}
+
+impl CreateApiKey {
+    async fn run(self) -> Result<(), CliError> {
+        let name = argument("--name", Name::parse(&self.name))?;
+        let role = argument("--role", self.role.parse::<Role>())?;
+        let mut reader = Reader::new(&variable);
+        let (config, pepper) = (reader.database(), reader.pepper());
+        let (config, pepper) = reader.finish(|| config.zip(pepper))?;
+        let pool = app::connect(&config).await?;
+        let key = api_keys::create(&pool, &pepper, &name, role, self.expires_at).await?;
+        eprintln!("The API key `{name}`; it is shown this once:");
+        print_line(key.text.expose_secret())
+    }
+}
+
+fn argument<T>(name: &str, parsed: Result<T, crate::domain::invalid::Invalid>) -> Result<T, CliError> {
+    parsed.map_err(|error| CliError::Failed(format!("{name} {error}")))
+}
+
+impl MasterKeyCommand {
+    async fn run(self) -> Result<(), CliError> {
+        let mut reader = Reader::new(&variable);
+        let (config, keys) = (reader.database(), reader.master_keys());
+        let (config, keys) = reader.finish(|| config.zip(keys))?;
+        let pool = app::connect(&config).await?;
+        let sealer = Sealer::new(keys.ring, keys.file);
+        match self {
+            Self::Generate { file } => generate_master_key(file.as_deref()),
+            Self::List => list_master_keys(&pool, &sealer).await,
+            Self::Rotate => rotate_master_key(&pool, &sealer).await,
+        }
+    }
+}
+
+async fn list_master_keys(pool: &sqlx::PgPool, sealer: &Sealer) -> Result<(), CliError> {
+    let uses = master_keys::uses(pool).await?;
+    let rows = |key: &str| -> i64 { uses.iter().filter(|u| u.sample.sealed.key_id == key).map(|u| u.rows).sum() };
+    let ring = sealer.ring();
+    print_line(&format!("{:32}  {:9}  ROWS", "KEY", "STATE"))?;
+    for (index, key) in ring.ids().enumerate() {
+        let state = if index == 0 { "seals" } else { "opens" };
+        print_line(&format!("{key:32}  {state:9}  {}", rows(key)))?;
+    }
+    for lost in uses.iter().filter(|u| !ring.ids().any(|key| key == u.sample.sealed.key_id)) {
+        print_line(&format!("{:32}  {:9}  {} in {}", lost.sample.sealed.key_id, "MISSING", lost.rows, lost.column))?;
+    }
+    Ok(())
+}
+
+async fn rotate_master_key(pool: &sqlx::PgPool, sealer: &Sealer) -> Result<(), CliError> {
+    eprintln!("Re-sealing under {} …", sealer.sealing_key_id());
+    let rotation =
+        master_keys::rotate(pool, sealer, |so_far| eprintln!("  {} values re-sealed", so_far.resealed)).await?;
+    if rotation.unreadable > 0 {
+        return Err(CliError::Failed(format!(
+            "{} values re-sealed; {} did not open and were left as they are: see the log above",
+            rotation.resealed, rotation.unreadable
+        )));
+    }
+    eprintln!(
+        "Done: {} values re-sealed; every stored secret is under {}.",
+        rotation.resealed,
+        sealer.sealing_key_id()
+    );
+    Ok(())
+}
+
+fn generate_master_key(file: Option<&Path>) -> Result<(), CliError> {
+    let line = generate_ring_line().map_err(|error| CliError::Failed(error.to_string()))?;
+    let Some(file) = file else { return print_line(line.expose_secret()) };
+    let older = match std::fs::read_to_string(file) {
+        Ok(older) => older,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(CliError::Failed(format!("{}: {error}", file.display()))),
+    };
+    replace_file(file, &format!("{}\n{older}", line.expose_secret()))
+        .map_err(|error| CliError::Failed(format!("{}: {error}", file.display())))?;
+    let id = line.expose_secret().split(':').next().unwrap_or_default();
+    eprintln!(
+        "The master key {id} is now the first one in {}. Back the file up: without it nothing opens.",
+        file.display()
+    );
+    Ok(())
+}
+
+/// Writes a file that only its owner can read, whole or not at all, with the owner that it had.
+fn replace_file(file: &Path, content: &str) -> std::io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let temporary = file.with_file_name(name);
+    let mut out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let written = (|| {
+        if let Ok(old) = std::fs::metadata(file) {
+            out.set_permissions(old.permissions())?;
+            chown(&temporary, Some(old.uid()), Some(old.gid()))?;
+        }
+        out.write_all(content.as_bytes())?;
+        out.sync_all()?;
+        std::fs::rename(&temporary, file)
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+async fn healthcheck(url: Option<String>) -> Result<(), CliError> {
+    let url = url.unwrap_or_else(|| {
+        let listen = variable("REGCRED_HTTP_LISTEN").unwrap_or_else(|| LISTEN_DEFAULT.to_owned());
+        format!("http://{}/healthz", listen.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]"))
+    });
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(3)).no_proxy().build();
+    let answer = match client {
+        Ok(client) => client.get(&url).send().await,
+        Err(error) => Err(error),
+    };
+    match answer {
+        Ok(answer) if answer.status().is_success() => Ok(()),
+        Ok(answer) => Err(CliError::Failed(format!("{url} answered {}", answer.status().as_u16()))),
+        Err(error) => Err(CliError::Failed(format!("{url} does not answer: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_new_master_key_goes_in_front_and_the_file_stays_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = std::env::temp_dir().join(format!("regcred-{}", uuid::Uuid::now_v7()));
+        std::fs::create_dir(&folder).unwrap();
+        let file = folder.join("keys");
+        generate_master_key(Some(&file)).unwrap();
+        let first = std::fs::read_to_string(&file).unwrap();
+        generate_master_key(Some(&file)).unwrap();
+        let both = std::fs::read_to_string(&file).unwrap();
+        assert!(both.ends_with(&first) && both.lines().count() == 2);
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

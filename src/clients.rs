@@ -1,0 +1,3 @@
+//! The world outside: what regcred calls over the network.
+
+pub mod cluster;

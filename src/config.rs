@@ -1,0 +1,351 @@
+//! Configuration from the environment: sections, secrets from files, and every problem reported at once.
+//!
+//! The README has the table of variables. Only `cli` and `app` read this; everything below is given values.
+
+use std::{
+    fmt::{self, Display},
+    net::SocketAddr,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::PgConnectOptions;
+
+use crate::{
+    clients::cluster,
+    crypto::{api_key::Pepper, sealer::KeyRing},
+    domain::invalid::Invalid,
+    storage::pool,
+};
+
+/// Where the HTTP server listens if nobody says.
+pub const LISTEN_DEFAULT: &str = "127.0.0.1:8080";
+
+/// `REGCRED_HTTP_…`
+#[derive(Debug)]
+pub struct HttpConfig {
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// Worker threads.
+    pub workers: usize,
+    /// How long requests may take to end once the service is told to stop.
+    pub shutdown_grace: Duration,
+}
+
+/// `REGCRED_DATABASE_…`
+pub struct DatabaseConfig {
+    /// How to connect, password included.
+    pub options: PgConnectOptions,
+    /// The most connections of this process.
+    pub max_connections: u32,
+    /// How long a request waits for a connection.
+    pub acquire_timeout: Duration,
+    /// How long a start waits for Postgres.
+    pub start_timeout: Duration,
+}
+
+// sqlx's own `Debug` of the options shows the password.
+impl fmt::Debug for DatabaseConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DatabaseConfig")
+            .field("host", &self.options.get_host())
+            .field("port", &self.options.get_port())
+            .finish_non_exhaustive()
+    }
+}
+
+/// `REGCRED_MASTER_KEYS` or its file.
+#[derive(Debug)]
+pub struct MasterKeysConfig {
+    /// The keys.
+    pub ring: KeyRing,
+    /// The file that they came from, which is looked at again while the service runs.
+    pub file: Option<PathBuf>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Readable on a terminal, JSON otherwise.
+    Auto,
+    /// A JSON object for each line.
+    Json,
+    /// Readable.
+    Text,
+}
+
+impl FromStr for LogFormat {
+    type Err = Invalid;
+
+    fn from_str(format: &str) -> Result<Self, Invalid> {
+        match format {
+            "auto" => Ok(Self::Auto),
+            "json" => Ok(Self::Json),
+            "text" => Ok(Self::Text),
+            _ => Err(Invalid::new("must be auto, json or text")),
+        }
+    }
+}
+
+/// `REGCRED_LOG_…`
+#[derive(Debug)]
+pub struct LogConfig {
+    /// How lines look.
+    pub format: LogFormat,
+    /// What is logged, in the syntax of `tracing-subscriber`'s `EnvFilter`.
+    pub filter: String,
+}
+
+/// Everything that `serve` needs.
+#[derive(Debug)]
+pub struct ServeConfig {
+    /// The HTTP server.
+    pub http: HttpConfig,
+    /// Postgres.
+    pub database: DatabaseConfig,
+    /// What seals.
+    pub master_keys: MasterKeysConfig,
+    /// What API keys are checked with.
+    pub pepper: Pepper,
+    /// How clusters are called.
+    pub clusters: cluster::Settings,
+}
+
+/// All that is wrong with the configuration.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError(Vec<String>);
+
+impl Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration is not usable:")?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  - {problem}"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Reads variables and gathers what is wrong with them.
+pub struct Reader<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+    problems: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads from `lookup`, which is the environment or, in tests, something else.
+    pub fn new(lookup: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Self { lookup, problems: Vec::new() }
+    }
+
+    /// Ends the reading: what `build` makes of the sections, or everything that was wrong.
+    ///
+    /// # Errors
+    ///
+    /// All problems at once.
+    pub fn finish<T>(self, build: impl FnOnce() -> Option<T>) -> Result<T, ConfigError> {
+        match build() {
+            Some(config) if self.problems.is_empty() => Ok(config),
+            _ => Err(ConfigError(self.problems)),
+        }
+    }
+
+    /// Reads `REGCRED_HTTP_…`.
+    pub fn http(&mut self) -> Option<HttpConfig> {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let listen = self.parsed("REGCRED_HTTP_LISTEN", LISTEN_DEFAULT, "an address such as 127.0.0.1:8080");
+        let workers = self.number("REGCRED_HTTP_WORKERS", cores, 1..=1024);
+        let grace = self.seconds("REGCRED_HTTP_SHUTDOWN_SECONDS", 10);
+        Some(HttpConfig { listen: listen?, workers: workers?, shutdown_grace: grace? })
+    }
+
+    /// Reads `REGCRED_DATABASE_…`.
+    pub fn database(&mut self) -> Option<DatabaseConfig> {
+        let options = self.secret("REGCRED_DATABASE_URL").and_then(|(url, _)| {
+            let parsed = pool::parse_url(&url);
+            self.keep("REGCRED_DATABASE_URL", parsed)
+        });
+        let max_connections = self.number("REGCRED_DATABASE_MAX_CONNECTIONS", 32, 1..=10_000);
+        let acquire_timeout = self.seconds("REGCRED_DATABASE_ACQUIRE_TIMEOUT_SECONDS", 3);
+        let start_timeout = self.seconds("REGCRED_DATABASE_START_TIMEOUT_SECONDS", 30);
+        Some(DatabaseConfig {
+            options: options?,
+            max_connections: max_connections?,
+            acquire_timeout: acquire_timeout?,
+            start_timeout: start_timeout?,
+        })
+    }
+
+    /// Reads `REGCRED_MASTER_KEYS` or its file.
+    pub fn master_keys(&mut self) -> Option<MasterKeysConfig> {
+        let (text, file) = self.secret("REGCRED_MASTER_KEYS")?;
+        let ring = self.keep("REGCRED_MASTER_KEYS", KeyRing::parse(&text))?;
+        Some(MasterKeysConfig { ring, file })
+    }
+
+    /// Reads `REGCRED_API_KEY_PEPPER` or its file.
+    pub fn pepper(&mut self) -> Option<Pepper> {
+        let (text, _) = self.secret("REGCRED_API_KEY_PEPPER")?;
+        self.keep("REGCRED_API_KEY_PEPPER", Pepper::parse(&text))
+    }
+
+    /// Reads `REGCRED_CLUSTER_…`, and where the pod's own API server is.
+    pub fn clusters(&mut self) -> Option<cluster::Settings> {
+        let default = cluster::Settings::default();
+        let timeout = self.seconds("REGCRED_CLUSTER_TIMEOUT_SECONDS", default.timeout.as_secs());
+        let connect = self.seconds("REGCRED_CLUSTER_CONNECT_TIMEOUT_SECONDS", default.connect_timeout.as_secs());
+        let directory = self.get("REGCRED_CLUSTER_SERVICE_ACCOUNT_DIR").map(PathBuf::from);
+        Some(cluster::Settings {
+            timeout: timeout?,
+            connect_timeout: connect?,
+            service_account_dir: directory.unwrap_or(default.service_account_dir),
+            service_host: self.get("KUBERNETES_SERVICE_HOST"),
+            service_port: self.get("KUBERNETES_SERVICE_PORT"),
+            runtime: None,
+        })
+    }
+
+    /// Reads `REGCRED_LOG_…`.
+    pub fn log(&mut self) -> Option<LogConfig> {
+        let format = self.get("REGCRED_LOG_FORMAT").unwrap_or_else(|| "auto".to_owned());
+        let format = self.keep("REGCRED_LOG_FORMAT", format.parse());
+        let filter = self.get("REGCRED_LOG_FILTER").unwrap_or_else(|| "info".to_owned());
+        let filter = self.keep("REGCRED_LOG_FILTER", crate::telemetry::check_filter(&filter).map(|()| filter));
+        Some(LogConfig { format: format?, filter: filter? })
+    }
+
+    /// Reads everything that `serve` needs.
+    ///
+    /// # Errors
+    ///
+    /// All problems at once.
+    pub fn serve(mut self) -> Result<ServeConfig, ConfigError> {
+        let (http, database, master_keys) = (self.http(), self.database(), self.master_keys());
+        let (pepper, clusters) = (self.pepper(), self.clusters());
+        self.finish(|| {
+            Some(ServeConfig {
+                http: http?,
+                database: database?,
+                master_keys: master_keys?,
+                pepper: pepper?,
+                clusters: clusters?,
+            })
+        })
+    }
+
+    /// A variable; an empty one counts as absent, as in compose files.
+    fn get(&self, name: &str) -> Option<String> {
+        (self.lookup)(name).filter(|value| !value.is_empty())
+    }
+
+    fn keep<T, E: Display>(&mut self, name: &str, parsed: Result<T, E>) -> Option<T> {
+        parsed.map_err(|error| self.problems.push(format!("{name}: {error}"))).ok()
+    }
+
+    fn parsed<T: FromStr>(&mut self, name: &str, default: &str, form: &str) -> Option<T> {
+        let value = self.get(name).unwrap_or_else(|| default.to_owned());
+        self.keep(name, value.parse().map_err(|_| format!("must be {form}")))
+    }
+
+    fn number<T>(&mut self, name: &str, default: T, range: std::ops::RangeInclusive<T>) -> Option<T>
+    where
+        T: FromStr + PartialOrd + Display,
+    {
+        let Some(value) = self.get(name) else { return Some(default) };
+        let refused = format!("must be a number from {} to {}", range.start(), range.end());
+        self.keep(name, value.parse().ok().filter(|number| range.contains(number)).ok_or(refused))
+    }
+
+    fn seconds(&mut self, name: &str, default: u64) -> Option<Duration> {
+        self.number(name, default, 1..=3600).map(Duration::from_secs)
+    }
+
+    /// A secret, from the variable itself or from the file that its `_FILE` twin names, and that file.
+    fn secret(&mut self, name: &str) -> Option<(SecretString, Option<PathBuf>)> {
+        let twin = format!("{name}_FILE");
+        match (self.get(name), self.get(&twin)) {
+            (Some(_), Some(_)) => {
+                self.problems.push(format!("{name} and {twin} are both set: say it once"));
+                None
+            }
+            (Some(value), None) => Some((SecretString::from(value), None)),
+            (None, Some(file)) => {
+                let file = PathBuf::from(file);
+                let text = std::fs::read_to_string(&file);
+                let text = self.keep(&twin, text.map_err(|error| format!("{}: {error}", file.display())))?;
+                let text = SecretString::from(text);
+                if text.expose_secret().trim().is_empty() {
+                    self.problems.push(format!("{twin}: {} is empty", file.display()));
+                    return None;
+                }
+                Some((text, Some(file)))
+            }
+            (None, None) => {
+                self.problems.push(format!("{name} or {twin} must be set"));
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    fn serve(variables: &[(&str, &str)]) -> Result<ServeConfig, ConfigError> {
+        let variables: HashMap<String, String> =
+            variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Reader::new(&|name| variables.get(name).cloned()).serve()
+    }
+
+    const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
+    #[test]
+    fn a_minimal_environment_is_enough() {
+        let ring = format!("k1:{KEY}");
+        let config = serve(&[
+            ("REGCRED_DATABASE_URL", "postgres://regcred:canary@127.0.0.1/regcred"),
+            ("REGCRED_MASTER_KEYS", &ring),
+            ("REGCRED_API_KEY_PEPPER", KEY),
+        ])
+        .unwrap();
+        assert_eq!(config.http.listen.to_string(), LISTEN_DEFAULT);
+        let debug = format!("{config:?}");
+        assert!(!debug.contains("canary") && !debug.contains(KEY), "{debug}");
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once_and_no_secret_is_shown() {
+        let refused = serve(&[
+            ("REGCRED_HTTP_LISTEN", "nowhere"),
+            ("REGCRED_HTTP_WORKERS", "0"),
+            ("REGCRED_DATABASE_URL", "canary"),
+            ("REGCRED_MASTER_KEYS", "canary"),
+            ("REGCRED_API_KEY_PEPPER", "canary"),
+            ("REGCRED_API_KEY_PEPPER_FILE", "/nowhere"),
+            ("REGCRED_CLUSTER_TIMEOUT_SECONDS", "-1"),
+        ])
+        .unwrap_err()
+        .to_string();
+        for name in [
+            "REGCRED_HTTP_LISTEN",
+            "REGCRED_HTTP_WORKERS",
+            "REGCRED_DATABASE_URL",
+            "REGCRED_MASTER_KEYS",
+            "REGCRED_API_KEY_PEPPER_FILE",
+            "REGCRED_CLUSTER_TIMEOUT_SECONDS",
+        ] {
+            assert!(refused.contains(name), "{name} is missing in {refused}");
+        }
+        assert!(!refused.contains("canary"), "{refused}");
+    }
+
+    #[test]
+    fn a_missing_file_and_a_missing_variable_are_named() {
+        let refused = serve(&[("REGCRED_MASTER_KEYS_FILE", "/nowhere/keys")]).unwrap_err().to_string();
+        assert!(refused.contains("/nowhere/keys"), "{refused}");
+        assert!(refused.contains("REGCRED_DATABASE_URL or REGCRED_DATABASE_URL_FILE"), "{refused}");
+    }
+}

@@ -1,0 +1,4 @@
+//! Sealing of stored secrets, and the keys that callers show.
+
+pub mod api_key;
+pub mod sealer;

@@ -1,0 +1,333 @@
+//! API keys: their form, and the road by which a shown key is checked.
+//!
+//! A key is `rgc_<id>_<secret><checksum>`: the row's UUID, 256 random bits and the CRC-32 of all that stands
+//! before it, in hexadecimal digits. The row holds an HMAC under a pepper that is not in the database, and an
+//! argon2id hash. A shown key passes, from cheap to dear:
+//!
+//! 1. the checksum, without any I/O: a mistyped or cut key, and most scanners, end here;
+//! 2. the HMAC, compared in constant time, against a dummy where the id is unknown: a forged key ends here and
+//!    never reaches argon2, so argon2 is no lever for a denial of service;
+//! 3. the memory of keys that argon2 has verified, kept under a keyed digest;
+//! 4. argon2id, once for each key however many requests wait for it, on few permits.
+//!
+//! Whether the key is revoked or expired is the caller's question, at every request.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use argon2::{Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version};
+use aws_lc_rs::{hmac, rand};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::{OnceCell, Semaphore};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::domain::invalid::Invalid;
+
+const PREFIX: &str = "rgc_";
+const SECRET_BYTES: usize = 32;
+/// `rgc_` + 32 digits of the id + `_` + 64 digits of the secret + 8 digits of the checksum.
+const KEY_CHARS: usize = 4 + 32 + 1 + 64 + 8;
+/// How long argon2's verdict is remembered.
+const REMEMBERED_FOR: Duration = Duration::from_mins(10);
+/// How many verdicts are remembered: 56 bytes each.
+const REMEMBERED_MAX: usize = 10_000;
+
+/// The system failed at a cryptographic step that needs no secret to explain.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct CryptoError(&'static str);
+
+/// The secret of the HMAC over API keys; it lives beside the master keys, never in the database.
+#[derive(Clone)]
+pub struct Pepper(hmac::Key);
+
+impl std::fmt::Debug for Pepper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pepper([REDACTED])")
+    }
+}
+
+impl Pepper {
+    /// Parses the pepper: base64 of 32 bytes or more.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] says what is wrong, never the value.
+    pub fn parse(pepper: &SecretString) -> Result<Self, Invalid> {
+        let bytes = Zeroizing::new(
+            BASE64_STANDARD
+                .decode(pepper.expose_secret().trim())
+                .map_err(|_| Invalid::new("must be base64, as `openssl rand -base64 32` prints it"))?,
+        );
+        if bytes.len() < 32 {
+            return Err(Invalid::new("must be 32 bytes or more, as `openssl rand -base64 32` prints"));
+        }
+        Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &bytes)))
+    }
+
+    fn mac(&self, key: &str) -> hmac::Tag {
+        hmac::sign(&self.0, key.as_bytes())
+    }
+}
+
+/// A key as a caller shows it: well-formed, its checksum right, not yet verified.
+#[derive(Debug)]
+pub struct ShownKey {
+    /// Id of the key's row.
+    pub id: Uuid,
+    text: SecretString,
+}
+
+impl ShownKey {
+    /// Parses a shown key; no I/O, no cryptography.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.len() != KEY_CHARS || !text.is_ascii() {
+            return None;
+        }
+        let (body, checksum) = text.split_at(KEY_CHARS - 8);
+        let (id, secret) = body.strip_prefix(PREFIX)?.split_once('_')?;
+        let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if id.len() != 32 || !digits(id) || !digits(secret) || checksum_of(body) != checksum {
+            return None;
+        }
+        Some(Self { id: Uuid::try_parse(id).ok()?, text: SecretString::from(text) })
+    }
+}
+
+fn checksum_of(body: &str) -> String {
+    format!("{:08x}", crc32fast::hash(body.as_bytes()))
+}
+
+/// What the row of a key holds of its secret.
+#[derive(Debug, Clone)]
+pub struct KeyVerifier {
+    /// HMAC-SHA-256 of the whole key under the pepper.
+    pub mac: Vec<u8>,
+    /// PHC string of argon2id.
+    pub hash: String,
+}
+
+/// A new key: shown once, its verifier stored.
+#[derive(Debug)]
+pub struct NewKey {
+    /// Id of the key's row.
+    pub id: Uuid,
+    /// The key itself.
+    pub text: SecretString,
+    /// What is stored.
+    pub verifier: KeyVerifier,
+}
+
+/// argon2id with OWASP's parameters: 19 MiB, two passes, one lane.
+fn argon2id() -> Result<Argon2<'static>, CryptoError> {
+    let params = Params::new(19 * 1024, 2, 1, None).map_err(|_| CryptoError("argon2 refused its parameters"))?;
+    Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
+}
+
+/// Makes a key. Takes tens of milliseconds of CPU for argon2.
+///
+/// # Errors
+///
+/// [`CryptoError`] if the system gives no random bytes.
+pub fn generate(pepper: &Pepper) -> Result<NewKey, CryptoError> {
+    let id = Uuid::now_v7();
+    let mut secret = Zeroizing::new([0_u8; SECRET_BYTES]);
+    rand::fill(secret.as_mut()).map_err(|_| CryptoError("the system gave no random bytes"))?;
+    let mut body = Zeroizing::new(String::with_capacity(KEY_CHARS));
+    body.push_str(PREFIX);
+    body.push_str(&id.simple().to_string());
+    body.push('_');
+    for byte in secret.iter() {
+        for digit in [byte >> 4, byte & 15] {
+            body.push(char::from_digit(u32::from(digit), 16).unwrap_or_default());
+        }
+    }
+    let checksum = checksum_of(&body);
+    body.push_str(&checksum);
+    let hash = argon2id()?.hash_password(body.as_bytes()).map_err(|_| CryptoError("argon2 failed"))?.to_string();
+    let verifier = KeyVerifier { mac: pepper.mac(&body).as_ref().to_vec(), hash };
+    Ok(NewKey { id, text: SecretString::from(body.as_str()), verifier })
+}
+
+type Digest = [u8; 32];
+
+/// Checks shown keys against their rows; see the module's text for the road.
+#[derive(Debug)]
+pub struct KeyChecker {
+    pepper: Pepper,
+    /// Keys the digests of the memory, so that the memory is worth nothing to somebody who reads it.
+    memory_key: hmac::Key,
+    remembered: Mutex<HashMap<Digest, Instant>>,
+    in_flight: Mutex<HashMap<Digest, Arc<OnceCell<bool>>>>,
+    permits: Semaphore,
+    runs: std::sync::atomic::AtomicU64,
+}
+
+impl KeyChecker {
+    /// Makes a checker with `permits` argon2 runs at a time, 19 MiB each.
+    ///
+    /// # Errors
+    ///
+    /// [`CryptoError`] if the system gives no random bytes.
+    pub fn new(pepper: Pepper, permits: usize) -> Result<Self, CryptoError> {
+        let mut memory_key = Zeroizing::new([0_u8; 32]);
+        rand::fill(memory_key.as_mut()).map_err(|_| CryptoError("the system gave no random bytes"))?;
+        Ok(Self {
+            pepper,
+            memory_key: hmac::Key::new(hmac::HMAC_SHA256, memory_key.as_ref()),
+            remembered: Mutex::default(),
+            in_flight: Mutex::default(),
+            permits: Semaphore::new(permits.max(1)),
+            runs: std::sync::atomic::AtomicU64::new(0),
+        })
+    }
+
+    /// How often argon2 has run.
+    pub fn argon2_runs(&self) -> u64 {
+        self.runs.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Whether `shown` is the key of the row that `verifier` was read from; `None` stands for no such row, and
+    /// takes as long as a wrong secret.
+    ///
+    /// # Errors
+    ///
+    /// [`CryptoError`] if the stored hash cannot be read or the check could not be run.
+    pub async fn check(&self, shown: &ShownKey, verifier: Option<&KeyVerifier>) -> Result<bool, CryptoError> {
+        let text = shown.text.expose_secret();
+        let dummy = [0_u8; 32];
+        let mac = verifier.map_or(&dummy[..], |v| &v.mac);
+        let mac_is_right = hmac::verify(&self.pepper.0, text.as_bytes(), mac).is_ok();
+        let Some(verifier) = verifier else { return Ok(false) };
+        if !mac_is_right {
+            return Ok(false);
+        }
+        let digest = self.digest(text, &verifier.hash);
+        if self.remembers(&digest) {
+            return Ok(true);
+        }
+        self.verify_once(digest, text, &verifier.hash).await
+    }
+
+    /// Bound to the stored hash too, so that a changed row is verified anew.
+    fn digest(&self, text: &str, hash: &str) -> Digest {
+        let mut context = hmac::Context::with_key(&self.memory_key);
+        context.update(text.as_bytes());
+        context.update(hash.as_bytes());
+        let mut digest = Digest::default();
+        digest.copy_from_slice(context.sign().as_ref());
+        digest
+    }
+
+    fn remembers(&self, digest: &Digest) -> bool {
+        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        remembered.get(digest).is_some_and(|at| at.elapsed() < REMEMBERED_FOR)
+    }
+
+    fn remember(&self, digest: Digest) {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        if remembered.len() >= REMEMBERED_MAX {
+            remembered.retain(|_, at| at.elapsed() < REMEMBERED_FOR);
+        }
+        if remembered.len() >= REMEMBERED_MAX
+            && let Some(any) = remembered.keys().next().copied()
+        {
+            remembered.remove(&any);
+        }
+        remembered.insert(digest, Instant::now());
+    }
+
+    /// Runs argon2 once for all requests that show the same key at the same time.
+    async fn verify_once(&self, digest: Digest, text: &str, hash: &str) -> Result<bool, CryptoError> {
+        let cell = {
+            let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(in_flight.entry(digest).or_default())
+        };
+        let verdict = cell.get_or_try_init(|| self.verify(text, hash)).await.copied();
+        if let Ok(true) = verdict {
+            self.remember(digest);
+        }
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
+        verdict
+    }
+
+    async fn verify(&self, text: &str, hash: &str) -> Result<bool, CryptoError> {
+        let _permit = self.permits.acquire().await.map_err(|_| CryptoError("the argon2 pool is closed"))?;
+        self.runs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (text, hash) = (Zeroizing::new(text.to_owned()), hash.to_owned());
+        tokio::task::spawn_blocking(move || {
+            argon2id().map(|argon2| argon2.verify_password(text.as_bytes(), hash.as_str()).is_ok())
+        })
+        .await
+        .map_err(|_| CryptoError("the argon2 task ended early"))?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pepper(byte: u8) -> Pepper {
+        Pepper::parse(&SecretString::from(BASE64_STANDARD.encode([byte; 32]))).unwrap()
+    }
+
+    #[test]
+    fn a_key_parses_and_any_changed_character_does_not() {
+        let key = generate(&pepper(1)).unwrap();
+        let text = key.text.expose_secret();
+        assert_eq!(ShownKey::parse(text).unwrap().id, key.id);
+        for at in 0..text.len() {
+            let mut changed = text.to_owned().into_bytes();
+            changed[at] = if changed[at] == b'0' { b'1' } else { b'0' };
+            assert!(ShownKey::parse(std::str::from_utf8(&changed).unwrap()).is_none(), "at {at}");
+        }
+        for bad in ["", "rgc_", "Bearer", &text[1..], &format!("{text}0"), &text.to_uppercase()] {
+            assert!(ShownKey::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn argon2_runs_once_for_a_good_key_and_never_for_a_forged_one() {
+        let key = generate(&pepper(1)).unwrap();
+        let other = generate(&pepper(1)).unwrap();
+        let checker = KeyChecker::new(pepper(1), 1).unwrap();
+        let shown = ShownKey::parse(key.text.expose_secret()).unwrap();
+
+        assert!(!checker.check(&shown, None).await.unwrap());
+        assert!(!checker.check(&shown, Some(&other.verifier)).await.unwrap());
+        assert_eq!(checker.argon2_runs(), 0);
+
+        let checks = (0..32).map(|_| checker.check(&shown, Some(&key.verifier)));
+        for verdict in futures_util::future::join_all(checks).await {
+            assert!(verdict.unwrap());
+        }
+        assert!(checker.check(&shown, Some(&key.verifier)).await.unwrap());
+        assert_eq!(checker.argon2_runs(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_stolen_database_does_not_make_keys_without_the_pepper() {
+        let key = generate(&pepper(2)).unwrap();
+        let checker = KeyChecker::new(pepper(1), 1).unwrap();
+        let shown = ShownKey::parse(key.text.expose_secret()).unwrap();
+        assert!(!checker.check(&shown, Some(&key.verifier)).await.unwrap());
+        assert_eq!(checker.argon2_runs(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_right_mac_with_a_wrong_hash_is_refused_by_argon2() {
+        let key = generate(&pepper(1)).unwrap();
+        let other = generate(&pepper(1)).unwrap();
+        let checker = KeyChecker::new(pepper(1), 1).unwrap();
+        let shown = ShownKey::parse(key.text.expose_secret()).unwrap();
+        let mixed = KeyVerifier { hash: other.verifier.hash, ..key.verifier };
+        assert!(!checker.check(&shown, Some(&mixed)).await.unwrap());
+        assert_eq!(checker.argon2_runs(), 1);
+    }
+}

@@ -1,0 +1,733 @@
+//! A Kubernetes cluster: where its API server is and how regcred shows who it is.
+//!
+//! A [`ClusterConnection`] that exists is complete and consistent: the URL can be called, every certificate parses, a private
+//! key belongs to its certificate, and no credential would ever travel in the clear to another host.
+
+use std::{fmt, net::IpAddr, str::FromStr};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rustls::{
+    RootCertStore,
+    crypto::aws_lc_rs::sign::any_supported_type,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    sign::CertifiedKey,
+};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use url::{Host, Url};
+use utoipa::ToSchema;
+
+use super::invalid::{FieldError, Invalid};
+
+const MAX_SERVER_LENGTH: usize = 2048;
+const MAX_PEM_LENGTH: usize = 256 * 1024;
+const MAX_TOKEN_LENGTH: usize = 64 * 1024;
+
+/// How regcred shows a cluster who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum AuthType {
+    /// A bearer token, as of a `ServiceAccount`.
+    Token,
+    /// A client certificate and its private key.
+    ClientCertificate,
+    /// The `ServiceAccount` of the pod in which regcred itself runs.
+    InCluster,
+    /// Nothing: for an API server behind a proxy of its own, as `kubectl proxy`.
+    None,
+}
+
+impl AuthType {
+    /// The name under which the kind is stored and shown.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::ClientCertificate => "clientCertificate",
+            Self::InCluster => "inCluster",
+            Self::None => "none",
+        }
+    }
+}
+
+impl fmt::Display for AuthType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for AuthType {
+    type Err = Invalid;
+
+    fn from_str(name: &str) -> Result<Self, Invalid> {
+        [Self::Token, Self::ClientCertificate, Self::InCluster, Self::None]
+            .into_iter()
+            .find(|kind| kind.as_str() == name)
+            .ok_or_else(|| Invalid::new("must be one of token, clientCertificate, inCluster, none"))
+    }
+}
+
+/// What regcred shows a cluster; `Debug` tells the kind alone.
+#[derive(Clone)]
+pub enum ClusterAuth {
+    /// A bearer token.
+    Token {
+        /// One line of visible ASCII.
+        token: SecretString,
+    },
+    /// A client certificate.
+    ClientCertificate {
+        /// The certificate and its intermediates, PEM; public, so it is stored in the clear.
+        certificate: String,
+        /// Its private key, PEM.
+        key: SecretString,
+    },
+    /// The `ServiceAccount` of regcred's own pod.
+    InCluster,
+    /// Nothing.
+    None,
+}
+
+impl ClusterAuth {
+    /// Puts together what storage keeps in separate columns.
+    ///
+    /// # Errors
+    ///
+    /// A part that this kind needs is missing, or one that it has no use for is there.
+    pub fn from_parts(
+        auth_type: AuthType,
+        certificate: Option<String>,
+        secret: Option<SecretString>,
+    ) -> Result<Self, Invalid> {
+        match (auth_type, certificate, secret) {
+            (AuthType::Token, None, Some(token)) => Ok(Self::Token { token }),
+            (AuthType::ClientCertificate, Some(certificate), Some(key)) => {
+                Ok(Self::ClientCertificate { certificate, key })
+            }
+            (AuthType::InCluster, None, None) => Ok(Self::InCluster),
+            (AuthType::None, None, None) => Ok(Self::None),
+            (kind, ..) => Err(Invalid::new(format!("the parts do not fit authentication of type {kind}"))),
+        }
+    }
+
+    /// The kind of authentication.
+    #[must_use]
+    pub const fn auth_type(&self) -> AuthType {
+        match self {
+            Self::Token { .. } => AuthType::Token,
+            Self::ClientCertificate { .. } => AuthType::ClientCertificate,
+            Self::InCluster => AuthType::InCluster,
+            Self::None => AuthType::None,
+        }
+    }
+
+    /// The part that has to be sealed: the token or the private key.
+    #[must_use]
+    pub const fn secret(&self) -> Option<&SecretString> {
+        match self {
+            Self::Token { token } => Some(token),
+            Self::ClientCertificate { key, .. } => Some(key),
+            Self::InCluster | Self::None => None,
+        }
+    }
+
+    /// The public part: the client certificate.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&str> {
+        match self {
+            Self::ClientCertificate { certificate, .. } => Some(certificate),
+            Self::Token { .. } | Self::InCluster | Self::None => None,
+        }
+    }
+}
+
+impl fmt::Debug for ClusterAuth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ClusterAuth").field(&self.auth_type()).finish()
+    }
+}
+
+/// The URL of an API server: scheme, host, port and, behind gateways such as Rancher's, a path; nothing else.
+///
+/// Kept in its normal form: host in lower case, the scheme's own port left out, no slash at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerUrl {
+    text: String,
+    host: String,
+    https: bool,
+    loopback: bool,
+}
+
+impl ServerUrl {
+    /// Reads a URL; `http://` is another matter, see [`ClusterConnection::new`].
+    ///
+    /// # Errors
+    ///
+    /// Not such a URL; the refusal says in which way, and never repeats user information.
+    pub fn parse(server: &str) -> Result<Self, Invalid> {
+        if server.len() > MAX_SERVER_LENGTH {
+            return Err(Invalid::new("must not be longer than 2048 characters"));
+        }
+        // The url crate mends white space, backslashes and missing slashes silently; here they are mistakes.
+        if !server.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\') {
+            return Err(Invalid::new("must be a URL of visible ASCII characters, such as https://10.0.0.1:6443"));
+        }
+        let scheme_end = server.find("://").ok_or_else(not_a_url)?;
+        let https = match server[..scheme_end].to_ascii_lowercase().as_str() {
+            "https" => true,
+            "http" => false,
+            _ => return Err(not_a_url()),
+        };
+        if server[scheme_end + 3..].starts_with('/') {
+            return Err(not_a_url());
+        }
+        let url = Url::parse(server).map_err(|_| not_a_url())?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(Invalid::new("must not hold a user name or password; they belong in auth"));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(Invalid::new("must not have a query or fragment"));
+        }
+        if url.port() == Some(0) {
+            return Err(Invalid::new("must not have port 0"));
+        }
+        let loopback = match url.host().ok_or_else(not_a_url)? {
+            Host::Domain(name) => name == "localhost",
+            Host::Ipv4(address) => IpAddr::from(address).is_loopback(),
+            Host::Ipv6(address) => IpAddr::from(address).to_canonical().is_loopback(),
+        };
+        let host = url.host_str().ok_or_else(not_a_url)?.to_owned();
+        let text = url.as_str().trim_end_matches('/').to_owned();
+        text.parse::<http::Uri>().map_err(|_| not_a_url())?;
+        Ok(Self { text, host, https, loopback })
+    }
+
+    /// The URL in its normal form, without a slash at the end.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The host: a name in lower case or an address (IPv6 in brackets).
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Whether the API server is called over TLS.
+    #[must_use]
+    pub const fn is_https(&self) -> bool {
+        self.https
+    }
+
+    /// Whether the host is this machine, so that nothing passes over a network.
+    #[must_use]
+    pub const fn is_loopback(&self) -> bool {
+        self.loopback
+    }
+}
+
+impl fmt::Display for ServerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn not_a_url() -> Invalid {
+    Invalid::new("must be a URL such as https://10.0.0.1:6443")
+}
+
+/// The certificate authorities that an API server's certificate may be signed by.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CaCertificate {
+    pem: String,
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+impl CaCertificate {
+    /// Reads one or more PEM certificates, each of which must be usable as a trust anchor.
+    ///
+    /// What stands between the certificates is dropped, so that nothing strange is stored beside them.
+    ///
+    /// # Errors
+    ///
+    /// No certificate, a broken one, or a private key among them.
+    pub fn parse(pem: &str) -> Result<Self, Invalid> {
+        let certificates = parse_certificates(pem)?;
+        let mut roots = RootCertStore::empty();
+        for certificate in &certificates {
+            roots.add(certificate.clone()).map_err(|_| broken_certificate())?;
+        }
+        Ok(Self { pem: to_pem(&certificates), certificates })
+    }
+
+    /// The certificates as PEM.
+    #[must_use]
+    pub fn as_pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// The certificates as DER.
+    pub fn as_der(&self) -> impl Iterator<Item = &[u8]> {
+        self.certificates.iter().map(AsRef::as_ref)
+    }
+}
+
+impl fmt::Debug for CaCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CaCertificate").field("certificates", &self.certificates.len()).finish_non_exhaustive()
+    }
+}
+
+/// Where a cluster's API server is, how it is known to be the right one, and how regcred shows who it is.
+#[derive(Debug, Clone)]
+pub struct ClusterConnection {
+    /// The API server; none exactly for [`ClusterAuth::InCluster`].
+    pub server: Option<ServerUrl>,
+    /// Who signs the API server's certificate; without it the host's own trust store decides.
+    pub ca_certificate: Option<CaCertificate>,
+    /// The name that the API server's certificate has to bear in place of the host of the URL.
+    pub tls_server_name: Option<String>,
+    /// What regcred shows.
+    pub auth: ClusterAuth,
+    /// Whether `http://` is wanted.
+    pub allow_plain_http: bool,
+}
+
+impl ClusterConnection {
+    /// Checks the parts and that they fit together; the fields of the problems are named as in the API.
+    ///
+    /// `http://` needs `allow_plain_http`. A client certificate has no meaning there. A bearer token over `http://` could be
+    /// read by everybody on the way, and it is as good as the cluster itself: so it is refused even with `allow_plain_http`,
+    /// unless the host is this machine's loopback.
+    ///
+    /// # Errors
+    ///
+    /// Every problem at once.
+    pub fn new(
+        server: Option<&str>,
+        ca_certificate: Option<&str>,
+        tls_server_name: Option<&str>,
+        auth: ClusterAuth,
+        allow_plain_http: bool,
+    ) -> Result<Self, Vec<FieldError>> {
+        let mut problems = Problems(Vec::new());
+        let given = Given { server, ca_certificate, tls_server_name };
+        let auth = problems.take(check_auth(auth));
+        let in_cluster = matches!(auth, Some(ClusterAuth::InCluster));
+        let connection = if in_cluster {
+            given.refuse_all(&mut problems);
+            auth.map(|auth| Self { server: None, ca_certificate: None, tls_server_name: None, auth, allow_plain_http })
+        } else {
+            given.check(auth, allow_plain_http, &mut problems)
+        };
+        match connection {
+            Some(connection) if problems.0.is_empty() => Ok(connection),
+            _ => Err(problems.0),
+        }
+    }
+}
+
+/// The problems found so far.
+struct Problems(Vec<FieldError>);
+
+impl Problems {
+    fn take<T>(&mut self, parsed: Result<T, FieldError>) -> Option<T> {
+        parsed.map_err(|problem| self.0.push(problem)).ok()
+    }
+
+    fn push(&mut self, field: &str, detail: &str) {
+        self.0.push(FieldError::new(field, detail));
+    }
+}
+
+/// The parts of a connection that say where and whom to call, as they were given.
+struct Given<'a> {
+    server: Option<&'a str>,
+    ca_certificate: Option<&'a str>,
+    tls_server_name: Option<&'a str>,
+}
+
+impl Given<'_> {
+    fn refuse_all(&self, problems: &mut Problems) {
+        let parts =
+            [("server", self.server), ("caCertificate", self.ca_certificate), ("tlsServerName", self.tls_server_name)];
+        for (field, _) in parts.iter().filter(|(_, value)| value.is_some()) {
+            problems.push(field, "must not be given with auth.type inCluster: regcred's own pod knows it");
+        }
+    }
+
+    fn check(
+        &self,
+        auth: Option<ClusterAuth>,
+        allow_plain_http: bool,
+        problems: &mut Problems,
+    ) -> Option<ClusterConnection> {
+        let field = |name: &'static str| move |invalid: Invalid| FieldError::new(name, invalid);
+        let server = match self.server {
+            Some(server) => problems.take(ServerUrl::parse(server).map_err(field("server"))),
+            None => problems.take(Err(FieldError::new("server", "is required, unless auth.type is inCluster"))),
+        };
+        let ca_certificate = self
+            .ca_certificate
+            .and_then(|pem| problems.take(CaCertificate::parse(pem).map_err(field("caCertificate"))));
+        let tls_server_name = self
+            .tls_server_name
+            .and_then(|name| problems.take(check_tls_server_name(name).map_err(field("tlsServerName"))));
+        if let Some(server) = server.as_ref().filter(|server| !server.is_https()) {
+            self.check_plain_http(server, auth.as_ref(), allow_plain_http, problems);
+        }
+        Some(ClusterConnection {
+            server: Some(server?),
+            ca_certificate,
+            tls_server_name,
+            auth: auth?,
+            allow_plain_http,
+        })
+    }
+
+    fn check_plain_http(
+        &self,
+        server: &ServerUrl,
+        auth: Option<&ClusterAuth>,
+        allow_plain_http: bool,
+        problems: &mut Problems,
+    ) {
+        if !allow_plain_http {
+            problems.push("server", "must be https://; http:// is taken only with allowPlainHttp: true");
+        }
+        if self.ca_certificate.is_some() {
+            problems.push("caCertificate", "has no meaning with an http:// server");
+        }
+        if self.tls_server_name.is_some() {
+            problems.push("tlsServerName", "has no meaning with an http:// server");
+        }
+        match auth {
+            Some(ClusterAuth::ClientCertificate { .. }) => {
+                problems.push("auth.type", "a client certificate can only be shown to an https:// server");
+            }
+            Some(ClusterAuth::Token { .. }) if !server.is_loopback() => problems.push(
+                "auth.type",
+                "a token is never sent over http:// to another host, where anybody on the way could read it; use https://",
+            ),
+            _ => {}
+        }
+    }
+}
+
+fn check_auth(auth: ClusterAuth) -> Result<ClusterAuth, FieldError> {
+    match auth {
+        ClusterAuth::Token { token } => match check_token(token.expose_secret()) {
+            Ok(()) => Ok(ClusterAuth::Token { token }),
+            Err(invalid) => Err(FieldError::new("auth.token", invalid)),
+        },
+        ClusterAuth::ClientCertificate { certificate, key } => {
+            let certificates =
+                parse_certificates(&certificate).map_err(|invalid| FieldError::new("auth.certificate", invalid))?;
+            let certificate = to_pem(&certificates);
+            check_key(certificates, key.expose_secret())?;
+            Ok(ClusterAuth::ClientCertificate { certificate, key })
+        }
+        ClusterAuth::InCluster | ClusterAuth::None => Ok(auth),
+    }
+}
+
+fn check_token(token: &str) -> Result<(), Invalid> {
+    if token.is_empty() || token.len() > MAX_TOKEN_LENGTH {
+        return Err(Invalid::new("must have 1 to 65536 characters"));
+    }
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Invalid::new("must be one line of visible ASCII characters, without a line break at the end"));
+    }
+    Ok(())
+}
+
+fn check_key(certificates: Vec<CertificateDer<'static>>, key: &str) -> Result<(), FieldError> {
+    let key_problem = |detail: &str| FieldError::new("auth.key", detail);
+    if key.len() > MAX_PEM_LENGTH {
+        return Err(key_problem("must not be longer than 262144 bytes"));
+    }
+    let der = PrivateKeyDer::from_pem_slice(key.as_bytes())
+        .map_err(|_| key_problem("must be an unencrypted private key in PEM (PKCS#8, PKCS#1 or SEC1)"))?;
+    let signing_key =
+        any_supported_type(&der).map_err(|_| key_problem("must be a private key of type RSA, ECDSA or Ed25519"))?;
+    match CertifiedKey::new(certificates, signing_key).keys_match() {
+        // A key that cannot tell its public half is believed; the API server has the last word.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(()),
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            Err(key_problem("does not belong to the (first) certificate in auth.certificate"))
+        }
+        Err(_) => Err(FieldError::new("auth.certificate", broken_certificate())),
+    }
+}
+
+fn check_tls_server_name(name: &str) -> Result<String, Invalid> {
+    match ServerName::try_from(name) {
+        Ok(_) => Ok(name.to_owned()),
+        Err(_) => Err(Invalid::new("must be a host name or an IP address")),
+    }
+}
+
+fn parse_certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Invalid> {
+    if pem.len() > MAX_PEM_LENGTH {
+        return Err(Invalid::new("must not be longer than 262144 bytes"));
+    }
+    if pem.contains("PRIVATE KEY-----") {
+        return Err(Invalid::new("must not hold a private key: certificates are public and are stored in the clear"));
+    }
+    let certificates: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(|_| broken_certificate())?;
+    if certificates.is_empty() {
+        return Err(Invalid::new("must hold at least one certificate in PEM (-----BEGIN CERTIFICATE-----)"));
+    }
+    Ok(certificates)
+}
+
+fn broken_certificate() -> Invalid {
+    Invalid::new("holds a certificate that cannot be read")
+}
+
+fn to_pem(certificates: &[CertificateDer<'_>]) -> String {
+    let mut pem = String::new();
+    for certificate in certificates {
+        pem.push_str("-----BEGIN CERTIFICATE-----\n");
+        let base64 = STANDARD.encode(certificate);
+        for (position, character) in base64.chars().enumerate() {
+            if position > 0 && position % 64 == 0 {
+                pem.push('\n');
+            }
+            pem.push(character);
+        }
+        pem.push_str("\n-----END CERTIFICATE-----\n");
+    }
+    pem
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rstest::rstest;
+
+    use super::*;
+
+    fn ca() -> String {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
+    }
+
+    fn client_pair() -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let ca_key = KeyPair::generate().unwrap();
+        let issuer = Issuer::new(CertificateParams::new(Vec::new()).unwrap(), &ca_key);
+        let certificate = CertificateParams::new(Vec::new()).unwrap().signed_by(&key, &issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn token(token: &str) -> ClusterAuth {
+        ClusterAuth::Token { token: token.into() }
+    }
+
+    fn fields(connection: Result<ClusterConnection, Vec<FieldError>>) -> Vec<String> {
+        connection.expect_err("refused").into_iter().map(|problem| problem.field).collect()
+    }
+
+    #[rstest]
+    #[case("https://127.0.0.1:16443", "https://127.0.0.1:16443", "127.0.0.1")]
+    #[case("https://10.0.0.1:6443/", "https://10.0.0.1:6443", "10.0.0.1")]
+    #[case("HTTPS://K8S.Example.COM", "https://k8s.example.com", "k8s.example.com")]
+    #[case("https://k8s.example.com:443", "https://k8s.example.com", "k8s.example.com")]
+    #[case("https://[FD00::1]:6443", "https://[fd00::1]:6443", "[fd00::1]")]
+    #[case(
+        "https://rancher.example.com/k8s/clusters/c-m-x7k2",
+        "https://rancher.example.com/k8s/clusters/c-m-x7k2",
+        "rancher.example.com"
+    )]
+    #[case(
+        "https://rancher.example.com/k8s/clusters/c-1/",
+        "https://rancher.example.com/k8s/clusters/c-1",
+        "rancher.example.com"
+    )]
+    #[case("http://127.0.0.1:8001", "http://127.0.0.1:8001", "127.0.0.1")]
+    #[case("https://0x7f.1", "https://127.0.0.1", "127.0.0.1")]
+    fn a_server_url_has_one_normal_form(#[case] given: &str, #[case] normal: &str, #[case] host: &str) {
+        let server = ServerUrl::parse(given).unwrap();
+        assert_eq!((server.as_str(), server.host()), (normal, host));
+    }
+
+    #[rstest]
+    #[case("")]
+    #[case("127.0.0.1:6443")]
+    #[case("k8s.example.com")]
+    #[case("ftp://k8s.example.com")]
+    #[case("https:k8s.example.com")]
+    #[case("https:///k8s.example.com")]
+    #[case("https://")]
+    #[case("https://k8s.example.com:0")]
+    #[case("https://k8s.example.com:65536")]
+    #[case("https://k8s.example.com:port")]
+    #[case("https://user@k8s.example.com")]
+    #[case("https://user:password@k8s.example.com")]
+    #[case("https://:password@k8s.example.com")]
+    #[case("https://k8s.example.com?a=b")]
+    #[case("https://k8s.example.com/#a")]
+    #[case("https://k8s.example.com\\@evil.example.com")]
+    #[case(" https://k8s.example.com")]
+    #[case("https://k8s.example.com\n")]
+    #[case("https://k8s.exa\tmple.com")]
+    #[case("https://kübernetes.example.com")]
+    #[case("https://k8s .example.com")]
+    #[case("unix:///var/run/kube.sock")]
+    fn what_is_no_server_url_is_refused(#[case] given: &str) {
+        let refused = ServerUrl::parse(given).expect_err("refused").to_string();
+        assert!(!refused.contains("password@"), "{refused}");
+    }
+
+    #[rstest]
+    #[case("http://localhost:8001", true)]
+    #[case("http://127.0.0.1", true)]
+    #[case("http://127.8.9.10:1", true)]
+    #[case("http://[::1]:8001", true)]
+    #[case("http://[::ffff:127.0.0.1]:8001", true)]
+    #[case("http://localhost.example.com", false)]
+    #[case("http://10.0.0.1:8001", false)]
+    #[case("http://0.0.0.0:8001", false)]
+    fn loopback_is_this_machine_alone(#[case] server: &str, #[case] loopback: bool) {
+        assert_eq!(ServerUrl::parse(server).unwrap().is_loopback(), loopback);
+    }
+
+    proptest! {
+        #[test]
+        fn the_normal_form_is_stable(text in "https?://[a-zA-Z0-9.:/\\[\\]%-]{1,40}") {
+            if let Ok(server) = ServerUrl::parse(&text) {
+                prop_assert_eq!(ServerUrl::parse(server.as_str()), Ok(server));
+            }
+        }
+    }
+
+    #[rstest]
+    #[case::over_tls("https://k8s.example.com", token("t"), false, &[])]
+    #[case::proxy("http://127.0.0.1:8001", ClusterAuth::None, true, &[])]
+    #[case::proxy_elsewhere("http://10.0.0.1:8001", ClusterAuth::None, true, &[])]
+    #[case::not_allowed("http://127.0.0.1:8001", ClusterAuth::None, false, &["server"])]
+    #[case::token_on_loopback("http://localhost:8001", token("t"), true, &[])]
+    #[case::token_in_the_clear("http://10.0.0.1:8001", token("t"), true, &["auth.type"])]
+    fn plain_http_carries_no_token_to_another_host(
+        #[case] server: &str,
+        #[case] auth: ClusterAuth,
+        #[case] allow_plain_http: bool,
+        #[case] refused: &[&str],
+    ) {
+        let connection = ClusterConnection::new(Some(server), None, None, auth, allow_plain_http);
+        assert_eq!(connection.map_or_else(|refused| fields(Err(refused)), |_| Vec::new()), refused);
+    }
+
+    #[rstest]
+    #[case("eyJhbGciOiJSUzI1NiIsImtpZCI6IiJ9.e30.c2ln", true)]
+    #[case("abcdef.0123456789abcdef", true)]
+    #[case("", false)]
+    #[case("two words", false)]
+    #[case("token\n", false)]
+    #[case("line\r\nX-Injected: yes", false)]
+    #[case("tøken", false)]
+    fn a_token_is_one_line_of_visible_ascii(#[case] text: &str, #[case] good: bool) {
+        let connection = ClusterConnection::new(Some("https://k8s.example.com"), None, None, token(text), false);
+        assert_eq!(
+            connection.map(|_| ()).map_err(|problems| problems[0].field.clone()),
+            if good { Ok(()) } else { Err("auth.token".to_owned()) }
+        );
+    }
+
+    #[test]
+    fn a_ca_certificate_is_kept_without_what_stands_around_it() {
+        let (first, second) = (ca(), ca());
+        let given = format!("subject=CN = one\n{first}\r\nsome words\n{second}");
+
+        let kept = CaCertificate::parse(&given).unwrap();
+
+        assert_eq!(kept.as_der().count(), 2);
+        assert!(!kept.as_pem().contains("words") && !kept.as_pem().contains("subject"));
+        assert_eq!(CaCertificate::parse(kept.as_pem()), Ok(kept));
+    }
+
+    #[rstest]
+    #[case::empty("")]
+    #[case::no_pem("hello")]
+    #[case::no_base64("-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n")]
+    #[case::no_certificate("-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n")]
+    #[case::cut_short("-----BEGIN CERTIFICATE-----\naGVsbG8=\n")]
+    #[case::other_section("-----BEGIN PUBLIC KEY-----\naGVsbG8=\n-----END PUBLIC KEY-----\n")]
+    fn what_is_no_ca_certificate_is_refused(#[case] pem: &str) {
+        let connection = ClusterConnection::new(Some("https://k8s.example.com"), Some(pem), None, token("t"), false);
+        assert_eq!(fields(connection), ["caCertificate"]);
+    }
+
+    #[test]
+    fn a_private_key_among_certificates_is_refused() {
+        let (certificate, key) = client_pair();
+        let mixed = format!("{certificate}{key}");
+        let auth = ClusterAuth::ClientCertificate { certificate: mixed.clone(), key: key.into() };
+
+        let connection = ClusterConnection::new(Some("https://k8s.example.com"), Some(&mixed), None, auth, false);
+
+        assert_eq!(fields(connection), ["auth.certificate", "caCertificate"]);
+    }
+
+    #[test]
+    fn a_client_key_must_belong_to_its_certificate() {
+        let (certificate, key) = client_pair();
+        let (_, other_key) = client_pair();
+        let connect = |key: &str| {
+            let auth = ClusterAuth::ClientCertificate { certificate: certificate.clone(), key: key.into() };
+            ClusterConnection::new(Some("https://k8s.example.com"), Some(&ca()), Some("kubernetes"), auth, false)
+        };
+
+        assert!(connect(&key).is_ok());
+        assert_eq!(fields(connect(&other_key)), ["auth.key"]);
+        assert_eq!(fields(connect("no key")), ["auth.key"]);
+        assert_eq!(fields(connect(&key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"))), ["auth.key"]);
+        assert_eq!(fields(connect(&certificate)), ["auth.key"]);
+    }
+
+    #[test]
+    fn in_cluster_stands_alone() {
+        assert!(ClusterConnection::new(None, None, None, ClusterAuth::InCluster, false).is_ok());
+        let given = ClusterConnection::new(Some("https://k"), Some("x"), Some("y"), ClusterAuth::InCluster, false);
+        assert_eq!(fields(given), ["server", "caCertificate", "tlsServerName"]);
+        assert_eq!(fields(ClusterConnection::new(None, None, None, ClusterAuth::None, false)), ["server"]);
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let connection = ClusterConnection::new(Some("nowhere"), Some("no pem"), Some("-"), token("a b"), false);
+        assert_eq!(fields(connection), ["auth.token", "server", "caCertificate", "tlsServerName"]);
+    }
+
+    #[test]
+    fn debug_tells_the_kind_alone() {
+        let (certificate, key) = client_pair();
+        let pair = ClusterAuth::ClientCertificate { certificate, key: key.into() };
+        assert_eq!(format!("{pair:?}"), "ClusterAuth(ClientCertificate)");
+        assert_eq!(format!("{:?}", token("canary")), "ClusterAuth(Token)");
+        let connection = ClusterConnection::new(Some("https://k8s"), None, None, token("canary"), false).unwrap();
+        assert!(!format!("{connection:?}").contains("canary"));
+    }
+
+    #[test]
+    fn parts_from_storage_are_put_together_again() {
+        for kind in [AuthType::Token, AuthType::ClientCertificate, AuthType::InCluster, AuthType::None] {
+            assert_eq!(kind.as_str().parse(), Ok(kind));
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+            let certificate = (kind == AuthType::ClientCertificate).then(|| "certificate".to_owned());
+            let has_secret = matches!(kind, AuthType::Token | AuthType::ClientCertificate);
+            let secret = || has_secret.then(|| SecretString::from("secret"));
+            let auth = ClusterAuth::from_parts(kind, certificate.clone(), secret()).unwrap();
+            assert_eq!((auth.auth_type(), auth.certificate()), (kind, certificate.as_deref()));
+            assert_eq!(auth.secret().is_some(), has_secret);
+            let contrary = if has_secret { None } else { Some(SecretString::from("secret")) };
+            assert!(ClusterAuth::from_parts(kind, certificate, contrary).is_err());
+        }
+        assert!("Token".parse::<AuthType>().is_err());
+    }
+}

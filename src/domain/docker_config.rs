@@ -1,0 +1,115 @@
+//! The document that a program reads to log in to registries, rendered for that program.
+//!
+//! The programs disagree about which fields they accept and under which key they look, so there is no one document for all:
+//! a [`Profile`] names the reader, [`render`] writes what that reader accepts under the key that it finds, and refuses, with the
+//! reason, what it could not be told. The same accounts give the same bytes, whatever their order.
+
+mod document;
+mod fitness;
+mod key;
+mod profile;
+mod warning;
+mod wiping;
+
+use std::collections::{BTreeMap, btree_map::Entry};
+
+use secrecy::SecretString;
+
+pub use self::{
+    key::key_for,
+    profile::Profile,
+    warning::{Warning, WarningCode},
+};
+use super::registry::RegistryScope;
+
+/// One account, opened, on its way into a document.
+#[derive(Debug, Clone, Copy)]
+pub struct Credential<'a> {
+    /// The account's name: collisions, warnings and explanations call it by this.
+    pub account: &'a str,
+    /// Which registry, or part of one, it is for.
+    pub scope: &'a RegistryScope,
+    /// The user that the registry knows.
+    pub username: &'a str,
+    /// The password or token.
+    pub password: &'a SecretString,
+    /// An address that `kubectl` would write into the document too. No reader uses it.
+    pub email: Option<&'a str>,
+}
+
+/// A finished document. `Debug` does not show it.
+#[derive(Debug)]
+pub struct RenderedConfig {
+    /// Compact JSON on one line, keys sorted.
+    pub document: SecretString,
+    /// The keys in the document, sorted.
+    pub keys: Vec<String>,
+    /// What the reader will do otherwise than the accounts say.
+    pub warnings: Vec<Warning>,
+}
+
+/// Why no document was made. Never contains a secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RenderError {
+    /// Two accounts are for the same scope, and a document has room for one.
+    #[error("the accounts `{}` and `{}` both claim the key `{key}`", accounts[0], accounts[1])]
+    KeyCollision {
+        /// The key in the document.
+        key: String,
+        /// The names of the two accounts, sorted.
+        accounts: [String; 2],
+    },
+    /// The reader cannot be told what these accounts mean.
+    #[error("{detail}")]
+    Unsupported {
+        /// The names of the accounts, sorted.
+        accounts: Vec<String>,
+        /// Why, and what to do.
+        detail: String,
+    },
+}
+
+/// Renders the document that the profile's reader understands.
+///
+/// # Errors
+///
+/// [`RenderError::KeyCollision`] if two accounts have one scope; [`RenderError::Unsupported`] if the reader would use a credential
+/// where it does not belong, or would not read it back as it is.
+pub fn render(profile: Profile, credentials: &[Credential<'_>]) -> Result<RenderedConfig, RenderError> {
+    let mut entries = BTreeMap::new();
+    for credential in credentials {
+        fitness::check(profile, credential)?;
+        match entries.entry(key_for(profile, credential.scope)) {
+            Entry::Vacant(free) => free.insert(*credential),
+            Entry::Occupied(taken) => return Err(collision(profile, taken.get(), credential)),
+        };
+    }
+    let entries: Vec<_> = entries.into_iter().collect();
+    Ok(RenderedConfig {
+        document: document::write(profile, &entries)?,
+        warnings: warning::about(profile, &entries),
+        keys: entries.into_iter().map(|(key, _)| key.to_owned()).collect(),
+    })
+}
+
+/// Two accounts under one key: equal scopes, or scopes that this reader cannot tell apart.
+fn collision(profile: Profile, one: &Credential<'_>, other: &Credential<'_>) -> RenderError {
+    let mut accounts = [one.account.to_owned(), other.account.to_owned()];
+    accounts.sort_unstable();
+    if one.scope == other.scope {
+        let key = key_for(profile, one.scope).to_owned();
+        return RenderError::KeyCollision { key, accounts };
+    }
+    let [first, second] = &accounts;
+    RenderError::Unsupported {
+        detail: format!(
+            "the accounts `{first}` and `{second}` are for different parts of `{}`, but the docker CLI knows only hosts and would send one's \
+             password for the other's images: render one of them at a time, or use the profile `podman` or `kubernetes`",
+            one.scope.authority()
+        ),
+        accounts: accounts.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

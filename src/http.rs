@@ -1,0 +1,84 @@
+//! The HTTP API: one file per resource. A handler parses, calls one use case, and shapes the answer.
+
+use actix_web::web::Data;
+use utoipa_actix_web::{scope, service_config::ServiceConfig};
+
+use crate::{
+    domain::names::Name,
+    http::problem::ApiError,
+    metrics::Metrics,
+    service::{
+        ServiceError, accounts::Accounts, api_keys::Door, clusters::Clusters, docker_configs::DockerConfigs,
+        secrets::Secrets,
+    },
+};
+
+mod accounts;
+mod auth;
+mod body;
+mod clusters;
+mod conditional;
+mod docker_configs;
+mod me;
+mod merge_patch;
+mod metrics;
+mod openapi;
+mod operation;
+mod paging;
+mod problem;
+mod request_id;
+mod root_span;
+mod secrets;
+pub mod server;
+
+pub use openapi::document;
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub struct State {
+    /// Who is at the door.
+    pub door: Data<Door>,
+    /// Registry accounts.
+    pub accounts: Data<Accounts>,
+    /// Docker configs.
+    pub docker_configs: Data<DockerConfigs>,
+    /// Clusters.
+    pub clusters: Data<Clusters>,
+    /// The direct road to a Secret.
+    pub secrets: Data<Secrets>,
+    /// Postgres, for readiness alone.
+    pub pool: Data<sqlx::PgPool>,
+    /// What is counted.
+    pub metrics: Data<Metrics>,
+}
+
+/// A resource's name from a path: what cannot be a name names nothing.
+fn path_name(kind: &'static str, name: &str) -> Result<Name, ApiError> {
+    Name::parse(name).map_err(|_| ServiceError::NotFound { kind, name: name.chars().take(100).collect() }.into())
+}
+
+/// All routes, with their place in the OpenAPI document.
+fn routes(config: &mut ServiceConfig) {
+    config
+        .service(
+            scope::scope("/v1")
+                .wrap(actix_web::middleware::from_fn(auth::authenticate))
+                .service(accounts::create_account)
+                .service(accounts::list_accounts)
+                .service(accounts::get_account)
+                .service(accounts::update_account)
+                .service(accounts::delete_account)
+                .service(docker_configs::create_docker_config)
+                .service(clusters::create_cluster)
+                .service(clusters::list_clusters)
+                .service(clusters::get_cluster)
+                .service(clusters::update_cluster)
+                .service(clusters::delete_cluster)
+                .service(clusters::check_cluster)
+                .service(secrets::create_secret)
+                .service(me::get_me),
+        )
+        .service(operation::get_health)
+        .service(operation::get_readiness)
+        .service(operation::get_metrics);
+}

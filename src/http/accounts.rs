@@ -1,0 +1,299 @@
+//! `/v1/registry-accounts`
+
+use std::collections::BTreeMap;
+
+use actix_web::{
+    HttpResponse, delete, get,
+    http::header::LOCATION,
+    patch, post,
+    web::{Data, Path},
+};
+use chrono::{DateTime, Utc};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    domain::{
+        account::{Account, AccountChange, Email, LabelChange, NewAccount, Password, Username},
+        invalid::{FieldError, FieldErrors},
+        names::{Labels, Name},
+        registry::RegistryScope,
+    },
+    http::{
+        auth::{
+            Caller,
+            permission::{ReadAccounts, WriteAccounts},
+        },
+        body::{Json, MergePatch},
+        conditional::{IfMatch, etag},
+        merge_patch,
+        paging::{LabelParams, LabelledPageQuery, Page, PageParams, page},
+        path_name,
+        problem::ApiError,
+    },
+    service::accounts::Accounts,
+};
+
+/// A registry account to be registered.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CreateRegistryAccount {
+    /// Unique name, a DNS-1123 label.
+    #[schema(example = "martin-5000")]
+    name: String,
+    /// What the credential is for: `host[:port][/path]`. Every spelling of Docker Hub becomes `docker.io`.
+    #[schema(example = "registry.martin.com:5000")]
+    registry: String,
+    /// Who logs in. A `:` is refused: it would end the name in `auth`.
+    #[schema(example = "martin")]
+    username: String,
+    /// Sealed before it is stored; no later call returns it.
+    #[schema(value_type = String, format = Password, write_only, example = "xxx1")]
+    password: SecretString,
+    /// Written into docker configs as `kubectl` does; no reader needs it.
+    email: Option<String>,
+    /// Labels by Kubernetes' rules.
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    /// The registry is spoken to without TLS.
+    #[serde(default)]
+    plain_http: bool,
+    /// When the password stops working, if known.
+    expires_at: Option<DateTime<Utc>>,
+}
+
+impl TryFrom<CreateRegistryAccount> for NewAccount {
+    type Error = Vec<FieldError>;
+
+    fn try_from(body: CreateRegistryAccount) -> Result<Self, Vec<FieldError>> {
+        let mut errors = FieldErrors::default();
+        let name = errors.take("name", Name::parse(&body.name));
+        let registry = errors.take("registry", RegistryScope::parse(&body.registry));
+        let username = errors.take("username", Username::parse(&body.username));
+        let password = errors.take("password", Password::parse(body.password));
+        let email = errors.take("email", body.email.as_deref().map(Email::parse).transpose());
+        let labels = errors.take("labels", Labels::parse(body.labels));
+        errors.finish(|| {
+            Some(NewAccount {
+                name: name?,
+                registry: registry?,
+                username: username?,
+                password: password?,
+                email: email?,
+                labels: labels?,
+                plain_http: body.plain_http,
+                expires_at: body.expires_at,
+            })
+        })
+    }
+}
+
+/// A change of a registry account, as a JSON merge patch: what is absent stays, `null` removes.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpdateRegistryAccount {
+    /// Another registry scope.
+    registry: Option<String>,
+    /// Another user name.
+    username: Option<String>,
+    /// A rotation.
+    #[schema(value_type = Option<String>, format = Password, write_only)]
+    password: Option<SecretString>,
+    /// Another address; `null` removes it.
+    #[serde(default, deserialize_with = "merge_patch::present")]
+    #[schema(value_type = Option<String>)]
+    email: Option<Option<String>>,
+    /// Label by label: a value sets, `null` removes; `null` for all of them removes all.
+    #[serde(default, deserialize_with = "merge_patch::present")]
+    #[schema(value_type = Option<BTreeMap<String, Option<String>>>)]
+    labels: Option<Option<BTreeMap<String, Option<String>>>>,
+    /// With or without TLS.
+    plain_http: Option<bool>,
+    /// When the password stops working; `null` if not known.
+    #[serde(default, deserialize_with = "merge_patch::present")]
+    #[schema(value_type = Option<DateTime<Utc>>)]
+    expires_at: Option<Option<DateTime<Utc>>>,
+}
+
+impl TryFrom<UpdateRegistryAccount> for AccountChange {
+    type Error = Vec<FieldError>;
+
+    fn try_from(body: UpdateRegistryAccount) -> Result<Self, Vec<FieldError>> {
+        let mut errors = FieldErrors::default();
+        let registry = errors.take("registry", body.registry.as_deref().map(RegistryScope::parse).transpose());
+        let username = errors.take("username", body.username.as_deref().map(Username::parse).transpose());
+        let password = errors.take("password", body.password.map(Password::parse).transpose());
+        let email = body.email.map(|email| email.as_deref().map(Email::parse).transpose());
+        let email = errors.take("email", email.transpose());
+        errors.finish(|| {
+            Some(AccountChange {
+                registry: registry?,
+                username: username?,
+                password: password?,
+                email: email?,
+                labels: body.labels.map(|labels| labels.map_or(LabelChange::Clear, LabelChange::Merge)),
+                plain_http: body.plain_http,
+                expires_at: body.expires_at,
+            })
+        })
+    }
+}
+
+/// A registry account; its password is in no answer.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryAccount {
+    /// Identity that survives everything.
+    id: Uuid,
+    /// Unique name.
+    name: String,
+    /// `host[:port][/path]`, normalised.
+    registry: String,
+    /// Who logs in.
+    username: String,
+    /// Optional e-mail address.
+    email: Option<String>,
+    /// Labels.
+    labels: BTreeMap<String, String>,
+    /// The registry is spoken to without TLS.
+    plain_http: bool,
+    /// When the password stops working, if known.
+    expires_at: Option<DateTime<Utc>>,
+    /// Grows by one with every change.
+    version: i64,
+    /// When it was registered.
+    created_at: DateTime<Utc>,
+    /// When it was changed last.
+    updated_at: DateTime<Utc>,
+}
+
+impl From<Account> for RegistryAccount {
+    fn from(account: Account) -> Self {
+        Self {
+            id: account.id,
+            name: account.name.to_string(),
+            registry: account.registry.to_string(),
+            username: account.username.as_str().to_owned(),
+            email: account.email.map(|email| email.as_str().to_owned()),
+            labels: account.labels.into_map(),
+            plain_http: account.plain_http,
+            expires_at: account.expires_at,
+            version: account.version,
+            created_at: account.created_at,
+            updated_at: account.updated_at,
+        }
+    }
+}
+
+/// Register a registry account.
+///
+/// The password is sealed before it is stored; no later call returns it.
+#[utoipa::path(
+    tag = "registry-accounts",
+    operation_id = "create_registry_account",
+    request_body = CreateRegistryAccount,
+    responses((status = CREATED, body = RegistryAccount, headers(
+        ("Location" = String, description = "Path of the account"),
+        ("ETag" = String, description = "Version of the account"),
+    ))),
+)]
+#[post("/registry-accounts")]
+pub async fn create_account(
+    _caller: Caller<WriteAccounts>,
+    accounts: Data<Accounts>,
+    body: Json<CreateRegistryAccount>,
+) -> Result<HttpResponse, ApiError> {
+    let account = accounts.register(body.0.try_into()?).await?;
+    let location = (LOCATION, format!("/v1/registry-accounts/{}", account.name));
+    Ok(HttpResponse::Created()
+        .insert_header(location)
+        .insert_header(etag(account.version))
+        .json(RegistryAccount::from(account)))
+}
+
+/// List registry accounts by name.
+#[utoipa::path(
+    tag = "registry-accounts",
+    operation_id = "list_registry_accounts",
+    params(PageParams, LabelParams),
+    responses((status = OK, body = Page<RegistryAccount>)),
+)]
+#[get("/registry-accounts")]
+pub async fn list_accounts(
+    _caller: Caller<ReadAccounts>,
+    accounts: Data<Accounts>,
+    query: LabelledPageQuery,
+) -> Result<HttpResponse, ApiError> {
+    let found = accounts.list(&query.page, &query.labels).await?;
+    let page: Page<RegistryAccount> = page(found, &query.page, |account| account.name.as_str());
+    Ok(HttpResponse::Ok().json(page))
+}
+
+/// Show a registry account.
+#[utoipa::path(
+    tag = "registry-accounts",
+    operation_id = "get_registry_account",
+    params(("name" = String, Path, description = "Name of the account")),
+    responses((status = OK, body = RegistryAccount, headers(("ETag" = String, description = "Version of the account")))),
+)]
+#[get("/registry-accounts/{name}")]
+pub async fn get_account(
+    _caller: Caller<ReadAccounts>,
+    accounts: Data<Accounts>,
+    path: Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let account = accounts.find(&path_name("registry account", &path)?).await?;
+    Ok(HttpResponse::Ok().insert_header(etag(account.version)).json(RegistryAccount::from(account)))
+}
+
+/// Change a registry account.
+///
+/// A new `password` is a rotation. Every change raises the version.
+#[utoipa::path(
+    tag = "registry-accounts",
+    operation_id = "update_registry_account",
+    params(
+        ("name" = String, Path, description = "Name of the account"),
+        ("If-Match" = Option<String>, Header, description = "Change only this version (its ETag)"),
+    ),
+    request_body(content(
+        (UpdateRegistryAccount = "application/merge-patch+json"),
+        (UpdateRegistryAccount = "application/json"),
+    )),
+    responses((status = OK, body = RegistryAccount, headers(("ETag" = String, description = "Version of the account")))),
+)]
+#[patch("/registry-accounts/{name}")]
+pub async fn update_account(
+    _caller: Caller<WriteAccounts>,
+    accounts: Data<Accounts>,
+    path: Path<String>,
+    expected: IfMatch,
+    body: MergePatch<UpdateRegistryAccount>,
+) -> Result<HttpResponse, ApiError> {
+    let name = path_name("registry account", &path)?;
+    let account = accounts.change(&name, body.0.try_into()?, expected.0).await?;
+    Ok(HttpResponse::Ok().insert_header(etag(account.version)).json(RegistryAccount::from(account)))
+}
+
+/// Delete a registry account and its password.
+#[utoipa::path(
+    tag = "registry-accounts",
+    operation_id = "delete_registry_account",
+    params(
+        ("name" = String, Path, description = "Name of the account"),
+        ("If-Match" = Option<String>, Header, description = "Delete only this version (its ETag)"),
+    ),
+    responses((status = NO_CONTENT)),
+)]
+#[delete("/registry-accounts/{name}")]
+pub async fn delete_account(
+    _caller: Caller<WriteAccounts>,
+    accounts: Data<Accounts>,
+    path: Path<String>,
+    expected: IfMatch,
+) -> Result<HttpResponse, ApiError> {
+    accounts.remove(&path_name("registry account", &path)?, expected.0).await?;
+    Ok(HttpResponse::NoContent().finish())
+}

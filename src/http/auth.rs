@@ -1,0 +1,94 @@
+//! The door: every `/v1` route needs an API key, and each handler's signature states what the key must allow.
+
+use std::{
+    future::{Ready, ready},
+    marker::PhantomData,
+};
+
+use actix_web::{
+    Error, FromRequest, HttpMessage, HttpRequest,
+    body::MessageBody,
+    dev::{Payload, ServiceRequest, ServiceResponse},
+    http::header,
+    middleware::Next,
+    web::Data,
+};
+
+use crate::{
+    domain::caller::{Identity, Permission},
+    http::problem::ApiError,
+    service::api_keys::Door,
+};
+
+/// Middleware that finds out who calls, before anything of the body is read.
+pub async fn authenticate(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let identity = identify(&request).await?;
+    tracing::Span::current().record("caller", identity.name.as_str());
+    request.extensions_mut().insert(identity);
+    next.call(request).await
+}
+
+async fn identify(request: &ServiceRequest) -> Result<Identity, ApiError> {
+    let key = bearer(request).ok_or(ApiError::Unauthenticated(
+        "send an API key as `Authorization: Bearer rgc_…`; `regcred api-key create` makes one",
+    ))?;
+    let door =
+        request.app_data::<Data<Door>>().ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door")))?;
+    // One sentence for every reason, so that nobody learns which keys exist.
+    door.identify(key).await?.ok_or(ApiError::Unauthenticated("the API key is unknown, mistyped, revoked or expired"))
+}
+
+fn bearer(request: &ServiceRequest) -> Option<&str> {
+    let value = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, key) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+}
+
+/// A permission as a type, so that a handler's signature can name it.
+pub trait Requires: 'static {
+    /// The permission.
+    const PERMISSION: Permission;
+}
+
+/// The permissions that handlers name.
+pub mod permission {
+    use super::{Permission, Requires};
+
+    macro_rules! permissions {
+        ($($name:ident),+ $(,)?) => {$(
+            #[doc = concat!("[`Permission::", stringify!($name), "`]")]
+            pub struct $name;
+            impl Requires for $name {
+                const PERMISSION: Permission = Permission::$name;
+            }
+        )+};
+    }
+    permissions! {
+        ReadAccounts, WriteAccounts, ReadClusters, WriteClusters, RevealCredentials, DeliverSecrets, Authenticated,
+    }
+}
+
+/// A caller who has the permission `P`. It comes first among a handler's arguments, so that nothing of the
+/// request is looked at for somebody who may not ask.
+pub struct Caller<P> {
+    /// Who calls.
+    pub identity: Identity,
+    permission: PhantomData<P>,
+}
+
+impl<P: Requires> FromRequest for Caller<P> {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let identity = request.extensions().get::<Identity>().cloned();
+        ready(match identity {
+            Some(identity) if identity.role.allows(P::PERMISSION) => Ok(Self { identity, permission: PhantomData }),
+            Some(_) => Err(ApiError::Forbidden),
+            None => Err(ApiError::Internal(anyhow::anyhow!("a handler outside /v1 asks for a caller"))),
+        })
+    }
+}

@@ -1,0 +1,36 @@
+//! `ETag` and `If-Match`: changes that are lost to nobody.
+
+use std::future::{Ready, ready};
+
+use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header};
+
+use crate::{http::problem::ApiError, service::ExpectedVersion};
+
+/// The `ETag` header of a resource at this version.
+pub fn etag(version: i64) -> (header::HeaderName, String) {
+    (header::ETAG, format!("\"{version}\""))
+}
+
+/// What `If-Match` asks for: `*` or no header asks for nothing.
+pub struct IfMatch(pub ExpectedVersion);
+
+impl FromRequest for IfMatch {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(parse(request).map(Self))
+    }
+}
+
+fn parse(request: &HttpRequest) -> Result<ExpectedVersion, ApiError> {
+    let Some(value) = request.headers().get(header::IF_MATCH) else { return Ok(None) };
+    let refused = || ApiError::field("If-Match", "must be `*` or the ETag of one version, such as \"1\"");
+    let tag = value.to_str().map_err(|_| refused())?.trim();
+    if tag == "*" {
+        return Ok(None);
+    }
+    let version = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).ok_or_else(refused)?;
+    // A tag that we never gave matches no version.
+    Ok(Some(version.parse().unwrap_or(-1)))
+}

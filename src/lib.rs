@@ -1,0 +1,17 @@
+//! regcred: a credential broker that turns registry accounts into Kubernetes image pull secrets.
+//!
+//! `docs/ARCHITECTURE.md` has the picture of the modules and the way of a request.
+#![warn(missing_docs)]
+
+pub mod app;
+pub mod cli;
+pub mod clients;
+pub mod config;
+pub mod crypto;
+pub mod domain;
+pub mod http;
+pub mod metrics;
+pub mod service;
+pub mod shutdown;
+pub mod storage;
+pub mod telemetry;

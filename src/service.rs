@@ -1,0 +1,100 @@
+//! Use cases: each is one transaction, and knows nothing of HTTP.
+
+use sqlx::{PgPool, Postgres, pool::PoolConnection};
+
+use crate::{
+    clients::cluster::ClusterError,
+    crypto::{
+        api_key::CryptoError,
+        sealer::{OpenError, SealError},
+    },
+    domain::{
+        docker_config::RenderError,
+        invalid::{FieldError, Invalid},
+    },
+    storage::StorageError,
+};
+
+pub mod accounts;
+pub mod api_keys;
+pub mod clusters;
+pub mod docker_configs;
+pub mod health;
+pub mod master_keys;
+pub mod secrets;
+
+/// Everything that a use case may fail with.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// These fields of the request were refused.
+    #[error("the request is not valid")]
+    Invalid(Vec<FieldError>),
+    /// There is no such resource.
+    #[error("there is no {kind} named `{name}`")]
+    NotFound {
+        /// What was looked for.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// Another resource of that kind has the name.
+    #[error("the name `{0}` is in use")]
+    NameTaken(String),
+    /// The resource was changed since the caller read it.
+    #[error("the resource is at version {current}, not at the one that `If-Match` names")]
+    Stale {
+        /// The version that is stored.
+        current: i64,
+    },
+    /// No docker config can be made of these accounts.
+    #[error(transparent)]
+    Render(#[from] RenderError),
+    /// The API server refused, or could not be reached.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// Postgres refused, or could not be reached.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A stored secret did not open.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A secret could not be sealed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// A key could not be made or checked.
+    #[error(transparent)]
+    Crypto(#[from] CryptoError),
+}
+
+impl From<Vec<FieldError>> for ServiceError {
+    fn from(errors: Vec<FieldError>) -> Self {
+        Self::Invalid(errors)
+    }
+}
+
+impl From<sqlx::Error> for ServiceError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Storage(error.into())
+    }
+}
+
+impl ServiceError {
+    /// One refused field.
+    fn field(field: &str, detail: impl Into<Invalid>) -> Self {
+        Self::Invalid(vec![FieldError::new(field, detail.into())])
+    }
+}
+
+/// What the caller believes the version of a resource to be; `None` where he does not care.
+pub type ExpectedVersion = Option<i64>;
+
+fn check_version(expected: ExpectedVersion, current: i64) -> Result<(), ServiceError> {
+    match expected {
+        Some(expected) if expected != current => Err(ServiceError::Stale { current }),
+        _ => Ok(()),
+    }
+}
+
+async fn connection(pool: &PgPool) -> Result<PoolConnection<Postgres>, StorageError> {
+    Ok(pool.acquire().await?)
+}

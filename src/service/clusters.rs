@@ -1,0 +1,297 @@
+//! Clusters: register, look up, change, remove, check, and the client for one.
+
+use std::sync::Arc;
+
+use secrecy::SecretString;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::{
+    clients::cluster::{Check, ClusterClient, ClusterClients, ClusterError, Settings, kubeconfig},
+    crypto::sealer::{OpenError, Sealed, Sealer},
+    domain::{
+        cluster::{AuthType, ClusterAuth, ClusterConnection},
+        invalid::{FieldError, Invalid},
+        names::Name,
+    },
+    service::{ExpectedVersion, ServiceError, check_version, connection},
+    storage::{self, PageRequest, StorageError, clusters::StoredCluster, sealed::SealedColumn},
+};
+
+/// How many clusters' clients are kept between calls.
+const CLIENTS_KEPT: usize = 256;
+
+/// What a caller says about a connection; `None` where he says nothing.
+#[derive(Debug, Default)]
+pub struct ConnectionInput {
+    /// URL of the API server.
+    pub server: Option<String>,
+    /// PEM of its CA; `Some(None)` takes it away.
+    pub ca_certificate: Option<Option<String>>,
+    /// Name that its certificate bears; `Some(None)` takes it away.
+    pub tls_server_name: Option<Option<String>>,
+    /// How to authenticate.
+    pub auth: Option<ClusterAuth>,
+    /// `http://` is wanted.
+    pub allow_plain_http: Option<bool>,
+    /// A kubeconfig in place of server, CA and authentication.
+    pub kubeconfig: Option<SecretString>,
+    /// Which context of it, if not its current one.
+    pub context: Option<String>,
+}
+
+impl ConnectionInput {
+    /// Whether the caller said anything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.server.is_none()
+            && self.ca_certificate.is_none()
+            && self.tls_server_name.is_none()
+            && self.auth.is_none()
+            && self.allow_plain_http.is_none()
+            && self.kubeconfig.is_none()
+            && self.context.is_none()
+    }
+
+    /// Makes a connection of what was said alone.
+    ///
+    /// # Errors
+    ///
+    /// Every field that is missing, refused, or said twice.
+    pub fn into_connection(self) -> Result<ClusterConnection, Vec<FieldError>> {
+        let allow_plain_http = self.allow_plain_http.unwrap_or_default();
+        if let Some(text) = &self.kubeconfig {
+            self.refuse_beside_kubeconfig()?;
+            return kubeconfig::parse(text, self.context.as_deref(), allow_plain_http);
+        }
+        if self.context.is_some() {
+            return Err(vec![FieldError::new("context", "goes with `kubeconfig`, which is missing")]);
+        }
+        let Some(auth) = self.auth else {
+            return Err(vec![FieldError::new("auth", "is missing: give `auth` and `server`, or a `kubeconfig`")]);
+        };
+        ClusterConnection::new(
+            self.server.as_deref(),
+            self.ca_certificate.flatten().as_deref(),
+            self.tls_server_name.flatten().as_deref(),
+            auth,
+            allow_plain_http,
+        )
+    }
+
+    /// Puts what was said over a connection that is there.
+    fn over(
+        self,
+        stored: &StoredCluster,
+        open: impl FnOnce() -> Result<ClusterAuth, ServiceError>,
+    ) -> Result<ClusterConnection, ServiceError> {
+        if self.kubeconfig.is_some() || self.context.is_some() {
+            return Ok(self.into_connection()?);
+        }
+        let auth = match self.auth {
+            Some(auth) => auth,
+            None => open()?,
+        };
+        let in_cluster = auth.auth_type() == AuthType::InCluster;
+        let kept = |value: &Option<String>| if in_cluster { None } else { value.clone() };
+        Ok(ClusterConnection::new(
+            self.server.or_else(|| kept(&stored.server)).as_deref(),
+            self.ca_certificate.unwrap_or_else(|| kept(&stored.ca_certificate)).as_deref(),
+            self.tls_server_name.unwrap_or_else(|| kept(&stored.tls_server_name)).as_deref(),
+            auth,
+            self.allow_plain_http.unwrap_or(stored.allow_plain_http),
+        )?)
+    }
+
+    fn refuse_beside_kubeconfig(&self) -> Result<(), Vec<FieldError>> {
+        let given = [
+            ("server", self.server.is_some()),
+            ("caCertificate", self.ca_certificate.is_some()),
+            ("tlsServerName", self.tls_server_name.is_some()),
+            ("auth", self.auth.is_some()),
+        ];
+        let twice: Vec<FieldError> = given
+            .into_iter()
+            .filter(|(_, is_given)| *is_given)
+            .map(|(field, _)| FieldError::new(field, "must not stand beside `kubeconfig`, which says it already"))
+            .collect();
+        if twice.is_empty() { Ok(()) } else { Err(twice) }
+    }
+}
+
+/// The clusters.
+#[derive(Clone)]
+pub struct Clusters {
+    pool: PgPool,
+    sealer: Arc<Sealer>,
+    clients: Arc<ClusterClients>,
+    settings: Settings,
+}
+
+impl Clusters {
+    /// Puts the service together.
+    #[must_use]
+    pub fn new(pool: PgPool, sealer: Arc<Sealer>, settings: Settings) -> Self {
+        Self { pool, sealer, clients: Arc::new(ClusterClients::new(CLIENTS_KEPT)), settings }
+    }
+
+    /// Registers a cluster; its credential is sealed before it is stored. Nothing is sent to it.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NameTaken`] if the name is in use.
+    pub async fn register(&self, name: &Name, connection: &ClusterConnection) -> Result<StoredCluster, ServiceError> {
+        let id = Uuid::now_v7();
+        let credential = self.seal(id, connection)?;
+        let mut conn = self::connection(&self.pool).await?;
+        storage::clusters::insert(&mut conn, id, name, connection, credential.as_ref()).await.map_err(|error| {
+            match error {
+                StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
+                other => other.into(),
+            }
+        })
+    }
+
+    /// Finds a cluster.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`] if there is none of that name.
+    pub async fn find(&self, name: &Name) -> Result<StoredCluster, ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        storage::clusters::find(&mut conn, name).await?.ok_or_else(|| not_found(name))
+    }
+
+    /// Lists clusters by name.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    pub async fn list(&self, page: &PageRequest) -> Result<Vec<StoredCluster>, ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        Ok(storage::clusters::list(&mut conn, page).await?)
+    }
+
+    /// Changes a cluster's connection: what the caller does not say stays, and the whole is checked anew.
+    ///
+    /// A new server needs the credential said again: otherwise whoever may change a cluster could have a
+    /// credential that he cannot see sent to a server of his own.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
+    /// expected version, [`ServiceError::Invalid`] if the changed connection breaks a rule.
+    pub async fn change(
+        &self,
+        name: &Name,
+        input: ConnectionInput,
+        expected: ExpectedVersion,
+    ) -> Result<StoredCluster, ServiceError> {
+        let mut tx = self.pool.begin().await?;
+        let stored = storage::clusters::lock(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
+        check_version(expected, stored.version)?;
+        refuse_redirection(&stored, &input)?;
+        let changed = input.over(&stored, || self.open(&stored))?;
+        let credential = self.seal(stored.id, &changed)?;
+        let updated = storage::clusters::update(&mut tx, stored.id, &changed, credential.as_ref()).await?;
+        tx.commit().await?;
+        self.clients.remove(stored.id);
+        Ok(updated)
+    }
+
+    /// Removes a cluster and its credential. Secrets in it stay.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
+    /// expected version.
+    pub async fn remove(&self, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
+        let mut tx = self.pool.begin().await?;
+        let stored = storage::clusters::lock(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
+        check_version(expected, stored.version)?;
+        storage::clusters::delete(&mut tx, stored.id).await?;
+        tx.commit().await?;
+        self.clients.remove(stored.id);
+        Ok(())
+    }
+
+    /// Looks whether a cluster answers, which version it is, and what regcred may do there.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`] if there is none of that name. A cluster that does not answer is no error but
+    /// what was found.
+    pub async fn check(&self, name: &Name, namespaces: &[&str]) -> Result<Check, ServiceError> {
+        match self.client(name).await {
+            Ok(client) => Ok(client.check(namespaces).await),
+            Err(ServiceError::Cluster(error)) => Ok(Check::failed(&error)),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// The client for a cluster, with its connections kept between calls.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Open`] if its credential does
+    /// not open, [`ServiceError::Cluster`] if its connection cannot be used here.
+    pub async fn client(&self, name: &Name) -> Result<ClusterClient, ServiceError> {
+        let stored = self.find(name).await?;
+        self.clients.get_or_connect(stored.id, stored.version, || {
+            let stored_connection = self.stored_connection(&stored)?;
+            ClusterClient::connect(&stored_connection, &self.settings).map_err(ServiceError::from)
+        })
+    }
+
+    fn stored_connection(&self, stored: &StoredCluster) -> Result<ClusterConnection, ServiceError> {
+        ClusterConnection::new(
+            stored.server.as_deref(),
+            stored.ca_certificate.as_deref(),
+            stored.tls_server_name.as_deref(),
+            self.open(stored)?,
+            stored.allow_plain_http,
+        )
+        // Stored connections were checked when they came in; rules may have become stricter since.
+        .map_err(|errors| {
+            let detail = errors.iter().map(|e| format!("{} {}", e.field, e.detail)).collect::<Vec<_>>().join("; ");
+            ClusterError::Misconfigured { detail: format!("the stored connection is not valid any more: {detail}") }
+                .into()
+        })
+    }
+
+    fn seal(&self, id: Uuid, connection: &ClusterConnection) -> Result<Option<Sealed>, ServiceError> {
+        let slot = SealedColumn::ClusterCredential.slot(id);
+        Ok(connection.auth.secret().map(|secret| self.sealer.seal(slot, secret)).transpose()?)
+    }
+
+    fn open(&self, stored: &StoredCluster) -> Result<ClusterAuth, ServiceError> {
+        let slot = SealedColumn::ClusterCredential.slot(stored.id);
+        let secret = stored.credential.as_ref().map(|sealed| self.sealer.open(slot, sealed)).transpose()?;
+        ClusterAuth::from_parts(stored.auth_type, stored.client_certificate.clone(), secret)
+            .map_err(|_| OpenError::Tampered { table: slot.table, id: stored.id }.into())
+    }
+}
+
+fn not_found(name: &Name) -> ServiceError {
+    ServiceError::NotFound { kind: "cluster", name: name.to_string() }
+}
+
+/// Refuses to send a stored credential to another server, or past another trust anchor, than it was given for.
+fn refuse_redirection(stored: &StoredCluster, input: &ConnectionInput) -> Result<(), ServiceError> {
+    let keeps_credential = stored.credential.is_some() && input.auth.is_none() && input.kubeconfig.is_none();
+    if !keeps_credential {
+        return Ok(());
+    }
+    let moved = [
+        ("server", input.server.is_some() && input.server != stored.server),
+        ("caCertificate", input.ca_certificate.as_ref().is_some_and(|ca| *ca != stored.ca_certificate)),
+        ("tlsServerName", input.tls_server_name.as_ref().is_some_and(|name| *name != stored.tls_server_name)),
+    ];
+    match moved.into_iter().find(|(_, is_moved)| *is_moved) {
+        Some((field, _)) => Err(ServiceError::field(
+            field,
+            Invalid::new("cannot be changed without `auth`: the stored credential is not sent anywhere else"),
+        )),
+        None => Ok(()),
+    }
+}

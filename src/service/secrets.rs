@@ -1,0 +1,103 @@
+//! The direct road: one Secret, now.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    clients::cluster::NewSecret,
+    domain::{
+        docker_config::{RenderedConfig, Warning},
+        names::{Labels, Name, NamespaceName, SecretName},
+        secret::{MANAGED_BY_LABEL, SecretType},
+    },
+    service::{ServiceError, clusters::Clusters, docker_configs::DockerConfigs},
+};
+
+/// What to place where.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The cluster.
+    pub cluster: Name,
+    /// The namespace.
+    pub namespace: NamespaceName,
+    /// Name of the Secret.
+    pub name: SecretName,
+    /// Type of the Secret, which decides the form of the document.
+    pub secret_type: SecretType,
+    /// The accounts that go into it.
+    pub accounts: Vec<String>,
+    /// Further labels of the Secret.
+    pub labels: Labels,
+    /// The API server checks everything and stores nothing.
+    pub dry_run: bool,
+}
+
+/// A Secret that is there now; nothing of its value.
+#[derive(Debug)]
+pub struct Delivered {
+    /// Identity of the Secret.
+    pub uid: Option<String>,
+    /// Version of the Secret.
+    pub resource_version: Option<String>,
+    /// When it was created, by the cluster's clock.
+    pub creation_timestamp: Option<DateTime<Utc>>,
+    /// The keys of its document.
+    pub keys: Vec<String>,
+    /// What its reader will do otherwise than the accounts say.
+    pub warnings: Vec<Warning>,
+}
+
+/// Places Secrets in namespaces.
+#[derive(Clone)]
+pub struct Secrets {
+    clusters: Clusters,
+    docker_configs: DockerConfigs,
+}
+
+impl Secrets {
+    /// Puts the service together.
+    #[must_use]
+    pub fn new(clusters: Clusters, docker_configs: DockerConfigs) -> Self {
+        Self { clusters, docker_configs }
+    }
+
+    /// Creates one Secret by one POST, which is never repeated: a Secret of that name that is there stays as
+    /// it is.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`] for the cluster, [`ServiceError::Invalid`] for the accounts,
+    /// [`ServiceError::Cluster`] for whatever the API server says.
+    pub async fn deliver(&self, delivery: Delivery) -> Result<Delivered, ServiceError> {
+        // The cluster first: what it cannot take need not be opened.
+        let client = self.clusters.client(&delivery.cluster).await?;
+        let profile = delivery.secret_type.profile();
+        let RenderedConfig { document, keys, warnings } =
+            self.docker_configs.assemble(profile, &delivery.accounts).await?;
+        let secret = NewSecret {
+            namespace: delivery.namespace.to_string(),
+            name: delivery.name.to_string(),
+            secret_type: delivery.secret_type.as_str().to_owned(),
+            data_key: delivery.secret_type.data_key().to_owned(),
+            document,
+            labels: with_managed_by(delivery.labels),
+            annotations: BTreeMap::new(),
+        };
+        let created = client.create_secret(&secret, delivery.dry_run).await?;
+        Ok(Delivered {
+            uid: created.uid,
+            resource_version: created.resource_version,
+            creation_timestamp: created.creation_timestamp,
+            keys,
+            warnings,
+        })
+    }
+}
+
+fn with_managed_by(labels: Labels) -> BTreeMap<String, String> {
+    let mut labels = labels.into_map();
+    let (key, value) = MANAGED_BY_LABEL;
+    labels.insert(key.to_owned(), value.to_owned());
+    labels
+}

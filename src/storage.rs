@@ -1,0 +1,97 @@
+//! The only SQL: free functions on a connection, one file per table.
+//!
+//! Transactions belong to the services. A row that is not a valid domain value is an error, never a panic.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::domain::invalid::Invalid;
+
+pub mod accounts;
+pub mod api_keys;
+pub mod clusters;
+pub mod pool;
+pub mod schema;
+pub mod sealed;
+
+/// What can go wrong between a service and Postgres.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// Postgres cannot be reached or is shutting down; trying again later may help.
+    #[error("the database is not available")]
+    Unavailable(#[source] sqlx::Error),
+    /// Another row has this name.
+    #[error("the name is in use")]
+    NameTaken,
+    /// A stored value is not a valid domain value.
+    #[error("{table}/{id}: the stored {column} is not valid: {reason}")]
+    Corrupt {
+        /// Table of the row.
+        table: &'static str,
+        /// Primary key of the row.
+        id: Uuid,
+        /// Column that holds the value.
+        column: &'static str,
+        /// Which rule it breaks.
+        reason: Invalid,
+    },
+    /// Anything else that Postgres or the driver said.
+    #[error("the database refused")]
+    Sql(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for StorageError {
+    fn from(error: sqlx::Error) -> Self {
+        if is_unavailable(&error) { Self::Unavailable(error) } else { Self::Sql(error) }
+    }
+}
+
+/// Whether an error says that the server is away, and nothing about the statement.
+fn is_unavailable(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::WorkerCrashed => true,
+        // 08: connection exception; 57P: shutting down, crashed, starting up; 53300: too many connections;
+        // 25006: read-only, as a server is that was failed over.
+        sqlx::Error::Database(db) => db.code().is_some_and(|code| {
+            code.starts_with("08") || code.starts_with("57P") || code == "53300" || code == "25006"
+        }),
+        _ => false,
+    }
+}
+
+/// Turns the violation of a name's unique constraint into [`StorageError::NameTaken`].
+fn on_name_taken(constraint: &'static str) -> impl FnOnce(sqlx::Error) -> StorageError {
+    move |error| match error.as_database_error() {
+        Some(db) if db.constraint() == Some(constraint) => StorageError::NameTaken,
+        _ => error.into(),
+    }
+}
+
+/// Makes a [`StorageError::Corrupt`] for one column of a row.
+fn corrupt(table: &'static str, id: Uuid, column: &'static str) -> impl FnOnce(Invalid) -> StorageError {
+    move |reason| StorageError::Corrupt { table, id, column, reason }
+}
+
+/// One page of a list: at most `limit` rows after the name `after`.
+#[derive(Debug, Clone)]
+pub struct PageRequest {
+    /// The last name of the page before, if there was one.
+    pub after: Option<String>,
+    /// The most rows to return.
+    pub limit: i64,
+}
+
+/// Asks Postgres for a sign of life.
+///
+/// # Errors
+///
+/// [`StorageError::Unavailable`] if there is none.
+pub async fn ping(conn: &mut PgConnection) -> Result<(), StorageError> {
+    sqlx::query!("SELECT 1 AS one").fetch_one(conn).await?;
+    Ok(())
+}

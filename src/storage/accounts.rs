@@ -1,0 +1,247 @@
+//! Registry accounts and their sealed passwords.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, types::Json};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+use crate::{
+    crypto::sealer::Sealed,
+    domain::{
+        account::{Account, Email, NewAccount, Username},
+        names::{Labels, Name},
+        registry::RegistryScope,
+    },
+    storage::{PageRequest, StorageError, corrupt, on_name_taken},
+};
+
+/// The table's name, part of what binds a ciphertext to its row.
+pub const TABLE: &str = "registry_accounts";
+
+struct AccountRow {
+    id: Uuid,
+    name: String,
+    registry: String,
+    username: String,
+    email: Option<String>,
+    labels: Json<BTreeMap<String, String>>,
+    plain_http: bool,
+    expires_at: Option<DateTime<Utc>>,
+    version: i64,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+impl TryFrom<AccountRow> for Account {
+    type Error = StorageError;
+
+    fn try_from(row: AccountRow) -> Result<Self, StorageError> {
+        let id = row.id;
+        let email = row.email.as_deref().map(Email::parse).transpose();
+        Ok(Self {
+            id,
+            name: Name::parse(&row.name).map_err(corrupt(TABLE, id, "name"))?,
+            registry: RegistryScope::parse(&row.registry).map_err(corrupt(TABLE, id, "registry"))?,
+            username: Username::parse(&row.username).map_err(corrupt(TABLE, id, "username"))?,
+            email: email.map_err(corrupt(TABLE, id, "email"))?,
+            labels: Labels::parse(row.labels.0).map_err(corrupt(TABLE, id, "labels"))?,
+            plain_http: row.plain_http,
+            expires_at: row.expires_at,
+            version: row.version,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        })
+    }
+}
+
+/// Inserts an account with its sealed password.
+///
+/// # Errors
+///
+/// [`StorageError::NameTaken`] if the name is in use.
+#[tracing::instrument(name = "db.registry_accounts.insert", skip_all, fields(account.id = %id))]
+pub async fn insert(
+    conn: &mut PgConnection,
+    id: Uuid,
+    new: &NewAccount,
+    password: &Sealed,
+) -> Result<Account, StorageError> {
+    sqlx::query_as!(
+        AccountRow,
+        r#"INSERT INTO registry_accounts
+               (id, name, registry, username, password, password_key_id, email, labels, plain_http, expires_at)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+           RETURNING id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at,
+               version, created_at, updated_at"#,
+        id,
+        new.name.as_str(),
+        new.registry.to_string(),
+        new.username.as_str(),
+        password.bytes,
+        password.key_id,
+        new.email.as_ref().map(Email::as_str),
+        Json(new.labels.as_map()) as _,
+        new.plain_http,
+        new.expires_at,
+    )
+    .fetch_one(conn)
+    .await
+    .map_err(on_name_taken("registry_accounts_name_key"))?
+    .try_into()
+}
+
+/// Finds an account by name.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
+#[tracing::instrument(name = "db.registry_accounts.find", skip_all)]
+pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<Account>, StorageError> {
+    sqlx::query_as!(
+        AccountRow,
+        r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at,
+               version, created_at, updated_at
+           FROM registry_accounts WHERE name = $1"#,
+        name.as_str(),
+    )
+    .fetch_optional(conn)
+    .await?
+    .map(Account::try_from)
+    .transpose()
+}
+
+/// Finds an account by name and keeps others from changing it until the transaction ends.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
+#[tracing::instrument(name = "db.registry_accounts.lock", skip_all)]
+pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account>, StorageError> {
+    sqlx::query_as!(
+        AccountRow,
+        r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at,
+               version, created_at, updated_at
+           FROM registry_accounts WHERE name = $1 FOR UPDATE"#,
+        name.as_str(),
+    )
+    .fetch_optional(conn)
+    .await?
+    .map(Account::try_from)
+    .transpose()
+}
+
+/// Lists accounts in the order of their names, only those that have all of `labels`.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(name = "db.registry_accounts.list", skip_all)]
+pub async fn list(conn: &mut PgConnection, page: &PageRequest, labels: &Labels) -> Result<Vec<Account>, StorageError> {
+    sqlx::query_as!(
+        AccountRow,
+        r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at,
+               version, created_at, updated_at
+           FROM registry_accounts
+           WHERE ($1::text IS NULL OR name > $1) AND labels @> $2
+           ORDER BY name LIMIT $3"#,
+        page.after,
+        Json(labels.as_map()) as _,
+        page.limit,
+    )
+    .fetch_all(conn)
+    .await?
+    .into_iter()
+    .map(Account::try_from)
+    .collect()
+}
+
+/// Stores a changed account, with a new sealed password if there is one, and raises its version.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(name = "db.registry_accounts.update", skip_all, fields(account.id = %account.id))]
+pub async fn update(
+    conn: &mut PgConnection,
+    account: &Account,
+    password: Option<&Sealed>,
+) -> Result<Account, StorageError> {
+    sqlx::query_as!(
+        AccountRow,
+        r#"UPDATE registry_accounts
+           SET registry = $2, username = $3, email = $4, labels = $5, plain_http = $6, expires_at = $7,
+               password = coalesce($8, password), password_key_id = coalesce($9, password_key_id),
+               version = version + 1, updated_at = now()
+           WHERE id = $1
+           RETURNING id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at,
+               version, created_at, updated_at"#,
+        account.id,
+        account.registry.to_string(),
+        account.username.as_str(),
+        account.email.as_ref().map(Email::as_str),
+        Json(account.labels.as_map()) as _,
+        account.plain_http,
+        account.expires_at,
+        password.map(|sealed| sealed.bytes.as_slice()),
+        password.map(|sealed| sealed.key_id.as_str()),
+    )
+    .fetch_one(conn)
+    .await?
+    .try_into()
+}
+
+/// Deletes an account.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(name = "db.registry_accounts.delete", skip_all, fields(account.id = %id))]
+pub async fn delete(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
+    sqlx::query!("DELETE FROM registry_accounts WHERE id = $1", id).execute(conn).await?;
+    Ok(())
+}
+
+/// What a docker config needs of an account, its password still sealed.
+#[derive(Debug)]
+pub struct SealedCredential {
+    /// Identity that the ciphertext is bound to.
+    pub id: Uuid,
+    /// Name of the account.
+    pub name: String,
+    /// What the credential is for.
+    pub registry: RegistryScope,
+    /// Who logs in.
+    pub username: String,
+    /// Optional e-mail address.
+    pub email: Option<String>,
+    /// The sealed password.
+    pub password: Sealed,
+}
+
+/// Finds the credentials of these accounts, in no particular order; unknown names are left out.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(name = "db.registry_accounts.find_credentials", skip_all)]
+pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<SealedCredential>, StorageError> {
+    sqlx::query!(
+        "SELECT id, name, registry, username, email, password, password_key_id
+         FROM registry_accounts WHERE name = ANY($1::text[])",
+        names as _,
+    )
+    .fetch_all(conn)
+    .await?
+    .into_iter()
+    .map(|row| {
+        Ok(SealedCredential {
+            id: row.id,
+            registry: RegistryScope::parse(&row.registry).map_err(corrupt(TABLE, row.id, "registry"))?,
+            name: row.name,
+            username: row.username,
+            email: row.email,
+            password: Sealed { key_id: row.password_key_id, bytes: row.password },
+        })
+    })
+    .collect()
+}

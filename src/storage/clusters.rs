@@ -1,0 +1,230 @@
+//! Clusters and their sealed credentials.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::{
+    crypto::sealer::Sealed,
+    domain::{
+        cluster::{AuthType, CaCertificate, ClusterConnection, ServerUrl},
+        names::Name,
+    },
+    storage::{PageRequest, StorageError, corrupt, on_name_taken},
+};
+
+/// The table's name, part of what binds a ciphertext to its row.
+pub const TABLE: &str = "clusters";
+
+/// A cluster as it is stored: its credential sealed.
+#[derive(Debug, Clone)]
+pub struct StoredCluster {
+    /// Identity that the ciphertext is bound to.
+    pub id: Uuid,
+    /// Unique name.
+    pub name: String,
+    /// URL of the API server; none for `inCluster`.
+    pub server: Option<String>,
+    /// PEM of the CA that signed the API server's certificate.
+    pub ca_certificate: Option<String>,
+    /// Name that the API server's certificate bears in place of the host.
+    pub tls_server_name: Option<String>,
+    /// How regcred authenticates.
+    pub auth_type: AuthType,
+    /// PEM of the client certificate.
+    pub client_certificate: Option<String>,
+    /// Sealed token or private key.
+    pub credential: Option<Sealed>,
+    /// `http://` is wanted.
+    pub allow_plain_http: bool,
+    /// Grows by one with every change.
+    pub version: i64,
+    /// Database time of the creation.
+    pub created_at: DateTime<Utc>,
+    /// Database time of the last change.
+    pub updated_at: DateTime<Utc>,
+}
+
+struct ClusterRow {
+    id: Uuid,
+    name: String,
+    server: Option<String>,
+    ca_certificate: Option<String>,
+    tls_server_name: Option<String>,
+    auth_type: String,
+    client_certificate: Option<String>,
+    credential: Option<Vec<u8>>,
+    credential_key_id: Option<String>,
+    allow_plain_http: bool,
+    version: i64,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+impl TryFrom<ClusterRow> for StoredCluster {
+    type Error = StorageError;
+
+    fn try_from(row: ClusterRow) -> Result<Self, StorageError> {
+        Ok(Self {
+            auth_type: row.auth_type.parse().map_err(corrupt(TABLE, row.id, "auth_type"))?,
+            credential: row.credential.zip(row.credential_key_id).map(|(bytes, key_id)| Sealed { key_id, bytes }),
+            id: row.id,
+            name: row.name,
+            server: row.server,
+            ca_certificate: row.ca_certificate,
+            tls_server_name: row.tls_server_name,
+            client_certificate: row.client_certificate,
+            allow_plain_http: row.allow_plain_http,
+            version: row.version,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        })
+    }
+}
+
+/// Inserts a cluster with its sealed credential.
+///
+/// # Errors
+///
+/// [`StorageError::NameTaken`] if the name is in use.
+#[tracing::instrument(name = "db.clusters.insert", skip_all, fields(cluster.id = %id))]
+pub async fn insert(
+    conn: &mut PgConnection,
+    id: Uuid,
+    name: &Name,
+    connection: &ClusterConnection,
+    credential: Option<&Sealed>,
+) -> Result<StoredCluster, StorageError> {
+    sqlx::query_as!(
+        ClusterRow,
+        "INSERT INTO clusters
+             (id, name, server, ca_certificate, tls_server_name, auth_type, client_certificate,
+              credential, credential_key_id, allow_plain_http)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+         RETURNING id, name, server, ca_certificate, tls_server_name, auth_type, client_certificate, credential,
+             credential_key_id, allow_plain_http, version, created_at, updated_at",
+        id,
+        name.as_str(),
+        connection.server.as_ref().map(ServerUrl::as_str),
+        connection.ca_certificate.as_ref().map(CaCertificate::as_pem),
+        connection.tls_server_name,
+        connection.auth.auth_type().as_str(),
+        connection.auth.certificate(),
+        credential.map(|sealed| sealed.bytes.as_slice()),
+        credential.map(|sealed| sealed.key_id.as_str()),
+        connection.allow_plain_http,
+    )
+    .fetch_one(conn)
+    .await
+    .map_err(on_name_taken("clusters_name_key"))?
+    .try_into()
+}
+
+/// Finds a cluster by name.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
+#[tracing::instrument(name = "db.clusters.find", skip_all)]
+pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredCluster>, StorageError> {
+    sqlx::query_as!(
+        ClusterRow,
+        "SELECT id, name, server, ca_certificate, tls_server_name, auth_type, client_certificate, credential,
+             credential_key_id, allow_plain_http, version, created_at, updated_at
+         FROM clusters WHERE name = $1",
+        name.as_str()
+    )
+    .fetch_optional(conn)
+    .await?
+    .map(StoredCluster::try_from)
+    .transpose()
+}
+
+/// Finds a cluster by name and keeps others from changing it until the transaction ends.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
+#[tracing::instrument(name = "db.clusters.lock", skip_all)]
+pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredCluster>, StorageError> {
+    sqlx::query_as!(
+        ClusterRow,
+        "SELECT id, name, server, ca_certificate, tls_server_name, auth_type, client_certificate, credential,
+             credential_key_id, allow_plain_http, version, created_at, updated_at
+         FROM clusters WHERE name = $1 FOR UPDATE",
+        name.as_str()
+    )
+    .fetch_optional(conn)
+    .await?
+    .map(StoredCluster::try_from)
+    .transpose()
+}
+
+/// Lists clusters in the order of their names.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(name = "db.clusters.list", skip_all)]
+pub async fn list(conn: &mut PgConnection, page: &PageRequest) -> Result<Vec<StoredCluster>, StorageError> {
+    sqlx::query_as!(
+        ClusterRow,
+        "SELECT id, name, server, ca_certificate, tls_server_name, auth_type, client_certificate, credential,
+             credential_key_id, allow_plain_http, version, created_at, updated_at
+         FROM clusters WHERE ($1::text IS NULL OR name > $1) ORDER BY name LIMIT $2",
+        page.after,
+        page.limit,
+    )
+    .fetch_all(conn)
+    .await?
+    .into_iter()
+    .map(StoredCluster::try_from)
+    .collect()
+}
+
+/// Stores another connection for a cluster and raises its version.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(name = "db.clusters.update", skip_all, fields(cluster.id = %id))]
+pub async fn update(
+    conn: &mut PgConnection,
+    id: Uuid,
+    connection: &ClusterConnection,
+    credential: Option<&Sealed>,
+) -> Result<StoredCluster, StorageError> {
+    sqlx::query_as!(
+        ClusterRow,
+        "UPDATE clusters
+         SET server = $2, ca_certificate = $3, tls_server_name = $4, auth_type = $5,
+             client_certificate = $6, credential = $7, credential_key_id = $8, allow_plain_http = $9,
+             version = version + 1, updated_at = now()
+         WHERE id = $1
+         RETURNING id, name, server, ca_certificate, tls_server_name, auth_type, client_certificate, credential,
+             credential_key_id, allow_plain_http, version, created_at, updated_at",
+        id,
+        connection.server.as_ref().map(ServerUrl::as_str),
+        connection.ca_certificate.as_ref().map(CaCertificate::as_pem),
+        connection.tls_server_name,
+        connection.auth.auth_type().as_str(),
+        connection.auth.certificate(),
+        credential.map(|sealed| sealed.bytes.as_slice()),
+        credential.map(|sealed| sealed.key_id.as_str()),
+        connection.allow_plain_http,
+    )
+    .fetch_one(conn)
+    .await?
+    .try_into()
+}
+
+/// Deletes a cluster.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(name = "db.clusters.delete", skip_all, fields(cluster.id = %id))]
+pub async fn delete(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
+    sqlx::query!("DELETE FROM clusters WHERE id = $1", id).execute(conn).await?;
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! Logs: JSON for machines, readable lines on a terminal, always to standard error.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::{EnvFilter, Layer, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::{
+    config::{LogConfig, LogFormat},
+    domain::invalid::Invalid,
+};
+
+/// Crates that speak the wire protocols: at DEBUG and below they print headers and frames, tokens among them.
+/// No filter can make them say more than INFO.
+const WIRE: [&str; 10] = [
+    "h2",
+    "hyper",
+    "hyper_util",
+    "reqwest",
+    "rustls",
+    "tower",
+    "kube_client",
+    "actix_http",
+    "actix_server",
+    "actix_web",
+];
+
+/// Whether a filter can be parsed.
+///
+/// # Errors
+///
+/// [`Invalid`] says that it cannot.
+pub fn check_filter(filter: &str) -> Result<(), Invalid> {
+    EnvFilter::try_new(filter)
+        .map(drop)
+        .map_err(|_| Invalid::new("must be a log filter such as `info` or `info,regcred=debug`"))
+}
+
+/// Starts logging, once for the process; a second call changes nothing.
+pub fn start(config: &LogConfig) {
+    let is_terminal = std::io::stderr().is_terminal();
+    let is_json = match config.format {
+        LogFormat::Auto => !is_terminal,
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+    };
+    let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(is_terminal);
+    let lines = if is_json {
+        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
+    } else {
+        lines.with_target(false).boxed()
+    };
+    let wire =
+        Targets::new().with_default(tracing::Level::TRACE).with_targets(WIRE.map(|name| (name, tracing::Level::INFO)));
+    // A second subscriber in one process, as in tests, is no reason to fail.
+    let _ = tracing_subscriber::registry().with(lines.with_filter(wire)).with(filter).try_init();
+}

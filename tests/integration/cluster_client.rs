@@ -1,0 +1,948 @@
+//! The Kubernetes client against a real kube-apiserver, as `dev/with-services` starts one, and against listeners of our own that
+//! stand for what a healthy API server does not do: hang, break off, redirect, show a wrong certificate.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{
+    ByteString,
+    api::{
+        authentication::v1::{TokenRequest, TokenRequestSpec},
+        core::v1::{Namespace, ResourceQuota, Secret, ServiceAccount},
+        rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client, Config,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
+use regcred::{
+    clients::cluster::{Check, ClusterClient, ClusterError, CreatedSecret, NewSecret, Settings, kubeconfig},
+    domain::cluster::{CaCertificate, ClusterAuth, ClusterConnection},
+};
+use secrecy::SecretString;
+use serde_json::json;
+
+const DOCUMENT: &str = r#"{"auths":{"registry.martin.com:5000":{"username":"martin","password":"canary-document"}}}"#;
+const SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";
+const DATA_KEY: &str = ".dockerconfigjson";
+
+// ---- The real API server ----
+
+fn given(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run the tests with dev/with-services"))
+}
+
+fn server() -> String {
+    given("REGCRED_TEST_KUBE_SERVER")
+}
+
+fn kube_dir() -> PathBuf {
+    given("REGCRED_TEST_KUBE_DIR").into()
+}
+
+fn kube_file(name: &str) -> String {
+    fs::read_to_string(kube_dir().join(name)).expect("the cluster's files are there")
+}
+
+fn settings() -> Settings {
+    Settings::default()
+}
+
+fn token(token: impl Into<SecretString>) -> ClusterAuth {
+    ClusterAuth::Token { token: token.into() }
+}
+
+fn admin_token() -> ClusterAuth {
+    token(given("REGCRED_TEST_KUBE_ADMIN_TOKEN"))
+}
+
+fn connection(auth: ClusterAuth) -> ClusterConnection {
+    ClusterConnection::new(Some(&server()), Some(&kube_file("ca.crt")), None, auth, false).expect("a good connection")
+}
+
+fn connect(auth: ClusterAuth) -> ClusterClient {
+    ClusterClient::connect(&connection(auth), &settings()).expect("a client")
+}
+
+/// kube's own client, to look at the cluster past the code under test.
+fn admin() -> Client {
+    let ca = CaCertificate::parse(&kube_file("ca.crt")).expect("a CA");
+    let mut config = Config::new(server().parse().expect("a URL"));
+    config.root_cert = Some(ca.as_der().map(<[u8]>::to_vec).collect());
+    config.auth_info.token = Some(given("REGCRED_TEST_KUBE_ADMIN_TOKEN").into());
+    Client::try_from(config).expect("a client")
+}
+
+fn named(name: &str) -> ObjectMeta {
+    ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }
+}
+
+async fn new_namespace() -> String {
+    let metadata = ObjectMeta { generate_name: Some("cluster-client-".to_owned()), ..ObjectMeta::default() };
+    let namespaces: Api<Namespace> = Api::all(admin());
+    let created = namespaces.create(&PostParams::default(), &Namespace { metadata, ..Namespace::default() }).await;
+    created.expect("a namespace").metadata.name.expect("a name")
+}
+
+async fn read_secret(namespace: &str, name: &str) -> Option<Secret> {
+    Api::<Secret>::namespaced(admin(), namespace).get_opt(name).await.expect("the API server answers")
+}
+
+fn new_secret(namespace: &str) -> NewSecret {
+    NewSecret {
+        namespace: namespace.to_owned(),
+        name: "pull".to_owned(),
+        secret_type: SECRET_TYPE.to_owned(),
+        data_key: DATA_KEY.to_owned(),
+        document: DOCUMENT.into(),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+    }
+}
+
+async fn create(client: &ClusterClient, secret: &NewSecret) -> Result<CreatedSecret, ClusterError> {
+    client.create_secret(secret, false).await
+}
+
+/// Gives these users the right to do this to Secrets of one namespace.
+async fn allow_secrets(namespace: &str, verbs: &[&str], subject: Subject) {
+    let rights = PolicyRule {
+        api_groups: Some(vec![String::new()]),
+        resources: Some(vec!["secrets".to_owned()]),
+        verbs: verbs.iter().map(|verb| (*verb).to_owned()).collect(),
+        ..PolicyRule::default()
+    };
+    let role = Role { metadata: named("secrets"), rules: Some(vec![rights]) };
+    let role_ref = RoleRef {
+        api_group: Some("rbac.authorization.k8s.io".to_owned()),
+        kind: "Role".to_owned(),
+        name: "secrets".to_owned(),
+    };
+    let binding = RoleBinding { metadata: named("secrets"), role_ref, subjects: Some(vec![subject]) };
+    let post = PostParams::default();
+    Api::namespaced(admin(), namespace).create(&post, &role).await.expect("a role");
+    Api::namespaced(admin(), namespace).create(&post, &binding).await.expect("a role binding");
+}
+
+fn user(name: &str) -> Subject {
+    Subject {
+        api_group: Some("rbac.authorization.k8s.io".to_owned()),
+        kind: "User".to_owned(),
+        name: name.to_owned(),
+        namespace: None,
+    }
+}
+
+#[tokio::test]
+async fn a_secret_arrives_as_it_was_asked_for() {
+    let namespace = new_namespace().await;
+    let client = connect(admin_token());
+    let mut secret = new_secret(&namespace);
+    secret.labels.insert("app.kubernetes.io/managed-by".to_owned(), "regcred".to_owned());
+    secret.annotations.insert("regcred.dev/accounts".to_owned(), "martin-5000".to_owned());
+
+    let created = create(&client, &secret).await.expect("created");
+
+    let stored = read_secret(&namespace, "pull").await.expect("stored");
+    assert_eq!(stored.type_.as_deref(), Some(SECRET_TYPE));
+    assert_eq!(stored.data, Some(BTreeMap::from([(DATA_KEY.to_owned(), ByteString(DOCUMENT.into()))])));
+    assert_eq!(stored.metadata.labels, Some(secret.labels));
+    assert_eq!(stored.metadata.annotations, Some(secret.annotations));
+    let managers = stored.metadata.managed_fields.expect("managed fields");
+    assert_eq!(managers.iter().filter_map(|entry| entry.manager.as_deref()).collect::<Vec<_>>(), ["regcred"]);
+    assert_eq!((created.uid, created.resource_version), (stored.metadata.uid, stored.metadata.resource_version));
+    let stored_at = stored.metadata.creation_timestamp.expect("a time").0.as_second();
+    assert_eq!(created.creation_timestamp.expect("a time").timestamp(), stored_at);
+}
+
+#[tokio::test]
+async fn a_client_certificate_opens_the_cluster() {
+    let namespace = new_namespace().await;
+    let auth =
+        ClusterAuth::ClientCertificate { certificate: kube_file("admin.crt"), key: kube_file("admin.key").into() };
+    create(&connect(auth), &new_secret(&namespace)).await.expect("created");
+}
+
+#[tokio::test]
+async fn kubectl_proxy_needs_no_credential() {
+    let namespace = new_namespace().await;
+    let proxy = given("REGCRED_TEST_KUBE_HTTP");
+    let connection =
+        ClusterConnection::new(Some(&proxy), None, None, ClusterAuth::None, true).expect("a good connection");
+    let client = ClusterClient::connect(&connection, &settings()).expect("a client");
+
+    create(&client, &new_secret(&namespace)).await.expect("created");
+
+    assert!(client.check(&[]).await.permissions.iter().all(|permission| permission.allowed));
+}
+
+#[tokio::test]
+async fn the_service_account_of_a_pod_opens_the_cluster() {
+    let namespace = new_namespace().await;
+    let accounts: Api<ServiceAccount> = Api::namespaced(admin(), &namespace);
+    let account = ServiceAccount { metadata: named("regcred"), ..ServiceAccount::default() };
+    accounts.create(&PostParams::default(), &account).await.expect("a ServiceAccount");
+    let subject = Subject {
+        api_group: None,
+        kind: "ServiceAccount".to_owned(),
+        name: "regcred".to_owned(),
+        namespace: Some(namespace.clone()),
+    };
+    allow_secrets(&namespace, &["create"], subject).await;
+    let spec = TokenRequestSpec { expiration_seconds: Some(600), ..TokenRequestSpec::default() };
+    let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+    let minted = accounts.create_token_request("regcred", &PostParams::default(), &request).await.expect("a token");
+    let dir = TempDir::new();
+    fs::write(dir.path().join("token"), minted.status.and_then(|status| status.token).expect("a token"))
+        .expect("written");
+    fs::write(dir.path().join("ca.crt"), kube_file("ca.crt")).expect("written");
+    let address = server().trim_start_matches("https://").to_owned();
+    let (host, port) = address.split_once(':').expect("host and port");
+    let settings = Settings {
+        service_account_dir: dir.path().to_owned(),
+        service_host: Some(host.to_owned()),
+        service_port: Some(port.to_owned()),
+        ..settings()
+    };
+    let connection =
+        ClusterConnection::new(None, None, None, ClusterAuth::InCluster, false).expect("a good connection");
+    let client = ClusterClient::connect(&connection, &settings).expect("a client");
+
+    create(&client, &new_secret(&namespace)).await.expect("created");
+
+    let elsewhere = create(&client, &new_secret("default")).await.expect_err("not its namespace");
+    assert_eq!(elsewhere.slug(), "cluster-forbidden");
+}
+
+#[tokio::test]
+async fn a_kubeconfig_opens_the_cluster() {
+    let namespace = new_namespace().await;
+    let connection = kubeconfig::parse(&kube_file("kubeconfig").into(), None, false).expect("a good kubeconfig");
+    let client = ClusterClient::connect(&connection, &settings()).expect("a client");
+    create(&client, &new_secret(&namespace)).await.expect("created");
+}
+
+#[tokio::test]
+async fn a_dry_run_checks_everything_and_stores_nothing() {
+    let namespace = new_namespace().await;
+    let client = connect(admin_token());
+
+    client.create_secret(&new_secret(&namespace), true).await.expect("it would be created");
+
+    assert_eq!(read_secret(&namespace, "pull").await, None);
+    create(&client, &new_secret(&namespace)).await.expect("created");
+    let again = client.create_secret(&new_secret(&namespace), true).await;
+    assert_eq!(again, Err(ClusterError::SecretExists));
+}
+
+#[tokio::test]
+async fn a_name_in_use_is_told() {
+    let namespace = new_namespace().await;
+    let client = connect(admin_token());
+    create(&client, &new_secret(&namespace)).await.expect("created");
+    assert_eq!(create(&client, &new_secret(&namespace)).await, Err(ClusterError::SecretExists));
+}
+
+#[tokio::test]
+async fn an_absent_namespace_is_told() {
+    let created = create(&connect(admin_token()), &new_secret("nowhere-at-all")).await;
+    assert_eq!(created, Err(ClusterError::NamespaceNotFound));
+}
+
+#[tokio::test]
+async fn a_terminating_namespace_is_told() {
+    let namespace = new_namespace().await;
+    let namespaces: Api<Namespace> = Api::all(admin());
+    // Nothing finalises a namespace here, so it stays Terminating; where a controller does, ours keeps it.
+    let keep = json!({"metadata": {"finalizers": ["regcred.dev/test"]}});
+    namespaces.patch(&namespace, &PatchParams::default(), &Patch::Merge(keep)).await.expect("patched");
+    namespaces.delete(&namespace, &DeleteParams::default()).await.expect("deleted");
+
+    let created = create(&connect(admin_token()), &new_secret(&namespace)).await;
+
+    let release = json!({"metadata": {"finalizers": null}});
+    namespaces.patch(&namespace, &PatchParams::default(), &Patch::Merge(release)).await.expect("patched");
+    assert_eq!(created, Err(ClusterError::NamespaceTerminating));
+}
+
+#[tokio::test]
+async fn validation_names_the_field() {
+    let namespace = new_namespace().await;
+    let client = connect(admin_token());
+    let good = || new_secret(&namespace);
+    let label = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+    let cases = [
+        (NewSecret { name: "Upper".to_owned(), ..good() }, "metadata.name"),
+        (NewSecret { name: "x".repeat(254), ..good() }, "metadata.name"),
+        (NewSecret { labels: label("team", "not a label canary"), ..good() }, "metadata.labels"),
+        (NewSecret { annotations: label("not a key", "x"), ..good() }, "metadata.annotations"),
+        (NewSecret { document: "canary, not JSON".into(), ..good() }, "data[.dockerconfigjson]"),
+        (NewSecret { document: "[\"canary\"]".into(), ..good() }, "data[.dockerconfigjson]"),
+        (NewSecret { data_key: "other".to_owned(), ..good() }, "data[.dockerconfigjson]"),
+        (NewSecret { document: " ".repeat(1024 * 1024 + 1).into(), ..good() }, "data"),
+    ];
+    for (secret, expected) in cases {
+        let refused = create(&client, &secret).await.expect_err("refused");
+        let ClusterError::InvalidSecret { field, detail } = &refused else { panic!("{expected}: {refused:?}") };
+        assert_eq!(field.as_deref(), Some(expected), "{detail}");
+        assert!(!detail.contains("canary"), "{detail}");
+        assert_eq!(read_secret(&namespace, "pull").await, None);
+    }
+}
+
+#[tokio::test]
+async fn a_mebibyte_fits_exactly() {
+    let namespace = new_namespace().await;
+    let client = connect(admin_token());
+    let largest = format!("{{\"auths\":{{}}}}{}", " ".repeat(1024 * 1024 - 12));
+    assert_eq!(largest.len(), 1024 * 1024);
+
+    create(&client, &NewSecret { document: largest.clone().into(), ..new_secret(&namespace) }).await.expect("created");
+
+    // The limit that is known here is the one that the API server has.
+    let larger = Secret {
+        metadata: named("larger"),
+        type_: Some(SECRET_TYPE.to_owned()),
+        data: Some(BTreeMap::from([(DATA_KEY.to_owned(), ByteString(format!("{largest} ").into_bytes()))])),
+        ..Secret::default()
+    };
+    let refused =
+        Api::namespaced(admin(), &namespace).create(&PostParams::default(), &larger).await.expect_err("refused");
+    let kube::Error::Api(status) = refused else { panic!("{refused:?}") };
+    assert_eq!(status.code, 422);
+}
+
+#[tokio::test]
+async fn a_wrong_namespace_never_becomes_a_path() {
+    for namespace in ["", "../../nodes", "default/secrets/x?", "Default", "a%2fb"] {
+        let refused = create(&connect(admin_token()), &new_secret(namespace)).await.expect_err("refused");
+        let ClusterError::InvalidSecret { field, .. } = refused else { panic!("{refused:?}") };
+        assert_eq!(field.as_deref(), Some("metadata.namespace"));
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_token_is_unauthorized() {
+    let client = connect(token("canary-token"));
+    assert_eq!(create(&client, &new_secret("default")).await, Err(ClusterError::Unauthorized));
+    let check = client.check(&[]).await;
+    assert_eq!((check.reachable, problem(&check)), (true, "cluster-unauthorized"));
+}
+
+#[tokio::test]
+async fn an_expired_client_certificate_is_unauthorized() {
+    let ca_key = KeyPair::from_pem(&kube_file("ca.key")).expect("the CA's key");
+    let issuer = Issuer::new(with_name("regcred-sandbox"), ca_key);
+    let key = KeyPair::generate().expect("a key");
+    let mut params = with_name("admin");
+    params.distinguished_name.push(DnType::OrganizationName, "system:masters");
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(2021, 1, 1);
+    let certificate = params.signed_by(&key, &issuer).expect("a certificate").pem();
+
+    let client = connect(ClusterAuth::ClientCertificate { certificate, key: key.serialize_pem().into() });
+
+    assert_eq!(create(&client, &new_secret("default")).await, Err(ClusterError::Unauthorized));
+}
+
+#[tokio::test]
+async fn a_missing_right_is_forbidden() {
+    let namespace = new_namespace().await;
+    for auth in [token(given("REGCRED_TEST_KUBE_NOBODY_TOKEN")), ClusterAuth::None] {
+        let refused = create(&connect(auth), &new_secret(&namespace)).await.expect_err("refused");
+        let ClusterError::Forbidden { detail } = refused else { panic!("{refused:?}") };
+        assert!(detail.contains(&namespace), "{detail}");
+    }
+}
+
+#[tokio::test]
+async fn a_quota_is_not_mistaken_for_a_missing_right() {
+    let namespace = new_namespace().await;
+    let quotas: Api<ResourceQuota> = Api::namespaced(admin(), &namespace);
+    let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": {"secrets": "0"}}});
+    let quota: ResourceQuota = serde_json::from_value(quota).expect("a quota");
+    quotas.create(&PostParams::default(), &quota).await.expect("created");
+    // No controller runs here that would do this.
+    let status = json!({"status": {"hard": {"secrets": "0"}, "used": {"secrets": "0"}}});
+    quotas.patch_status("none", &PatchParams::default(), &Patch::Merge(status)).await.expect("patched");
+    let client = connect(admin_token());
+
+    // The API server sees its own quotas a moment late.
+    let mut answer = client.create_secret(&new_secret(&namespace), true).await;
+    for _ in 0..50 {
+        if answer.is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        answer = client.create_secret(&new_secret(&namespace), true).await;
+    }
+
+    let refused = answer.expect_err("over quota");
+    assert_eq!(refused.slug(), "secret-refused", "{refused}");
+}
+
+#[tokio::test]
+async fn a_check_tells_version_and_rights() {
+    let check = connect(admin_token()).check(&[]).await;
+
+    assert!(check.reachable && check.problem.is_none(), "{check:?}");
+    assert!(check.version.expect("a version").starts_with("v1."));
+    assert!(check.latency_ms.is_some());
+    let asked: Vec<String> =
+        check.permissions.iter().map(|permission| format!("{} {}", permission.verb, permission.resource)).collect();
+    assert_eq!(
+        asked,
+        [
+            "create secrets",
+            "get secrets",
+            "patch secrets",
+            "delete secrets",
+            "get serviceaccounts",
+            "patch serviceaccounts",
+            "list namespaces",
+            "watch namespaces"
+        ]
+    );
+    assert!(check.permissions.iter().all(|permission| permission.allowed && permission.namespace.is_none()));
+}
+
+#[tokio::test]
+async fn a_check_knows_rights_of_one_namespace() {
+    let (granted, other) = (new_namespace().await, new_namespace().await);
+    allow_secrets(&granted, &["create", "get"], user("broker")).await;
+    let client = connect(token(given("REGCRED_TEST_KUBE_BROKER_TOKEN")));
+
+    let check = client.check(&[&granted, &other]).await;
+
+    let allowed: Vec<_> = check
+        .permissions
+        .iter()
+        .filter(|permission| permission.allowed)
+        .map(|permission| (permission.verb.as_str(), permission.namespace.as_deref()))
+        .collect();
+    assert_eq!(allowed, [("create", Some(granted.as_str())), ("get", Some(granted.as_str()))]);
+    assert_eq!(check.permissions.len(), 6 + 6 + 2);
+    assert!(client.check(&[]).await.permissions.iter().all(|permission| !permission.allowed));
+}
+
+#[tokio::test]
+async fn a_check_without_credential_is_forbidden_to_ask() {
+    let check = connect(ClusterAuth::None).check(&[]).await;
+    assert_eq!((check.reachable, problem(&check)), (true, "cluster-forbidden"));
+}
+
+#[tokio::test]
+async fn a_check_has_the_shape_of_the_api() {
+    let check = connect(token(given("REGCRED_TEST_KUBE_NOBODY_TOKEN"))).check(&[]).await;
+    let shape = serde_json::to_value(&check).expect("JSON");
+    assert_eq!(shape["reachable"], true);
+    assert!(shape["latencyMs"].is_u64() && shape["version"].is_string());
+    assert_eq!(
+        shape["permissions"][0],
+        json!({"verb": "create", "resource": "secrets", "namespace": null, "allowed": false})
+    );
+    assert!(shape.get("problem").is_none());
+
+    let check = client_of(&refusing_server(), &settings()).check(&[]).await;
+    let shape = serde_json::to_value(&check).expect("JSON");
+    assert_eq!((&shape["reachable"], &shape["problem"]["type"]), (&json!(false), &json!("cluster-unreachable")));
+    assert!(shape["problem"]["detail"].is_string());
+}
+
+// ---- Certificates ----
+
+#[tokio::test]
+async fn a_foreign_ca_is_not_believed() {
+    let (foreign, _) = certificate_authority();
+    let connection = |ca: Option<&str>| {
+        ClusterConnection::new(Some(&server()), ca, None, token("canary-token"), false).expect("a good connection")
+    };
+    let cases =
+        [(Some(foreign.as_str()), "is not signed by the given caCertificate"), (None, "give its caCertificate")];
+    for (ca, words) in cases {
+        let client = ClusterClient::connect(&connection(ca), &settings()).expect("a client");
+        let refused = create(&client, &new_secret("default")).await.expect_err("refused");
+        let ClusterError::Tls { detail } = &refused else { panic!("{refused:?}") };
+        assert!(detail.contains(words) && detail.contains(&server()), "{detail}");
+        assert_eq!(client.check(&[]).await, Check::failed(&refused));
+    }
+}
+
+#[tokio::test]
+async fn the_certificate_must_bear_the_name() {
+    let connect = |name: &str| {
+        let connection =
+            ClusterConnection::new(Some(&server()), Some(&kube_file("ca.crt")), Some(name), admin_token(), false);
+        ClusterClient::connect(&connection.expect("a good connection"), &settings()).expect("a client")
+    };
+    assert!(connect("localhost").check(&[]).await.problem.is_none());
+    let refused = create(&connect("other.example.com"), &new_secret("default")).await.expect_err("refused");
+    let ClusterError::Tls { detail } = refused else { panic!("{refused:?}") };
+    assert!(detail.contains("is not made out to other.example.com"), "{detail}");
+}
+
+#[tokio::test]
+async fn an_expired_server_certificate_is_told() {
+    let (ca, issuer) = certificate_authority();
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(2021, 1, 1);
+    let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+    let server_config = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key.serialize_der().try_into().expect("a key"))
+        .expect("a TLS configuration");
+    let server_config = Arc::new(server_config);
+    let address = listen(move |mut stream| {
+        let mut tls = rustls::ServerConnection::new(Arc::clone(&server_config)).expect("a TLS connection");
+        while tls.is_handshaking() && tls.complete_io(&mut stream).is_ok() {}
+    });
+    let url = format!("https://localhost:{}", address.port());
+    let connection = ClusterConnection::new(Some(&url), Some(&ca), None, token("canary-token"), false);
+    let client = ClusterClient::connect(&connection.expect("a good connection"), &settings()).expect("a client");
+
+    let refused = create(&client, &new_secret("default")).await.expect_err("refused");
+
+    assert_eq!(refused, ClusterError::Tls { detail: format!("the certificate of {url} has expired") });
+}
+
+#[tokio::test]
+async fn https_and_http_are_not_confused_in_silence() {
+    let plain = given("REGCRED_TEST_KUBE_HTTP").replace("http://", "https://");
+    let connection = ClusterConnection::new(Some(&plain), Some(&kube_file("ca.crt")), None, token("t"), false);
+    let client = ClusterClient::connect(&connection.expect("a good connection"), &settings()).expect("a client");
+    let refused = create(&client, &new_secret("default")).await.expect_err("refused");
+    assert_eq!(refused, ClusterError::Tls { detail: format!("{plain} does not speak TLS: is it an http:// server?") });
+
+    let client = client_of(&server().replace("https://", "http://"), &settings());
+    let refused = create(&client, &new_secret("default")).await.expect_err("refused");
+    assert_eq!(refused.slug(), "cluster-unreachable", "{refused}");
+}
+
+#[tokio::test]
+async fn outside_a_cluster_in_cluster_says_what_is_missing() {
+    let connection =
+        ClusterConnection::new(None, None, None, ClusterAuth::InCluster, false).expect("a good connection");
+    let dir = TempDir::new();
+    let in_a_pod = Settings {
+        service_account_dir: dir.path().to_owned(),
+        service_host: Some("10.96.0.1".to_owned()),
+        service_port: Some("443".to_owned()),
+        ..settings()
+    };
+    let missing = |settings: &Settings| {
+        ClusterClient::connect(&connection, settings).map(|_| ()).expect_err("misconfigured").to_string()
+    };
+    assert!(missing(&settings()).contains("KUBERNETES_SERVICE_HOST"));
+    assert!(missing(&in_a_pod).contains("ca.crt"));
+    fs::write(dir.path().join("ca.crt"), kube_file("ca.crt")).expect("written");
+    assert!(missing(&in_a_pod).contains("token"));
+    fs::write(dir.path().join("token"), "canary\nX: y").expect("written");
+    assert!(missing(&in_a_pod).contains("one line"));
+    fs::write(dir.path().join("token"), "a.b.c").expect("written");
+    let client = ClusterClient::connect(&connection, &in_a_pod).expect("a client");
+    assert_eq!(client.server(), "https://10.96.0.1:443");
+}
+
+// ---- Listeners that stand for broken servers and networks ----
+
+#[tokio::test]
+async fn a_hung_server_ends_at_the_timeout() {
+    // Accepts and never answers: a hung server, as a client sees it.
+    let hung = listen(|stream| {
+        read_request(&stream);
+        thread::sleep(Duration::from_mins(1));
+    });
+    // Answers 201 and then hangs in the middle of the body.
+    let half = listen(|mut stream| {
+        read_request(&stream);
+        stream.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n{").expect("sent");
+        thread::sleep(Duration::from_mins(1));
+    });
+    let settings = Settings { timeout: Duration::from_millis(300), ..settings() };
+    for address in [hung, half] {
+        let client = client_of(&format!("http://{address}"), &settings);
+        let start = Instant::now();
+        let refused = create(&client, &new_secret("default")).await.expect_err("no answer");
+        assert_eq!(refused.slug(), "cluster-timeout", "{refused}");
+        assert_eq!(problem(&client.check(&[]).await), "cluster-timeout");
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_hung_tls_handshake_ends_at_the_connect_timeout() {
+    let hung = listen(|_stream| thread::sleep(Duration::from_mins(1)));
+    let settings = Settings { connect_timeout: Duration::from_millis(300), ..settings() };
+    let connection = ClusterConnection::new(Some(&format!("https://{hung}")), None, None, token("t"), false);
+    let client = ClusterClient::connect(&connection.expect("a good connection"), &settings).expect("a client");
+    let start = Instant::now();
+
+    let refused = create(&client, &new_secret("default")).await.expect_err("no connection");
+
+    assert_eq!(
+        refused,
+        ClusterError::Timeout { detail: format!("no connection to https://{hung} came about in time") }
+    );
+    assert!(start.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_refused_port_is_unreachable() {
+    let server = refusing_server();
+    let refused = create(&client_of(&server, &settings()), &new_secret("default")).await;
+    let detail = format!("{server} refused the connection: nothing listens there");
+    assert_eq!(refused, Err(ClusterError::Unreachable { detail }));
+}
+
+#[tokio::test]
+async fn an_unknown_host_is_unreachable() {
+    let client = client_of("http://regcred-test.invalid", &settings());
+    let refused = create(&client, &new_secret("default")).await.expect_err("no such host");
+    assert!(matches!(refused.slug(), "cluster-unreachable" | "cluster-timeout"), "{refused}");
+}
+
+#[tokio::test]
+async fn the_status_decides_where_the_body_breaks_off() {
+    let cases = [
+        ("401 Unauthorized", "cluster-unauthorized"),
+        ("403 Forbidden", "cluster-forbidden"),
+        ("409 Conflict", "secret-exists"),
+        ("422 Unprocessable Entity", "invalid-secret"),
+        ("429 Too Many Requests", "cluster-unreachable"),
+        ("500 Internal Server Error", "cluster-unreachable"),
+        ("503 Service Unavailable", "cluster-unreachable"),
+        ("504 Gateway Timeout", "cluster-timeout"),
+        // Without its body a 404 may come from anything.
+        ("404 Not Found", "cluster-unreachable"),
+        ("302 Found", "cluster-unreachable"),
+        ("200 OK", "cluster-unreachable"),
+        ("201 Created", "cluster-unreachable"),
+    ];
+    for (status, slug) in cases {
+        let broken =
+            answering(&format!("HTTP/1.1 {status}\r\nContent-Length: 1000\r\n\r\n{{\"kind\":\"Status\",\"canary"));
+        let refused = create(&broken.client(), &new_secret("default")).await.expect_err(status);
+        assert_eq!(refused.slug(), slug, "{status}: {refused:?}");
+        assert!(!format!("{refused:?}").contains("canary"), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_post_is_sent_once() {
+    for status in
+        ["429 Too Many Requests\r\nRetry-After: 7", "503 Service Unavailable\r\nRetry-After: 1", "504 Gateway Timeout"]
+    {
+        let busy = answering(&format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n"));
+        let refused = create(&busy.client(), &new_secret("default")).await.expect_err(status);
+        assert_eq!(busy.requests().len(), 1, "{refused}");
+        if status.starts_with("429") {
+            assert_eq!(refused, ClusterError::Overloaded { retry_after: Some(Duration::from_secs(7)) });
+        }
+    }
+    let vanishing = answering("");
+    let refused = create(&vanishing.client(), &new_secret("default")).await.expect_err("no answer");
+    assert_eq!((refused.slug(), vanishing.requests().len()), ("cluster-unreachable", 1), "{refused}");
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let elsewhere = answering("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n");
+    let location = format!("http://{}/api", elsewhere.address);
+    let redirecting =
+        answering(&format!("HTTP/1.1 307 Temporary Redirect\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"));
+
+    let refused = create(&redirecting.client(), &new_secret("default")).await.expect_err("redirected");
+
+    assert_eq!(refused.slug(), "cluster-unreachable");
+    assert!(elsewhere.requests().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_no_api_server_is_told() {
+    let page = "<html>canary</html>";
+    for status in ["200 OK", "404 Not Found", "400 Bad Request"] {
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{page}", page.len());
+        let web_server = answering(&answer);
+        let refused = create(&web_server.client(), &new_secret("default")).await.expect_err(status);
+        assert_eq!(refused.slug(), "cluster-unreachable", "{refused}");
+        let check = web_server.client().check(&[]).await;
+        assert_eq!((check.reachable, problem(&check)), (false, "cluster-unreachable"));
+        assert!(!format!("{refused:?}{check:?}").contains("canary"));
+    }
+}
+
+#[tokio::test]
+async fn an_endless_answer_is_not_read() {
+    let announced = answering(&format!("HTTP/1.1 201 Created\r\nContent-Length: {}\r\n\r\n{{", u64::MAX / 2));
+    let refused = create(&announced.client(), &new_secret("default")).await.expect_err("too long");
+    assert_eq!(refused.slug(), "cluster-unreachable", "{refused}");
+
+    // Chunk after chunk, for as long as somebody takes them.
+    let endless = listen(|mut stream| {
+        read_request(&stream);
+        let chunk = format!("10000\r\n{}\r\n", " ".repeat(0x10000));
+        let head = "HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let mut sent = stream.write_all(head.as_bytes());
+        while sent.is_ok() {
+            sent = stream.write_all(chunk.as_bytes());
+        }
+    });
+    let start = Instant::now();
+    let client = client_of(&format!("http://{endless}"), &settings());
+    let refused = create(&client, &new_secret("default")).await.expect_err("too long");
+    assert_eq!(refused.slug(), "cluster-unreachable", "{refused}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn the_request_is_the_one_of_the_walk_through() {
+    let recorder = answering("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n");
+    let url = format!("http://{}/k8s/clusters/c-1/", recorder.address);
+    let connection =
+        ClusterConnection::new(Some(&url), None, None, token("the-token"), true).expect("a good connection");
+    let client = ClusterClient::connect(&connection, &settings()).expect("a client");
+
+    client.create_secret(&new_secret("team-a"), true).await.expect_err("unauthorized");
+
+    let request = recorder.requests().remove(0);
+    let (head, body) = request.split_once("\r\n\r\n").expect("a whole request");
+    let mut lines = head.lines();
+    assert_eq!(
+        lines.next(),
+        Some("POST /k8s/clusters/c-1/api/v1/namespaces/team-a/secrets?&dryRun=All&fieldManager=regcred HTTP/1.1")
+    );
+    let headers: BTreeMap<String, &str> = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value))
+        .collect();
+    assert_eq!(headers["authorization"], "Bearer the-token");
+    assert_eq!(headers["content-type"], "application/json");
+    assert_eq!(headers["accept"], "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
+    assert!(headers["user-agent"].starts_with("regcred/"));
+    let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    assert_eq!(
+        body,
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": SECRET_TYPE,
+            "metadata": {"name": "pull", "namespace": "team-a"},
+            "data": {DATA_KEY: base64::Engine::encode(&base64::engine::general_purpose::STANDARD, DOCUMENT)},
+        })
+    );
+}
+
+// ---- Runtimes ----
+
+#[test]
+fn connections_outlive_the_runtime_of_their_first_caller() {
+    let own = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    // As a worker of actix-web has it.
+    let worker = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let settings = Settings { runtime: Some(own.handle().clone()), ..settings() };
+
+    let first = worker();
+    let (namespace, client) = first.block_on(async {
+        let client = ClusterClient::connect(&connection(admin_token()), &settings).expect("a client");
+        let namespace = new_namespace().await;
+        create(&client, &new_secret(&namespace)).await.expect("created");
+        (namespace, client)
+    });
+    drop(first);
+
+    let again = worker().block_on(create(&client, &new_secret(&namespace)));
+    assert_eq!(again, Err(ClusterError::SecretExists));
+}
+
+// ---- Secrecy ----
+
+/// What a call wrote to the log at its most verbose.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("the log").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn neither_log_nor_debug_holds_a_secret() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
+        .with_writer(move || writer.clone())
+        .finish();
+    // The runtime of this test has one thread, so that everything it does is seen.
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let namespace = new_namespace().await;
+    let canary = || token("canary-token");
+    let echo = format!("{{\"kind\":\"Secret\",\"data\":\"canary-echo {DOCUMENT:?}\"");
+
+    let mut said = Vec::new();
+    let good = connect(admin_token());
+    said.push(format!("{:?}", create(&good, &new_secret(&namespace)).await));
+    said.push(format!("{:?}", create(&good, &new_secret(&namespace)).await));
+    said.push(format!("{:?}", create(&good, &NewSecret { document: "canary".into(), ..new_secret(&namespace) }).await));
+    said.push(format!("{:?}", create(&connect(canary()), &new_secret(&namespace)).await));
+    for status in
+        ["201 Created", "200 OK", "400 Bad Request", "403 Forbidden", "422 Unprocessable", "500 Internal Server Error"]
+    {
+        for (length, body) in [(echo.len(), &echo), (echo.len() + 50, &echo)] {
+            let broken = answering(&format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}"));
+            let connection =
+                ClusterConnection::new(Some(&format!("http://{}", broken.address)), None, None, canary(), true);
+            let client =
+                ClusterClient::connect(&connection.expect("a good connection"), &settings()).expect("a client");
+            said.push(format!("{client:?} {:?}", create(&client, &new_secret(&namespace)).await));
+            said.push(format!("{:?}", client.check(&[&namespace]).await));
+        }
+    }
+    said.push(format!("{:?}", new_secret(&namespace)));
+
+    let logged = String::from_utf8(log.0.lock().expect("the log").clone()).expect("UTF-8");
+    assert!(logged.contains("cluster.create_secret") && logged.contains("requesting"), "the log was not caught");
+    for text in [&logged, &said.join("\n")] {
+        assert!(!text.contains("canary"), "{text}");
+        assert!(!text.contains("admin-token"), "{text}");
+    }
+}
+
+// ---- Helpers ----
+
+fn problem(check: &Check) -> &str {
+    check.problem.as_ref().map_or("", |problem| problem.slug.as_str())
+}
+
+fn client_of(url: &str, settings: &Settings) -> ClusterClient {
+    let connection = ClusterConnection::new(Some(url), None, None, ClusterAuth::None, true).expect("a good connection");
+    ClusterClient::connect(&connection, settings).expect("a client")
+}
+
+/// A port that nothing listens on.
+fn refusing_server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    format!("http://{}", listener.local_addr().expect("an address"))
+}
+
+fn listen(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let serve = Arc::clone(&serve);
+            thread::spawn(move || serve(stream));
+        }
+    });
+    address
+}
+
+/// Reads one request with the body that its Content-Length announces.
+fn read_request(mut stream: &TcpStream) -> String {
+    let mut request = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        let text = String::from_utf8_lossy(&request).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().filter_map(|line| line.split_once(": ")).find_map(|(name, value)| {
+                name.eq_ignore_ascii_case("content-length").then(|| value.parse().unwrap_or(0))
+            });
+            if body.len() >= length.unwrap_or(0) {
+                return text;
+            }
+        }
+        match stream.read(&mut chunk) {
+            Ok(0) | Err(_) => return text,
+            Ok(count) => request.extend_from_slice(&chunk[..count]),
+        }
+    }
+}
+
+/// A listener that gives every request the same bytes and closes the connection.
+struct Answering {
+    address: SocketAddr,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Answering {
+    fn client(&self) -> ClusterClient {
+        client_of(&format!("http://{}", self.address), &settings())
+    }
+
+    fn requests(&self) -> Vec<String> {
+        self.requests.lock().expect("requests").clone()
+    }
+}
+
+fn answering(bytes: &str) -> Answering {
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let (recorded, bytes) = (Arc::clone(&requests), bytes.to_owned());
+    let address = listen(move |mut stream| {
+        let request = read_request(&stream);
+        recorded.lock().expect("requests").push(request);
+        // The client may have gone by then.
+        let _ = stream.write_all(bytes.as_bytes());
+    });
+    Answering { address, requests }
+}
+
+fn with_name(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).expect("no names");
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
+}
+
+fn certificate_authority() -> (String, Issuer<'static, KeyPair>) {
+    let key = KeyPair::generate().expect("a key");
+    let mut params = with_name("a CA of its own");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let pem = params.self_signed(&key).expect("a certificate").pem();
+    (pem, Issuer::new(params, key))
+}
+
+/// A folder that goes with the test.
+struct TempDir(PathBuf);
+
+impl TempDir {
+    fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("regcred-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).expect("a folder");
+        Self(path)
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        // Nothing depends on it.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,3 @@
+//! Tests against real parts: Postgres, kube-apiserver, registries. `dev/with-services` brings them.
+
+mod cluster_client;
