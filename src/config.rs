@@ -16,8 +16,8 @@ use sqlx::postgres::PgConnectOptions;
 use crate::{
     clients::cluster,
     crypto::{api_key::Pepper, sealer::KeyRing},
-    domain::invalid::Invalid,
     storage::pool,
+    telemetry::{self, LogConfig},
 };
 
 /// Where the HTTP server listens if nobody says.
@@ -63,39 +63,6 @@ pub struct MasterKeysConfig {
     pub ring: KeyRing,
     /// The file that they came from, which is looked at again while the service runs.
     pub file: Option<PathBuf>,
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Readable on a terminal, JSON otherwise.
-    Auto,
-    /// A JSON object for each line.
-    Json,
-    /// Readable.
-    Text,
-}
-
-impl FromStr for LogFormat {
-    type Err = Invalid;
-
-    fn from_str(format: &str) -> Result<Self, Invalid> {
-        match format {
-            "auto" => Ok(Self::Auto),
-            "json" => Ok(Self::Json),
-            "text" => Ok(Self::Text),
-            _ => Err(Invalid::new("must be auto, json or text")),
-        }
-    }
-}
-
-/// `REGCRED_LOG_…`
-#[derive(Debug)]
-pub struct LogConfig {
-    /// How lines look.
-    pub format: LogFormat,
-    /// What is logged, in the syntax of `tracing-subscriber`'s `EnvFilter`.
-    pub filter: String,
 }
 
 /// Everything that `serve` needs.
@@ -210,7 +177,7 @@ impl<'a> Reader<'a> {
         let format = self.get("REGCRED_LOG_FORMAT").unwrap_or_else(|| "auto".to_owned());
         let format = self.keep("REGCRED_LOG_FORMAT", format.parse());
         let filter = self.get("REGCRED_LOG_FILTER").unwrap_or_else(|| "info".to_owned());
-        let filter = self.keep("REGCRED_LOG_FILTER", crate::telemetry::check_filter(&filter).map(|()| filter));
+        let filter = self.keep("REGCRED_LOG_FILTER", telemetry::check_filter(&filter).map(|()| filter));
         Some(LogConfig { format: format?, filter: filter? })
     }
 

@@ -7,4 +7,5 @@ pub mod docker_config;
 pub mod invalid;
 pub mod names;
 pub mod registry;
+pub mod sealed;
 pub mod secret;

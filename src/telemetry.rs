@@ -1,13 +1,43 @@
 //! Logs: JSON for machines, readable lines on a terminal, always to standard error.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, str::FromStr};
 
 use tracing_subscriber::{EnvFilter, Layer, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{
-    config::{LogConfig, LogFormat},
-    domain::invalid::Invalid,
-};
+use crate::domain::invalid::Invalid;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Readable on a terminal, JSON otherwise.
+    Auto,
+    /// A JSON object for each line.
+    Json,
+    /// Readable.
+    Text,
+}
+
+impl FromStr for LogFormat {
+    type Err = Invalid;
+
+    fn from_str(format: &str) -> Result<Self, Invalid> {
+        match format {
+            "auto" => Ok(Self::Auto),
+            "json" => Ok(Self::Json),
+            "text" => Ok(Self::Text),
+            _ => Err(Invalid::new("must be auto, json or text")),
+        }
+    }
+}
+
+/// `REGCRED_LOG_…`
+#[derive(Debug)]
+pub struct LogConfig {
+    /// How lines look.
+    pub format: LogFormat,
+    /// What is logged, in the syntax of `tracing-subscriber`'s `EnvFilter`.
+    pub filter: String,
+}
 
 /// Crates that speak the wire protocols: at DEBUG and below they print headers and frames, tokens among them.
 /// No filter can make them say more than INFO.

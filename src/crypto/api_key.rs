@@ -26,7 +26,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::domain::invalid::Invalid;
+use crate::domain::{caller::KeyVerifier, invalid::Invalid};
 
 const PREFIX: &str = "rgc_";
 const SECRET_BYTES: usize = 32;
@@ -102,15 +102,6 @@ impl ShownKey {
 
 fn checksum_of(body: &str) -> String {
     format!("{:08x}", crc32fast::hash(body.as_bytes()))
-}
-
-/// What the row of a key holds of its secret.
-#[derive(Debug, Clone)]
-pub struct KeyVerifier {
-    /// HMAC-SHA-256 of the whole key under the pepper.
-    pub mac: Vec<u8>,
-    /// PHC string of argon2id.
-    pub hash: String,
 }
 
 /// A new key: shown once, its verifier stored.

@@ -20,34 +20,16 @@ use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::domain::invalid::Invalid;
+use crate::domain::{
+    invalid::Invalid,
+    sealed::{Sealed, Slot},
+};
 
 const KEY_BYTES: usize = 32;
 
-/// Where a sealed value lives: the ciphertext opens only there.
-#[derive(Debug, Clone, Copy)]
-pub struct Slot {
-    /// Table of the row.
-    pub table: &'static str,
-    /// Column that holds the ciphertext.
-    pub column: &'static str,
-    /// Primary key of the row.
-    pub id: Uuid,
-}
-
-impl Slot {
-    fn aad(&self) -> Aad<String> {
-        Aad::from(format!("{}/{}/{}", self.table, self.id, self.column))
-    }
-}
-
-/// A sealed value as it is stored: which master key, and nonce, ciphertext and tag in one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sealed {
-    /// Id of the master key.
-    pub key_id: String,
-    /// 12 bytes of nonce, the ciphertext, 16 bytes of tag.
-    pub bytes: Vec<u8>,
+/// What binds a ciphertext to its slot.
+fn aad(slot: Slot) -> Aad<String> {
+    Aad::from(format!("{}/{}/{}", slot.table, slot.id, slot.column))
 }
 
 /// Why a sealed value did not open.
@@ -142,7 +124,7 @@ impl KeyRing {
         bytes.extend_from_slice(&nonce);
         bytes.extend_from_slice(plain);
         let tag = key
-            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), slot.aad(), &mut bytes[NONCE_LEN..])
+            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), aad(slot), &mut bytes[NONCE_LEN..])
             .map_err(|_| SealError)?;
         bytes.extend_from_slice(tag.as_ref());
         Ok(Sealed { key_id: id.clone(), bytes })
@@ -156,7 +138,7 @@ impl KeyRing {
         };
         let mut buffer = Zeroizing::new(ciphertext.to_vec());
         let opened = key
-            .open_in_place(Nonce::assume_unique_for_key(*nonce), slot.aad(), &mut buffer)
+            .open_in_place(Nonce::assume_unique_for_key(*nonce), aad(slot), &mut buffer)
             .ok()
             .and_then(|plain| std::str::from_utf8(plain).ok());
         opened.map(SecretString::from).ok_or(tampered)

@@ -72,3 +72,12 @@ pub struct Identity {
     /// What the key is for.
     pub role: Role,
 }
+
+/// What the row of a key holds of its secret.
+#[derive(Debug, Clone)]
+pub struct KeyVerifier {
+    /// HMAC-SHA-256 of the whole key under the pepper.
+    pub mac: Vec<u8>,
+    /// PHC string of argon2id.
+    pub hash: String,
+}

@@ -133,7 +133,9 @@ impl Manifest<'_> {
     ///
     /// [`Invalid`] if it cannot be written, which nothing in it can cause.
     pub fn to_yaml(&self) -> Result<SecretString, Invalid> {
-        serde_saphyr::to_string(&self.object())
+        // One line for the value, as `base64 -w 0` gives it.
+        let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+        serde_saphyr::to_string_with_options(&self.object(), options)
             .map(SecretString::from)
             .map_err(|_| Invalid::new("the manifest cannot be written as YAML"))
     }

@@ -92,6 +92,10 @@ fn read(
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // serde would take an array for a struct, field by field.
+    if body.trim_ascii_start().starts_with(b"[") {
+        return Err(ApiError::field("", "must be a JSON object"));
+    }
     let mut json = serde_json::Deserializer::from_slice(body);
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
@@ -116,33 +120,38 @@ fn refusal(path: &str, error: &serde_json::Error) -> ApiError {
     }
 }
 
+/// The field and what is wrong with it, from serde's message and the path that led there.
 fn data_refusal(path: &str, message: &str) -> (String, String) {
-    let parent = if path == "." { String::new() } else { path.to_owned() };
-    let quoted = || message.split('`').nth(1).unwrap_or_default();
-    let beside = |name: &str| match parent.rsplit_once('.') {
-        // serde_path_to_error counts an unknown field to the path, but not a missing one.
-        _ if parent.is_empty() || parent.ends_with(name) => parent.clone().max(name.to_owned()),
-        _ => format!("{parent}.{name}"),
-    };
+    let path = if path == "." { "" } else { path };
+    let named = message.split('`').nth(1).unwrap_or_default();
+    let expected = message.rsplit_once(", expected ").map(|(_, expected)| without_place(expected));
     if message.starts_with("missing field") {
-        let name = quoted();
-        let field = if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") };
-        return (field, "is missing".to_owned());
+        // The path ends at the object that lacks the field.
+        return (joined(path, named), "is missing".to_owned());
     }
     if message.starts_with("duplicate field") {
-        return (beside(quoted()), "is there twice".to_owned());
+        return (joined(parent(path, named), named), "is there twice".to_owned());
     }
     if message.starts_with("unknown field") {
-        let known = message.rsplit_once(", expected ").map(|(_, known)| without_place(known));
-        let detail = known.map_or_else(
-            || "is not a known field".to_owned(),
-            |known| format!("is not a known field; known are {known}"),
-        );
-        return (clipped(&beside(quoted())), detail);
+        let known =
+            expected.map_or_else(String::new, |known| format!("; known are {}", known.trim_start_matches("one of ")));
+        return (joined(parent(path, named), named), format!("is not a known field{known}"));
     }
-    let expected = message.rsplit_once(", expected ").map(|(_, expected)| without_place(expected));
-    let detail = expected.map_or_else(|| "is not valid".to_owned(), |expected| format!("must be {expected}"));
-    (clipped(&parent), detail)
+    let detail = match expected {
+        Some(expected) if expected.starts_with("struct ") => "must be a JSON object".to_owned(),
+        Some(expected) => format!("must be {expected}"),
+        None => "is not valid".to_owned(),
+    };
+    (clipped(path), detail)
+}
+
+/// The path of the object, where serde counts the field itself to the path or not.
+fn parent<'a>(path: &'a str, field: &str) -> &'a str {
+    path.strip_suffix(field).map_or(path, |parent| parent.trim_end_matches('.'))
+}
+
+fn joined(parent: &str, field: &str) -> String {
+    clipped(&if parent.is_empty() { field.to_owned() } else { format!("{parent}.{field}") })
 }
 
 fn without_place(message: &str) -> &str {
@@ -152,4 +161,68 @@ fn without_place(message: &str) -> &str {
 /// Names of unknown fields come from the caller: as much of one as helps him to find it.
 fn clipped(field: &str) -> String {
     field.chars().take(100).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::service::ServiceError;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only refusals are looked at")]
+    struct Outer {
+        name: String,
+        inner: Option<Inner>,
+        list: Option<Vec<Inner>>,
+        kind: Option<Kind>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only refusals are looked at")]
+    struct Inner {
+        count: u8,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    enum Kind {
+        One,
+        Two,
+    }
+
+    #[rstest]
+    #[case("{}", "name", "is missing")]
+    #[case(r#"{"name":"a","nam":"canary"}"#, "nam", "is not a known field; known are `name`, `inner`, `list`, `kind`")]
+    #[case(r#"{"name":"a","name":"canary"}"#, "name", "is there twice")]
+    #[case(r#"{"name":["canary"]}"#, "name", "must be a string")]
+    #[case(r#"{"name":42}"#, "name", "must be a string")]
+    #[case(r#"{"name":"a","inner":{}}"#, "inner.count", "is missing")]
+    #[case(r#"{"name":"a","inner":{"cont":"canary"}}"#, "inner.cont", "is not a known field; known are `count`")]
+    #[case(r#"{"name":"a","inner":{"count":1,"count":2}}"#, "inner.count", "is there twice")]
+    #[case(r#"{"name":"a","inner":{"count":"canary, expected nothing"}}"#, "inner.count", "must be u8")]
+    #[case(r#"{"name":"a","list":[{"count":1},{"count":256}]}"#, "list[1].count", "must be u8")]
+    #[case(r#"{"name":"a","list":[{"count":1},{}]}"#, "list[1].count", "is missing")]
+    #[case(r#"{"name":"a","kind":"canary"}"#, "kind", "must be `one` or `two`")]
+    #[case(r#"["canary"]"#, "", "must be a JSON object")]
+    #[case(r#""canary""#, "", "must be a JSON object")]
+    fn a_refusal_names_the_field_and_repeats_no_value(#[case] body: &str, #[case] field: &str, #[case] detail: &str) {
+        let refused = parse::<Outer>(body.as_bytes()).err();
+        let Some(ApiError::Service(ServiceError::Invalid(errors))) = refused else { panic!("{refused:?}") };
+        assert_eq!((errors[0].field.as_str(), errors[0].detail.as_str()), (field, detail));
+    }
+
+    #[rstest]
+    #[case(r#"{"name":"canary""#, "it ends too early, at line 1, column 16")]
+    #[case(r#"{"name":"canary"}#"#, "there is an error at line 1, column 18")]
+    #[case("", "it ends too early, at line 1, column 0")]
+    fn broken_json_is_described_by_place(#[case] body: &str, #[case] detail: &str) {
+        let refused = parse::<Outer>(body.as_bytes()).err();
+        let Some(ApiError::MalformedJson(said)) = refused else { panic!("{refused:?}") };
+        assert_eq!(said, detail);
+    }
 }

@@ -8,11 +8,12 @@ use uuid::Uuid;
 
 use crate::{
     clients::cluster::{Check, ClusterClient, ClusterClients, ClusterError, Settings, kubeconfig},
-    crypto::sealer::{OpenError, Sealed, Sealer},
+    crypto::sealer::{OpenError, Sealer},
     domain::{
         cluster::{AuthType, ClusterAuth, ClusterConnection},
         invalid::{FieldError, Invalid},
         names::Name,
+        sealed::Sealed,
     },
     service::{ExpectedVersion, ServiceError, check_version, connection},
     storage::{self, PageRequest, StorageError, clusters::StoredCluster, sealed::SealedColumn},

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use crate::{
-    crypto::sealer::Sealed,
     domain::{
         account::{Account, Email, NewAccount, Username},
         names::{Labels, Name},
         registry::RegistryScope,
+        sealed::Sealed,
     },
     storage::{PageRequest, StorageError, corrupt, on_name_taken},
 };

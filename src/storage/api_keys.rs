@@ -5,8 +5,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    crypto::api_key::KeyVerifier,
-    domain::caller::{Identity, Role},
+    domain::caller::{Identity, KeyVerifier, Role},
     storage::{StorageError, corrupt, on_name_taken},
 };
 

@@ -5,10 +5,10 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    crypto::sealer::Sealed,
     domain::{
         cluster::{AuthType, CaCertificate, ClusterConnection, ServerUrl},
         names::Name,
+        sealed::Sealed,
     },
     storage::{PageRequest, StorageError, corrupt, on_name_taken},
 };

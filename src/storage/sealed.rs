@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    crypto::sealer::{Sealed, Slot},
+    domain::sealed::{Sealed, Slot},
     storage::{StorageError, accounts, clusters},
 };
 
