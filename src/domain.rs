@@ -1,11 +1,14 @@
 //! The nouns and their rules: pure, no I/O, imports nothing else of regcred.
 
 pub mod account;
+pub mod account_name;
 pub mod caller;
 pub mod cluster;
 pub mod docker_config;
 pub mod invalid;
+pub mod matching;
 pub mod names;
 pub mod registry;
 pub mod sealed;
 pub mod secret;
+pub mod selector;

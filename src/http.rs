@@ -9,7 +9,7 @@ use crate::{
     metrics::Metrics,
     service::{
         ServiceError, accounts::Accounts, api_keys::Door, clusters::Clusters, docker_configs::DockerConfigs,
-        secrets::Secrets,
+        imports::Imports, secrets::Secrets,
     },
 };
 
@@ -19,6 +19,7 @@ mod body;
 mod clusters;
 mod conditional;
 mod docker_configs;
+mod imports;
 mod me;
 mod merge_patch;
 mod metrics;
@@ -29,6 +30,7 @@ mod problem;
 mod request_id;
 mod root_span;
 mod secrets;
+mod selection;
 pub mod server;
 
 pub use openapi::document;
@@ -40,6 +42,8 @@ pub struct State {
     pub door: Data<Door>,
     /// Registry accounts.
     pub accounts: Data<Accounts>,
+    /// Imports of docker configs.
+    pub imports: Data<Imports>,
     /// Docker configs.
     pub docker_configs: Data<DockerConfigs>,
     /// Clusters.
@@ -68,7 +72,9 @@ fn routes(config: &mut ServiceConfig) {
                 .service(accounts::get_account)
                 .service(accounts::update_account)
                 .service(accounts::delete_account)
+                .service(imports::import_accounts)
                 .service(docker_configs::create_docker_config)
+                .service(docker_configs::explain_docker_config)
                 .service(clusters::create_cluster)
                 .service(clusters::list_clusters)
                 .service(clusters::get_cluster)

@@ -20,6 +20,7 @@ pub mod api_keys;
 pub mod clusters;
 pub mod docker_configs;
 pub mod health;
+pub mod imports;
 pub mod master_keys;
 pub mod secrets;
 

@@ -1,22 +1,26 @@
 //! The document that a program reads to log in to registries, rendered for that program.
 //!
-//! The programs disagree about which fields they accept and under which key they look, so there is no one document for all:
-//! a [`Profile`] names the reader, [`render`] writes what that reader accepts under the key that it finds, and refuses, with the
-//! reason, what it could not be told. The same accounts give the same bytes, whatever their order.
+//! The programs disagree about which fields they accept and under which key they look, so there is no one document for
+//! all: a [`Profile`] names the reader, [`render`] writes what that reader accepts under the key that it finds, and
+//! refuses, with the reason, what it could not be told. The same accounts give the same bytes, whatever their order.
 
+pub(in crate::domain) mod auth;
+mod consumer;
 mod document;
 mod fitness;
+pub mod import;
 mod key;
+pub mod parse;
 mod profile;
+pub mod reading;
 mod warning;
 mod wiping;
-
-use std::collections::{BTreeMap, btree_map::Entry};
 
 use secrecy::SecretString;
 
 pub use self::{
-    key::key_for,
+    consumer::Consumer,
+    key::{DOCKER_HUB_KEY, key_for},
     profile::Profile,
     warning::{Warning, WarningCode},
 };
@@ -35,6 +39,43 @@ pub struct Credential<'a> {
     pub password: &'a SecretString,
     /// An address that `kubectl` would write into the document too. No reader uses it.
     pub email: Option<&'a str>,
+}
+
+/// An account without its credential: enough to know where it goes.
+#[derive(Debug, Clone, Copy)]
+pub struct ScopedAccount<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Which registry, or part of one, it is for.
+    pub scope: &'a RegistryScope,
+}
+
+/// Something that goes under the key of its scope.
+pub(in crate::domain) trait Scoped<'a> {
+    /// The account's name.
+    fn name(&self) -> &'a str;
+    /// Its scope.
+    fn scope(&self) -> &'a RegistryScope;
+}
+
+impl<'a> Scoped<'a> for Credential<'a> {
+    fn name(&self) -> &'a str {
+        self.account
+    }
+
+    fn scope(&self) -> &'a RegistryScope {
+        self.scope
+    }
+}
+
+impl<'a> Scoped<'a> for ScopedAccount<'a> {
+    fn name(&self) -> &'a str {
+        self.name
+    }
+
+    fn scope(&self) -> &'a RegistryScope {
+        self.scope
+    }
 }
 
 /// A finished document. `Debug` does not show it.
@@ -73,18 +114,13 @@ pub enum RenderError {
 ///
 /// # Errors
 ///
-/// [`RenderError::KeyCollision`] if two accounts have one scope; [`RenderError::Unsupported`] if the reader would use a credential
-/// where it does not belong, or would not read it back as it is.
+/// [`RenderError::KeyCollision`] if two accounts have one scope; [`RenderError::Unsupported`] if the reader would use a
+/// credential where it does not belong, or would not read it back as it is.
 pub fn render(profile: Profile, credentials: &[Credential<'_>]) -> Result<RenderedConfig, RenderError> {
-    let mut entries = BTreeMap::new();
     for credential in credentials {
         fitness::check(profile, credential)?;
-        match entries.entry(key_for(profile, credential.scope)) {
-            Entry::Vacant(free) => free.insert(*credential),
-            Entry::Occupied(taken) => return Err(collision(profile, taken.get(), credential)),
-        };
     }
-    let entries: Vec<_> = entries.into_iter().collect();
+    let entries = claim_keys(profile, credentials)?;
     Ok(RenderedConfig {
         document: document::write(profile, &entries)?,
         warnings: warning::about(profile, &entries),
@@ -92,20 +128,43 @@ pub fn render(profile: Profile, credentials: &[Credential<'_>]) -> Result<Render
     })
 }
 
+/// Puts each account under the key where the profile's reader finds it, sorted by key.
+pub(in crate::domain) fn claim_keys<'a, 'b, T: Scoped<'a>>(
+    profile: Profile,
+    accounts: &'b [T],
+) -> Result<Vec<(&'a str, &'b T)>, RenderError> {
+    let claims = accounts.iter().map(|account| (key_for(profile, account.scope()), account));
+    let mut entries: Vec<_> = claims.collect();
+    entries.sort_by_key(|(key, _)| *key);
+    for pair in entries.windows(2) {
+        if let [(key, one), (same, other)] = pair
+            && key == same
+        {
+            return Err(collision(profile, *one, *other));
+        }
+    }
+    if let Some(second) = key::second_for_docker_hub(profile, &entries) {
+        entries.insert(0, second);
+        entries.sort_by_key(|(key, _)| *key);
+    }
+    Ok(entries)
+}
+
 /// Two accounts under one key: equal scopes, or scopes that this reader cannot tell apart.
-fn collision(profile: Profile, one: &Credential<'_>, other: &Credential<'_>) -> RenderError {
-    let mut accounts = [one.account.to_owned(), other.account.to_owned()];
+fn collision<'a, T: Scoped<'a>>(profile: Profile, one: &T, other: &T) -> RenderError {
+    let mut accounts = [one.name().to_owned(), other.name().to_owned()];
     accounts.sort_unstable();
-    if one.scope == other.scope {
-        let key = key_for(profile, one.scope).to_owned();
+    if one.scope() == other.scope() {
+        let key = key_for(profile, one.scope()).to_owned();
         return RenderError::KeyCollision { key, accounts };
     }
     let [first, second] = &accounts;
     RenderError::Unsupported {
         detail: format!(
-            "the accounts `{first}` and `{second}` are for different parts of `{}`, but the docker CLI knows only hosts and would send one's \
-             password for the other's images: render one of them at a time, or use the profile `podman` or `kubernetes`",
-            one.scope.authority()
+            "the accounts `{first}` and `{second}` are for different parts of `{}`, but the docker CLI knows only hosts and \
+             would send one's password for the other's images: render one of them at a time, or use the profile `podman` \
+             or `kubernetes`",
+            one.scope().authority()
         ),
         accounts: accounts.into(),
     }

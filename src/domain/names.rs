@@ -124,7 +124,7 @@ impl Labels {
     }
 }
 
-fn label_key(key: &str) -> Result<(), Invalid> {
+pub(in crate::domain) fn label_key(key: &str) -> Result<(), Invalid> {
     let name = match key.split_once('/') {
         Some((prefix, name)) => {
             dns_subdomain(prefix).map_err(|e| Invalid::new(format!("the prefix {e}")))?;
@@ -138,7 +138,7 @@ fn label_key(key: &str) -> Result<(), Invalid> {
     label_value(name)
 }
 
-fn label_value(value: &str) -> Result<(), Invalid> {
+pub(in crate::domain) fn label_value(value: &str) -> Result<(), Invalid> {
     if value.len() > LABEL_MAX {
         return Err(Invalid::new("must be at most 63 characters long"));
     }

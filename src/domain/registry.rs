@@ -1,7 +1,7 @@
 //! Which registry, and which part of it, an account is for.
 //!
-//! A [`RegistryScope`] has one spelling for one meaning: what two people write differently for the same registry is equal after
-//! [`RegistryScope::parse`], and the canonical text parses to itself.
+//! A [`RegistryScope`] has one spelling for one meaning: what two people write differently for the same registry is
+//! equal after [`RegistryScope::parse`], and the canonical text parses to itself.
 
 mod host;
 mod path;
@@ -33,9 +33,9 @@ pub struct RegistryScope {
 impl RegistryScope {
     /// Reads what a person or a docker config calls a registry.
     ///
-    /// Dropped, because they do not change the meaning: `https://`, the case of the host, a trailing slash, the API roots `/v1/`
-    /// and `/v2/` at the start of the path. The last is what the kubelet does with a key (`pkg/credentialprovider/keyring.go`, `Add`),
-    /// so a repository namespace called `v1` or `v2` cannot be a scope.
+    /// Dropped, because they do not change the meaning: `https://`, the case of the host, a trailing slash, the API
+    /// roots `/v1/` and `/v2/` at the start of the path. The last is what the kubelet does with a key
+    /// (`pkg/credentialprovider/keyring.go`, `Add`), so a repository namespace called `v1` or `v2` cannot be a scope.
     ///
     /// # Errors
     ///
@@ -75,7 +75,8 @@ impl RegistryScope {
         self.part(0..self.host_end)
     }
 
-    /// The port, if one was written. `reg.io:443` and `reg.io` are different scopes, because no reader treats them as one.
+    /// The port, if one was written. `reg.io:443` and `reg.io` are different scopes, because no reader treats them as
+    /// one.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         self.port
@@ -122,10 +123,7 @@ fn plain(s: &str) -> Result<&str, Invalid> {
         ("*", "wildcards are not possible: name one host, and leave off `/*`, since a path covers everything below it"),
         ("?", "a query (`?`) does not belong in a registry: write host[:port][/path]"),
         ("#", "a fragment (`#`) does not belong in a registry: write host[:port][/path]"),
-        (
-            "%",
-            "percent encoding does not belong in a registry: write host[:port][/path] as it stands in an image reference",
-        ),
+        ("%", "percent encoding does not belong in a registry: write host[:port][/path]"),
         ("\\", "a backslash does not belong in a registry: write host[:port][/path]"),
         ("..", "`..` does not belong in a registry: write host[:port][/path]"),
     ];
@@ -135,7 +133,8 @@ fn plain(s: &str) -> Result<&str, Invalid> {
     }
 }
 
-/// Drops `https://`. `http://` is no part of a name: whether a registry is spoken to in the clear is a property of the account.
+/// Drops `https://`. `http://` is no part of a name: whether a registry is spoken to in the clear is a property of the
+/// account.
 fn without_scheme(s: &str) -> Result<&str, Invalid> {
     let Some((scheme, rest)) = s.split_once("://") else {
         return Ok(s);
@@ -149,24 +148,28 @@ fn without_scheme(s: &str) -> Result<&str, Invalid> {
     }
 }
 
-/// Gives every spelling of Docker Hub its one name.
+/// Whether a host, in lower case, is a name of Docker Hub.
 ///
-/// Image references say `docker.io` (`distribution/reference`, `normalize.go`), `docker login` writes `https://index.docker.io/v1/`
-/// (`docker/cli`, `cli/command/registry.go`), the API answers at `registry-1.docker.io`, and people copy `hub.docker.com` out of the
-/// browser, a name that no reader of a docker config ever finds.
-fn docker_hub(host: String, port: Option<u16>, path: &str) -> Result<(String, Option<u16>), Invalid> {
-    const SPELLINGS: [&str; 5] =
-        [DOCKER_HUB, "index.docker.io", "registry-1.docker.io", "hub.docker.com", "registry.hub.docker.com"];
-    const PAGES: [&str; 4] = ["r", "u", "orgs", "repository"];
+/// Image references say `docker.io` (`distribution/reference`, `normalize.go`), `docker login` writes
+/// `https://index.docker.io/v1/` (`docker/cli`, `cli/command/registry.go`), the API answers at `registry-1.docker.io`,
+/// and people copy `hub.docker.com` out of the browser, a name that no reader of a docker config ever finds.
+pub(super) fn is_docker_hub(host: &str) -> bool {
+    matches!(
+        host,
+        DOCKER_HUB | "index.docker.io" | "registry-1.docker.io" | "hub.docker.com" | "registry.hub.docker.com"
+    )
+}
 
-    if !SPELLINGS.contains(&host.as_str()) {
+/// Gives every spelling of Docker Hub its one name.
+fn docker_hub(host: String, port: Option<u16>, path: &str) -> Result<(String, Option<u16>), Invalid> {
+    if !is_docker_hub(&host) {
         return Ok((host, port));
     }
     if port.is_some_and(|port| port != 443) {
         return Err(Invalid::new("Docker Hub has no other port than 443: write docker.io"));
     }
     let first = path.split('/').next().unwrap_or_default();
-    if host == "hub.docker.com" && PAGES.contains(&first) {
+    if host == "hub.docker.com" && ["r", "u", "orgs", "repository"].contains(&first) {
         return Err(Invalid::new(
             "this is a page of the Docker Hub web site: write docker.io, or docker.io/ORG for one organisation",
         ));
@@ -357,9 +360,10 @@ mod tests {
 
         #[test]
         fn the_canonical_text_parses_to_itself(
-            written in "(https://)?([A-Za-z0-9]{1,5}\\.){0,3}[a-z]{2,5}(:[1-9][0-9]{0,3})?(/v[12])?(/[a-z0-9]{1,4}([._-][a-z0-9]{1,3})?){0,3}/?",
+            host in "(https://)?([A-Za-z0-9]{1,5}\\.){0,3}[a-z]{2,5}(:[1-9][0-9]{0,3})?",
+            path in "(/v[12])?(/[a-z0-9]{1,4}([._-][a-z0-9]{1,3})?){0,3}/?",
         ) {
-            let scope = RegistryScope::parse(&written).unwrap();
+            let scope = RegistryScope::parse(&format!("{host}{path}")).unwrap();
             prop_assert_eq!(&RegistryScope::parse(scope.as_str()).unwrap(), &scope);
         }
     }

@@ -17,7 +17,9 @@ use uuid::Uuid;
 use crate::{
     domain::{
         account::{Account, AccountChange, Email, LabelChange, NewAccount, Password, Username},
+        docker_config::{ScopedAccount, Warning},
         invalid::{FieldError, FieldErrors},
+        matching::lint::lint_account,
         names::{Labels, Name},
         registry::RegistryScope,
     },
@@ -167,11 +169,14 @@ pub struct RegistryAccount {
     created_at: DateTime<Utc>,
     /// When it was changed last.
     updated_at: DateTime<Utc>,
+    /// What readers of its docker config will do otherwise than the account says.
+    warnings: Vec<Warning>,
 }
 
 impl From<Account> for RegistryAccount {
     fn from(account: Account) -> Self {
         Self {
+            warnings: lint_account(ScopedAccount { name: account.name.as_str(), scope: &account.registry }),
             id: account.id,
             name: account.name.to_string(),
             registry: account.registry.to_string(),

@@ -12,36 +12,38 @@ use serde::de::DeserializeOwned;
 
 use crate::{domain::invalid::FieldError, http::problem::ApiError};
 
-/// The longest JSON body, in bytes. A kubeconfig or 1,000 names of accounts fit many times over.
+/// The longest JSON body, in bytes, where a route does not say otherwise. A kubeconfig or 1,000 names of accounts
+/// fit many times over.
 const JSON_MAX_BYTES: usize = 512 * 1024;
+/// The longest body that holds a docker config, in bytes: as much as a Secret can hold, in base64 and in a manifest.
+pub const DOCUMENT_MAX_BYTES: usize = 2 * 1024 * 1024;
 /// A body that is not whole after this time is cut off: actix guards the headers of a slow client only.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
+const YAML: &str = "application/yaml";
+const TEXT: &str = "text/plain";
 
-/// A JSON body. Unknown fields are refused where `T` does so, and every refusal names the field without
-/// repeating its value.
-pub struct Json<T>(pub T);
+/// A JSON body of at most `MAX` bytes. Unknown fields are refused where `T` does so, and every refusal names the
+/// field without repeating its value.
+pub struct Json<T, const MAX: usize = JSON_MAX_BYTES>(pub T);
 
 /// A JSON merge patch (RFC 7396), also taken as plain JSON.
 pub struct MergePatch<T>(pub T);
 
+/// A docker config in whatever form, not parsed.
+pub struct Document(pub Bytes);
+
 type BoxedFuture<T> = Pin<Box<dyn Future<Output = Result<T, ApiError>>>>;
 
-impl<T: DeserializeOwned + 'static> FromRequest for Json<T> {
+impl<T: DeserializeOwned + 'static, const MAX: usize> FromRequest for Json<T, MAX> {
     type Error = ApiError;
     type Future = BoxedFuture<Self>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let is_right = [JSON].contains(&request.content_type());
-        let body = read(request, payload.take(), JSON_MAX_BYTES);
-        Box::pin(async move {
-            if !is_right {
-                return Err(ApiError::UnsupportedMediaType("application/json"));
-            }
-            parse(&body.await?).map(Self)
-        })
+        let body = read_as(request, payload, &[JSON], MAX);
+        Box::pin(async move { parse(&body.await?).map(Self) })
     }
 }
 
@@ -50,15 +52,31 @@ impl<T: DeserializeOwned + 'static> FromRequest for MergePatch<T> {
     type Future = BoxedFuture<Self>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let is_right = [JSON, MERGE_PATCH].contains(&request.content_type());
-        let body = read(request, payload.take(), JSON_MAX_BYTES);
-        Box::pin(async move {
-            if !is_right {
-                return Err(ApiError::UnsupportedMediaType("application/merge-patch+json, application/json"));
-            }
-            parse(&body.await?).map(Self)
-        })
+        let body = read_as(request, payload, &[MERGE_PATCH, JSON], JSON_MAX_BYTES);
+        Box::pin(async move { parse(&body.await?).map(Self) })
     }
+}
+
+impl FromRequest for Document {
+    type Error = ApiError;
+    type Future = BoxedFuture<Self>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let body = read_as(request, payload, &[JSON, YAML, TEXT], DOCUMENT_MAX_BYTES);
+        Box::pin(async move { body.await.map(Self) })
+    }
+}
+
+/// Reads a body of one of these media types.
+fn read_as(
+    request: &HttpRequest,
+    payload: &mut Payload,
+    media_types: &'static [&'static str],
+    limit: usize,
+) -> impl Future<Output = Result<Bytes, ApiError>> + use<> {
+    let is_right = media_types.contains(&request.content_type());
+    let body = read(request, payload.take(), limit);
+    async move { if is_right { body.await } else { Err(ApiError::UnsupportedMediaType(media_types)) } }
 }
 
 /// Reads a body of at most `limit` bytes; one that announces more is refused unread.

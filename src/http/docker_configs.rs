@@ -4,33 +4,35 @@ use std::collections::BTreeMap;
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::header::{ACCEPT, CACHE_CONTROL},
+    http::header::{ACCEPT, CACHE_CONTROL, VARY},
     post,
     web::Data,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::{
     domain::{
-        docker_config::{Profile, RenderedConfig, Warning},
+        docker_config::{Profile, RenderedConfig, Warning, parse::Config},
         invalid::FieldErrors,
+        matching::{Explanation, ImageName},
         names::{Labels, NamespaceName, SecretName},
         secret::{Manifest, SecretType},
     },
     http::{
-        auth::{Caller, permission::RevealCredentials},
-        body::Json,
+        auth::{
+            Caller,
+            permission::{ReadAccounts, RevealCredentials},
+        },
+        body::{DOCUMENT_MAX_BYTES, Json},
         problem::ApiError,
+        selection::{LabelSelectorInput, choice},
     },
-    service::docker_configs::DockerConfigs,
+    service::docker_configs::{AccountChoice, DockerConfigs, Subject},
 };
-
-const JSON: &str = "application/json";
-const YAML: &str = "application/yaml";
 
 /// Which accounts, for which reader, in which form.
 #[derive(Deserialize, ToSchema)]
@@ -38,11 +40,31 @@ const YAML: &str = "application/yaml";
 pub struct CreateDockerConfig {
     /// Names of the accounts.
     #[schema(min_items = 1, max_items = 1000, example = json!(["martin-5000", "martin-6000"]))]
-    accounts: Vec<String>,
-    /// Which program will read it; with `secret`, the one that fits the Secret's type if not said.
+    accounts: Option<Vec<String>>,
+    /// All accounts with such labels, in place of `accounts`.
+    account_selector: Option<LabelSelectorInput>,
+    /// Which program will read it: `kubernetes` if not said or, with `secret`, the one that fits the Secret's type.
     profile: Option<Profile>,
     /// Answer with the manifest of this Secret.
     secret: Option<SecretManifestInput>,
+    /// The form of the answer, in place of `Accept`.
+    format: Option<Format>,
+}
+
+/// The form of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Format {
+    /// The document with its base64 and warnings, or the manifest, as JSON (`application/json`).
+    Json,
+    /// The manifest as YAML (`application/yaml`); needs `secret`.
+    Yaml,
+    /// The line for a CI job's environment, `DOCKER_AUTH_CONFIG=…` (`text/plain`); needs the profile `dockerAuthConfig`.
+    Env,
+    /// The bare document, ready to be the reader's file.
+    Document,
+    /// The document's base64 alone, on one line.
+    Base64,
 }
 
 /// The Secret that a manifest is made for.
@@ -77,7 +99,15 @@ pub struct DockerConfig<'a> {
     warnings: Vec<Warning>,
 }
 
-/// What the manifest is made of, parsed.
+/// A request, parsed.
+struct Order {
+    choice: AccountChoice,
+    profile: Profile,
+    secret: Option<Target>,
+    format: Format,
+}
+
+/// What a manifest is made of, parsed.
 struct Target {
     name: SecretName,
     namespace: Option<NamespaceName>,
@@ -85,36 +115,81 @@ struct Target {
     labels: Labels,
 }
 
-impl SecretManifestInput {
-    fn parse(self, profile: Option<Profile>) -> Result<Target, ApiError> {
+impl CreateDockerConfig {
+    fn parse(self, request: &HttpRequest) -> Result<Order, ApiError> {
         let mut errors = FieldErrors::default();
-        let name = errors.take("secret.name", SecretName::parse(&self.name));
-        let namespace =
-            errors.take("secret.namespace", self.namespace.as_deref().map(NamespaceName::parse).transpose());
-        let secret_type =
-            errors.take("secret.type", self.secret_type.as_deref().map_or(Ok(SecretType::default()), str::parse));
-        let labels = errors.take("secret.labels", Labels::parse(self.labels));
-        if let (Some(profile), Some(secret_type)) = (profile, secret_type)
-            && profile != secret_type.profile()
-        {
+        let choice = choice(&mut errors, self.accounts, self.account_selector);
+        let is_manifest = self.secret.is_some();
+        let secret = self.secret.and_then(|secret| secret.parse(&mut errors));
+        let fitting = secret.as_ref().map_or(Profile::Kubernetes, |secret| secret.secret_type.profile());
+        let profile = self.profile.unwrap_or(fitting);
+        if secret.is_some() && profile != fitting {
             errors.refuse("profile", "does not fit the type of the Secret; leave it out");
         }
-        Ok(errors.finish(|| {
-            Some(Target { name: name?, namespace: namespace?, secret_type: secret_type?, labels: labels? })
-        })?)
+        match self.format {
+            Some(Format::Yaml) if !is_manifest => {
+                errors.refuse("format", "yaml is the form of a manifest: give `secret`");
+            }
+            Some(Format::Env) if profile != Profile::DockerAuthConfig || is_manifest => {
+                errors.refuse("format", "env needs the profile dockerAuthConfig, and no `secret`");
+            }
+            Some(Format::Document | Format::Base64) if is_manifest => {
+                errors.refuse("format", "must be json or yaml for a manifest");
+            }
+            _ => {}
+        }
+        let (choice, format) = errors.finish(|| choice.map(|choice| (choice, self.format)))?;
+        let format = match format {
+            Some(format) => format,
+            None => accepted(request, is_manifest, profile)?,
+        };
+        Ok(Order { choice, profile, secret, format })
     }
+}
+
+impl SecretManifestInput {
+    fn parse(self, errors: &mut FieldErrors) -> Option<Target> {
+        let name = errors.take("secret.name", SecretName::parse(&self.name));
+        let namespace = self.namespace.as_deref().map(NamespaceName::parse).transpose();
+        let namespace = errors.take("secret.namespace", namespace);
+        let secret_type = self.secret_type.as_deref().map_or(Ok(SecretType::default()), str::parse);
+        let secret_type = errors.take("secret.type", secret_type);
+        let labels = errors.take("secret.labels", Labels::parse(self.labels));
+        Some(Target { name: name?, namespace: namespace?, secret_type: secret_type?, labels: labels? })
+    }
+}
+
+/// What the caller wants of what can be had: YAML only of a manifest, the environment's line only for its profile.
+fn accepted(request: &HttpRequest, is_manifest: bool, profile: Profile) -> Result<Format, ApiError> {
+    let has_line = profile == Profile::DockerAuthConfig && !is_manifest;
+    let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or("*/*");
+    for media_type in accept.split(',').map(|range| range.split(';').next().unwrap_or_default().trim()) {
+        match media_type {
+            "" | "*/*" | "application/*" | "application/json" => return Ok(Format::Json),
+            "application/yaml" | "application/x-yaml" | "text/yaml" if is_manifest => return Ok(Format::Yaml),
+            "text/plain" | "text/*" if has_line => return Ok(Format::Env),
+            _ => {}
+        }
+    }
+    Err(ApiError::NotAcceptable(match (is_manifest, has_line) {
+        (true, _) => "application/json or application/yaml",
+        (false, true) => "application/json or text/plain",
+        (false, false) => "application/json (application/yaml needs `secret`, text/plain the profile dockerAuthConfig)",
+    }))
 }
 
 /// Render accounts as a docker config, or as the manifest of a Secret.
 ///
-/// With `secret` the answer is the Secret's manifest, as JSON or, for `Accept: application/yaml`, as YAML,
-/// ready for `kubectl apply -f -`. The answer holds passwords.
+/// With `secret` the answer is the Secret's manifest, as JSON or, for `Accept: application/yaml`, as YAML, ready for
+/// `kubectl apply -f -`. With the profile `dockerAuthConfig` and `Accept: text/plain` it is the line
+/// `DOCKER_AUTH_CONFIG=…` for a CI job. The answer holds passwords.
 #[utoipa::path(
     tag = "docker-configs",
     request_body = CreateDockerConfig,
     responses((status = OK, description = "The docker config, or the Secret's manifest", content(
         (DockerConfig = "application/json"),
         (String = "application/yaml"),
+        (String = "text/plain"),
     ))),
 )]
 #[post("/docker-configs")]
@@ -124,54 +199,101 @@ pub async fn create_docker_config(
     request: HttpRequest,
     body: Json<CreateDockerConfig>,
 ) -> Result<HttpResponse, ApiError> {
-    let CreateDockerConfig { accounts, profile, secret } = body.0;
-    let media_type = choose(&request, secret.is_some())?;
-    let Some(secret) = secret else {
-        let profile = profile.unwrap_or(Profile::Kubernetes);
-        let rendered = docker_configs.assemble(profile, &accounts).await?;
-        return document(profile, rendered);
-    };
-    let target = secret.parse(profile)?;
-    let rendered = docker_configs.assemble(target.secret_type.profile(), &accounts).await?;
-    manifest(&target, &rendered.document, media_type)
+    let order = body.0.parse(&request)?;
+    let rendered = docker_configs.assemble(order.profile, &order.choice).await?;
+    order.shape(rendered)
 }
 
-/// What the caller wants of what can be had: YAML only of a manifest.
-fn choose(request: &HttpRequest, is_manifest: bool) -> Result<&'static str, ApiError> {
-    let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or("*/*");
-    for media_type in accept.split(',').map(|range| range.split(';').next().unwrap_or_default().trim()) {
-        match media_type {
-            "" | "*/*" | "application/*" | JSON => return Ok(JSON),
-            YAML | "application/x-yaml" | "text/yaml" if is_manifest => return Ok(YAML),
-            _ => {}
+impl Order {
+    fn shape(self, rendered: RenderedConfig) -> Result<HttpResponse, ApiError> {
+        let mut response = HttpResponse::Ok();
+        response.insert_header((CACHE_CONTROL, "no-store")).insert_header((VARY, "Accept"));
+        let document = rendered.document.expose_secret();
+        if let Some(target) = &self.secret {
+            let manifest = Manifest {
+                name: &target.name,
+                namespace: target.namespace.as_ref(),
+                secret_type: target.secret_type,
+                labels: &target.labels,
+                document: &rendered.document,
+            };
+            let (media_type, written) = match self.format {
+                Format::Yaml => ("application/yaml", manifest.to_yaml()),
+                _ => ("application/json", manifest.to_json()),
+            };
+            let text = written.map_err(|error| ApiError::Internal(error.into()))?;
+            return Ok(response.content_type(media_type).body(text.expose_secret().to_owned()));
         }
+        Ok(match self.format {
+            Format::Document => response.content_type("application/json").body(document.to_owned()),
+            Format::Base64 => response.content_type("text/plain").body(BASE64_STANDARD.encode(document) + "\n"),
+            Format::Env => response.content_type("text/plain").body(format!("DOCKER_AUTH_CONFIG={document}\n")),
+            Format::Json | Format::Yaml => response.json(DockerConfig {
+                profile: self.profile,
+                config: serde_json::from_str(document).map_err(|error| ApiError::Internal(error.into()))?,
+                base64: BASE64_STANDARD.encode(document),
+                warnings: rendered.warnings,
+            }),
+        })
     }
-    Err(ApiError::NotAcceptable(if is_manifest { "application/json, application/yaml" } else { JSON }))
 }
 
-fn document(profile: Profile, rendered: RenderedConfig) -> Result<HttpResponse, ApiError> {
-    let text = rendered.document.expose_secret();
-    let config: &RawValue = serde_json::from_str(text).map_err(|error| ApiError::Internal(error.into()))?;
-    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(DockerConfig {
-        profile,
-        config,
-        base64: BASE64_STANDARD.encode(text),
-        warnings: rendered.warnings,
-    }))
+/// Which image, and among which entries.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExplainDockerConfig {
+    /// The image, as it stands in a pod: with or without host, tag and digest.
+    #[schema(example = "registry.martin.com:5000/os/alpine:3")]
+    image: String,
+    /// Names of accounts.
+    accounts: Option<Vec<String>>,
+    /// All accounts with such labels, in place of `accounts`.
+    account_selector: Option<LabelSelectorInput>,
+    /// A docker config to look at in place of accounts: the document itself, or as a string its text, its base64 or
+    /// the manifest of a Secret that holds it. It is not stored.
+    #[schema(value_type = Option<Object>, write_only)]
+    config: Option<Box<RawValue>>,
 }
 
-fn manifest(target: &Target, document: &SecretString, media_type: &'static str) -> Result<HttpResponse, ApiError> {
-    let manifest = Manifest {
-        name: &target.name,
-        namespace: target.namespace.as_ref(),
-        secret_type: target.secret_type,
-        labels: &target.labels,
-        document,
+/// Say which entry each reader would use for an image, and why not another.
+///
+/// Works on accounts, or on a docker config that the caller pastes. No password is in the answer.
+#[utoipa::path(
+    tag = "docker-configs",
+    request_body = ExplainDockerConfig,
+    responses((status = OK, body = Explanation)),
+)]
+#[post("/docker-configs/explain")]
+pub async fn explain_docker_config(
+    _caller: Caller<ReadAccounts>,
+    docker_configs: Data<DockerConfigs>,
+    body: Json<ExplainDockerConfig, DOCUMENT_MAX_BYTES>,
+) -> Result<HttpResponse, ApiError> {
+    let (subject, image) = body.0.parse()?;
+    Ok(HttpResponse::Ok().json(docker_configs.explain(&subject, &image).await?))
+}
+
+impl ExplainDockerConfig {
+    fn parse(self) -> Result<(Subject, ImageName), ApiError> {
+        let mut errors = FieldErrors::default();
+        let image = errors.take("image", ImageName::parse(&self.image));
+        let subject = if let Some(pasted) = self.config {
+            if self.accounts.is_some() || self.account_selector.is_some() {
+                errors.refuse("config", "must not stand beside `accounts` or `accountSelector`");
+            }
+            parse_pasted(&mut errors, &pasted).map(Subject::Config)
+        } else {
+            choice(&mut errors, self.accounts, self.account_selector).map(Subject::Accounts)
+        };
+        Ok(errors.finish(|| subject.zip(image))?)
+    }
+}
+
+/// A pasted document: a JSON object as it is, a string as the text that it holds.
+fn parse_pasted(errors: &mut FieldErrors, pasted: &RawValue) -> Option<Config> {
+    let parsed = match serde_json::from_str::<String>(pasted.get()) {
+        Ok(text) => Config::parse(text.as_bytes()),
+        Err(_) => Config::parse(pasted.get().as_bytes()),
     };
-    let written = if media_type == YAML { manifest.to_yaml() } else { manifest.to_json() };
-    let body = written.map_err(|error| ApiError::Internal(error.into()))?;
-    Ok(HttpResponse::Ok()
-        .insert_header((CACHE_CONTROL, "no-store"))
-        .content_type(media_type)
-        .body(body.expose_secret().to_owned()))
+    parsed.map_err(|error| errors.refuse("config", error)).ok()
 }

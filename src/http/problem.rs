@@ -42,8 +42,8 @@ pub enum ApiError {
     #[error("the body could not be read")]
     BodyUnreadable,
     /// The body has a media type that this route does not take.
-    #[error("the body must have one of the media types {0}")]
-    UnsupportedMediaType(&'static str),
+    #[error("the body must be sent as {}", .0.join(" or "))]
+    UnsupportedMediaType(&'static [&'static str]),
     /// The caller accepts nothing that this route can answer with.
     #[error("this answer can only be had as {0}")]
     NotAcceptable(&'static str),

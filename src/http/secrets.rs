@@ -22,6 +22,7 @@ use crate::{
         body::Json,
         path_name,
         problem::ApiError,
+        selection::{LabelSelectorInput, choice},
     },
     service::secrets::{Delivery, Secrets},
 };
@@ -35,7 +36,9 @@ pub struct CreateSecret {
     name: String,
     /// Names of the accounts that go into it.
     #[schema(min_items = 1, max_items = 1000, example = json!(["martin-5000", "martin-6000"]))]
-    accounts: Vec<String>,
+    accounts: Option<Vec<String>>,
+    /// All accounts with such labels, in place of `accounts`.
+    account_selector: Option<LabelSelectorInput>,
     /// `kubernetes.io/dockerconfigjson`, or the legacy `kubernetes.io/dockercfg`.
     #[serde(rename = "type")]
     secret_type: Option<String>,
@@ -133,6 +136,7 @@ impl CreateSecret {
         let name = errors.take("name", SecretName::parse(&self.name));
         let secret_type =
             errors.take("type", self.secret_type.as_deref().map_or(Ok(SecretType::default()), str::parse));
+        let accounts = choice(&mut errors, self.accounts, self.account_selector);
         let labels = errors.take("labels", Labels::parse(self.labels));
         Ok(errors.finish(|| {
             Some(Delivery {
@@ -140,7 +144,7 @@ impl CreateSecret {
                 namespace: namespace?,
                 name: name?,
                 secret_type: secret_type?,
-                accounts: self.accounts,
+                accounts: accounts?,
                 labels: labels?,
                 dry_run: self.dry_run,
             })

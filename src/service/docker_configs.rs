@@ -1,4 +1,4 @@
-//! Docker configs: accounts looked up, opened and rendered for a reader.
+//! Docker configs: accounts looked up, opened and rendered for a reader; and which entry a reader would use.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -8,9 +8,11 @@ use sqlx::PgPool;
 use crate::{
     crypto::sealer::Sealer,
     domain::{
-        docker_config::{Credential, Profile, RenderedConfig, render},
+        docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, parse::Config, render},
         invalid::{FieldError, FieldErrors},
+        matching::{Explanation, ImageName, explain_accounts, explain_config, lint::lint_config},
         names::Name,
+        selector::LabelSelector,
     },
     service::{ServiceError, connection},
     storage::{self, accounts::SealedCredential, sealed::SealedColumn},
@@ -18,6 +20,24 @@ use crate::{
 
 /// The most accounts in one docker config.
 const ACCOUNTS_MAX: usize = 1_000;
+
+/// Which accounts go into a docker config.
+#[derive(Debug)]
+pub enum AccountChoice {
+    /// These.
+    Names(Vec<String>),
+    /// All that have such labels.
+    Selector(LabelSelector),
+}
+
+/// What an explanation is about.
+#[derive(Debug)]
+pub enum Subject {
+    /// Stored accounts.
+    Accounts(AccountChoice),
+    /// A docker config that somebody else made.
+    Config(Config),
+}
 
 /// Renders docker configs.
 #[derive(Debug, Clone)]
@@ -33,18 +53,14 @@ impl DockerConfigs {
         Self { pool, sealer }
     }
 
-    /// Renders the named accounts. It is all or nothing: a document that lacks an account is never made.
+    /// Renders accounts for a reader. It is all or nothing: a document that lacks an account is never made.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Invalid`] names every account that is unknown or named twice; [`ServiceError::Render`]
     /// if the reader cannot be told what these accounts mean; [`ServiceError::Open`] if a password does not open.
-    pub async fn assemble(&self, profile: Profile, accounts: &[String]) -> Result<RenderedConfig, ServiceError> {
-        let names = parse_names(accounts)?;
-        let mut conn = connection(&self.pool).await?;
-        let found = storage::accounts::find_credentials(&mut conn, &names).await?;
-        drop(conn);
-        let sealed = in_order(accounts, found)?;
+    pub async fn assemble(&self, profile: Profile, choice: &AccountChoice) -> Result<RenderedConfig, ServiceError> {
+        let sealed = self.choose(choice).await?;
         let opened = sealed
             .iter()
             .map(|one| self.sealer.open(SealedColumn::AccountPassword.slot(one.id), &one.password))
@@ -62,6 +78,52 @@ impl DockerConfigs {
             .collect();
         Ok(render(profile, &credentials)?)
     }
+
+    /// Says which entry each reader would use for an image. No password is opened.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Invalid`] names every account that is unknown or named twice.
+    pub async fn explain(&self, subject: &Subject, image: &ImageName) -> Result<Explanation, ServiceError> {
+        let choice = match subject {
+            Subject::Accounts(choice) => choice,
+            Subject::Config(config) => return Ok(explain_and_lint(config, image)),
+        };
+        let sealed = self.choose(choice).await?;
+        let accounts: Vec<ScopedAccount<'_>> =
+            sealed.iter().map(|one| ScopedAccount { name: &one.name, scope: &one.registry }).collect();
+        Ok(explain_accounts(&accounts, image))
+    }
+
+    async fn choose(&self, choice: &AccountChoice) -> Result<Vec<SealedCredential>, ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        match choice {
+            AccountChoice::Names(accounts) => {
+                let names = parse_names(accounts)?;
+                in_order(accounts, storage::accounts::find_credentials(&mut conn, &names).await?)
+            }
+            AccountChoice::Selector(selector) => {
+                let selected = storage::accounts::select_credentials(&mut conn, selector, ACCOUNTS_MAX + 1).await?;
+                let refused = |detail| Err(vec![FieldError::new("accountSelector", detail)].into());
+                match selected.len() {
+                    0 => refused("selects no registry account"),
+                    1..=ACCOUNTS_MAX => Ok(selected),
+                    _ => refused("selects more than 1000 registry accounts"),
+                }
+            }
+        }
+    }
+}
+
+/// For a document that somebody else made, what is odd in it is of interest even where this image does not meet it.
+fn explain_and_lint(config: &Config, image: &ImageName) -> Explanation {
+    let mut explanation = explain_config(config, image);
+    for warning in lint_config(config) {
+        if !explanation.warnings.contains(&warning) {
+            explanation.warnings.push(warning);
+        }
+    }
+    explanation
 }
 
 /// Checks the names as a list: at least one, none twice, each of a form that can exist.

@@ -11,7 +11,11 @@ use crate::{
         names::{Labels, Name, NamespaceName, SecretName},
         secret::{MANAGED_BY_LABEL, SecretType},
     },
-    service::{ServiceError, clusters::Clusters, docker_configs::DockerConfigs},
+    service::{
+        ServiceError,
+        clusters::Clusters,
+        docker_configs::{AccountChoice, DockerConfigs},
+    },
 };
 
 /// What to place where.
@@ -26,7 +30,7 @@ pub struct Delivery {
     /// Type of the Secret, which decides the form of the document.
     pub secret_type: SecretType,
     /// The accounts that go into it.
-    pub accounts: Vec<String>,
+    pub accounts: AccountChoice,
     /// Further labels of the Secret.
     pub labels: Labels,
     /// The API server checks everything and stores nothing.

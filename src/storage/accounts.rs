@@ -1,6 +1,7 @@
 //! Registry accounts and their sealed passwords.
 
 use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt;
 use sqlx::{PgConnection, types::Json};
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -11,6 +12,7 @@ use crate::{
         names::{Labels, Name},
         registry::RegistryScope,
         sealed::Sealed,
+        selector::LabelSelector,
     },
     storage::{PageRequest, StorageError, corrupt, on_name_taken},
 };
@@ -201,6 +203,32 @@ pub async fn delete(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageErro
     Ok(())
 }
 
+struct CredentialRow {
+    id: Uuid,
+    name: String,
+    registry: String,
+    username: String,
+    email: Option<String>,
+    labels: Json<BTreeMap<String, String>>,
+    password: Vec<u8>,
+    password_key_id: String,
+}
+
+impl TryFrom<CredentialRow> for SealedCredential {
+    type Error = StorageError;
+
+    fn try_from(row: CredentialRow) -> Result<Self, StorageError> {
+        Ok(Self {
+            id: row.id,
+            registry: RegistryScope::parse(&row.registry).map_err(corrupt(TABLE, row.id, "registry"))?,
+            name: row.name,
+            username: row.username,
+            email: row.email,
+            password: Sealed { key_id: row.password_key_id, bytes: row.password },
+        })
+    }
+}
+
 /// What a docker config needs of an account, its password still sealed.
 #[derive(Debug)]
 pub struct SealedCredential {
@@ -225,23 +253,82 @@ pub struct SealedCredential {
 /// [`StorageError`] if Postgres cannot be asked or a row is damaged.
 #[tracing::instrument(name = "db.registry_accounts.find_credentials", skip_all)]
 pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<SealedCredential>, StorageError> {
-    sqlx::query!(
-        "SELECT id, name, registry, username, email, password, password_key_id
-         FROM registry_accounts WHERE name = ANY($1::text[])",
+    sqlx::query_as!(
+        CredentialRow,
+        r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id
+           FROM registry_accounts WHERE name = ANY($1::text[])"#,
         names as _,
     )
     .fetch_all(conn)
     .await?
     .into_iter()
-    .map(|row| {
-        Ok(SealedCredential {
-            id: row.id,
-            registry: RegistryScope::parse(&row.registry).map_err(corrupt(TABLE, row.id, "registry"))?,
-            name: row.name,
-            username: row.username,
-            email: row.email,
-            password: Sealed { key_id: row.password_key_id, bytes: row.password },
-        })
-    })
+    .map(SealedCredential::try_from)
     .collect()
+}
+
+/// Finds the credentials of the accounts that a selector selects, in the order of their names, `limit` at most.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(name = "db.registry_accounts.select_credentials", skip_all)]
+pub async fn select_credentials(
+    conn: &mut PgConnection,
+    selector: &LabelSelector,
+    limit: usize,
+) -> Result<Vec<SealedCredential>, StorageError> {
+    // `matchLabels` by the index, the rest of the selector by its one implementation, row by row.
+    let mut rows = sqlx::query_as!(
+        CredentialRow,
+        r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id
+           FROM registry_accounts WHERE labels @> $1 ORDER BY name"#,
+        Json(selector.match_labels().as_map()) as _,
+    )
+    .fetch(conn);
+    let mut selected = Vec::new();
+    while selected.len() < limit
+        && let Some(row) = rows.try_next().await?
+    {
+        if selector.matches(&row.labels.0) {
+            selected.push(SealedCredential::try_from(row)?);
+        }
+    }
+    Ok(selected)
+}
+
+/// Finds these accounts with their sealed passwords, and keeps others from changing them until the transaction ends.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(name = "db.registry_accounts.lock_many", skip_all)]
+pub async fn lock_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<(Account, Sealed)>, StorageError> {
+    // In the order of their names, so that two imports do not wait for each other in a circle.
+    let rows = sqlx::query!(
+        r#"SELECT id, name, registry, username, email, labels AS "labels: Json<BTreeMap<String, String>>", plain_http,
+               expires_at, version, created_at, updated_at, password, password_key_id
+           FROM registry_accounts WHERE name = ANY($1) ORDER BY name FOR UPDATE"#,
+        names,
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let sealed = Sealed { key_id: row.password_key_id, bytes: row.password };
+            let account = AccountRow {
+                id: row.id,
+                name: row.name,
+                registry: row.registry,
+                username: row.username,
+                email: row.email,
+                labels: row.labels,
+                plain_http: row.plain_http,
+                expires_at: row.expires_at,
+                version: row.version,
+                created_at: row.created_at,
+                updated_at: row.updated_at,
+            };
+            Ok((account.try_into()?, sealed))
+        })
+        .collect()
 }

@@ -9,11 +9,12 @@ use super::{Credential, Profile, RenderError, wiping::WipingBuffer};
 
 /// Writes the entries, which are sorted by key, as compact JSON.
 ///
-/// The kubelet reads `username`, `password`, `email` and `auth` (`pkg/credentialprovider/config.go`), and `kubectl create secret
-/// docker-registry` writes these four in this order (`pkg/cmd/create/create_secret_docker.go`). The docker CLI writes and prefers
-/// `auth` (`cli/config/configfile/file.go`), podman reads none of the others (`pkg/docker/config/config.go`, `dockerAuthConfig`), and
-/// in `DOCKER_AUTH_CONFIG` any other field makes the docker CLI refuse the whole value (`configEnvAuth`).
-pub(super) fn write(profile: Profile, entries: &[(&str, Credential<'_>)]) -> Result<SecretString, RenderError> {
+/// The kubelet reads `username`, `password`, `email` and `auth` (`pkg/credentialprovider/config.go`), and `kubectl
+/// create secret docker-registry` writes these four in this order (`pkg/cmd/create/create_secret_docker.go`). The
+/// docker CLI writes and prefers `auth` (`cli/config/configfile/file.go`), podman reads none of the others
+/// (`pkg/docker/config/config.go`, `dockerAuthConfig`), and in `DOCKER_AUTH_CONFIG` any other field makes the docker
+/// CLI refuse the whole value (`configEnvAuth`).
+pub(super) fn write(profile: Profile, entries: &[(&str, &Credential<'_>)]) -> Result<SecretString, RenderError> {
     let mut buffer = WipingBuffer::with_capacity(16 + entries.iter().map(expected_len).sum::<usize>());
     let mut json = serde_json::Serializer::new(&mut buffer);
     let written = match profile {
@@ -38,7 +39,7 @@ pub(super) fn write(profile: Profile, entries: &[(&str, Credential<'_>)]) -> Res
 }
 
 /// Enough for an entry in which JSON has nothing to escape.
-fn expected_len((key, credential): &(&str, Credential<'_>)) -> usize {
+fn expected_len((key, credential): &(&str, &Credential<'_>)) -> usize {
     let secret = credential.username.len() + 1 + credential.password.expose_secret().len();
     64 + key.len() + secret + secret.div_ceil(3) * 4 + credential.email.map_or(0, str::len)
 }
@@ -50,7 +51,7 @@ struct Document<T> {
 }
 
 /// The map from key to entry; the function gives an entry its form.
-struct Entries<'a, F>(&'a [(&'a str, Credential<'a>)], F);
+struct Entries<'a, F>(&'a [(&'a str, &'a Credential<'a>)], F);
 
 impl<'a, F, T> Serialize for Entries<'a, F>
 where
@@ -78,7 +79,7 @@ impl<'a> From<&'a Credential<'a>> for FullEntry<'a> {
         Self {
             username: credential.username,
             password: credential.password.expose_secret(),
-            email: credential.email,
+            email: credential.email.filter(|email| !email.is_empty()),
             auth: Auth(credential),
         }
     }

@@ -7,9 +7,10 @@ use super::{Credential, Profile, RenderError};
 /// Refuses a credential that the reader would split, trim or drop.
 ///
 /// - Every reader splits `auth` at the first colon, so a user cannot have one.
-/// - An empty user fails the whole file in the docker CLI (`cli/config/configfile/file.go`, `decodeAuth`); podman takes an entry without
-///   user or password for none (`pkg/docker/config/config.go`, `getCredentialsWithHomeDir`).
-/// - The docker CLI and podman cut NUL from both ends of a password (`strings.Trim(password, "\x00")`); the kubelet does not.
+/// - An empty user fails the whole file in the docker CLI (`cli/config/configfile/file.go`, `decodeAuth`); podman takes
+///   an entry without user or password for none (`pkg/docker/config/config.go`, `getCredentialsWithHomeDir`).
+/// - The docker CLI and podman cut NUL from both ends of a password (`strings.Trim(password, "\x00")`); the kubelet
+///   does not.
 pub(super) fn check(profile: Profile, credential: &Credential<'_>) -> Result<(), RenderError> {
     let password = credential.password.expose_secret();
     let detail = if credential.username.is_empty() {

@@ -102,6 +102,16 @@ fn a_part_of_docker_hub_has_the_key_that_its_reader_finds(#[case] profile: Profi
     assert_eq!(try_render(profile, &[acme]).unwrap().keys, [key]);
 }
 
+#[test]
+fn beside_a_part_of_docker_hub_the_whole_has_a_second_key_for_the_kubelet() {
+    let acme = ("acme", "docker.io/acme", "bot", "pw");
+    let keys = |profile| try_render(profile, &[HUB, acme]).unwrap().keys;
+    for profile in [Profile::Kubernetes, Profile::Dockercfg] {
+        assert_eq!(keys(profile), ["docker.io", "docker.io/acme", "https://index.docker.io/v1/"]);
+    }
+    assert_eq!(keys(Profile::Podman), ["docker.io/acme", "https://index.docker.io/v1/"]);
+}
+
 #[rstest]
 fn w5_two_accounts_for_one_key_are_refused_by_name(
     #[values(Profile::Kubernetes, Profile::Docker, Profile::Podman)] profile: Profile,
@@ -220,7 +230,8 @@ proptest! {
         let auth = STANDARD.decode(entry["auth"].as_str().unwrap()).unwrap();
         prop_assert_eq!(&entry["username"], &json!(username));
         prop_assert_eq!(&entry["password"], &json!(password));
-        prop_assert_eq!(entry.get("email").and_then(Value::as_str), email.as_deref());
+        let email = email.as_deref().filter(|email| !email.is_empty());
+        prop_assert_eq!(entry.get("email").and_then(Value::as_str), email);
         prop_assert_eq!(auth, format!("{username}:{password}").into_bytes());
     }
 }

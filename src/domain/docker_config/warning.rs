@@ -24,14 +24,47 @@ pub struct Warning {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum WarningCode {
+    /// Because of this entry a reader cannot use the whole document.
+    Refused,
+    /// The key names no registry that an image can be in.
+    InvalidKey,
+    /// No reader ever uses the entry, or not the one that the document is for.
+    NeverMatches,
+    /// Some readers never use the entry.
+    MissedBySome,
     /// A reader uses the entry for more images than it says.
     MatchesMore,
-    /// A reader never uses the entry.
-    NeverMatches,
+    /// Several entries are for one registry, and chance decides which one a reader uses.
+    Ambiguous,
+    /// The entry holds nothing that a reader can log in with.
+    HoldsNothing,
+    /// The entry's `auth` says something else than its `username` and `password`.
+    AuthWins,
+    /// A helper program, not the document, holds the credential.
+    HelperFirst,
+    /// The Secret's type is not that of an image pull secret.
+    WrongSecretType,
+}
+
+impl Warning {
+    /// About one key, of one account if there is one.
+    pub(in crate::domain) fn new(
+        code: WarningCode,
+        account: Option<&str>,
+        key: &str,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self { code, account: account.map(str::to_owned), key: Some(key.to_owned()), detail: detail.into() }
+    }
+
+    /// About the document.
+    pub(in crate::domain) fn of_all(code: WarningCode, detail: impl Into<String>) -> Self {
+        Self { code, account: None, key: None, detail: detail.into() }
+    }
 }
 
 /// Warns about entries that the profile's reader will not use exactly as their accounts say.
-pub(super) fn about(profile: Profile, entries: &[(&str, Credential<'_>)]) -> Vec<Warning> {
+pub(super) fn about(profile: Profile, entries: &[(&str, &Credential<'_>)]) -> Vec<Warning> {
     match profile {
         Profile::Docker | Profile::DockerAuthConfig => paths_cut(entries),
         Profile::Kubernetes | Profile::Dockercfg => {
@@ -44,10 +77,10 @@ pub(super) fn about(profile: Profile, entries: &[(&str, Credential<'_>)]) -> Vec
 }
 
 /// The docker CLI has one credential for a host (`cli/config/credentials/file_store.go`).
-fn paths_cut(entries: &[(&str, Credential<'_>)]) -> Vec<Warning> {
+fn paths_cut(entries: &[(&str, &Credential<'_>)]) -> Vec<Warning> {
     let cut = entries.iter().filter(|(_, credential)| credential.scope.path().is_some());
     cut.map(|(key, credential)| {
-        warn(WarningCode::MatchesMore, key, credential.account, format!(
+        Warning::new(WarningCode::MatchesMore, Some(credential.account), key, format!(
             "the docker CLI knows only hosts: it will send this password for every image of `{}`, not only for `{}`",
             credential.scope.authority(),
             credential.scope,
@@ -56,16 +89,16 @@ fn paths_cut(entries: &[(&str, Credential<'_>)]) -> Vec<Warning> {
     .collect()
 }
 
-/// The kubelet compares hosts with `filepath.Match`, which reads the brackets of an IPv6 address as a set of characters. With a port
-/// they are taken off before (`pkg/credentialprovider/keyring.go`, `splitURL`).
-fn unreachable_addresses(entries: &[(&str, Credential<'_>)]) -> Vec<Warning> {
+/// The kubelet compares hosts with `filepath.Match`, which reads the brackets of an IPv6 address as a set of
+/// characters. With a port they are taken off before (`pkg/credentialprovider/keyring.go`, `splitURL`).
+fn unreachable_addresses(entries: &[(&str, &Credential<'_>)]) -> Vec<Warning> {
     let bare = entries.iter().filter(|(_, credential)| is_bare_ipv6(credential.scope));
     bare.map(|(key, credential)| {
-        warn(
+        Warning::new(
             WarningCode::NeverMatches,
+            Some(credential.account),
             key,
-            credential.account,
-            "the kubelet never finds an IPv6 address without a port: name the registry by a host name, or with its port".to_owned(),
+            "the kubelet never finds an IPv6 address without a port: name the registry by host name or with a port",
         )
     })
     .collect()
@@ -75,23 +108,21 @@ fn is_bare_ipv6(scope: &RegistryScope) -> bool {
     scope.host().starts_with('[') && scope.port().is_none()
 }
 
-/// The kubelet compares paths as plain strings (`pkg/credentialprovider/keyring.go`, `urlsMatch`). That is worth a word only where
-/// another account is for what is matched too much: the kubelet then tries both, the longer key first.
-fn overlapping_prefixes(entries: &[(&str, Credential<'_>)]) -> Vec<Warning> {
+/// The kubelet compares paths as plain strings (`pkg/credentialprovider/keyring.go`, `urlsMatch`). That is worth a word
+/// only where another account is for what is matched too much: the kubelet then tries both, the longer key first.
+fn overlapping_prefixes(entries: &[(&str, &Credential<'_>)]) -> Vec<Warning> {
     let mut warnings = Vec::new();
     for (at, (key, credential)) in entries.iter().enumerate() {
+        if credential.scope.path().is_none() {
+            continue;
+        }
         // Sorted keys: whatever starts with this one follows it at once.
-        let longer = entries[at + 1..].iter().take_while(|(other, _)| other.starts_with(key));
-        let is_caught = |other: &str| credential.scope.path().is_some() && !other[key.len()..].starts_with('/');
-        if let Some((other, _)) = longer.clone().find(|(other, _)| is_caught(other)) {
-            warnings.push(warn(WarningCode::MatchesMore, key, credential.account, format!(
-                "the kubelet compares paths as plain text: after the entry `{other}` it will try this one too for the same images",
+        let mut longer = entries[at + 1..].iter().take_while(|(other, _)| other.starts_with(key));
+        if let Some((other, _)) = longer.find(|(other, _)| !other[key.len()..].starts_with('/')) {
+            warnings.push(Warning::new(WarningCode::MatchesMore, Some(credential.account), key, format!(
+                "the kubelet compares paths as plain text: after the entry `{other}` it tries this one too for the same images",
             )));
         }
     }
     warnings
-}
-
-fn warn(code: WarningCode, key: &str, account: &str, detail: String) -> Warning {
-    Warning { code, account: Some(account.to_owned()), key: Some(key.to_owned()), detail }
 }

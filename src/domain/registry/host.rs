@@ -1,7 +1,7 @@
 //! `host[:port]`: what may stand before the first slash.
 //!
-//! The grammar is the one of image references (`distribution/reference`, `regexp.go`, `domain`): a host that no image reference can name
-//! would be a scope that never matches.
+//! The grammar is the one of image references (`distribution/reference`, `regexp.go`, `domain`): a host that no image
+//! reference can name would be a scope that never matches.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -5,7 +5,8 @@
 
 use crate::domain::invalid::Invalid;
 
-/// Checks a path and drops what does not change its meaning: one trailing slash, and the API roots `v1` and `v2` in front.
+/// Checks a path and drops what does not change its meaning: one trailing slash, and the API roots `v1` and `v2` in
+/// front.
 pub(super) fn parse(path: &str) -> Result<String, Invalid> {
     let mut path = path.strip_suffix('/').unwrap_or(path);
     while let Some(rest) = without_api_root(path) {
@@ -38,7 +39,7 @@ fn check_component(component: &str) -> Result<(), Invalid> {
     } else if !component.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b)) {
         "a path consists of lower case letters, digits, dots, underscores and hyphens, as in a repository's name"
     } else if !is_well_separated(component) {
-        "the letters and digits of a path are separated by one dot, one or two underscores, or hyphens, and it starts and ends with none of them"
+        "in a path, letters and digits are separated by one dot, one or two underscores, or hyphens, and stand at both ends"
     } else {
         return Ok(());
     };

@@ -1,0 +1,66 @@
+//! Keys of one document that mean the same registry.
+
+use std::collections::HashMap;
+
+use secrecy::ExposeSecret;
+
+use super::{FoundAccount, ImportItem, ImportOutcome, SkipReason};
+use crate::domain::{
+    docker_config::{Profile, key_for},
+    registry::RegistryScope,
+};
+
+/// Leaves one item for each registry; the others say which it is.
+pub(super) fn settle(items: &mut [ImportItem]) {
+    let winners = winners(items);
+    for at in 0..items.len() {
+        let winner = account(&items[at]).and_then(|account| winners.get(&account.scope));
+        if let Some(winner) = winner.copied().filter(|winner| *winner != at) {
+            skip(items, at, winner);
+        }
+    }
+}
+
+/// The item for each registry: the one whose key all readers find, or else the first.
+fn winners(items: &[ImportItem]) -> HashMap<RegistryScope, usize> {
+    let mut winners = HashMap::new();
+    for (at, item) in items.iter().enumerate() {
+        let Some(FoundAccount { scope, .. }) = account(item) else { continue };
+        if item.key == key_for(Profile::Kubernetes, scope) {
+            winners.insert(scope.clone(), at);
+        } else {
+            winners.entry(scope.clone()).or_insert(at);
+        }
+    }
+    winners
+}
+
+fn account(item: &ImportItem) -> Option<&FoundAccount> {
+    match &item.outcome {
+        ImportOutcome::Found(account) => Some(account),
+        ImportOutcome::Skipped { .. } => None,
+    }
+}
+
+fn skip(items: &mut [ImportItem], rival: usize, winner: usize) {
+    let key = &items[winner].key;
+    let (reason, detail) = if is_same_login(account(&items[rival]), account(&items[winner])) {
+        (SkipReason::Duplicate, format!("the key `{key}` means the same registry and holds the same credential"))
+    } else {
+        (
+            SkipReason::Conflict,
+            format!(
+                "the key `{key}` means the same registry and holds another credential: import one at a time, by other names"
+            ),
+        )
+    };
+    items[rival].outcome = ImportOutcome::Skipped { reason, detail };
+}
+
+fn is_same_login(one: Option<&FoundAccount>, other: Option<&FoundAccount>) -> bool {
+    one.zip(other).is_some_and(|(one, other)| {
+        one.username == other.username
+            && one.password.expose_secret() == other.password.expose_secret()
+            && one.plain_http == other.plain_http
+    })
+}

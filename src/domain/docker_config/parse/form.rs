@@ -1,0 +1,159 @@
+//! Finds out what the input is, and opens what wraps the document.
+
+use base64::{
+    Engine as _, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+use zeroize::Zeroizing;
+
+use super::{
+    Config, MAX_INPUT,
+    error::{ParseError, Position, shape},
+    node::{self, Map, Node},
+};
+
+/// The two forms of the document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Form {
+    /// `{"auths":{…}}`, as in `~/.docker/config.json` and Secrets of type `kubernetes.io/dockerconfigjson`.
+    DockerConfigJson,
+    /// The bare map, as in `.dockercfg` and Secrets of type `kubernetes.io/dockercfg`.
+    Dockercfg,
+}
+
+/// Base64 with or without padding; what the readers accept of it is their affair.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Reads any form.
+pub(super) fn open(input: &[u8]) -> Result<Config, ParseError> {
+    let text = text(input)?;
+    if !is_base64(text) {
+        let node = if text.trim_start().starts_with('{') { node::from_json(text)? } else { node::from_yaml(text)? };
+        return config_or_manifest(node);
+    }
+    let document = decode(text)?;
+    document_of(&document).map_err(|error| error.inside("the base64"))
+}
+
+fn text(input: &[u8]) -> Result<&str, ParseError> {
+    if input.len() > MAX_INPUT {
+        return Err(shape("the input is longer than 1 MiB, which is more than a Secret can hold"));
+    }
+    let text = str::from_utf8(input).map_err(|error| {
+        ParseError::at(
+            Position::at(input, error.valid_up_to()),
+            "the input is not UTF-8: save it as UTF-8, without a byte order mark (PowerShell's `>` writes UTF-16)",
+        )
+    })?;
+    if text.starts_with('\u{feff}') {
+        return Err(ParseError::at(
+            Position { line: 1, column: 1 },
+            "a byte order mark stands before the document, and no reader accepts it: save the file without one",
+        ));
+    }
+    if text.trim().is_empty() {
+        return Err(shape("the input is empty"));
+    }
+    Ok(text)
+}
+
+/// The alphabet's characters and white space only. A JSON object has braces, and a manifest colons.
+fn is_base64(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte) || byte.is_ascii_whitespace())
+}
+
+fn decode(text: &str) -> Result<Zeroizing<Vec<u8>>, ParseError> {
+    let mut packed = Zeroizing::new(text.as_bytes().to_vec());
+    packed.retain(|byte| !byte.is_ascii_whitespace());
+    BASE64
+        .decode(&*packed)
+        .map(Zeroizing::new)
+        .map_err(|_| shape("the base64 is not valid: was all of it copied, on one line or with its line breaks?"))
+}
+
+/// The document itself: JSON, one of the two forms.
+fn document_of(bytes: &[u8]) -> Result<Config, ParseError> {
+    let text = text(bytes)?;
+    match node::from_json(text)? {
+        Node::Map(fields) => config(fields),
+        Node::Null => config(Map::default()),
+        Node::Text(_) | Node::Other => Err(not_a_config()),
+    }
+}
+
+fn config_or_manifest(node: Node) -> Result<Config, ParseError> {
+    match node {
+        Node::Map(fields) if fields.has("kind") || fields.has("apiVersion") => manifest(fields),
+        Node::Map(fields) => config(fields),
+        Node::Null | Node::Text(_) | Node::Other => Err(not_a_config()),
+    }
+}
+
+fn config(fields: Map) -> Result<Config, ParseError> {
+    /// Fields of a `config.json` that are objects, as the entries of a bare map are.
+    const BESIDE_AUTHS: [&str; 9] = [
+        "auths",
+        "credHelpers",
+        "credsStore",
+        "HttpHeaders",
+        "aliases",
+        "features",
+        "kubernetes",
+        "plugins",
+        "proxies",
+    ];
+    if !fields.is_empty() && fields.holds_objects() && !BESIDE_AUTHS.iter().any(|name| fields.has(name)) {
+        Config::from_dockercfg(fields)
+    } else {
+        Config::from_config_json(fields)
+    }
+}
+
+/// A Secret as `kubectl get secret NAME -o json` or `-o yaml` shows it, or as it was written for `kubectl apply`.
+fn manifest(mut secret: Map) -> Result<Config, ParseError> {
+    if !matches!(secret.take("kind")?, Node::Text(kind) if *kind == "Secret") {
+        return Err(shape("the manifest is not of one Secret: its `kind` is something else"));
+    }
+    let (mut data, mut string_data) = (map(secret.take("data")?)?, map(secret.take("stringData")?)?);
+    let secret_type = match secret.take("type")? {
+        Node::Text(text) => Some(text.to_string()),
+        _ => None,
+    };
+    for (name, form) in [(".dockerconfigjson", Form::DockerConfigJson), (".dockercfg", Form::Dockercfg)] {
+        let place = format!("`{name}`");
+        // The API server writes `stringData` over `data`.
+        let document = match (string_data.take(name)?, data.take(name)?) {
+            (Node::Text(plain), _) => Zeroizing::new(plain.as_bytes().to_vec()),
+            (_, Node::Text(value)) => decode(&value).map_err(|error| error.inside(&place))?,
+            _ => continue,
+        };
+        let config = document_of(&document).map_err(|error| error.inside(&place))?;
+        if config.form != form && !config.entries.is_empty() {
+            return Err(shape(format!(
+                "{place} holds the form of the other type of Secret: no reader finds an entry in it"
+            )));
+        }
+        return Ok(Config { form, secret_type, ..config });
+    }
+    Err(shape("the Secret has neither `.dockerconfigjson` nor `.dockercfg` in its `data`: it is no image pull secret"))
+}
+
+fn map(node: Node) -> Result<Map, ParseError> {
+    match node {
+        Node::Map(map) => Ok(map),
+        Node::Null => Ok(Map::default()),
+        Node::Text(_) | Node::Other => Err(shape("`data` and `stringData` of a Secret are objects")),
+    }
+}
+
+fn not_a_config() -> ParseError {
+    shape("this is no docker config: it is an object with `auths`, its base64, or the manifest of a Secret")
+}

@@ -1,0 +1,172 @@
+//! A small tree for untrusted JSON and YAML: bounded in depth, without duplicate keys, wiped when dropped.
+
+use std::{collections::HashSet, fmt};
+
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use zeroize::Zeroizing;
+
+use super::error::{ParseError, Position, shape};
+
+/// A Secret's manifest, which is the deepest of what is read here, needs about ten.
+const MAX_DEPTH: usize = 32;
+
+/// More than any reader is ever given; it bounds the time that judging entries takes.
+const MAX_FIELDS: usize = 10_000;
+
+pub(super) const TOO_MANY: &str = "an object has more than 10000 fields";
+pub(super) const TOO_DEEP: &str = "braces and brackets are nested too deeply";
+pub(super) const TWICE: &str =
+    "a key stands twice in one object, and every reader would silently take the last: delete one";
+
+/// One value. Numbers, lists and truth values have no meaning in a docker config, so they are not kept.
+pub(super) enum Node {
+    Null,
+    Text(Zeroizing<String>),
+    Map(Map),
+    Other,
+}
+
+/// The fields of an object, in their order.
+#[derive(Default)]
+pub(super) struct Map(Vec<(String, Node)>);
+
+impl Map {
+    /// Takes out the field of this name. Case does not count, as it does not for Go's `encoding/json`.
+    pub(super) fn take(&mut self, name: &str) -> Result<Node, ParseError> {
+        let mut found = self.0.extract_if(.., |(field, _)| field.eq_ignore_ascii_case(name));
+        match (found.next(), found.next()) {
+            (None, _) => Ok(Node::Null),
+            (Some((_, node)), None) => Ok(node),
+            (Some(_), Some(_)) => Err(shape(format!("the field `{name}` stands twice, in different case"))),
+        }
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(field, _)| field.eq_ignore_ascii_case(name))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether every value is an object, as in a map from registries to entries.
+    pub(super) fn holds_objects(&self) -> bool {
+        self.0.iter().all(|(_, node)| matches!(node, Node::Map(_)))
+    }
+
+    /// The names of the fields, none longer than a name should be.
+    pub(super) fn into_names(self) -> Vec<String> {
+        let shortened = |name: String| name.chars().take(64).collect();
+        self.0.into_iter().map(|(name, _)| shortened(name)).collect()
+    }
+
+    pub(super) fn into_iter(self) -> impl Iterator<Item = (String, Node)> {
+        self.0.into_iter()
+    }
+}
+
+/// Reads JSON.
+pub(super) fn from_json(input: &str) -> Result<Node, ParseError> {
+    let mut deserializer = serde_json::Deserializer::from_str(input);
+    let node = Seed { depth: 0 }.deserialize(&mut deserializer).and_then(|node| deserializer.end().map(|()| node));
+    node.map_err(|error| super::error::json(&error, input.as_bytes()))
+}
+
+/// Reads YAML. Its own error would show the lines around, so only the place is taken from it.
+pub(super) fn from_yaml(input: &str) -> Result<Node, ParseError> {
+    let read =
+        serde_saphyr::with_deserializer_from_str(input, |deserializer| Seed { depth: 0 }.deserialize(deserializer));
+    read.map_err(|error| ParseError {
+        position: error.location().and_then(position),
+        detail: "this is neither JSON nor YAML, or it has a key twice, or is nested too deeply".into(),
+    })
+}
+
+fn position(location: serde_saphyr::Location) -> Option<Position> {
+    Some(Position { line: usize::try_from(location.line()).ok()?, column: usize::try_from(location.column()).ok()? })
+}
+
+/// A node at some depth.
+#[derive(Clone, Copy)]
+struct Seed {
+    depth: usize,
+}
+
+impl Seed {
+    fn deeper<E: de::Error>(self) -> Result<Self, E> {
+        if self.depth == MAX_DEPTH {
+            return Err(E::custom(TOO_DEEP));
+        }
+        Ok(Self { depth: self.depth + 1 })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Seed {
+    type Value = Node;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Seed {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Node, E> {
+        Ok(Node::Text(Zeroizing::new(text.to_owned())))
+    }
+
+    fn visit_string<E>(self, text: String) -> Result<Node, E> {
+        Ok(Node::Text(Zeroizing::new(text)))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Node, E> {
+        Ok(Node::Other)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Node, E> {
+        Ok(Node::Other)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Node, E> {
+        Ok(Node::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Node, E> {
+        Ok(Node::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
+        let seed = self.deeper()?;
+        while seq.next_element_seed(seed)?.is_some() {}
+        Ok(Node::Other)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
+        let seed = self.deeper()?;
+        let mut names = HashSet::new();
+        let mut fields = Vec::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if !names.insert(name.clone()) {
+                return Err(de::Error::custom(TWICE));
+            }
+            fields.push((name, map.next_value_seed(seed)?));
+            if fields.len() > MAX_FIELDS {
+                return Err(de::Error::custom(TOO_MANY));
+            }
+        }
+        Ok(Node::Map(Map(fields)))
+    }
+}

@@ -1,0 +1,224 @@
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use proptest::prelude::*;
+use rstest::rstest;
+
+use super::*;
+
+/// W1 of the walk-through that regcred replaces: what `docker login` left on a node.
+const W1: &str = r#"{
+	"auths": {
+		"daocloud.io": {
+			"auth": "bWFydGluOnB3MQ=="
+		},
+		"https://index.docker.io/v1/": {
+			"auth": "bWFydGluOnB3Mg=="
+		},
+		"registry.martin.com:5000": {
+			"auth": "bWFydGluOmlieGcxUTVB"
+		}
+	},
+	"HttpHeaders": {
+		"User-Agent": "Docker-Client/17.09.0-ce (linux)"
+	}
+}"#;
+
+fn keys(config: &Config) -> Vec<&str> {
+    config.entries.iter().map(|entry| entry.key.as_str()).collect()
+}
+
+fn refusal(input: impl AsRef<[u8]>) -> ParseError {
+    Config::parse(input.as_ref()).unwrap_err()
+}
+
+#[test]
+fn w1_a_config_json_is_taken_apart() {
+    let config = Config::parse(W1.as_bytes()).unwrap();
+    assert_eq!(config.form, Form::DockerConfigJson);
+    assert_eq!(keys(&config), ["daocloud.io", "https://index.docker.io/v1/", "registry.martin.com:5000"]);
+    assert_eq!(config.entries[2].auth.text(), "bWFydGluOmlieGcxUTVB");
+    assert_eq!(config.others, ["HttpHeaders"]);
+}
+
+#[test]
+fn helpers_and_the_store_are_read() {
+    let config =
+        Config::parse(br#"{"credsStore":"desktop","credHelpers":{"gcr.io":"gcloud"},"psFormat":"x"}"#).unwrap();
+    assert_eq!(config.store.as_deref(), Some("desktop"));
+    assert_eq!(config.helpers, [Helper { registry: "gcr.io".into(), name: "gcloud".into() }]);
+    assert_eq!(config.others, ["psFormat"]);
+}
+
+#[rstest]
+#[case(r#"{"reg.io":{"auth":"dTpw"}}"#)]
+#[case(r#"{"reg.io":{"auth":"dTpw"},"https://index.docker.io/v1/":{"auth":"dTpw"}}"#)]
+fn a_legacy_dockercfg_is_the_bare_map(#[case] input: &str) {
+    let config = Config::parse(input.as_bytes()).unwrap();
+    assert_eq!((config.form, config.entries[0].key.as_str()), (Form::Dockercfg, "reg.io"));
+}
+
+#[rstest]
+#[case("{}")]
+#[case("bnVsbA==")]
+#[case(r#"{"auths":null}"#)]
+#[case(r#"{"auths":{}}"#)]
+#[case(r#"{"HttpHeaders":{}}"#)]
+#[case(r#"{"proxies":{"default":{}},"plugins":{}}"#)]
+fn a_config_may_have_no_entry(#[case] input: &str) {
+    let config = Config::parse(input.as_bytes()).unwrap();
+    assert_eq!((config.form, config.entries.len()), (Form::DockerConfigJson, 0));
+}
+
+#[test]
+fn the_base64_of_a_secret_is_opened_with_or_without_padding_and_line_breaks() {
+    let encoded = STANDARD.encode(W1);
+    let wrapped =
+        encoded.as_bytes().chunks(76).map(|line| str::from_utf8(line).unwrap()).collect::<Vec<_>>().join("\n");
+    for input in [encoded.as_str(), encoded.trim_end_matches('='), &wrapped, &format!("{encoded}\n")] {
+        assert_eq!(keys(&Config::parse(input.as_bytes()).unwrap()).len(), 3);
+    }
+}
+
+#[rstest]
+#[case::json(r#"{"kind":"Secret","type":"kubernetes.io/dockerconfigjson","data":{".dockerconfigjson":"VALUE"}}"#)]
+#[case::yaml(
+    "apiVersion: v1\nkind: Secret\nmetadata:\n  name: x\ntype: kubernetes.io/dockerconfigjson\ndata:\n  .dockerconfigjson: VALUE\n"
+)]
+#[case::yaml_document("---\nkind: Secret\ntype: kubernetes.io/dockerconfigjson\ndata: {.dockerconfigjson: 'VALUE'}\n")]
+#[case::yaml_block("kind: Secret\ntype: kubernetes.io/dockerconfigjson\ndata:\n  .dockerconfigjson: >-\n    VALUE\n")]
+fn w4_the_manifest_of_a_secret_is_opened(#[case] manifest: &str) {
+    let config = Config::parse(manifest.replace("VALUE", &STANDARD.encode(W1)).as_bytes()).unwrap();
+    assert_eq!(keys(&config).len(), 3);
+    assert_eq!(config.secret_type.as_deref(), Some("kubernetes.io/dockerconfigjson"));
+}
+
+#[test]
+fn string_data_wins_over_data_as_in_the_api_server() {
+    let manifest = format!(
+        "kind: Secret\ndata:\n  .dockercfg: {}\nstringData:\n  .dockercfg: |\n    {{\"reg.io\":{{\"auth\":\"dTpw\"}}}}\n",
+        STANDARD.encode("{}")
+    );
+    let config = Config::parse(manifest.as_bytes()).unwrap();
+    assert_eq!((config.form, keys(&config)), (Form::Dockercfg, vec!["reg.io"]));
+}
+
+#[rstest]
+#[case::right_after("#", 16, 2)]
+#[case::on_the_next_line("\n#", 17, 1)]
+#[case::after_a_space(" #\n", 16, 3)]
+fn w4_a_stray_hash_after_the_last_brace_is_found(#[case] stray: &str, #[case] line: usize, #[case] column: usize) {
+    let expected = Position { line, column };
+    let spoilt = format!("{W1}{stray}");
+    let plain = refusal(&spoilt);
+    assert_eq!(plain.position, Some(expected));
+    assert!(plain.to_string().contains("stray `#` stands after the document's last brace"), "{plain}");
+
+    let encoded = STANDARD.encode(&spoilt);
+    assert_eq!(refusal(&encoded).position, Some(expected));
+    let manifest = refusal(format!("kind: Secret\ndata:\n  .dockerconfigjson: {encoded}\n"));
+    assert_eq!(manifest.position, Some(expected));
+    assert!(manifest.to_string().contains("inside `.dockerconfigjson`: a stray `#`"), "{manifest}");
+}
+
+#[rstest]
+#[case("", None, "empty")]
+#[case(" \n", None, "empty")]
+#[case(r#"{"auths":{}} {}"#, Some((1, 14)), "something stands after")]
+#[case(r#"{"auths":{}}%"#, Some((1, 13)), "stray `%`")]
+#[case(r#"{"auths":{}"#, Some((1, 11)), "ends too early")]
+#[case("{\"auths\":{},\n}", Some((2, 1)), "comma")]
+#[case("{'auths':{}}", Some((1, 2)), "double quotes")]
+#[case("{\"auths\n\":{}}", Some((1, 8)), "missing double quote")]
+#[case(r#"{"auths" {}}"#, Some((1, 10)), "not JSON")]
+#[case("{\"auths\":{\"reg.io\":{},\n\"reg.io\":{}}}", Some((2, 8)), "stands twice")]
+#[case(r#"{"auths":{"reg.io":{"auth":"a","auth":"b"}}}"#, Some((1, 37)), "stands twice")]
+#[case(r#"{"auths":{},"Auths":{}}"#, None, "twice, in different case")]
+#[case(r#"{"auths":{"reg.io":{"auth":"a","Auth":"b"}}}"#, None, "twice, in different case")]
+#[case(r#"{"auths":[]}"#, None, "`auths` is an object")]
+#[case(r#"{"auths":{},"credHelpers":"x"}"#, None, "`credHelpers`")]
+#[case(r#"{"auths":{},"credHelpers":{"x":1}}"#, None, "`credHelpers`")]
+#[case(r#"{"auths":{},"credsStore":{}}"#, None, "`credsStore`")]
+#[case("[]", None, "no docker config")]
+#[case("eyJhdXRocyI6eX0", Some((1, 10)), "inside the base64: this is not JSON")]
+#[case("aGVsbG8", Some((1, 1)), "inside the base64")]
+#[case("abcde", None, "base64 is not valid")]
+#[case("kind: Pod\n", None, "not of one Secret")]
+#[case("apiVersion: v1\nkind: List\nitems: []\n", None, "not of one Secret")]
+#[case("kind: Secret\ndata:\n  password: cHc=\n", None, "no image pull secret")]
+#[case("kind: Secret\ndata: x\n", None, "are objects")]
+#[case("kind: Secret\ndata:\n  .dockerconfigjson: '!'\n", None, "inside `.dockerconfigjson`: the base64")]
+#[case("kind: Secret\ndata:\n  .dockerconfigjson: eyJyZWcuaW8iOnt9fQ==\n", None, "other type of Secret")]
+#[case("kind: Secret\n  data: [\n", Some((2, 7)), "neither JSON nor YAML")]
+#[case("\u{feff}{}", Some((1, 1)), "byte order mark")]
+fn what_cannot_be_read_is_refused_with_its_place(
+    #[case] input: &str,
+    #[case] place: Option<(usize, usize)>,
+    #[case] reason: &str,
+) {
+    let refusal = refusal(input);
+    let found = refusal.position.map(|Position { line, column }| (line, column));
+    assert!(refusal.detail.contains(reason), "{refusal}");
+    assert_eq!(found, place, "{refusal}");
+}
+
+#[test]
+fn bytes_that_are_no_text_are_refused_with_their_place() {
+    assert_eq!(refusal(b"{\n\"a\xff\":1}").position, Some(Position { line: 2, column: 3 }));
+    assert!(refusal(b"\xff\xfe{\0}\0").to_string().contains("UTF-16"));
+}
+
+#[test]
+fn too_much_is_refused() {
+    let long = format!("{{\"auths\":{{}},\"x\":\"{}\"}}", "x".repeat(MAX_INPUT));
+    assert!(refusal(long).to_string().contains("1 MiB"));
+    let many: Vec<_> = (0..10_001).map(|at| format!("\"r{at}\":{{}}")).collect();
+    assert!(refusal(format!("{{{}}}", many.join(","))).to_string().contains("more than 10000"));
+    let barely_too_deep = format!("{{\"auths\":{}", "[".repeat(32));
+    for nested in ["{\"a\":".repeat(MAX_INPUT / 5), barely_too_deep] {
+        assert!(refusal(nested).to_string().contains("nested too deeply"));
+    }
+    for nested in ["[".repeat(MAX_INPUT), "- ".repeat(MAX_INPUT / 2), "a: ".repeat(MAX_INPUT / 3)] {
+        assert!(refusal(nested).to_string().contains("neither JSON nor YAML"));
+    }
+}
+
+#[test]
+fn no_error_repeats_the_input() {
+    for input in [
+        r#"{"auths":{"reg.io":{"auth":"CANARY"#,
+        r#"{"auths":{"reg.io":{"password":CANARY}}}"#,
+        r#"{"auths":{"CANARY":{},"CANARY":{}}}"#,
+        r#"{"auths":"CANARY"}"#,
+        "kind: Secret\nstringData: [CANARY\n",
+        "kind: Secret\nCANARY: &a [*b]\n",
+        "CANARY: CANARY: CANARY\n",
+        "kind: CANARY\n",
+        "CANARY!",
+    ] {
+        let refusal = refusal(input);
+        assert!(!format!("{refusal} {refusal:?}").contains("CANARY"), "{refusal:?}");
+    }
+}
+
+#[test]
+fn debug_shows_no_entry() {
+    let config = Config::parse(W1.as_bytes()).unwrap();
+    let shown = format!("{config:?} {:?}", config.entries);
+    assert!(!shown.contains("bWFydGlu"), "{shown}");
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_are_read_or_refused(input in any::<Vec<u8>>()) {
+        let _ = Config::parse(&input);
+    }
+
+    #[test]
+    fn arbitrary_text_around_a_config_is_read_or_refused(before in "[ -~\n]{0,8}", after in "[ -~\n]{0,8}") {
+        let _ = Config::parse(format!("{before}{W1}{after}").as_bytes());
+    }
+
+    #[test]
+    fn arbitrary_yaml_is_read_or_refused(input in "(kind|data|type|[ \n:&*a!|>\\[{-])*") {
+        let _ = Config::parse(input.as_bytes());
+    }
+}

@@ -1,0 +1,216 @@
+//! Import: the logins of a docker config become registry accounts, all of them or none.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use secrecy::ExposeSecret;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::{
+    crypto::sealer::Sealer,
+    domain::{
+        account::{Account, Email, NewAccount, Password, Username},
+        account_name,
+        docker_config::{
+            Warning,
+            import::{FoundAccount, Import, ImportItem, ImportOutcome, SkipReason},
+            parse::Config,
+        },
+        invalid::{FieldError, Invalid},
+        matching::lint::lint_config,
+        names::{Labels, Name},
+    },
+    service::ServiceError,
+    storage::{self, sealed::SealedColumn},
+};
+
+/// What became of one entry or field of the document.
+#[derive(Debug)]
+pub struct Imported {
+    /// The entry's key, or the name of the field.
+    pub key: String,
+    /// Registry and name of its account, if it has one.
+    pub account: Option<(String, Name)>,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What became of an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A new account.
+    Created,
+    /// An account that was there has this login now.
+    Updated,
+    /// An account that was there had this login already.
+    Unchanged,
+    /// Nothing that can become an account.
+    Skipped {
+        /// Why, for programs.
+        reason: SkipReason,
+        /// Why, for people.
+        detail: String,
+    },
+}
+
+/// Everything that became of a document.
+#[derive(Debug)]
+pub struct ImportReport {
+    /// The entries in the document's order, then the fields beside them.
+    pub items: Vec<Imported>,
+    /// What in the document does not do what it looks like.
+    pub warnings: Vec<Warning>,
+}
+
+/// Imports docker configs.
+#[derive(Debug, Clone)]
+pub struct Imports {
+    pool: PgPool,
+    sealer: Arc<Sealer>,
+}
+
+/// An entry that becomes an account, with its name.
+struct Planned {
+    position: usize,
+    new: NewAccount,
+}
+
+impl Imports {
+    /// Puts the service together.
+    #[must_use]
+    pub fn new(pool: PgPool, sealer: Arc<Sealer>) -> Self {
+        Self { pool, sealer }
+    }
+
+    /// Imports a document in any of its forms. An account is named after its registry, with `prefix` before it;
+    /// one of that name for that registry is updated. With `dry_run` everything is looked at and nothing stored.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Invalid`] if the document cannot be read, with line and column, or if a name is in use by
+    /// an account for another registry. Nothing is stored then.
+    pub async fn import(&self, document: &[u8], prefix: &str, dry_run: bool) -> Result<ImportReport, ServiceError> {
+        let config =
+            Config::parse(document).map_err(|error| ServiceError::field("", Invalid::new(error.to_string())))?;
+        let warnings = lint_config(&config);
+        let (mut items, planned) = plan(Import::of(&config), prefix)?;
+        let mut tx = self.pool.begin().await?;
+        let names: Vec<String> = planned.iter().map(|planned| planned.new.name.to_string()).collect();
+        let existing = storage::accounts::lock_many(&mut tx, &names).await?;
+        let mut existing: HashMap<String, _> =
+            existing.into_iter().map(|(account, sealed)| (account.name.to_string(), (account, sealed))).collect();
+        refuse_other_registries(&planned, &existing)?;
+        for Planned { position, new } in planned {
+            let name = new.name.clone();
+            items[position].outcome = match existing.remove(new.name.as_str()) {
+                None => {
+                    let id = Uuid::now_v7();
+                    let slot = SealedColumn::AccountPassword.slot(id);
+                    let password = self.sealer.seal(slot, new.password.secret())?;
+                    storage::accounts::insert(&mut tx, id, &new, &password).await.map_err(|error| match error {
+                        // Somebody else made it since the names were locked.
+                        storage::StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
+                        other => other.into(),
+                    })?;
+                    Outcome::Created
+                }
+                Some((account, sealed)) => {
+                    let slot = SealedColumn::AccountPassword.slot(account.id);
+                    let password = self.sealer.open(slot, &sealed)?;
+                    let has_password = password.expose_secret() == new.password.secret().expose_secret();
+                    match with_login(account.clone(), &new) {
+                        same if same == account && has_password => Outcome::Unchanged,
+                        changed => {
+                            let password = self.sealer.seal(slot, new.password.secret())?;
+                            storage::accounts::update(&mut tx, &changed, Some(&password)).await?;
+                            Outcome::Updated
+                        }
+                    }
+                }
+            };
+        }
+        if !dry_run {
+            tx.commit().await?;
+        }
+        Ok(ImportReport { items, warnings })
+    }
+}
+
+/// The account with the login of the document. What the document does not say stays.
+fn with_login(mut account: Account, new: &NewAccount) -> Account {
+    account.username = new.username.clone();
+    account.plain_http = account.plain_http || new.plain_http;
+    if new.email.is_some() {
+        account.email.clone_from(&new.email);
+    }
+    account
+}
+
+/// Gives every login a name; what cannot be an account is passed over with its reason.
+fn plan(import: Import, prefix: &str) -> Result<(Vec<Imported>, Vec<Planned>), ServiceError> {
+    let mut items = Vec::with_capacity(import.items.len());
+    let mut planned: Vec<Planned> = Vec::new();
+    let mut names: HashSet<Name> = HashSet::new();
+    for (position, ImportItem { key, outcome }) in import.items.into_iter().enumerate() {
+        let (account, outcome) = match outcome {
+            ImportOutcome::Skipped { reason, detail } => (None, Outcome::Skipped { reason, detail }),
+            ImportOutcome::Found(found) => {
+                let name = account_name::of(prefix, &found.scope, |name| names.contains(name))
+                    .map_err(|invalid| ServiceError::field("namePrefix", invalid))?;
+                let account = Some((found.scope.to_string(), name.clone()));
+                match to_account(found, name.clone()) {
+                    Ok(new) => {
+                        names.insert(name);
+                        planned.push(Planned { position, new });
+                        (account, Outcome::Created)
+                    }
+                    Err(invalid) => {
+                        let reason = SkipReason::InvalidEntry;
+                        (None, Outcome::Skipped { reason, detail: invalid.to_string() })
+                    }
+                }
+            }
+        };
+        items.push(Imported { key, account, outcome });
+    }
+    Ok((items, planned))
+}
+
+fn to_account(found: FoundAccount, name: Name) -> Result<NewAccount, Invalid> {
+    let about = |field: &str, invalid: &Invalid| Invalid::new(format!("its {field} {invalid}"));
+    Ok(NewAccount {
+        name,
+        registry: found.scope,
+        username: Username::parse(&found.username).map_err(|e| about("user name", &e))?,
+        password: Password::parse(found.password).map_err(|e| about("password", &e))?,
+        // No reader uses the address: one that is not valid is no reason to lose a login.
+        email: found.email.as_deref().and_then(|email| Email::parse(email).ok()),
+        labels: Labels::default(),
+        plain_http: found.plain_http,
+        expires_at: None,
+    })
+}
+
+fn refuse_other_registries<S>(
+    planned: &[Planned],
+    existing: &HashMap<String, (Account, S)>,
+) -> Result<(), ServiceError> {
+    let taken: Vec<FieldError> = planned
+        .iter()
+        .filter_map(|planned| existing.get(planned.new.name.as_str()).map(|(account, _)| (planned, account)))
+        .filter(|(planned, account)| account.registry != planned.new.registry)
+        .map(|(planned, account)| {
+            FieldError::new(
+                "namePrefix",
+                format!(
+                    "`{}` would be the name of the account for {}, but is the one for {}: choose another prefix",
+                    account.name, planned.new.registry, account.registry
+                ),
+            )
+        })
+        .collect();
+    if taken.is_empty() { Ok(()) } else { Err(taken.into()) }
+}
