@@ -8,18 +8,21 @@ use std::{
 
 use actix_web::{dev::Server, web::Data};
 use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clients::{guard::Guard, registry::Registries},
     config::{DatabaseConfig, ServeConfig},
     crypto::{api_key::KeyChecker, sealer::Sealer},
     http::{self, State},
     metrics::Metrics,
     service::{
         accounts::Accounts, api_keys::Door, clusters::Clusters, docker_configs::DockerConfigs, health,
-        imports::Imports, master_keys, secrets::Secrets,
+        imports::Imports, master_keys, secrets::Secrets, verification::Verifications,
     },
     shutdown::Signals,
     storage::{pool, schema},
+    worker,
 };
 
 /// How often the master key ring is looked at again, so that every replica seals under a new key soon.
@@ -45,6 +48,8 @@ pub enum AppError {
 pub struct App {
     server: Server,
     sealer: Arc<Sealer>,
+    verifications: Verifications,
+    worker: worker::Settings,
     grace: Duration,
     /// Where it listens, also where port 0 was asked for.
     pub address: SocketAddr,
@@ -77,21 +82,31 @@ impl App {
         settings.runtime = Some(tokio::runtime::Handle::current());
         let docker_configs = DockerConfigs::new(pool.clone(), Arc::clone(&sealer));
         let clusters = Clusters::new(pool.clone(), Arc::clone(&sealer), settings);
+        let accounts = Accounts::new(pool.clone(), Arc::clone(&sealer));
+        let verify = config.verify;
+        let worker = worker::Settings {
+            verifies: verify.background,
+            poll: verify.poll,
+            check_timeout: verify.registries.timeout,
+        };
+        let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
+        let verifications = Verifications::new(pool.clone(), Arc::clone(&sealer), accounts.clone(), registries);
         let state = State {
             door: Data::new(Door::new(pool.clone(), Arc::clone(&checker))),
             imports: Data::new(Imports::new(pool.clone(), Arc::clone(&sealer))),
-            accounts: Data::new(Accounts::new(pool.clone(), Arc::clone(&sealer))),
+            accounts: Data::new(accounts),
+            verifications: Data::new(verifications.clone()),
             secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone())),
             docker_configs: Data::new(docker_configs),
             clusters: Data::new(clusters),
-            metrics: Data::new(Metrics::new(pool.clone(), checker)),
+            metrics: Data::new(Metrics::new(pool.clone(), checker, verifications.tally())),
             pool: Data::new(pool),
         };
         let internal = |error: std::io::Error| AppError::Internal(format!("the listener cannot be used: {error}"));
         let address = listener.local_addr().map_err(internal)?;
         let grace = config.http.shutdown_grace;
         let server = http::server::start(listener, state, config.http.workers, grace).map_err(internal)?;
-        Ok(Self { server, sealer, grace, address })
+        Ok(Self { server, sealer, verifications, worker, grace, address })
     }
 
     /// Serves until a signal comes, then stops to accept, lets what is under way end, and ends. A second signal
@@ -104,17 +119,23 @@ impl App {
         let handle = self.server.handle();
         let mut server = tokio::spawn(self.server);
         let ring = tokio::spawn(watch_ring(self.sealer));
+        let stop = CancellationToken::new();
+        let mut worker = tokio::spawn(worker::run(self.verifications, self.worker, stop.clone()));
         let uninvited = tokio::select! {
-            ended = &mut server => Some(ended),
+            ended = &mut server => Some(format!("the HTTP server ended by itself: {ended:?}")),
+            ended = &mut worker => Some(format!("the worker ended by itself: {ended:?}")),
             signal = signals.next() => {
                 tracing::info!(signal, grace_seconds = self.grace.as_secs(), "stopping: no new connections, draining");
                 None
             }
         };
         ring.abort();
+        stop.cancel();
         if let Some(ended) = uninvited {
-            return Err(AppError::Internal(format!("the HTTP server ended by itself: {ended:?}")));
+            return Err(AppError::Internal(ended));
         }
+        // It ends at its next wait, so this is over before the requests are.
+        let _ = worker.await;
         tokio::select! {
             () = handle.stop(true) => tracing::info!("stopped"),
             signal = signals.next() => tracing::warn!(signal, "stopped at once by a second signal"),

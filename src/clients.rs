@@ -1,3 +1,5 @@
 //! The world outside: what regcred calls over the network.
 
 pub mod cluster;
+pub mod guard;
+pub mod registry;

@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
-    clients::cluster,
+    clients::{cluster, guard::AllowList, registry},
     crypto::{api_key::Pepper, sealer::KeyRing},
     storage::pool,
     telemetry::{self, LogConfig},
@@ -65,6 +65,19 @@ pub struct MasterKeysConfig {
     pub file: Option<PathBuf>,
 }
 
+/// `REGCRED_VERIFY_…` and `REGCRED_OUTBOUND_ALLOW`
+#[derive(Debug)]
+pub struct VerifyConfig {
+    /// What may be called beside public addresses.
+    pub allowed: AllowList,
+    /// How registries are called.
+    pub registries: registry::Settings,
+    /// Whether accounts that have an interval are verified in the background, by this process.
+    pub background: bool,
+    /// How often it is looked for accounts that are due.
+    pub poll: Duration,
+}
+
 /// Everything that `serve` needs.
 #[derive(Debug)]
 pub struct ServeConfig {
@@ -78,6 +91,8 @@ pub struct ServeConfig {
     pub pepper: Pepper,
     /// How clusters are called.
     pub clusters: cluster::Settings,
+    /// How logins are verified.
+    pub verify: VerifyConfig,
 }
 
 /// All that is wrong with the configuration.
@@ -172,6 +187,24 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// Reads `REGCRED_VERIFY_…` and `REGCRED_OUTBOUND_ALLOW`.
+    pub fn verify(&mut self) -> Option<VerifyConfig> {
+        let default = registry::Settings::default();
+        let allowed = self.get("REGCRED_OUTBOUND_ALLOW").unwrap_or_default();
+        let allowed = self.keep("REGCRED_OUTBOUND_ALLOW", allowed.parse());
+        let timeout = self.number("REGCRED_VERIFY_TIMEOUT_SECONDS", default.timeout.as_secs(), 1..=60);
+        let connect = self.number("REGCRED_VERIFY_CONNECT_TIMEOUT_SECONDS", default.connect_timeout.as_secs(), 1..=60);
+        let per_host = self.number("REGCRED_VERIFY_CHECKS_PER_HOST", default.checks_per_host, 1..=64);
+        let background = self.parsed("REGCRED_VERIFY_BACKGROUND", "true", "true or false");
+        let poll = self.seconds("REGCRED_VERIFY_POLL_SECONDS", 5);
+        let registries = registry::Settings {
+            timeout: Duration::from_secs(timeout?),
+            connect_timeout: Duration::from_secs(connect?),
+            checks_per_host: per_host?,
+        };
+        Some(VerifyConfig { allowed: allowed?, registries, background: background?, poll: poll? })
+    }
+
     /// Reads `REGCRED_LOG_…`.
     pub fn log(&mut self) -> Option<LogConfig> {
         let format = self.get("REGCRED_LOG_FORMAT").unwrap_or_else(|| "auto".to_owned());
@@ -188,7 +221,7 @@ impl<'a> Reader<'a> {
     /// All problems at once.
     pub fn serve(mut self) -> Result<ServeConfig, ConfigError> {
         let (http, database, master_keys) = (self.http(), self.database(), self.master_keys());
-        let (pepper, clusters) = (self.pepper(), self.clusters());
+        let (pepper, clusters, verify) = (self.pepper(), self.clusters(), self.verify());
         self.finish(|| {
             Some(ServeConfig {
                 http: http?,
@@ -196,6 +229,7 @@ impl<'a> Reader<'a> {
                 master_keys: master_keys?,
                 pepper: pepper?,
                 clusters: clusters?,
+                verify: verify?,
             })
         })
     }
@@ -293,6 +327,9 @@ mod tests {
             ("REGCRED_API_KEY_PEPPER", "canary"),
             ("REGCRED_API_KEY_PEPPER_FILE", "/nowhere"),
             ("REGCRED_CLUSTER_TIMEOUT_SECONDS", "-1"),
+            ("REGCRED_OUTBOUND_ALLOW", "10.0.0.0/8,http://reg.io"),
+            ("REGCRED_VERIFY_TIMEOUT_SECONDS", "0"),
+            ("REGCRED_VERIFY_BACKGROUND", "perhaps"),
         ])
         .unwrap_err()
         .to_string();
@@ -303,6 +340,9 @@ mod tests {
             "REGCRED_MASTER_KEYS",
             "REGCRED_API_KEY_PEPPER_FILE",
             "REGCRED_CLUSTER_TIMEOUT_SECONDS",
+            "REGCRED_OUTBOUND_ALLOW",
+            "REGCRED_VERIFY_TIMEOUT_SECONDS",
+            "REGCRED_VERIFY_BACKGROUND",
         ] {
             assert!(refused.contains(name), "{name} is missing in {refused}");
         }

@@ -12,3 +12,4 @@ pub mod registry;
 pub mod sealed;
 pub mod secret;
 pub mod selector;
+pub mod verification;

@@ -9,7 +9,7 @@ use crate::{
     metrics::Metrics,
     service::{
         ServiceError, accounts::Accounts, api_keys::Door, clusters::Clusters, docker_configs::DockerConfigs,
-        imports::Imports, secrets::Secrets,
+        imports::Imports, secrets::Secrets, verification::Verifications,
     },
 };
 
@@ -32,6 +32,7 @@ mod root_span;
 mod secrets;
 mod selection;
 pub mod server;
+mod verification;
 
 pub use openapi::document;
 
@@ -42,6 +43,8 @@ pub struct State {
     pub door: Data<Door>,
     /// Registry accounts.
     pub accounts: Data<Accounts>,
+    /// Whether their logins work.
+    pub verifications: Data<Verifications>,
     /// Imports of docker configs.
     pub imports: Data<Imports>,
     /// Docker configs.
@@ -72,6 +75,7 @@ fn routes(config: &mut ServiceConfig) {
                 .service(accounts::get_account)
                 .service(accounts::update_account)
                 .service(accounts::delete_account)
+                .service(verification::verify_account)
                 .service(imports::import_accounts)
                 .service(docker_configs::create_docker_config)
                 .service(docker_configs::explain_docker_config)

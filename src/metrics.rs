@@ -6,6 +6,7 @@ use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
     metrics::{
+        MetricType,
         counter::{ConstCounter, Counter},
         family::Family,
         gauge::ConstGauge,
@@ -15,7 +16,7 @@ use prometheus_client::{
 };
 use sqlx::PgPool;
 
-use crate::crypto::api_key::KeyChecker;
+use crate::{crypto::api_key::KeyChecker, service::verification::Tally};
 
 /// From half a millisecond, as a read takes, to 16 s, as a cluster that hangs does.
 const SECONDS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 8.0, 16.0];
@@ -41,9 +42,9 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Makes the metrics; pool and checker are looked at whenever the metrics are.
+    /// Makes the metrics; pool, checker and tally are looked at whenever the metrics are.
     #[must_use]
-    pub fn new(pool: PgPool, checker: Arc<KeyChecker>) -> Self {
+    pub fn new(pool: PgPool, checker: Arc<KeyChecker>, verifications: Arc<Tally>) -> Self {
         let mut registry = Registry::with_prefix("regcred");
         let requests = Family::default();
         registry.register("http_requests", "Requests by method, route and status", requests.clone());
@@ -54,7 +55,7 @@ impl Metrics {
             Unit::Seconds,
             durations.clone(),
         );
-        registry.register_collector(Box::new(Looked { pool, checker }));
+        registry.register_collector(Box::new(Looked { pool, checker, verifications }));
         Self { registry, requests, durations }
     }
 
@@ -91,6 +92,7 @@ fn known_method(method: &str) -> &'static str {
 struct Looked {
     pool: PgPool,
     checker: Arc<KeyChecker>,
+    verifications: Arc<Tally>,
 }
 
 impl Collector for Looked {
@@ -103,6 +105,31 @@ impl Collector for Looked {
         open.encode(encoder.encode_descriptor("database_connections", help, None, open.metric_type())?)?;
         let idle = ConstGauge::new(i64::try_from(self.pool.num_idle()).unwrap_or(i64::MAX));
         let help = "Open connections to Postgres that nobody uses";
-        idle.encode(encoder.encode_descriptor("database_connections_idle", help, None, idle.metric_type())?)
+        idle.encode(encoder.encode_descriptor("database_connections_idle", help, None, idle.metric_type())?)?;
+        self.encode_verifications(&mut encoder)
+    }
+}
+
+impl Looked {
+    fn encode_verifications(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (counters, gauges) = (MetricType::Counter, MetricType::Gauge);
+        let help = "Checks of logins by who wanted them and what they found";
+        let mut checks = encoder.encode_descriptor("verifications", help, None, counters)?;
+        for (trigger, result, count) in self.verifications.checks() {
+            let labels = [("trigger", trigger), ("result", result)];
+            ConstCounter::new(count).encode(checks.encode_family(&labels)?)?;
+        }
+        let help = "Registry accounts by what the last check of their login found";
+        let mut accounts = encoder.encode_descriptor("registry_accounts_verified", help, None, gauges)?;
+        for (result, count) in self.verifications.last_results() {
+            ConstGauge::new(count).encode(accounts.encode_family(&[("result", result)])?)?;
+        }
+        let help = "Registry accounts whose expiresAt is at most so many days away, or past";
+        let mut expiring = encoder.encode_descriptor("registry_accounts_expiring", help, None, gauges)?;
+        for (days, count) in self.verifications.expiring() {
+            let days = days.to_string();
+            ConstGauge::new(count).encode(expiring.encode_family(&[("within_days", days.as_str())])?)?;
+        }
+        Ok(())
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     domain::{
         docker_config::RenderError,
         invalid::{FieldError, Invalid},
+        verification::Finding,
     },
     storage::StorageError,
 };
@@ -23,6 +24,7 @@ pub mod health;
 pub mod imports;
 pub mod master_keys;
 pub mod secrets;
+pub mod verification;
 
 /// Everything that a use case may fail with.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,9 @@ pub enum ServiceError {
     /// The API server refused, or could not be reached.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
+    /// The login did not prove to work, and the caller wants nothing stored that does not.
+    #[error("nothing was stored, since the login was not verified ({}): {}", .0.result, .0.detail)]
+    VerificationFailed(Finding),
     /// Postgres refused, or could not be reached.
     #[error(transparent)]
     Storage(#[from] StorageError),

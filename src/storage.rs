@@ -13,6 +13,7 @@ pub mod clusters;
 pub mod pool;
 pub mod schema;
 pub mod sealed;
+pub mod verifications;
 
 /// What can go wrong between a service and Postgres.
 #[derive(Debug, thiserror::Error)]

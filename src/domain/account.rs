@@ -5,9 +5,11 @@ use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
 use crate::domain::{
+    cluster::CaCertificate,
     invalid::Invalid,
     names::{Labels, Name},
     registry::RegistryScope,
+    verification::{Verification, VerifyInterval},
 };
 
 /// A registry account as it is shown: everything but the password.
@@ -29,6 +31,14 @@ pub struct Account {
     pub plain_http: bool,
     /// When the registry will stop taking the password, as far as the operator knows.
     pub expires_at: Option<DateTime<Utc>>,
+    /// Who signs the registry's certificate, beside the authorities that regcred's host trusts.
+    pub ca_certificate: Option<CaCertificate>,
+    /// How often the login is verified in the background, if it is.
+    pub verify_interval: Option<VerifyInterval>,
+    /// The password was given for another host than the account is for now, so it is not sent to this one.
+    pub is_moved: bool,
+    /// What the last check of this login found.
+    pub verification: Option<Verification>,
     /// Grows by one with every change.
     pub version: i64,
     /// Database time of the creation.
@@ -56,10 +66,14 @@ pub struct NewAccount {
     pub plain_http: bool,
     /// When the password stops working, if known.
     pub expires_at: Option<DateTime<Utc>>,
+    /// Who signs the registry's certificate, beside the authorities that regcred's host trusts.
+    pub ca_certificate: Option<CaCertificate>,
+    /// How often the login is verified in the background, if it is.
+    pub verify_interval: Option<VerifyInterval>,
 }
 
 /// A change of an account; `None` leaves a field as it is.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct AccountChange {
     /// Another registry scope.
     pub registry: Option<RegistryScope>,
@@ -75,10 +89,53 @@ pub struct AccountChange {
     pub plain_http: Option<bool>,
     /// Another expiry, or none.
     pub expires_at: Option<Option<DateTime<Utc>>>,
+    /// Another CA, or none.
+    pub ca_certificate: Option<Option<CaCertificate>>,
+    /// Another interval of verification, or none.
+    pub verify_interval: Option<Option<VerifyInterval>>,
+}
+
+impl AccountChange {
+    /// Applies the change to an account. The password is stored beside it, by whoever stores the account.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] if the changed labels break a rule.
+    pub fn apply(self, account: &mut Account) -> Result<(), Invalid> {
+        if let Some(labels) = self.labels {
+            account.labels = labels.apply(&account.labels)?;
+        }
+        if let Some(registry) = self.registry {
+            account.is_moved = account.is_moved || registry.authority() != account.registry.authority();
+            account.registry = registry;
+        }
+        if let Some(username) = self.username {
+            account.username = username;
+        }
+        if self.password.is_some() {
+            account.is_moved = false;
+        }
+        if let Some(email) = self.email {
+            account.email = email;
+        }
+        if let Some(plain_http) = self.plain_http {
+            account.plain_http = plain_http;
+        }
+        if let Some(expires_at) = self.expires_at {
+            account.expires_at = expires_at;
+        }
+        if let Some(ca_certificate) = self.ca_certificate {
+            account.ca_certificate = ca_certificate;
+        }
+        if let Some(verify_interval) = self.verify_interval {
+            account.verify_interval = verify_interval;
+        }
+        Ok(())
+    }
 }
 
 /// How a merge patch changes labels: `null` removes all of them or a single one.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum LabelChange {
     /// All labels go.
     Clear,
@@ -142,7 +199,7 @@ impl Username {
 }
 
 /// A password or token of a registry, write-only for every caller.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Password(SecretString);
 
 impl Password {

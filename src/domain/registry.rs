@@ -5,11 +5,13 @@
 
 mod host;
 mod path;
+mod repository;
 
 use std::{fmt, ops::Range, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+pub use self::repository::RepositoryName;
 use super::invalid::Invalid;
 
 /// The name that image references use for Docker Hub.

@@ -17,11 +17,13 @@ use uuid::Uuid;
 use crate::{
     domain::{
         account::{Account, AccountChange, Email, LabelChange, NewAccount, Password, Username},
+        cluster::CaCertificate,
         docker_config::{ScopedAccount, Warning},
         invalid::{FieldError, FieldErrors},
         matching::lint::lint_account,
         names::{Labels, Name},
         registry::RegistryScope,
+        verification::{VerificationResult, VerifyInterval},
     },
     http::{
         auth::{
@@ -31,11 +33,13 @@ use crate::{
         body::{Json, MergePatch},
         conditional::{IfMatch, etag},
         merge_patch,
-        paging::{LabelParams, LabelledPageQuery, Page, PageParams, page},
+        paging::{ExpiryParams, LabelParams, LabelledPageQuery, Page, PageParams, page},
         path_name,
         problem::ApiError,
+        verification::{VerifyParams, VerifyQuery},
     },
-    service::accounts::Accounts,
+    service::{accounts::Accounts, verification::Verifications},
+    storage::accounts::AccountFilter,
 };
 
 /// A registry account to be registered.
@@ -64,6 +68,11 @@ pub struct CreateRegistryAccount {
     plain_http: bool,
     /// When the password stops working, if known.
     expires_at: Option<DateTime<Utc>>,
+    /// PEM of the CA that signed the registry's certificate, beside the authorities that regcred's host trusts.
+    ca_certificate: Option<String>,
+    /// How often the login is verified in the background, 300 to 2592000 seconds; never if not said.
+    #[schema(minimum = 300, maximum = 2_592_000)]
+    verify_interval_seconds: Option<i64>,
 }
 
 impl TryFrom<CreateRegistryAccount> for NewAccount {
@@ -77,6 +86,10 @@ impl TryFrom<CreateRegistryAccount> for NewAccount {
         let password = errors.take("password", Password::parse(body.password));
         let email = errors.take("email", body.email.as_deref().map(Email::parse).transpose());
         let labels = errors.take("labels", Labels::parse(body.labels));
+        let ca_certificate = body.ca_certificate.as_deref().map(CaCertificate::parse).transpose();
+        let ca_certificate = errors.take("caCertificate", ca_certificate);
+        let verify_interval = body.verify_interval_seconds.map(VerifyInterval::from_seconds).transpose();
+        let verify_interval = errors.take("verifyIntervalSeconds", verify_interval);
         errors.finish(|| {
             Some(NewAccount {
                 name: name?,
@@ -87,6 +100,8 @@ impl TryFrom<CreateRegistryAccount> for NewAccount {
                 labels: labels?,
                 plain_http: body.plain_http,
                 expires_at: body.expires_at,
+                ca_certificate: ca_certificate?,
+                verify_interval: verify_interval?,
             })
         })
     }
@@ -117,6 +132,14 @@ pub struct UpdateRegistryAccount {
     #[serde(default, deserialize_with = "merge_patch::present")]
     #[schema(value_type = Option<DateTime<Utc>>)]
     expires_at: Option<Option<DateTime<Utc>>>,
+    /// Another CA; `null` for none beside the authorities that regcred's host trusts.
+    #[serde(default, deserialize_with = "merge_patch::present")]
+    #[schema(value_type = Option<String>)]
+    ca_certificate: Option<Option<String>>,
+    /// How often the login is verified in the background, 300 to 2592000 seconds; `null` for never.
+    #[serde(default, deserialize_with = "merge_patch::present")]
+    #[schema(value_type = Option<i64>, minimum = 300, maximum = 2_592_000)]
+    verify_interval_seconds: Option<Option<i64>>,
 }
 
 impl TryFrom<UpdateRegistryAccount> for AccountChange {
@@ -129,6 +152,11 @@ impl TryFrom<UpdateRegistryAccount> for AccountChange {
         let password = errors.take("password", body.password.map(Password::parse).transpose());
         let email = body.email.map(|email| email.as_deref().map(Email::parse).transpose());
         let email = errors.take("email", email.transpose());
+        let ca_certificate = body.ca_certificate.map(|pem| pem.as_deref().map(CaCertificate::parse).transpose());
+        let ca_certificate = errors.take("caCertificate", ca_certificate.transpose());
+        let verify_interval =
+            body.verify_interval_seconds.map(|seconds| seconds.map(VerifyInterval::from_seconds).transpose());
+        let verify_interval = errors.take("verifyIntervalSeconds", verify_interval.transpose());
         errors.finish(|| {
             Some(AccountChange {
                 registry: registry?,
@@ -138,6 +166,8 @@ impl TryFrom<UpdateRegistryAccount> for AccountChange {
                 labels: body.labels.map(|labels| labels.map_or(LabelChange::Clear, LabelChange::Merge)),
                 plain_http: body.plain_http,
                 expires_at: body.expires_at,
+                ca_certificate: ca_certificate?,
+                verify_interval: verify_interval?,
             })
         })
     }
@@ -163,6 +193,16 @@ pub struct RegistryAccount {
     plain_http: bool,
     /// When the password stops working, if known.
     expires_at: Option<DateTime<Utc>>,
+    /// PEM of the CA that signed the registry's certificate.
+    ca_certificate: Option<String>,
+    /// How often the login is verified in the background; `null` for never.
+    verify_interval_seconds: Option<i32>,
+    /// When the login was verified last; `null` if never, or not since the login was changed.
+    last_verified_at: Option<DateTime<Utc>>,
+    /// What was found then, for programs.
+    last_verification_result: Option<VerificationResult>,
+    /// What was found then, for people.
+    last_verification_detail: Option<String>,
     /// Grows by one with every change.
     version: i64,
     /// When it was registered.
@@ -175,7 +215,13 @@ pub struct RegistryAccount {
 
 impl From<Account> for RegistryAccount {
     fn from(account: Account) -> Self {
+        let verification = account.verification;
         Self {
+            last_verified_at: verification.as_ref().map(|found| found.checked_at),
+            last_verification_result: verification.as_ref().map(|found| found.result),
+            last_verification_detail: verification.map(|found| found.detail),
+            ca_certificate: account.ca_certificate.map(|ca| ca.as_pem().to_owned()),
+            verify_interval_seconds: account.verify_interval.map(VerifyInterval::seconds),
             warnings: lint_account(ScopedAccount { name: account.name.as_str(), scope: &account.registry }),
             id: account.id,
             name: account.name.to_string(),
@@ -198,6 +244,7 @@ impl From<Account> for RegistryAccount {
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "create_registry_account",
+    params(VerifyParams),
     request_body = CreateRegistryAccount,
     responses((status = CREATED, body = RegistryAccount, headers(
         ("Location" = String, description = "Path of the account"),
@@ -207,10 +254,11 @@ impl From<Account> for RegistryAccount {
 #[post("/registry-accounts")]
 pub async fn create_account(
     _caller: Caller<WriteAccounts>,
-    accounts: Data<Accounts>,
+    verifications: Data<Verifications>,
+    first: VerifyQuery,
     body: Json<CreateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
-    let account = accounts.register(body.0.try_into()?).await?;
+    let account = verifications.register(body.0.try_into()?, first.0).await?;
     let location = (LOCATION, format!("/v1/registry-accounts/{}", account.name));
     Ok(HttpResponse::Created()
         .insert_header(location)
@@ -222,7 +270,7 @@ pub async fn create_account(
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "list_registry_accounts",
-    params(PageParams, LabelParams),
+    params(PageParams, LabelParams, ExpiryParams),
     responses((status = OK, body = Page<RegistryAccount>)),
 )]
 #[get("/registry-accounts")]
@@ -231,8 +279,9 @@ pub async fn list_accounts(
     accounts: Data<Accounts>,
     query: LabelledPageQuery,
 ) -> Result<HttpResponse, ApiError> {
-    let found = accounts.list(&query.page, &query.labels).await?;
-    let page: Page<RegistryAccount> = page(found, &query.page, |account| account.name.as_str());
+    let LabelledPageQuery { page: asked, labels, expires_within_seconds } = query;
+    let found = accounts.list(&asked, &AccountFilter { labels, expires_within_seconds }).await?;
+    let page: Page<RegistryAccount> = page(found, &asked, |account| account.name.as_str());
     Ok(HttpResponse::Ok().json(page))
 }
 
@@ -262,6 +311,7 @@ pub async fn get_account(
     params(
         ("name" = String, Path, description = "Name of the account"),
         ("If-Match" = Option<String>, Header, description = "Change only this version (its ETag)"),
+        VerifyParams,
     ),
     request_body(content(
         (UpdateRegistryAccount = "application/merge-patch+json"),
@@ -272,13 +322,14 @@ pub async fn get_account(
 #[patch("/registry-accounts/{name}")]
 pub async fn update_account(
     _caller: Caller<WriteAccounts>,
-    accounts: Data<Accounts>,
+    verifications: Data<Verifications>,
     path: Path<String>,
     expected: IfMatch,
+    first: VerifyQuery,
     body: MergePatch<UpdateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("registry account", &path)?;
-    let account = accounts.change(&name, body.0.try_into()?, expected.0).await?;
+    let account = verifications.change(&name, body.0.try_into()?, expected.0, first.0).await?;
     Ok(HttpResponse::Ok().insert_header(etag(account.version)).json(RegistryAccount::from(account)))
 }
 

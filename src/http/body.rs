@@ -29,6 +29,9 @@ const TEXT: &str = "text/plain";
 /// field without repeating its value.
 pub struct Json<T, const MAX: usize = JSON_MAX_BYTES>(pub T);
 
+/// A JSON body, or none.
+pub struct OptionalJson<T>(pub Option<T>);
+
 /// A JSON merge patch (RFC 7396), also taken as plain JSON.
 pub struct MergePatch<T>(pub T);
 
@@ -44,6 +47,23 @@ impl<T: DeserializeOwned + 'static, const MAX: usize> FromRequest for Json<T, MA
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let body = read_as(request, payload, &[JSON], MAX);
         Box::pin(async move { parse(&body.await?).map(Self) })
+    }
+}
+
+impl<T: DeserializeOwned + 'static> FromRequest for OptionalJson<T> {
+    type Error = ApiError;
+    type Future = BoxedFuture<Self>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let is_json = request.content_type() == JSON;
+        let body = read(request, payload.take(), JSON_MAX_BYTES);
+        Box::pin(async move {
+            match body.await? {
+                body if body.is_empty() => Ok(Self(None)),
+                _ if !is_json => Err(ApiError::UnsupportedMediaType(&[JSON])),
+                body => parse(&body).map(|parsed| Self(Some(parsed))),
+            }
+        })
     }
 }
 

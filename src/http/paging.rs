@@ -53,6 +53,16 @@ pub struct LabelParams {
     label: Option<Vec<String>>,
 }
 
+/// A filter by expiry.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes the query to clients; LabelledPageQuery parses it")]
+pub struct ExpiryParams {
+    /// Only resources whose `expiresAt` is at most so far away, or past: a number of days (`30d`) or hours (`12h`).
+    #[param(rename = "expiresWithin", example = "30d")]
+    expires_within: Option<String>,
+}
+
 /// The query of a list without a filter.
 pub struct PageQuery(pub PageRequest);
 
@@ -62,6 +72,8 @@ pub struct LabelledPageQuery {
     pub page: PageRequest,
     /// Only with all of these labels.
     pub labels: Labels,
+    /// Only those that expire within so many seconds.
+    pub expires_within_seconds: Option<i64>,
 }
 
 impl FromRequest for PageQuery {
@@ -86,6 +98,7 @@ fn parse(request: &HttpRequest, takes_labels: bool) -> Result<LabelledPageQuery,
     // One more than asked for, to know whether there is a next page.
     let mut page = PageRequest { after: None, limit: LIMIT_DEFAULT + 1 };
     let mut labels = BTreeMap::new();
+    let mut expires_within_seconds = None;
     let mut errors = Vec::new();
     let mut refuse = |field: &str, detail: &str| errors.push(FieldError::new(field, detail));
     for (key, value) in form_urlencoded::parse(request.query_string().as_bytes()) {
@@ -102,14 +115,29 @@ fn parse(request: &HttpRequest, takes_labels: bool) -> Result<LabelledPageQuery,
                 Some((key, value)) => drop(labels.insert(key.to_owned(), value.to_owned())),
                 None => refuse("label", "must be key=value"),
             },
+            "expiresWithin" if takes_labels => match seconds(&value) {
+                Some(seconds) => expires_within_seconds = Some(seconds),
+                None => refuse("expiresWithin", "must be a number of days or hours, such as 30d or 12h"),
+            },
             other => refuse(&other.chars().take(50).collect::<String>(), "is not a known query parameter"),
         }
     }
     let labels = Labels::parse(labels).map_err(|invalid| refuse("label", &invalid.to_string()));
     match labels {
-        Ok(labels) if errors.is_empty() => Ok(LabelledPageQuery { page, labels }),
+        Ok(labels) if errors.is_empty() => Ok(LabelledPageQuery { page, labels, expires_within_seconds }),
         _ => Err(errors.into()),
     }
+}
+
+fn seconds(duration: &str) -> Option<i64> {
+    let (number, unit) = duration.split_at_checked(duration.len().checked_sub(1)?)?;
+    let number: i64 = number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok())??;
+    let unit = match unit {
+        "d" => 86_400,
+        "h" => 3_600,
+        _ => return None,
+    };
+    (number <= 100_000).then_some(number * unit)
 }
 
 fn decode(cursor: &str) -> Option<String> {

@@ -122,12 +122,16 @@ impl ApiError {
         }
     }
 
-    /// The refused field of a Secret that the API server named, as one of ours.
+    /// The refused field, where somebody else refused it: an API server, a registry.
     fn remote_field(&self) -> Option<FieldError> {
         match self {
             Self::Service(ServiceError::Cluster(ClusterError::InvalidSecret { field, detail })) => {
                 let field = field.as_deref().unwrap_or_default();
                 Some(FieldError::new(field.strip_prefix("metadata.").unwrap_or(field), detail))
+            }
+            Self::Service(ServiceError::VerificationFailed(finding)) => {
+                let field = if finding.result.is_about_login() { "password" } else { "registry" };
+                Some(FieldError::new(field, &finding.detail))
             }
             Self::Service(ServiceError::Render(error)) => Some(FieldError::new("accounts", error)),
             _ => None,
@@ -139,6 +143,9 @@ impl ApiError {
             Self::Service(ServiceError::Storage(StorageError::Unavailable(_))) => Some(1),
             Self::Service(ServiceError::Cluster(ClusterError::Overloaded { retry_after })) => {
                 retry_after.map(|after| after.as_secs())
+            }
+            Self::Service(ServiceError::VerificationFailed(finding)) => {
+                finding.retry_after.map(|after| after.as_secs().max(1))
             }
             _ => None,
         }
@@ -163,6 +170,9 @@ fn service_parts(error: &ServiceError) -> (StatusCode, &'static str, &'static st
             (S::UNPROCESSABLE_ENTITY, "profile-unsupported", "This profile cannot express these accounts")
         }
         ServiceError::Cluster(error) => cluster_parts(error),
+        ServiceError::VerificationFailed(_) => {
+            (S::UNPROCESSABLE_ENTITY, "verification-failed", "The login was not verified")
+        }
         ServiceError::Storage(StorageError::Unavailable(_)) => {
             (S::SERVICE_UNAVAILABLE, "database-unavailable", "The database is not available")
         }

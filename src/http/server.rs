@@ -37,6 +37,7 @@ pub fn start(listener: TcpListener, state: State, workers: usize, grace: Duratio
         let (app, _) = App::new().into_utoipa_app().openapi(openapi::frame()).configure(routes).split_for_parts();
         app.app_data(state.door.clone())
             .app_data(state.accounts.clone())
+            .app_data(state.verifications.clone())
             .app_data(state.imports.clone())
             .app_data(state.docker_configs.clone())
             .app_data(state.clusters.clone())

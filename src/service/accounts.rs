@@ -9,11 +9,10 @@ use crate::{
     crypto::sealer::Sealer,
     domain::{
         account::{Account, AccountChange, NewAccount},
-        invalid::FieldError,
-        names::{Labels, Name},
+        names::Name,
     },
     service::{ExpectedVersion, ServiceError, check_version, connection},
-    storage::{self, PageRequest, StorageError, sealed::SealedColumn},
+    storage::{self, PageRequest, StorageError, accounts::AccountFilter, sealed::SealedColumn},
 };
 
 /// The registry accounts.
@@ -55,14 +54,14 @@ impl Accounts {
         storage::accounts::find(&mut conn, name).await?.ok_or_else(|| not_found(name))
     }
 
-    /// Lists accounts by name, only those with all of `labels`.
+    /// Lists accounts by name, only those that `filter` lets through.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn list(&self, page: &PageRequest, labels: &Labels) -> Result<Vec<Account>, ServiceError> {
+    pub async fn list(&self, page: &PageRequest, filter: &AccountFilter) -> Result<Vec<Account>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        Ok(storage::accounts::list(&mut conn, page, labels).await?)
+        Ok(storage::accounts::list(&mut conn, page, filter).await?)
     }
 
     /// Changes an account; a new password is a rotation. Every change raises the version, so that whoever
@@ -86,7 +85,7 @@ impl Accounts {
             .as_ref()
             .map(|password| self.sealer.seal(SealedColumn::AccountPassword.slot(account.id), password.secret()))
             .transpose()?;
-        apply(&mut account, change)?;
+        change.apply(&mut account).map_err(|invalid| ServiceError::field("labels", invalid))?;
         let changed = storage::accounts::update(&mut tx, &account, password.as_ref()).await?;
         tx.commit().await?;
         Ok(changed)
@@ -108,28 +107,6 @@ impl Accounts {
     }
 }
 
-fn not_found(name: &Name) -> ServiceError {
+pub(super) fn not_found(name: &Name) -> ServiceError {
     ServiceError::NotFound { kind: "registry account", name: name.to_string() }
-}
-
-fn apply(account: &mut Account, change: AccountChange) -> Result<(), ServiceError> {
-    if let Some(labels) = change.labels {
-        account.labels = labels.apply(&account.labels).map_err(|invalid| vec![FieldError::new("labels", invalid)])?;
-    }
-    if let Some(registry) = change.registry {
-        account.registry = registry;
-    }
-    if let Some(username) = change.username {
-        account.username = username;
-    }
-    if let Some(email) = change.email {
-        account.email = email;
-    }
-    if let Some(plain_http) = change.plain_http {
-        account.plain_http = plain_http;
-    }
-    if let Some(expires_at) = change.expires_at {
-        account.expires_at = expires_at;
-    }
-    Ok(())
 }

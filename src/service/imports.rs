@@ -142,6 +142,7 @@ impl Imports {
 /// The account with the login of the document. What the document does not say stays.
 fn with_login(mut account: Account, new: &NewAccount) -> Account {
     account.username = new.username.clone();
+    account.is_moved = false;
     account.plain_http = account.plain_http || new.plain_http;
     if new.email.is_some() {
         account.email.clone_from(&new.email);
@@ -191,6 +192,8 @@ fn to_account(found: FoundAccount, name: Name) -> Result<NewAccount, Invalid> {
         labels: Labels::default(),
         plain_http: found.plain_http,
         expires_at: None,
+        ca_certificate: None,
+        verify_interval: None,
     })
 }
 

@@ -9,10 +9,12 @@ use uuid::Uuid;
 use crate::{
     domain::{
         account::{Account, Email, NewAccount, Username},
+        cluster::CaCertificate,
         names::{Labels, Name},
         registry::RegistryScope,
         sealed::Sealed,
         selector::LabelSelector,
+        verification::{Verification, VerifyInterval},
     },
     storage::{PageRequest, StorageError, corrupt, on_name_taken},
 };
@@ -29,6 +31,12 @@ struct AccountRow {
     labels: Json<BTreeMap<String, String>>,
     plain_http: bool,
     expires_at: Option<DateTime<Utc>>,
+    ca_certificate: Option<String>,
+    verify_interval_seconds: Option<i32>,
+    is_moved: bool,
+    last_verified_at: Option<DateTime<Utc>>,
+    last_verification_result: Option<String>,
+    last_verification_detail: Option<String>,
     version: i64,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
@@ -40,6 +48,18 @@ impl TryFrom<AccountRow> for Account {
     fn try_from(row: AccountRow) -> Result<Self, StorageError> {
         let id = row.id;
         let email = row.email.as_deref().map(Email::parse).transpose();
+        let ca_certificate = row.ca_certificate.as_deref().map(CaCertificate::parse).transpose();
+        let seconds = row.verify_interval_seconds.map(i64::from);
+        let verify_interval = seconds.map(VerifyInterval::from_seconds).transpose();
+        let result = row.last_verification_result.as_deref().map(str::parse).transpose();
+        let result = result.map_err(corrupt(TABLE, id, "last_verification_result"))?;
+        let verification = (|| {
+            Some(Verification {
+                result: result?,
+                detail: row.last_verification_detail?,
+                checked_at: row.last_verified_at?,
+            })
+        })();
         Ok(Self {
             id,
             name: Name::parse(&row.name).map_err(corrupt(TABLE, id, "name"))?,
@@ -49,11 +69,24 @@ impl TryFrom<AccountRow> for Account {
             labels: Labels::parse(row.labels.0).map_err(corrupt(TABLE, id, "labels"))?,
             plain_http: row.plain_http,
             expires_at: row.expires_at,
+            ca_certificate: ca_certificate.map_err(corrupt(TABLE, id, "ca_certificate"))?,
+            verify_interval: verify_interval.map_err(corrupt(TABLE, id, "verify_interval_seconds"))?,
+            is_moved: row.is_moved,
+            verification,
             version: row.version,
             created_at: row.created_at,
             updated_at: row.updated_at,
         })
     }
+}
+
+/// Which accounts a list is of.
+#[derive(Debug, Default)]
+pub struct AccountFilter {
+    /// Only with all of these labels.
+    pub labels: Labels,
+    /// Only those whose `expiresAt` is at most so many seconds away, or past.
+    pub expires_within_seconds: Option<i64>,
 }
 
 /// Inserts an account with its sealed password.
@@ -71,10 +104,14 @@ pub async fn insert(
     sqlx::query_as!(
         AccountRow,
         r#"INSERT INTO registry_accounts
-               (id, name, registry, username, password, password_key_id, email, labels, plain_http, expires_at)
-           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-           RETURNING id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at,
-               version, created_at, updated_at"#,
+               (id, name, registry, username, password, password_key_id, email, labels, plain_http, expires_at,
+                ca_certificate, verify_interval_seconds, next_verification_at)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
+               -- Soon, and not all of an import at once.
+               CASE WHEN $12::integer IS NOT NULL THEN now() + random() * interval '1 minute' END)
+           RETURNING id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
+               verify_interval_seconds, is_moved, last_verified_at, last_verification_result,
+               last_verification_detail, version, created_at, updated_at"#,
         id,
         new.name.as_str(),
         new.registry.to_string(),
@@ -85,6 +122,8 @@ pub async fn insert(
         Json(new.labels.as_map()) as _,
         new.plain_http,
         new.expires_at,
+        new.ca_certificate.as_ref().map(CaCertificate::as_pem),
+        new.verify_interval.map(VerifyInterval::seconds),
     )
     .fetch_one(conn)
     .await
@@ -101,8 +140,9 @@ pub async fn insert(
 pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<Account>, StorageError> {
     sqlx::query_as!(
         AccountRow,
-        r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at,
-               version, created_at, updated_at
+        r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
+               verify_interval_seconds, is_moved, last_verified_at, last_verification_result,
+               last_verification_detail, version, created_at, updated_at
            FROM registry_accounts WHERE name = $1"#,
         name.as_str(),
     )
@@ -121,8 +161,9 @@ pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
 pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account>, StorageError> {
     sqlx::query_as!(
         AccountRow,
-        r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at,
-               version, created_at, updated_at
+        r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
+               verify_interval_seconds, is_moved, last_verified_at, last_verification_result,
+               last_verification_detail, version, created_at, updated_at
            FROM registry_accounts WHERE name = $1 FOR UPDATE"#,
         name.as_str(),
     )
@@ -132,23 +173,30 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
     .transpose()
 }
 
-/// Lists accounts in the order of their names, only those that have all of `labels`.
+/// Lists accounts in the order of their names, only those that `filter` lets through.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or a row is damaged.
 #[tracing::instrument(name = "db.registry_accounts.list", skip_all)]
-pub async fn list(conn: &mut PgConnection, page: &PageRequest, labels: &Labels) -> Result<Vec<Account>, StorageError> {
+pub async fn list(
+    conn: &mut PgConnection,
+    page: &PageRequest,
+    filter: &AccountFilter,
+) -> Result<Vec<Account>, StorageError> {
     sqlx::query_as!(
         AccountRow,
-        r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at,
-               version, created_at, updated_at
+        r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
+               verify_interval_seconds, is_moved, last_verified_at, last_verification_result,
+               last_verification_detail, version, created_at, updated_at
            FROM registry_accounts
            WHERE ($1::text IS NULL OR name > $1) AND labels @> $2
+               AND ($4::bigint IS NULL OR expires_at <= now() + $4 * interval '1 second')
            ORDER BY name LIMIT $3"#,
         page.after,
-        Json(labels.as_map()) as _,
+        Json(filter.labels.as_map()) as _,
         page.limit,
+        filter.expires_within_seconds,
     )
     .fetch_all(conn)
     .await?
@@ -158,6 +206,9 @@ pub async fn list(conn: &mut PgConnection, page: &PageRequest, labels: &Labels) 
 }
 
 /// Stores a changed account, with a new sealed password if there is one, and raises its version.
+///
+/// What was found of another login, or of another way to the registry, is forgotten, and a new look is due soon where
+/// the account is verified in the background.
 ///
 /// # Errors
 ///
@@ -173,10 +224,26 @@ pub async fn update(
         r#"UPDATE registry_accounts
            SET registry = $2, username = $3, email = $4, labels = $5, plain_http = $6, expires_at = $7,
                password = coalesce($8, password), password_key_id = coalesce($9, password_key_id),
+               ca_certificate = $10, verify_interval_seconds = $11, is_moved = $12,
+               last_verified_at = CASE WHEN login.is_same THEN last_verified_at END,
+               last_verification_result = CASE WHEN login.is_same THEN last_verification_result END,
+               last_verification_detail = CASE WHEN login.is_same THEN last_verification_detail END,
+               next_verification_at = CASE
+                   WHEN $11::integer IS NULL THEN NULL
+                   WHEN login.is_same AND verify_interval_seconds = $11 THEN next_verification_at
+                   ELSE now() + random() * interval '1 minute'
+               END,
+               expiry_warned_days = CASE WHEN expires_at IS NOT DISTINCT FROM $7 THEN expiry_warned_days END,
                version = version + 1, updated_at = now()
+           FROM (
+               SELECT id AS same_id, $8::bytea IS NULL AND registry = $2 AND username = $3 AND plain_http = $6
+                   AND ca_certificate IS NOT DISTINCT FROM $10 AS is_same
+               FROM registry_accounts WHERE id = $1
+           ) AS login
            WHERE id = $1
-           RETURNING id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at,
-               version, created_at, updated_at"#,
+           RETURNING id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
+               verify_interval_seconds, is_moved, last_verified_at, last_verification_result,
+               last_verification_detail, version, created_at, updated_at"#,
         account.id,
         account.registry.to_string(),
         account.username.as_str(),
@@ -186,6 +253,9 @@ pub async fn update(
         account.expires_at,
         password.map(|sealed| sealed.bytes.as_slice()),
         password.map(|sealed| sealed.key_id.as_str()),
+        account.ca_certificate.as_ref().map(CaCertificate::as_pem),
+        account.verify_interval.map(VerifyInterval::seconds),
+        account.is_moved,
     )
     .fetch_one(conn)
     .await?
@@ -306,7 +376,9 @@ pub async fn lock_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<
     // In the order of their names, so that two imports do not wait for each other in a circle.
     let rows = sqlx::query!(
         r#"SELECT id, name, registry, username, email, labels AS "labels: Json<BTreeMap<String, String>>", plain_http,
-               expires_at, version, created_at, updated_at, password, password_key_id
+               expires_at, ca_certificate, verify_interval_seconds, is_moved, last_verified_at,
+               last_verification_result, last_verification_detail, version, created_at, updated_at, password,
+               password_key_id
            FROM registry_accounts WHERE name = ANY($1) ORDER BY name FOR UPDATE"#,
         names,
     )
@@ -324,6 +396,12 @@ pub async fn lock_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<
                 labels: row.labels,
                 plain_http: row.plain_http,
                 expires_at: row.expires_at,
+                ca_certificate: row.ca_certificate,
+                verify_interval_seconds: row.verify_interval_seconds,
+                is_moved: row.is_moved,
+                last_verified_at: row.last_verified_at,
+                last_verification_result: row.last_verification_result,
+                last_verification_detail: row.last_verification_detail,
                 version: row.version,
                 created_at: row.created_at,
                 updated_at: row.updated_at,

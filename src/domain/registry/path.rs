@@ -15,13 +15,16 @@ pub(super) fn parse(path: &str) -> Result<String, Invalid> {
     if path.is_empty() {
         return Ok(String::new());
     }
+    check(path)?;
+    Ok(path.to_owned())
+}
+
+/// Checks a whole name of a repository, or the first parts of one.
+pub(super) fn check(path: &str) -> Result<(), Invalid> {
     if path.len() > 255 {
         return Err(Invalid::new("a path has at most 255 characters"));
     }
-    for component in path.split('/') {
-        check_component(component)?;
-    }
-    Ok(path.to_owned())
+    path.split('/').try_for_each(check_component)
 }
 
 fn without_api_root(path: &str) -> Option<&str> {

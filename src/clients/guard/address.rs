@@ -1,0 +1,84 @@
+//! Which addresses are public, after the special-purpose registries of IANA (RFC 6890 and its successors).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Where clouds hand credentials to whoever asks from inside. Some of these look public.
+const METADATA: [IpAddr; 9] = [
+    // AWS, Google, Azure, Oracle, OpenStack and others; the containers of ECS; the pods of EKS.
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
+    // Alibaba; Azure's wire server; Oracle of old.
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    // AWS, EKS and Google in IPv6.
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+];
+
+/// Whether a cloud's metadata service is there, also behind an IPv6 spelling of its IPv4 address.
+pub(super) fn is_metadata(address: IpAddr) -> bool {
+    METADATA.contains(&address)
+        || matches!(address, IpAddr::V6(v6) if embedded(v6).is_some_and(|v4| METADATA.contains(&IpAddr::V4(v4))))
+}
+
+/// What an address is that is not public; the text fits after "the host".
+pub(super) fn not_public(address: IpAddr) -> Option<&'static str> {
+    match address {
+        IpAddr::V4(address) => not_public_v4(address),
+        IpAddr::V6(address) => not_public_v6(address),
+    }
+}
+
+fn not_public_v4(address: Ipv4Addr) -> Option<&'static str> {
+    Some(match address.octets() {
+        [127, ..] => "is at a loopback address",
+        [169, 254, ..] => "is at a link-local address",
+        [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => "is at a private address",
+        [100, 64..=127, ..] => "is at an address that carriers share (100.64.0.0/10)",
+        [0, ..] => "is at an unspecified address",
+        [224..=239, ..] => "is at a multicast address",
+        // Protocol assignments, documentation, 6to4 relays, benchmarks, the future.
+        [192, 0, 0 | 2, _]
+        | [192, 88, 99, _]
+        | [198, 18 | 19, ..]
+        | [198, 51, 100, _]
+        | [203, 0, 113, _]
+        | [240..=255, ..] => "is at a reserved address",
+        _ => return None,
+    })
+}
+
+fn not_public_v6(address: Ipv6Addr) -> Option<&'static str> {
+    if embedded(address).is_some() {
+        return Some("is at an IPv6 address that stands for an IPv4 address");
+    }
+    Some(match address.segments() {
+        [0, 0, 0, 0, 0, 0, 0, 0] => "is at an unspecified address",
+        [0, 0, 0, 0, 0, 0, 0, 1] => "is at a loopback address",
+        [0xfe80..=0xfebf, ..] => "is at a link-local address",
+        [0xfc00..=0xfdff | 0xfec0..=0xfeff, ..] => "is at a private address",
+        [0xff00..=0xffff, ..] => "is at a multicast address",
+        // Protocol assignments with Teredo and ORCHID, documentation.
+        [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => "is at a reserved address",
+        [0x2000..=0x3fff, ..] => return None,
+        _ => "is at a reserved address",
+    })
+}
+
+/// The IPv4 address inside of one that is mapped, compatible, translated (NAT64, SIIT) or 6to4.
+fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let v4 = |high: u16, low: u16| Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
+    match address.segments() {
+        // `::` and `::1` are what they are.
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x64, 0xff9b, 1, _, _, _, high, low]
+        | [0x2002, high, low, ..] => v4(high, low),
+        _ => None,
+    }
+}

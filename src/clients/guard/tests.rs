@@ -1,0 +1,212 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use proptest::prelude::*;
+use rstest::rstest;
+
+use super::*;
+
+/// Gives these addresses for every name, and counts how often it is asked.
+struct Fixed(Vec<IpAddr>, AtomicUsize);
+
+impl Resolve for Fixed {
+    fn resolve<'a>(&'a self, _: &'a str) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send + 'a>> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Ok(self.0.clone()) })
+    }
+}
+
+fn guard(allowed: &str, addresses: &[&str]) -> Guard {
+    let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+    Guard::with_resolver(allowed.parse().unwrap(), Arc::new(Fixed(addresses, AtomicUsize::new(0))))
+}
+
+#[rstest]
+#[tokio::test]
+async fn addresses_that_are_not_public_are_refused(
+    #[values(
+        "127.0.0.1",
+        "127.255.255.254",
+        "0.0.0.0",
+        "0.1.2.3",
+        "10.0.0.1",
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.168.1.1",
+        "100.64.0.1",
+        "100.127.255.255",
+        "169.254.0.1",
+        "169.254.169.254",
+        "169.254.170.2",
+        "100.100.100.200",
+        "168.63.129.16",
+        "192.0.0.192",
+        "192.0.2.1",
+        "192.88.99.1",
+        "198.18.0.1",
+        "198.51.100.1",
+        "203.0.113.1",
+        "224.0.0.1",
+        "239.255.255.255",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "fe80::1",
+        "febf::1",
+        "fec0::1",
+        "fc00::1",
+        "fdff::1",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "::ffff:8.8.8.8",
+        "::127.0.0.1",
+        "::ffff:0:127.0.0.1",
+        "64:ff9b::7f00:1",
+        "64:ff9b:1::a9fe:a9fe",
+        "2002:7f00:1::",
+        "2001::1",
+        "2001:db8::1",
+        "3fff::1",
+        "100::1",
+        "5f00::1",
+        "4000::1"
+    )]
+    address: &str,
+) {
+    let alone = guard("", &[address]).admit("name.example", 443).await;
+    assert!(matches!(alone, Err(NotAdmitted::Refused(_))), "{alone:?}");
+    // One public address does not make the others so.
+    let beside = guard("", &["8.8.8.8", address]).admit("name.example", 443).await;
+    assert!(matches!(beside, Err(NotAdmitted::Refused(_))), "{beside:?}");
+    let literal = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+    assert!(matches!(guard("", &[]).admit(&literal, 443).await, Err(NotAdmitted::Refused(_))));
+}
+
+#[rstest]
+#[tokio::test]
+async fn public_addresses_are_admitted(
+    #[values("8.8.8.8", "100.63.255.255", "172.32.0.1", "2606:4700::1", "2a00::1", "223.255.255.255")] address: &str,
+) {
+    let addresses = guard("", &[address]).admit("name.example", 5000).await.unwrap();
+    assert_eq!(addresses, [SocketAddr::new(address.parse().unwrap(), 5000)]);
+}
+
+#[rstest]
+#[case("169.254.0.0/16", "169.254.169.254", false)]
+#[case("0.0.0.0/0", "169.254.169.254", false)]
+#[case("::/0", "fd00:ec2::254", false)]
+#[case("::/0", "::ffff:169.254.169.254", false)]
+#[case("name.example", "169.254.169.254", false)]
+#[case("169.254.169.254", "169.254.169.254", true)]
+#[case("169.254.0.0/16", "169.254.1.1", true)]
+#[case("name.example", "10.0.0.1", true)]
+#[case("127.0.0.0/8", "::ffff:127.0.0.1", false)]
+#[tokio::test]
+async fn only_its_own_entry_opens_a_metadata_service(#[case] allow: &str, #[case] address: &str, #[case] open: bool) {
+    assert_eq!(guard(allow, &[address]).admit("name.example", 80).await.is_ok(), open);
+}
+
+#[rstest]
+#[case(443, true)]
+#[case(80, true)]
+#[case(5000, true)]
+#[case(8443, true)]
+#[case(22, false)]
+#[case(25, false)]
+#[case(0, false)]
+#[case(6379, false)]
+#[case(5432, false)]
+#[case(10250, false)]
+#[tokio::test]
+async fn ports_of_other_services_are_refused(#[case] port: u16, #[case] good: bool) {
+    assert_eq!(guard("", &["8.8.8.8"]).admit("name.example", port).await.is_ok(), good);
+    assert!(guard("8.8.8.8/32", &["8.8.8.8"]).admit("name.example", port).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_name_is_resolved_once_and_an_address_never() {
+    let resolver = Arc::new(Fixed(vec!["8.8.8.8".parse().unwrap()], AtomicUsize::new(0)));
+    let guard = Guard::with_resolver(AllowList::default(), Arc::clone(&resolver) as Arc<dyn Resolve>);
+    guard.admit("name.example", 443).await.unwrap();
+    guard.admit("8.8.4.4", 443).await.unwrap();
+    guard.admit("[2606:4700::1]", 443).await.unwrap();
+    assert_eq!(resolver.1.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_name_without_an_address_is_not_admitted() {
+    assert_eq!(guard("", &[]).admit("name.example", 443).await, Err(NotAdmitted::Unresolved));
+}
+
+#[rstest]
+#[case("https://auth.example/token")]
+#[case("https://auth.example:8443/token?a=b")]
+#[case("HTTPS://Auth.Example/token")]
+#[case("https://8.8.8.8/token")]
+#[case("https://[2606:4700::1]:5000/token")]
+#[case("https://auth.example")]
+#[case("https://xn--mnchen-3ya.example/token")]
+fn a_plain_url_is_taken(#[case] url: &str) {
+    assert!(parse_url(url, Schemes::Https).is_ok());
+}
+
+#[rstest]
+#[case::plain_http("http://auth.example/token")]
+#[case::file("file:///etc/passwd")]
+#[case::gopher("gopher://auth.example/_GET")]
+#[case::ftp("ftp://auth.example/")]
+#[case::unix("unix:///var/run/docker.sock")]
+#[case::data("data:text/plain,x")]
+#[case::relative("/token")]
+#[case::no_scheme("//auth.example/token")]
+#[case::one_slash("https:/auth.example/token")]
+#[case::three_slashes("https:///auth.example/token")]
+#[case::user("https://user@auth.example/token")]
+#[case::password("https://user:pass@auth.example/token")]
+#[case::other_host_as_user("https://good.example@127.0.0.1/token")]
+#[case::backslash("https://good.example\\@127.0.0.1/token")]
+#[case::tab("https://auth.exa\tmple/token")]
+#[case::line("https://auth.example/\r\nHost: x")]
+#[case::fragment("https://auth.example/token#x")]
+#[case::decimal("https://2130706433/token")]
+#[case::octal("https://0177.0.0.1/token")]
+#[case::hex("https://0x7f000001/token")]
+#[case::hex_parts("https://0x7f.0.0.1/token")]
+#[case::short("https://127.1/token")]
+#[case::leading_zero("https://127.0.0.01/token")]
+#[case::percent("https://127.0.0.%31/token")]
+#[case::full_width("https://\u{ff11}27.0.0.1/token")]
+#[case::circled("https://\u{2460}27.0.0.1/token")]
+#[case::ideographic_dot("https://127\u{3002}0.0.1/token")]
+#[case::long_v6("https://[0:0:0:0:0:0:0:1]/token")]
+#[case::dotted_v6("https://[::ffff:127.0.0.1]/token")]
+#[case::zone("https://[fe80::1%25eth0]/token")]
+#[case::trailing_dot("https://localhost./token")]
+#[case::trailing_dot_address("https://127.0.0.1./token")]
+#[case::no_host("https://")]
+#[case::port_zero("https://auth.example:0/token")]
+#[case::empty_port("https://auth.example:/token")]
+#[case::big_port("https://auth.example:65536/token")]
+#[case::named_port("https://auth.example:http/token")]
+#[case::empty("")]
+fn a_url_that_could_mean_something_else_is_refused(#[case] url: &str) {
+    assert!(parse_url(url, Schemes::Https).is_err(), "{:?}", parse_url(url, Schemes::Https));
+}
+
+#[test]
+fn a_long_url_is_refused() {
+    assert!(parse_url(&format!("https://auth.example/{}", "a".repeat(3000)), Schemes::Https).is_err());
+}
+
+proptest! {
+    #[test]
+    fn whatever_url_is_taken_leads_to_the_host_that_it_shows(text in "(https?://)?[a-z0-9.:@\\[\\]%/x-]{0,40}") {
+        if let Ok(url) = parse_url(&text, Schemes::HttpAndHttps) {
+            let host = url.host_str().unwrap().to_owned();
+            prop_assert!(text.to_ascii_lowercase().contains(&host));
+            prop_assert!(url.username().is_empty() && url.password().is_none());
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What checks of logins found, and which are due. Neither changes an account's version: nothing changed for callers.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::{
+    domain::{sealed::Sealed, verification::VerificationResult},
+    storage::StorageError,
+};
+
+/// Finds the sealed password of an account at one version.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(name = "db.registry_accounts.find_password", skip_all, fields(account.id = %id))]
+pub async fn find_password(conn: &mut PgConnection, id: Uuid, version: i64) -> Result<Option<Sealed>, StorageError> {
+    let row = sqlx::query!(
+        "SELECT password, password_key_id FROM registry_accounts WHERE id = $1 AND version = $2",
+        id,
+        version
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(|row| Sealed { key_id: row.password_key_id, bytes: row.password }))
+}
+
+/// Stores what a check found, unless the account was changed since, and says when the next one is due: after the
+/// account's interval, a tenth more or less.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(name = "db.registry_accounts.record_verification", skip_all, fields(account.id = %id))]
+pub async fn record(
+    conn: &mut PgConnection,
+    id: Uuid,
+    version: i64,
+    result: VerificationResult,
+    detail: &str,
+    checked_at: DateTime<Utc>,
+) -> Result<(), StorageError> {
+    sqlx::query!(
+        "UPDATE registry_accounts
+         SET last_verified_at = $5, last_verification_result = $3, last_verification_detail = $4,
+             next_verification_at = now() + verify_interval_seconds * (0.9 + 0.2 * random()) * interval '1 second'
+         WHERE id = $1 AND version = $2",
+        id,
+        version,
+        result.as_str(),
+        detail,
+        checked_at,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Takes accounts whose check is due, those that wait longest first, so that no other replica takes them within
+/// `lease_seconds`; their names.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(name = "db.registry_accounts.claim_verifications", skip_all)]
+pub async fn claim(conn: &mut PgConnection, limit: i64, lease_seconds: i32) -> Result<Vec<String>, StorageError> {
+    let names = sqlx::query_scalar!(
+        "UPDATE registry_accounts SET next_verification_at = now() + $2::integer * interval '1 second'
+         WHERE id IN (
+             SELECT id FROM registry_accounts WHERE next_verification_at <= now()
+             ORDER BY next_verification_at LIMIT $1 FOR UPDATE SKIP LOCKED
+         )
+         RETURNING name",
+        limit,
+        lease_seconds,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(names)
+}
+
+/// An account whose `expiresAt` came nearer than a warning's days.
+#[derive(Debug)]
+pub struct Expiring {
+    /// Name of the account.
+    pub name: String,
+    /// Its registry.
+    pub registry: String,
+    /// When its password stops working.
+    pub expires_at: DateTime<Utc>,
+    /// The warning: at most so many days are left.
+    pub days: i16,
+}
+
+/// Takes the warnings that are due and were not given, each once whatever the number of replicas.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(name = "db.registry_accounts.claim_expiry_warnings", skip_all)]
+pub async fn claim_warnings(conn: &mut PgConnection, days: &[i16], limit: i64) -> Result<Vec<Expiring>, StorageError> {
+    let rows = sqlx::query_as!(
+        Expiring,
+        r#"UPDATE registry_accounts SET expiry_warned_days = due.days
+           FROM (
+               SELECT id AS due_id,
+                   (SELECT min(d) FROM unnest($1::smallint[]) AS d WHERE expires_at <= now() + d * interval '1 day')
+                       AS days
+               FROM registry_accounts
+               WHERE expires_at <= now() + (SELECT max(d) FROM unnest($1::smallint[]) AS d) * interval '1 day'
+                   AND coalesce(expiry_warned_days, 32767) >
+                       (SELECT min(d) FROM unnest($1::smallint[]) AS d WHERE expires_at <= now() + d * interval '1 day')
+               ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
+           ) AS due
+           WHERE id = due.due_id
+           RETURNING name, registry, expires_at AS "expires_at!", due.days AS "days!""#,
+        days,
+        limit,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows)
+}
+
+/// Counts the accounts of each last result.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(name = "db.registry_accounts.count_verifications", skip_all)]
+pub async fn count_results(conn: &mut PgConnection) -> Result<Vec<(String, i64)>, StorageError> {
+    let rows = sqlx::query!(
+        r#"SELECT last_verification_result AS "result!", count(*) AS "count!" FROM registry_accounts
+           WHERE last_verification_result IS NOT NULL GROUP BY 1"#
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.result, row.count)).collect())
+}
+
+/// Counts the accounts whose `expiresAt` is within each of `days`, or past.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(name = "db.registry_accounts.count_expiring", skip_all)]
+pub async fn count_expiring(conn: &mut PgConnection, days: &[i16]) -> Result<Vec<(i16, i64)>, StorageError> {
+    let rows = sqlx::query!(
+        r#"SELECT d AS "days!",
+               (SELECT count(*) FROM registry_accounts WHERE expires_at <= now() + d * interval '1 day') AS "count!"
+           FROM unnest($1::smallint[]) AS d"#,
+        days,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.days, row.count)).collect())
+}
