@@ -1,3 +1,7 @@
 //! Tests against real parts: Postgres, kube-apiserver, registries. `dev/with-services` brings them.
 
+mod accounts;
+mod bad_input;
 mod cluster_client;
+mod support;
+mod walkthrough;
