@@ -97,11 +97,16 @@ impl TryFrom<CreateRegistryAccount> for NewAccount {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateRegistryAccount {
     /// Another registry scope.
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(nullable = false)]
     registry: Option<String>,
     /// Another user name.
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(nullable = false)]
     username: Option<String>,
     /// A rotation.
-    #[schema(value_type = Option<String>, format = Password, write_only)]
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(value_type = Option<String>, nullable = false, format = Password, write_only)]
     password: Option<SecretString>,
     /// Another address; `null` removes it.
     #[serde(default, deserialize_with = "merge_patch::present")]
@@ -112,6 +117,8 @@ pub struct UpdateRegistryAccount {
     #[schema(value_type = Option<BTreeMap<String, Option<String>>>)]
     labels: Option<Option<BTreeMap<String, Option<String>>>>,
     /// With or without TLS.
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(nullable = false)]
     plain_http: Option<bool>,
     /// When the password stops working; `null` if not known.
     #[serde(default, deserialize_with = "merge_patch::present")]
