@@ -6,6 +6,8 @@ pub mod client;
 pub mod files;
 pub mod kubernetes;
 pub mod listener;
+pub mod postgres;
+pub mod process;
 pub mod registry;
 
 use std::time::{Duration, Instant};
