@@ -201,10 +201,15 @@ fn start_log() -> Result<(), ConfigError> {
 
 async fn serve(migrate: bool) -> Result<(), CliError> {
     let config = Reader::new(&variable).serve()?;
-    let signals = Signals::listen()?;
-    let listen = config.http.listen;
-    let listener = bind(listen)?;
-    let app = App::build(config, listener, migrate).await?;
+    let mut signals = Signals::listen()?;
+    let listener = bind(config.http.listen)?;
+    let app = tokio::select! {
+        app = App::build(config, listener, migrate) => app?,
+        signal = signals.next() => {
+            tracing::info!(signal, "stopped before the start was over");
+            return Ok(());
+        }
+    };
     tracing::info!(address = %app.address, version = env!("CARGO_PKG_VERSION"), "serving");
     Ok(app.run(signals).await?)
 }
@@ -238,8 +243,9 @@ impl ApiKeyCommand {
         match self {
             Self::Create(create) => create.run().await,
             Self::List => {
+                let keys = api_keys::list(&database().await?).await?;
                 print_line(&format!("{:36}  {:20}  {:8}  {:8}  EXPIRES", "ID", "NAME", "ROLE", "STATE"))?;
-                for key in api_keys::list(&database().await?).await? {
+                for key in keys {
                     let state = if key.revoked_at.is_some() { "revoked" } else { "active" };
                     let expires = key.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_rfc3339());
                     print_line(&format!("{:36}  {:20}  {:8}  {state:8}  {expires}", key.id, key.name, key.role))?;
@@ -260,6 +266,9 @@ impl CreateApiKey {
     async fn run(self) -> Result<(), CliError> {
         let name = argument("--name", Name::parse(&self.name))?;
         let role = argument("--role", self.role.parse::<Role>())?;
+        if self.expires_at.is_some_and(|at| at <= Utc::now()) {
+            return Err(CliError::Failed("--expires-at is in the past".to_owned()));
+        }
         let mut reader = Reader::new(&variable);
         let (config, pepper) = (reader.database(), reader.pepper());
         let (config, pepper) = reader.finish(|| config.zip(pepper))?;

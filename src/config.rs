@@ -209,7 +209,7 @@ impl<'a> Reader<'a> {
     pub fn log(&mut self) -> Option<LogConfig> {
         let format = self.get("REGCRED_LOG_FORMAT").unwrap_or_else(|| "auto".to_owned());
         let format = self.keep("REGCRED_LOG_FORMAT", format.parse());
-        let filter = self.get("REGCRED_LOG_FILTER").unwrap_or_else(|| "info".to_owned());
+        let filter = self.get("REGCRED_LOG_FILTER").unwrap_or_else(|| telemetry::FILTER_DEFAULT.to_owned());
         let filter = self.keep("REGCRED_LOG_FILTER", telemetry::check_filter(&filter).map(|()| filter));
         Some(LogConfig { format: format?, filter: filter? })
     }

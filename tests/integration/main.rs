@@ -1,3 +1,8 @@
 //! Tests against real parts: Postgres, kube-apiserver, registries. `dev/with-services` brings them.
 
+mod accounts;
+mod bad_input;
 mod cluster_client;
+mod dependencies;
+mod support;
+mod walkthrough;
