@@ -1,5 +1,7 @@
 //! The command line.
 
+mod verify;
+
 use std::{
     io::Write,
     net::{SocketAddr, TcpListener},
@@ -54,6 +56,10 @@ enum Command {
     /// Make master keys, and re-seal what is stored under a new one.
     #[command(subcommand)]
     MasterKey(MasterKeyCommand),
+    /// Ask the registries of a docker config whether its logins work. Needs no database.
+    ///
+    /// Exit code 0 if all of them are shown to work, else 1.
+    Verify(verify::Verify),
     /// Ask a running service whether it lives, for containers without curl.
     Healthcheck {
         /// Its address; from `REGCRED_HTTP_LISTEN` if not said.
@@ -181,6 +187,7 @@ impl Command {
             }
             Self::ApiKey(command) => command.run().await,
             Self::MasterKey(command) => command.run().await,
+            Self::Verify(verify) => verify.run().await,
             Self::Healthcheck { url } => healthcheck(url).await,
             Self::Openapi => print_openapi(),
         }

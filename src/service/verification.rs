@@ -282,11 +282,10 @@ impl Verifications {
 
     async fn record(&self, account: &Account, finding: Finding) -> Result<Verification, ServiceError> {
         let Finding { result, detail, .. } = finding;
-        let found = Verification { result, detail, checked_at: Utc::now() };
         let mut conn = connection(&self.pool).await?;
         let (id, version) = (account.id, account.version);
-        storage::verifications::record(&mut conn, id, version, result, &found.detail, found.checked_at).await?;
-        Ok(found)
+        let stored_at = storage::verifications::record(&mut conn, id, version, result, &detail).await?;
+        Ok(Verification { result, detail, checked_at: stored_at.unwrap_or_else(Utc::now) })
     }
 }
 

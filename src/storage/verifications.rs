@@ -26,8 +26,8 @@ pub async fn find_password(conn: &mut PgConnection, id: Uuid, version: i64) -> R
     Ok(row.map(|row| Sealed { key_id: row.password_key_id, bytes: row.password }))
 }
 
-/// Stores what a check found, unless the account was changed since, and says when the next one is due: after the
-/// account's interval, a tenth more or less.
+/// Stores what a check found, and says when that is by the clock of the database; nothing if the account was changed
+/// since. The next check is due after the account's interval, a tenth more or less.
 ///
 /// # Errors
 ///
@@ -39,22 +39,21 @@ pub async fn record(
     version: i64,
     result: VerificationResult,
     detail: &str,
-    checked_at: DateTime<Utc>,
-) -> Result<(), StorageError> {
-    sqlx::query!(
-        "UPDATE registry_accounts
-         SET last_verified_at = $5, last_verification_result = $3, last_verification_detail = $4,
-             next_verification_at = now() + verify_interval_seconds * (0.9 + 0.2 * random()) * interval '1 second'
-         WHERE id = $1 AND version = $2",
+) -> Result<Option<DateTime<Utc>>, StorageError> {
+    let checked_at = sqlx::query_scalar!(
+        r#"UPDATE registry_accounts
+           SET last_verified_at = now(), last_verification_result = $3, last_verification_detail = $4,
+               next_verification_at = now() + verify_interval_seconds * (0.9 + 0.2 * random()) * interval '1 second'
+           WHERE id = $1 AND version = $2
+           RETURNING last_verified_at AS "checked_at!""#,
         id,
         version,
         result.as_str(),
         detail,
-        checked_at,
     )
-    .execute(conn)
+    .fetch_optional(conn)
     .await?;
-    Ok(())
+    Ok(checked_at)
 }
 
 /// Takes accounts whose check is due, those that wait longest first, so that no other replica takes them within

@@ -5,4 +5,5 @@ mod bad_input;
 mod cluster_client;
 mod dependencies;
 mod support;
+mod verify;
 mod walkthrough;

@@ -1,0 +1,263 @@
+//! `regcred verify`: does every login of a docker config work. No database, no service; nothing is stored.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, ValueEnum};
+use futures_util::{StreamExt, stream};
+use serde::Serialize;
+
+use super::{CliError, print_line, variable};
+use crate::{
+    clients::{
+        guard::{AllowList, Guard},
+        registry::{Login, Registries},
+    },
+    config::{Reader, VerifyConfig},
+    domain::{
+        cluster::CaCertificate,
+        docker_config::{
+            import::{FoundAccount, Import, ImportOutcome, SkipReason},
+            parse::Config,
+        },
+        registry::RegistryScope,
+        verification::{Finding, VerificationResult},
+    },
+};
+
+/// Checks that run at a time.
+const CONCURRENCY: usize = 8;
+
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    /// The docker config: a config.json, a .dockercfg, or a Secret with one of them [default: ~/.docker/config.json].
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// How to print what was found.
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// A registry, as HOST or HOST:PORT, that is spoken to without TLS; may be given several times. On loopback it is
+    /// tried where TLS does not work, as docker does.
+    #[arg(long, value_name = "REGISTRY")]
+    plain_http: Vec<String>,
+    /// PEM file with the CA of private registries, trusted beside the authorities of this host.
+    #[arg(long, value_name = "FILE")]
+    ca_certificate: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// One line of the report.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    /// The entry's key, or the name of a field beside the entries.
+    key: String,
+    registry: Option<String>,
+    username: Option<String>,
+    /// Null for what was not verified.
+    result: Option<VerificationResult>,
+    detail: String,
+    advice: Option<String>,
+    /// Whether this is as it should be.
+    ok: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    ok: bool,
+    items: Vec<Line>,
+}
+
+impl Verify {
+    pub(super) async fn run(self) -> Result<(), CliError> {
+        let mut reader = Reader::new(&variable);
+        let settings = reader.verify();
+        let settings = reader.finish(|| settings)?;
+        let path = self.config_path()?;
+        let document = fs::read(&path).map_err(|error| failed(&path, error))?;
+        let document = Config::parse(&document).map_err(|error| failed(&path, error))?;
+        let ca = self.ca_certificate.as_deref().map(read_ca).transpose()?;
+        let mut items = Import::of(&document).items;
+        for item in &mut items {
+            if let ImportOutcome::Found(account) = &mut item.outcome {
+                account.plain_http |= self.plain_http.iter().any(|host| is_same(host, &account.scope));
+            }
+        }
+        let accounts = items.iter().filter_map(|item| match &item.outcome {
+            ImportOutcome::Found(account) => Some(account),
+            ImportOutcome::Skipped { .. } => None,
+        });
+        let engine = engine(settings, accounts.clone().map(|account| &account.scope));
+        let findings = check_all(&engine, &accounts.collect::<Vec<_>>(), ca.as_ref()).await;
+        let mut findings = findings.into_iter();
+        let lines: Vec<Line> = items
+            .iter()
+            .filter_map(|item| match &item.outcome {
+                ImportOutcome::Found(account) => Some(checked(&item.key, account, findings.next()?)),
+                ImportOutcome::Skipped { reason, detail } => Some(skipped(&item.key, *reason, detail)),
+            })
+            .collect();
+        let is_empty = lines.iter().all(|line| line.registry.is_none() && line.ok);
+        let report = Report { ok: !is_empty && lines.iter().all(|line| line.ok), items: lines };
+        match self.output {
+            Output::Table => print_table(&report.items)?,
+            Output::Json => print_line(&serde_json::to_string_pretty(&report).unwrap_or_default())?,
+        }
+        let bad = report.items.iter().filter(|line| !line.ok).count();
+        match (report.ok, is_empty) {
+            (true, _) => Ok(()),
+            (false, true) => Err(CliError::Failed(format!("there is no login in {}", path.display()))),
+            (false, false) => {
+                Err(CliError::Failed(format!("{bad} of {} entries are not shown to work", report.items.len())))
+            }
+        }
+    }
+
+    fn config_path(&self) -> Result<PathBuf, CliError> {
+        let default = || Some(Path::new(&variable("HOME")?).join(".docker/config.json"));
+        let path = self.config.clone().or_else(default);
+        path.ok_or_else(|| {
+            CliError::Failed("there is no HOME to look for a docker config in: give --config".to_owned())
+        })
+    }
+}
+
+/// The registries of the document are the caller's own choice, wherever they are; the token services that they
+/// name are not.
+fn engine<'a>(settings: VerifyConfig, scopes: impl Iterator<Item = &'a RegistryScope>) -> Registries {
+    let mut allowed: AllowList = settings.allowed;
+    scopes.for_each(|scope| allowed.allow_host(scope.host()));
+    Registries::new(Guard::new(allowed), settings.registries)
+}
+
+/// Checks all of them, some at a time; the findings are in their order.
+async fn check_all(engine: &Registries, accounts: &[&FoundAccount], ca: Option<&CaCertificate>) -> Vec<Finding> {
+    let mut findings: Vec<(usize, Finding)> = Vec::with_capacity(accounts.len());
+    let mut checks = stream::iter(accounts.iter().enumerate())
+        .map(|(index, account)| async move { (index, check(engine, account, ca).await) })
+        .buffer_unordered(CONCURRENCY);
+    while let Some((index, finding)) = checks.next().await {
+        let registry = &accounts[index].scope;
+        eprintln!("checked {} of {}: {registry}: {}", findings.len() + 1, accounts.len(), finding.result);
+        findings.push((index, finding));
+    }
+    findings.sort_by_key(|(index, _)| *index);
+    findings.into_iter().map(|(_, finding)| finding).collect()
+}
+
+async fn check(engine: &Registries, account: &FoundAccount, ca: Option<&CaCertificate>) -> Finding {
+    let login = Login {
+        registry: &account.scope,
+        plain_http: account.plain_http,
+        ca_certificate: ca,
+        username: &account.username,
+        password: &account.password,
+    };
+    let finding = engine.verify(&login, None).await;
+    if finding.result != VerificationResult::TlsError || login.plain_http || !is_loopback(&account.scope) {
+        return finding;
+    }
+    // A registry that speaks TLS says so before any login is sent.
+    match engine.verify(&Login { plain_http: true, ..login }, None).await {
+        plain if plain.result == VerificationResult::TlsError => finding,
+        plain => plain,
+    }
+}
+
+fn is_loopback(scope: &RegistryScope) -> bool {
+    let host = scope.host().trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+}
+
+fn is_same(written: &str, scope: &RegistryScope) -> bool {
+    RegistryScope::parse(written).is_ok_and(|written| written.authority() == scope.authority())
+}
+
+fn read_ca(path: &Path) -> Result<CaCertificate, CliError> {
+    let pem = fs::read_to_string(path).map_err(|error| failed(path, error))?;
+    CaCertificate::parse(&pem).map_err(|error| failed(path, error))
+}
+
+fn failed(path: &Path, error: impl std::fmt::Display) -> CliError {
+    CliError::Failed(format!("{}: {error}", path.display()))
+}
+
+fn checked(key: &str, account: &FoundAccount, finding: Finding) -> Line {
+    Line {
+        key: key.to_owned(),
+        registry: Some(account.scope.to_string()),
+        username: Some(account.username.clone()),
+        result: Some(finding.result),
+        ok: finding.result == VerificationResult::Valid,
+        advice: advice(finding.result, &account.scope),
+        detail: finding.detail,
+    }
+}
+
+fn skipped(key: &str, reason: SkipReason, detail: &str) -> Line {
+    let ok = matches!(reason, SkipReason::NotACredential | SkipReason::HttpHeaders | SkipReason::Duplicate);
+    Line {
+        key: key.to_owned(),
+        registry: None,
+        username: None,
+        result: None,
+        detail: detail.to_owned(),
+        advice: (!ok).then(|| "not verified".to_owned()),
+        ok,
+    }
+}
+
+/// What to do about a result.
+fn advice(result: VerificationResult, scope: &RegistryScope) -> Option<String> {
+    use VerificationResult as R;
+    Some(match result {
+        R::Valid => return None,
+        R::Invalid => format!("log in anew: docker login {}", scope.authority()),
+        R::Anonymous => "the registry asked for no login: is it needed?".to_owned(),
+        R::NoAccess => "ask for the right to pull".to_owned(),
+        R::Unreachable => "check the name, the port and the network".to_owned(),
+        R::TlsError => "give its CA by --ca-certificate, or --plain-http if it has no TLS".to_owned(),
+        R::NotARegistry => "check the name and the port".to_owned(),
+        R::RateLimited => "try again later".to_owned(),
+        R::Refused => "allow the address by REGCRED_OUTBOUND_ALLOW, if it is meant".to_owned(),
+    })
+}
+
+fn print_table(lines: &[Line]) -> Result<(), CliError> {
+    let rows: Vec<[String; 4]> = lines
+        .iter()
+        .map(|line| {
+            let result = line.result.map_or("-", VerificationResult::as_str);
+            let text = |text: Option<&str>| plain(text.unwrap_or("-"));
+            [plain(&line.key), text(line.username.as_deref()), result.to_owned(), text(line.advice.as_deref())]
+        })
+        .collect();
+    let header = ["ENTRY", "USER", "RESULT", "ADVICE"].map(str::to_owned);
+    let width = |column: usize| {
+        [&header].into_iter().chain(&rows).map(|row| row[column].chars().count()).max().unwrap_or_default()
+    };
+    let widths = [width(0), width(1), width(2)];
+    for row in [&header].into_iter().chain(&rows) {
+        let [entry, user, result, advice] = row;
+        print_line(&format!("{entry:0$}  {user:1$}  {result:2$}  {advice}", widths[0], widths[1], widths[2]))?;
+    }
+    let details: Vec<&Line> = lines.iter().filter(|line| !line.ok).collect();
+    if !details.is_empty() {
+        print_line("")?;
+    }
+    details.into_iter().try_for_each(|line| print_line(&format!("{}: {}", plain(&line.key), plain(&line.detail))))
+}
+
+/// Text from a document, without what a terminal would take for a command.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}

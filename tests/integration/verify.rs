@@ -1,0 +1,11 @@
+//! Does a login work: the check against real registries, and against those that are turned against its host.
+
+mod api;
+mod attacks;
+mod bearer;
+mod certificates;
+mod command;
+mod health;
+mod listening;
+mod registries;
+mod token_service;

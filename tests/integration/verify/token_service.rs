@@ -1,0 +1,152 @@
+//! A token service after the specification, whose tokens a real registry takes, and the ways in which others are odd.
+
+use std::path::Path;
+
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
+};
+use base64::{Engine, prelude::*};
+use rcgen::{CertificateParams, KeyPair};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+
+use super::listening::{Requests, answer, serve};
+
+/// How a service treats those who come.
+#[derive(Clone, Copy, Default)]
+pub struct Habits {
+    /// GET is answered with this status.
+    pub get_is: Option<&'static str>,
+    /// POST is answered with this status.
+    pub post_is: Option<&'static str>,
+    /// What else is odd about it.
+    pub quirk: Option<Quirk>,
+}
+
+/// What may be odd about a token service.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Quirk {
+    /// Who shows no login gets 401, not a token for what is public.
+    RefusesAnybody,
+    /// Tokens tell nothing: they name no subject.
+    NamesNobody,
+    /// The token is called `access_token`.
+    CallsItAccessToken,
+    /// A login that is known gets 403 for a repository that it has no right to.
+    RefusesScopes,
+}
+
+/// `martin` may read everything, `lena` nothing; `old` has expired (400), and so has `harbor` (200, and nothing in it).
+pub struct TokenService {
+    pub address: SocketAddr,
+    pub requests: Requests,
+    /// The certificate that signs, as PEM.
+    pub certificate: String,
+}
+
+impl TokenService {
+    pub fn start(habits: Habits) -> Self {
+        let signer = Signer::new();
+        let certificate = signer.certificate.clone();
+        let (address, requests) = serve(move |request| respond(request, habits, &signer));
+        Self { address, requests, certificate }
+    }
+
+    pub fn realm(&self) -> String {
+        format!("http://{}/token", self.address)
+    }
+
+    /// Writes the certificate where a registry reads it.
+    pub fn write_certificate(&self, folder: &Path) -> std::path::PathBuf {
+        let file = folder.join(format!("signer-{}.pem", self.address.port()));
+        std::fs::write(&file, &self.certificate).expect("written");
+        file
+    }
+}
+
+struct Signer {
+    pair: EcdsaKeyPair,
+    certificate: String,
+    der: String,
+}
+
+impl Signer {
+    fn new() -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let certificate = CertificateParams::new(["token service".to_owned()]).expect("a name");
+        let certificate = certificate.self_signed(&key).expect("a certificate");
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key.serialize_der()).expect("a key");
+        Self { pair, der: BASE64_STANDARD.encode(certificate.der()), certificate: certificate.pem() }
+    }
+
+    fn sign(&self, claims: &Value) -> String {
+        let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+        let header = json!({"typ": "JWT", "alg": "ES256", "x5c": [self.der]});
+        let text = format!("{}.{}", part(&header), part(claims));
+        let signature = self.pair.sign(&SystemRandom::new(), text.as_bytes()).expect("a signature");
+        format!("{text}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
+    }
+}
+
+fn respond(request: &str, habits: Habits, signer: &Signer) -> Vec<u8> {
+    let (head, body) = request.split_once("\r\n\r\n").unwrap_or((request, ""));
+    let is_post = head.starts_with("POST");
+    let target = head.split(' ').nth(1).unwrap_or_default();
+    if let Some(status) = if is_post { habits.post_is } else { habits.get_is } {
+        return answer(status, &[], "canary-upstream");
+    }
+    let query = if is_post { body } else { target.split_once('?').map_or("", |(_, query)| query) };
+    let query: Vec<(String, String)> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+    let parameter = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    let login = if is_post { posted_login(&parameter) } else { basic_login(head) };
+    let refusal =
+        |status: &str| answer(status, &[], r#"{"errors":[{"code":"UNAUTHORIZED","message":"canary-upstream"}]}"#);
+    let subject = match login.as_ref().map(|(user, password)| (user.as_str(), password.as_str())) {
+        None if habits.quirk == Some(Quirk::RefusesAnybody) => return refusal("401 Unauthorized"),
+        None | Some(("harbor", _)) => "",
+        Some(("martin", "canary-password") | ("<token>", "canary-identity")) => "martin",
+        Some(("lena", "canary-password")) => "lena",
+        Some(("old", _)) => return refusal("400 Bad Request"),
+        Some(_) => return refusal("401 Unauthorized"),
+    };
+    let scope = parameter("scope").and_then(|scope| scope.strip_prefix("repository:")?.strip_suffix(":pull"));
+    let has_public = habits.quirk != Some(Quirk::RefusesAnybody);
+    let may_read = |name: &&str| subject == "martin" || (has_public && name.starts_with("team/"));
+    if habits.quirk == Some(Quirk::RefusesScopes) && scope.is_some_and(|name| !may_read(&name)) {
+        return refusal("403 Forbidden");
+    }
+    let access: Vec<Value> = scope
+        .filter(may_read)
+        .map(|name| json!({"type": "repository", "name": name, "actions": ["pull"]}))
+        .into_iter()
+        .collect();
+    let now = chrono::Utc::now().timestamp();
+    let mut claims = json!({
+        "iss": "test-issuer", "aud": parameter("service").unwrap_or_default(), "sub": subject,
+        "iat": now, "nbf": now - 10, "exp": now + 300, "jti": uuid::Uuid::now_v7().to_string(), "access": access,
+    });
+    if habits.quirk == Some(Quirk::NamesNobody) {
+        claims.as_object_mut().expect("an object").remove("sub");
+    }
+    let name = if habits.quirk == Some(Quirk::CallsItAccessToken) { "access_token" } else { "token" };
+    answer(
+        "200 OK",
+        &[("Content-Type", "application/json")],
+        &json!({name: signer.sign(&claims), "expires_in": 300}).to_string(),
+    )
+}
+
+fn basic_login(head: &str) -> Option<(String, String)> {
+    let line = head.lines().find_map(|line| line.strip_prefix("authorization: Basic "))?;
+    let pair = String::from_utf8(BASE64_STANDARD.decode(line.trim()).ok()?).ok()?;
+    pair.split_once(':').map(|(user, password)| (user.to_owned(), password.to_owned()))
+}
+
+fn posted_login<'a>(parameter: &impl Fn(&str) -> Option<&'a str>) -> Option<(String, String)> {
+    match parameter("grant_type")? {
+        "password" => Some((parameter("username")?.to_owned(), parameter("password")?.to_owned())),
+        "refresh_token" => Some(("<token>".to_owned(), parameter("refresh_token")?.to_owned())),
+        _ => None,
+    }
+}
