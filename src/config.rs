@@ -14,7 +14,11 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
-    clients::{cluster, guard::AllowList, registry},
+    clients::{
+        cluster,
+        guard::{AllowList, Guard},
+        registry,
+    },
     crypto::{api_key::Pepper, sealer::KeyRing},
     storage::pool,
     telemetry::{self, LogConfig},
@@ -22,6 +26,10 @@ use crate::{
 
 /// Where the HTTP server listens if nobody says.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:8080";
+
+/// Where clusters may be if nobody says: most of them are in private networks.
+const CLUSTER_ALLOW_DEFAULT: &str =
+    "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7";
 
 /// `REGCRED_HTTP_…`
 #[derive(Debug)]
@@ -177,6 +185,8 @@ impl<'a> Reader<'a> {
         let timeout = self.seconds("REGCRED_CLUSTER_TIMEOUT_SECONDS", default.timeout.as_secs());
         let connect = self.seconds("REGCRED_CLUSTER_CONNECT_TIMEOUT_SECONDS", default.connect_timeout.as_secs());
         let directory = self.get("REGCRED_CLUSTER_SERVICE_ACCOUNT_DIR").map(PathBuf::from);
+        let allowed = self.get("REGCRED_CLUSTER_ALLOW").unwrap_or_else(|| CLUSTER_ALLOW_DEFAULT.to_owned());
+        let allowed = self.keep("REGCRED_CLUSTER_ALLOW", allowed.parse::<AllowList>());
         Some(cluster::Settings {
             timeout: timeout?,
             connect_timeout: connect?,
@@ -184,6 +194,7 @@ impl<'a> Reader<'a> {
             service_host: self.get("KUBERNETES_SERVICE_HOST"),
             service_port: self.get("KUBERNETES_SERVICE_PORT"),
             runtime: None,
+            guard: Some(Guard::new(allowed?)),
         })
     }
 

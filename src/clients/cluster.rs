@@ -5,7 +5,7 @@
 //! here and not by `kube::Api`, which logs the whole body of an answer that it cannot read; and of created objects only their
 //! metadata is asked for.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chrono::{DateTime, Utc};
@@ -21,9 +21,12 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use crate::domain::{
-    cluster::{CaCertificate, ClusterAuth, ClusterConnection},
-    names::NamespaceName,
+use crate::{
+    clients::guard::Guard,
+    domain::{
+        cluster::{CaCertificate, ClusterAuth, ClusterConnection},
+        names::NamespaceName,
+    },
 };
 
 mod answer;
@@ -31,12 +34,14 @@ mod cache;
 mod check;
 mod error;
 pub mod kubeconfig;
+mod pinning;
 mod transport;
 
 use answer::{Answer, TOO_LARGE};
 pub use cache::ClusterClients;
 pub use check::{Check, CheckProblem, Permission};
 pub use error::ClusterError;
+pub use pinning::admit;
 use transport::Peer;
 
 /// The field manager under which regcred's fields stand in `managedFields`.
@@ -65,6 +70,8 @@ pub struct Settings {
     /// Give it wherever callers run on several runtimes, as the workers of actix-web do: a connection would otherwise stand still while
     /// the worker that happened to open it is busy, and end with that worker under the hands of the others.
     pub runtime: Option<Handle>,
+    /// What admits the addresses of clusters that users named. Without it all are.
+    pub guard: Option<Guard>,
 }
 
 impl Default for Settings {
@@ -76,6 +83,7 @@ impl Default for Settings {
             service_host: None,
             service_port: None,
             runtime: None,
+            guard: None,
         }
     }
 }
@@ -119,6 +127,8 @@ pub struct ClusterClient {
     peer: Arc<Peer>,
     timeout: Duration,
     runtime: Option<Handle>,
+    /// Where it connects to, if that is not for the host's name to say.
+    pinned: Option<IpAddr>,
 }
 
 impl fmt::Debug for ClusterClient {
@@ -138,16 +148,35 @@ impl ClusterClient {
     /// [`ClusterError::Misconfigured`] if regcred does not run in a cluster though `inCluster` says so, or the host has no trust
     /// store and no CA certificate was given.
     pub fn connect(connection: &ClusterConnection, settings: &Settings) -> Result<Self, ClusterError> {
+        Self::connect_at(connection, None, settings)
+    }
+
+    /// Makes a client that connects to `pinned`, whatever the host's name means by then. The certificate has to bear the
+    /// name all the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect).
+    pub fn connect_at(
+        connection: &ClusterConnection,
+        pinned: Option<IpAddr>,
+        settings: &Settings,
+    ) -> Result<Self, ClusterError> {
         let (mut config, peer) = match &connection.server {
             Some(server) => {
                 let mut config = Config::new(to_uri(server.as_str())?);
+                if let Some(address) = pinned {
+                    pinning::pin(&mut config, server.is_https(), address)?;
+                }
                 config.root_cert = match &connection.ca_certificate {
                     Some(ca) => Some(ca.as_der().map(<[u8]>::to_vec).collect()),
                     // Without TLS no trust store is needed, and none may be there to load.
                     None if !server.is_https() => Some(Vec::new()),
                     None => None,
                 };
-                config.tls_server_name.clone_from(&connection.tls_server_name);
+                if connection.tls_server_name.is_some() {
+                    config.tls_server_name.clone_from(&connection.tls_server_name);
+                }
                 let peer = Peer {
                     server: server.to_string(),
                     expected_name: connection.tls_server_name.clone().unwrap_or_else(|| server.host().to_owned()),
@@ -179,7 +208,13 @@ impl ClusterClient {
                 peer.server
             ),
         })?;
-        Ok(Self { client, peer: Arc::new(peer), timeout: settings.timeout, runtime: settings.runtime.clone() })
+        Ok(Self { client, peer: Arc::new(peer), timeout: settings.timeout, runtime: settings.runtime.clone(), pinned })
+    }
+
+    /// Whether it connects to one of these addresses, where it was told to which.
+    #[must_use]
+    pub fn is_at(&self, addresses: &[IpAddr]) -> bool {
+        self.pinned.is_none_or(|pinned| addresses.contains(&pinned))
     }
 
     /// The API server's URL.

@@ -1,13 +1,13 @@
 //! Clusters: register, look up, change, remove, check, and the client for one.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use secrecy::SecretString;
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
-    clients::cluster::{Check, ClusterClient, ClusterClients, ClusterError, Settings, kubeconfig},
+    clients::cluster::{Check, ClusterClient, ClusterClients, ClusterError, Settings, admit, kubeconfig},
     crypto::sealer::{OpenError, Sealer},
     domain::{
         cluster::{AuthType, ClusterAuth, ClusterConnection},
@@ -238,10 +238,27 @@ impl Clusters {
     /// not open, [`ServiceError::Cluster`] if its connection cannot be used here.
     pub async fn client(&self, name: &Name) -> Result<ClusterClient, ServiceError> {
         let stored = self.find(name).await?;
-        self.clients.get_or_connect(stored.id, stored.version, || {
+        let addresses = self.admit(&stored).await?;
+        let connect = || {
             let stored_connection = self.stored_connection(&stored)?;
-            ClusterClient::connect(&stored_connection, &self.settings).map_err(ServiceError::from)
-        })
+            let pinned = addresses.first().copied();
+            ClusterClient::connect_at(&stored_connection, pinned, &self.settings).map_err(ServiceError::from)
+        };
+        let kept = self.clients.get_or_connect(stored.id, stored.version, connect)?;
+        if kept.is_at(&addresses) {
+            return Ok(kept);
+        }
+        // The name means something else now, and the guard admits that too.
+        self.clients.remove(stored.id);
+        self.clients.get_or_connect(stored.id, stored.version, connect)
+    }
+
+    /// Where a cluster that has a name may be called. Where regcred's own pod is, nobody named.
+    async fn admit(&self, stored: &StoredCluster) -> Result<Vec<IpAddr>, ServiceError> {
+        match (&self.settings.guard, &stored.server) {
+            (Some(guard), Some(server)) => Ok(admit(guard, server).await?),
+            _ => Ok(Vec::new()),
+        }
     }
 
     fn stored_connection(&self, stored: &StoredCluster) -> Result<ClusterConnection, ServiceError> {

@@ -4,6 +4,7 @@ mod api;
 mod attacks;
 mod bearer;
 mod certificates;
+mod clusters;
 mod command;
 mod health;
 mod listening;

@@ -33,7 +33,7 @@ const PASSWORD: &str = "canary-password";
 
 /// What names mean: each look-up of one gives the next of its answers, the last one again and again.
 #[derive(Default)]
-struct Names {
+pub struct Names {
     known: HashMap<&'static str, Vec<Vec<IpAddr>>>,
     asked: Mutex<HashMap<String, usize>>,
 }
@@ -62,7 +62,7 @@ impl Resolve for Names {
     }
 }
 
-fn names() -> Names {
+pub fn names() -> Names {
     Names::default()
         .with("inner.example", &[&["127.0.0.2"]])
         .with("inner6.example", &[&["::1"]])

@@ -45,8 +45,9 @@ async fn every_entry_has_its_line_and_ci_its_exit_code() {
     assert_eq!(exit.code, Some(0), "{exit:?}");
     let lines: Vec<Vec<&str>> = exit.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0], ["ENTRY", "USER", "RESULT", "ADVICE"]);
-    assert_eq!(lines[1], [a.address.as_str(), "martin", "valid", "-"]);
-    assert_eq!(lines[2], [b.address.as_str(), "martin", "valid", "-"]);
+    for address in [a.address.as_str(), b.address.as_str()] {
+        assert!(lines.contains(&vec![address, "martin", "valid", "-"]), "{exit:?}");
+    }
     assert!(exit.stderr.contains("checked 2 of 2"), "{exit:?}");
 
     let bad = json!({
