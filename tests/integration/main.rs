@@ -4,5 +4,6 @@ mod accounts;
 mod bad_input;
 mod cluster_client;
 mod dependencies;
+mod lifecycle;
 mod support;
 mod walkthrough;
