@@ -32,6 +32,7 @@ mod root_span;
 mod secrets;
 mod selection;
 pub mod server;
+mod unique;
 
 pub use openapi::document;
 

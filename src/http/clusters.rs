@@ -117,6 +117,8 @@ impl CreateCluster {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateCluster {
     /// Another URL.
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(nullable = false)]
     server: Option<String>,
     /// Another CA; `null` for the host's trust store.
     #[serde(default, deserialize_with = "merge_patch::present")]
@@ -127,13 +129,20 @@ pub struct UpdateCluster {
     #[schema(value_type = Option<String>)]
     tls_server_name: Option<Option<String>>,
     /// Another way to authenticate.
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(nullable = false)]
     auth: Option<ClusterAuthInput>,
     /// `http://` is wanted.
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(nullable = false)]
     allow_plain_http: Option<bool>,
     /// A kubeconfig in place of all of the above.
-    #[schema(value_type = Option<String>, format = Password, write_only)]
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(value_type = Option<String>, nullable = false, format = Password, write_only)]
     kubeconfig: Option<SecretString>,
     /// Which context of the kubeconfig, if not its current one.
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(nullable = false)]
     context: Option<String>,
 }
 

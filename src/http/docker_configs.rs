@@ -1,7 +1,5 @@
 //! `/v1/docker-configs`
 
-use std::collections::BTreeMap;
-
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::{ACCEPT, CACHE_CONTROL, VARY, WARNING},
@@ -30,6 +28,7 @@ use crate::{
         body::{DOCUMENT_MAX_BYTES, Json},
         problem::ApiError,
         selection::{LabelSelectorInput, choice},
+        unique::UniqueMap,
     },
     service::docker_configs::{AccountChoice, DockerConfigs, Subject},
 };
@@ -81,7 +80,8 @@ pub struct SecretManifestInput {
     secret_type: Option<String>,
     /// Labels of the Secret.
     #[serde(default)]
-    labels: BTreeMap<String, String>,
+    #[schema(value_type = BTreeMap<String, String>)]
+    labels: UniqueMap<String>,
 }
 
 /// A rendered docker config. It holds passwords.
@@ -154,7 +154,7 @@ impl SecretManifestInput {
         let namespace = errors.take("secret.namespace", namespace);
         let secret_type = self.secret_type.as_deref().map_or(Ok(SecretType::default()), str::parse);
         let secret_type = errors.take("secret.type", secret_type);
-        let labels = errors.take("secret.labels", Labels::parse(self.labels));
+        let labels = errors.take("secret.labels", Labels::parse(self.labels.0));
         Some(Target { name: name?, namespace: namespace?, secret_type: secret_type?, labels: labels? })
     }
 }
