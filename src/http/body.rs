@@ -134,12 +134,14 @@ fn refusal(path: &str, error: &serde_json::Error, body: &[u8]) -> ApiError {
             vec![FieldError::new(field, detail)].into()
         }
         // serde_json says syntax where a value cannot be taken, such as a number for an enum, though the body is JSON.
-        Category::Syntax if serde_json::from_slice::<IgnoredAny>(body).is_ok() => {
-            ApiError::field(&clipped(path), "is not valid")
-        }
+        Category::Syntax if is_json(body) => ApiError::field(&clipped(path), "is not valid"),
         Category::Eof => ApiError::MalformedJson(format!("it ends too early, at {place}")),
         Category::Syntax | Category::Io => ApiError::MalformedJson(format!("there is an error at {place}")),
     }
+}
+
+fn is_json(body: &[u8]) -> bool {
+    std::str::from_utf8(body).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
 }
 
 /// The field and what is wrong with it, from serde's message and the path that led there.
