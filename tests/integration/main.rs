@@ -3,5 +3,7 @@
 mod accounts;
 mod bad_input;
 mod cluster_client;
+mod dependencies;
+mod lifecycle;
 mod support;
 mod walkthrough;
