@@ -4,6 +4,7 @@ mod accounts;
 mod bad_input;
 mod cluster_client;
 mod dependencies;
+mod leaks;
 mod lifecycle;
 mod support;
 mod walkthrough;
