@@ -5,6 +5,7 @@ pub mod account_name;
 pub mod caller;
 pub mod cluster;
 pub mod docker_config;
+pub mod grants;
 pub mod invalid;
 pub mod matching;
 pub mod names;
