@@ -39,6 +39,7 @@ mod root_span;
 mod secrets;
 mod selection;
 pub mod server;
+mod unique;
 
 pub use openapi::document;
 

@@ -34,6 +34,7 @@ use crate::{
         paging::{LabelParams, LabelledPageQuery, Page, PageParams, page},
         path_name,
         problem::ApiError,
+        unique::UniqueMap,
     },
     service::accounts::Accounts,
 };
@@ -58,7 +59,8 @@ pub struct CreateRegistryAccount {
     email: Option<String>,
     /// Labels by Kubernetes' rules.
     #[serde(default)]
-    labels: BTreeMap<String, String>,
+    #[schema(value_type = BTreeMap<String, String>)]
+    labels: UniqueMap<String>,
     /// The registry is spoken to without TLS.
     #[serde(default)]
     plain_http: bool,
@@ -76,7 +78,7 @@ impl TryFrom<CreateRegistryAccount> for NewAccount {
         let username = errors.take("username", Username::parse(&body.username));
         let password = errors.take("password", Password::parse(body.password));
         let email = errors.take("email", body.email.as_deref().map(Email::parse).transpose());
-        let labels = errors.take("labels", Labels::parse(body.labels));
+        let labels = errors.take("labels", Labels::parse(body.labels.0));
         errors.finish(|| {
             Some(NewAccount {
                 name: name?,
@@ -97,11 +99,16 @@ impl TryFrom<CreateRegistryAccount> for NewAccount {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateRegistryAccount {
     /// Another registry scope.
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(nullable = false)]
     registry: Option<String>,
     /// Another user name.
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(nullable = false)]
     username: Option<String>,
     /// A rotation.
-    #[schema(value_type = Option<String>, format = Password, write_only)]
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(value_type = Option<String>, nullable = false, format = Password, write_only)]
     password: Option<SecretString>,
     /// Another address; `null` removes it.
     #[serde(default, deserialize_with = "merge_patch::present")]
@@ -110,8 +117,10 @@ pub struct UpdateRegistryAccount {
     /// Label by label: a value sets, `null` removes; `null` for all of them removes all.
     #[serde(default, deserialize_with = "merge_patch::present")]
     #[schema(value_type = Option<BTreeMap<String, Option<String>>>)]
-    labels: Option<Option<BTreeMap<String, Option<String>>>>,
+    labels: Option<Option<UniqueMap<Option<String>>>>,
     /// With or without TLS.
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(nullable = false)]
     plain_http: Option<bool>,
     /// When the password stops working; `null` if not known.
     #[serde(default, deserialize_with = "merge_patch::present")]
@@ -135,7 +144,9 @@ impl TryFrom<UpdateRegistryAccount> for AccountChange {
                 username: username?,
                 password: password?,
                 email: email?,
-                labels: body.labels.map(|labels| labels.map_or(LabelChange::Clear, LabelChange::Merge)),
+                labels: body
+                    .labels
+                    .map(|labels| labels.map_or(LabelChange::Clear, |labels| LabelChange::Merge(labels.0))),
                 plain_http: body.plain_http,
                 expires_at: body.expires_at,
             })

@@ -8,7 +8,7 @@ use std::{
 
 use actix_web::{
     Error, FromRequest, HttpMessage, HttpRequest,
-    body::MessageBody,
+    body::{EitherBody, MessageBody},
     dev::{Payload, ServiceRequest, ServiceResponse},
     http::header,
     middleware::Next,
@@ -28,11 +28,15 @@ use crate::{
 pub async fn authenticate(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
-) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let identity = identify(&request).await?;
+) -> Result<ServiceResponse<EitherBody<impl MessageBody>>, Error> {
+    let identity = match identify(&request).await {
+        Ok(identity) => identity,
+        // As a response: an error would pass by all other middleware, and with it by what writes the problem.
+        Err(error) => return Ok(request.error_response(error).map_into_right_body()),
+    };
     tracing::Span::current().record("caller", identity.name.as_str());
     request.extensions_mut().insert(Arc::new(identity));
-    next.call(request).await
+    Ok(next.call(request).await?.map_into_left_body())
 }
 
 async fn identify(request: &ServiceRequest) -> Result<Identity, ApiError> {

@@ -8,7 +8,7 @@ use actix_web::{
     web::{Bytes, BytesMut},
 };
 use futures_util::StreamExt;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::{domain::invalid::FieldError, http::problem::ApiError};
 
@@ -117,15 +117,15 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
-        refusal(&path, error.inner())
+        refusal(&path, error.inner(), body)
     })?;
-    json.end().map_err(|error| refusal(".", &error))?;
+    json.end().map_err(|error| refusal(".", &error, body))?;
     Ok(parsed)
 }
 
 /// Says what is wrong with a body. Syntax is described by place alone, and of a wrong value only what was
 /// expected is passed on: serde's messages repeat the value, which may be a password in the wrong field.
-fn refusal(path: &str, error: &serde_json::Error) -> ApiError {
+fn refusal(path: &str, error: &serde_json::Error, body: &[u8]) -> ApiError {
     use serde_json::error::Category;
     let place = format!("line {}, column {}", error.line(), error.column());
     match error.classify() {
@@ -133,9 +133,15 @@ fn refusal(path: &str, error: &serde_json::Error) -> ApiError {
             let (field, detail) = data_refusal(path, &error.to_string());
             vec![FieldError::new(field, detail)].into()
         }
+        // serde_json says syntax where a value cannot be taken, such as a number for an enum, though the body is JSON.
+        Category::Syntax if is_json(body) => ApiError::field(&clipped(path), "is not valid"),
         Category::Eof => ApiError::MalformedJson(format!("it ends too early, at {place}")),
         Category::Syntax | Category::Io => ApiError::MalformedJson(format!("there is an error at {place}")),
     }
+}
+
+fn is_json(body: &[u8]) -> bool {
+    std::str::from_utf8(body).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
 }
 
 /// The field and what is wrong with it, from serde's message and the path that led there.
@@ -226,6 +232,10 @@ mod tests {
     #[case(r#"{"name":"a","list":[{"count":1},{"count":256}]}"#, "list[1].count", "must be u8")]
     #[case(r#"{"name":"a","list":[{"count":1},{}]}"#, "list[1].count", "is missing")]
     #[case(r#"{"name":"a","kind":"canary"}"#, "kind", "must be `one` or `two`")]
+    #[case(r#"{"name":"a","kind":42}"#, "kind", "is not valid")]
+    #[case(r#"{"name":"a","kind":["canary"]}"#, "kind", "is not valid")]
+    #[case(r#"{"name":"canary\ud800"}"#, "name", "is not valid")]
+    #[case(r#"{"name":"a","inner":{"count":1e999}}"#, "inner.count", "is not valid")]
     #[case(r#"["canary"]"#, "", "must be a JSON object")]
     #[case(r#""canary""#, "", "must be a JSON object")]
     fn a_refusal_names_the_field_and_repeats_no_value(#[case] body: &str, #[case] field: &str, #[case] detail: &str) {

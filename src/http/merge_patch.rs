@@ -14,3 +14,16 @@ where
 {
     Option::<T>::deserialize(deserializer).map(Some)
 }
+
+/// Reads a field that can be replaced but not removed: `null` is refused as a value of the wrong type.
+///
+/// # Errors
+///
+/// Whatever reading `T` gives.
+pub fn set<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(deserializer).map(Some)
+}

@@ -203,7 +203,7 @@ fn cluster_parts(error: &ClusterError) -> (StatusCode, &'static str, &'static st
 }
 
 fn sentence(error: &FieldError) -> String {
-    if error.field.is_empty() { error.detail.clone() } else { format!("`{}` {}", error.field, error.detail) }
+    if error.field.is_empty() { error.detail.clone() } else { format!("`{}`: {}", error.field, error.detail) }
 }
 
 /// A problem (RFC 9457).

@@ -1,7 +1,5 @@
 //! `/v1/clusters/{cluster}/namespaces/{namespace}/secrets`
 
-use std::collections::BTreeMap;
-
 use actix_web::{
     HttpResponse, post,
     web::{Data, Path},
@@ -23,6 +21,7 @@ use crate::{
         path_name,
         problem::ApiError,
         selection::{LabelSelectorInput, choice},
+        unique::UniqueMap,
     },
     service::secrets::{Delivery, Secrets},
 };
@@ -44,7 +43,8 @@ pub struct CreateSecret {
     secret_type: Option<String>,
     /// Further labels of the Secret.
     #[serde(default)]
-    labels: BTreeMap<String, String>,
+    #[schema(value_type = BTreeMap<String, String>)]
+    labels: UniqueMap<String>,
     /// The API server checks everything and stores nothing.
     #[serde(default)]
     dry_run: bool,
@@ -137,7 +137,7 @@ impl CreateSecret {
         let secret_type =
             errors.take("type", self.secret_type.as_deref().map_or(Ok(SecretType::default()), str::parse));
         let accounts = choice(&mut errors, self.accounts, self.account_selector);
-        let labels = errors.take("labels", Labels::parse(self.labels));
+        let labels = errors.take("labels", Labels::parse(self.labels.0));
         Ok(errors.finish(|| {
             Some(Delivery {
                 cluster,

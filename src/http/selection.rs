@@ -1,7 +1,5 @@
 //! Which accounts a request means: by name, or by a label selector.
 
-use std::collections::BTreeMap;
-
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -11,6 +9,7 @@ use crate::{
         names::Labels,
         selector::{LabelSelector, Requirement},
     },
+    http::unique::UniqueMap,
     service::docker_configs::AccountChoice,
 };
 
@@ -20,7 +19,8 @@ use crate::{
 pub struct LabelSelectorInput {
     /// Labels that must be there with these values.
     #[serde(default)]
-    match_labels: BTreeMap<String, String>,
+    #[schema(value_type = BTreeMap<String, String>)]
+    match_labels: UniqueMap<String>,
     /// Requirements that must hold.
     #[serde(default)]
     match_expressions: Vec<RequirementInput>,
@@ -41,7 +41,7 @@ pub struct RequirementInput {
 
 /// Parses a selector; what is refused is named below `field`.
 pub fn selector(errors: &mut FieldErrors, field: &str, input: LabelSelectorInput) -> Option<LabelSelector> {
-    let labels = errors.take(&format!("{field}.matchLabels"), Labels::parse(input.match_labels));
+    let labels = errors.take(&format!("{field}.matchLabels"), Labels::parse(input.match_labels.0));
     let expressions: Option<Vec<Requirement>> = input
         .match_expressions
         .into_iter()

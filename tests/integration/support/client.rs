@@ -120,3 +120,11 @@ impl Answer {
         errors.iter().map(|error| error["field"].as_str().expect("a field").to_owned()).collect()
     }
 }
+
+/// Asserts that an object has these members with these values. It may have more: the API may grow.
+#[track_caller]
+pub fn assert_holds(object: &Value, members: &Value) {
+    for (name, value) in members.as_object().expect("an object") {
+        assert_eq!(object.get(name), Some(value), "{name} of {object}");
+    }
+}
