@@ -13,3 +13,4 @@ pub mod registry;
 pub mod sealed;
 pub mod secret;
 pub mod selector;
+pub mod unique;

@@ -39,7 +39,6 @@ mod root_span;
 mod secrets;
 mod selection;
 pub mod server;
-mod unique;
 
 pub use openapi::document;
 

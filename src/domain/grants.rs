@@ -9,6 +9,7 @@ use crate::domain::{
     caller::Role,
     invalid::{FieldError, FieldErrors, Invalid},
     names::{Labels, Name},
+    unique,
 };
 
 /// The most rules of one kind.
@@ -244,6 +245,7 @@ pub enum AccountGrant {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LabelGrant {
     /// Labels that must be there with these values; at least one.
+    #[serde(deserialize_with = "unique::map")]
     pub match_labels: BTreeMap<String, String>,
 }
 

@@ -22,6 +22,7 @@ use crate::{
         matching::lint::lint_account,
         names::{Labels, Name},
         registry::RegistryScope,
+        unique::UniqueMap,
     },
     http::{
         auth::{
@@ -34,7 +35,6 @@ use crate::{
         paging::{LabelParams, LabelledPageQuery, Page, PageParams, page},
         path_name,
         problem::ApiError,
-        unique::UniqueMap,
     },
     service::accounts::Accounts,
 };

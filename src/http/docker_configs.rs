@@ -19,6 +19,7 @@ use crate::{
         matching::{Explanation, ImageName},
         names::{Labels, NamespaceName, SecretName},
         secret::{Manifest, SecretType},
+        unique::UniqueMap,
     },
     http::{
         auth::{
@@ -28,7 +29,6 @@ use crate::{
         body::{DOCUMENT_MAX_BYTES, Json},
         problem::ApiError,
         selection::{LabelSelectorInput, choice},
-        unique::UniqueMap,
     },
     service::docker_configs::{AccountChoice, DockerConfigs, Subject},
 };

@@ -14,6 +14,7 @@ use crate::{
         invalid::FieldErrors,
         names::{Labels, NamespaceName, SecretName},
         secret::SecretType,
+        unique::UniqueMap,
     },
     http::{
         auth::{Caller, permission::DeliverSecrets},
@@ -21,7 +22,6 @@ use crate::{
         path_name,
         problem::ApiError,
         selection::{LabelSelectorInput, choice},
-        unique::UniqueMap,
     },
     service::secrets::{Delivery, Secrets},
 };

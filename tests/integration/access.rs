@@ -567,6 +567,12 @@ async fn a_bad_key_is_refused_by_its_fields(pool: PgPool) {
         answer.problem(422, "invalid-request");
         assert_eq!(answer.fields(), fields, "{answer:?}");
     }
+    // Of two values for one label, none is taken in silence.
+    let twice = r#"{"name":"k","role":"viewer","grants":{"accounts":[{"matchLabels":{"team":"a","team":"b"}}]}}"#;
+    let request = app.admin().request("POST", "/v1/api-keys").header("content-type", "application/json").body(twice);
+    let answer = app.admin().send(request).await;
+    answer.problem(422, "invalid-request");
+    assert_eq!(answer.fields(), ["grants.accounts[0]"]);
     assert_eq!(app.rows().await[2], 1);
 }
 
