@@ -305,11 +305,10 @@ impl CreateApiKey {
 
 async fn list_api_keys() -> Result<(), CliError> {
     const PAGE: i64 = 500;
-    print_line(&format!("{:36}  {:20}  {:8}  {:25}  RIGHTS", "ID", "NAME", "STATE", "EXPIRES"))?;
     let pool = database().await?;
-    let mut after = None;
-    loop {
-        let keys = api_keys::list(&pool, after, PAGE).await?;
+    let mut keys = api_keys::list(&pool, None, PAGE).await?;
+    print_line(&format!("{:36}  {:20}  {:8}  {:25}  RIGHTS", "ID", "NAME", "STATE", "EXPIRES"))?;
+    while let Some(last) = keys.last().map(|key| key.id) {
         for key in &keys {
             let is_expired = key.expires_at.is_some_and(|at| at <= Utc::now());
             let state = match (key.revoked_at, is_expired) {
@@ -320,11 +319,9 @@ async fn list_api_keys() -> Result<(), CliError> {
             let expires = key.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_rfc3339());
             print_line(&format!("{:36}  {:20}  {state:8}  {expires:25}  {}", key.id, key.name, rights(key)))?;
         }
-        match keys.last() {
-            Some(last) => after = Some(last.id),
-            None => return Ok(()),
-        }
+        keys = api_keys::list(&pool, Some(last), PAGE).await?;
     }
+    Ok(())
 }
 
 /// Role and grants on one line.

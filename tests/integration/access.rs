@@ -162,7 +162,6 @@ fn request(operation: &str, thing: &Thing) -> (&'static str, Option<Value>) {
         "update_cluster" => ("", Some(json!({"server": "https://127.0.0.1:2"}))),
         "create_secret" => ("", Some(json!({"name": "pull", "accounts": ["in-always"], "dryRun": true}))),
         "create_api_key" => ("", Some(json!({"name": name, "role": "admin"}))),
-        "check_cluster" => ("", None),
         _ => ("", None),
     }
 }

@@ -208,7 +208,7 @@ async fn what_cannot_be_removed_is_not_silently_kept(pool: PgPool) {
     // `null` in a merge patch removes; these can only be replaced.
     for field in ["registry", "username", "password", "plainHttp"] {
         let answer = app.admin().patch("/v1/registry-accounts/good", &json!({field: null})).await;
-        refusals.take(field, &format!("{field}: null"), &answer);
+        refusals.take(field, format!("{field}: null"), &answer);
     }
     refusals.finish();
 }

@@ -4,5 +4,7 @@ mod access;
 mod accounts;
 mod bad_input;
 mod cluster_client;
+mod dependencies;
+mod lifecycle;
 mod support;
 mod walkthrough;
