@@ -207,7 +207,10 @@ fn list<I, T>(
         return None;
     }
     let parsed = rules.into_iter().enumerate();
-    parsed.map(|(index, rule)| errors.take(&format!("grants.{kind}[{index}]"), parse(rule))).collect()
+    // All of them first, so that every refused one is named.
+    let parsed: Vec<Option<T>> =
+        parsed.map(|(index, rule)| errors.take(&format!("grants.{kind}[{index}]"), parse(rule))).collect();
+    parsed.into_iter().collect()
 }
 
 /// What an API key reaches: in requests, answers and the database. Names are exact, or a prefix and `*`; `*` is
