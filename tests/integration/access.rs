@@ -269,8 +269,8 @@ async fn the_table_holds_for_every_route_and_every_role(pool: PgPool) {
             let text = without_names(&answer, &thing);
             if row.on == "foreign" {
                 foreign.insert((row.operation, who), text);
-            } else if row.on == "missing" && who != "admin" {
-                assert_eq!(foreign.get(&(row.operation, who)), Some(&text), "{} as {who}", row.operation);
+            } else if row.on == "missing" && who != "admin" && foreign.get(&(row.operation, who)) != Some(&text) {
+                wrong.push(format!("{} as {who}: foreign and missing differ: {text}", row.operation));
             }
         }
     }
