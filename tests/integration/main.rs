@@ -1,5 +1,6 @@
 //! Tests against real parts: Postgres, kube-apiserver, registries. `dev/with-services` brings them.
 
+mod access;
 mod accounts;
 mod bad_input;
 mod cluster_client;
