@@ -1,9 +1,11 @@
 //! Tests against real parts: Postgres, kube-apiserver, registries. `dev/with-services` brings them.
 
+mod access;
 mod accounts;
 mod bad_input;
 mod cluster_client;
 mod dependencies;
+mod leaks;
 mod lifecycle;
 mod support;
 mod walkthrough;
