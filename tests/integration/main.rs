@@ -2,10 +2,12 @@
 
 mod access;
 mod accounts;
+mod architecture;
 mod bad_input;
 mod cluster_client;
 mod dependencies;
 mod leaks;
 mod lifecycle;
+mod openapi;
 mod support;
 mod walkthrough;
