@@ -3,5 +3,6 @@
 mod accounts;
 mod bad_input;
 mod cluster_client;
+mod readers;
 mod support;
 mod walkthrough;
