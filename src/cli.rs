@@ -243,8 +243,9 @@ impl ApiKeyCommand {
         match self {
             Self::Create(create) => create.run().await,
             Self::List => {
+                let keys = api_keys::list(&database().await?).await?;
                 print_line(&format!("{:36}  {:20}  {:8}  {:8}  EXPIRES", "ID", "NAME", "ROLE", "STATE"))?;
-                for key in api_keys::list(&database().await?).await? {
+                for key in keys {
                     let state = if key.revoked_at.is_some() { "revoked" } else { "active" };
                     let expires = key.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_rfc3339());
                     print_line(&format!("{:36}  {:20}  {:8}  {state:8}  {expires}", key.id, key.name, key.role))?;

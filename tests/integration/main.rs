@@ -3,6 +3,10 @@
 mod accounts;
 mod bad_input;
 mod cluster_client;
+mod dependencies;
+mod explain;
+mod imports;
+mod lifecycle;
 mod readers;
 mod support;
 mod walkthrough;

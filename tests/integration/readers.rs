@@ -453,8 +453,7 @@ fn docker_version() -> (u32, u32) {
     let folder = TempDir::new();
     let output = docker(folder.path()).arg("--version").output().expect("docker runs");
     let said = text(&output.stdout);
-    let mut numbers =
-        said.split(|c: char| !c.is_ascii_digit()).filter(|part| !part.is_empty()).map(|part| part.parse());
+    let mut numbers = said.split(|c: char| !c.is_ascii_digit()).filter(|part| !part.is_empty()).map(str::parse);
     match (numbers.next(), numbers.next()) {
         (Some(Ok(major)), Some(Ok(minor))) => (major, minor),
         _ => panic!("no version: {said}"),

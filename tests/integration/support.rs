@@ -6,12 +6,14 @@ pub mod client;
 pub mod files;
 pub mod kubernetes;
 pub mod listener;
+pub mod postgres;
+pub mod process;
 pub mod registry;
 
 use std::time::{Duration, Instant};
 
 /// Longer than anything takes on a busy machine, so that only what never comes is given up.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A variable that `dev/with-services` exports.
 pub fn given(variable: &str) -> String {

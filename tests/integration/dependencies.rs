@@ -1,0 +1,358 @@
+//! What regcred needs and does not have: Postgres, clusters, a usable configuration. Each is said as what it is, in time, and is
+//! recovered from without a restart.
+
+use std::{
+    collections::BTreeMap,
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions, PgPool};
+
+use crate::support::{
+    PATIENCE,
+    app::TestApp,
+    eventually, given, kubernetes,
+    listener::{listen, read_request, refusing_server},
+    postgres::{self, Postgres},
+    process::{Installation, Service},
+};
+
+// ---- Postgres ----
+
+/// The URL of a Postgres that is not there.
+fn absent_postgres() -> String {
+    refusing_server().replace("http://", &format!("postgres://regcred:{}@", postgres::PASSWORD)) + "/regcred"
+}
+
+#[tokio::test]
+async fn a_start_without_postgres_is_tried_again_and_ends_in_time() {
+    let url = absent_postgres();
+    let server = url.rsplit_once('@').expect("a URL").1.trim_end_matches("/regcred").to_owned();
+    let installation = Installation::new(&url).with("REGCRED_DATABASE_START_TIMEOUT_SECONDS", "3");
+    let start = Instant::now();
+
+    let exit = installation.run(&["serve"]).await;
+
+    assert_eq!(exit.code, Some(69), "{exit:?}");
+    let told = format!("Postgres at {server} did not answer within 3 s");
+    assert!(exit.stderr.contains(&told) && exit.stderr.contains("REGCRED_DATABASE_URL"), "{exit:?}");
+    let retries = exit.stderr.lines().filter(|line| line.contains("trying again")).count();
+    assert!(retries >= 2, "{retries} retries: {exit:?}");
+    assert!(!exit.stderr.contains(postgres::PASSWORD) && exit.stdout.is_empty(), "{exit:?}");
+    assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn every_command_that_needs_postgres_says_that_it_is_not_there() {
+    let installation = Installation::new(&absent_postgres()).with("REGCRED_DATABASE_START_TIMEOUT_SECONDS", "1");
+    for arguments in [
+        &["migrate"][..],
+        &["api-key", "list"],
+        &["api-key", "create", "--name", "x"],
+        &["master-key", "list"],
+        &["master-key", "rotate"],
+    ] {
+        let exit = installation.run(arguments).await;
+        assert_eq!(exit.code, Some(69), "{arguments:?}: {exit:?}");
+        assert!(exit.stderr.contains("Postgres at 127.0.0.1:"), "{arguments:?}: {exit:?}");
+        assert!(!exit.stderr.contains(postgres::PASSWORD) && exit.stdout.is_empty(), "{arguments:?}: {exit:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_start_waits_for_a_postgres_that_comes_late() {
+    let mut postgres = Postgres::prepare();
+    let installation = Installation::new(&postgres.url());
+    let process = installation.spawn(&["serve", "--migrate"]);
+    eventually("it waits", async || process.stderr().contains("trying again").then_some(())).await;
+
+    postgres.start().await;
+
+    let service = Service::of(process).await;
+    assert_eq!(service.anonymous().get("/readyz").await.expect(200)["ready"], true);
+}
+
+#[tokio::test]
+async fn a_signal_ends_a_start_that_waits_for_postgres() {
+    let installation = Installation::new(&absent_postgres());
+    let process = installation.spawn(&["serve"]);
+    eventually("it waits", async || process.stderr().contains("trying again").then_some(())).await;
+
+    process.signal("TERM");
+
+    let exit = process.wait().await;
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+}
+
+#[tokio::test]
+async fn without_postgres_requests_are_refused_until_it_is_back() {
+    let mut postgres = Postgres::prepare();
+    postgres.start().await;
+    let installation = Installation::new(&postgres.url()).with("REGCRED_DATABASE_ACQUIRE_TIMEOUT_SECONDS", "1");
+    let mut service = installation.serve().await;
+    let client = service.client(&installation.new_key("admin").await);
+    let account = json!({"name": "a", "registry": "ghcr.io", "username": "martin", "password": "canary-password"});
+    client.post("/v1/registry-accounts", &account).await.expect(201);
+
+    // Twice: what holds once may have used something up.
+    for round in 1..=2 {
+        postgres.stop().await;
+        let render = json!({"accounts": ["a"]});
+        let requests = (0..16).map(async |number| match number % 4 {
+            0 => client.get("/v1/registry-accounts").await,
+            1 => client.post("/v1/docker-configs", &render).await,
+            2 => client.patch("/v1/registry-accounts/a", &json!({"email": "lost@example.com"})).await,
+            _ => client.get("/v1/me").await,
+        });
+        for refused in join_all(requests).await {
+            refused.problem(503, "database-unavailable");
+            let seconds: u64 = refused.header("retry-after").parse().expect("seconds");
+            assert!((1..=60).contains(&seconds), "{refused:?}");
+            assert!(!refused.body.contains(postgres::PASSWORD), "{refused:?}");
+        }
+        let not_ready = service.anonymous().get("/readyz").await.expect(503);
+        assert_eq!((&not_ready["ready"], &not_ready["database"]), (&json!(false), &json!(false)));
+        assert_eq!(service.anonymous().get("/healthz").await.status, 200);
+        assert_eq!(service.anonymous().get("/metrics").await.status, 200);
+
+        postgres.start().await;
+        eventually("it is ready again", async || {
+            (service.anonymous().get("/readyz").await.status == 200).then_some(())
+        })
+        .await;
+        // Nothing of the lost time was stored, nothing of the time before is lost.
+        assert_eq!(client.get("/v1/registry-accounts/a").await.expect(200)["email"], Value::Null);
+        let rendered = client.post("/v1/docker-configs", &render).await.expect(200);
+        assert_eq!(rendered["config"]["auths"]["ghcr.io"]["password"], "canary-password", "round {round}");
+        assert!(service.process.ended().is_none());
+    }
+    assert!(!service.process.stderr().contains(postgres::PASSWORD));
+}
+
+// ---- Clusters ----
+
+/// Registers a cluster whose API server is anything but well, and an account to deliver there.
+async fn register(app: &TestApp, cluster: Value) {
+    app.register_account("a", "ghcr.io", "martin", "canary-password").await;
+    app.admin().post("/v1/clusters", &cluster).await.expect(201);
+}
+
+/// Tries to deliver the account; the problem's detail, and what `check` says of the cluster.
+async fn try_delivery(app: &TestApp, namespace: &str, status: u16, slug: &str) -> (String, Value) {
+    let path = format!("/v1/clusters/ill/namespaces/{namespace}/secrets");
+    let answer = app.admin().post(&path, &json!({"name": "pull", "accounts": ["a"]})).await;
+    let problem = answer.problem(status, slug);
+    let check = app.admin().post("/v1/clusters/ill/check", &json!({})).await.expect(200);
+    for text in [answer.body, check.to_string()] {
+        assert!(!text.contains("canary"), "{text}");
+    }
+    (problem["detail"].as_str().expect("text").to_owned(), check)
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_api_server_that_is_gone_is_unreachable(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let server = refusing_server();
+    let auth = json!({"type": "token", "token": "canary-token"});
+    register(&app, json!({"name": "ill", "server": server, "auth": auth, "allowPlainHttp": true})).await;
+
+    let (detail, check) = try_delivery(&app, "default", 502, "cluster-unreachable").await;
+
+    assert!(detail.contains(&server), "{detail}");
+    assert_eq!((&check["reachable"], &check["problem"]["type"]), (&json!(false), &json!("cluster-unreachable")));
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_api_server_that_hangs_is_given_up_in_time_and_holds_nobody_else_up(pool: PgPool) {
+    let app = TestApp::configured(pool, &[("REGCRED_CLUSTER_TIMEOUT_SECONDS", "3")]).await;
+    let namespace = kubernetes::new_namespace().await;
+    // Stands for an API server that takes the request and never answers.
+    let hung = listen(|stream| {
+        read_request(&stream);
+        std::thread::sleep(PATIENCE);
+    });
+    let server = format!("http://{hung}");
+    register(&app, json!({"name": "ill", "server": server, "auth": {"type": "none"}, "allowPlainHttp": true})).await;
+    app.register_cluster("well").await;
+    let deliver = async |cluster: &str, name: String| {
+        let path = format!("/v1/clusters/{cluster}/namespaces/{namespace}/secrets");
+        app.admin().post(&path, &json!({"name": name, "accounts": ["a"]})).await
+    };
+
+    // More than there are connections to Postgres: a request that waits for a cluster must hold none.
+    let start = Instant::now();
+    let hanging = join_all((0..40).map(|number| deliver("ill", format!("ill-{number}"))));
+    let healthy = async {
+        let mut slowest = Duration::ZERO;
+        for number in 0..10 {
+            let start = Instant::now();
+            deliver("well", format!("well-{number}")).await.expect(201);
+            slowest = slowest.max(start.elapsed());
+        }
+        (slowest, start.elapsed())
+    };
+    let (hung_up, (slowest, all)) = tokio::join!(hanging, healthy);
+
+    for answer in hung_up {
+        answer.problem(504, "cluster-timeout");
+    }
+    assert!((Duration::from_secs(3)..PATIENCE / 2).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(slowest < Duration::from_secs(3), "{slowest:?}, {all:?} for all");
+    let (_, check) = try_delivery(&app, &namespace, 504, "cluster-timeout").await;
+    assert_eq!(check["problem"]["type"], "cluster-timeout");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_api_server_whose_certificate_does_not_verify_gets_nothing(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let auth = json!({"type": "token", "token": given("REGCRED_TEST_KUBE_ADMIN_TOKEN")});
+    // The real API server, and no CA that vouches for it.
+    register(&app, json!({"name": "ill", "server": kubernetes::server(), "auth": auth})).await;
+
+    let (detail, check) = try_delivery(&app, "default", 502, "cluster-unreachable").await;
+
+    assert!(detail.contains("certificate") && detail.contains("caCertificate"), "{detail}");
+    assert_eq!((&check["reachable"], &check["problem"]["type"]), (&json!(false), &json!("cluster-unreachable")));
+    // With its CA, it is the right one.
+    let body = json!({"caCertificate": kubernetes::file("ca.crt"), "auth": auth});
+    app.admin().patch("/v1/clusters/ill", &body).await.expect(200);
+    assert_eq!(app.admin().post("/v1/clusters/ill/check", &json!({})).await.expect(200)["reachable"], true);
+    // With another name than its certificate bears, it is not.
+    let body = json!({"tlsServerName": "other.example.com", "auth": auth});
+    app.admin().patch("/v1/clusters/ill", &body).await.expect(200);
+    let (detail, _) = try_delivery(&app, "default", 502, "cluster-unreachable").await;
+    assert!(detail.contains("other.example.com"), "{detail}");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_credential_that_the_cluster_does_not_take_is_not_the_callers_fault(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let namespace = kubernetes::new_namespace().await;
+    app.register_account("a", "ghcr.io", "martin", "canary-password").await;
+    app.register_cluster_with("ill", &json!({"type": "token", "token": "canary-token"})).await;
+
+    let (_, check) = try_delivery(&app, &namespace, 502, "cluster-unauthorized").await;
+
+    assert_eq!(check["problem"]["type"], "cluster-unauthorized");
+    let nobody = json!({"type": "token", "token": given("REGCRED_TEST_KUBE_NOBODY_TOKEN")});
+    app.admin().patch("/v1/clusters/ill", &json!({"auth": nobody})).await.expect(200);
+    let (detail, check) = try_delivery(&app, &namespace, 502, "cluster-forbidden").await;
+    assert!(detail.contains(&namespace), "{detail}");
+    let permissions = check["permissions"].as_array().expect("a list");
+    assert!(check["reachable"] == true && permissions.iter().all(|permission| permission["allowed"] == false));
+    // A credential that was changed counts at once.
+    let admin = json!({"type": "token", "token": given("REGCRED_TEST_KUBE_ADMIN_TOKEN")});
+    app.admin().patch("/v1/clusters/ill", &json!({"auth": admin})).await.expect(200);
+    let path = format!("/v1/clusters/ill/namespaces/{namespace}/secrets");
+    app.admin().post(&path, &json!({"name": "pull", "accounts": ["a"]})).await.expect(201);
+}
+
+// ---- Configuration ----
+
+#[tokio::test]
+async fn every_problem_of_the_configuration_is_told_at_once() {
+    let installation = Installation::new("canary-no-url")
+        .with("REGCRED_HTTP_LISTEN", "nowhere")
+        .with("REGCRED_HTTP_WORKERS", "0")
+        .with("REGCRED_HTTP_SHUTDOWN_SECONDS", "soon")
+        .with("REGCRED_DATABASE_MAX_CONNECTIONS", "many")
+        .with("REGCRED_MASTER_KEYS", "canary:no-key")
+        .with("REGCRED_API_KEY_PEPPER_FILE", "/nowhere/pepper")
+        .with("REGCRED_CLUSTER_TIMEOUT_SECONDS", "-1");
+
+    let exit = installation.run(&["serve"]).await;
+
+    assert_eq!(exit.code, Some(64), "{exit:?}");
+    let told: BTreeMap<&str, &str> =
+        exit.stderr.lines().filter_map(|line| line.trim().strip_prefix("- ")?.split_once(':')).collect();
+    for variable in [
+        "REGCRED_HTTP_LISTEN",
+        "REGCRED_HTTP_WORKERS",
+        "REGCRED_HTTP_SHUTDOWN_SECONDS",
+        "REGCRED_DATABASE_URL",
+        "REGCRED_DATABASE_MAX_CONNECTIONS",
+        "REGCRED_MASTER_KEYS and REGCRED_MASTER_KEYS_FILE are both set",
+        "REGCRED_API_KEY_PEPPER_FILE",
+        "REGCRED_CLUSTER_TIMEOUT_SECONDS",
+    ] {
+        assert!(told.contains_key(variable), "{variable} is not in {told:#?}");
+    }
+    assert!(!exit.stderr.contains("canary"), "{exit:?}");
+}
+
+#[tokio::test]
+async fn a_log_filter_that_is_none_is_told() {
+    for (variable, value) in [("REGCRED_LOG_FILTER", "regcred=loud"), ("REGCRED_LOG_FORMAT", "xml")] {
+        let exit = Installation::new("postgres://localhost/x").with(variable, value).run(&["serve"]).await;
+        assert!(exit.code == Some(64) && exit.stderr.contains(variable), "{exit:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_that_is_missing_is_named_with_both_of_its_variables() {
+    for name in ["REGCRED_DATABASE_URL", "REGCRED_MASTER_KEYS", "REGCRED_API_KEY_PEPPER"] {
+        let file = format!("{name}_FILE");
+        let exit = Installation::new("postgres://localhost/x").with(&file, "").run(&["serve"]).await;
+        assert!(exit.code == Some(64) && exit.stderr.contains(&format!("{name} or {file}")), "{exit:?}");
+    }
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_schema_that_is_behind_is_told_with_the_way_out(pool: PgPool) {
+    let installation = Installation::new(pool.connect_options().to_url_lossy().as_str());
+
+    let exit = installation.run(&["serve"]).await;
+
+    assert_eq!(exit.code, Some(64), "{exit:?}");
+    assert!(exit.stderr.contains("regcred migrate") && exit.stderr.contains("serve --migrate"), "{exit:?}");
+    // A refused start changes nothing; and the way out is one, also twice.
+    let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
+        .fetch_one(&pool)
+        .await
+        .expect("a count");
+    assert_eq!(tables, 0);
+    installation.must_run(&["migrate"]).await;
+    installation.must_run(&["migrate"]).await;
+    let service = Service::of(installation.spawn(&["serve"])).await;
+    assert_eq!(service.anonymous().get("/readyz").await.expect(200)["migrations"], true);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn master_keys_that_do_not_open_what_is_stored_are_told_at_the_start(pool: PgPool) {
+    let url = pool.connect_options().to_url_lossy();
+    let installation = Installation::new(url.as_str());
+    let service = installation.serve().await;
+    let client = service.client(&installation.new_key("admin").await);
+    let account = json!({"name": "a", "registry": "ghcr.io", "username": "martin", "password": "x"});
+    client.post("/v1/registry-accounts", &account).await.expect(201);
+    let own = std::fs::read_to_string(installation.variable("REGCRED_MASTER_KEYS_FILE")).expect("the ring");
+    let (id, _) = own.split_once(':').expect("a ring");
+
+    // Another key, and another key under the id of the right one.
+    let other_ring = Installation::new(url.as_str());
+    let same_id = format!("{id}:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+    let confused =
+        Installation::new(url.as_str()).with("REGCRED_MASTER_KEYS_FILE", "").with("REGCRED_MASTER_KEYS", &same_id);
+    for wrong in [other_ring, confused] {
+        let exit = wrong.run(&["serve"]).await;
+        assert_eq!(exit.code, Some(64), "{exit:?}");
+        assert!(exit.stderr.contains("REGCRED_MASTER_KEYS"), "{exit:?}");
+        assert!(!exit.stderr.contains("AAAAAAAA"), "{exit:?}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_address_in_use_is_told_with_the_variable_that_names_it(pool: PgPool) {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let installation =
+        Installation::new(pool.connect_options().to_url_lossy().as_str()).with("REGCRED_HTTP_LISTEN", &address);
+
+    let exit = installation.run(&["serve"]).await;
+
+    assert_eq!(exit.code, Some(69), "{exit:?}");
+    assert!(exit.stderr.contains(&address) && exit.stderr.contains("REGCRED_HTTP_LISTEN"), "{exit:?}");
+}
