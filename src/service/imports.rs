@@ -24,7 +24,7 @@ use crate::{
         names::{Labels, Name},
         registry::RegistryScope,
     },
-    service::ServiceError,
+    service::{ServiceError, beside_requests},
     storage::{self, sealed::SealedColumn},
 };
 
@@ -95,11 +95,18 @@ impl Imports {
     ///
     /// [`ServiceError::Invalid`] if the document cannot be read, with line and column, or if a name is in use by
     /// an account for another registry. Nothing is stored then.
-    pub async fn import(&self, document: &[u8], prefix: &str, dry_run: bool) -> Result<ImportReport, ServiceError> {
-        let config =
-            Config::parse(document).map_err(|error| ServiceError::field("", Invalid::new(error.to_string())))?;
-        let warnings = lint_config(&config);
-        let (mut items, planned) = plan(Import::of(&config), prefix)?;
+    pub async fn import(
+        &self,
+        document: impl AsRef<[u8]> + Send + 'static,
+        prefix: String,
+        dry_run: bool,
+    ) -> Result<ImportReport, ServiceError> {
+        let judge = move || {
+            let config = Config::parse(document.as_ref())
+                .map_err(|error| ServiceError::field("", Invalid::new(error.to_string())))?;
+            Ok((plan(Import::of(&config), &prefix)?, lint_config(&config)))
+        };
+        let ((mut items, planned), warnings) = beside_requests(judge).await?;
         let mut tx = self.pool.begin().await?;
         let names: Vec<String> = planned.iter().map(|planned| planned.new.name.to_string()).collect();
         let existing = storage::accounts::lock_many(&mut tx, &names).await?;
