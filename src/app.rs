@@ -15,8 +15,14 @@ use crate::{
     http::{self, State},
     metrics::Metrics,
     service::{
-        accounts::Accounts, api_keys::Door, clusters::Clusters, docker_configs::DockerConfigs, health,
-        imports::Imports, master_keys, secrets::Secrets,
+        accounts::Accounts,
+        api_keys::{ApiKeys, Door},
+        clusters::Clusters,
+        docker_configs::DockerConfigs,
+        health,
+        imports::Imports,
+        master_keys,
+        secrets::Secrets,
     },
     shutdown::Signals,
     storage::{pool, schema},
@@ -79,6 +85,7 @@ impl App {
         let clusters = Clusters::new(pool.clone(), Arc::clone(&sealer), settings);
         let state = State {
             door: Data::new(Door::new(pool.clone(), Arc::clone(&checker))),
+            api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&checker))),
             imports: Data::new(Imports::new(pool.clone(), Arc::clone(&sealer))),
             accounts: Data::new(Accounts::new(pool.clone(), Arc::clone(&sealer))),
             secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone())),

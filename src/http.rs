@@ -8,12 +8,19 @@ use crate::{
     http::problem::ApiError,
     metrics::Metrics,
     service::{
-        ServiceError, accounts::Accounts, api_keys::Door, clusters::Clusters, docker_configs::DockerConfigs,
-        imports::Imports, secrets::Secrets,
+        ServiceError,
+        accounts::Accounts,
+        api_keys::{ApiKeys, Door},
+        clusters::Clusters,
+        docker_configs::DockerConfigs,
+        imports::Imports,
+        secrets::Secrets,
     },
 };
 
 mod accounts;
+mod api_keys;
+mod attempts;
 mod auth;
 mod body;
 mod clusters;
@@ -32,7 +39,6 @@ mod root_span;
 mod secrets;
 mod selection;
 pub mod server;
-mod unique;
 
 pub use openapi::document;
 
@@ -41,6 +47,8 @@ pub use openapi::document;
 pub struct State {
     /// Who is at the door.
     pub door: Data<Door>,
+    /// API keys.
+    pub api_keys: Data<ApiKeys>,
     /// Registry accounts.
     pub accounts: Data<Accounts>,
     /// Imports of docker configs.
@@ -83,6 +91,10 @@ fn routes(config: &mut ServiceConfig) {
                 .service(clusters::delete_cluster)
                 .service(clusters::check_cluster)
                 .service(secrets::create_secret)
+                .service(api_keys::create_api_key)
+                .service(api_keys::list_api_keys)
+                .service(api_keys::get_api_key)
+                .service(api_keys::revoke_api_key)
                 .service(me::get_me),
         )
         .service(operation::get_health)

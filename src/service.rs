@@ -38,6 +38,17 @@ pub enum ServiceError {
         /// Its name.
         name: String,
     },
+    /// The caller's role includes this, and his grants do not include the name.
+    #[error("your grants do not include a {kind} named `{name}` with these labels")]
+    NotGranted {
+        /// What it would be.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// Nobody could make API keys any more.
+    #[error("this is the last admin's key, or the last one that does not expire; make another one first")]
+    LastAdmin,
     /// Another resource of that kind has the name.
     #[error("the name `{0}` is in use")]
     NameTaken(String),

@@ -22,6 +22,7 @@ use crate::{
         matching::lint::lint_account,
         names::{Labels, Name},
         registry::RegistryScope,
+        unique::UniqueMap,
     },
     http::{
         auth::{
@@ -34,7 +35,6 @@ use crate::{
         paging::{LabelParams, LabelledPageQuery, Page, PageParams, page},
         path_name,
         problem::ApiError,
-        unique::UniqueMap,
     },
     service::accounts::Accounts,
 };
@@ -217,11 +217,11 @@ impl From<Account> for RegistryAccount {
 )]
 #[post("/registry-accounts")]
 pub async fn create_account(
-    _caller: Caller<WriteAccounts>,
+    caller: Caller<WriteAccounts>,
     accounts: Data<Accounts>,
     body: Json<CreateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
-    let account = accounts.register(body.0.try_into()?).await?;
+    let account = accounts.register(&caller.identity, body.0.try_into()?).await?;
     let location = (LOCATION, format!("/v1/registry-accounts/{}", account.name));
     Ok(HttpResponse::Created()
         .insert_header(location)
@@ -238,11 +238,11 @@ pub async fn create_account(
 )]
 #[get("/registry-accounts")]
 pub async fn list_accounts(
-    _caller: Caller<ReadAccounts>,
+    caller: Caller<ReadAccounts>,
     accounts: Data<Accounts>,
     query: LabelledPageQuery,
 ) -> Result<HttpResponse, ApiError> {
-    let found = accounts.list(&query.page, &query.labels).await?;
+    let found = accounts.list(&caller.identity, &query.page, &query.labels).await?;
     let page: Page<RegistryAccount> = page(found, &query.page, |account| account.name.as_str());
     Ok(HttpResponse::Ok().json(page))
 }
@@ -256,11 +256,11 @@ pub async fn list_accounts(
 )]
 #[get("/registry-accounts/{name}")]
 pub async fn get_account(
-    _caller: Caller<ReadAccounts>,
+    caller: Caller<ReadAccounts>,
     accounts: Data<Accounts>,
     path: Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let account = accounts.find(&path_name("registry account", &path)?).await?;
+    let account = accounts.find(&caller.identity, &path_name("registry account", &path)?).await?;
     Ok(HttpResponse::Ok().insert_header(etag(account.version)).json(RegistryAccount::from(account)))
 }
 
@@ -282,14 +282,14 @@ pub async fn get_account(
 )]
 #[patch("/registry-accounts/{name}")]
 pub async fn update_account(
-    _caller: Caller<WriteAccounts>,
+    caller: Caller<WriteAccounts>,
     accounts: Data<Accounts>,
     path: Path<String>,
     expected: IfMatch,
     body: MergePatch<UpdateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("registry account", &path)?;
-    let account = accounts.change(&name, body.0.try_into()?, expected.0).await?;
+    let account = accounts.change(&caller.identity, &name, body.0.try_into()?, expected.0).await?;
     Ok(HttpResponse::Ok().insert_header(etag(account.version)).json(RegistryAccount::from(account)))
 }
 
@@ -305,11 +305,11 @@ pub async fn update_account(
 )]
 #[delete("/registry-accounts/{name}")]
 pub async fn delete_account(
-    _caller: Caller<WriteAccounts>,
+    caller: Caller<WriteAccounts>,
     accounts: Data<Accounts>,
     path: Path<String>,
     expected: IfMatch,
 ) -> Result<HttpResponse, ApiError> {
-    accounts.remove(&path_name("registry account", &path)?, expected.0).await?;
+    accounts.remove(&caller.identity, &path_name("registry account", &path)?, expected.0).await?;
     Ok(HttpResponse::NoContent().finish())
 }

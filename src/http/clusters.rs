@@ -246,12 +246,12 @@ impl From<StoredCluster> for Cluster {
 )]
 #[post("/clusters")]
 pub async fn create_cluster(
-    _caller: Caller<WriteClusters>,
+    caller: Caller<WriteClusters>,
     clusters: Data<Clusters>,
     body: Json<CreateCluster>,
 ) -> Result<HttpResponse, ApiError> {
     let (name, connection) = body.0.parse()?;
-    let cluster = clusters.register(&name, &connection).await?;
+    let cluster = clusters.register(&caller.identity, &name, &connection).await?;
     Ok(HttpResponse::Created()
         .insert_header((LOCATION, format!("/v1/clusters/{name}")))
         .insert_header(etag(cluster.version))
@@ -266,11 +266,11 @@ pub async fn create_cluster(
 )]
 #[get("/clusters")]
 pub async fn list_clusters(
-    _caller: Caller<ReadClusters>,
+    caller: Caller<ReadClusters>,
     clusters: Data<Clusters>,
     query: PageQuery,
 ) -> Result<HttpResponse, ApiError> {
-    let found = clusters.list(&query.0).await?;
+    let found = clusters.list(&caller.identity, &query.0).await?;
     let page: Page<Cluster> = page(found, &query.0, |cluster| &cluster.name);
     Ok(HttpResponse::Ok().json(page))
 }
@@ -283,11 +283,11 @@ pub async fn list_clusters(
 )]
 #[get("/clusters/{name}")]
 pub async fn get_cluster(
-    _caller: Caller<ReadClusters>,
+    caller: Caller<ReadClusters>,
     clusters: Data<Clusters>,
     path: Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let cluster = clusters.find(&path_name("cluster", &path)?).await?;
+    let cluster = clusters.find(&caller.identity, &path_name("cluster", &path)?).await?;
     Ok(HttpResponse::Ok().insert_header(etag(cluster.version)).json(Cluster::from(cluster)))
 }
 
@@ -306,13 +306,14 @@ pub async fn get_cluster(
 )]
 #[patch("/clusters/{name}")]
 pub async fn update_cluster(
-    _caller: Caller<WriteClusters>,
+    caller: Caller<WriteClusters>,
     clusters: Data<Clusters>,
     path: Path<String>,
     expected: IfMatch,
     body: MergePatch<UpdateCluster>,
 ) -> Result<HttpResponse, ApiError> {
-    let cluster = clusters.change(&path_name("cluster", &path)?, body.0.try_into()?, expected.0).await?;
+    let name = path_name("cluster", &path)?;
+    let cluster = clusters.change(&caller.identity, &name, body.0.try_into()?, expected.0).await?;
     Ok(HttpResponse::Ok().insert_header(etag(cluster.version)).json(Cluster::from(cluster)))
 }
 
@@ -327,12 +328,12 @@ pub async fn update_cluster(
 )]
 #[delete("/clusters/{name}")]
 pub async fn delete_cluster(
-    _caller: Caller<WriteClusters>,
+    caller: Caller<WriteClusters>,
     clusters: Data<Clusters>,
     path: Path<String>,
     expected: IfMatch,
 ) -> Result<HttpResponse, ApiError> {
-    clusters.remove(&path_name("cluster", &path)?, expected.0).await?;
+    clusters.remove(&caller.identity, &path_name("cluster", &path)?, expected.0).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -349,14 +350,14 @@ pub async fn delete_cluster(
 )]
 #[post("/clusters/{name}/check")]
 pub async fn check_cluster(
-    _caller: Caller<ReadClusters>,
+    caller: Caller<ReadClusters>,
     clusters: Data<Clusters>,
     path: Path<String>,
     request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
     let namespaces = namespaces(request.query_string())?;
     let namespaces: Vec<&str> = namespaces.iter().map(NamespaceName::as_str).collect();
-    let check = clusters.check(&path_name("cluster", &path)?, &namespaces).await?;
+    let check = clusters.check(&caller.identity, &path_name("cluster", &path)?, &namespaces).await?;
     Ok(HttpResponse::Ok().json(check))
 }
 

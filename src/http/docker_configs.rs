@@ -19,6 +19,7 @@ use crate::{
         matching::{Explanation, ImageName},
         names::{Labels, NamespaceName, SecretName},
         secret::{Manifest, SecretType},
+        unique::UniqueMap,
     },
     http::{
         auth::{
@@ -28,7 +29,6 @@ use crate::{
         body::{DOCUMENT_MAX_BYTES, Json},
         problem::ApiError,
         selection::{LabelSelectorInput, choice},
-        unique::UniqueMap,
     },
     service::docker_configs::{AccountChoice, DockerConfigs, Subject},
 };
@@ -208,13 +208,13 @@ fn preferred(accept: &str) -> impl Iterator<Item = &str> {
 )]
 #[post("/docker-configs")]
 pub async fn create_docker_config(
-    _caller: Caller<RevealCredentials>,
+    caller: Caller<RevealCredentials>,
     docker_configs: Data<DockerConfigs>,
     request: HttpRequest,
     body: Json<CreateDockerConfig>,
 ) -> Result<HttpResponse, ApiError> {
     let order = body.0.parse(&request)?;
-    let rendered = docker_configs.assemble(order.profile, &order.choice).await?;
+    let rendered = docker_configs.assemble(&caller.identity, order.profile, &order.choice).await?;
     order.shape(rendered)
 }
 
@@ -307,12 +307,12 @@ pub struct ExplainDockerConfig {
 )]
 #[post("/docker-configs/explain")]
 pub async fn explain_docker_config(
-    _caller: Caller<ReadAccounts>,
+    caller: Caller<ReadAccounts>,
     docker_configs: Data<DockerConfigs>,
     body: Json<ExplainDockerConfig, DOCUMENT_MAX_BYTES>,
 ) -> Result<HttpResponse, ApiError> {
     let (subject, image) = body.0.parse()?;
-    Ok(HttpResponse::Ok().json(docker_configs.explain(subject, image).await?))
+    Ok(HttpResponse::Ok().json(docker_configs.explain(&caller.identity, subject, image).await?))
 }
 
 impl ExplainDockerConfig {

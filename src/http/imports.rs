@@ -104,13 +104,13 @@ impl From<ImportReport> for ImportResult {
 )]
 #[post("/registry-accounts:import")]
 pub async fn import_accounts(
-    _caller: Caller<WriteAccounts>,
+    caller: Caller<WriteAccounts>,
     imports: Data<Imports>,
     request: HttpRequest,
     document: Document,
 ) -> Result<HttpResponse, ApiError> {
     let (prefix, dry_run) = query(request.query_string())?;
-    let report = imports.import(document.0, prefix, dry_run).await?;
+    let report = imports.import(&caller.identity, document.0, prefix, dry_run).await?;
     Ok(HttpResponse::Ok().json(ImportResult::from(report)))
 }
 

@@ -9,6 +9,7 @@ use crate::{
     crypto::sealer::Sealer,
     domain::{
         account::{Account, AccountChange, NewAccount},
+        caller::Identity,
         invalid::FieldError,
         names::{Labels, Name},
     },
@@ -34,8 +35,12 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NameTaken`] if the name is in use.
-    pub async fn register(&self, new: NewAccount) -> Result<Account, ServiceError> {
+    /// [`ServiceError::NameTaken`] if the name is in use, [`ServiceError::NotGranted`] if the account would not be
+    /// granted to the caller, whether the name is in use or not.
+    pub async fn register(&self, caller: &Identity, new: NewAccount) -> Result<Account, ServiceError> {
+        if !caller.grants.include_account(new.name.as_str(), new.labels.as_map()) {
+            return Err(not_granted(&new.name));
+        }
         let id = Uuid::now_v7();
         let password = self.sealer.seal(SealedColumn::AccountPassword.slot(id), new.password.secret())?;
         let mut conn = connection(&self.pool).await?;
@@ -50,19 +55,24 @@ impl Accounts {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if there is none of that name.
-    pub async fn find(&self, name: &Name) -> Result<Account, ServiceError> {
+    pub async fn find(&self, caller: &Identity, name: &Name) -> Result<Account, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        storage::accounts::find(&mut conn, name).await?.ok_or_else(|| not_found(name))
+        granted(caller, name, storage::accounts::find(&mut conn, name).await?)
     }
 
-    /// Lists accounts by name, only those with all of `labels`.
+    /// Lists granted accounts by name, only those with all of `labels`.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn list(&self, page: &PageRequest, labels: &Labels) -> Result<Vec<Account>, ServiceError> {
+    pub async fn list(
+        &self,
+        caller: &Identity,
+        page: &PageRequest,
+        labels: &Labels,
+    ) -> Result<Vec<Account>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        Ok(storage::accounts::list(&mut conn, page, labels).await?)
+        Ok(storage::accounts::list(&mut conn, &caller.grants, page, labels).await?)
     }
 
     /// Changes an account; a new password is a rotation. Every change raises the version, so that whoever
@@ -71,15 +81,17 @@ impl Accounts {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
-    /// expected version, [`ServiceError::Invalid`] if the changed labels break a rule.
+    /// expected version, [`ServiceError::Invalid`] if the changed labels break a rule, [`ServiceError::NotGranted`]
+    /// if with them the account would not be granted to the caller any more.
     pub async fn change(
         &self,
+        caller: &Identity,
         name: &Name,
         change: AccountChange,
         expected: ExpectedVersion,
     ) -> Result<Account, ServiceError> {
         let mut tx = self.pool.begin().await?;
-        let mut account = storage::accounts::lock(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
+        let mut account = granted(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
         check_version(expected, account.version)?;
         let password = change
             .password
@@ -87,6 +99,9 @@ impl Accounts {
             .map(|password| self.sealer.seal(SealedColumn::AccountPassword.slot(account.id), password.secret()))
             .transpose()?;
         apply(&mut account, change)?;
+        if !caller.grants.include_account(name.as_str(), account.labels.as_map()) {
+            return Err(not_granted(name));
+        }
         let changed = storage::accounts::update(&mut tx, &account, password.as_ref()).await?;
         tx.commit().await?;
         Ok(changed)
@@ -98,9 +113,9 @@ impl Accounts {
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
     /// expected version.
-    pub async fn remove(&self, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
+    pub async fn remove(&self, caller: &Identity, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
-        let account = storage::accounts::lock(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
+        let account = granted(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
         check_version(expected, account.version)?;
         storage::accounts::delete(&mut tx, account.id).await?;
         tx.commit().await?;
@@ -110,6 +125,17 @@ impl Accounts {
 
 fn not_found(name: &Name) -> ServiceError {
     ServiceError::NotFound { kind: "registry account", name: name.to_string() }
+}
+
+fn not_granted(name: &Name) -> ServiceError {
+    ServiceError::NotGranted { kind: "registry account", name: name.to_string() }
+}
+
+/// The account, if it is there for this caller.
+fn granted(caller: &Identity, name: &Name, found: Option<Account>) -> Result<Account, ServiceError> {
+    found
+        .filter(|account| caller.grants.include_account(account.name.as_str(), account.labels.as_map()))
+        .ok_or_else(|| not_found(name))
 }
 
 fn apply(account: &mut Account, change: AccountChange) -> Result<(), ServiceError> {

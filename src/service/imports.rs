@@ -14,6 +14,7 @@ use crate::{
     domain::{
         account::{Account, Email, NewAccount, Password, Username},
         account_name,
+        caller::Identity,
         docker_config::{
             Warning,
             import::{FoundAccount, Import, ImportItem, ImportOutcome, SkipReason},
@@ -94,9 +95,11 @@ impl Imports {
     /// # Errors
     ///
     /// [`ServiceError::Invalid`] if the document cannot be read, with line and column, or if a name is in use by
-    /// an account for another registry. Nothing is stored then.
+    /// an account for another registry; [`ServiceError::NotGranted`] if one of the accounts is not granted to the
+    /// caller, or would not be. Nothing is stored then.
     pub async fn import(
         &self,
+        caller: &Identity,
         document: impl AsRef<[u8]> + Send + 'static,
         prefix: String,
         dry_run: bool,
@@ -112,6 +115,7 @@ impl Imports {
         let existing = storage::accounts::lock_many(&mut tx, &names).await?;
         let mut existing: HashMap<String, _> =
             existing.into_iter().map(|(account, sealed)| (account.name.to_string(), (account, sealed))).collect();
+        refuse_not_granted(caller, &planned, &existing)?;
         refuse_other_registries(&planned, &existing)?;
         for Planned { position, new } in planned {
             let name = new.name.clone();
@@ -225,6 +229,22 @@ fn to_account(found: FoundAccount, name: Name) -> Result<(NewAccount, Vec<String
         expires_at: None,
     };
     Ok((new, left_out))
+}
+
+/// Comes before all that tells something of accounts that are there. Whoever has no grant for an account that is
+/// there has none for a new one of that name without labels, so that he learns nothing here.
+fn refuse_not_granted<S>(
+    caller: &Identity,
+    planned: &[Planned],
+    existing: &HashMap<String, (Account, S)>,
+) -> Result<(), ServiceError> {
+    for Planned { new, .. } in planned {
+        let labels = existing.get(new.name.as_str()).map_or(&new.labels, |(account, _)| &account.labels);
+        if !caller.grants.include_account(new.name.as_str(), labels.as_map()) {
+            return Err(ServiceError::NotGranted { kind: "registry account", name: new.name.to_string() });
+        }
+    }
+    Ok(())
 }
 
 fn refuse_other_registries<S>(

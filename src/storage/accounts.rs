@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         account::{Account, Email, NewAccount, Username},
+        grants::{Grants, Ranges},
         names::{Labels, Name},
         registry::RegistryScope,
         sealed::Sealed,
@@ -132,23 +133,51 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
     .transpose()
 }
 
-/// Lists accounts in the order of their names, only those that have all of `labels`.
+/// Lists granted accounts in the order of their names, only those that have all of `labels`.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or a row is damaged.
 #[tracing::instrument(name = "db.registry_accounts.list", skip_all)]
-pub async fn list(conn: &mut PgConnection, page: &PageRequest, labels: &Labels) -> Result<Vec<Account>, StorageError> {
+pub async fn list(
+    conn: &mut PgConnection,
+    grants: &Grants,
+    page: &PageRequest,
+    labels: &Labels,
+) -> Result<Vec<Account>, StorageError> {
+    let Ranges { low, high } = grants.account_ranges();
+    // The first rows of each grant, by an index; the page is among them. So a page costs the same however many
+    // accounts there are that are not granted.
     sqlx::query_as!(
         AccountRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at,
                version, created_at, updated_at
            FROM registry_accounts
-           WHERE ($1::text IS NULL OR name > $1) AND labels @> $2
+           WHERE id IN (
+               SELECT one.id
+               FROM unnest($4::text[], $5::text[]) AS granted (low, high)
+               CROSS JOIN LATERAL (
+                   SELECT id FROM registry_accounts
+                   WHERE name >= granted.low COLLATE "C" AND name < granted.high COLLATE "C"
+                       AND ($1::text IS NULL OR name > $1) AND labels @> $2
+                   ORDER BY name LIMIT $3
+               ) AS one
+               UNION ALL
+               SELECT one.id
+               FROM unnest($6::jsonb[]) AS granted (labels)
+               CROSS JOIN LATERAL (
+                   SELECT id FROM registry_accounts
+                   WHERE labels @> granted.labels AND ($1::text IS NULL OR name > $1) AND labels @> $2
+                   ORDER BY name LIMIT $3
+               ) AS one
+           )
            ORDER BY name LIMIT $3"#,
         page.after,
         Json(labels.as_map()) as _,
         page.limit,
+        &low,
+        &high,
+        &as_json(grants) as _,
     )
     .fetch_all(conn)
     .await?
@@ -246,13 +275,17 @@ pub struct SealedCredential {
     pub password: Sealed,
 }
 
-/// Finds the credentials of these accounts, in no particular order; unknown names are left out.
+/// Finds the credentials of these accounts, in no particular order; what is unknown or not granted is left out.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or a row is damaged.
 #[tracing::instrument(name = "db.registry_accounts.find_credentials", skip_all)]
-pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<SealedCredential>, StorageError> {
+pub async fn find_credentials(
+    conn: &mut PgConnection,
+    grants: &Grants,
+    names: &[&str],
+) -> Result<Vec<SealedCredential>, StorageError> {
     sqlx::query_as!(
         CredentialRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id
@@ -262,11 +295,12 @@ pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result
     .fetch_all(conn)
     .await?
     .into_iter()
+    .filter(|row| grants.include_account(&row.name, &row.labels.0))
     .map(SealedCredential::try_from)
     .collect()
 }
 
-/// Finds the credentials of the accounts that a selector selects, in the order of their names, `limit` at most.
+/// Finds the credentials of the granted accounts that a selector selects, in the order of their names, `limit` at most.
 ///
 /// # Errors
 ///
@@ -274,15 +308,28 @@ pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result
 #[tracing::instrument(name = "db.registry_accounts.select_credentials", skip_all)]
 pub async fn select_credentials(
     conn: &mut PgConnection,
+    grants: &Grants,
     selector: &LabelSelector,
     limit: usize,
 ) -> Result<Vec<SealedCredential>, StorageError> {
-    // `matchLabels` by the index, the rest of the selector by its one implementation, row by row.
+    let Ranges { low, high } = grants.account_ranges();
+    // Grants and `matchLabels` here, the rest of the selector by its one implementation, row by row.
     let mut rows = sqlx::query_as!(
         CredentialRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id
-           FROM registry_accounts WHERE labels @> $1 ORDER BY name"#,
+           FROM registry_accounts
+           WHERE labels @> $1 AND (
+               EXISTS (
+                   SELECT FROM unnest($2::text[], $3::text[]) AS granted (low, high)
+                   WHERE name >= granted.low COLLATE "C" AND name < granted.high COLLATE "C"
+               )
+               OR labels @> ANY($4::jsonb[])
+           )
+           ORDER BY name"#,
         Json(selector.match_labels().as_map()) as _,
+        &low,
+        &high,
+        &as_json(grants) as _,
     )
     .fetch(conn);
     let mut selected = Vec::new();
@@ -294,6 +341,11 @@ pub async fn select_credentials(
         }
     }
     Ok(selected)
+}
+
+/// The labels that are granted, one object for each rule.
+fn as_json(grants: &Grants) -> Vec<Json<&BTreeMap<String, String>>> {
+    grants.account_labels().into_iter().map(Json).collect()
 }
 
 /// Finds these accounts with their sealed passwords, and keeps others from changing them until the transaction ends.

@@ -1,11 +1,13 @@
 //! Tests against real parts: Postgres, kube-apiserver, registries. `dev/with-services` brings them.
 
+mod access;
 mod accounts;
 mod bad_input;
 mod cluster_client;
 mod dependencies;
 mod explain;
 mod imports;
+mod leaks;
 mod lifecycle;
 mod readers;
 mod support;
