@@ -76,6 +76,9 @@ pub enum ServiceError {
     /// A key could not be made or checked.
     #[error(transparent)]
     Crypto(#[from] CryptoError),
+    /// Work beside the requests did not come to its end.
+    #[error("a task ended early")]
+    Task(#[from] tokio::task::JoinError),
 }
 
 impl From<Vec<FieldError>> for ServiceError {
@@ -105,6 +108,16 @@ fn check_version(expected: ExpectedVersion, current: i64) -> Result<(), ServiceE
         Some(expected) if expected != current => Err(ServiceError::Stale { current }),
         _ => Ok(()),
     }
+}
+
+/// Does what may take a processor for long, such as reading a document that somebody made to be hard to read, while other
+/// requests are served.
+async fn beside_requests<T, F>(work: F) -> Result<T, ServiceError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, ServiceError> + Send + 'static,
+{
+    tokio::task::spawn_blocking(work).await?
 }
 
 async fn connection(pool: &PgPool) -> Result<PoolConnection<Postgres>, StorageError> {

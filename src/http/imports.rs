@@ -110,7 +110,7 @@ pub async fn import_accounts(
     document: Document,
 ) -> Result<HttpResponse, ApiError> {
     let (prefix, dry_run) = query(request.query_string())?;
-    let report = imports.import(&caller.identity, &document.0, &prefix, dry_run).await?;
+    let report = imports.import(&caller.identity, document.0, prefix, dry_run).await?;
     Ok(HttpResponse::Ok().json(ImportResult::from(report)))
 }
 

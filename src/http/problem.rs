@@ -179,7 +179,8 @@ fn service_parts(error: &ServiceError) -> (StatusCode, &'static str, &'static st
         ServiceError::Storage(StorageError::NameTaken | StorageError::Corrupt { .. } | StorageError::Sql(_))
         | ServiceError::Open(_)
         | ServiceError::Seal(_)
-        | ServiceError::Crypto(_) => internal_parts(),
+        | ServiceError::Crypto(_)
+        | ServiceError::Task(_) => internal_parts(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::PgPool;
 
 use crate::{
@@ -10,12 +10,12 @@ use crate::{
     domain::{
         caller::Identity,
         docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, parse::Config, render},
-        invalid::{FieldError, FieldErrors},
+        invalid::{FieldError, FieldErrors, Invalid},
         matching::{Explanation, ImageName, explain_accounts, explain_config, lint::lint_config},
         names::Name,
         selector::LabelSelector,
     },
-    service::{ServiceError, connection},
+    service::{ServiceError, beside_requests, connection},
     storage::{self, accounts::SealedCredential, sealed::SealedColumn},
 };
 
@@ -36,8 +36,8 @@ pub enum AccountChoice {
 pub enum Subject {
     /// Stored accounts.
     Accounts(AccountChoice),
-    /// A docker config that somebody else made.
-    Config(Config),
+    /// A docker config that somebody else made, in any form.
+    Config(SecretString),
 }
 
 /// Renders docker configs.
@@ -89,21 +89,22 @@ impl DockerConfigs {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Invalid`] names every account that is unknown or named twice.
+    /// [`ServiceError::Invalid`] names every account that is unknown or named twice, and says why a config cannot be read.
     pub async fn explain(
         &self,
         caller: &Identity,
-        subject: &Subject,
-        image: &ImageName,
+        subject: Subject,
+        image: ImageName,
     ) -> Result<Explanation, ServiceError> {
-        let choice = match subject {
-            Subject::Accounts(choice) => choice,
-            Subject::Config(config) => return Ok(explain_and_lint(config, image)),
-        };
-        let sealed = self.choose(caller, choice).await?;
-        let accounts: Vec<ScopedAccount<'_>> =
-            sealed.iter().map(|one| ScopedAccount { name: &one.name, scope: &one.registry }).collect();
-        Ok(explain_accounts(&accounts, image))
+        match subject {
+            Subject::Accounts(choice) => {
+                let sealed = self.choose(caller, &choice).await?;
+                let accounts: Vec<ScopedAccount<'_>> =
+                    sealed.iter().map(|one| ScopedAccount { name: &one.name, scope: &one.registry }).collect();
+                Ok(explain_accounts(&accounts, &image))
+            }
+            Subject::Config(text) => beside_requests(move || explain_text(&text, &image)).await,
+        }
     }
 
     /// The chosen accounts. To the caller, one that is not granted is one that does not exist.
@@ -127,6 +128,12 @@ impl DockerConfigs {
             }
         }
     }
+}
+
+fn explain_text(text: &SecretString, image: &ImageName) -> Result<Explanation, ServiceError> {
+    let config = Config::parse(text.expose_secret().as_bytes())
+        .map_err(|error| ServiceError::field("config", Invalid::new(error.to_string())))?;
+    Ok(explain_and_lint(&config, image))
 }
 
 /// For a document that somebody else made, what is odd in it is of interest even where this image does not meet it.

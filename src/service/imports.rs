@@ -25,7 +25,7 @@ use crate::{
         names::{Labels, Name},
         registry::RegistryScope,
     },
-    service::ServiceError,
+    service::{ServiceError, beside_requests},
     storage::{self, sealed::SealedColumn},
 };
 
@@ -100,14 +100,16 @@ impl Imports {
     pub async fn import(
         &self,
         caller: &Identity,
-        document: &[u8],
-        prefix: &str,
+        document: impl AsRef<[u8]> + Send + 'static,
+        prefix: String,
         dry_run: bool,
     ) -> Result<ImportReport, ServiceError> {
-        let config =
-            Config::parse(document).map_err(|error| ServiceError::field("", Invalid::new(error.to_string())))?;
-        let warnings = lint_config(&config);
-        let (mut items, planned) = plan(Import::of(&config), prefix)?;
+        let judge = move || {
+            let config = Config::parse(document.as_ref())
+                .map_err(|error| ServiceError::field("", Invalid::new(error.to_string())))?;
+            Ok((plan(Import::of(&config), &prefix)?, lint_config(&config)))
+        };
+        let ((mut items, planned), warnings) = beside_requests(judge).await?;
         let mut tx = self.pool.begin().await?;
         let names: Vec<String> = planned.iter().map(|planned| planned.new.name.to_string()).collect();
         let existing = storage::accounts::lock_many(&mut tx, &names).await?;
