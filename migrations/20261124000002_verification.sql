@@ -2,9 +2,6 @@
 
 ALTER TABLE registry_accounts
     ADD COLUMN ca_certificate text,
-    -- Set when the account was moved to another host without its password being said again: nobody who cannot see a
-    -- password may have it sent to a host of his choice.
-    ADD COLUMN is_moved boolean NOT NULL DEFAULT false,
     ADD COLUMN last_verified_at timestamptz,
     ADD COLUMN last_verification_result text,
     ADD COLUMN last_verification_detail text,

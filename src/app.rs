@@ -17,8 +17,15 @@ use crate::{
     http::{self, State},
     metrics::Metrics,
     service::{
-        accounts::Accounts, api_keys::Door, clusters::Clusters, docker_configs::DockerConfigs, health,
-        imports::Imports, master_keys, secrets::Secrets, verification::Verifications,
+        accounts::Accounts,
+        api_keys::{ApiKeys, Door},
+        clusters::Clusters,
+        docker_configs::DockerConfigs,
+        health,
+        imports::Imports,
+        master_keys,
+        secrets::Secrets,
+        verification::Verifications,
     },
     shutdown::Signals,
     storage::{pool, schema},
@@ -93,6 +100,7 @@ impl App {
         let verifications = Verifications::new(pool.clone(), Arc::clone(&sealer), accounts.clone(), registries);
         let state = State {
             door: Data::new(Door::new(pool.clone(), Arc::clone(&checker))),
+            api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&checker))),
             imports: Data::new(Imports::new(pool.clone(), Arc::clone(&sealer))),
             accounts: Data::new(accounts),
             verifications: Data::new(verifications.clone()),

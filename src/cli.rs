@@ -18,10 +18,16 @@ use crate::{
     app::{self, App, AppError},
     config::{ConfigError, LISTEN_DEFAULT, Reader},
     crypto::sealer::{Sealer, generate_ring_line},
-    domain::{caller::Role, names::Name},
+    domain::{
+        caller::NewApiKey,
+        grants::{AccountGrant, Grants, GrantsDocument, LabelGrant},
+        invalid::{FieldError, Invalid},
+        names::Name,
+    },
     http,
     service::{ServiceError, api_keys, master_keys},
     shutdown::Signals,
+    storage::api_keys::ApiKey,
     telemetry,
 };
 
@@ -78,6 +84,9 @@ enum ApiKeyCommand {
         /// Name of the key.
         #[arg(long)]
         name: String,
+        /// Revoke it even if nobody can make keys through the API after that; this command still can.
+        #[arg(long)]
+        even_last_admin: bool,
     },
 }
 
@@ -86,9 +95,25 @@ struct CreateApiKey {
     /// Name of the key, a DNS-1123 label.
     #[arg(long)]
     name: String,
-    /// What it may do; `admin` is the only role so far.
+    /// What it may do: admin, operator, deliverer, renderer or viewer.
     #[arg(long, default_value = "admin")]
     role: String,
+    /// Registry accounts that it reaches: names, and beginnings of names with `*`, with commas between them.
+    ///
+    /// What is left out, here and with clusters and namespaces, is everything for an operator or a viewer, and nothing
+    /// for a deliverer or a renderer.
+    #[arg(long, value_delimiter = ',')]
+    accounts: Option<Vec<String>>,
+    /// Registry accounts that it reaches by their labels, as in team=a,tier=prod for accounts with both; can be given
+    /// several times.
+    #[arg(long)]
+    account_labels: Vec<String>,
+    /// Clusters that it reaches.
+    #[arg(long, value_delimiter = ',')]
+    clusters: Option<Vec<String>>,
+    /// Namespaces that it reaches, in each of the clusters.
+    #[arg(long, value_delimiter = ',')]
+    namespaces: Option<Vec<String>>,
     /// When it ends, as in 2027-01-31T00:00:00Z; never if not said.
     #[arg(long)]
     expires_at: Option<DateTime<Utc>>,
@@ -133,6 +158,7 @@ pub enum CliError {
 
 fn with_details(error: &ServiceError) -> String {
     match error {
+        ServiceError::LastAdmin => format!("{error}; or say --even-last-admin"),
         ServiceError::Storage(storage) => match std::error::Error::source(storage) {
             Some(cause) => format!("{storage}: {cause}"),
             None => storage.to_string(),
@@ -249,19 +275,15 @@ impl ApiKeyCommand {
     async fn run(self) -> Result<(), CliError> {
         match self {
             Self::Create(create) => create.run().await,
-            Self::List => {
-                let keys = api_keys::list(&database().await?).await?;
-                print_line(&format!("{:36}  {:20}  {:8}  {:8}  EXPIRES", "ID", "NAME", "ROLE", "STATE"))?;
-                for key in keys {
-                    let state = if key.revoked_at.is_some() { "revoked" } else { "active" };
-                    let expires = key.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_rfc3339());
-                    print_line(&format!("{:36}  {:20}  {:8}  {state:8}  {expires}", key.id, key.name, key.role))?;
-                }
-                Ok(())
-            }
-            Self::Revoke { name } => {
+            Self::List => list_api_keys().await,
+            Self::Revoke { name, even_last_admin } => {
                 let name = argument("--name", Name::parse(&name))?;
-                api_keys::revoke(&database().await?, &name).await?;
+                let pool = database().await?;
+                if even_last_admin {
+                    api_keys::revoke_even_last_admin(&pool, &name).await?;
+                } else {
+                    api_keys::revoke(&pool, &name).await?;
+                }
                 eprintln!("The API key `{name}` is revoked.");
                 Ok(())
             }
@@ -271,22 +293,90 @@ impl ApiKeyCommand {
 
 impl CreateApiKey {
     async fn run(self) -> Result<(), CliError> {
-        let name = argument("--name", Name::parse(&self.name))?;
-        let role = argument("--role", self.role.parse::<Role>())?;
-        if self.expires_at.is_some_and(|at| at <= Utc::now()) {
-            return Err(CliError::Failed("--expires-at is in the past".to_owned()));
-        }
+        let grants = GrantsDocument {
+            accounts: account_grants(self.accounts, &self.account_labels)?,
+            clusters: self.clusters,
+            namespaces: self.namespaces,
+        };
+        let new = NewApiKey::parse(&self.name, &self.role, Some(grants), self.expires_at, Utc::now());
+        let new = new.map_err(|errors| CliError::Failed(refusals(&errors)))?;
         let mut reader = Reader::new(&variable);
         let (config, pepper) = (reader.database(), reader.pepper());
         let (config, pepper) = reader.finish(|| config.zip(pepper))?;
         let pool = app::connect(&config).await?;
-        let key = api_keys::create(&pool, &pepper, &name, role, self.expires_at).await?;
-        eprintln!("The API key `{name}`; it is shown this once:");
+        let (stored, key) = api_keys::create(&pool, &pepper, &new).await?;
+        eprintln!("The API key `{}`, {}; it is shown this once:", stored.name, rights(&stored));
         print_line(key.text.expose_secret())
     }
 }
 
-fn argument<T>(name: &str, parsed: Result<T, crate::domain::invalid::Invalid>) -> Result<T, CliError> {
+async fn list_api_keys() -> Result<(), CliError> {
+    const PAGE: i64 = 500;
+    let pool = database().await?;
+    let mut keys = api_keys::list(&pool, None, PAGE).await?;
+    print_line(&format!("{:36}  {:20}  {:8}  {:25}  RIGHTS", "ID", "NAME", "STATE", "EXPIRES"))?;
+    while let Some(last) = keys.last().map(|key| key.id) {
+        for key in &keys {
+            let is_expired = key.expires_at.is_some_and(|at| at <= Utc::now());
+            let state = match (key.revoked_at, is_expired) {
+                (Some(_), _) => "revoked",
+                (None, true) => "expired",
+                (None, false) => "active",
+            };
+            let expires = key.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_rfc3339());
+            print_line(&format!("{:36}  {:20}  {state:8}  {expires:25}  {}", key.id, key.name, rights(key)))?;
+        }
+        keys = api_keys::list(&pool, Some(last), PAGE).await?;
+    }
+    Ok(())
+}
+
+/// Role and grants on one line.
+fn rights(key: &ApiKey) -> String {
+    let role = key.role.as_str();
+    if !key.role.takes_grants() {
+        return role.to_owned();
+    }
+    let Grants { accounts, clusters, namespaces } = &key.grants;
+    let listed = |rules: Vec<String>| if rules.is_empty() { "none".to_owned() } else { rules.join(",") };
+    format!(
+        "{role} (accounts {}; clusters {}; namespaces {})",
+        listed(accounts.iter().map(ToString::to_string).collect()),
+        listed(clusters.iter().map(ToString::to_string).collect()),
+        listed(namespaces.iter().map(ToString::to_string).collect()),
+    )
+}
+
+/// Names and labels together; nothing if neither was given.
+fn account_grants(names: Option<Vec<String>>, labels: &[String]) -> Result<Option<Vec<AccountGrant>>, CliError> {
+    if names.is_none() && labels.is_empty() {
+        return Ok(None);
+    }
+    let mut rules: Vec<AccountGrant> = names.unwrap_or_default().into_iter().map(AccountGrant::Names).collect();
+    for rule in labels {
+        let pairs = rule.split(',').map(|pair| {
+            let (key, value) = pair.split_once('=')?;
+            Some((key.to_owned(), value.to_owned()))
+        });
+        let match_labels = pairs.collect::<Option<_>>();
+        let match_labels =
+            match_labels.ok_or_else(|| CliError::Failed("--account-labels must be key=value,key=value".to_owned()))?;
+        rules.push(AccountGrant::Labels(LabelGrant { match_labels }));
+    }
+    Ok(Some(rules))
+}
+
+/// What was refused, under the names of the command's arguments.
+fn refusals(errors: &[FieldError]) -> String {
+    let all = errors.iter().map(|FieldError { field, detail }| match field.as_str() {
+        "expiresAt" => format!("--expires-at {detail}"),
+        "grants" => format!("--accounts, --account-labels, --clusters and --namespaces {detail}"),
+        other => format!("--{} {detail}", other.trim_start_matches("grants.")),
+    });
+    all.collect::<Vec<_>>().join("; ")
+}
+
+fn argument<T>(name: &str, parsed: Result<T, Invalid>) -> Result<T, CliError> {
     parsed.map_err(|error| CliError::Failed(format!("{name} {error}")))
 }
 

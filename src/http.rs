@@ -8,12 +8,20 @@ use crate::{
     http::problem::ApiError,
     metrics::Metrics,
     service::{
-        ServiceError, accounts::Accounts, api_keys::Door, clusters::Clusters, docker_configs::DockerConfigs,
-        imports::Imports, secrets::Secrets, verification::Verifications,
+        ServiceError,
+        accounts::Accounts,
+        api_keys::{ApiKeys, Door},
+        clusters::Clusters,
+        docker_configs::DockerConfigs,
+        imports::Imports,
+        secrets::Secrets,
+        verification::Verifications,
     },
 };
 
 mod accounts;
+mod api_keys;
+mod attempts;
 mod auth;
 mod body;
 mod clusters;
@@ -32,7 +40,6 @@ mod root_span;
 mod secrets;
 mod selection;
 pub mod server;
-mod unique;
 mod verification;
 
 pub use openapi::document;
@@ -42,6 +49,8 @@ pub use openapi::document;
 pub struct State {
     /// Who is at the door.
     pub door: Data<Door>,
+    /// API keys.
+    pub api_keys: Data<ApiKeys>,
     /// Registry accounts.
     pub accounts: Data<Accounts>,
     /// Whether their logins work.
@@ -87,6 +96,10 @@ fn routes(config: &mut ServiceConfig) {
                 .service(clusters::delete_cluster)
                 .service(clusters::check_cluster)
                 .service(secrets::create_secret)
+                .service(api_keys::create_api_key)
+                .service(api_keys::list_api_keys)
+                .service(api_keys::get_api_key)
+                .service(api_keys::revoke_api_key)
                 .service(me::get_me),
         )
         .service(operation::get_health)

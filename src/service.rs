@@ -40,6 +40,17 @@ pub enum ServiceError {
         /// Its name.
         name: String,
     },
+    /// The caller's role includes this, and his grants do not include the name.
+    #[error("your grants do not include a {kind} named `{name}` with these labels")]
+    NotGranted {
+        /// What it would be.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// Nobody could make API keys any more.
+    #[error("this is the last admin's key, or the last one that does not expire; make another one first")]
+    LastAdmin,
     /// Another resource of that kind has the name.
     #[error("the name `{0}` is in use")]
     NameTaken(String),
@@ -70,6 +81,9 @@ pub enum ServiceError {
     /// A key could not be made or checked.
     #[error(transparent)]
     Crypto(#[from] CryptoError),
+    /// Work beside the requests did not come to its end.
+    #[error("a task ended early")]
+    Task(#[from] tokio::task::JoinError),
 }
 
 impl From<Vec<FieldError>> for ServiceError {
@@ -99,6 +113,16 @@ fn check_version(expected: ExpectedVersion, current: i64) -> Result<(), ServiceE
         Some(expected) if expected != current => Err(ServiceError::Stale { current }),
         _ => Ok(()),
     }
+}
+
+/// Does what may take a processor for long, such as reading a document that somebody made to be hard to read, while other
+/// requests are served.
+async fn beside_requests<T, F>(work: F) -> Result<T, ServiceError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, ServiceError> + Send + 'static,
+{
+    tokio::task::spawn_blocking(work).await?
 }
 
 async fn connection(pool: &PgPool) -> Result<PoolConnection<Postgres>, StorageError> {

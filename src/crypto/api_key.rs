@@ -184,6 +184,18 @@ impl KeyChecker {
         self.runs.load(std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// Makes a key, on one of the permits: it costs as much as a verification.
+    ///
+    /// # Errors
+    ///
+    /// [`CryptoError`] if the system gives no random bytes or the task could not be run.
+    pub async fn generate(&self) -> Result<NewKey, CryptoError> {
+        let _permit = self.permits.acquire().await.map_err(|_| CryptoError("the argon2 pool is closed"))?;
+        let pepper = self.pepper.clone();
+        let made = tokio::task::spawn_blocking(move || generate(&pepper)).await;
+        made.map_err(|_| CryptoError("the argon2 task ended early"))?
+    }
+
     /// Whether `shown` is the key of the row that `verifier` was read from; `None` stands for no such row, and
     /// takes as long as a wrong secret.
     ///

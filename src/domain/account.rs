@@ -35,8 +35,6 @@ pub struct Account {
     pub ca_certificate: Option<CaCertificate>,
     /// How often the login is verified in the background, if it is.
     pub verify_interval: Option<VerifyInterval>,
-    /// The password was given for another host than the account is for now, so it is not sent to this one.
-    pub is_moved: bool,
     /// What the last check of this login found.
     pub verification: Option<Verification>,
     /// Grows by one with every change.
@@ -106,14 +104,10 @@ impl AccountChange {
             account.labels = labels.apply(&account.labels)?;
         }
         if let Some(registry) = self.registry {
-            account.is_moved = account.is_moved || registry.authority() != account.registry.authority();
             account.registry = registry;
         }
         if let Some(username) = self.username {
             account.username = username;
-        }
-        if self.password.is_some() {
-            account.is_moved = false;
         }
         if let Some(email) = self.email {
             account.email = email;

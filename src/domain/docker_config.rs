@@ -162,8 +162,8 @@ fn collision<'a, T: Scoped<'a>>(profile: Profile, one: &T, other: &T) -> RenderE
     RenderError::Unsupported {
         detail: format!(
             "the accounts `{first}` and `{second}` are for different parts of `{}`, but the docker CLI knows only hosts and \
-             would send one's password for the other's images: render one of them at a time, or use the profile `podman` \
-             or `kubernetes`",
+             would send one's password for the other's images: make a document for each of them, or use the profile \
+             `podman` or `kubernetes`",
             one.scope().authority()
         ),
         accounts: accounts.into(),

@@ -23,6 +23,7 @@ use crate::{
         matching::lint::lint_account,
         names::{Labels, Name},
         registry::RegistryScope,
+        unique::UniqueMap,
         verification::{VerificationResult, VerifyInterval},
     },
     http::{
@@ -36,7 +37,6 @@ use crate::{
         paging::{ExpiryParams, LabelParams, LabelledPageQuery, Page, PageParams, page},
         path_name,
         problem::ApiError,
-        unique::UniqueMap,
         verification::{VerifyParams, VerifyQuery},
     },
     service::{accounts::Accounts, verification::Verifications},
@@ -264,12 +264,12 @@ impl From<Account> for RegistryAccount {
 )]
 #[post("/registry-accounts")]
 pub async fn create_account(
-    _caller: Caller<WriteAccounts>,
+    caller: Caller<WriteAccounts>,
     verifications: Data<Verifications>,
     first: VerifyQuery,
     body: Json<CreateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
-    let account = verifications.register(body.0.try_into()?, first.0).await?;
+    let account = verifications.register(&caller.identity, body.0.try_into()?, first.0).await?;
     let location = (LOCATION, format!("/v1/registry-accounts/{}", account.name));
     Ok(HttpResponse::Created()
         .insert_header(location)
@@ -286,12 +286,13 @@ pub async fn create_account(
 )]
 #[get("/registry-accounts")]
 pub async fn list_accounts(
-    _caller: Caller<ReadAccounts>,
+    caller: Caller<ReadAccounts>,
     accounts: Data<Accounts>,
     query: LabelledPageQuery,
 ) -> Result<HttpResponse, ApiError> {
     let LabelledPageQuery { page: asked, labels, expires_within_seconds } = query;
-    let found = accounts.list(&asked, &AccountFilter { labels, expires_within_seconds }).await?;
+    let filter = AccountFilter { labels, expires_within_seconds };
+    let found = accounts.list(&caller.identity, &asked, &filter).await?;
     let page: Page<RegistryAccount> = page(found, &asked, |account| account.name.as_str());
     Ok(HttpResponse::Ok().json(page))
 }
@@ -305,17 +306,18 @@ pub async fn list_accounts(
 )]
 #[get("/registry-accounts/{name}")]
 pub async fn get_account(
-    _caller: Caller<ReadAccounts>,
+    caller: Caller<ReadAccounts>,
     accounts: Data<Accounts>,
     path: Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let account = accounts.find(&path_name("registry account", &path)?).await?;
+    let account = accounts.find(&caller.identity, &path_name("registry account", &path)?).await?;
     Ok(HttpResponse::Ok().insert_header(etag(account.version)).json(RegistryAccount::from(account)))
 }
 
 /// Change a registry account.
 ///
-/// A new `password` is a rotation. Every change raises the version.
+/// A new `password` is a rotation. Every change raises the version. Another registry, or `plainHttp` in place of TLS,
+/// needs the `password` said again: a stored one is not sent anywhere else than it was given for.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "update_registry_account",
@@ -332,7 +334,7 @@ pub async fn get_account(
 )]
 #[patch("/registry-accounts/{name}")]
 pub async fn update_account(
-    _caller: Caller<WriteAccounts>,
+    caller: Caller<WriteAccounts>,
     verifications: Data<Verifications>,
     path: Path<String>,
     expected: IfMatch,
@@ -340,7 +342,7 @@ pub async fn update_account(
     body: MergePatch<UpdateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("registry account", &path)?;
-    let account = verifications.change(&name, body.0.try_into()?, expected.0, first.0).await?;
+    let account = verifications.change(&caller.identity, &name, body.0.try_into()?, expected.0, first.0).await?;
     Ok(HttpResponse::Ok().insert_header(etag(account.version)).json(RegistryAccount::from(account)))
 }
 
@@ -356,11 +358,11 @@ pub async fn update_account(
 )]
 #[delete("/registry-accounts/{name}")]
 pub async fn delete_account(
-    _caller: Caller<WriteAccounts>,
+    caller: Caller<WriteAccounts>,
     accounts: Data<Accounts>,
     path: Path<String>,
     expected: IfMatch,
 ) -> Result<HttpResponse, ApiError> {
-    accounts.remove(&path_name("registry account", &path)?, expected.0).await?;
+    accounts.remove(&caller.identity, &path_name("registry account", &path)?, expected.0).await?;
     Ok(HttpResponse::NoContent().finish())
 }

@@ -3,6 +3,7 @@
 use std::{
     future::{Ready, ready},
     marker::PhantomData,
+    sync::Arc,
 };
 
 use actix_web::{
@@ -16,8 +17,11 @@ use actix_web::{
 
 use crate::{
     domain::caller::{Identity, Permission},
-    http::problem::ApiError,
-    service::api_keys::Door,
+    http::{
+        attempts::{Attempts, Source},
+        problem::ApiError,
+    },
+    service::api_keys::{Door, Verdict},
 };
 
 /// Middleware that finds out who calls, before anything of the body is read.
@@ -31,7 +35,7 @@ pub async fn authenticate(
         Err(error) => return Ok(request.error_response(error).map_into_right_body()),
     };
     tracing::Span::current().record("caller", identity.name.as_str());
-    request.extensions_mut().insert(identity);
+    request.extensions_mut().insert(Arc::new(identity));
     Ok(next.call(request).await?.map_into_left_body())
 }
 
@@ -42,7 +46,20 @@ async fn identify(request: &ServiceRequest) -> Result<Identity, ApiError> {
     let door =
         request.app_data::<Data<Door>>().ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door")))?;
     // One sentence for every reason, so that nobody learns which keys exist.
-    door.identify(key).await?.ok_or(ApiError::Unauthenticated("the API key is unknown, mistyped, revoked or expired"))
+    let refused = ApiError::Unauthenticated("the API key is unknown, mistyped, revoked or expired");
+    match door.identify(key).await? {
+        Verdict::Known(identity) => Ok(identity),
+        Verdict::Refused => Err(refused),
+        // Counted only now: a right key is never asked how many wrong ones came before it.
+        Verdict::Wrong(id) => {
+            let source = request.peer_addr().map(|peer| Source::of(peer.ip()));
+            match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count(id, source)) {
+                Some(Err(retry_after)) => Err(ApiError::TooManyAttempts { retry_after }),
+                Some(Ok(())) => Err(refused),
+                None => Err(ApiError::Internal(anyhow::anyhow!("the app does not count attempts"))),
+            }
+        }
+    }
 }
 
 fn bearer(request: &ServiceRequest) -> Option<&str> {
@@ -71,15 +88,16 @@ pub mod permission {
         )+};
     }
     permissions! {
-        ReadAccounts, WriteAccounts, ReadClusters, WriteClusters, RevealCredentials, DeliverSecrets, Authenticated,
+        Authenticated, ReadAccounts, WriteAccounts, RevealCredentials, ReadClusters, WriteClusters, DeliverSecrets,
+        ReadApiKeys, WriteApiKeys,
     }
 }
 
 /// A caller who has the permission `P`. It comes first among a handler's arguments, so that nothing of the
 /// request is looked at for somebody who may not ask.
 pub struct Caller<P> {
-    /// Who calls.
-    pub identity: Identity,
+    /// Who calls; every use case takes it.
+    pub identity: Arc<Identity>,
     permission: PhantomData<P>,
 }
 
@@ -88,7 +106,7 @@ impl<P: Requires> FromRequest for Caller<P> {
     type Future = Ready<Result<Self, ApiError>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let identity = request.extensions().get::<Identity>().cloned();
+        let identity = request.extensions().get::<Arc<Identity>>().cloned();
         ready(match identity {
             Some(identity) if identity.role.allows(P::PERMISSION) => Ok(Self { identity, permission: PhantomData }),
             Some(_) => Err(ApiError::Forbidden),

@@ -16,8 +16,8 @@ use uuid::Uuid;
 use crate::{
     clients::cluster::Check,
     domain::{
-        cluster::{AuthType, ClusterAuth},
-        invalid::FieldErrors,
+        cluster::{AuthType, ClusterAuth, ClusterConnection},
+        invalid::{FieldError, FieldErrors},
         names::{Name, NamespaceName},
     },
     http::{
@@ -38,36 +38,52 @@ use crate::{
 
 /// How to authenticate to an API server.
 #[derive(Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
-pub enum ClusterAuthInput {
-    /// A bearer token.
-    Token {
-        /// Sealed before it is stored; no later call returns it.
-        #[schema(value_type = String, format = Password, write_only)]
-        token: SecretString,
-    },
-    /// A client certificate.
-    ClientCertificate {
-        /// The certificate and its intermediates, PEM.
-        certificate: String,
-        /// Its private key, PEM; sealed before it is stored.
-        #[schema(value_type = String, format = Password, write_only)]
-        key: SecretString,
-    },
-    /// The ServiceAccount of regcred's own pod; `server` must be absent.
-    InCluster {},
-    /// Nothing.
-    None {},
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClusterAuthInput {
+    /// The kind of authentication.
+    #[serde(rename = "type")]
+    auth_type: AuthType,
+    /// For `token`: the bearer token. Sealed before it is stored; no later call returns it.
+    #[schema(value_type = Option<String>, format = Password, write_only)]
+    token: Option<SecretString>,
+    /// For `clientCertificate`: the certificate and its intermediates, PEM.
+    certificate: Option<String>,
+    /// For `clientCertificate`: its private key, PEM. Sealed before it is stored; no later call returns it.
+    #[schema(value_type = Option<String>, format = Password, write_only)]
+    key: Option<SecretString>,
 }
 
-impl From<ClusterAuthInput> for ClusterAuth {
-    fn from(input: ClusterAuthInput) -> Self {
-        match input {
-            ClusterAuthInput::Token { token } => Self::Token { token },
-            ClusterAuthInput::ClientCertificate { certificate, key } => Self::ClientCertificate { certificate, key },
-            ClusterAuthInput::InCluster {} => Self::InCluster,
-            ClusterAuthInput::None {} => Self::None,
+impl ClusterAuthInput {
+    /// Exactly the fields that the type has: what is missing or too much is named.
+    fn parse(self) -> Result<ClusterAuth, Vec<FieldError>> {
+        let mut errors = FieldErrors::default();
+        let needed = |field| {
+            let takes: &[&str] = match self.auth_type {
+                AuthType::Token => &["token"],
+                AuthType::ClientCertificate => &["certificate", "key"],
+                AuthType::InCluster | AuthType::None => &[],
+            };
+            takes.contains(&field)
+        };
+        let given =
+            [("token", self.token.is_some()), ("certificate", self.certificate.is_some()), ("key", self.key.is_some())];
+        for (field, is_given) in given {
+            match (needed(field), is_given) {
+                (true, false) => errors.refuse(&format!("auth.{field}"), "is missing for this type"),
+                (false, true) => errors.refuse(&format!("auth.{field}"), "does not belong to this type"),
+                _ => {}
+            }
         }
+        errors.finish(|| {
+            Some(match self.auth_type {
+                AuthType::Token => ClusterAuth::Token { token: self.token? },
+                AuthType::ClientCertificate => {
+                    ClusterAuth::ClientCertificate { certificate: self.certificate?, key: self.key? }
+                }
+                AuthType::InCluster => ClusterAuth::InCluster,
+                AuthType::None => ClusterAuth::None,
+            })
+        })
     }
 }
 
@@ -97,17 +113,21 @@ pub struct CreateCluster {
 }
 
 impl CreateCluster {
-    fn into_parts(self) -> (String, ConnectionInput) {
-        let input = ConnectionInput {
+    fn parse(self) -> Result<(Name, ClusterConnection), Vec<FieldError>> {
+        let mut errors = FieldErrors::default();
+        let name = errors.take("name", Name::parse(&self.name));
+        let auth = errors.take_all(self.auth.map(ClusterAuthInput::parse).transpose());
+        let input = auth.map(|auth| ConnectionInput {
             server: self.server,
             ca_certificate: self.ca_certificate.map(Some),
             tls_server_name: self.tls_server_name.map(Some),
-            auth: self.auth.map(ClusterAuth::from),
+            auth,
             allow_plain_http: self.allow_plain_http,
             kubeconfig: self.kubeconfig,
             context: self.context,
-        };
-        (self.name, input)
+        });
+        let connection = input.and_then(|input| errors.take_all(input.into_connection()));
+        errors.finish(|| name.zip(connection))
     }
 }
 
@@ -146,17 +166,19 @@ pub struct UpdateCluster {
     context: Option<String>,
 }
 
-impl From<UpdateCluster> for ConnectionInput {
-    fn from(body: UpdateCluster) -> Self {
-        Self {
+impl TryFrom<UpdateCluster> for ConnectionInput {
+    type Error = Vec<FieldError>;
+
+    fn try_from(body: UpdateCluster) -> Result<Self, Vec<FieldError>> {
+        Ok(Self {
             server: body.server,
             ca_certificate: body.ca_certificate,
             tls_server_name: body.tls_server_name,
-            auth: body.auth.map(ClusterAuth::from),
+            auth: body.auth.map(ClusterAuthInput::parse).transpose()?,
             allow_plain_http: body.allow_plain_http,
             kubeconfig: body.kubeconfig,
             context: body.context,
-        }
+        })
     }
 }
 
@@ -224,16 +246,12 @@ impl From<StoredCluster> for Cluster {
 )]
 #[post("/clusters")]
 pub async fn create_cluster(
-    _caller: Caller<WriteClusters>,
+    caller: Caller<WriteClusters>,
     clusters: Data<Clusters>,
     body: Json<CreateCluster>,
 ) -> Result<HttpResponse, ApiError> {
-    let (name, input) = body.0.into_parts();
-    let mut errors = FieldErrors::default();
-    let name = errors.take("name", Name::parse(&name));
-    let connection = errors.take_all(input.into_connection());
-    let (name, connection) = errors.finish(|| name.zip(connection))?;
-    let cluster = clusters.register(&name, &connection).await?;
+    let (name, connection) = body.0.parse()?;
+    let cluster = clusters.register(&caller.identity, &name, &connection).await?;
     Ok(HttpResponse::Created()
         .insert_header((LOCATION, format!("/v1/clusters/{name}")))
         .insert_header(etag(cluster.version))
@@ -248,11 +266,11 @@ pub async fn create_cluster(
 )]
 #[get("/clusters")]
 pub async fn list_clusters(
-    _caller: Caller<ReadClusters>,
+    caller: Caller<ReadClusters>,
     clusters: Data<Clusters>,
     query: PageQuery,
 ) -> Result<HttpResponse, ApiError> {
-    let found = clusters.list(&query.0).await?;
+    let found = clusters.list(&caller.identity, &query.0).await?;
     let page: Page<Cluster> = page(found, &query.0, |cluster| &cluster.name);
     Ok(HttpResponse::Ok().json(page))
 }
@@ -265,11 +283,11 @@ pub async fn list_clusters(
 )]
 #[get("/clusters/{name}")]
 pub async fn get_cluster(
-    _caller: Caller<ReadClusters>,
+    caller: Caller<ReadClusters>,
     clusters: Data<Clusters>,
     path: Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let cluster = clusters.find(&path_name("cluster", &path)?).await?;
+    let cluster = clusters.find(&caller.identity, &path_name("cluster", &path)?).await?;
     Ok(HttpResponse::Ok().insert_header(etag(cluster.version)).json(Cluster::from(cluster)))
 }
 
@@ -288,13 +306,14 @@ pub async fn get_cluster(
 )]
 #[patch("/clusters/{name}")]
 pub async fn update_cluster(
-    _caller: Caller<WriteClusters>,
+    caller: Caller<WriteClusters>,
     clusters: Data<Clusters>,
     path: Path<String>,
     expected: IfMatch,
     body: MergePatch<UpdateCluster>,
 ) -> Result<HttpResponse, ApiError> {
-    let cluster = clusters.change(&path_name("cluster", &path)?, body.0.into(), expected.0).await?;
+    let name = path_name("cluster", &path)?;
+    let cluster = clusters.change(&caller.identity, &name, body.0.try_into()?, expected.0).await?;
     Ok(HttpResponse::Ok().insert_header(etag(cluster.version)).json(Cluster::from(cluster)))
 }
 
@@ -309,12 +328,12 @@ pub async fn update_cluster(
 )]
 #[delete("/clusters/{name}")]
 pub async fn delete_cluster(
-    _caller: Caller<WriteClusters>,
+    caller: Caller<WriteClusters>,
     clusters: Data<Clusters>,
     path: Path<String>,
     expected: IfMatch,
 ) -> Result<HttpResponse, ApiError> {
-    clusters.remove(&path_name("cluster", &path)?, expected.0).await?;
+    clusters.remove(&caller.identity, &path_name("cluster", &path)?, expected.0).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -331,14 +350,14 @@ pub async fn delete_cluster(
 )]
 #[post("/clusters/{name}/check")]
 pub async fn check_cluster(
-    _caller: Caller<ReadClusters>,
+    caller: Caller<ReadClusters>,
     clusters: Data<Clusters>,
     path: Path<String>,
     request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
     let namespaces = namespaces(request.query_string())?;
     let namespaces: Vec<&str> = namespaces.iter().map(NamespaceName::as_str).collect();
-    let check = clusters.check(&path_name("cluster", &path)?, &namespaces).await?;
+    let check = clusters.check(&caller.identity, &path_name("cluster", &path)?, &namespaces).await?;
     Ok(HttpResponse::Ok().json(check))
 }
 

@@ -2,23 +2,24 @@
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::header::{ACCEPT, CACHE_CONTROL, VARY},
+    http::header::{ACCEPT, CACHE_CONTROL, VARY, WARNING},
     post,
     web::Data,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::{
     domain::{
-        docker_config::{Profile, RenderedConfig, Warning, parse::Config},
+        docker_config::{Profile, RenderedConfig, Warning},
         invalid::FieldErrors,
         matching::{Explanation, ImageName},
         names::{Labels, NamespaceName, SecretName},
         secret::{Manifest, SecretType},
+        unique::UniqueMap,
     },
     http::{
         auth::{
@@ -28,7 +29,6 @@ use crate::{
         body::{DOCUMENT_MAX_BYTES, Json},
         problem::ApiError,
         selection::{LabelSelectorInput, choice},
-        unique::UniqueMap,
     },
     service::docker_configs::{AccountChoice, DockerConfigs, Subject},
 };
@@ -128,10 +128,10 @@ impl CreateDockerConfig {
         }
         match self.format {
             Some(Format::Yaml) if !is_manifest => {
-                errors.refuse("format", "yaml is the form of a manifest: give `secret`");
+                errors.refuse("format", "can be yaml only with `secret`: it is a form of the manifest");
             }
             Some(Format::Env) if profile != Profile::DockerAuthConfig || is_manifest => {
-                errors.refuse("format", "env needs the profile dockerAuthConfig, and no `secret`");
+                errors.refuse("format", "can be env only with the profile dockerAuthConfig and without `secret`");
             }
             Some(Format::Document | Format::Base64) if is_manifest => {
                 errors.refuse("format", "must be json or yaml for a manifest");
@@ -163,7 +163,7 @@ impl SecretManifestInput {
 fn accepted(request: &HttpRequest, is_manifest: bool, profile: Profile) -> Result<Format, ApiError> {
     let has_line = profile == Profile::DockerAuthConfig && !is_manifest;
     let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or("*/*");
-    for media_type in accept.split(',').map(|range| range.split(';').next().unwrap_or_default().trim()) {
+    for media_type in preferred(accept) {
         match media_type {
             "" | "*/*" | "application/*" | "application/json" => return Ok(Format::Json),
             "application/yaml" | "application/x-yaml" | "text/yaml" if is_manifest => return Ok(Format::Yaml),
@@ -178,11 +178,25 @@ fn accepted(request: &HttpRequest, is_manifest: bool, profile: Profile) -> Resul
     }))
 }
 
+/// The media ranges of an `Accept`, the most wanted first; those that are not wanted (`q=0`) are left out.
+fn preferred(accept: &str) -> impl Iterator<Item = &str> {
+    let weighed = accept.split(',').map(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let media_type = parts.next().unwrap_or_default();
+        let weight = parts.find_map(|part| part.strip_prefix("q=")).map_or(1.0, |q| q.parse::<f32>().unwrap_or(0.0));
+        (media_type, weight)
+    });
+    let mut wanted: Vec<_> = weighed.filter(|(_, weight)| *weight > 0.0).collect();
+    wanted.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+    wanted.into_iter().map(|(media_type, _)| media_type)
+}
+
 /// Render accounts as a docker config, or as the manifest of a Secret.
 ///
 /// With `secret` the answer is the Secret's manifest, as JSON or, for `Accept: application/yaml`, as YAML, ready for
 /// `kubectl apply -f -`. With the profile `dockerAuthConfig` and `Accept: text/plain` it is the line
-/// `DOCKER_AUTH_CONFIG=…` for a CI job. The answer holds passwords.
+/// `DOCKER_AUTH_CONFIG=…` for a CI job. The answer holds passwords. Where its form has no place for warnings, they are in
+/// `Warning` headers, as those of a Kubernetes API server.
 #[utoipa::path(
     tag = "docker-configs",
     request_body = CreateDockerConfig,
@@ -194,13 +208,13 @@ fn accepted(request: &HttpRequest, is_manifest: bool, profile: Profile) -> Resul
 )]
 #[post("/docker-configs")]
 pub async fn create_docker_config(
-    _caller: Caller<RevealCredentials>,
+    caller: Caller<RevealCredentials>,
     docker_configs: Data<DockerConfigs>,
     request: HttpRequest,
     body: Json<CreateDockerConfig>,
 ) -> Result<HttpResponse, ApiError> {
     let order = body.0.parse(&request)?;
-    let rendered = docker_configs.assemble(order.profile, &order.choice).await?;
+    let rendered = docker_configs.assemble(&caller.identity, order.profile, &order.choice).await?;
     order.shape(rendered)
 }
 
@@ -208,6 +222,11 @@ impl Order {
     fn shape(self, rendered: RenderedConfig) -> Result<HttpResponse, ApiError> {
         let mut response = HttpResponse::Ok();
         response.insert_header((CACHE_CONTROL, "no-store")).insert_header((VARY, "Accept"));
+        if self.secret.is_some() || self.format != Format::Json {
+            for warning in warning_headers(&rendered.warnings) {
+                response.append_header((WARNING, warning));
+            }
+        }
         let document = rendered.document.expose_secret();
         if let Some(target) = &self.secret {
             let manifest = Manifest {
@@ -238,6 +257,29 @@ impl Order {
     }
 }
 
+/// The most `Warning` headers of one answer: clients take only so many.
+const WARNING_HEADERS_MAX: usize = 10;
+
+/// `299 AGENT "TEXT"` (RFC 7234, section 5.5), in ASCII.
+fn warning_headers(warnings: &[Warning]) -> Vec<String> {
+    let header = |text: &str| {
+        let plain = text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect::<String>();
+        format!("299 regcred \"{}\"", plain.replace('\\', "\\\\").replace('"', "\\\""))
+    };
+    let shown = warnings.iter().take(WARNING_HEADERS_MAX);
+    let mut headers: Vec<_> = shown
+        .map(|warning| match (&warning.account, &warning.key) {
+            (Some(account), _) => header(&format!("{account}: {}", warning.detail)),
+            (None, Some(key)) => header(&format!("{key}: {}", warning.detail)),
+            (None, None) => header(&warning.detail),
+        })
+        .collect();
+    if let Some(more) = warnings.len().checked_sub(WARNING_HEADERS_MAX).filter(|more| *more > 0) {
+        headers.push(header(&format!("there are {more} more warnings: ask for the format json to see them")));
+    }
+    headers
+}
+
 /// Which image, and among which entries.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -265,12 +307,12 @@ pub struct ExplainDockerConfig {
 )]
 #[post("/docker-configs/explain")]
 pub async fn explain_docker_config(
-    _caller: Caller<ReadAccounts>,
+    caller: Caller<ReadAccounts>,
     docker_configs: Data<DockerConfigs>,
     body: Json<ExplainDockerConfig, DOCUMENT_MAX_BYTES>,
 ) -> Result<HttpResponse, ApiError> {
     let (subject, image) = body.0.parse()?;
-    Ok(HttpResponse::Ok().json(docker_configs.explain(&subject, &image).await?))
+    Ok(HttpResponse::Ok().json(docker_configs.explain(&caller.identity, subject, image).await?))
 }
 
 impl ExplainDockerConfig {
@@ -281,7 +323,10 @@ impl ExplainDockerConfig {
             if self.accounts.is_some() || self.account_selector.is_some() {
                 errors.refuse("config", "must not stand beside `accounts` or `accountSelector`");
             }
-            parse_pasted(&mut errors, &pasted).map(Subject::Config)
+            Some(Subject::Config(text_of(&pasted)))
+        } else if self.accounts.is_none() && self.account_selector.is_none() {
+            errors.refuse("accounts", "is missing; name accounts, or give an `accountSelector` or a `config`");
+            None
         } else {
             choice(&mut errors, self.accounts, self.account_selector).map(Subject::Accounts)
         };
@@ -290,10 +335,48 @@ impl ExplainDockerConfig {
 }
 
 /// A pasted document: a JSON object as it is, a string as the text that it holds.
-fn parse_pasted(errors: &mut FieldErrors, pasted: &RawValue) -> Option<Config> {
-    let parsed = match serde_json::from_str::<String>(pasted.get()) {
-        Ok(text) => Config::parse(text.as_bytes()),
-        Err(_) => Config::parse(pasted.get().as_bytes()),
-    };
-    parsed.map_err(|error| errors.refuse("config", error)).ok()
+fn text_of(pasted: &RawValue) -> SecretString {
+    serde_json::from_str::<String>(pasted.get()).unwrap_or_else(|_| pasted.get().to_owned()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::domain::docker_config::WarningCode;
+
+    #[rstest]
+    #[case("*/*", &["*/*"])]
+    #[case("text/plain, application/json", &["text/plain", "application/json"])]
+    #[case("application/json;q=0.1, text/plain", &["text/plain", "application/json"])]
+    #[case("a/b;v=1;q=0.5,c/d;q=0.9,e/f;q=0", &["c/d", "a/b"])]
+    #[case("a/b;q=much", &[])]
+    fn the_most_wanted_form_comes_first(#[case] accept: &str, #[case] expected: &[&str]) {
+        assert_eq!(preferred(accept).collect::<Vec<_>>(), expected);
+    }
+
+    fn warning(account: Option<&str>, key: Option<&str>, detail: &str) -> Warning {
+        let code = WarningCode::MatchesMore;
+        Warning { code, account: account.map(str::to_owned), key: key.map(str::to_owned), detail: detail.to_owned() }
+    }
+
+    #[test]
+    fn a_warning_fits_into_a_header() {
+        let headers = warning_headers(&[
+            warning(Some("martin"), Some("reg.io"), "a `b`"),
+            warning(None, Some("…@reg.io"), "a \"b\" \\ c\n"),
+            warning(None, None, "all"),
+        ]);
+        let expected =
+            [r#"299 regcred "martin: a `b`""#, r#"299 regcred "?@reg.io: a \"b\" \\ c?""#, r#"299 regcred "all""#];
+        assert_eq!(headers, expected);
+    }
+
+    #[test]
+    fn many_warnings_are_counted() {
+        let headers = warning_headers(&vec![warning(None, None, "x"); 12]);
+        assert_eq!(headers.len(), 11);
+        assert!(headers[10].contains("there are 2 more"), "{headers:?}");
+    }
 }

@@ -42,7 +42,7 @@ pub struct ImportResultItem {
     outcome: ImportOutcome,
     /// Why it was skipped, for programs.
     reason: Option<SkipReason>,
-    /// Why it was skipped, for people.
+    /// Why it was skipped or what of it was left out, for people.
     detail: Option<String>,
 }
 
@@ -63,10 +63,14 @@ pub enum ImportOutcome {
 impl From<Imported> for ImportResultItem {
     fn from(imported: Imported) -> Self {
         let (registry, name) = imported.account.map(|(registry, name)| (registry, name.to_string())).unzip();
+        let left_out = (!imported.left_out.is_empty()).then(|| {
+            let names: Vec<_> = imported.left_out.iter().map(|name| format!("`{name}`")).collect();
+            format!("left out: {}; an account holds a user, a password and a valid address", names.join(", "))
+        });
         let (outcome, reason, detail) = match imported.outcome {
-            Outcome::Created => (ImportOutcome::Created, None, None),
-            Outcome::Updated => (ImportOutcome::Updated, None, None),
-            Outcome::Unchanged => (ImportOutcome::Unchanged, None, None),
+            Outcome::Created => (ImportOutcome::Created, None, left_out),
+            Outcome::Updated => (ImportOutcome::Updated, None, left_out),
+            Outcome::Unchanged => (ImportOutcome::Unchanged, None, left_out),
             Outcome::Skipped { reason, detail } => (ImportOutcome::Skipped, Some(reason), Some(detail)),
         };
         Self { key: imported.key, registry, name, outcome, reason, detail }
@@ -100,13 +104,13 @@ impl From<ImportReport> for ImportResult {
 )]
 #[post("/registry-accounts:import")]
 pub async fn import_accounts(
-    _caller: Caller<WriteAccounts>,
+    caller: Caller<WriteAccounts>,
     imports: Data<Imports>,
     request: HttpRequest,
     document: Document,
 ) -> Result<HttpResponse, ApiError> {
     let (prefix, dry_run) = query(request.query_string())?;
-    let report = imports.import(&document.0, &prefix, dry_run).await?;
+    let report = imports.import(&caller.identity, document.0, prefix, dry_run).await?;
     Ok(HttpResponse::Ok().json(ImportResult::from(report)))
 }
 

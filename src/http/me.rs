@@ -1,17 +1,22 @@
 //! `/v1/me`
 
 use actix_web::{HttpResponse, get};
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::http::{
-    auth::{Caller, permission::Authenticated},
-    problem::ApiError,
+use crate::{
+    domain::grants::GrantsDocument,
+    http::{
+        auth::{Caller, permission::Authenticated},
+        problem::ApiError,
+    },
 };
 
 /// Who is calling.
 #[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Me {
     /// Id of the API key.
     id: Uuid,
@@ -19,12 +24,22 @@ pub struct Me {
     name: String,
     /// Role of the API key.
     role: &'static str,
+    /// What it reaches, with every kind said.
+    grants: GrantsDocument,
+    /// When it ends; `null` for never.
+    expires_at: Option<DateTime<Utc>>,
 }
 
-/// Show who is calling.
+/// Show who is calling, and what he reaches.
 #[utoipa::path(tag = "api-keys", responses((status = OK, body = Me)))]
 #[get("/me")]
 pub async fn get_me(caller: Caller<Authenticated>) -> Result<HttpResponse, ApiError> {
-    let identity = caller.identity;
-    Ok(HttpResponse::Ok().json(Me { id: identity.key_id, name: identity.name, role: identity.role.as_str() }))
+    let identity = &caller.identity;
+    Ok(HttpResponse::Ok().json(Me {
+        id: identity.key_id,
+        name: identity.name.clone(),
+        role: identity.role.as_str(),
+        grants: GrantsDocument::from(&identity.grants),
+        expires_at: identity.expires_at,
+    }))
 }

@@ -70,7 +70,7 @@ fn complete(mut document: Document) -> Document {
 
 /// The statuses of the problems that an operation can answer with.
 fn problems(path: &str, method: &HttpMethod, operation: &Operation) -> Vec<&'static str> {
-    let mut statuses = vec!["400", "401", "403", "500", "503"];
+    let mut statuses = vec!["400", "401", "403", "429", "500", "503"];
     if path.contains('{') {
         statuses.push("404");
     }
@@ -82,6 +82,9 @@ fn problems(path: &str, method: &HttpMethod, operation: &Operation) -> Vec<&'sta
     }
     if operation.request_body.is_some() || operation.parameters.as_ref().is_some_and(|p| !p.is_empty()) {
         statuses.push("422");
+    }
+    if path == "/v1/api-keys/{id}" {
+        statuses.push("409");
     }
     if path.ends_with("/secrets") {
         statuses.extend(["502", "504"]);

@@ -10,6 +10,7 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Serialize;
 use url::form_urlencoded;
 use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
 use crate::{
     domain::{
@@ -26,7 +27,7 @@ const LIMIT_MAX: i64 = 500;
 /// One page of a list.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Page<T> {
-    /// The resources, in the order of their names.
+    /// The resources, in the order of their names; API keys in the order in which they were made.
     pub items: Vec<T>,
     /// The cursor of the next page; `null` on the last one.
     pub next: Option<String>,
@@ -143,6 +144,15 @@ fn seconds(duration: &str) -> Option<i64> {
 fn decode(cursor: &str) -> Option<String> {
     let name = String::from_utf8(BASE64_URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?;
     Name::parse(&name).is_ok().then_some(name)
+}
+
+/// As [`page`], for resources that are listed by id: names of API keys come again after a revocation.
+pub fn page_by_id<T, V: From<T>>(mut found: Vec<T>, asked: &PageRequest, id: impl Fn(&T) -> Uuid) -> Page<V> {
+    let limit = usize::try_from(asked.limit - 1).unwrap_or_default();
+    let has_next = found.len() > limit;
+    found.truncate(limit);
+    let next = found.last().filter(|_| has_next).map(|last| BASE64_URL_SAFE_NO_PAD.encode(id(last).to_string()));
+    Page { items: found.into_iter().map(V::from).collect(), next }
 }
 
 /// Shapes a page of what was found for a [`PageRequest`], which asked for one more than the caller did.

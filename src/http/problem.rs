@@ -1,6 +1,6 @@
 //! Errors as RFC 9457 problems: one place that gives each its status, slug and title.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use actix_web::{
     Error, HttpMessage, HttpResponse, ResponseError,
@@ -50,6 +50,12 @@ pub enum ApiError {
     /// No key, or not a good one.
     #[error("{0}")]
     Unauthenticated(&'static str),
+    /// Too many wrong keys of one id, or from one address.
+    #[error("too many attempts with wrong API keys")]
+    TooManyAttempts {
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The caller may see this but not do it.
     #[error("your role does not include this")]
     Forbidden,
@@ -93,6 +99,7 @@ impl ApiError {
             }
             Self::NotAcceptable(_) => (S::NOT_ACCEPTABLE, "not-acceptable", "No acceptable media type"),
             Self::Unauthenticated(_) => (S::UNAUTHORIZED, "unauthenticated", "A valid API key is needed"),
+            Self::TooManyAttempts { .. } => (S::TOO_MANY_REQUESTS, "too-many-attempts", "Too many attempts"),
             Self::Forbidden => (S::FORBIDDEN, "forbidden", "Not allowed"),
             Self::NoRoute => (S::NOT_FOUND, "not-found", "Not found"),
             Self::MethodNotAllowed(_) => (S::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed"),
@@ -140,6 +147,7 @@ impl ApiError {
 
     fn retry_after_seconds(&self) -> Option<u64> {
         match self {
+            Self::TooManyAttempts { retry_after } => Some(retry_after.as_secs() + 1),
             Self::Service(ServiceError::Storage(StorageError::Unavailable(_))) => Some(1),
             Self::Service(ServiceError::Cluster(ClusterError::Overloaded { retry_after })) => {
                 retry_after.map(|after| after.as_secs())
@@ -161,6 +169,8 @@ fn service_parts(error: &ServiceError) -> (StatusCode, &'static str, &'static st
     match error {
         ServiceError::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid-request", "The request is not valid"),
         ServiceError::NotFound { .. } => (S::NOT_FOUND, "not-found", "Not found"),
+        ServiceError::NotGranted { .. } => (S::FORBIDDEN, "forbidden", "Not allowed"),
+        ServiceError::LastAdmin => (S::CONFLICT, "last-admin", "Nobody could make API keys any more"),
         ServiceError::NameTaken(_) => (S::CONFLICT, "name-taken", "The name is in use"),
         ServiceError::Stale { .. } => (S::PRECONDITION_FAILED, "stale-version", "The resource was changed meanwhile"),
         ServiceError::Render(RenderError::KeyCollision { .. }) => {
@@ -179,7 +189,8 @@ fn service_parts(error: &ServiceError) -> (StatusCode, &'static str, &'static st
         ServiceError::Storage(StorageError::NameTaken | StorageError::Corrupt { .. } | StorageError::Sql(_))
         | ServiceError::Open(_)
         | ServiceError::Seal(_)
-        | ServiceError::Crypto(_) => internal_parts(),
+        | ServiceError::Crypto(_)
+        | ServiceError::Task(_) => internal_parts(),
     }
 }
 
@@ -203,7 +214,7 @@ fn cluster_parts(error: &ClusterError) -> (StatusCode, &'static str, &'static st
 }
 
 fn sentence(error: &FieldError) -> String {
-    if error.field.is_empty() { error.detail.clone() } else { format!("`{}` {}", error.field, error.detail) }
+    if error.field.is_empty() { error.detail.clone() } else { format!("`{}`: {}", error.field, error.detail) }
 }
 
 /// A problem (RFC 9457).

@@ -14,6 +14,7 @@ use crate::{
         invalid::FieldErrors,
         names::{Labels, NamespaceName, SecretName},
         secret::SecretType,
+        unique::UniqueMap,
     },
     http::{
         auth::{Caller, permission::DeliverSecrets},
@@ -21,7 +22,6 @@ use crate::{
         path_name,
         problem::ApiError,
         selection::{LabelSelectorInput, choice},
-        unique::UniqueMap,
     },
     service::secrets::{Delivery, Secrets},
 };
@@ -103,7 +103,7 @@ pub struct SecretReference {
 )]
 #[post("/clusters/{cluster}/namespaces/{namespace}/secrets")]
 pub async fn create_secret(
-    _caller: Caller<DeliverSecrets>,
+    caller: Caller<DeliverSecrets>,
     secrets: Data<Secrets>,
     path: Path<(String, String)>,
     body: Json<CreateSecret>,
@@ -111,7 +111,7 @@ pub async fn create_secret(
     let (cluster, namespace) = path.into_inner();
     let delivery = body.0.parse(&cluster, &namespace)?;
     let (name, secret_type, dry_run) = (delivery.name.to_string(), delivery.secret_type.as_str(), delivery.dry_run);
-    let delivered = secrets.deliver(delivery).await?;
+    let delivered = secrets.deliver(&caller.identity, delivery).await?;
     let mut response = if dry_run { HttpResponse::Ok() } else { HttpResponse::Created() };
     Ok(response.json(Secret {
         cluster,

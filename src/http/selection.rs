@@ -8,8 +8,8 @@ use crate::{
         invalid::FieldErrors,
         names::Labels,
         selector::{LabelSelector, Requirement},
+        unique::UniqueMap,
     },
-    http::unique::UniqueMap,
     service::docker_configs::AccountChoice,
 };
 

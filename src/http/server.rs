@@ -14,7 +14,9 @@ use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::http::{
-    State, metrics,
+    State,
+    attempts::Attempts,
+    metrics,
     openapi::{self, Methods},
     problem::{ApiError, write_problems},
     request_id,
@@ -33,9 +35,12 @@ pub fn start(listener: TcpListener, state: State, workers: usize, grace: Duratio
     let document = openapi::document();
     let document_json = Data::new(DocumentJson(serde_json::to_string(&document)?));
     let methods = Data::new(Methods::of(document));
+    let attempts = Data::new(Attempts::default());
     let server = HttpServer::new(move || {
         let (app, _) = App::new().into_utoipa_app().openapi(openapi::frame()).configure(routes).split_for_parts();
         app.app_data(state.door.clone())
+            .app_data(attempts.clone())
+            .app_data(state.api_keys.clone())
             .app_data(state.accounts.clone())
             .app_data(state.verifications.clone())
             .app_data(state.imports.clone())

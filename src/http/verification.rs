@@ -24,7 +24,7 @@ use crate::{
         path_name,
         problem::ApiError,
     },
-    service::verification::{Trigger, Verifications, VerifyFirst},
+    service::verification::{Verifications, VerifyFirst},
 };
 
 /// What to verify. Without a body the login alone is.
@@ -109,14 +109,14 @@ fn parse(query: &str) -> Result<Option<VerifyFirst>, ApiError> {
 )]
 #[post("/registry-accounts/{name}/verify")]
 pub async fn verify_account(
-    _caller: Caller<WriteAccounts>,
+    caller: Caller<WriteAccounts>,
     verifications: Data<Verifications>,
     path: Path<String>,
     body: OptionalJson<VerifyRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("registry account", &path)?;
     let wanted = body.0.unwrap_or_default();
-    let found = verifications.verify(&name, wanted.repository.as_deref(), Trigger::Request).await?;
+    let found = verifications.verify(&caller.identity, &name, wanted.repository.as_deref()).await?;
     Ok(HttpResponse::Ok().json(VerificationOutcome::from(found)))
 }
 

@@ -9,7 +9,10 @@ use crate::{
     crypto::sealer::Sealer,
     domain::{
         account::{Account, AccountChange, NewAccount},
-        names::Name,
+        caller::Identity,
+        invalid::FieldError,
+        names::{Labels, Name},
+        registry::RegistryScope,
     },
     service::{ExpectedVersion, ServiceError, check_version, connection},
     storage::{self, PageRequest, StorageError, accounts::AccountFilter, sealed::SealedColumn},
@@ -33,8 +36,10 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NameTaken`] if the name is in use.
-    pub async fn register(&self, new: NewAccount) -> Result<Account, ServiceError> {
+    /// [`ServiceError::NameTaken`] if the name is in use, [`ServiceError::NotGranted`] if the account would not be
+    /// granted to the caller, whether the name is in use or not.
+    pub async fn register(&self, caller: &Identity, new: NewAccount) -> Result<Account, ServiceError> {
+        require_granted(caller, &new.name, &new.labels)?;
         let id = Uuid::now_v7();
         let password = self.sealer.seal(SealedColumn::AccountPassword.slot(id), new.password.secret())?;
         let mut conn = connection(&self.pool).await?;
@@ -49,19 +54,24 @@ impl Accounts {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if there is none of that name.
-    pub async fn find(&self, name: &Name) -> Result<Account, ServiceError> {
+    pub async fn find(&self, caller: &Identity, name: &Name) -> Result<Account, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        storage::accounts::find(&mut conn, name).await?.ok_or_else(|| not_found(name))
+        granted(caller, name, storage::accounts::find(&mut conn, name).await?)
     }
 
-    /// Lists accounts by name, only those that `filter` lets through.
+    /// Lists granted accounts by name, only those that `filter` lets through.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn list(&self, page: &PageRequest, filter: &AccountFilter) -> Result<Vec<Account>, ServiceError> {
+    pub async fn list(
+        &self,
+        caller: &Identity,
+        page: &PageRequest,
+        filter: &AccountFilter,
+    ) -> Result<Vec<Account>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        Ok(storage::accounts::list(&mut conn, page, filter).await?)
+        Ok(storage::accounts::list(&mut conn, &caller.grants, page, filter).await?)
     }
 
     /// Changes an account; a new password is a rotation. Every change raises the version, so that whoever
@@ -70,22 +80,26 @@ impl Accounts {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
-    /// expected version, [`ServiceError::Invalid`] if the changed labels break a rule.
+    /// expected version, [`ServiceError::Invalid`] if the changed labels break a rule, [`ServiceError::NotGranted`]
+    /// if with them the account would not be granted to the caller any more.
     pub async fn change(
         &self,
+        caller: &Identity,
         name: &Name,
         change: AccountChange,
         expected: ExpectedVersion,
     ) -> Result<Account, ServiceError> {
         let mut tx = self.pool.begin().await?;
-        let mut account = storage::accounts::lock(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
+        let mut account = granted(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
         check_version(expected, account.version)?;
+        refuse_redirection(&account, &change)?;
         let password = change
             .password
             .as_ref()
             .map(|password| self.sealer.seal(SealedColumn::AccountPassword.slot(account.id), password.secret()))
             .transpose()?;
         change.apply(&mut account).map_err(|invalid| ServiceError::field("labels", invalid))?;
+        require_granted(caller, name, &account.labels)?;
         let changed = storage::accounts::update(&mut tx, &account, password.as_ref()).await?;
         tx.commit().await?;
         Ok(changed)
@@ -97,9 +111,9 @@ impl Accounts {
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
     /// expected version.
-    pub async fn remove(&self, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
+    pub async fn remove(&self, caller: &Identity, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
-        let account = storage::accounts::lock(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
+        let account = granted(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
         check_version(expected, account.version)?;
         storage::accounts::delete(&mut tx, account.id).await?;
         tx.commit().await?;
@@ -109,4 +123,38 @@ impl Accounts {
 
 pub(super) fn not_found(name: &Name) -> ServiceError {
     ServiceError::NotFound { kind: "registry account", name: name.to_string() }
+}
+
+/// Refuses an account that would not be granted to the caller.
+pub(super) fn require_granted(caller: &Identity, name: &Name, labels: &Labels) -> Result<(), ServiceError> {
+    if caller.grants.include_account(name.as_str(), labels.as_map()) {
+        Ok(())
+    } else {
+        Err(ServiceError::NotGranted { kind: "registry account", name: name.to_string() })
+    }
+}
+
+/// The account, if it is there for this caller.
+fn granted(caller: &Identity, name: &Name, found: Option<Account>) -> Result<Account, ServiceError> {
+    found
+        .filter(|account| caller.grants.include_account(account.name.as_str(), account.labels.as_map()))
+        .ok_or_else(|| not_found(name))
+}
+
+/// Refuses to have a stored password sent to another registry, or in the clear, than it was given for: otherwise
+/// whoever may change an account could read a password that he cannot see, at a registry of his own. Another part of
+/// the same registry is no such change.
+pub(super) fn refuse_redirection(account: &Account, change: &AccountChange) -> Result<(), ServiceError> {
+    let elsewhere = |registry: &RegistryScope| registry.authority() != account.registry.authority();
+    let moved = [
+        ("registry", change.registry.as_ref().is_some_and(elsewhere)),
+        ("plainHttp", change.plain_http == Some(true) && !account.plain_http),
+    ];
+    match moved.into_iter().find(|(_, is_moved)| *is_moved) {
+        Some((field, _)) if change.password.is_none() => {
+            let detail = "cannot be changed so without `password`: the stored one is not sent anywhere else";
+            Err(vec![FieldError::new(field, detail)].into())
+        }
+        _ => Ok(()),
+    }
 }

@@ -10,6 +10,7 @@ use crate::{
     clients::cluster::{Check, ClusterClient, ClusterClients, ClusterError, Settings, admit, kubeconfig},
     crypto::sealer::{OpenError, Sealer},
     domain::{
+        caller::Identity,
         cluster::{AuthType, ClusterAuth, ClusterConnection},
         invalid::{FieldError, Invalid},
         names::Name,
@@ -140,8 +141,17 @@ impl Clusters {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NameTaken`] if the name is in use.
-    pub async fn register(&self, name: &Name, connection: &ClusterConnection) -> Result<StoredCluster, ServiceError> {
+    /// [`ServiceError::NameTaken`] if the name is in use, [`ServiceError::NotGranted`] if it is not granted to the
+    /// caller, whether it is in use or not.
+    pub async fn register(
+        &self,
+        caller: &Identity,
+        name: &Name,
+        connection: &ClusterConnection,
+    ) -> Result<StoredCluster, ServiceError> {
+        if !caller.grants.include_cluster(name.as_str()) {
+            return Err(ServiceError::NotGranted { kind: "cluster", name: name.to_string() });
+        }
         let id = Uuid::now_v7();
         let credential = self.seal(id, connection)?;
         let mut conn = self::connection(&self.pool).await?;
@@ -158,19 +168,19 @@ impl Clusters {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if there is none of that name.
-    pub async fn find(&self, name: &Name) -> Result<StoredCluster, ServiceError> {
+    pub async fn find(&self, caller: &Identity, name: &Name) -> Result<StoredCluster, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        storage::clusters::find(&mut conn, name).await?.ok_or_else(|| not_found(name))
+        granted(caller, name, storage::clusters::find(&mut conn, name).await?)
     }
 
-    /// Lists clusters by name.
+    /// Lists granted clusters by name.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn list(&self, page: &PageRequest) -> Result<Vec<StoredCluster>, ServiceError> {
+    pub async fn list(&self, caller: &Identity, page: &PageRequest) -> Result<Vec<StoredCluster>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        Ok(storage::clusters::list(&mut conn, page).await?)
+        Ok(storage::clusters::list(&mut conn, &caller.grants, page).await?)
     }
 
     /// Changes a cluster's connection: what the caller does not say stays, and the whole is checked anew.
@@ -184,12 +194,13 @@ impl Clusters {
     /// expected version, [`ServiceError::Invalid`] if the changed connection breaks a rule.
     pub async fn change(
         &self,
+        caller: &Identity,
         name: &Name,
         input: ConnectionInput,
         expected: ExpectedVersion,
     ) -> Result<StoredCluster, ServiceError> {
         let mut tx = self.pool.begin().await?;
-        let stored = storage::clusters::lock(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
+        let stored = granted(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
         check_version(expected, stored.version)?;
         refuse_redirection(&stored, &input)?;
         let changed = input.over(&stored, || self.open(&stored))?;
@@ -206,9 +217,9 @@ impl Clusters {
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
     /// expected version.
-    pub async fn remove(&self, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
+    pub async fn remove(&self, caller: &Identity, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
-        let stored = storage::clusters::lock(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
+        let stored = granted(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
         check_version(expected, stored.version)?;
         storage::clusters::delete(&mut tx, stored.id).await?;
         tx.commit().await?;
@@ -222,8 +233,8 @@ impl Clusters {
     ///
     /// [`ServiceError::NotFound`] if there is none of that name. A cluster that does not answer is no error but
     /// what was found.
-    pub async fn check(&self, name: &Name, namespaces: &[&str]) -> Result<Check, ServiceError> {
-        match self.client(name).await {
+    pub async fn check(&self, caller: &Identity, name: &Name, namespaces: &[&str]) -> Result<Check, ServiceError> {
+        match self.client(caller, name).await {
             Ok(client) => Ok(client.check(namespaces).await),
             Err(ServiceError::Cluster(error)) => Ok(Check::failed(&error)),
             Err(other) => Err(other),
@@ -236,8 +247,8 @@ impl Clusters {
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Open`] if its credential does
     /// not open, [`ServiceError::Cluster`] if its connection cannot be used here.
-    pub async fn client(&self, name: &Name) -> Result<ClusterClient, ServiceError> {
-        let stored = self.find(name).await?;
+    pub async fn client(&self, caller: &Identity, name: &Name) -> Result<ClusterClient, ServiceError> {
+        let stored = self.find(caller, name).await?;
         let addresses = self.admit(&stored).await?;
         let connect = || {
             let stored_connection = self.stored_connection(&stored)?;
@@ -292,6 +303,11 @@ impl Clusters {
 
 fn not_found(name: &Name) -> ServiceError {
     ServiceError::NotFound { kind: "cluster", name: name.to_string() }
+}
+
+/// The cluster, if it is there for this caller.
+fn granted(caller: &Identity, name: &Name, found: Option<StoredCluster>) -> Result<StoredCluster, ServiceError> {
+    found.filter(|cluster| caller.grants.include_cluster(&cluster.name)).ok_or_else(|| not_found(name))
 }
 
 /// Refuses to send a stored credential to another server, or past another trust anchor, than it was given for.

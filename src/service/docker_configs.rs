@@ -2,19 +2,20 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::PgPool;
 
 use crate::{
     crypto::sealer::Sealer,
     domain::{
+        caller::Identity,
         docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, parse::Config, render},
-        invalid::{FieldError, FieldErrors},
+        invalid::{FieldError, FieldErrors, Invalid},
         matching::{Explanation, ImageName, explain_accounts, explain_config, lint::lint_config},
         names::Name,
         selector::LabelSelector,
     },
-    service::{ServiceError, connection},
+    service::{ServiceError, beside_requests, connection},
     storage::{self, accounts::SealedCredential, sealed::SealedColumn},
 };
 
@@ -35,8 +36,8 @@ pub enum AccountChoice {
 pub enum Subject {
     /// Stored accounts.
     Accounts(AccountChoice),
-    /// A docker config that somebody else made.
-    Config(Config),
+    /// A docker config that somebody else made, in any form.
+    Config(SecretString),
 }
 
 /// Renders docker configs.
@@ -59,8 +60,13 @@ impl DockerConfigs {
     ///
     /// [`ServiceError::Invalid`] names every account that is unknown or named twice; [`ServiceError::Render`]
     /// if the reader cannot be told what these accounts mean; [`ServiceError::Open`] if a password does not open.
-    pub async fn assemble(&self, profile: Profile, choice: &AccountChoice) -> Result<RenderedConfig, ServiceError> {
-        let sealed = self.choose(choice).await?;
+    pub async fn assemble(
+        &self,
+        caller: &Identity,
+        profile: Profile,
+        choice: &AccountChoice,
+    ) -> Result<RenderedConfig, ServiceError> {
+        let sealed = self.choose(caller, choice).await?;
         let opened = sealed
             .iter()
             .map(|one| self.sealer.open(SealedColumn::AccountPassword.slot(one.id), &one.password))
@@ -83,27 +89,36 @@ impl DockerConfigs {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Invalid`] names every account that is unknown or named twice.
-    pub async fn explain(&self, subject: &Subject, image: &ImageName) -> Result<Explanation, ServiceError> {
-        let choice = match subject {
-            Subject::Accounts(choice) => choice,
-            Subject::Config(config) => return Ok(explain_and_lint(config, image)),
-        };
-        let sealed = self.choose(choice).await?;
-        let accounts: Vec<ScopedAccount<'_>> =
-            sealed.iter().map(|one| ScopedAccount { name: &one.name, scope: &one.registry }).collect();
-        Ok(explain_accounts(&accounts, image))
+    /// [`ServiceError::Invalid`] names every account that is unknown or named twice, and says why a config cannot be read.
+    pub async fn explain(
+        &self,
+        caller: &Identity,
+        subject: Subject,
+        image: ImageName,
+    ) -> Result<Explanation, ServiceError> {
+        match subject {
+            Subject::Accounts(choice) => {
+                let sealed = self.choose(caller, &choice).await?;
+                let accounts: Vec<ScopedAccount<'_>> =
+                    sealed.iter().map(|one| ScopedAccount { name: &one.name, scope: &one.registry }).collect();
+                Ok(explain_accounts(&accounts, &image))
+            }
+            Subject::Config(text) => beside_requests(move || explain_text(&text, &image)).await,
+        }
     }
 
-    async fn choose(&self, choice: &AccountChoice) -> Result<Vec<SealedCredential>, ServiceError> {
+    /// The chosen accounts. To the caller, one that is not granted is one that does not exist.
+    async fn choose(&self, caller: &Identity, choice: &AccountChoice) -> Result<Vec<SealedCredential>, ServiceError> {
+        let grants = &caller.grants;
         let mut conn = connection(&self.pool).await?;
         match choice {
             AccountChoice::Names(accounts) => {
                 let names = parse_names(accounts)?;
-                in_order(accounts, storage::accounts::find_credentials(&mut conn, &names).await?)
+                in_order(accounts, storage::accounts::find_credentials(&mut conn, grants, &names).await?)
             }
             AccountChoice::Selector(selector) => {
-                let selected = storage::accounts::select_credentials(&mut conn, selector, ACCOUNTS_MAX + 1).await?;
+                let limit = ACCOUNTS_MAX + 1;
+                let selected = storage::accounts::select_credentials(&mut conn, grants, selector, limit).await?;
                 let refused = |detail| Err(vec![FieldError::new("accountSelector", detail)].into());
                 match selected.len() {
                     0 => refused("selects no registry account"),
@@ -113,6 +128,12 @@ impl DockerConfigs {
             }
         }
     }
+}
+
+fn explain_text(text: &SecretString, image: &ImageName) -> Result<Explanation, ServiceError> {
+    let config = Config::parse(text.expose_secret().as_bytes())
+        .map_err(|error| ServiceError::field("config", Invalid::new(error.to_string())))?;
+    Ok(explain_and_lint(&config, image))
 }
 
 /// For a document that somebody else made, what is odd in it is of interest even where this image does not meet it.

@@ -1,7 +1,7 @@
 //! Import: the logins of a docker config become registry accounts, all of them or none.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -14,6 +14,7 @@ use crate::{
     domain::{
         account::{Account, Email, NewAccount, Password, Username},
         account_name,
+        caller::Identity,
         docker_config::{
             Warning,
             import::{FoundAccount, Import, ImportItem, ImportOutcome, SkipReason},
@@ -22,8 +23,9 @@ use crate::{
         invalid::{FieldError, Invalid},
         matching::lint::lint_config,
         names::{Labels, Name},
+        registry::RegistryScope,
     },
-    service::ServiceError,
+    service::{ServiceError, beside_requests},
     storage::{self, sealed::SealedColumn},
 };
 
@@ -36,6 +38,8 @@ pub struct Imported {
     pub account: Option<(String, Name)>,
     /// What became of it.
     pub outcome: Outcome,
+    /// The names of the entry's fields that its account does not hold.
+    pub left_out: Vec<String>,
 }
 
 /// What became of an entry.
@@ -91,17 +95,27 @@ impl Imports {
     /// # Errors
     ///
     /// [`ServiceError::Invalid`] if the document cannot be read, with line and column, or if a name is in use by
-    /// an account for another registry. Nothing is stored then.
-    pub async fn import(&self, document: &[u8], prefix: &str, dry_run: bool) -> Result<ImportReport, ServiceError> {
-        let config =
-            Config::parse(document).map_err(|error| ServiceError::field("", Invalid::new(error.to_string())))?;
-        let warnings = lint_config(&config);
-        let (mut items, planned) = plan(Import::of(&config), prefix)?;
+    /// an account for another registry; [`ServiceError::NotGranted`] if one of the accounts is not granted to the
+    /// caller, or would not be. Nothing is stored then.
+    pub async fn import(
+        &self,
+        caller: &Identity,
+        document: impl AsRef<[u8]> + Send + 'static,
+        prefix: String,
+        dry_run: bool,
+    ) -> Result<ImportReport, ServiceError> {
+        let judge = move || {
+            let config = Config::parse(document.as_ref())
+                .map_err(|error| ServiceError::field("", Invalid::new(error.to_string())))?;
+            Ok((plan(Import::of(&config), &prefix)?, lint_config(&config)))
+        };
+        let ((mut items, planned), warnings) = beside_requests(judge).await?;
         let mut tx = self.pool.begin().await?;
         let names: Vec<String> = planned.iter().map(|planned| planned.new.name.to_string()).collect();
         let existing = storage::accounts::lock_many(&mut tx, &names).await?;
         let mut existing: HashMap<String, _> =
             existing.into_iter().map(|(account, sealed)| (account.name.to_string(), (account, sealed))).collect();
+        refuse_not_granted(caller, &planned, &existing)?;
         refuse_other_registries(&planned, &existing)?;
         for Planned { position, new } in planned {
             let name = new.name.clone();
@@ -142,7 +156,6 @@ impl Imports {
 /// The account with the login of the document. What the document does not say stays.
 fn with_login(mut account: Account, new: &NewAccount) -> Account {
     account.username = new.username.clone();
-    account.is_moved = false;
     account.plain_http = account.plain_http || new.plain_http;
     if new.email.is_some() {
         account.email.clone_from(&new.email);
@@ -152,49 +165,88 @@ fn with_login(mut account: Account, new: &NewAccount) -> Account {
 
 /// Gives every login a name; what cannot be an account is passed over with its reason.
 fn plan(import: Import, prefix: &str) -> Result<(Vec<Imported>, Vec<Planned>), ServiceError> {
+    let names = names(&import, prefix).map_err(|invalid| ServiceError::field("namePrefix", invalid))?;
     let mut items = Vec::with_capacity(import.items.len());
     let mut planned: Vec<Planned> = Vec::new();
-    let mut names: HashSet<Name> = HashSet::new();
     for (position, ImportItem { key, outcome }) in import.items.into_iter().enumerate() {
-        let (account, outcome) = match outcome {
-            ImportOutcome::Skipped { reason, detail } => (None, Outcome::Skipped { reason, detail }),
+        items.push(match outcome {
+            ImportOutcome::Skipped { reason, detail } => skipped(key, reason, detail),
             ImportOutcome::Found(found) => {
-                let name = account_name::of(prefix, &found.scope, |name| names.contains(name))
-                    .map_err(|invalid| ServiceError::field("namePrefix", invalid))?;
-                let account = Some((found.scope.to_string(), name.clone()));
+                let name = names[&found.scope].clone();
                 match to_account(found, name.clone()) {
-                    Ok(new) => {
-                        names.insert(name);
+                    Ok((new, left_out)) => {
+                        let account = Some((new.registry.to_string(), name));
                         planned.push(Planned { position, new });
-                        (account, Outcome::Created)
+                        Imported { key, account, outcome: Outcome::Created, left_out }
                     }
-                    Err(invalid) => {
-                        let reason = SkipReason::InvalidEntry;
-                        (None, Outcome::Skipped { reason, detail: invalid.to_string() })
-                    }
+                    Err(invalid) => skipped(key, SkipReason::InvalidEntry, invalid.to_string()),
                 }
             }
-        };
-        items.push(Imported { key, account, outcome });
+        });
     }
+    // In one order everywhere, so that two imports do not wait for each other in a circle.
+    planned.sort_by(|one, other| one.new.name.as_str().cmp(other.new.name.as_str()));
     Ok((items, planned))
 }
 
-fn to_account(found: FoundAccount, name: Name) -> Result<NewAccount, Invalid> {
+fn skipped(key: String, reason: SkipReason, detail: String) -> Imported {
+    Imported { key, account: None, outcome: Outcome::Skipped { reason, detail }, left_out: Vec::new() }
+}
+
+/// The names do not depend on the order of the entries: the same entries in another order are the same accounts.
+fn names(import: &Import, prefix: &str) -> Result<HashMap<RegistryScope, Name>, Invalid> {
+    let found = import.items.iter().filter_map(|item| match &item.outcome {
+        ImportOutcome::Found(found) => Some(&found.scope),
+        ImportOutcome::Skipped { .. } => None,
+    });
+    let mut taken = HashSet::new();
+    let mut names = HashMap::new();
+    for scope in found.collect::<BTreeSet<_>>() {
+        let name = account_name::of(prefix, scope, |name| taken.contains(name))?;
+        taken.insert(name.clone());
+        names.insert(scope.clone(), name);
+    }
+    Ok(names)
+}
+
+/// The account, and which fields of the entry it does not hold.
+fn to_account(found: FoundAccount, name: Name) -> Result<(NewAccount, Vec<String>), Invalid> {
     let about = |field: &str, invalid: &Invalid| Invalid::new(format!("its {field} {invalid}"));
-    Ok(NewAccount {
+    let mut left_out = found.left_out;
+    // No reader uses the address: one that is not valid is no reason to lose a login.
+    let email = found.email.as_deref().map(Email::parse).transpose().unwrap_or_else(|_| {
+        left_out.push("email".to_owned());
+        None
+    });
+    let new = NewAccount {
         name,
         registry: found.scope,
         username: Username::parse(&found.username).map_err(|e| about("user name", &e))?,
         password: Password::parse(found.password).map_err(|e| about("password", &e))?,
-        // No reader uses the address: one that is not valid is no reason to lose a login.
-        email: found.email.as_deref().and_then(|email| Email::parse(email).ok()),
+        email,
         labels: Labels::default(),
         plain_http: found.plain_http,
         expires_at: None,
         ca_certificate: None,
         verify_interval: None,
-    })
+    };
+    Ok((new, left_out))
+}
+
+/// Comes before all that tells something of accounts that are there. Whoever has no grant for an account that is
+/// there has none for a new one of that name without labels, so that he learns nothing here.
+fn refuse_not_granted<S>(
+    caller: &Identity,
+    planned: &[Planned],
+    existing: &HashMap<String, (Account, S)>,
+) -> Result<(), ServiceError> {
+    for Planned { new, .. } in planned {
+        let labels = existing.get(new.name.as_str()).map_or(&new.labels, |(account, _)| &account.labels);
+        if !caller.grants.include_account(new.name.as_str(), labels.as_map()) {
+            return Err(ServiceError::NotGranted { kind: "registry account", name: new.name.to_string() });
+        }
+    }
+    Ok(())
 }
 
 fn refuse_other_registries<S>(
@@ -209,8 +261,8 @@ fn refuse_other_registries<S>(
             FieldError::new(
                 "namePrefix",
                 format!(
-                    "`{}` would be the name of the account for {}, but is the one for {}: choose another prefix",
-                    account.name, planned.new.registry, account.registry
+                    "gives the account for {} the name `{}`, which is that of the account for {}: choose another prefix",
+                    planned.new.registry, account.name, account.registry
                 ),
             )
         })

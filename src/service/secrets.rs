@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 
 use crate::{
-    clients::cluster::NewSecret,
+    clients::cluster::{ClusterError, NewSecret},
     domain::{
+        caller::Identity,
         docker_config::{RenderedConfig, Warning},
         names::{Labels, Name, NamespaceName, SecretName},
         secret::{MANAGED_BY_LABEL, SecretType},
@@ -72,13 +73,17 @@ impl Secrets {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] for the cluster, [`ServiceError::Invalid`] for the accounts,
-    /// [`ServiceError::Cluster`] for whatever the API server says.
-    pub async fn deliver(&self, delivery: Delivery) -> Result<Delivered, ServiceError> {
+    /// [`ServiceError::Cluster`] for whatever the API server says. For the caller, a namespace that is not granted
+    /// is one that the cluster does not have; it is not looked for.
+    pub async fn deliver(&self, caller: &Identity, delivery: Delivery) -> Result<Delivered, ServiceError> {
         // The cluster first: what it cannot take need not be opened.
-        let client = self.clusters.client(&delivery.cluster).await?;
+        let client = self.clusters.client(caller, &delivery.cluster).await?;
+        if !caller.grants.include_namespace(delivery.namespace.as_str()) {
+            return Err(ClusterError::NamespaceNotFound.into());
+        }
         let profile = delivery.secret_type.profile();
         let RenderedConfig { document, keys, warnings } =
-            self.docker_configs.assemble(profile, &delivery.accounts).await?;
+            self.docker_configs.assemble(caller, profile, &delivery.accounts).await?;
         let secret = NewSecret {
             namespace: delivery.namespace.to_string(),
             name: delivery.name.to_string(),

@@ -17,13 +17,14 @@ use crate::{
     crypto::sealer::Sealer,
     domain::{
         account::{Account, AccountChange, NewAccount},
+        caller::Identity,
         names::Name,
         registry::{RegistryScope, RepositoryName},
         verification::{EXPIRY_WARNINGS, Finding, Verification, VerificationResult},
     },
     service::{
         ExpectedVersion, ServiceError,
-        accounts::{Accounts, not_found},
+        accounts::{Accounts, not_found, refuse_redirection, require_granted},
         check_version, connection,
     },
     storage::{self, sealed::SealedColumn, verifications::Expiring},
@@ -119,15 +120,24 @@ impl Verifications {
     /// the account's. A login that does not work is no error but what was found.
     pub async fn verify(
         &self,
+        caller: &Identity,
         name: &Name,
+        repository: Option<&str>,
+    ) -> Result<Verification, ServiceError> {
+        let account = self.accounts.find(caller, name).await?;
+        self.verify_account(&account, repository, Trigger::Request).await
+    }
+
+    async fn verify_account(
+        &self,
+        account: &Account,
         repository: Option<&str>,
         trigger: Trigger,
     ) -> Result<Verification, ServiceError> {
-        let account = self.accounts.find(name).await?;
         let repository = parse_repository(repository, &account.registry)?;
-        let password = self.stored_password(&account).await?;
-        let finding = self.check(&account, &password, repository.as_ref(), trigger).await;
-        self.record(&account, finding).await
+        let password = self.stored_password(account).await?;
+        let finding = self.check(account, &password, repository.as_ref(), trigger).await;
+        self.record(account, finding).await
     }
 
     /// Registers an account, if wanted only with a login that works.
@@ -135,8 +145,15 @@ impl Verifications {
     /// # Errors
     ///
     /// As [`Accounts::register`]; and [`ServiceError::VerificationFailed`] if the login did not prove to work. Nothing is stored then.
-    pub async fn register(&self, new: NewAccount, first: Option<VerifyFirst>) -> Result<Account, ServiceError> {
-        let Some(first) = first else { return self.accounts.register(new).await };
+    pub async fn register(
+        &self,
+        caller: &Identity,
+        new: NewAccount,
+        first: Option<VerifyFirst>,
+    ) -> Result<Account, ServiceError> {
+        let Some(first) = first else { return self.accounts.register(caller, new).await };
+        // Before anything is sent to anybody.
+        require_granted(caller, &new.name, &new.labels)?;
         let repository = parse_repository(first.repository.as_deref(), &new.registry)?;
         let login = Login {
             registry: &new.registry,
@@ -146,7 +163,7 @@ impl Verifications {
             password: new.password.secret(),
         };
         let finding = require_valid(self.ask(&login, repository.as_ref(), Trigger::Request).await)?;
-        let mut account = self.accounts.register(new).await?;
+        let mut account = self.accounts.register(caller, new).await?;
         account.verification = Some(self.record(&account, finding).await?);
         Ok(account)
     }
@@ -159,14 +176,17 @@ impl Verifications {
     /// changed then. An account that somebody else changes while its login is checked is [`ServiceError::Stale`].
     pub async fn change(
         &self,
+        caller: &Identity,
         name: &Name,
         change: AccountChange,
         expected: ExpectedVersion,
         first: Option<VerifyFirst>,
     ) -> Result<Account, ServiceError> {
-        let Some(first) = first else { return self.accounts.change(name, change, expected).await };
-        let account = self.accounts.find(name).await?;
+        let Some(first) = first else { return self.accounts.change(caller, name, change, expected).await };
+        let account = self.accounts.find(caller, name).await?;
         check_version(expected, account.version)?;
+        // Before anything is sent to anybody.
+        refuse_redirection(&account, &change)?;
         let version = account.version;
         let password = if let Some(password) = &change.password {
             password.secret().clone()
@@ -175,9 +195,10 @@ impl Verifications {
         };
         let mut changed = account;
         change.clone().apply(&mut changed).map_err(|invalid| ServiceError::field("labels", invalid))?;
+        require_granted(caller, name, &changed.labels)?;
         let repository = parse_repository(first.repository.as_deref(), &changed.registry)?;
         let finding = require_valid(self.check(&changed, &password, repository.as_ref(), Trigger::Request).await)?;
-        let mut account = self.accounts.change(name, change, Some(version)).await?;
+        let mut account = self.accounts.change(caller, name, change, Some(version)).await?;
         account.verification = Some(self.record(&account, finding).await?);
         Ok(account)
     }
@@ -199,9 +220,12 @@ impl Verifications {
     ///
     /// As [`verify`](Self::verify).
     pub async fn verify_due(&self, name: &Name) -> Result<(), ServiceError> {
-        let before = self.accounts.find(name).await?;
-        let known = before.verification.map(|verification| verification.result);
-        let found = self.verify(name, None, Trigger::Background).await?;
+        let mut conn = connection(&self.pool).await?;
+        let found = storage::accounts::find(&mut conn, name).await?;
+        drop(conn);
+        let before = found.ok_or_else(|| not_found(name))?;
+        let known = before.verification.as_ref().map(|verification| verification.result);
+        let found = self.verify_account(&before, None, Trigger::Background).await?;
         let (account, registry, result) = (name.as_str(), before.registry.as_str(), found.result.as_str());
         match (known, found.result) {
             (known, now) if known == Some(now) => {}
@@ -257,13 +281,6 @@ impl Verifications {
         repository: Option<&RepositoryName>,
         trigger: Trigger,
     ) -> Finding {
-        if account.is_moved {
-            self.tally.count(trigger, VerificationResult::Refused);
-            return Finding::new(
-                VerificationResult::Refused,
-                "the account was moved to another host than its password was given for: say the password again",
-            );
-        }
         let login = Login {
             registry: &account.registry,
             plain_http: account.plain_http,

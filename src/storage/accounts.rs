@@ -10,6 +10,7 @@ use crate::{
     domain::{
         account::{Account, Email, NewAccount, Username},
         cluster::CaCertificate,
+        grants::{Grants, Ranges},
         names::{Labels, Name},
         registry::RegistryScope,
         sealed::Sealed,
@@ -33,7 +34,6 @@ struct AccountRow {
     expires_at: Option<DateTime<Utc>>,
     ca_certificate: Option<String>,
     verify_interval_seconds: Option<i32>,
-    is_moved: bool,
     last_verified_at: Option<DateTime<Utc>>,
     last_verification_result: Option<String>,
     last_verification_detail: Option<String>,
@@ -71,7 +71,6 @@ impl TryFrom<AccountRow> for Account {
             expires_at: row.expires_at,
             ca_certificate: ca_certificate.map_err(corrupt(TABLE, id, "ca_certificate"))?,
             verify_interval: verify_interval.map_err(corrupt(TABLE, id, "verify_interval_seconds"))?,
-            is_moved: row.is_moved,
             verification,
             version: row.version,
             created_at: row.created_at,
@@ -110,7 +109,7 @@ pub async fn insert(
                -- Soon, and not all of an import at once.
                CASE WHEN $12::integer IS NOT NULL THEN now() + random() * interval '1 minute' END)
            RETURNING id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
-               verify_interval_seconds, is_moved, last_verified_at, last_verification_result,
+               verify_interval_seconds, last_verified_at, last_verification_result,
                last_verification_detail, version, created_at, updated_at"#,
         id,
         new.name.as_str(),
@@ -141,7 +140,7 @@ pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
     sqlx::query_as!(
         AccountRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
-               verify_interval_seconds, is_moved, last_verified_at, last_verification_result,
+               verify_interval_seconds, last_verified_at, last_verification_result,
                last_verification_detail, version, created_at, updated_at
            FROM registry_accounts WHERE name = $1"#,
         name.as_str(),
@@ -162,7 +161,7 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
     sqlx::query_as!(
         AccountRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
-               verify_interval_seconds, is_moved, last_verified_at, last_verification_result,
+               verify_interval_seconds, last_verified_at, last_verification_result,
                last_verification_detail, version, created_at, updated_at
            FROM registry_accounts WHERE name = $1 FOR UPDATE"#,
         name.as_str(),
@@ -173,7 +172,7 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
     .transpose()
 }
 
-/// Lists accounts in the order of their names, only those that `filter` lets through.
+/// Lists granted accounts in the order of their names, only those that `filter` lets through.
 ///
 /// # Errors
 ///
@@ -181,21 +180,48 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
 #[tracing::instrument(name = "db.registry_accounts.list", skip_all)]
 pub async fn list(
     conn: &mut PgConnection,
+    grants: &Grants,
     page: &PageRequest,
     filter: &AccountFilter,
 ) -> Result<Vec<Account>, StorageError> {
+    let Ranges { low, high } = grants.account_ranges().after(page.after.as_deref());
+    // The first rows of each grant, by an index; the page is among them. So a page costs the same wherever it is, and
+    // however many accounts there are that are not granted.
     sqlx::query_as!(
         AccountRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
-               verify_interval_seconds, is_moved, last_verified_at, last_verification_result,
+               verify_interval_seconds, last_verified_at, last_verification_result,
                last_verification_detail, version, created_at, updated_at
            FROM registry_accounts
-           WHERE ($1::text IS NULL OR name > $1) AND labels @> $2
-               AND ($4::bigint IS NULL OR expires_at <= now() + $4 * interval '1 second')
-           ORDER BY name LIMIT $3"#,
+           WHERE id = ANY (ARRAY(
+               SELECT one.id FROM (
+                   SELECT one.id, one.name
+                   FROM unnest($4::text[], $5::text[]) AS granted (low, high)
+                   CROSS JOIN LATERAL (
+                       SELECT id, name FROM registry_accounts
+                       WHERE name >= granted.low COLLATE "C" AND name < granted.high COLLATE "C" AND labels @> $2
+                           AND ($7::bigint IS NULL OR expires_at <= now() + $7 * interval '1 second')
+                       ORDER BY name LIMIT $3
+                   ) AS one
+                   UNION
+                   SELECT one.id, one.name
+                   FROM unnest($6::jsonb[]) AS granted (labels)
+                   CROSS JOIN LATERAL (
+                       SELECT id, name FROM registry_accounts
+                       WHERE labels @> granted.labels AND ($1::text IS NULL OR name > $1) AND labels @> $2
+                           AND ($7::bigint IS NULL OR expires_at <= now() + $7 * interval '1 second')
+                       ORDER BY name LIMIT $3
+                   ) AS one
+               ) AS one
+               ORDER BY one.name LIMIT $3
+           ))
+           ORDER BY name"#,
         page.after,
         Json(filter.labels.as_map()) as _,
         page.limit,
+        &low,
+        &high,
+        &as_json(grants) as _,
         filter.expires_within_seconds,
     )
     .fetch_all(conn)
@@ -224,7 +250,7 @@ pub async fn update(
         r#"UPDATE registry_accounts
            SET registry = $2, username = $3, email = $4, labels = $5, plain_http = $6, expires_at = $7,
                password = coalesce($8, password), password_key_id = coalesce($9, password_key_id),
-               ca_certificate = $10, verify_interval_seconds = $11, is_moved = $12,
+               ca_certificate = $10, verify_interval_seconds = $11,
                last_verified_at = CASE WHEN login.is_same THEN last_verified_at END,
                last_verification_result = CASE WHEN login.is_same THEN last_verification_result END,
                last_verification_detail = CASE WHEN login.is_same THEN last_verification_detail END,
@@ -242,7 +268,7 @@ pub async fn update(
            ) AS login
            WHERE id = $1
            RETURNING id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
-               verify_interval_seconds, is_moved, last_verified_at, last_verification_result,
+               verify_interval_seconds, last_verified_at, last_verification_result,
                last_verification_detail, version, created_at, updated_at"#,
         account.id,
         account.registry.to_string(),
@@ -255,7 +281,6 @@ pub async fn update(
         password.map(|sealed| sealed.key_id.as_str()),
         account.ca_certificate.as_ref().map(CaCertificate::as_pem),
         account.verify_interval.map(VerifyInterval::seconds),
-        account.is_moved,
     )
     .fetch_one(conn)
     .await?
@@ -316,13 +341,17 @@ pub struct SealedCredential {
     pub password: Sealed,
 }
 
-/// Finds the credentials of these accounts, in no particular order; unknown names are left out.
+/// Finds the credentials of these accounts, in no particular order; what is unknown or not granted is left out.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or a row is damaged.
 #[tracing::instrument(name = "db.registry_accounts.find_credentials", skip_all)]
-pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<SealedCredential>, StorageError> {
+pub async fn find_credentials(
+    conn: &mut PgConnection,
+    grants: &Grants,
+    names: &[&str],
+) -> Result<Vec<SealedCredential>, StorageError> {
     sqlx::query_as!(
         CredentialRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id
@@ -332,11 +361,12 @@ pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result
     .fetch_all(conn)
     .await?
     .into_iter()
+    .filter(|row| grants.include_account(&row.name, &row.labels.0))
     .map(SealedCredential::try_from)
     .collect()
 }
 
-/// Finds the credentials of the accounts that a selector selects, in the order of their names, `limit` at most.
+/// Finds the credentials of the granted accounts that a selector selects, in the order of their names, `limit` at most.
 ///
 /// # Errors
 ///
@@ -344,15 +374,28 @@ pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result
 #[tracing::instrument(name = "db.registry_accounts.select_credentials", skip_all)]
 pub async fn select_credentials(
     conn: &mut PgConnection,
+    grants: &Grants,
     selector: &LabelSelector,
     limit: usize,
 ) -> Result<Vec<SealedCredential>, StorageError> {
-    // `matchLabels` by the index, the rest of the selector by its one implementation, row by row.
+    let Ranges { low, high } = grants.account_ranges();
+    // Grants and `matchLabels` here, the rest of the selector by its one implementation, row by row.
     let mut rows = sqlx::query_as!(
         CredentialRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id
-           FROM registry_accounts WHERE labels @> $1 ORDER BY name"#,
+           FROM registry_accounts
+           WHERE labels @> $1 AND (
+               EXISTS (
+                   SELECT FROM unnest($2::text[], $3::text[]) AS granted (low, high)
+                   WHERE name >= granted.low COLLATE "C" AND name < granted.high COLLATE "C"
+               )
+               OR labels @> ANY($4::jsonb[])
+           )
+           ORDER BY name"#,
         Json(selector.match_labels().as_map()) as _,
+        &low,
+        &high,
+        &as_json(grants) as _,
     )
     .fetch(conn);
     let mut selected = Vec::new();
@@ -366,6 +409,11 @@ pub async fn select_credentials(
     Ok(selected)
 }
 
+/// The labels that are granted, one object for each rule.
+fn as_json(grants: &Grants) -> Vec<Json<&BTreeMap<String, String>>> {
+    grants.account_labels().into_iter().map(Json).collect()
+}
+
 /// Finds these accounts with their sealed passwords, and keeps others from changing them until the transaction ends.
 ///
 /// # Errors
@@ -376,7 +424,7 @@ pub async fn lock_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<
     // In the order of their names, so that two imports do not wait for each other in a circle.
     let rows = sqlx::query!(
         r#"SELECT id, name, registry, username, email, labels AS "labels: Json<BTreeMap<String, String>>", plain_http,
-               expires_at, ca_certificate, verify_interval_seconds, is_moved, last_verified_at,
+               expires_at, ca_certificate, verify_interval_seconds, last_verified_at,
                last_verification_result, last_verification_detail, version, created_at, updated_at, password,
                password_key_id
            FROM registry_accounts WHERE name = ANY($1) ORDER BY name FOR UPDATE"#,
@@ -398,7 +446,6 @@ pub async fn lock_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<
                 expires_at: row.expires_at,
                 ca_certificate: row.ca_certificate,
                 verify_interval_seconds: row.verify_interval_seconds,
-                is_moved: row.is_moved,
                 last_verified_at: row.last_verified_at,
                 last_verification_result: row.last_verification_result,
                 last_verification_detail: row.last_verification_detail,

@@ -1,11 +1,15 @@
 //! API keys.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
 use crate::{
-    domain::caller::{Identity, KeyVerifier, Role},
+    domain::{
+        caller::{Identity, KeyVerifier, NewApiKey, Role},
+        grants::{Grants, GrantsDocument},
+        invalid::{FieldError, Invalid},
+    },
     storage::{StorageError, corrupt, on_name_taken},
 };
 
@@ -22,7 +26,17 @@ pub struct StoredKey {
     pub is_active: bool,
 }
 
-/// Finds a key by id.
+/// Role and grants of a row.
+fn rights(id: Uuid, role: &str, grants: GrantsDocument) -> Result<(Role, Grants), StorageError> {
+    let role = role.parse().map_err(corrupt(TABLE, id, "role"))?;
+    let grants = Grants::parse(role, grants).map_err(|errors| {
+        let all = errors.iter().map(|FieldError { field, detail }| format!("{field} {detail}"));
+        corrupt(TABLE, id, "grants")(Invalid::new(all.collect::<Vec<_>>().join("; ")))
+    })?;
+    Ok((role, grants))
+}
+
+/// Finds a key by id, for the door.
 ///
 /// # Errors
 ///
@@ -30,7 +44,7 @@ pub struct StoredKey {
 #[tracing::instrument(name = "db.api_keys.find", skip_all)]
 pub async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Option<StoredKey>, StorageError> {
     let row = sqlx::query!(
-        r#"SELECT id, name, role, mac, hash,
+        r#"SELECT id, name, role, grants AS "grants: Json<GrantsDocument>", mac, hash, expires_at,
                (revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())) AS "is_active!"
            FROM api_keys WHERE id = $1"#,
         id,
@@ -38,17 +52,60 @@ pub async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Option<StoredKey>
     .fetch_optional(conn)
     .await?;
     row.map(|row| {
+        let (role, grants) = rights(row.id, &row.role, row.grants.0)?;
         Ok(StoredKey {
-            identity: Identity {
-                key_id: row.id,
-                name: row.name,
-                role: row.role.parse::<Role>().map_err(corrupt(TABLE, row.id, "role"))?,
-            },
+            identity: Identity { key_id: row.id, name: row.name, role, grants, expires_at: row.expires_at },
             verifier: KeyVerifier { mac: row.mac, hash: row.hash },
             is_active: row.is_active,
         })
     })
     .transpose()
+}
+
+/// A key as others see it: nothing of its secret.
+#[derive(Debug)]
+pub struct ApiKey {
+    /// Id of the key, also the first part of its text.
+    pub id: Uuid,
+    /// Name of the key.
+    pub name: String,
+    /// Role of the key.
+    pub role: Role,
+    /// What it reaches.
+    pub grants: Grants,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When it ends, if ever.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// When it was revoked, if it was.
+    pub revoked_at: Option<DateTime<Utc>>,
+}
+
+struct ApiKeyRow {
+    id: Uuid,
+    name: String,
+    role: String,
+    grants: Json<GrantsDocument>,
+    created_at: DateTime<Utc>,
+    expires_at: Option<DateTime<Utc>>,
+    revoked_at: Option<DateTime<Utc>>,
+}
+
+impl TryFrom<ApiKeyRow> for ApiKey {
+    type Error = StorageError;
+
+    fn try_from(row: ApiKeyRow) -> Result<Self, StorageError> {
+        let (role, grants) = rights(row.id, &row.role, row.grants.0)?;
+        Ok(Self {
+            id: row.id,
+            name: row.name,
+            role,
+            grants,
+            created_at: row.created_at,
+            expires_at: row.expires_at,
+            revoked_at: row.revoked_at,
+        })
+    }
 }
 
 /// Inserts a key.
@@ -60,66 +117,115 @@ pub async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Option<StoredKey>
 pub async fn insert(
     conn: &mut PgConnection,
     id: Uuid,
-    name: &str,
-    role: Role,
+    new: &NewApiKey,
     verifier: &KeyVerifier,
-    expires_at: Option<DateTime<Utc>>,
-) -> Result<(), StorageError> {
-    sqlx::query!(
-        "INSERT INTO api_keys (id, name, role, mac, hash, expires_at) VALUES ($1, $2, $3, $4, $5, $6)",
+) -> Result<ApiKey, StorageError> {
+    sqlx::query_as!(
+        ApiKeyRow,
+        r#"INSERT INTO api_keys (id, name, role, grants, mac, hash, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7)
+           RETURNING id, name, role, grants AS "grants: _", created_at, expires_at, revoked_at"#,
         id,
-        name,
-        role.as_str(),
+        new.name.as_str(),
+        new.role.as_str(),
+        Json(GrantsDocument::from(&new.grants)) as _,
         verifier.mac,
         verifier.hash,
-        expires_at,
+        new.expires_at,
     )
-    .execute(conn)
+    .fetch_one(conn)
     .await
-    .map_err(on_name_taken("api_keys_name_key"))?;
-    Ok(())
+    .map_err(on_name_taken("api_keys_name_key"))?
+    .try_into()
 }
 
-/// A key as a list shows it.
-#[derive(Debug)]
-pub struct KeySummary {
-    /// Id of the key, also the first part of its text.
-    pub id: Uuid,
-    /// Name of the key.
-    pub name: String,
-    /// Role of the key.
-    pub role: String,
-    /// When it was made.
-    pub created_at: DateTime<Utc>,
-    /// When it ends, if ever.
-    pub expires_at: Option<DateTime<Utc>>,
-    /// When it was revoked, if it was.
-    pub revoked_at: Option<DateTime<Utc>>,
+/// Lists keys, revoked and expired ones too, the oldest first: at most `limit` after the one with the id `after`.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(name = "db.api_keys.list", skip_all)]
+pub async fn list(conn: &mut PgConnection, after: Option<Uuid>, limit: i64) -> Result<Vec<ApiKey>, StorageError> {
+    sqlx::query_as!(
+        ApiKeyRow,
+        r#"SELECT id, name, role, grants AS "grants: _", created_at, expires_at, revoked_at
+           FROM api_keys WHERE ($1::uuid IS NULL OR id > $1) ORDER BY id LIMIT $2"#,
+        after,
+        limit,
+    )
+    .fetch_all(conn)
+    .await?
+    .into_iter()
+    .map(ApiKey::try_from)
+    .collect()
 }
 
-/// Lists all keys, the oldest first.
+/// Finds a key by id, to be shown.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
+#[tracing::instrument(name = "db.api_keys.show", skip_all)]
+pub async fn show(conn: &mut PgConnection, id: Uuid) -> Result<Option<ApiKey>, StorageError> {
+    sqlx::query_as!(
+        ApiKeyRow,
+        r#"SELECT id, name, role, grants AS "grants: _", created_at, expires_at, revoked_at
+           FROM api_keys WHERE id = $1"#,
+        id,
+    )
+    .fetch_optional(conn)
+    .await?
+    .map(ApiKey::try_from)
+    .transpose()
+}
+
+/// Finds the id of the key that has this name and is not revoked.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
-pub async fn list(conn: &mut PgConnection) -> Result<Vec<KeySummary>, StorageError> {
+#[tracing::instrument(name = "db.api_keys.find_id", skip_all)]
+pub async fn find_id(conn: &mut PgConnection, name: &str) -> Result<Option<Uuid>, StorageError> {
+    let found = sqlx::query_scalar!("SELECT id FROM api_keys WHERE name = $1 AND revoked_at IS NULL", name);
+    Ok(found.fetch_optional(conn).await?)
+}
+
+/// An admin's key that opens the door today.
+#[derive(Debug, Clone, Copy)]
+pub struct AdminKey {
+    /// Id of the key.
+    pub id: Uuid,
+    /// It opens the door for a limited time only.
+    pub expires: bool,
+}
+
+/// Finds all admins' keys that are neither revoked nor expired, and keeps others from revoking them until the
+/// transaction ends.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(name = "db.api_keys.lock_admins", skip_all)]
+pub async fn lock_admins(conn: &mut PgConnection) -> Result<Vec<AdminKey>, StorageError> {
+    // In one order, so that two revocations do not wait for each other in a circle.
     Ok(sqlx::query_as!(
-        KeySummary,
-        "SELECT id, name, role, created_at, expires_at, revoked_at FROM api_keys ORDER BY id",
+        AdminKey,
+        r#"SELECT id, expires_at IS NOT NULL AS "expires!" FROM api_keys
+           WHERE role = 'admin' AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+           ORDER BY id FOR UPDATE"#,
     )
     .fetch_all(conn)
     .await?)
 }
 
-/// Revokes the key of this name; whether there was one.
+/// Revokes a key; one that is revoked already stays as it is.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
-#[tracing::instrument(name = "db.api_keys.revoke", skip_all)]
-pub async fn revoke(conn: &mut PgConnection, name: &str) -> Result<bool, StorageError> {
-    let result = sqlx::query!("UPDATE api_keys SET revoked_at = now() WHERE name = $1 AND revoked_at IS NULL", name,)
+#[tracing::instrument(name = "db.api_keys.revoke", skip_all, fields(key.id = %id))]
+pub async fn revoke(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
+    sqlx::query!("UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", id)
         .execute(conn)
         .await?;
-    Ok(result.rows_affected() > 0)
+    Ok(())
 }

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         cluster::{AuthType, CaCertificate, ClusterConnection, ServerUrl},
+        grants::{Grants, Ranges},
         names::Name,
         sealed::Sealed,
     },
@@ -160,20 +161,32 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredC
     .transpose()
 }
 
-/// Lists clusters in the order of their names.
+/// Lists granted clusters in the order of their names.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or a row is damaged.
 #[tracing::instrument(name = "db.clusters.list", skip_all)]
-pub async fn list(conn: &mut PgConnection, page: &PageRequest) -> Result<Vec<StoredCluster>, StorageError> {
+pub async fn list(
+    conn: &mut PgConnection,
+    grants: &Grants,
+    page: &PageRequest,
+) -> Result<Vec<StoredCluster>, StorageError> {
+    let Ranges { low, high } = grants.cluster_ranges();
     sqlx::query_as!(
         ClusterRow,
-        "SELECT id, name, server, ca_certificate, tls_server_name, auth_type, client_certificate, credential,
-             credential_key_id, allow_plain_http, version, created_at, updated_at
-         FROM clusters WHERE ($1::text IS NULL OR name > $1) ORDER BY name LIMIT $2",
+        r#"SELECT id, name, server, ca_certificate, tls_server_name, auth_type, client_certificate, credential,
+               credential_key_id, allow_plain_http, version, created_at, updated_at
+           FROM clusters
+           WHERE ($1::text IS NULL OR name > $1) AND EXISTS (
+               SELECT FROM unnest($3::text[], $4::text[]) AS granted (low, high)
+               WHERE name >= granted.low COLLATE "C" AND name < granted.high COLLATE "C"
+           )
+           ORDER BY name LIMIT $2"#,
         page.after,
         page.limit,
+        &low,
+        &high,
     )
     .fetch_all(conn)
     .await?

@@ -794,6 +794,9 @@ async fn neither_log_nor_debug_holds_a_secret() {
         .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
         .with_writer(move || writer.clone())
         .finish();
+    // With a single subscriber in the process, tracing-core asks the thread that meets a callsite first, which may be
+    // another test's and have none, and never logs there again. With two it asks both.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     // The runtime of this test has one thread, so that everything it does is seen.
     let _guard = tracing::subscriber::set_default(subscriber);
     let namespace = new_namespace().await;

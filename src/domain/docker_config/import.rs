@@ -59,6 +59,8 @@ pub struct FoundAccount {
     pub password: SecretString,
     /// The address, if there is one.
     pub email: Option<String>,
+    /// The names of the entry's fields that an account has no place for.
+    pub left_out: Vec<String>,
 }
 
 /// Why an item is passed over. Fields of the document are called by their own names.

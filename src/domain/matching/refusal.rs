@@ -33,7 +33,12 @@ impl Refusal<'_> {
         match self.key {
             None => format!("{consumer} does not read this document: {}", self.why),
             Some(key) => {
-                format!("{consumer} cannot use this document because of the entry `{}`: {}", shown(key), self.why)
+                let effect = match consumer {
+                    // It goes on with what it had read, in the order of a Go map, which is random.
+                    Consumer::Docker => "warns, and then finds an entry of this document only by chance,",
+                    _ => "cannot use this document",
+                };
+                format!("{consumer} {effect} because of the entry `{}`: {}", shown(key), self.why)
             }
         }
     }

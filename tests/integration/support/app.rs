@@ -8,14 +8,9 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use regcred::{
-    app::App,
-    config::Reader,
-    crypto::api_key::Pepper,
-    domain::{caller::Role, names::Name},
-    service::api_keys,
-    shutdown::Signals,
+    app::App, config::Reader, crypto::api_key::Pepper, domain::caller::NewApiKey, service::api_keys, shutdown::Signals,
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
@@ -91,9 +86,18 @@ impl TestApp {
 
     /// Makes an API key; its text.
     pub async fn new_key(&self, name: &str, expires_at: Option<DateTime<Utc>>) -> String {
-        let name = Name::parse(name).expect("a name");
-        let key = api_keys::create(&self.pool, &pepper(), &name, Role::Admin, expires_at).await.expect("a key");
+        // Of the past where a test wants one that has expired.
+        let now = expires_at.unwrap_or_default() - TimeDelta::hours(1);
+        let new = NewApiKey::parse(name, "admin", None, expires_at, now).expect("a good key");
+        let (_, key) = api_keys::create(&self.pool, &pepper(), &new).await.expect("a key");
         key.text.expose_secret().to_owned()
+    }
+
+    /// Makes an API key through the API; a client that uses it.
+    pub async fn caller(&self, name: &str, role: &str, grants: Option<Value>) -> Client {
+        let body = json!({"name": name, "role": role, "grants": grants});
+        let created = self.admin.post("/v1/api-keys", &body).await.expect(201);
+        self.admin.with_key(created["key"].as_str().expect("a key"))
     }
 
     /// Registers an account and answers what the API does.

@@ -17,7 +17,9 @@ pub struct Client {
 
 impl Client {
     pub fn new(base: impl Into<String>, key: Option<&str>) -> Self {
-        let http = reqwest::Client::builder().timeout(Duration::from_mins(1)).no_proxy().build().expect("a client");
+        // A connection that was kept while a test ran a program may have been closed meanwhile.
+        let builder = reqwest::Client::builder().pool_max_idle_per_host(0);
+        let http = builder.timeout(Duration::from_mins(1)).no_proxy().build().expect("a client");
         Self { http, base: base.into(), key: key.map(str::to_owned) }
     }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::support::{app::TestApp, given, kubernetes};
 
-#[sqlx::test]
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn a_cluster_is_nowhere_that_the_guard_does_not_admit(pool: PgPool) {
     let (trap, app) = (Trap::set(), TestApp::spawn(pool).await);
     let trapped = |host: &str| format!("http://{host}:{}", trap.port);
@@ -45,7 +45,7 @@ async fn a_cluster_is_nowhere_that_the_guard_does_not_admit(pool: PgPool) {
     assert_eq!(trap.caught(), 0);
 }
 
-#[sqlx::test]
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn the_configuration_says_where_clusters_may_be(pool: PgPool) {
     let app = TestApp::configured(pool, &[("REGCRED_CLUSTER_ALLOW", "10.0.0.0/8")]).await;
     app.register_cluster("dev").await;

@@ -150,7 +150,7 @@ async fn the_command_tells_no_secret_at_its_most_talkative() {
     }
 }
 
-#[sqlx::test]
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn the_service_logs_no_secret_at_its_most_talkative(pool: PgPool) {
     let service = TokenService::start(Habits::default());
     let realm = service.realm();

@@ -27,7 +27,7 @@ async fn result_of(client: &Client, name: &str) -> Value {
     client.get(&format!("/v1/registry-accounts/{name}")).await.expect(200)["lastVerificationResult"].clone()
 }
 
-#[sqlx::test]
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn accounts_with_an_interval_are_verified_in_the_background(pool: PgPool) {
     let app = TestApp::configured(pool, QUICK).await;
     let there = registry::a();
@@ -88,7 +88,7 @@ async fn accounts_with_an_interval_are_verified_in_the_background(pool: PgPool) 
     assert_eq!(refused.fields(), ["verifyIntervalSeconds"]);
 }
 
-#[sqlx::test]
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn replicas_share_the_checks(pool: PgPool) {
     let (address, requests) = serve(|request| {
         if request.contains("authorization") {
@@ -116,7 +116,7 @@ async fn replicas_share_the_checks(pool: PgPool) {
     assert_eq!(requests.count(), 2 * 40);
 }
 
-#[sqlx::test]
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn nothing_is_verified_where_the_configuration_forbids_it(pool: PgPool) {
     let mut variables = QUICK.to_vec();
     variables.push(("REGCRED_VERIFY_BACKGROUND", "false"));
@@ -131,7 +131,7 @@ async fn nothing_is_verified_where_the_configuration_forbids_it(pool: PgPool) {
     assert_eq!(found["result"], "valid");
 }
 
-#[sqlx::test]
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn accounts_that_expire_are_found_counted_and_warned_of_once(pool: PgPool) {
     let url = pool.connect_options().to_url_lossy().to_string();
     let installation = Installation::new(&url);
@@ -195,7 +195,7 @@ async fn accounts_that_expire_are_found_counted_and_warned_of_once(pool: PgPool)
         .await;
 }
 
-#[sqlx::test]
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn a_check_that_hangs_does_not_hold_up_the_end(pool: PgPool) {
     let (hanging, requests) = serve(|_| {
         std::thread::sleep(Duration::from_secs(30));

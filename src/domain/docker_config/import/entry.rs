@@ -42,7 +42,15 @@ fn found(entry: &Entry, config: &Config) -> Result<FoundAccount, Skip> {
     }
     let (scope, plain_http) = scope(&entry.key)?;
     let email = Some(entry.email.text()).filter(|email| !email.is_empty());
-    Ok(FoundAccount { scope, plain_http, username, password, email: email.map(str::to_owned) })
+    let left_out = left_out(entry);
+    Ok(FoundAccount { scope, plain_http, username, password, email: email.map(str::to_owned), left_out })
+}
+
+/// Fields that are there beside user, password and address.
+fn left_out(entry: &Entry) -> Vec<String> {
+    let tokens = [("identitytoken", &entry.identity_token), ("registrytoken", &entry.registry_token)];
+    let tokens = tokens.into_iter().filter(|(_, token)| !token.text().is_empty()).map(|(name, _)| name);
+    tokens.chain(entry.others.iter().map(String::as_str)).map(str::to_owned).collect()
 }
 
 /// `http://` is a property of an account, not a part of its registry's name.

@@ -50,7 +50,7 @@ fn skip(items: &mut [ImportItem], rival: usize, winner: usize) {
         (
             SkipReason::Conflict,
             format!(
-                "the key `{key}` means the same registry and holds another credential: import one at a time, by other names"
+                "the key `{key}` means the same registry and holds another credential: import this entry in a document of its own, with another `namePrefix`"
             ),
         )
     };

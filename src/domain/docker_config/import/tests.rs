@@ -130,6 +130,15 @@ fn w5_two_keys_of_one_registry_are_no_silent_choice() {
 }
 
 #[test]
+fn what_of_an_entry_is_left_out_is_named() {
+    let document =
+        r#"{"auths":{"reg.io":{"auth":"dTpw","identitytoken":"t","registrytoken":"","serveraddress":"reg.io"}}}"#;
+    let item = import(document).items.remove(0);
+    let ImportOutcome::Found(found) = item.outcome else { panic!("{item:?}") };
+    assert_eq!(found.left_out, ["identitytoken", "serveraddress"]);
+}
+
+#[test]
 fn debug_shows_no_password() {
     let shown = format!("{:?}", import(r#"{"auths":{"reg.io":{"auth":"dTpzZWNyZXQ="}}}"#));
     assert!(!shown.contains("secret") && !shown.contains("dTpz"), "{shown}");

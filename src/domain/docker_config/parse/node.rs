@@ -15,6 +15,8 @@ const MAX_FIELDS: usize = 10_000;
 
 pub(super) const TOO_MANY: &str = "an object has more than 10000 fields";
 pub(super) const TOO_DEEP: &str = "braces and brackets are nested too deeply";
+const NEITHER: &str = "this is neither JSON nor YAML, or is nested too deeply";
+const TOO_MUCH: &str = "the YAML is nested too deeply, or repeats too much by its anchors";
 pub(super) const TWICE: &str =
     "a key stands twice in one object, and every reader would silently take the last: delete one";
 
@@ -72,14 +74,31 @@ pub(super) fn from_json(input: &str) -> Result<Node, ParseError> {
     node.map_err(|error| super::error::json(&error, input.as_bytes()))
 }
 
-/// Reads YAML. Its own error would show the lines around, so only the place is taken from it.
+/// Reads YAML. Its own error would show the lines around, so only the place and the kind are taken from it.
 pub(super) fn from_yaml(input: &str) -> Result<Node, ParseError> {
     let read =
         serde_saphyr::with_deserializer_from_str(input, |deserializer| Seed { depth: 0 }.deserialize(deserializer));
     read.map_err(|error| ParseError {
         position: error.location().and_then(position),
-        detail: "this is neither JSON nor YAML, or it has a key twice, or is nested too deeply".into(),
+        detail: yaml_detail(&error).into(),
     })
+}
+
+fn yaml_detail(error: &serde_saphyr::Error) -> &'static str {
+    use serde_saphyr::Error;
+    match error {
+        Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => yaml_detail(error),
+        Error::MultipleDocuments { .. } => "there are several YAML documents: give the one Secret alone, without `---`",
+        Error::DuplicateMappingKey { .. } => TWICE,
+        Error::Budget { .. }
+        | Error::AliasReplayLimitExceeded { .. }
+        | Error::AliasExpansionLimitExceeded { .. }
+        | Error::AliasReplayStackDepthExceeded { .. } => TOO_MUCH,
+        Error::Message { msg, .. } => {
+            [TWICE, TOO_DEEP, TOO_MANY].into_iter().find(|detail| msg.starts_with(detail)).unwrap_or(NEITHER)
+        }
+        _ => NEITHER,
+    }
 }
 
 fn position(location: serde_saphyr::Location) -> Option<Position> {

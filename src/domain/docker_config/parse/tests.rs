@@ -148,6 +148,8 @@ fn w4_a_stray_hash_after_the_last_brace_is_found(#[case] stray: &str, #[case] li
 #[case("kind: Secret\ndata:\n  .dockerconfigjson: '!'\n", None, "inside `.dockerconfigjson`: the base64")]
 #[case("kind: Secret\ndata:\n  .dockerconfigjson: eyJyZWcuaW8iOnt9fQ==\n", None, "other type of Secret")]
 #[case("kind: Secret\n  data: [\n", Some((2, 7)), "neither JSON nor YAML")]
+#[case("kind: Secret\n---\nkind: Secret\n", Some((3, 1)), "several YAML documents")]
+#[case("kind: Secret\ndata: {}\ndata: {}\n", Some((3, 1)), "stands twice")]
 #[case("\u{feff}{}", Some((1, 1)), "byte order mark")]
 fn what_cannot_be_read_is_refused_with_its_place(
     #[case] input: &str,
@@ -177,8 +179,12 @@ fn too_much_is_refused() {
         assert!(refusal(nested).to_string().contains("nested too deeply"));
     }
     for nested in ["[".repeat(MAX_INPUT), "- ".repeat(MAX_INPUT / 2), "a: ".repeat(MAX_INPUT / 3)] {
-        assert!(refusal(nested).to_string().contains("neither JSON nor YAML"));
+        let refusal = refusal(nested);
+        assert!(refusal.detail.contains("nested too deeply"), "{refusal}");
     }
+    let tenfold = |at: usize| format!("a{at}: &a{at} [{}]\n", vec![format!("*a{}", at - 1); 10].join(","));
+    let laughs = (1..30).map(tenfold).collect::<String>();
+    assert!(refusal(format!("a0: &a0 x\n{laughs}")).to_string().contains("anchors"));
 }
 
 #[test]

@@ -80,5 +80,8 @@ fn used_for_more(key: &str, scope: &RegistryScope, finders: &[Consumer]) -> Opti
 
 fn list(consumers: &[Consumer]) -> String {
     let names: Vec<_> = consumers.iter().map(Consumer::to_string).collect();
-    names.join(", ")
+    match names.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+        _ => names.join(""),
+    }
 }

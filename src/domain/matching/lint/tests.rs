@@ -32,15 +32,15 @@ fn a_good_key_gives_no_warning(#[case] key: &str) {
 #[case("hub.docker.com", WarningCode::NeverMatches, "write `https://index.docker.io/v1/`")]
 #[case("index.docker.io/v1", WarningCode::NeverMatches, "write `https://index.docker.io/v1/`")]
 #[case("Reg.io", WarningCode::NeverMatches, "write `reg.io`")]
-#[case("docker.io", WarningCode::MissedBySome, "not used by k8schain, the docker CLI:")]
-#[case("registry-1.docker.io", WarningCode::MissedBySome, "not used by the kubelet, k8schain, the docker CLI:")]
+#[case("docker.io", WarningCode::MissedBySome, "not used by k8schain and the docker CLI:")]
+#[case("registry-1.docker.io", WarningCode::MissedBySome, "not used by the kubelet, k8schain and the docker CLI:")]
 #[case(
     "*.reg.io",
     WarningCode::MissedBySome,
-    "not used by the docker CLI, podman: the docker CLI knows `*` only in its newest releases"
+    "not used by the docker CLI and podman: the docker CLI knows `*` only in its newest releases"
 )]
 #[case("[::1]", WarningCode::MissedBySome, "an IPv6 address only with its port")]
-#[case("reg.io/v2", WarningCode::MissedBySome, "not used by the kubelet, k8schain, podman:")]
+#[case("reg.io/v2", WarningCode::MissedBySome, "not used by the kubelet, k8schain and podman:")]
 #[case("reg.io:http", WarningCode::InvalidKey, "a number between 1 and 65535")]
 #[case("reg .io", WarningCode::InvalidKey, "white space")]
 #[case("", WarningCode::InvalidKey, "a registry is needed")]
@@ -54,11 +54,11 @@ fn a_key_that_is_not_found_is_warned_about(#[case] key: &str, #[case] code: Warn
 #[rstest]
 #[case(
     "reg.io/foo",
-    "used by the kubelet, k8schain also for names that begin alike, such as `reg.io/foox/app`; used by the docker CLI for every image of `reg.io`"
+    "used by the kubelet and k8schain also for names that begin alike, such as `reg.io/foox/app`; used by the docker CLI for every image of `reg.io`"
 )]
 #[case(
     "https://reg.io/foo",
-    "used by the kubelet, k8schain also for names that begin alike, such as `reg.io/foox/app`; used by the docker CLI, podman for every image of `reg.io`"
+    "used by the kubelet and k8schain also for names that begin alike, such as `reg.io/foox/app`; used by the docker CLI and podman for every image of `reg.io`"
 )]
 #[case("reg.io/foo/", "used by the docker CLI for every image of `reg.io`")]
 fn a_key_that_is_used_for_more_is_warned_about(#[case] key: &str, #[case] detail: &str) {

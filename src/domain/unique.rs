@@ -44,3 +44,12 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueVisitor<V> {
         Ok(UniqueMap(map))
     }
 }
+
+/// Reads a plain map that has no key twice, for `#[serde(deserialize_with = …)]`.
+///
+/// # Errors
+///
+/// Whatever reading `V` gives, and a key that is there twice.
+pub fn map<'de, D: Deserializer<'de>, V: Deserialize<'de>>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error> {
+    UniqueMap::deserialize(deserializer).map(|UniqueMap(map)| map)
+}

@@ -1,0 +1,392 @@
+//! Grants: which accounts, clusters and namespaces a caller reaches. What is not granted does not exist for him.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::domain::{
+    caller::Role,
+    invalid::{FieldError, FieldErrors, Invalid},
+    names::{Labels, Name},
+    unique,
+};
+
+/// The most rules of one kind.
+const RULES_MAX: usize = 100;
+
+/// Names: exactly one, or all with a prefix (`martin-*`, and `*` for all).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamePattern {
+    /// This name.
+    Exact(Name),
+    /// All names that begin so.
+    Prefix(String),
+}
+
+impl NamePattern {
+    /// Parses a pattern.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] if no name could be of this form.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let Some(prefix) = text.strip_suffix('*') else { return Name::parse(text).map(Self::Exact) };
+        // A prefix is good if a name can begin with it.
+        match Name::parse(&format!("{prefix}0")) {
+            Ok(_) => Ok(Self::Prefix(prefix.to_owned())),
+            Err(_) => Err(Invalid::new("must be a name, or the beginning of one and then `*`")),
+        }
+    }
+
+    /// Whether this names `name`.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Exact(exact) => exact.as_str() == name,
+            Self::Prefix(prefix) => name.starts_with(prefix),
+        }
+    }
+
+    /// The same as a range in byte order: from the first, up to and without the second. Names consist of `-`, digits
+    /// and lower-case letters; `!` sorts before all of these and `~` after.
+    #[must_use]
+    pub fn range(&self) -> (String, String) {
+        match self {
+            Self::Exact(name) => (name.to_string(), format!("{name}!")),
+            Self::Prefix(prefix) => (prefix.clone(), format!("{prefix}~")),
+        }
+    }
+}
+
+impl std::fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exact(name) => write!(f, "{name}"),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+        }
+    }
+}
+
+/// Accounts: by name, or by labels that they must all have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccountRule {
+    /// By name.
+    Names(NamePattern),
+    /// With all of these labels, of which there is at least one.
+    Labels(Labels),
+}
+
+impl std::fmt::Display for AccountRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Names(pattern) => write!(f, "{pattern}"),
+            Self::Labels(labels) => {
+                let pairs = labels.as_map().iter().map(|(key, value)| format!("{key}={value}"));
+                write!(f, "{{{}}}", pairs.collect::<Vec<_>>().join(","))
+            }
+        }
+    }
+}
+
+/// Ranges of names in byte order, as two columns for SQL's `unnest`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Ranges {
+    /// Where each begins.
+    pub low: Vec<String>,
+    /// What each ends before.
+    pub high: Vec<String>,
+}
+
+impl Ranges {
+    /// What of them comes after a name.
+    #[must_use]
+    pub fn after(self, name: Option<&str>) -> Self {
+        let Some(name) = name else { return self };
+        let first = format!("{name}!");
+        let rest = self.low.into_iter().zip(self.high).map(|(low, high)| (low.max(first.clone()), high));
+        let (low, high) = rest.filter(|(low, high)| low < high).unzip();
+        Self { low, high }
+    }
+}
+
+impl<'a> FromIterator<&'a NamePattern> for Ranges {
+    fn from_iter<I: IntoIterator<Item = &'a NamePattern>>(patterns: I) -> Self {
+        let (low, high) = patterns.into_iter().map(NamePattern::range).unzip();
+        Self { low, high }
+    }
+}
+
+/// What a caller reaches. Of each kind, what no rule names is out of reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grants {
+    /// Which registry accounts.
+    pub accounts: Vec<AccountRule>,
+    /// Which clusters.
+    pub clusters: Vec<NamePattern>,
+    /// Which namespaces, in each of the clusters.
+    pub namespaces: Vec<NamePattern>,
+}
+
+impl Grants {
+    /// Whether they include an account of this name with these labels.
+    #[must_use]
+    pub fn include_account(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.accounts.iter().any(|rule| match rule {
+            AccountRule::Names(pattern) => pattern.matches(name),
+            AccountRule::Labels(wanted) => wanted.as_map().iter().all(|(key, value)| labels.get(key) == Some(value)),
+        })
+    }
+
+    /// Whether they include the cluster of this name.
+    #[must_use]
+    pub fn include_cluster(&self, name: &str) -> bool {
+        self.clusters.iter().any(|pattern| pattern.matches(name))
+    }
+
+    /// Whether they include the namespace of this name.
+    #[must_use]
+    pub fn include_namespace(&self, name: &str) -> bool {
+        self.namespaces.iter().any(|pattern| pattern.matches(name))
+    }
+
+    /// The accounts that are granted by name.
+    #[must_use]
+    pub fn account_ranges(&self) -> Ranges {
+        self.accounts.iter().filter_map(AccountRule::as_names).collect()
+    }
+
+    /// The accounts that are granted by labels.
+    #[must_use]
+    pub fn account_labels(&self) -> Vec<&BTreeMap<String, String>> {
+        self.accounts.iter().filter_map(AccountRule::as_labels).collect()
+    }
+
+    /// The clusters.
+    #[must_use]
+    pub fn cluster_ranges(&self) -> Ranges {
+        self.clusters.iter().collect()
+    }
+
+    /// Parses grants for a role, which decides what an absent kind means.
+    ///
+    /// # Errors
+    ///
+    /// Every rule that is refused, by its place below `grants`.
+    pub fn parse(role: Role, document: GrantsDocument) -> Result<Self, Vec<FieldError>> {
+        let mut errors = FieldErrors::default();
+        // Everything or nothing.
+        let unsaid = || role.reaches_all_by_default().then(|| NamePattern::Prefix(String::new()));
+        let accounts = match document.accounts {
+            Some(rules) => list(&mut errors, "accounts", rules, AccountGrant::parse),
+            None => Some(unsaid().map(AccountRule::Names).into_iter().collect()),
+        };
+        let mut names = |kind: &str, patterns: Option<Vec<String>>| match patterns {
+            Some(patterns) => list(&mut errors, kind, patterns, |text| NamePattern::parse(&text)),
+            None => Some(unsaid().into_iter().collect()),
+        };
+        let clusters = names("clusters", document.clusters);
+        let namespaces = names("namespaces", document.namespaces);
+        errors.finish(|| Some(Self { accounts: accounts?, clusters: clusters?, namespaces: namespaces? }))
+    }
+}
+
+impl AccountRule {
+    fn as_names(&self) -> Option<&NamePattern> {
+        match self {
+            Self::Names(pattern) => Some(pattern),
+            Self::Labels(_) => None,
+        }
+    }
+
+    fn as_labels(&self) -> Option<&BTreeMap<String, String>> {
+        match self {
+            Self::Names(_) => None,
+            Self::Labels(labels) => Some(labels.as_map()),
+        }
+    }
+}
+
+/// Parses every rule of one kind.
+fn list<I, T>(
+    errors: &mut FieldErrors,
+    kind: &str,
+    rules: Vec<I>,
+    parse: impl Fn(I) -> Result<T, Invalid>,
+) -> Option<Vec<T>> {
+    if rules.len() > RULES_MAX {
+        errors.refuse(&format!("grants.{kind}"), "must be at most 100 rules");
+        return None;
+    }
+    let parsed = rules.into_iter().enumerate();
+    // All of them first, so that every refused one is named.
+    let parsed: Vec<Option<T>> =
+        parsed.map(|(index, rule)| errors.take(&format!("grants.{kind}[{index}]"), parse(rule))).collect();
+    parsed.into_iter().collect()
+}
+
+/// What an API key reaches: in requests, answers and the database. Names are exact, or a prefix and `*`; `*` is
+/// everything. A kind that is left out is everything for an operator or viewer and nothing for a deliverer or renderer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(as = Grants)]
+pub struct GrantsDocument {
+    /// Which registry accounts: by name, or by labels.
+    pub accounts: Option<Vec<AccountGrant>>,
+    /// Which clusters.
+    #[schema(example = json!(["dev"]))]
+    pub clusters: Option<Vec<String>>,
+    /// Which namespaces, in each of the clusters.
+    #[schema(example = json!(["a-*"]))]
+    pub namespaces: Option<Vec<String>>,
+}
+
+/// Which registry accounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(
+    untagged,
+    expecting = "not a rule, expected a name, the beginning of one with `*`, or an object with `matchLabels`"
+)]
+pub enum AccountGrant {
+    /// A name, or the beginning of names and `*`.
+    #[schema(example = "martin-*")]
+    Names(String),
+    /// Accounts with such labels.
+    Labels(LabelGrant),
+}
+
+/// Accounts that have all of these labels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LabelGrant {
+    /// Labels that must be there with these values; at least one.
+    #[serde(deserialize_with = "unique::map")]
+    pub match_labels: BTreeMap<String, String>,
+}
+
+impl AccountGrant {
+    fn parse(self) -> Result<AccountRule, Invalid> {
+        match self {
+            Self::Names(text) => NamePattern::parse(&text).map(AccountRule::Names),
+            Self::Labels(LabelGrant { match_labels }) if match_labels.is_empty() => {
+                Err(Invalid::new("must have at least one label; `*` stands for all accounts"))
+            }
+            Self::Labels(LabelGrant { match_labels }) => Labels::parse(match_labels).map(AccountRule::Labels),
+        }
+    }
+}
+
+impl From<&Grants> for GrantsDocument {
+    fn from(grants: &Grants) -> Self {
+        let texts = |patterns: &[NamePattern]| Some(patterns.iter().map(ToString::to_string).collect());
+        let account = |rule: &AccountRule| match rule {
+            AccountRule::Names(pattern) => AccountGrant::Names(pattern.to_string()),
+            AccountRule::Labels(labels) => AccountGrant::Labels(LabelGrant { match_labels: labels.as_map().clone() }),
+        };
+        Self {
+            accounts: Some(grants.accounts.iter().map(account).collect()),
+            clusters: texts(&grants.clusters),
+            namespaces: texts(&grants.namespaces),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn document(json: &str) -> GrantsDocument {
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[rstest]
+    #[case("martin-5000", "martin-5000", true)]
+    #[case("martin-5000", "martin-50000", false)]
+    #[case("martin-*", "martin-5000", true)]
+    #[case("martin-*", "martin", false)]
+    #[case("martin*", "martin", true)]
+    #[case("*", "anything", true)]
+    fn a_pattern_names_what_it_says(#[case] pattern: &str, #[case] name: &str, #[case] expected: bool) {
+        let parsed = NamePattern::parse(pattern).unwrap();
+        assert_eq!(parsed.matches(name), expected);
+        assert_eq!(parsed.to_string(), pattern);
+    }
+
+    #[rstest]
+    #[case("")]
+    #[case("**")]
+    #[case("a*b")]
+    #[case("-a*")]
+    #[case("A*")]
+    #[case("a_*")]
+    #[case("a.*")]
+    #[case("%")]
+    fn no_other_wildcard_is_taken(#[case] pattern: &str) {
+        assert!(NamePattern::parse(pattern).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn a_range_holds_what_the_pattern_matches(
+            pattern in "[a-c-]{0,3}\\*?", name in "[a-c]([a-c0-]{0,4}[a-c])?", after in "[a-c]([a-c0-]{0,2}[a-c])?",
+        ) {
+            if let Ok(pattern) = NamePattern::parse(&pattern) {
+                let (low, high) = pattern.range();
+                prop_assert_eq!(pattern.matches(&name), low <= name && name < high);
+                let rest = Ranges { low: vec![low], high: vec![high] }.after(Some(&after));
+                let is_in_rest = rest.low.iter().zip(&rest.high).any(|(low, high)| *low <= name && name < *high);
+                prop_assert_eq!(pattern.matches(&name) && name > after, is_in_rest);
+            }
+        }
+    }
+
+    #[rstest]
+    #[case(Role::Operator, true)]
+    #[case(Role::Viewer, true)]
+    #[case(Role::Admin, true)]
+    #[case(Role::Deliverer, false)]
+    #[case(Role::Renderer, false)]
+    fn a_kind_that_is_left_out_is_everything_or_nothing(#[case] role: Role, #[case] everything: bool) {
+        let grants = Grants::parse(role, document("{}")).unwrap();
+        assert_eq!(grants.include_account("a", &labels(&[])), everything);
+        assert_eq!(grants.include_cluster("a"), everything);
+        assert_eq!(grants.include_namespace("a"), everything);
+        let partly = Grants::parse(role, document(r#"{"accounts":["a"],"clusters":[]}"#)).unwrap();
+        assert!(partly.include_account("a", &labels(&[])) && !partly.include_account("b", &labels(&[])));
+        assert!(!partly.include_cluster("a"));
+        assert_eq!(partly.include_namespace("a"), everything);
+    }
+
+    #[test]
+    fn labels_must_all_be_there() {
+        let by_labels = document(r#"{"accounts":[{"matchLabels":{"team":"a","tier":"1"}}]}"#);
+        let grants = Grants::parse(Role::Renderer, by_labels).unwrap();
+        assert!(grants.include_account("x", &labels(&[("team", "a"), ("tier", "1"), ("other", "")])));
+        assert!(!grants.include_account("x", &labels(&[("team", "a")])));
+        assert!(!grants.include_account("x", &labels(&[("team", "b"), ("tier", "1")])));
+    }
+
+    #[test]
+    fn grants_are_read_as_they_are_written() {
+        let text = r#"{"accounts":["a-*",{"matchLabels":{"team":"a"}}],"clusters":["dev"],"namespaces":[]}"#;
+        let grants = Grants::parse(Role::Deliverer, document(text)).unwrap();
+        assert_eq!(serde_json::to_string(&GrantsDocument::from(&grants)).unwrap(), text);
+    }
+
+    #[test]
+    fn every_refused_rule_is_named() {
+        let bad = document(r#"{"accounts":["a","A",{"matchLabels":{}}],"clusters":["a*b"],"namespaces":["*x"]}"#);
+        let errors = Grants::parse(Role::Deliverer, bad).unwrap_err();
+        let fields: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(fields, ["grants.accounts[1]", "grants.accounts[2]", "grants.clusters[0]", "grants.namespaces[0]"]);
+        let many = GrantsDocument { clusters: Some(vec!["a".to_owned(); 101]), ..GrantsDocument::default() };
+        assert_eq!(Grants::parse(Role::Viewer, many).unwrap_err()[0].field, "grants.clusters");
+    }
+}

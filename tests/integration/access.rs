@@ -1,0 +1,669 @@
+//! Who may do what: every route with every role, on what is granted, on what is not, and on what nobody has; and the rules of
+//! API keys one by one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use regcred::{domain::names::Name, http, service::api_keys};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::support::{
+    app::TestApp,
+    client::{Answer, Client},
+    kubernetes,
+};
+
+const CANARY: &str = "canary-of-a-password";
+
+/// The columns of [`TABLE`]. All but the anonymous and the admin have the grants `in-*` for accounts, clusters and
+/// namespaces.
+const CALLERS: [&str; 6] = ["anonymous", "admin", "operator", "deliverer", "renderer", "viewer"];
+
+/// What everybody is answered. The things that a route is tried on:
+///
+/// - `granted`: there, and named `in-…`; for a route that makes something: free, and named `in-…`;
+/// - `foreign`: there, and named `out-…`;
+/// - `missing`: nobody has it, and it would be named `out-…`.
+///
+/// `any` stands for routes that are not about one thing with a name. Whoever has grants must find no difference between a
+/// foreign and a missing thing: neither here nor in the text of the answer.
+const TABLE: &str = "
+    operation                 on       anonymous admin operator deliverer renderer viewer
+
+    create_registry_account   granted  401       201   201      403       403      403
+                              foreign  401       409   403      403       403      403
+                              missing  401       201   403      403       403      403
+    list_registry_accounts    any      401       200   200      200       200      200
+    get_registry_account      granted  401       200   200      200       200      200
+                              foreign  401       200   404      404       404      404
+                              missing  401       404   404      404       404      404
+    update_registry_account   granted  401       200   200      403       403      403
+                              foreign  401       200   404      403       403      403
+                              missing  401       404   404      403       403      403
+    delete_registry_account   granted  401       204   204      403       403      403
+                              foreign  401       204   404      403       403      403
+                              missing  401       404   404      403       403      403
+    verify_registry_account   granted  401       200   200      403       403      403
+                              foreign  401       200   404      403       403      403
+                              missing  401       404   404      403       403      403
+    import_registry_accounts  granted  401       200   200      403       403      403
+                              foreign  401       200   403      403       403      403
+                              missing  401       200   403      403       403      403
+
+    create_docker_config      granted  401       200   403      403       200      403
+                              foreign  401       200   403      403       422      403
+                              missing  401       422   403      403       422      403
+    explain_docker_config     granted  401       200   200      200       200      200
+                              foreign  401       200   422      422       422      422
+                              missing  401       422   422      422       422      422
+
+    create_cluster            granted  401       201   201      403       403      403
+                              foreign  401       409   403      403       403      403
+                              missing  401       201   403      403       403      403
+    list_clusters             any      401       200   200      200       403      200
+    get_cluster               granted  401       200   200      200       403      200
+                              foreign  401       200   404      404       403      404
+                              missing  401       404   404      404       403      404
+    update_cluster            granted  401       200   200      403       403      403
+                              foreign  401       200   404      403       403      403
+                              missing  401       404   404      403       403      403
+    delete_cluster            granted  401       204   204      403       403      403
+                              foreign  401       204   404      403       403      403
+                              missing  401       404   404      403       403      403
+    check_cluster             granted  401       200   200      200       403      200
+                              foreign  401       200   404      404       403      404
+                              missing  401       404   404      404       403      404
+    create_secret             granted  401       200   200      200       403      403
+                              foreign  401       200   404      404       403      403
+                              missing  401       404   404      404       403      403
+
+    create_api_key            any      401       201   403      403       403      403
+    list_api_keys             any      401       200   403      403       403      403
+    get_api_key               foreign  401       200   403      403       403      403
+                              missing  401       404   403      403       403      403
+    revoke_api_key            foreign  401       204   403      403       403      403
+                              missing  401       404   403      403       403      403
+    get_me                    any      401       200   200      200       200      200
+
+    get_health                any      200       200   200      200       200      200
+    get_readiness             any      200       200   200      200       200      200
+    get_metrics               any      200       200   200      200       200      200
+";
+
+/// One line of the table.
+struct Row {
+    operation: &'static str,
+    on: &'static str,
+    statuses: Vec<u16>,
+}
+
+fn rows() -> Vec<Row> {
+    let mut lines = TABLE.lines().map(str::trim).filter(|line| !line.is_empty());
+    let header: Vec<&str> = lines.next().expect("a header").split_whitespace().collect();
+    assert_eq!(header[2..], CALLERS);
+    let mut operation = "";
+    let parse = |line: &'static str| {
+        let mut cells: Vec<&str> = line.split_whitespace().collect();
+        if cells.len() == CALLERS.len() + 2 {
+            operation = cells.remove(0);
+        }
+        let statuses = cells[1..].iter().map(|cell| cell.parse().expect("a status")).collect();
+        Row { operation, on: cells[0], statuses }
+    };
+    lines.map(parse).collect()
+}
+
+/// Operations of the OpenAPI document with their methods and paths.
+fn operations() -> BTreeMap<String, (String, String)> {
+    let document = serde_json::to_value(http::document()).expect("JSON");
+    let mut operations = BTreeMap::new();
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in methods.as_object().expect("methods") {
+            if let Some(id) = operation["operationId"].as_str() {
+                let at = (method.to_uppercase(), path.clone());
+                assert!(operations.insert(id.to_owned(), at).is_none(), "two operations are named {id}");
+            }
+        }
+    }
+    operations
+}
+
+/// What a row is tried on.
+struct Thing {
+    /// Name of an account, or of a cluster.
+    name: String,
+    id: Uuid,
+    namespace: String,
+}
+
+fn account(name: &str) -> Value {
+    json!({"name": name, "registry": format!("{name}.example.com"), "username": "martin", "password": CANARY})
+}
+
+fn cluster(name: &str) -> Value {
+    json!({"name": name, "server": "https://127.0.0.1:1", "auth": {"type": "none"}})
+}
+
+/// The body and query that an operation is tried with.
+fn request(operation: &str, thing: &Thing) -> (&'static str, Option<Value>) {
+    let Thing { name, .. } = thing;
+    match operation {
+        "create_registry_account" => ("", Some(account(name))),
+        "update_registry_account" => ("", Some(json!({"username": "lena"}))),
+        "import_registry_accounts" => {
+            let auths = json!({format!("{name}.example.com"): {"username": "martin", "password": CANARY}});
+            ("?dryRun=true", Some(json!({"auths": auths})))
+        }
+        "create_docker_config" => ("", Some(json!({"accounts": [name]}))),
+        "explain_docker_config" => ("", Some(json!({"accounts": [name], "image": "in.example.com/os/alpine:3"}))),
+        "create_cluster" => ("", Some(cluster(name))),
+        "update_cluster" => ("", Some(json!({"server": "https://127.0.0.1:2"}))),
+        "create_secret" => ("", Some(json!({"name": "pull", "accounts": ["in-always"], "dryRun": true}))),
+        "create_api_key" => ("", Some(json!({"name": name, "role": "admin"}))),
+        _ => ("", None),
+    }
+}
+
+/// Whether an operation makes what it is tried on.
+fn makes(operation: &str) -> bool {
+    ["create_registry_account", "create_cluster", "import_registry_accounts"].contains(&operation)
+}
+
+/// Sees to it that a thing is there, or not.
+async fn prepare(app: &TestApp, row: &Row, thing: &mut Thing) {
+    let is_there = row.on == "foreign" || row.on == "granted" && !makes(row.operation);
+    if row.operation == "create_secret" {
+        // The cluster is always there, and granted: it is about the namespace.
+        if app.admin().get(&format!("/v1/clusters/{}", thing.name)).await.status == 404 {
+            app.register_cluster(&thing.name).await;
+        }
+        return;
+    }
+    if !is_there {
+        return;
+    }
+    if row.operation.ends_with("api_key") {
+        let body = json!({"name": thing.name, "role": "viewer"});
+        let made = app.admin().post("/v1/api-keys", &body).await.expect(201);
+        thing.id = serde_json::from_value(made["id"].clone()).expect("a UUID");
+    } else if row.operation.ends_with("cluster") {
+        app.admin().post("/v1/clusters", &cluster(&thing.name)).await.expect(201);
+    } else {
+        // An import names accounts after their registries.
+        let name = match row.operation {
+            "import_registry_accounts" => format!("{}-example-com", thing.name),
+            _ => thing.name.clone(),
+        };
+        let body = json!({
+            "name": name, "registry": format!("{}.example.com", thing.name), "username": "martin", "password": CANARY,
+        });
+        app.admin().post("/v1/registry-accounts", &body).await.expect(201);
+    }
+}
+
+/// An answer without what differs between any two requests.
+fn without_names(answer: &Answer, thing: &Thing) -> String {
+    let mut body = answer.body.replace(&thing.name, "NAME").replace(&thing.id.to_string(), "ID");
+    body = body.replace(&thing.namespace, "NAMESPACE");
+    body.replace(answer.header("x-request-id"), "REQUEST")
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn the_table_holds_for_every_route_and_every_role(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let operations = operations();
+    let rows = rows();
+    let in_table: BTreeSet<&str> = rows.iter().map(|row| row.operation).collect();
+    let in_document: BTreeSet<&str> = operations.keys().map(String::as_str).collect();
+    assert_eq!(in_table, in_document, "every route needs a row");
+
+    let granted_namespace = kubernetes::new_namespace().await;
+    let foreign_namespace = kubernetes::new_namespace().await;
+    app.admin().post("/v1/registry-accounts", &account("in-always")).await.expect(201);
+    let grants = json!({"accounts": ["in-*"], "clusters": ["in-*"], "namespaces": [granted_namespace]});
+    let mut clients: Vec<Client> = vec![app.anonymous(), app.admin()];
+    for role in &CALLERS[2..] {
+        clients.push(app.caller(role, role, Some(grants.clone())).await);
+    }
+
+    let mut foreign: BTreeMap<(&str, &str), String> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    let mut number = 0;
+    for row in &rows {
+        let (method, path) = &operations[row.operation];
+        for ((client, who), expected) in clients.iter().zip(CALLERS).zip(&row.statuses) {
+            number += 1;
+            let inside = row.on == "granted" || row.operation == "create_secret";
+            let namespace = match row.on {
+                "granted" => granted_namespace.clone(),
+                "foreign" => foreign_namespace.clone(),
+                _ => format!("regcred-nobody-{number}"),
+            };
+            let name = format!("{}-{number}x", if inside { "in" } else { "out" });
+            let mut thing = Thing { name, id: Uuid::now_v7(), namespace };
+            prepare(&app, row, &mut thing).await;
+            let path = path
+                .replace("{name}", &thing.name)
+                .replace("{cluster}", &thing.name)
+                .replace("{namespace}", &thing.namespace)
+                .replace("{id}", &thing.id.to_string());
+            let (query, body) = request(row.operation, &thing);
+            let mut request = client.request(method, &format!("{path}{query}"));
+            if let Some(body) = body {
+                request = request.json(&body);
+            }
+            let answer = client.send(request).await;
+            if answer.status != *expected {
+                wrong.push(format!("{} on {} as {who}: {expected} in the table, {answer:?}", row.operation, row.on));
+            }
+            if answer.status >= 400 {
+                assert!(!answer.slug().is_empty(), "{answer:?}");
+            }
+            let may_reveal = ["admin", "renderer"].contains(&who) && row.operation == "create_docker_config";
+            let canary_base64 = "Y2FuYXJ5LW9mLWEtcGFzc3dvcmQ";
+            let reveals = answer.body.contains(CANARY) || answer.body.contains(canary_base64);
+            assert!(may_reveal || !reveals, "{who} was shown a password: {answer:?}");
+
+            let text = without_names(&answer, &thing);
+            if row.on == "foreign" {
+                foreign.insert((row.operation, who), text);
+            } else if row.on == "missing" && who != "admin" && foreign.get(&(row.operation, who)) != Some(&text) {
+                wrong.push(format!("{} as {who}: foreign and missing differ: {text}", row.operation));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Names of the items on every page of a list, with one request for each page.
+async fn names(client: &Client, path: &str, limit: usize) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut page_path = format!("{path}limit={limit}");
+    loop {
+        let page = client.get(&page_path).await.expect(200);
+        let items = page["items"].as_array().expect("items");
+        names.extend(items.iter().map(|item| item["name"].as_str().expect("a name").to_owned()));
+        let Some(next) = page["next"].as_str() else { return names };
+        assert_eq!(items.len(), limit, "a page before the last one is full");
+        page_path = format!("{path}limit={limit}&cursor={next}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn lists_show_what_is_granted_on_full_pages(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    for number in 0..40 {
+        let name = format!("{}-{number:02}", if number % 4 == 0 { "a" } else { "b" });
+        let mut body = account(&name);
+        body["labels"] =
+            json!({"team": if number % 5 == 0 { "x" } else { "y" }, "even": (number % 2 == 0).to_string()});
+        app.admin().post("/v1/registry-accounts", &body).await.expect(201);
+        app.admin().post("/v1/clusters", &cluster(&name)).await.expect(201);
+    }
+    let all = names(&app.admin(), "/v1/registry-accounts?", 7).await;
+    assert_eq!(all.len(), 40);
+
+    let grants = [
+        json!({}),
+        json!({"accounts": [], "clusters": []}),
+        json!({"accounts": ["a-*"], "clusters": ["a-*"]}),
+        json!({"accounts": ["b-39", "a-00", "zz"], "clusters": ["b-39", "a-00", "zz"]}),
+        // Rules that overlap: each account once.
+        json!({"accounts": ["a-*", "a-0*", "a-00", {"matchLabels": {"team": "x"}}], "clusters": ["a-*", "a-0*", "a-00"]}),
+        json!({"accounts": [{"matchLabels": {"team": "x", "even": "true"}}], "clusters": ["*"]}),
+    ];
+    let expected: [fn(usize) -> (bool, bool); 6] = [
+        |_| (true, true),
+        |_| (false, false),
+        |n| (n % 4 == 0, n % 4 == 0),
+        |n| (n == 39 || n == 0, n == 39 || n == 0),
+        |n| (n % 4 == 0 || n % 5 == 0, n % 4 == 0),
+        |n| (n % 10 == 0, true),
+    ];
+    for (index, (grants, expected)) in grants.into_iter().zip(expected).enumerate() {
+        let viewer = app.caller(&format!("viewer-{index}"), "viewer", Some(grants.clone())).await;
+        let number = |name: &str| -> usize { name[2..].parse().expect("a number") };
+        let accounts: Vec<String> = all.iter().filter(|name| expected(number(name)).0).cloned().collect();
+        let clusters: Vec<String> = all.iter().filter(|name| expected(number(name)).1).cloned().collect();
+        for limit in [1, 3, 10, 500] {
+            assert_eq!(names(&viewer, "/v1/registry-accounts?", limit).await, accounts, "{grants} {limit}");
+            assert_eq!(names(&viewer, "/v1/clusters?", limit).await, clusters, "{grants} {limit}");
+        }
+        let even: Vec<String> = accounts.into_iter().filter(|name| number(name).is_multiple_of(2)).collect();
+        assert_eq!(names(&viewer, "/v1/registry-accounts?label=even=true&", 2).await, even, "{grants}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn what_a_role_reaches_without_grants(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    app.admin().post("/v1/registry-accounts", &account("prod")).await.expect(201);
+    for (role, reaches) in [("operator", true), ("viewer", true), ("deliverer", false), ("renderer", false)] {
+        let caller = app.caller(role, role, None).await;
+        let everything = if reaches { json!(["*"]) } else { json!([]) };
+        let me = caller.get("/v1/me").await.expect(200);
+        assert_eq!((&me["name"], &me["role"], &me["expiresAt"]), (&json!(role), &json!(role), &Value::Null));
+        let grants = json!({"accounts": everything, "clusters": everything, "namespaces": everything});
+        assert_eq!(me["grants"], grants);
+        let status = if reaches { 200 } else { 404 };
+        assert_eq!(caller.get("/v1/registry-accounts/prod").await.status, status, "{role}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn accounts_are_chosen_among_what_is_granted(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    for (name, team) in [("a-one", "a"), ("a-two", "b"), ("b-one", "a")] {
+        let mut body = account(name);
+        body["labels"] = json!({"team": team});
+        app.admin().post("/v1/registry-accounts", &body).await.expect(201);
+    }
+    let renderer = app.caller("r", "renderer", Some(json!({"accounts": ["a-*"]}))).await;
+
+    let by_label = |selector: Value| json!({"accountSelector": selector});
+    let chosen =
+        renderer.post("/v1/docker-configs", &by_label(json!({"matchLabels": {"team": "a"}}))).await.expect(200);
+    let keys: Vec<&String> = chosen["config"]["auths"].as_object().expect("auths").keys().collect();
+    assert_eq!(keys, ["a-one.example.com"]);
+    let everything = renderer.post("/v1/docker-configs", &by_label(json!({}))).await.expect(200);
+    assert_eq!(everything["config"]["auths"].as_object().expect("auths").len(), 2);
+
+    let named = |name: &str| json!({"accounts": ["a-one", name]});
+    let foreign = renderer.post("/v1/docker-configs", &named("b-one")).await;
+    let missing = renderer.post("/v1/docker-configs", &named("c-one")).await;
+    let problem = foreign.problem(422, "invalid-request");
+    let error = json!([{"field": "accounts[1]", "detail": "there is no registry account named `b-one`"}]);
+    assert_eq!(problem["errors"], error);
+    let same =
+        foreign.body.replace("b-one", "c-one").replace(foreign.header("x-request-id"), missing.header("x-request-id"));
+    assert_eq!(same, missing.body);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_operator_cannot_lead_an_account_out_of_his_grants_or_into_them(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let grants = json!({"accounts": [{"matchLabels": {"team": "a"}}]});
+    let operator = app.caller("o", "operator", Some(grants)).await;
+    let mut mine = account("mine");
+
+    operator.post("/v1/registry-accounts", &mine).await.problem(403, "forbidden");
+    mine["labels"] = json!({"team": "a"});
+    operator.post("/v1/registry-accounts", &mine).await.expect(201);
+    let out = json!({"labels": {"team": "b"}});
+    operator.patch("/v1/registry-accounts/mine", &out).await.problem(403, "forbidden");
+    operator.patch("/v1/registry-accounts/mine", &json!({"labels": {"tier": "1"}})).await.expect(200);
+    assert_eq!(
+        operator.get("/v1/registry-accounts/mine").await.expect(200)["labels"],
+        json!({"team": "a", "tier": "1"})
+    );
+
+    let mut others = account("others");
+    others["labels"] = json!({"team": "b"});
+    app.admin().post("/v1/registry-accounts", &others).await.expect(201);
+    operator.patch("/v1/registry-accounts/others", &json!({"labels": {"team": "a"}})).await.problem(404, "not-found");
+    let config = json!({"auths": {"others.example.com": {"username": "x", "password": "y"}}});
+    operator.post("/v1/registry-accounts:import", &config).await.problem(403, "forbidden");
+}
+
+/// Every string in an answer, and what the strings hold that are base64, any number of times.
+fn holds(text: &str, canary: &str) -> bool {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    text.contains(canary)
+        || text.split(|c: char| !(c.is_ascii_alphanumeric() || "+/=".contains(c))).any(|word| {
+            let decoded = (word.len() > 12).then(|| BASE64_STANDARD.decode(word).ok()).flatten();
+            decoded.and_then(|bytes| String::from_utf8(bytes).ok()).is_some_and(|text| holds(&text, canary))
+        })
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_deliverer_places_secrets_and_sees_no_password_by_any_road(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let namespace = kubernetes::new_namespace().await;
+    app.register_cluster("dev").await;
+    app.admin().post("/v1/registry-accounts", &account("in-one")).await.expect(201);
+    let grants = json!({"accounts": ["in-*"], "clusters": ["dev"], "namespaces": [namespace]});
+    let deliverer = app.caller("ci", "deliverer", Some(grants)).await;
+    let secrets = format!("/v1/clusters/dev/namespaces/{namespace}/secrets");
+    let secret = |name: &str, dry_run: bool| json!({"name": name, "accounts": ["in-one"], "dryRun": dry_run});
+    let mut answers = Vec::new();
+
+    answers.push((201, deliverer.post(&secrets, &secret("pull", false)).await));
+    assert!(holds(&kubernetes::document(&kubernetes::secret(&namespace, "pull").await), CANARY));
+    answers.push((409, deliverer.post(&secrets, &secret("pull", false)).await));
+    answers.push((200, deliverer.post(&secrets, &secret("dry", true)).await));
+    answers.push((422, deliverer.post(&secrets, &secret("Not_A_Name", false)).await));
+    for body in [
+        json!({"accounts": ["in-one"]}),
+        json!({"accounts": ["in-one"], "secret": {"name": "pull"}}),
+        json!({"accounts": ["in-one"], "secret": {"name": "pull"}, "format": "yaml"}),
+        json!({"accounts": ["in-one"], "profile": "dockerAuthConfig", "format": "env"}),
+        json!({"accounts": ["nobody"]}),
+        json!({}),
+    ] {
+        answers.push((403, deliverer.post("/v1/docker-configs", &body).await));
+    }
+    let explain = json!({"accounts": ["in-one"], "image": "in-one.example.com/a"});
+    answers.push((200, deliverer.post("/v1/docker-configs/explain", &explain).await));
+    answers.push((200, deliverer.get("/v1/registry-accounts/in-one").await));
+    answers.push((200, deliverer.get("/v1/registry-accounts").await));
+    answers.push((200, deliverer.get("/v1/clusters/dev").await));
+    answers.push((200, deliverer.get("/v1/me").await));
+    for (status, answer) in answers {
+        assert_eq!(answer.status, status, "{answer:?}");
+        assert!(!holds(&format!("{answer:?}"), CANARY), "{answer:?}");
+    }
+
+    // What is not granted is not there, whatever else is.
+    deliverer
+        .post("/v1/clusters/dev/namespaces/default/secrets", &secret("pull", false))
+        .await
+        .problem(404, "namespace-not-found");
+    app.register_cluster("prod").await;
+    let elsewhere = format!("/v1/clusters/prod/namespaces/{namespace}/secrets");
+    deliverer.post(&elsewhere, &secret("pull", false)).await.problem(404, "not-found");
+    app.admin().post("/v1/registry-accounts", &account("out-one")).await.expect(201);
+    let foreign = json!({"name": "foreign", "accounts": ["in-one", "out-one"]});
+    deliverer.post(&secrets, &foreign).await.problem(422, "invalid-request");
+    let names = kubernetes::secret_names(&namespace).await;
+    assert!(!names.contains(&"foreign".to_owned()) && !names.contains(&"dry".to_owned()), "{names:?}");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_key_is_shown_once_and_ends_at_once(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let body = json!({
+        "name": "ci-team-a", "role": "deliverer", "expiresAt": "2101-06-30T00:00:00Z",
+        "grants": {"accounts": ["martin-*", {"matchLabels": {"team": "a"}}], "clusters": ["dev"], "namespaces": ["a-*"]},
+    });
+
+    let created = app.admin().post("/v1/api-keys", &body).await;
+
+    let mut made = created.expect(201);
+    assert_eq!(created.header("cache-control"), "no-store");
+    let id = made["id"].as_str().expect("an id").to_owned();
+    let path = format!("/v1/api-keys/{id}");
+    assert_eq!(created.header("location"), path);
+    let text = made["key"].as_str().expect("a key").to_owned();
+    made.as_object_mut().expect("an object").remove("key");
+    for said in ["name", "role", "grants", "expiresAt"] {
+        assert_eq!(made[said], body[said]);
+    }
+    assert_eq!(app.admin().get(&path).await.expect(200), made);
+    let list = app.admin().get("/v1/api-keys").await;
+    assert_eq!(list.expect(200)["items"][1], made);
+    assert!(!list.body.contains(&text) && !list.body.contains("hash"), "{list:?}");
+
+    let caller = app.admin().with_key(&text);
+    let me = caller.get("/v1/me").await.expect(200);
+    assert_eq!(
+        me,
+        json!({
+            "id": id, "name": "ci-team-a", "role": "deliverer", "grants": body["grants"], "expiresAt": body["expiresAt"],
+        })
+    );
+    app.admin().post("/v1/api-keys", &body).await.problem(409, "name-taken");
+
+    assert_eq!(app.admin().delete(&path).await.status, 204);
+    caller.get("/v1/me").await.problem(401, "unauthenticated");
+    assert_eq!(app.admin().delete(&path).await.status, 204);
+    assert!(app.admin().get(&path).await.expect(200)["revokedAt"].is_string());
+    app.admin().post("/v1/api-keys", &body).await.expect(201);
+    for nobody in [Uuid::now_v7().to_string(), "ci-team-a".to_owned(), "%20".to_owned()] {
+        app.admin().delete(&format!("/v1/api-keys/{nobody}")).await.problem(404, "not-found");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn keys_are_listed_page_by_page(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    for number in 0..6 {
+        app.caller(&format!("k-{number}"), "viewer", None).await;
+    }
+    let expected = ["admin", "k-0", "k-1", "k-2", "k-3", "k-4", "k-5"];
+    for limit in [1, 2, 7, 500] {
+        let mut listed = names(&app.admin(), "/v1/api-keys?", limit).await;
+        listed.sort();
+        assert_eq!(listed, expected, "{limit}");
+    }
+    app.admin().get("/v1/api-keys?cursor=YWJj").await.problem(422, "invalid-request");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_expired_key_is_refused_from_its_second_on(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let ends = chrono::Utc::now() + chrono::TimeDelta::seconds(2);
+    let body = json!({"name": "short", "role": "viewer", "expiresAt": ends});
+    let made = app.admin().post("/v1/api-keys", &body).await.expect(201);
+    let caller = app.admin().with_key(made["key"].as_str().expect("a key"));
+    caller.get("/v1/me").await.expect(200);
+    let left = (ends - chrono::Utc::now()).to_std().unwrap_or_default();
+    tokio::time::sleep(left + Duration::from_millis(5)).await;
+    caller.get("/v1/me").await.problem(401, "unauthenticated");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_bad_key_is_refused_by_its_fields(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let key = |role: &str, grants: Value| json!({"name": "k", "role": role, "grants": grants});
+    for (body, fields) in [
+        (json!({"name": "K", "role": "root"}), vec!["name", "role"]),
+        (json!({"name": "k", "role": "viewer", "expiresAt": "2020-01-01T00:00:00Z"}), vec!["expiresAt"]),
+        (key("admin", json!({"accounts": ["a"]})), vec!["grants"]),
+        (key("viewer", json!({"accounts": ["a*b"]})), vec!["grants.accounts[0]"]),
+        (key("viewer", json!({"accounts": ["a", 1]})), vec!["grants.accounts[1]"]),
+        (key("viewer", json!({"accounts": [{"matchLabels": {}}]})), vec!["grants.accounts[0]"]),
+        (key("viewer", json!({"accounts": [{"matchLabels": {"a": "b"}, "more": 1}]})), vec!["grants.accounts[0]"]),
+        (key("viewer", json!({"clusters": [{"matchLabels": {"a": "b"}}]})), vec!["grants.clusters[0]"]),
+        (
+            key("viewer", json!({"clusters": ["A"], "namespaces": ["-"]})),
+            vec!["grants.clusters[0]", "grants.namespaces[0]"],
+        ),
+        (key("viewer", json!({"cluster": ["a"]})), vec!["grants.cluster"]),
+    ] {
+        let answer = app.admin().post("/v1/api-keys", &body).await;
+        answer.problem(422, "invalid-request");
+        assert_eq!(answer.fields(), fields, "{answer:?}");
+    }
+    // Of two values for one label, none is taken in silence.
+    let twice = r#"{"name":"k","role":"viewer","grants":{"accounts":[{"matchLabels":{"team":"a","team":"b"}}]}}"#;
+    let request = app.admin().request("POST", "/v1/api-keys").header("content-type", "application/json").body(twice);
+    let answer = app.admin().send(request).await;
+    answer.problem(422, "invalid-request");
+    assert_eq!(answer.fields(), ["grants.accounts[0]"]);
+    assert_eq!(app.rows().await[2], 1);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn the_last_admin_cannot_be_revoked(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let id_of =
+        async |client: &Client| client.get("/v1/me").await.expect(200)["id"].as_str().expect("an id").to_owned();
+    let first = id_of(&app.admin()).await;
+    let revoke = async |id: &str| app.admin().delete(&format!("/v1/api-keys/{id}")).await;
+    app.caller("operator", "operator", None).await;
+    revoke(&first).await.problem(409, "last-admin");
+
+    // One that ends by itself does not count where there is one that does not.
+    let body = json!({"name": "short", "role": "admin", "expiresAt": "2101-01-01T00:00:00Z"});
+    let short = app.admin().post("/v1/api-keys", &body).await.expect(201);
+    let problem = revoke(&first).await.problem(409, "last-admin");
+    assert!(problem["detail"].as_str().expect("a detail").contains("make another one first"), "{problem}");
+    assert_eq!(revoke(short["id"].as_str().expect("an id")).await.status, 204);
+
+    let named = Name::parse("admin").expect("a name");
+    assert!(api_keys::revoke(&app.pool, &named).await.is_err());
+
+    // Of all that go at the same time, one stays.
+    let mut admins = vec![app.admin()];
+    for number in 0..4 {
+        admins.push(app.caller(&format!("admin-{number}"), "admin", None).await);
+    }
+    let ids = join_all(admins.iter().map(id_of)).await;
+    join_all(admins.iter().zip(&ids).map(async |(client, id)| client.delete(&format!("/v1/api-keys/{id}")).await))
+        .await;
+    let left: Vec<String> = sqlx::query_scalar("SELECT name FROM api_keys WHERE role = 'admin' AND revoked_at IS NULL")
+        .fetch_all(&app.pool)
+        .await
+        .expect("names");
+    assert_eq!(left.len(), 1, "{left:?}");
+    // Whoever has the database may.
+    let last = Name::parse(&left[0]).expect("a name");
+    api_keys::revoke_even_last_admin(&app.pool, &last).await.expect("revoked");
+}
+
+/// A key with the id of another one, a secret of its own, and a right checksum.
+fn forged(id: &str, number: u32) -> String {
+    let body = format!("rgc_{id}_{number:064x}");
+    let checksum = crc32fast::hash(body.as_bytes());
+    format!("{body}{checksum:08x}")
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_flood_of_wrong_keys_is_limited_and_locks_out_nobody(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let text = app.new_key("good", None).await;
+    let id = text.split('_').nth(1).expect("an id").to_owned();
+    let (good, other) = (app.admin().with_key(&text), app.caller("other", "viewer", None).await);
+    good.get("/v1/me").await.expect(200);
+    other.get("/v1/me").await.expect(200);
+    let argon2_runs = async || {
+        let metrics = app.anonymous().get("/metrics").await.body;
+        let line =
+            metrics.lines().find(|line| line.starts_with("regcred_api_key_argon2_runs_total")).map(str::to_owned);
+        line.expect("a counter")
+    };
+    let before = argon2_runs().await;
+
+    let mut statuses = BTreeMap::<u16, u32>::new();
+    for number in 0..200 {
+        let wrong = app.anonymous().with_key(&forged(&id, number)).get("/v1/me").await;
+        *statuses.entry(wrong.status).or_default() += 1;
+        if wrong.status == 429 {
+            wrong.problem(429, "too-many-attempts");
+            let seconds: u64 = wrong.header("retry-after").parse().expect("seconds");
+            assert!((1..=10).contains(&seconds), "{wrong:?}");
+        } else {
+            wrong.problem(401, "unauthenticated");
+        }
+        // The right key of the same id, and another caller behind the same address.
+        good.get("/v1/me").await.expect(200);
+        other.get("/v1/me").await.expect(200);
+    }
+    assert!(statuses[&401] >= 10 && statuses[&429] >= 150, "{statuses:?}");
+
+    // Unknown ids are limited by the address, and what is not even a key is not counted at all.
+    let mut last = 0;
+    for number in 0..100 {
+        let unknown = Uuid::now_v7().simple().to_string();
+        last = app.anonymous().with_key(&forged(&unknown, number)).get("/v1/me").await.status;
+    }
+    assert_eq!(last, 429);
+    app.anonymous().with_key("rgc_nonsense").get("/v1/me").await.problem(401, "unauthenticated");
+    app.anonymous().get("/v1/me").await.problem(401, "unauthenticated");
+    assert_eq!(argon2_runs().await, before);
+}

@@ -1,0 +1,270 @@
+//! Which entry a reader would use for an image and why not another, asked through the API.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use crate::support::app::TestApp;
+
+const EXPLAIN: &str = "/v1/docker-configs/explain";
+const CONSUMERS: [&str; 5] = ["kubernetes", "k8schain", "docker", "dockerAuthConfig", "podman"];
+
+/// Asks about an image; the explanation.
+async fn explain(app: &TestApp, image: &str, subject: Value) -> Value {
+    let mut body = subject;
+    body["image"] = json!(image);
+    app.admin().post(EXPLAIN, &body).await.expect(200)
+}
+
+/// A docker config with one good entry under this key.
+fn config(key: &str) -> Value {
+    json!({"config": {"auths": {key: {"auth": BASE64_STANDARD.encode("u:p")}}}})
+}
+
+fn codes(answer: &Value) -> Vec<&str> {
+    let warnings = answer["warnings"].as_array().expect("warnings");
+    warnings.iter().map(|warning| warning["code"].as_str().expect("a code")).collect()
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_image_is_understood_however_it_is_written(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    app.register_account("hub", "https://index.docker.io/v1/", "u", "pw").await;
+    app.register_account("martin-5000", "registry.martin.com:5000", "u", "pw").await;
+    let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+    for (written, full, account) in [
+        ("nginx".to_owned(), "docker.io/library/nginx", "hub"),
+        ("nginx:1.27".to_owned(), "docker.io/library/nginx", "hub"),
+        (format!("nginx@{digest}"), "docker.io/library/nginx", "hub"),
+        ("acme/app".to_owned(), "docker.io/acme/app", "hub"),
+        ("docker.io/nginx".to_owned(), "docker.io/library/nginx", "hub"),
+        ("index.docker.io/acme/app".to_owned(), "docker.io/acme/app", "hub"),
+        ("registry.martin.com:5000/os/alpine:3".to_owned(), "registry.martin.com:5000/os/alpine", "martin-5000"),
+        (format!("registry.martin.com:5000/os/alpine:3@{digest}"), "registry.martin.com:5000/os/alpine", "martin-5000"),
+    ] {
+        let said = explain(&app, &written, json!({"accounts": ["hub", "martin-5000"]})).await;
+        assert_eq!(said["image"], full, "{written}");
+        for consumer in CONSUMERS {
+            assert_eq!(said["consumers"][consumer]["accounts"], json!([account]), "{written} {consumer}: {said}");
+        }
+        assert_eq!(said["warnings"], json!([]));
+    }
+    for written in
+        ["", "Nginx", "https://docker.io/nginx", "reg.io/", "reg.io/app:", "reg.io/app@sha256:abc", " nginx", "a//b"]
+    {
+        let refused = app.admin().post(EXPLAIN, &json!({"accounts": ["hub"], "image": written})).await;
+        refused.problem(422, "invalid-request");
+        assert_eq!(refused.fields(), ["image"], "{written:?}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn each_reader_has_its_own_order(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    for (name, scope) in
+        [("all", "reg.io"), ("team", "reg.io/team"), ("app", "reg.io/team/app"), ("other", "reg.io/other")]
+    {
+        let account =
+            json!({"name": name, "registry": scope, "username": "u", "password": "pw", "labels": {"for": "reg"}});
+        app.admin().post("/v1/registry-accounts", &account).await.expect(201);
+    }
+    let selector = json!({"accountSelector": {"matchLabels": {"for": "reg"}}});
+
+    let said = explain(&app, "reg.io/team/app:1", selector).await;
+
+    let consumers = &said["consumers"];
+    assert_eq!(consumers["kubernetes"]["accounts"], json!(["app", "team", "all"]));
+    assert_eq!(consumers["kubernetes"]["keys"], json!(["reg.io/team/app", "reg.io/team", "reg.io"]));
+    assert_eq!(consumers["k8schain"]["accounts"], json!(["app"]));
+    assert_eq!(consumers["podman"]["accounts"], json!(["app"]));
+    for consumer in ["docker", "dockerAuthConfig"] {
+        let problem = consumers[consumer]["problem"].as_str().expect("a problem");
+        assert!(problem.contains("knows only hosts"), "{problem}");
+    }
+    // The docker CLI can be asked about one of them, and is warned of.
+    let said = explain(&app, "reg.io/other-team/app", json!({"accounts": ["other"]})).await;
+    assert_eq!(said["consumers"]["docker"]["accounts"], json!(["other"]));
+    assert_eq!(said["consumers"]["podman"]["nearest"][0]["mismatch"], "pathNotPrefix");
+    // The kubelet compares paths as plain text.
+    assert_eq!(said["consumers"]["kubernetes"]["accounts"], json!(["other"]));
+    assert_eq!(codes(&said), ["matchesMore", "matchesMore"]);
+}
+
+/// Key, image, how the kubelet, the docker CLI and podman say why the entry is not used (`-` where it is), and what the first of
+/// them says in words.
+const NEAR_MISSES: [(&str, &str, [&str; 3], &str); 9] = [
+    (
+        "reg.example.com:6000",
+        "reg.example.com:5000/app",
+        ["portDiffers"; 3],
+        "the entry has port 6000, the image has port 5000",
+    ),
+    ("reg.example.com", "reg.example.com:443/app", ["portDiffers"; 3], "the entry has no port, the image has port 443"),
+    ("Reg.example.com", "reg.example.com/app", ["caseDiffers"; 3], "write `reg.example.com`"),
+    (
+        "reg.example.com/foo",
+        "reg.example.com/bar/app",
+        ["pathNotPrefix", "-", "pathNotPrefix"],
+        "`bar/app` is not under the path `foo`",
+    ),
+    (
+        "*.example.com",
+        "a.b.example.com/app",
+        ["globOneLabel", "noWildcards", "noWildcards"],
+        "`*.example.com` has 3 parts, `a.b.example.com` has 4",
+    ),
+    ("*.example.com", "a.example.com/app", ["-", "noWildcards", "noWildcards"], "name the host"),
+    ("registry.hub.docker.com", "nginx", ["spellingUnknown"; 3], "write `https://index.docker.io/v1/`"),
+    ("reg.example.com/foo/", "reg.example.com/foo/app", ["-", "-", "spellingUnknown"], "write `reg.example.com/foo`"),
+    ("mirror.example.com", "images.example.com/app", ["hostDiffers"; 3], "the image is at `images.example.com`"),
+];
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn the_nearest_entry_says_why_it_is_not_used(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    for (key, image, mismatches, detail) in NEAR_MISSES {
+        let said = explain(&app, image, config(key)).await;
+        let mut details = Vec::new();
+        for (consumer, mismatch) in ["kubernetes", "docker", "podman"].into_iter().zip(mismatches) {
+            let look_up = &said["consumers"][consumer];
+            if mismatch == "-" {
+                assert_eq!((&look_up["keys"], &look_up["nearest"]), (&json!([key]), &json!([])), "{consumer}: {said}");
+                continue;
+            }
+            let nearest = &look_up["nearest"][0];
+            assert_eq!((&look_up["keys"], &nearest["mismatch"]), (&json!([]), &json!(mismatch)), "{consumer}: {said}");
+            assert_eq!((&nearest["key"], &nearest["account"]), (&json!(key), &Value::Null));
+            details.push(nearest["detail"].as_str().expect("a text").to_owned());
+        }
+        assert!(details[0].contains(detail), "{details:?}");
+    }
+    // An entry for something else altogether is not near.
+    let said = explain(&app, "quay.io/app", config("reg.example.com")).await;
+    assert_eq!(said["consumers"]["kubernetes"]["nearest"], json!([]));
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_config_can_be_pasted_in_any_form_and_needs_no_account(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let document = config("reg.io")["config"].clone();
+    let value = BASE64_STANDARD.encode(document.to_string());
+    let legacy = document["auths"].clone();
+    for (form, pasted) in [
+        ("the object", document.clone()),
+        ("its text", json!(document.to_string())),
+        ("its base64", json!(value)),
+        (
+            "a manifest",
+            json!({"kind": "Secret", "type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": value}}),
+        ),
+        ("a manifest in YAML", json!(format!("kind: Secret\ndata:\n  .dockerconfigjson: {value}\n"))),
+        ("the legacy form", legacy.clone()),
+        ("its base64", json!(BASE64_STANDARD.encode(legacy.to_string()))),
+    ] {
+        let said = explain(&app, "reg.io/app", json!({"config": pasted})).await;
+        for consumer in ["kubernetes", "podman"] {
+            assert_eq!(said["consumers"][consumer]["keys"], json!(["reg.io"]), "{form}: {said}");
+            assert_eq!(said["consumers"][consumer]["accounts"], json!([]));
+        }
+    }
+    let said = explain(&app, "reg.io/app", json!({"config": legacy})).await;
+    let problem = said["consumers"]["docker"]["problem"].as_str().expect("a problem");
+    assert!(problem.contains("legacy form"), "{problem}");
+    assert_eq!(app.rows().await[0], 0);
+
+    for (body, field) in [
+        (json!({"image": "nginx"}), "accounts"),
+        (json!({"image": "nginx", "config": {}, "accounts": ["a"]}), "config"),
+        (json!({"image": "nginx", "config": {}, "accountSelector": {}}), "config"),
+        (json!({"image": "nginx", "config": [1]}), "config"),
+        (json!({"image": "nginx", "config": "not base64!"}), "config"),
+        (json!({"image": "nginx", "accounts": ["missing"]}), "accounts[0]"),
+        (json!({"image": "nginx", "accountSelector": {}}), "accountSelector"),
+    ] {
+        let refused = app.admin().post(EXPLAIN, &body).await;
+        refused.problem(422, "invalid-request");
+        assert_eq!(refused.fields(), [field], "{body}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn what_is_odd_in_a_config_is_said(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let auth = |login: &str| json!({"auth": BASE64_STANDARD.encode(login)});
+    let auths = |key: &str, entry: Value| json!({"auths": {key: entry}});
+    for (config, code, said) in [
+        (auths("registry.hub.docker.com", auth("u:p")), "neverMatches", "write `https://index.docker.io/v1/`"),
+        (auths("Reg.io", auth("u:p")), "neverMatches", "write `reg.io`"),
+        (auths("*.reg.io", auth("u:p")), "missedBySome", "the docker CLI and podman"),
+        (auths("reg.io/foo", auth("u:p")), "matchesMore", "`reg.io/foox/app`"),
+        (auths("reg .io", auth("u:p")), "invalidKey", "white space"),
+        (auths("reg.io", json!({"auth": "!"})), "refused", "the whole document useless for the kubelet"),
+        (auths("reg.io", json!({})), "holdsNothing", "nothing to log in with"),
+        (
+            auths("reg.io", json!({"username": "u", "password": "old", "auth": auth("u:p")["auth"]})),
+            "authWins",
+            "`auth`",
+        ),
+        (json!({"auths": {"reg.io": auth("u:p"), "https://reg.io": auth("u:q")}}), "ambiguous", "by chance"),
+        (json!({"auths": {"reg.io": {}}, "credsStore": "desktop"}), "helperFirst", "`credsStore`"),
+        (
+            json!({"kind": "Secret", "type": "Opaque", "data": {".dockerconfigjson": "e30="}}),
+            "wrongSecretType",
+            "`kubernetes.io/dockerconfigjson`",
+        ),
+    ] {
+        let answer = explain(&app, "quay.io/some/app", json!({"config": config})).await;
+        let warnings = answer["warnings"].as_array().expect("warnings");
+        let warning =
+            warnings.iter().find(|warning| warning["code"] == code).unwrap_or_else(|| panic!("{code}: {answer}"));
+        assert!(warning["detail"].as_str().is_some_and(|detail| detail.contains(said)), "{said}: {warning}");
+        // Who imports it is told the same.
+        let request = app.admin().request("POST", "/v1/registry-accounts:import?dryRun=true").json(&config);
+        let imported = app.admin().send(request).await.expect(200);
+        assert!(codes(&imported).contains(&code), "{code}: {imported}");
+    }
+    assert_eq!(codes(&explain(&app, "quay.io/some/app", config("reg.io")).await), [""; 0]);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_new_account_comes_back_with_its_warnings(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    for (name, registry, expected) in [
+        ("plain", "reg.io", None),
+        ("port", "reg.io:5000", None),
+        ("hub", "registry.hub.docker.com", None),
+        ("case", "Reg.IO", None),
+        ("path", "reg.io/foo", Some(("matchesMore", "`reg.io/foox/app`"))),
+        ("ipv6", "[::1]", Some(("missedBySome", "an IPv6 address only with its port"))),
+    ] {
+        let created = app.register_account(name, registry, "u", "pw").await;
+        assert_eq!(codes(&created), Vec::from_iter(expected.map(|(code, _)| code)), "{created}");
+        if let Some((_, said)) = expected {
+            let warning = &created["warnings"][0];
+            assert_eq!(warning["account"], name);
+            assert!(warning["detail"].as_str().is_some_and(|detail| detail.contains(said)), "{warning}");
+        }
+        let shown = app.admin().get(&format!("/v1/registry-accounts/{name}")).await.expect(200);
+        assert_eq!(shown["warnings"], created["warnings"]);
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn no_password_is_in_an_explanation(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    app.register_account("a", "reg.io", "u", "CANARY-1").await;
+    let encoded = BASE64_STANDARD.encode("u:CANARY-2");
+    let pasted = json!({
+        "auths": {
+            "reg.io": {"auth": encoded}, "https://me:CANARY-3@reg.io:80": {"auth": "CANARY-4!"},
+            "quay.io": {"username": "CANARY-5", "password": "CANARY-6", "identitytoken": "CANARY-7"},
+        },
+        "HttpHeaders": {"Authorization": "CANARY-8"},
+    });
+    for subject in [json!({"accounts": ["a"]}), json!({"config": pasted}), json!({"config": pasted.to_string()})] {
+        for image in ["reg.io/app", "reg.io:81/app", "quay.io/app"] {
+            let said = explain(&app, image, subject.clone()).await.to_string();
+            assert!(!said.contains("CANARY") && !said.contains(&encoded), "{said}");
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! From the first replica's start to the last signal: starts, stops, health, and the change of master keys, on the real binary.
+
+use std::{
+    fs,
+    io::Write,
+    net::TcpStream,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use regcred::{
+    crypto::sealer::{KeyRing, Sealer},
+    storage::sealed::SealedColumn,
+};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions, PgPool};
+use uuid::Uuid;
+
+use crate::support::{
+    PATIENCE,
+    app::TestApp,
+    client::{Answer, Client},
+    eventually,
+    listener::{listen, read_request},
+    process::{Installation, Service},
+};
+
+fn installation(pool: &PgPool) -> Installation {
+    Installation::new(pool.connect_options().to_url_lossy().as_str())
+}
+
+// ---- Start ----
+
+#[sqlx::test(migrations = false)]
+async fn replicas_that_start_together_on_an_empty_database_all_come_up(pool: PgPool) {
+    let installation = installation(&pool);
+    let processes: Vec<_> = (0..5).map(|_| installation.spawn(&["serve", "--migrate"])).collect();
+
+    let replicas = join_all(processes.into_iter().map(Service::of)).await;
+
+    // A key that one of them takes is taken by all, and what one stores is seen by all.
+    let key = installation.new_key("admin").await;
+    let account = json!({"name": "a", "registry": "ghcr.io", "username": "martin", "password": "x"});
+    replicas[0].client(&key).post("/v1/registry-accounts", &account).await.expect(201);
+    for replica in &replicas {
+        assert_eq!(replica.anonymous().get("/readyz").await.expect(200)["ready"], true);
+        assert_eq!(replica.client(&key).get("/v1/registry-accounts/a").await.expect(200)["version"], 1);
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn healthcheck_says_by_its_exit_code_whether_a_service_lives(pool: PgPool) {
+    let installation = installation(&pool);
+    let service = installation.serve().await;
+    let url = |path: &str| format!("http://{}{path}", service.address);
+    let listening = Installation::new("").with("REGCRED_HTTP_LISTEN", &service.address.to_string());
+    let not_listening = Installation::new("").with("REGCRED_HTTP_LISTEN", "127.0.0.1:1");
+
+    assert_eq!(installation.run(&["healthcheck", &url("/healthz")]).await.code, Some(0));
+    assert_eq!(installation.run(&["healthcheck", &url("/readyz")]).await.code, Some(0));
+    assert_eq!(listening.run(&["healthcheck"]).await.code, Some(0));
+    for (installation, arguments) in
+        [(&installation, &["healthcheck", &url("/nowhere")][..]), (&not_listening, &["healthcheck"])]
+    {
+        let exit = installation.run(arguments).await;
+        assert_eq!(exit.code, Some(1), "{exit:?}");
+        assert!(exit.stderr.contains("http://127.0.0.1:"), "{exit:?}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn what_operators_ask_for_needs_no_key(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let ask = async |path: &str| {
+        let answer = app.anonymous().get(path).await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        assert!(!answer.header("x-request-id").is_empty(), "{path}: {answer:?}");
+        answer
+    };
+
+    assert_eq!(ask("/healthz").await.body, "ok\n");
+    assert_eq!(ask("/readyz").await.json(), json!({"ready": true, "database": true, "migrations": true}));
+    assert_eq!(ask("/openapi.json").await.json(), serde_json::to_value(regcred::http::document()).expect("JSON"));
+    let docs = ask("/docs").await;
+    assert!(docs.header("content-type").starts_with("text/html") && docs.body.contains("swagger"), "{docs:?}");
+    assert!(!docs.body.contains("src=\"http") && !docs.body.contains("href=\"http"), "something is loaded: {docs:?}");
+    assert!(ask("/docs/swagger-initializer.js").await.body.contains("/openapi.json"));
+
+    // Counted by the pattern of the route, whatever callers write into paths.
+    app.admin().get("/v1/registry-accounts/canary-1").await.problem(404, "not-found");
+    app.anonymous().get("/canary-2").await.problem(404, "not-found");
+    app.anonymous().get("/v1/me").await.problem(401, "unauthenticated");
+    let metrics = ask("/metrics").await;
+    assert!(metrics.header("content-type").starts_with("application/openmetrics-text"), "{metrics:?}");
+    for line in [
+        r#"regcred_http_requests_total{method="GET",route="/v1/registry-accounts/{name}",status="404"} 1"#,
+        r#"regcred_http_requests_total{method="GET",route="/healthz",status="200"} 1"#,
+        r#"regcred_http_requests_total{method="GET",route="none",status="404"} 1"#,
+        "regcred_api_key_argon2_runs_total 1",
+    ] {
+        assert!(metrics.body.lines().any(|written| written == line), "{line} is not in {}", metrics.body);
+    }
+    assert!(metrics.body.contains(r#"status="401""#) && !metrics.body.contains("canary"), "{}", metrics.body);
+    assert!(metrics.body.ends_with("# EOF\n"));
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn every_route_of_the_document_needs_a_key(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let document = serde_json::to_value(regcred::http::document()).expect("JSON");
+    let mut asked = 0;
+    for (path, operations) in document["paths"].as_object().expect("paths") {
+        if !path.starts_with("/v1/") {
+            continue;
+        }
+        let filled = path.split('/').map(|part| if part.starts_with('{') { "x" } else { part }).collect::<Vec<_>>();
+        for method in operations.as_object().expect("operations").keys().map(|method| method.to_uppercase()) {
+            for client in [app.anonymous(), app.anonymous().with_key("rgc_wrong")] {
+                let answer = client.send(client.request(&method, &filled.join("/")).json(&json!({}))).await;
+                assert_eq!((answer.status, answer.slug().as_str()), (401, "unauthenticated"), "{method} {path}");
+                assert!(answer.header("www-authenticate").starts_with("Bearer"), "{method} {path}: {answer:?}");
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked >= 28, "only {asked} requests");
+}
+
+// ---- Stop ----
+
+/// A cluster that answers when it is told to, and counts who waits.
+struct Gate {
+    waiting: Mutex<usize>,
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    /// Stands for an API server that takes its time: it holds every request until the gate is opened.
+    fn cluster() -> (Arc<Self>, Value) {
+        let gate = Arc::new(Self { waiting: Mutex::new(0), is_open: Mutex::new(false), opened: Condvar::new() });
+        let held = Arc::clone(&gate);
+        let address = listen(move |mut stream| {
+            read_request(&stream);
+            *held.waiting.lock().expect("a count") += 1;
+            let closed = held.is_open.lock().expect("the gate");
+            drop(held.opened.wait_while(closed, |is_open| !*is_open).expect("the gate"));
+            let body = r#"{"metadata":{"name":"pull","uid":"u-1","resourceVersion":"1"}}"#;
+            let answer = format!("HTTP/1.1 201 Created\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            // regcred may have been ended meanwhile.
+            let _ = stream.write_all(answer.as_bytes());
+        });
+        let server = format!("http://{address}");
+        (gate, json!({"name": "slow", "server": server, "auth": {"type": "none"}, "allowPlainHttp": true}))
+    }
+
+    fn open(&self) {
+        *self.is_open.lock().expect("the gate") = true;
+        self.opened.notify_all();
+    }
+
+    async fn until_waiting(&self, count: usize) {
+        eventually("requests wait at the cluster", async || (*self.waiting.lock().ok()? >= count).then_some(())).await;
+    }
+}
+
+/// Registers the slow cluster and an account.
+async fn register(client: &Client, cluster: &Value) {
+    let account = json!({"name": "a", "registry": "ghcr.io", "username": "martin", "password": "x"});
+    client.post("/v1/registry-accounts", &account).await.expect(201);
+    client.post("/v1/clusters", cluster).await.expect(201);
+}
+
+/// A request that takes as long as the cluster does.
+fn deliver(client: &Client) -> reqwest::RequestBuilder {
+    let path = "/v1/clusters/slow/namespaces/default/secrets";
+    client.request("POST", path).json(&json!({"name": "pull", "accounts": ["a"]}))
+}
+
+/// Whoever waits is told so, or sees the connection end.
+fn assert_given_up(outcome: &reqwest::Result<Answer>) {
+    if let Ok(answer) = outcome {
+        answer.problem(502, "cluster-unreachable");
+    }
+}
+
+async fn until_refused(service: &Service) {
+    eventually("it takes no new connections", async || TcpStream::connect(service.address).err()).await;
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_signal_under_load_fails_no_request_that_is_under_way(pool: PgPool) {
+    let installation =
+        installation(&pool).with("REGCRED_HTTP_SHUTDOWN_SECONDS", "60").with("REGCRED_CLUSTER_TIMEOUT_SECONDS", "60");
+    for signal in ["TERM", "INT"] {
+        let service = installation.serve().await;
+        let client = service.client(&installation.new_key(&format!("admin-{}", signal.to_lowercase())).await);
+        let (gate, cluster) = Gate::cluster();
+        if signal == "TERM" {
+            register(&client, &cluster).await;
+        } else {
+            client.patch("/v1/clusters/slow", &json!({"server": cluster["server"]})).await.expect(200);
+        }
+        let is_stopping = AtomicBool::new(false);
+        // Short requests, one after the other, until they are turned away.
+        let short = (0..8).map(async |_| {
+            let mut answered = 0;
+            loop {
+                let request = client.request("POST", "/v1/docker-configs").json(&json!({"accounts": ["a"]}));
+                match client.try_send(request).await {
+                    Ok(answer) => assert_eq!(answer.status, 200, "{answer:?}"),
+                    // Whole answers or none: a broken one is a request that failed under way.
+                    Err(error) => {
+                        assert!(
+                            is_stopping.load(Ordering::SeqCst) && !error.is_body() && !error.is_decode(),
+                            "{error:?}"
+                        );
+                        return answered;
+                    }
+                }
+                answered += 1;
+            }
+        });
+        // Long requests, of which it is certain that they are under way.
+        let long = join_all((0..20).map(|_| client.try_send(deliver(&client))));
+        let stop = async {
+            gate.until_waiting(20).await;
+            is_stopping.store(true, Ordering::SeqCst);
+            service.process.signal(signal);
+            until_refused(&service).await;
+            gate.open();
+        };
+
+        let (answered, long, ()) = tokio::join!(join_all(short), long, stop);
+
+        for answer in long {
+            assert_eq!(answer.expect("an answer").expect(201)["uid"], "u-1");
+        }
+        assert!(answered.iter().all(|count| *count > 0), "{answered:?}");
+        let exit = service.process.wait().await;
+        assert_eq!(exit.code, Some(0), "{exit:?}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_second_signal_ends_at_once(pool: PgPool) {
+    let installation = installation(&pool)
+        .with("REGCRED_HTTP_SHUTDOWN_SECONDS", "3600")
+        .with("REGCRED_CLUSTER_TIMEOUT_SECONDS", "3600");
+    let mut service = installation.serve().await;
+    let client = service.client(&installation.new_key("admin").await);
+    let (gate, cluster) = Gate::cluster();
+    register(&client, &cluster).await;
+    let hanging = tokio::spawn({
+        let client = client.clone();
+        async move { client.try_send(deliver(&client)).await }
+    });
+    gate.until_waiting(1).await;
+
+    service.process.signal("TERM");
+    until_refused(&service).await;
+    // It waits for the request, and would for an hour; if it did not, it would be gone by now.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(service.process.ended().is_none());
+    service.process.signal("TERM");
+
+    let exit = service.process.wait().await;
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    assert_given_up(&hanging.await.expect("it ends"));
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_request_that_does_not_end_is_waited_for_no_longer_than_the_grace(pool: PgPool) {
+    let installation =
+        installation(&pool).with("REGCRED_HTTP_SHUTDOWN_SECONDS", "1").with("REGCRED_CLUSTER_TIMEOUT_SECONDS", "3600");
+    let service = installation.serve().await;
+    let client = service.client(&installation.new_key("admin").await);
+    let (gate, cluster) = Gate::cluster();
+    register(&client, &cluster).await;
+    let hanging = tokio::spawn({
+        let client = client.clone();
+        async move { client.try_send(deliver(&client)).await }
+    });
+    gate.until_waiting(1).await;
+
+    service.process.signal("TERM");
+
+    let exit = service.process.wait().await;
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    assert_given_up(&hanging.await.expect("it ends"));
+}
+
+// ---- Master keys ----
+
+/// Each key of `master-key list` with its state and rows, in the order of the ring.
+async fn list_keys(installation: &Installation) -> Vec<(String, String, i64)> {
+    let listed = installation.must_run(&["master-key", "list"]).await;
+    let lines = listed.lines().skip(1).map(|line| {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        let mut word = || words.next().expect("three columns");
+        (word(), word(), word().parse().expect("a number"))
+    });
+    lines.collect()
+}
+
+/// Stores accounts as `regcred` does, many at once: `account-0` with `password-0` and so on.
+async fn store_accounts(pool: &PgPool, installation: &Installation, count: usize) {
+    let ring = fs::read_to_string(installation.variable("REGCRED_MASTER_KEYS_FILE")).expect("a ring");
+    let sealer = Sealer::new(KeyRing::parse(&SecretString::from(ring)).expect("a ring"), None);
+    let ids: Vec<Uuid> = (0..count).map(|_| Uuid::now_v7()).collect();
+    let passwords: Vec<Vec<u8>> = ids
+        .iter()
+        .enumerate()
+        .map(|(number, id)| {
+            let password = SecretString::from(format!("password-{number}"));
+            sealer.seal(SealedColumn::AccountPassword.slot(*id), &password).expect("sealed").bytes
+        })
+        .collect();
+    let names: Vec<String> = (0..count).map(|number| format!("account-{number}")).collect();
+    sqlx::query(
+        "INSERT INTO registry_accounts (id, name, registry, username, password, password_key_id)
+         SELECT id, name, name || '.example.com', 'martin', password, $4
+         FROM unnest($1::uuid[], $2::text[], $3::bytea[]) AS new (id, name, password)",
+    )
+    .bind(&ids)
+    .bind(&names)
+    .bind(&passwords)
+    .bind(sealer.sealing_key_id())
+    .execute(pool)
+    .await
+    .expect("stored");
+}
+
+/// Renders some of the stored accounts, which must open.
+async fn render(client: &Client, numbers: std::ops::Range<usize>) {
+    let names: Vec<String> = numbers.clone().map(|number| format!("account-{number}")).collect();
+    let rendered = client.post("/v1/docker-configs", &json!({"accounts": names})).await.expect(200);
+    let entries = &rendered["config"]["auths"];
+    for number in numbers {
+        let entry = &entries[format!("account-{number}.example.com")];
+        assert_eq!(entry["password"], format!("password-{number}"), "{entry}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn master_keys_change_under_load_without_a_failed_request(pool: PgPool) {
+    const COUNT: usize = 3_000;
+    let installation = installation(&pool);
+    let ring_file = installation.variable("REGCRED_MASTER_KEYS_FILE");
+    store_accounts(&pool, &installation, COUNT).await;
+    let replicas = [installation.serve().await, installation.serve().await];
+    let key = installation.new_key("admin").await;
+    let cluster = json!({"name": "c", "server": "https://k", "auth": {"type": "token", "token": "canary-token"}});
+    replicas[0].client(&key).post("/v1/clusters", &cluster).await.expect(201);
+    let before = list_keys(&installation).await;
+    let old = before[0].0.clone();
+    assert_eq!(before, [(old.clone(), "seals".to_owned(), 3_001)]);
+
+    let is_done = AtomicBool::new(false);
+    let load = replicas.iter().map(async |replica| {
+        let client = replica.client(&key);
+        let mut rendered = 0;
+        while !is_done.load(Ordering::SeqCst) {
+            let start = rendered * 7 % (COUNT - 50);
+            render(&client, start..start + 50).await;
+            rendered += 1;
+        }
+        rendered
+    });
+    let rotation = async {
+        installation.must_run(&["master-key", "generate", "--file", &ring_file]).await;
+        installation.must_run(&["master-key", "rotate"]).await;
+        let listed = list_keys(&installation).await;
+        // Who has opened what the new key sealed, seals under it.
+        for (number, replica) in replicas.iter().enumerate() {
+            render(&replica.client(&key), 0..1).await;
+            let body =
+                json!({"name": format!("new-{number}"), "registry": "ghcr.io", "username": "m", "password": "x"});
+            replica.client(&key).post("/v1/registry-accounts", &body).await.expect(201);
+        }
+        is_done.store(true, Ordering::SeqCst);
+        listed
+    };
+    let (rendered, listed) = tokio::join!(join_all(load), rotation);
+
+    assert!(rendered.iter().all(|count| *count > 0), "{rendered:?}");
+    let new = listed[0].0.clone();
+    assert_ne!(new, old);
+    assert_eq!(listed, [(new.clone(), "seals".to_owned(), 3_001), (old.clone(), "opens".to_owned(), 0)]);
+    assert_eq!(
+        list_keys(&installation).await[..2],
+        [(new.clone(), "seals".to_owned(), 3_003), (old, "opens".to_owned(), 0)]
+    );
+
+    // The old key can go, and everything opens after a restart.
+    drop(replicas);
+    let ring = fs::read_to_string(&ring_file).expect("the ring");
+    fs::write(&ring_file, ring.lines().next().expect("the new key")).expect("written");
+    let service = installation.serve().await;
+    let client = service.client(&key);
+    for start in (0..COUNT).step_by(1_000) {
+        render(&client, start..start + 1_000).await;
+    }
+    let kept = client.patch("/v1/clusters/c", &json!({"allowPlainHttp": false})).await;
+    assert_eq!(kept.expect(200)["version"], 2, "the cluster's token opens too");
+    assert_eq!(list_keys(&installation).await, [(new, "seals".to_owned(), 3_003)]);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_rotation_that_is_killed_halfway_loses_nothing_and_can_be_repeated(pool: PgPool) {
+    const COUNT: usize = 1_200;
+    let installation = installation(&pool);
+    store_accounts(&pool, &installation, COUNT).await;
+    let service = installation.serve().await;
+    let client = service.client(&installation.new_key("admin").await);
+    let ring_file = installation.variable("REGCRED_MASTER_KEYS_FILE");
+    installation.must_run(&["master-key", "generate", "--file", &ring_file]).await;
+    // Whoever holds the last row holds the rotation up in its last batch.
+    let mut holder = pool.begin().await.expect("a transaction");
+    sqlx::query("SELECT id FROM registry_accounts ORDER BY id DESC LIMIT 1 FOR UPDATE")
+        .fetch_one(&mut *holder)
+        .await
+        .expect("the last row");
+    let rotation = installation.spawn(&["master-key", "rotate"]);
+    eventually("two batches are done", async || rotation.stderr().contains("1000 values").then_some(())).await;
+
+    rotation.signal("KILL");
+
+    assert_eq!(rotation.wait().await.code, None);
+    holder.rollback().await.expect("released");
+    let halfway = list_keys(&installation).await;
+    assert_eq!([halfway[0].2, halfway[1].2], [1_000, 200]);
+    render(&client, 700..COUNT).await;
+
+    let repeated = installation.run(&["master-key", "rotate"]).await;
+    assert!(repeated.code == Some(0) && repeated.stderr.contains("200 values"), "{repeated:?}");
+    let after = list_keys(&installation).await;
+    assert_eq!([after[0].2, after[1].2], [1_200, 0]);
+    render(&client, 700..COUNT).await;
+    // A third time there is nothing to do.
+    let again = installation.run(&["master-key", "rotate"]).await;
+    assert!(again.code == Some(0) && again.stderr.contains("0 values"), "{again:?}");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_rotation_says_which_values_it_could_not_open(pool: PgPool) {
+    let installation = installation(&pool);
+    store_accounts(&pool, &installation, 3).await;
+    sqlx::query("UPDATE registry_accounts SET password = set_byte(password, 20, get_byte(password, 20) # 1) WHERE name = 'account-1'")
+        .execute(&pool)
+        .await
+        .expect("damaged");
+    let ring_file = installation.variable("REGCRED_MASTER_KEYS_FILE");
+    installation.must_run(&["master-key", "generate", "--file", &ring_file]).await;
+    let start = Instant::now();
+
+    let exit = installation.run(&["master-key", "rotate"]).await;
+
+    assert_eq!(exit.code, Some(1), "{exit:?}");
+    assert!(exit.stderr.contains("2 values re-sealed; 1 did not open"), "{exit:?}");
+    let listed = list_keys(&installation).await;
+    assert_eq!([listed[0].2, listed[1].2], [2, 1]);
+    assert!(start.elapsed() < PATIENCE);
+}
