@@ -98,6 +98,18 @@ pub struct Ranges {
     pub high: Vec<String>,
 }
 
+impl Ranges {
+    /// What of them comes after a name.
+    #[must_use]
+    pub fn after(self, name: Option<&str>) -> Self {
+        let Some(name) = name else { return self };
+        let first = format!("{name}!");
+        let rest = self.low.into_iter().zip(self.high).map(|(low, high)| (low.max(first.clone()), high));
+        let (low, high) = rest.filter(|(low, high)| low < high).unzip();
+        Self { low, high }
+    }
+}
+
 impl<'a> FromIterator<&'a NamePattern> for Ranges {
     fn from_iter<I: IntoIterator<Item = &'a NamePattern>>(patterns: I) -> Self {
         let (low, high) = patterns.into_iter().map(NamePattern::range).unzip();
@@ -323,11 +335,14 @@ mod tests {
     proptest! {
         #[test]
         fn a_range_holds_what_the_pattern_matches(
-            pattern in "[a-c-]{0,3}\\*?", name in "[a-c]([a-c0-]{0,4}[a-c])?",
+            pattern in "[a-c-]{0,3}\\*?", name in "[a-c]([a-c0-]{0,4}[a-c])?", after in "[a-c]([a-c0-]{0,2}[a-c])?",
         ) {
             if let Ok(pattern) = NamePattern::parse(&pattern) {
                 let (low, high) = pattern.range();
                 prop_assert_eq!(pattern.matches(&name), low <= name && name < high);
+                let rest = Ranges { low: vec![low], high: vec![high] }.after(Some(&after));
+                let is_in_rest = rest.low.iter().zip(&rest.high).any(|(low, high)| *low <= name && name < *high);
+                prop_assert_eq!(pattern.matches(&name) && name > after, is_in_rest);
             }
         }
     }

@@ -266,7 +266,8 @@ pub async fn get_account(
 
 /// Change a registry account.
 ///
-/// A new `password` is a rotation. Every change raises the version.
+/// A new `password` is a rotation. Every change raises the version. Another registry, or `plainHttp` in place of TLS,
+/// needs the `password` said again: a stored one is not sent anywhere else than it was given for.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "update_registry_account",

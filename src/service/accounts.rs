@@ -12,6 +12,7 @@ use crate::{
         caller::Identity,
         invalid::FieldError,
         names::{Labels, Name},
+        registry::RegistryScope,
     },
     service::{ExpectedVersion, ServiceError, check_version, connection},
     storage::{self, PageRequest, StorageError, sealed::SealedColumn},
@@ -93,6 +94,7 @@ impl Accounts {
         let mut tx = self.pool.begin().await?;
         let mut account = granted(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
         check_version(expected, account.version)?;
+        refuse_redirection(&account, &change)?;
         let password = change
             .password
             .as_ref()
@@ -136,6 +138,24 @@ fn granted(caller: &Identity, name: &Name, found: Option<Account>) -> Result<Acc
     found
         .filter(|account| caller.grants.include_account(account.name.as_str(), account.labels.as_map()))
         .ok_or_else(|| not_found(name))
+}
+
+/// Refuses to have a stored password sent to another registry, or in the clear, than it was given for: otherwise
+/// whoever may change an account could read a password that he cannot see, at a registry of his own. Another part of
+/// the same registry is no such change.
+fn refuse_redirection(account: &Account, change: &AccountChange) -> Result<(), ServiceError> {
+    let elsewhere = |registry: &RegistryScope| registry.authority() != account.registry.authority();
+    let moved = [
+        ("registry", change.registry.as_ref().is_some_and(elsewhere)),
+        ("plainHttp", change.plain_http == Some(true) && !account.plain_http),
+    ];
+    match moved.into_iter().find(|(_, is_moved)| *is_moved) {
+        Some((field, _)) if change.password.is_none() => {
+            let detail = "cannot be changed so without `password`: the stored one is not sent anywhere else";
+            Err(vec![FieldError::new(field, detail)].into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn apply(account: &mut Account, change: AccountChange) -> Result<(), ServiceError> {

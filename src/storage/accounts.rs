@@ -145,33 +145,35 @@ pub async fn list(
     page: &PageRequest,
     labels: &Labels,
 ) -> Result<Vec<Account>, StorageError> {
-    let Ranges { low, high } = grants.account_ranges();
-    // The first rows of each grant, by an index; the page is among them. So a page costs the same however many
-    // accounts there are that are not granted.
+    let Ranges { low, high } = grants.account_ranges().after(page.after.as_deref());
+    // The first rows of each grant, by an index; the page is among them. So a page costs the same wherever it is, and
+    // however many accounts there are that are not granted.
     sqlx::query_as!(
         AccountRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at,
                version, created_at, updated_at
            FROM registry_accounts
-           WHERE id IN (
-               SELECT one.id
-               FROM unnest($4::text[], $5::text[]) AS granted (low, high)
-               CROSS JOIN LATERAL (
-                   SELECT id FROM registry_accounts
-                   WHERE name >= granted.low COLLATE "C" AND name < granted.high COLLATE "C"
-                       AND ($1::text IS NULL OR name > $1) AND labels @> $2
-                   ORDER BY name LIMIT $3
+           WHERE id = ANY (ARRAY(
+               SELECT one.id FROM (
+                   SELECT one.id, one.name
+                   FROM unnest($4::text[], $5::text[]) AS granted (low, high)
+                   CROSS JOIN LATERAL (
+                       SELECT id, name FROM registry_accounts
+                       WHERE name >= granted.low COLLATE "C" AND name < granted.high COLLATE "C" AND labels @> $2
+                       ORDER BY name LIMIT $3
+                   ) AS one
+                   UNION
+                   SELECT one.id, one.name
+                   FROM unnest($6::jsonb[]) AS granted (labels)
+                   CROSS JOIN LATERAL (
+                       SELECT id, name FROM registry_accounts
+                       WHERE labels @> granted.labels AND ($1::text IS NULL OR name > $1) AND labels @> $2
+                       ORDER BY name LIMIT $3
+                   ) AS one
                ) AS one
-               UNION ALL
-               SELECT one.id
-               FROM unnest($6::jsonb[]) AS granted (labels)
-               CROSS JOIN LATERAL (
-                   SELECT id FROM registry_accounts
-                   WHERE labels @> granted.labels AND ($1::text IS NULL OR name > $1) AND labels @> $2
-                   ORDER BY name LIMIT $3
-               ) AS one
-           )
-           ORDER BY name LIMIT $3"#,
+               ORDER BY one.name LIMIT $3
+           ))
+           ORDER BY name"#,
         page.after,
         Json(labels.as_map()) as _,
         page.limit,

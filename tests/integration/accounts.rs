@@ -189,7 +189,10 @@ async fn a_merge_patch_leaves_what_is_absent_and_removes_what_is_null(pool: PgPo
         (json!({"labels": {"stage": null, "new": "1", "absent": null}}), json!({"labels": {"team": "a", "new": "1"}})),
         (json!({"labels": {}}), json!({})),
         (json!({"labels": null}), json!({"labels": {}})),
-        (json!({"registry": "https://Registry.Martin.com:6000/"}), json!({"registry": "registry.martin.com:6000"})),
+        (
+            json!({"registry": "https://Registry.Martin.com:6000/", "password": "canary-1"}),
+            json!({"registry": "registry.martin.com:6000"}),
+        ),
     ];
     for (version, (patch, changes)) in (2..).zip(steps) {
         // Both media types of a patch, in turn.
@@ -387,7 +390,8 @@ async fn every_spelling_of_a_registry_is_stored_and_rendered_as_one(pool: PgPool
     ]);
     for ((registry, key), spelled) in spellings {
         for spelling in spelled {
-            let changed = app.admin().patch("/v1/registry-accounts/a", &json!({"registry": spelling})).await;
+            let changed =
+                app.admin().patch("/v1/registry-accounts/a", &json!({"registry": spelling, "password": "x"})).await;
             assert_eq!(changed.expect(200)["registry"], registry, "{spelling}");
             let rendered = render(&app, &["a"]).await;
             let keys: Vec<&String> = rendered["config"]["auths"].as_object().expect("entries").keys().collect();
@@ -415,4 +419,28 @@ async fn a_request_id_is_kept_if_it_is_a_uuid(pool: PgPool) {
         let replaced = ask(foreign).await;
         assert!(replaced != foreign && Uuid::try_parse(&replaced).is_ok(), "{replaced}");
     }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_stored_password_is_not_sent_anywhere_else(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let mut account = martin();
+    account["plainHttp"] = json!(false);
+    app.admin().post(ACCOUNTS, &account).await.expect(201);
+
+    for (field, change) in [
+        ("registry", json!({"registry": "registry.thief.com"})),
+        ("registry", json!({"registry": "registry.martin.com:6000"})),
+        ("plainHttp", json!({"plainHttp": true})),
+    ] {
+        let problem = app.admin().patch(MARTIN, &change).await.problem(422, "invalid-request");
+        assert_eq!(problem["errors"][0]["field"], field, "{problem}");
+    }
+    assert_eq!(app.admin().get(MARTIN).await.expect(200)["version"], 1);
+
+    // Another part of the same registry, or with the password said again.
+    let part = json!({"registry": "registry.martin.com:5000/os"});
+    assert_eq!(app.admin().patch(MARTIN, &part).await.expect(200)["registry"], part["registry"]);
+    let moved = json!({"registry": "registry.martin.com:6000", "plainHttp": true, "password": "said again"});
+    assert_eq!(app.admin().patch(MARTIN, &moved).await.expect(200)["registry"], moved["registry"]);
 }

@@ -132,6 +132,42 @@ async fn without_postgres_requests_are_refused_until_it_is_back() {
     assert!(!service.process.stderr().contains(postgres::PASSWORD));
 }
 
+#[tokio::test]
+async fn a_postgres_that_stands_still_for_a_while_is_used_again_afterwards() {
+    let mut postgres = Postgres::prepare();
+    postgres.start().await;
+    let installation = Installation::new(&postgres.url()).with("REGCRED_DATABASE_ACQUIRE_TIMEOUT_SECONDS", "1");
+    let service = installation.serve().await;
+    let client = service.client(&installation.new_key("admin").await);
+    client.get("/v1/me").await.expect(200);
+
+    // Every connection stays open and nothing comes through, as in a network that is cut: more requests than connections.
+    postgres.freeze();
+    let requests = join_all((0..32).map(|_| client.get("/v1/me")));
+    let meanwhile = async {
+        let alive = service.anonymous().get("/healthz").await.status;
+        let ready = service.anonymous().request("GET", "/readyz").timeout(Duration::from_secs(3));
+        let ready = service.anonymous().try_send(ready).await;
+        postgres.thaw();
+        (alive, ready)
+    };
+    let (answers, (alive, ready)) = tokio::join!(requests, meanwhile);
+
+    assert_eq!(alive, 200);
+    match ready {
+        Ok(answer) => assert_eq!(answer.status, 503, "{answer:?}"),
+        Err(error) => assert!(error.is_timeout(), "{error:?}"),
+    }
+    for answer in answers {
+        assert!(answer.status == 200 || answer.slug() == "database-unavailable", "{answer:?}");
+    }
+    eventually("it is ready again", async || (service.anonymous().get("/readyz").await.status == 200).then_some(()))
+        .await;
+    for answer in join_all((0..32).map(|_| client.get("/v1/me"))).await {
+        answer.expect(200);
+    }
+}
+
 // ---- Clusters ----
 
 /// Registers a cluster whose API server is anything but well, and an account to deliver there.

@@ -233,6 +233,7 @@ fn operations() -> Vec<(String, String, bool)> {
     for (path, item) in document["paths"].as_object().expect("paths") {
         let name = if path.contains("/clusters/") { "echo" } else { "good" };
         let filled = path.replace("{name}", name).replace("{cluster}", "echo").replace("{namespace}", "s422");
+        let filled = filled.replace("{id}", "0198a0b1-7000-7000-8000-000000000001");
         for (method, operation) in item.as_object().expect("operations") {
             operations.push((method.to_uppercase(), filled.clone(), operation.get("requestBody").is_some()));
         }
@@ -375,11 +376,15 @@ async fn no_secret_comes_out_but_where_it_is_asked_for(pool: PgPool) {
         (200, "POST", "/v1/clusters/echo/check", Value::Null),
         (200, "POST", "/v1/clusters/kubeconfig/check", Value::Null),
         (200, "GET", "/v1/me", Value::Null),
+        (200, "GET", "/v1/api-keys", Value::Null),
         (201, "POST", &secrets, pull.clone()),
         (409, "POST", &secrets, pull.clone()),
         (200, "PATCH", "/v1/registry-accounts/good", json!({"password": rotated})),
         (200, "PATCH", "/v1/clusters/echo", json!({"auth": token_auth})),
     ];
+    let new_key = json!({"name": "ci", "role": "renderer", "grants": {"accounts": ["good"]}});
+    let new_key = client.post("/v1/api-keys", &new_key).await.expect(201);
+    let new_key_canary = Canary::new("new API key", &new_key["key"].as_str().expect("a key")[37..101]);
     for (status, method, path, body) in requests {
         let request = client.request(method, path);
         let request = if body.is_null() { request } else { request.json(&body) };
@@ -438,6 +443,7 @@ async fn no_secret_comes_out_but_where_it_is_asked_for(pool: PgPool) {
         &kubeconfig_canary,
         &client_key_canary,
         &misused_canary,
+        &new_key_canary,
     ];
     outputs.assert_free_of(own.iter().chain(of_callers));
     let others = [&password_canary, &imported_canary, &token_canary, &kubeconfig_canary, &client_key_canary];

@@ -2,6 +2,7 @@
 
 mod access;
 mod accounts;
+mod architecture;
 mod bad_input;
 mod cluster_client;
 mod dependencies;
@@ -9,6 +10,7 @@ mod explain;
 mod imports;
 mod leaks;
 mod lifecycle;
+mod openapi;
 mod readers;
 mod support;
 mod walkthrough;

@@ -5,7 +5,7 @@ use std::{
     net::TcpListener,
     os::unix::fs::{PermissionsExt, chown},
     path::PathBuf,
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use sqlx::{Connection, PgConnection};
@@ -75,8 +75,38 @@ impl Postgres {
         process.wait().await;
     }
 
+    /// Stands still, with all its connections open, until [`thaw`](Self::thaw).
+    pub fn freeze(&self) {
+        self.signal_all("STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.signal_all("CONT");
+    }
+
+    fn signal_all(&self, signal: &str) {
+        let Some(process) = &self.process else { return };
+        // The server first, so that it makes no more children.
+        process.signal(signal);
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", process.id())).expect("Linux");
+        for child in children.split_whitespace() {
+            // It may have ended meanwhile.
+            let _ =
+                Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, child]).stderr(Stdio::null()).status();
+        }
+    }
+
     pub fn url(&self) -> String {
         format!("postgres://postgres:{PASSWORD}@127.0.0.1:{}/postgres", self.port)
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // What stands still would not notice that the server has gone.
+        if self.process.as_mut().is_some_and(|process| process.ended().is_none()) {
+            self.thaw();
+        }
     }
 }
 

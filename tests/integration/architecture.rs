@@ -1,0 +1,249 @@
+//! The direction of the modules, as the architecture has it: `main -> cli -> app -> {http, worker} -> service ->
+//! {storage, clients, crypto} -> domain`, and nothing points back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
+
+/// Which modules each module of the crate may use. A module that is not here must not be there.
+const MAY_USE: [(&str, &[&str]); 14] = [
+    ("main", &["cli"]),
+    ("cli", &["app", "config", "crypto", "domain", "http", "service", "shutdown", "storage", "telemetry"]),
+    ("app", &["clients", "config", "crypto", "http", "metrics", "service", "shutdown", "storage", "worker"]),
+    // Only `cli` and `app` read the configuration; all others are given values.
+    ("config", &["clients", "crypto", "domain", "storage", "telemetry"]),
+    ("http", &["clients", "domain", "metrics", "service", "storage"]),
+    ("worker", &["clients", "domain", "metrics", "service", "storage"]),
+    ("service", &["clients", "crypto", "domain", "storage"]),
+    ("storage", &["domain"]),
+    ("clients", &["domain"]),
+    ("crypto", &["domain"]),
+    ("domain", &[]),
+    // Beside the layers, for all that are above what they look at.
+    ("metrics", &["crypto"]),
+    ("telemetry", &["domain"]),
+    ("shutdown", &[]),
+];
+
+/// Crates that speak to the outside world, and who may use them.
+const OUTSIDE: [(&str, &[&str]); 8] = [
+    ("actix_web", &["app", "http"]),
+    ("kube", &["clients"]),
+    ("k8s_openapi", &["clients"]),
+    ("reqwest", &["cli", "clients"]),
+    ("sqlx", &["app", "cli", "config", "http", "metrics", "service", "storage", "worker"]),
+    ("tokio", &["app", "cli", "clients", "crypto", "http", "service", "shutdown", "storage", "worker"]),
+    ("aws_lc_rs", &["crypto"]),
+    ("argon2", &["crypto"]),
+];
+
+/// What makes SQL run; a pool, a connection and a transaction alone do not.
+const SQL: [&str; 12] = [
+    "query",
+    "query_as",
+    "query_scalar",
+    "query_file",
+    "query_file_as",
+    "query_file_scalar",
+    "query_with",
+    "query_as_with",
+    "query_scalar_with",
+    "raw_sql",
+    "QueryBuilder",
+    "Executor",
+];
+
+/// A source file: the module of the crate that it belongs to, and the paths in it as far as `crate::MODULE` or `CRATE::NAME`.
+struct Source {
+    file: PathBuf,
+    module: String,
+    paths: BTreeSet<(String, String)>,
+}
+
+/// All files of `src/`, without what is for tests alone.
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect_files(&root, &mut files);
+    let sources = files.into_iter().filter(|file| !file.ends_with("tests.rs") && file != &root.join("lib.rs"));
+    let sources = sources.map(|file| {
+        let first = file.strip_prefix(&root).expect("below src").components().next().expect("a name");
+        let module = Path::new(first.as_os_str()).file_stem().expect("a name").to_str().expect("UTF-8").to_owned();
+        let text = fs::read_to_string(&file).expect("a file");
+        let mut paths = BTreeSet::new();
+        collect_paths(text.parse().expect("Rust"), &mut paths);
+        if file.parent() == Some(root.as_path()) {
+            paths = paths.into_iter().map(|(first, name)| (first.replace("super", "crate"), name)).collect();
+        }
+        Source { file, module, paths }
+    });
+    sources.collect()
+}
+
+fn collect_files(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            collect_files(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+/// Gathers the first two parts of every path, also in macros, and of every path in a `use` with braces.
+fn collect_paths(tokens: TokenStream, paths: &mut BTreeSet<(String, String)>) {
+    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    let mut at = 0;
+    while at < tokens.len() {
+        if is_for_tests(&tokens[at..]) {
+            at += 2;
+            // The item itself ends with its braces or a semicolon.
+            while !tokens.get(at).is_none_or(ends_item) {
+                at += 1;
+            }
+        } else if let TokenTree::Group(group) = &tokens[at] {
+            collect_paths(group.stream(), paths);
+        } else if let [TokenTree::Ident(first), colon, colons, next, ..] = &tokens[at..]
+            && is_punct(colon, ':')
+            && is_punct(colons, ':')
+            && !(at > 1 && is_punct(&tokens[at - 1], ':') && is_punct(&tokens[at - 2], ':'))
+        {
+            let names = match next {
+                TokenTree::Group(group) => first_names(group.stream()),
+                TokenTree::Ident(name) => vec![name.to_string()],
+                _ => Vec::new(),
+            };
+            paths.extend(names.into_iter().map(|name| (first.to_string(), name)));
+        }
+        at += 1;
+    }
+}
+
+/// `#[cfg(test)]`
+fn is_for_tests(tokens: &[TokenTree]) -> bool {
+    let [hash, TokenTree::Group(attribute), ..] = tokens else { return false };
+    is_punct(hash, '#') && attribute.stream().to_string().replace(' ', "") == "cfg(test)"
+}
+
+fn ends_item(token: &TokenTree) -> bool {
+    matches!(token, TokenTree::Group(group) if group.delimiter() == Delimiter::Brace) || is_punct(token, ';')
+}
+
+fn is_punct(token: &TokenTree, wanted: char) -> bool {
+    matches!(token, TokenTree::Punct(punct) if punct.as_char() == wanted)
+}
+
+/// The first name of each element of a `{…}` in a `use`.
+fn first_names(tokens: TokenStream) -> Vec<String> {
+    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    let elements = tokens.split(|token| is_punct(token, ','));
+    elements.filter_map(|element| element.first().map(ToString::to_string)).collect()
+}
+
+#[test]
+fn modules_point_in_one_direction() {
+    let may_use = BTreeMap::from(MAY_USE);
+    let mut used = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for source in sources() {
+        let Some(allowed) = may_use.get(source.module.as_str()) else {
+            wrong.push(format!(
+                "{}: the module `{}` has no place in the architecture",
+                source.file.display(),
+                source.module
+            ));
+            continue;
+        };
+        for (_, target) in source.paths.iter().filter(|(first, _)| first == "crate" || first == "regcred") {
+            if *target != source.module && may_use.contains_key(target.as_str()) {
+                used.insert((source.module.clone(), target.clone()));
+                if !allowed.contains(&target.as_str()) {
+                    wrong.push(format!("{}: `{}` must not use `{target}`", source.file.display(), source.module));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    // The main road is seen at all: otherwise the search itself is broken.
+    for (user, target) in [
+        ("main", "cli"),
+        ("cli", "app"),
+        ("app", "http"),
+        ("http", "service"),
+        ("service", "storage"),
+        ("service", "clients"),
+        ("service", "crypto"),
+        ("storage", "domain"),
+        ("clients", "domain"),
+        ("crypto", "domain"),
+    ] {
+        assert!(used.contains(&(user.to_owned(), target.to_owned())), "nobody saw that {user} uses {target}: {used:?}");
+    }
+}
+
+#[test]
+fn the_allowed_directions_have_no_circle() {
+    let mut left = BTreeMap::from(MAY_USE);
+    while !left.is_empty() {
+        let before = left.len();
+        let names: BTreeSet<&str> = left.keys().copied().collect();
+        left.retain(|_, uses| uses.iter().any(|module| names.contains(module)));
+        assert!(left.len() < before, "these use each other in a circle: {:?}", left.keys());
+    }
+}
+
+#[test]
+fn sql_is_in_storage_alone() {
+    let (in_storage, elsewhere): (Vec<Source>, Vec<Source>) = sources()
+        .into_iter()
+        .filter(|source| source.paths.iter().any(|(first, name)| first == "sqlx" && SQL.contains(&name.as_str())))
+        .partition(|source| source.module == "storage");
+    let elsewhere: Vec<PathBuf> = elsewhere.into_iter().map(|source| source.file).collect();
+    assert_eq!(elsewhere, [""; 0].map(PathBuf::from));
+    assert!(in_storage.len() >= 4, "the search found SQL in {} files only", in_storage.len());
+}
+
+#[test]
+fn the_outside_world_is_reached_where_it_belongs() {
+    let may_use = BTreeMap::from(OUTSIDE);
+    let mut wrong = Vec::new();
+    let mut seen = BTreeSet::new();
+    for source in sources() {
+        for (first, _) in &source.paths {
+            let Some(allowed) = may_use.get(first.as_str()) else { continue };
+            seen.insert(first.clone());
+            if !allowed.contains(&source.module.as_str()) {
+                wrong.push(format!("{}: `{first}` does not belong in `{}`", source.file.display(), source.module));
+            }
+        }
+        let in_std = |name: &str| source.paths.contains(&("std".to_owned(), name.to_owned()));
+        if source.module == "domain" && ["fs", "env", "process", "thread"].into_iter().any(in_std) {
+            wrong.push(format!("{}: `domain` is pure", source.file.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(seen.len(), OUTSIDE.len(), "only these are used at all: {seen:?}");
+}
+
+#[test]
+fn paths_are_found_wherever_they_stand() {
+    let source = r#"
+        // use crate::in_a_comment::X;
+        use crate::{one::A, two::{B, C}, self};
+        #[cfg(test)]
+        mod tests { use crate::of_tests::X; }
+        #[cfg(test)]
+        mod more_tests;
+        fn f(x: crate::three::D) { let s = "crate::in_a_string"; format!("{}", crate::four::e(sqlx::query!("x"))); }
+    "#;
+    let mut paths = BTreeSet::new();
+    collect_paths(source.parse().expect("Rust"), &mut paths);
+    let names: Vec<&str> = paths.iter().filter(|(first, _)| first == "crate").map(|(_, name)| name.as_str()).collect();
+    assert_eq!(names, ["four", "one", "self", "three", "two"]);
+    assert!(paths.contains(&("sqlx".to_owned(), "query".to_owned())));
+}
