@@ -18,9 +18,16 @@ const WINDOW: Duration = Duration::from_secs(3);
 /// How often regcred is started to see how long it takes.
 const STARTS: usize = 5;
 
+/// Programs of other builds of regcred, from `BENCH_AGAINST=PATH[:PATH…]`, to be measured beside this one.
+fn others() -> impl Iterator<Item = String> {
+    let paths = std::env::var("BENCH_AGAINST").unwrap_or_default();
+    let paths: Vec<String> = paths.split(':').filter(|path| !path.is_empty()).map(str::to_owned).collect();
+    paths.into_iter()
+}
+
 /// One of the things that are compared.
 struct Subject<'a> {
-    name: &'static str,
+    name: String,
     server: &'a Server,
     request: Vec<u8>,
     samples: Vec<Sample>,
@@ -50,15 +57,19 @@ pub fn measure(goals: &mut Goals) -> anyhow::Result<()> {
     let starts: Rounds = starts.collect::<anyhow::Result<Vec<f64>>>()?.into_iter().collect();
 
     let (regcred, bare) = (sandbox.serve()?, sandbox.serve_bare(CONNECTIONS)?);
+    let others = others().map(|other| Ok((sandbox.serve_program(&other)?, other)));
+    let others = others.collect::<anyhow::Result<Vec<(Server, String)>>>()?;
     register(&regcred, &key)?;
     let at_rest = [regcred.resident_mib()?, bare.resident_mib()?];
 
     let body = format!(r#"{{"accounts":["{ACCOUNT}"]}}"#);
-    let mut subjects = [
+    let render = load::request("POST", "/v1/docker-configs", Some(&key), &body);
+    let mut subjects = vec![
         Subject::new("bare hello", &bare, load::request("GET", "/hello", None, "")),
         Subject::new("bare select", &bare, load::request("GET", &format!("/select/{ACCOUNT}"), None, "")),
-        Subject::new("regcred render", &regcred, load::request("POST", "/v1/docker-configs", Some(&key), &body)),
+        Subject::new("regcred render", &regcred, render.clone()),
     ];
+    subjects.extend(others.iter().map(|(server, name)| Subject::new(name, server, render.clone())));
     for round in 0..ROUNDS {
         progress(&format!("round {} of {ROUNDS}", round + 1));
         let mut order: Vec<usize> = (0..subjects.len()).collect();
@@ -69,13 +80,18 @@ pub fn measure(goals: &mut Goals) -> anyhow::Result<()> {
             subjects[index].sample(sandbox.postgres.as_ref())?;
         }
     }
-    report_rates(goals, &subjects)?;
-    report_process(goals, &subjects, at_rest, &starts)
+    report_rates(&subjects)?;
+    let [hello, select, render, others @ ..] = subjects.as_slice() else { unreachable!("three subjects and others") };
+    report_ratios(goals, hello, select, render)?;
+    for other in others {
+        report_ratios(goals, hello, select, other)?;
+    }
+    report_process(goals, select, render, at_rest, &starts)
 }
 
 impl<'a> Subject<'a> {
-    fn new(name: &'static str, server: &'a Server, request: Vec<u8>) -> Self {
-        Self { name, server, request, samples: Vec::new() }
+    fn new(name: &str, server: &'a Server, request: Vec<u8>) -> Self {
+        Self { name: name.to_owned(), server, request, samples: Vec::new() }
     }
 
     fn sample(&mut self, postgres: Option<&Postgres>) -> anyhow::Result<()> {
@@ -107,13 +123,12 @@ impl<'a> Subject<'a> {
     }
 }
 
-fn report_rates(goals: &mut Goals, subjects: &[Subject<'_>; 3]) -> anyhow::Result<()> {
-    let [hello, select, render] = subjects;
+fn report_rates(subjects: &[Subject<'_>]) -> anyhow::Result<()> {
     let mut rows = vec![row(["", "requests/s", "CPU µs", "Postgres CPU µs", "p50 ms", "p99 ms"])];
     for subject in subjects {
         let postgres = subject.median(|sample| sample.postgres_cpu.unwrap_or(f64::NAN));
         rows.push(vec![
-            subject.name.to_owned(),
+            subject.name.clone(),
             format!("{:.0}", subject.median(|sample| sample.rate)),
             format!("{:.1}", subject.median(|sample| sample.cpu)),
             format!("{postgres:.1}"),
@@ -126,8 +141,15 @@ fn report_rates(goals: &mut Goals, subjects: &[Subject<'_>; 3]) -> anyhow::Resul
         cores(),
         WINDOW.as_secs()
     );
-    table(&title, &rows)?;
+    Ok(table(&title, &rows)?)
+}
 
+fn report_ratios(
+    goals: &mut Goals,
+    hello: &Subject<'_>,
+    select: &Subject<'_>,
+    render: &Subject<'_>,
+) -> anyhow::Result<()> {
     let of_select = render.against(select, |sample| sample.rate);
     let ratios = [
         ("requests/s, of the bare select", &of_select),
@@ -140,14 +162,15 @@ fn report_rates(goals: &mut Goals, subjects: &[Subject<'_>; 3]) -> anyhow::Resul
         let [median, spread] = ratio.spread(2);
         rows.push(vec![name.to_owned(), median, spread]);
     }
-    table("regcred render, as a ratio", &rows)?;
-    goals.at_least("an authenticated render, of the bare select's requests/s", 0.75, of_select.median());
+    table(&format!("{}, as a ratio", render.name), &rows)?;
+    goals.at_least(&format!("{}: requests/s, of the bare select", render.name), 0.75, of_select.median());
     Ok(())
 }
 
 fn report_process(
     goals: &mut Goals,
-    [_, select, render]: &[Subject<'_>; 3],
+    select: &Subject<'_>,
+    render: &Subject<'_>,
     at_rest: [f64; 2],
     starts: &Rounds,
 ) -> anyhow::Result<()> {

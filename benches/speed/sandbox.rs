@@ -48,8 +48,8 @@ impl Sandbox {
     }
 
     /// A command of regcred, configured as in production but for its throw-away keys.
-    fn regcred(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(REGCRED);
+    fn regcred(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .env("REGCRED_DATABASE_URL", &self.url)
@@ -61,16 +61,21 @@ impl Sandbox {
 
     /// Brings up the schema, and makes an API key: its text.
     pub fn prepare(&self) -> anyhow::Result<String> {
-        ensure!(self.regcred(&["migrate"]).output()?.status.success(), "regcred migrate failed");
-        let made = self.regcred(&["api-key", "create", "--name", "bench"]).output()?;
+        ensure!(self.regcred(REGCRED, &["migrate"]).output()?.status.success(), "regcred migrate failed");
+        let made = self.regcred(REGCRED, &["api-key", "create", "--name", "bench"]).output()?;
         ensure!(made.status.success(), "regcred api-key failed: {}", String::from_utf8_lossy(&made.stderr));
         Ok(String::from_utf8(made.stdout)?.trim().to_owned())
     }
 
     /// Starts the service.
     pub fn serve(&self) -> anyhow::Result<Server> {
+        self.serve_program(REGCRED)
+    }
+
+    /// Starts another build of the service.
+    pub fn serve_program(&self, program: &str) -> anyhow::Result<Server> {
         let address = free_address()?;
-        let mut command = self.regcred(&["serve"]);
+        let mut command = self.regcred(program, &["serve"]);
         command.env("REGCRED_HTTP_LISTEN", address.to_string());
         Server::start(&mut command, address, "/readyz")
     }
