@@ -2,12 +2,8 @@
 
 use std::{
     fs,
-    io::Write,
     net::TcpStream,
-    sync::{
-        Arc, Condvar, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -26,7 +22,7 @@ use crate::support::{
     app::TestApp,
     client::{Answer, Client},
     eventually,
-    listener::{listen, read_request},
+    listener::Gate,
     process::{Installation, Service},
 };
 
@@ -133,42 +129,6 @@ async fn every_route_of_the_document_needs_a_key(pool: PgPool) {
 
 // ---- Stop ----
 
-/// A cluster that answers when it is told to, and counts who waits.
-struct Gate {
-    waiting: Mutex<usize>,
-    is_open: Mutex<bool>,
-    opened: Condvar,
-}
-
-impl Gate {
-    /// Stands for an API server that takes its time: it holds every request until the gate is opened.
-    fn cluster() -> (Arc<Self>, Value) {
-        let gate = Arc::new(Self { waiting: Mutex::new(0), is_open: Mutex::new(false), opened: Condvar::new() });
-        let held = Arc::clone(&gate);
-        let address = listen(move |mut stream| {
-            read_request(&stream);
-            *held.waiting.lock().expect("a count") += 1;
-            let closed = held.is_open.lock().expect("the gate");
-            drop(held.opened.wait_while(closed, |is_open| !*is_open).expect("the gate"));
-            let body = r#"{"metadata":{"name":"pull","uid":"u-1","resourceVersion":"1"}}"#;
-            let answer = format!("HTTP/1.1 201 Created\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-            // regcred may have been ended meanwhile.
-            let _ = stream.write_all(answer.as_bytes());
-        });
-        let server = format!("http://{address}");
-        (gate, json!({"name": "slow", "server": server, "auth": {"type": "none"}, "allowPlainHttp": true}))
-    }
-
-    fn open(&self) {
-        *self.is_open.lock().expect("the gate") = true;
-        self.opened.notify_all();
-    }
-
-    async fn until_waiting(&self, count: usize) {
-        eventually("requests wait at the cluster", async || (*self.waiting.lock().ok()? >= count).then_some(())).await;
-    }
-}
-
 /// Registers the slow cluster and an account.
 async fn register(client: &Client, cluster: &Value) {
     let account = json!({"name": "a", "registry": "ghcr.io", "username": "martin", "password": "x"});
@@ -200,7 +160,7 @@ async fn a_signal_under_load_fails_no_request_that_is_under_way(pool: PgPool) {
     for signal in ["TERM", "INT"] {
         let service = installation.serve().await;
         let client = service.client(&installation.new_key(&format!("admin-{}", signal.to_lowercase())).await);
-        let (gate, cluster) = Gate::cluster();
+        let (gate, cluster) = Gate::cluster("slow");
         if signal == "TERM" {
             register(&client, &cluster).await;
         } else {
@@ -254,7 +214,7 @@ async fn a_second_signal_ends_at_once(pool: PgPool) {
         .with("REGCRED_CLUSTER_TIMEOUT_SECONDS", "3600");
     let mut service = installation.serve().await;
     let client = service.client(&installation.new_key("admin").await);
-    let (gate, cluster) = Gate::cluster();
+    let (gate, cluster) = Gate::cluster("slow");
     register(&client, &cluster).await;
     let hanging = tokio::spawn({
         let client = client.clone();
@@ -280,7 +240,7 @@ async fn a_request_that_does_not_end_is_waited_for_no_longer_than_the_grace(pool
         installation(&pool).with("REGCRED_HTTP_SHUTDOWN_SECONDS", "1").with("REGCRED_CLUSTER_TIMEOUT_SECONDS", "3600");
     let service = installation.serve().await;
     let client = service.client(&installation.new_key("admin").await);
-    let (gate, cluster) = Gate::cluster();
+    let (gate, cluster) = Gate::cluster("slow");
     register(&client, &cluster).await;
     let hanging = tokio::spawn({
         let client = client.clone();
