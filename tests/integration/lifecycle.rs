@@ -70,6 +70,27 @@ async fn healthcheck_says_by_its_exit_code_whether_a_service_lives(pool: PgPool)
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn the_last_line_of_a_request_says_who_asked_and_how_it_ended(pool: PgPool) {
+    let installation = installation(&pool);
+    let service = installation.serve().await;
+    let asked = [
+        (service.client(&installation.new_key("ci").await).get("/v1/me").await, 200, json!("ci")),
+        (service.anonymous().get("/v1/me").await, 401, Value::Null),
+    ];
+    for (answer, status, caller) in asked {
+        let id = answer.header("x-request-id");
+        let line = eventually("the request's last line", async || {
+            let stderr = service.process.stderr();
+            let mut lines = stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines.find(|line| line["message"] == "request done" && line["span"]["request_id"] == id)
+        })
+        .await;
+        assert_eq!((&line["status"], &line["caller"]), (&json!(status), &caller));
+        assert_eq!((&line["span"]["path"], &line["span"]["method"]), (&json!("/v1/me"), &json!("GET")));
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn what_operators_ask_for_needs_no_key(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let ask = async |path: &str| {
