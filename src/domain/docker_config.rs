@@ -93,7 +93,10 @@ pub struct RenderedConfig {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RenderError {
     /// Two accounts are for the same scope, and a document has room for one.
-    #[error("the accounts `{}` and `{}` both claim the key `{key}`", accounts[0], accounts[1])]
+    #[error(
+        "the accounts `{}` and `{}` both claim the key `{key}`, which a document has room for once: leave one of them out",
+        accounts[0], accounts[1]
+    )]
     KeyCollision {
         /// The key in the document.
         key: String,

@@ -34,7 +34,6 @@ pub async fn authenticate(
         // As a response: an error would pass by all other middleware, and with it by what writes the problem.
         Err(error) => return Ok(request.error_response(error).map_into_right_body()),
     };
-    tracing::Span::current().record("caller", identity.name.as_str());
     request.extensions_mut().insert(Arc::new(identity));
     Ok(next.call(request).await?.map_into_left_body())
 }

@@ -1,16 +1,21 @@
 //! The span of a request: what every log line of it carries.
 
+use std::sync::Arc;
+
 use actix_web::{
     Error, HttpMessage,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
 };
-use tracing::{Span, field::Empty};
+use tracing::Span;
 use tracing_actix_web::RootSpanBuilder;
 
-use crate::http::request_id::RequestId;
+use crate::{domain::caller::Identity, http::request_id::RequestId};
 
 /// Records the path without its query and no header at all: both may hold what does not belong in a log.
+///
+/// What is known only later, caller and status, stands in the last line alone: a field that is added to a span
+/// costs a new reading and writing of all that it has.
 pub struct RootSpan;
 
 impl RootSpanBuilder for RootSpan {
@@ -23,17 +28,16 @@ impl RootSpanBuilder for RootSpan {
             path = request.path(),
             route = request.match_pattern(),
             peer = request.peer_addr().map(|peer| peer.ip().to_string()),
-            caller = Empty,
-            status = Empty,
         )
     }
 
     fn on_request_end<B: MessageBody>(span: Span, outcome: &Result<ServiceResponse<B>, Error>) {
-        let status = match outcome {
-            Ok(response) => response.status(),
-            Err(error) => error.as_response_error().status_code(),
+        let (status, extensions) = match outcome {
+            Ok(response) => (response.status(), Some(response.request().extensions())),
+            Err(error) => (error.as_response_error().status_code(), None),
         };
-        span.record("status", status.as_u16());
-        span.in_scope(|| tracing::info!("request done"));
+        let identity = extensions.as_ref().and_then(|extensions| extensions.get::<Arc<Identity>>());
+        let caller = identity.map(|identity| identity.name.as_str());
+        span.in_scope(|| tracing::info!(status = status.as_u16(), caller, "request done"));
     }
 }

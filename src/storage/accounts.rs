@@ -93,7 +93,7 @@ pub struct AccountFilter {
 /// # Errors
 ///
 /// [`StorageError::NameTaken`] if the name is in use.
-#[tracing::instrument(name = "db.registry_accounts.insert", skip_all, fields(account.id = %id))]
+#[tracing::instrument(level = "debug", name = "db.registry_accounts.insert", skip_all, fields(account.id = %id))]
 pub async fn insert(
     conn: &mut PgConnection,
     id: Uuid,
@@ -135,7 +135,7 @@ pub async fn insert(
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or the row is damaged.
-#[tracing::instrument(name = "db.registry_accounts.find", skip_all)]
+#[tracing::instrument(level = "debug", name = "db.registry_accounts.find", skip_all)]
 pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<Account>, StorageError> {
     sqlx::query_as!(
         AccountRow,
@@ -156,7 +156,7 @@ pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or the row is damaged.
-#[tracing::instrument(name = "db.registry_accounts.lock", skip_all)]
+#[tracing::instrument(level = "debug", name = "db.registry_accounts.lock", skip_all)]
 pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account>, StorageError> {
     sqlx::query_as!(
         AccountRow,
@@ -177,7 +177,7 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or a row is damaged.
-#[tracing::instrument(name = "db.registry_accounts.list", skip_all)]
+#[tracing::instrument(level = "debug", name = "db.registry_accounts.list", skip_all)]
 pub async fn list(
     conn: &mut PgConnection,
     grants: &Grants,
@@ -239,7 +239,7 @@ pub async fn list(
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
-#[tracing::instrument(name = "db.registry_accounts.update", skip_all, fields(account.id = %account.id))]
+#[tracing::instrument(level = "debug", name = "db.registry_accounts.update", skip_all, fields(account.id = %account.id))]
 pub async fn update(
     conn: &mut PgConnection,
     account: &Account,
@@ -292,7 +292,7 @@ pub async fn update(
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
-#[tracing::instrument(name = "db.registry_accounts.delete", skip_all, fields(account.id = %id))]
+#[tracing::instrument(level = "debug", name = "db.registry_accounts.delete", skip_all, fields(account.id = %id))]
 pub async fn delete(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
     sqlx::query!("DELETE FROM registry_accounts WHERE id = $1", id).execute(conn).await?;
     Ok(())
@@ -346,24 +346,39 @@ pub struct SealedCredential {
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or a row is damaged.
-#[tracing::instrument(name = "db.registry_accounts.find_credentials", skip_all)]
+#[tracing::instrument(level = "debug", name = "db.registry_accounts.find_credentials", skip_all)]
 pub async fn find_credentials(
     conn: &mut PgConnection,
     grants: &Grants,
     names: &[&str],
 ) -> Result<Vec<SealedCredential>, StorageError> {
-    sqlx::query_as!(
-        CredentialRow,
-        r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id
-           FROM registry_accounts WHERE name = ANY($1::text[])"#,
-        names as _,
-    )
-    .fetch_all(conn)
-    .await?
-    .into_iter()
-    .filter(|row| grants.include_account(&row.name, &row.labels.0))
-    .map(SealedCredential::try_from)
-    .collect()
+    let rows = match names {
+        // The usual case: Postgres keeps the plan of this statement, and plans the other one anew each time.
+        [name] => {
+            sqlx::query_as!(
+                CredentialRow,
+                r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id
+                   FROM registry_accounts WHERE name = $1"#,
+                name,
+            )
+            .fetch_all(conn)
+            .await?
+        }
+        names => {
+            sqlx::query_as!(
+                CredentialRow,
+                r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id
+                   FROM registry_accounts WHERE name = ANY($1::text[])"#,
+                names as _,
+            )
+            .fetch_all(conn)
+            .await?
+        }
+    };
+    rows.into_iter()
+        .filter(|row| grants.include_account(&row.name, &row.labels.0))
+        .map(SealedCredential::try_from)
+        .collect()
 }
 
 /// Finds the credentials of the granted accounts that a selector selects, in the order of their names, `limit` at most.
@@ -371,7 +386,7 @@ pub async fn find_credentials(
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or a row is damaged.
-#[tracing::instrument(name = "db.registry_accounts.select_credentials", skip_all)]
+#[tracing::instrument(level = "debug", name = "db.registry_accounts.select_credentials", skip_all)]
 pub async fn select_credentials(
     conn: &mut PgConnection,
     grants: &Grants,
@@ -419,7 +434,7 @@ fn as_json(grants: &Grants) -> Vec<Json<&BTreeMap<String, String>>> {
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or a row is damaged.
-#[tracing::instrument(name = "db.registry_accounts.lock_many", skip_all)]
+#[tracing::instrument(level = "debug", name = "db.registry_accounts.lock_many", skip_all)]
 pub async fn lock_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<(Account, Sealed)>, StorageError> {
     // In the order of their names, so that two imports do not wait for each other in a circle.
     let rows = sqlx::query!(

@@ -41,7 +41,7 @@ fn rights(id: Uuid, role: &str, grants: GrantsDocument) -> Result<(Role, Grants)
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or the row is damaged.
-#[tracing::instrument(name = "db.api_keys.find", skip_all)]
+#[tracing::instrument(level = "debug", name = "db.api_keys.find", skip_all)]
 pub async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Option<StoredKey>, StorageError> {
     let row = sqlx::query!(
         r#"SELECT id, name, role, grants AS "grants: Json<GrantsDocument>", mac, hash, expires_at,
@@ -113,7 +113,7 @@ impl TryFrom<ApiKeyRow> for ApiKey {
 /// # Errors
 ///
 /// [`StorageError::NameTaken`] if a key that is not revoked has the name.
-#[tracing::instrument(name = "db.api_keys.insert", skip_all, fields(key.id = %id))]
+#[tracing::instrument(level = "debug", name = "db.api_keys.insert", skip_all, fields(key.id = %id))]
 pub async fn insert(
     conn: &mut PgConnection,
     id: Uuid,
@@ -143,7 +143,7 @@ pub async fn insert(
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or a row is damaged.
-#[tracing::instrument(name = "db.api_keys.list", skip_all)]
+#[tracing::instrument(level = "debug", name = "db.api_keys.list", skip_all)]
 pub async fn list(conn: &mut PgConnection, after: Option<Uuid>, limit: i64) -> Result<Vec<ApiKey>, StorageError> {
     sqlx::query_as!(
         ApiKeyRow,
@@ -164,7 +164,7 @@ pub async fn list(conn: &mut PgConnection, after: Option<Uuid>, limit: i64) -> R
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or the row is damaged.
-#[tracing::instrument(name = "db.api_keys.show", skip_all)]
+#[tracing::instrument(level = "debug", name = "db.api_keys.show", skip_all)]
 pub async fn show(conn: &mut PgConnection, id: Uuid) -> Result<Option<ApiKey>, StorageError> {
     sqlx::query_as!(
         ApiKeyRow,
@@ -183,7 +183,7 @@ pub async fn show(conn: &mut PgConnection, id: Uuid) -> Result<Option<ApiKey>, S
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
-#[tracing::instrument(name = "db.api_keys.find_id", skip_all)]
+#[tracing::instrument(level = "debug", name = "db.api_keys.find_id", skip_all)]
 pub async fn find_id(conn: &mut PgConnection, name: &str) -> Result<Option<Uuid>, StorageError> {
     let found = sqlx::query_scalar!("SELECT id FROM api_keys WHERE name = $1 AND revoked_at IS NULL", name);
     Ok(found.fetch_optional(conn).await?)
@@ -204,7 +204,7 @@ pub struct AdminKey {
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
-#[tracing::instrument(name = "db.api_keys.lock_admins", skip_all)]
+#[tracing::instrument(level = "debug", name = "db.api_keys.lock_admins", skip_all)]
 pub async fn lock_admins(conn: &mut PgConnection) -> Result<Vec<AdminKey>, StorageError> {
     // In one order, so that two revocations do not wait for each other in a circle.
     Ok(sqlx::query_as!(
@@ -222,7 +222,7 @@ pub async fn lock_admins(conn: &mut PgConnection) -> Result<Vec<AdminKey>, Stora
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
-#[tracing::instrument(name = "db.api_keys.revoke", skip_all, fields(key.id = %id))]
+#[tracing::instrument(level = "debug", name = "db.api_keys.revoke", skip_all, fields(key.id = %id))]
 pub async fn revoke(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
     sqlx::query!("UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", id)
         .execute(conn)

@@ -88,7 +88,7 @@ impl TryFrom<ClusterRow> for StoredCluster {
 /// # Errors
 ///
 /// [`StorageError::NameTaken`] if the name is in use.
-#[tracing::instrument(name = "db.clusters.insert", skip_all, fields(cluster.id = %id))]
+#[tracing::instrument(level = "debug", name = "db.clusters.insert", skip_all, fields(cluster.id = %id))]
 pub async fn insert(
     conn: &mut PgConnection,
     id: Uuid,
@@ -126,7 +126,7 @@ pub async fn insert(
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or the row is damaged.
-#[tracing::instrument(name = "db.clusters.find", skip_all)]
+#[tracing::instrument(level = "debug", name = "db.clusters.find", skip_all)]
 pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredCluster>, StorageError> {
     sqlx::query_as!(
         ClusterRow,
@@ -146,7 +146,7 @@ pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredC
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or the row is damaged.
-#[tracing::instrument(name = "db.clusters.lock", skip_all)]
+#[tracing::instrument(level = "debug", name = "db.clusters.lock", skip_all)]
 pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredCluster>, StorageError> {
     sqlx::query_as!(
         ClusterRow,
@@ -166,7 +166,7 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredC
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or a row is damaged.
-#[tracing::instrument(name = "db.clusters.list", skip_all)]
+#[tracing::instrument(level = "debug", name = "db.clusters.list", skip_all)]
 pub async fn list(
     conn: &mut PgConnection,
     grants: &Grants,
@@ -200,7 +200,7 @@ pub async fn list(
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
-#[tracing::instrument(name = "db.clusters.update", skip_all, fields(cluster.id = %id))]
+#[tracing::instrument(level = "debug", name = "db.clusters.update", skip_all, fields(cluster.id = %id))]
 pub async fn update(
     conn: &mut PgConnection,
     id: Uuid,
@@ -236,7 +236,7 @@ pub async fn update(
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
-#[tracing::instrument(name = "db.clusters.delete", skip_all, fields(cluster.id = %id))]
+#[tracing::instrument(level = "debug", name = "db.clusters.delete", skip_all, fields(cluster.id = %id))]
 pub async fn delete(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
     sqlx::query!("DELETE FROM clusters WHERE id = $1", id).execute(conn).await?;
     Ok(())

@@ -1,0 +1,130 @@
+//! The pure part, without a server: what a call costs, beside a plain piece of work of the same size.
+
+use std::{collections::BTreeMap, hint::black_box, time::Instant};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use regcred::domain::{
+    docker_config::{Credential, Profile, ScopedAccount, render},
+    matching::{ImageName, explain_accounts},
+    registry::RegistryScope,
+};
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::report::{Rounds, progress, row, table};
+
+const ROUNDS: usize = 9;
+/// How long one round of one piece of work takes at least, in seconds.
+const ROUND_SECONDS: f64 = 0.05;
+
+/// Two pieces of work that are compared.
+struct Case {
+    name: String,
+    work: Box<dyn Fn()>,
+    plain: Box<dyn Fn()>,
+}
+
+/// Measures everything that needs no server. A new subject is a new line in `cases` with what it is compared with.
+pub fn measure() -> anyhow::Result<()> {
+    progress("rendering and explaining in process");
+    let cases = [render_case(1)?, render_case(10)?, render_case(100)?, explain_case(1_000)?];
+    let mut rows = vec![row(["", "µs", "plain µs", "times as long", "spread"])];
+    for case in cases {
+        let (mut work, mut plain) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            work.push(seconds(&case.work));
+            plain.push(seconds(&case.plain));
+        }
+        let ratios: Rounds = work.iter().zip(&plain).map(|(work, plain)| work / plain).collect();
+        let micros = |seconds: Vec<f64>| format!("{:.2}", seconds.into_iter().collect::<Rounds>().median() * 1e6);
+        let [median, spread] = ratios.spread(2);
+        rows.push(vec![case.name, micros(work), micros(plain), median, spread]);
+    }
+    table(
+        "In process: render beside serde_json writing a plain map of the same content, explain beside a search by prefix",
+        &rows,
+    )?;
+    Ok(())
+}
+
+/// How long one run takes, as the mean of enough of them.
+fn seconds(work: &dyn Fn()) -> f64 {
+    let start = Instant::now();
+    let mut runs = 0_u32;
+    loop {
+        for _ in 0..32 {
+            work();
+        }
+        runs += 32;
+        let took = start.elapsed().as_secs_f64();
+        if took >= ROUND_SECONDS {
+            return took / f64::from(runs);
+        }
+    }
+}
+
+struct Account {
+    name: String,
+    scope: RegistryScope,
+    username: String,
+    password: SecretString,
+}
+
+/// Rendering accounts for Kubernetes, beside `serde_json` writing maps that hold the same text, base64 and all, already.
+fn render_case(count: usize) -> anyhow::Result<Case> {
+    let accounts = (0..count)
+        .map(|n| {
+            Ok(Account {
+                name: format!("team-{n}"),
+                scope: RegistryScope::parse(&format!("registry-{n}.example.com:5000/team"))?,
+                username: format!("robot-{n}"),
+                password: SecretString::from(format!("0123456789abcdef0123456789abcd{n:02}")),
+            })
+        })
+        .collect::<anyhow::Result<Vec<Account>>>()?;
+    let entries = accounts.iter().map(|account| {
+        let password = account.password.expose_secret();
+        let auth = BASE64_STANDARD.encode(format!("{}:{password}", account.username));
+        let entry = [("username", account.username.clone()), ("password", password.to_owned()), ("auth", auth)];
+        (account.scope.to_string(), BTreeMap::from(entry))
+    });
+    let same = BTreeMap::from([("auths", entries.collect::<BTreeMap<String, BTreeMap<&str, String>>>())]);
+    let rendered = move || {
+        let credentials: Vec<Credential<'_>> = accounts
+            .iter()
+            .map(|account| Credential {
+                account: &account.name,
+                scope: &account.scope,
+                username: &account.username,
+                password: &account.password,
+                email: None,
+            })
+            .collect();
+        drop(black_box(render(Profile::Kubernetes, black_box(&credentials))));
+    };
+    Ok(Case {
+        name: format!("render {count} account{}", if count == 1 { "" } else { "s" }),
+        work: Box::new(rendered),
+        plain: Box::new(move || drop(black_box(serde_json::to_string(black_box(&same))))),
+    })
+}
+
+/// Explaining an image among accounts for all five readers, each of which finds the one in the middle; beside five searches for
+/// the keys that the image's name begins with.
+fn explain_case(count: usize) -> anyhow::Result<Case> {
+    let scopes = (0..count)
+        .map(|n| Ok((format!("team-{n}"), RegistryScope::parse(&format!("registry-{n}.example.com:5000"))?)))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let image = ImageName::parse(&format!("registry-{}.example.com:5000/team/app:1", count / 2))?;
+    let keys: Vec<String> = scopes.iter().map(|(_, scope)| scope.to_string()).collect();
+    let name = image.to_string();
+    let explained = move || {
+        let accounts: Vec<_> = scopes.iter().map(|(name, scope)| ScopedAccount { name, scope }).collect();
+        drop(black_box(explain_accounts(black_box(&accounts), &image)));
+    };
+    let searched = move || {
+        for _ in 0..5 {
+            black_box(keys.iter().filter(|key| black_box(&name).starts_with(key.as_str())).count());
+        }
+    };
+    Ok(Case { name: format!("explain an image among {count}"), work: Box::new(explained), plain: Box::new(searched) })
+}

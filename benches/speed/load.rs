@@ -1,0 +1,158 @@
+//! A closed loop: each connection sends its next request when it has the answer to the one before.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// What a window of load gave.
+pub struct Load {
+    /// Requests in a second.
+    pub rate: f64,
+    /// How many requests were answered.
+    pub requests: usize,
+    /// How long each took, sorted.
+    latencies: Vec<Duration>,
+}
+
+impl Load {
+    /// The latency that this share of the requests did not exceed.
+    pub fn quantile(&self, share: f64) -> Duration {
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "an index"
+        )]
+        let index = (self.latencies.len() as f64 * share) as usize;
+        self.latencies.get(index.min(self.latencies.len().saturating_sub(1))).copied().unwrap_or_default()
+    }
+}
+
+/// The bytes of a request.
+pub fn request(method: &str, path: &str, key: Option<&str>, body: &str) -> Vec<u8> {
+    let authorization = key.map(|key| format!("Authorization: Bearer {key}\r\n")).unwrap_or_default();
+    let content = if body.is_empty() {
+        String::new()
+    } else {
+        format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len())
+    };
+    format!("{method} {path} HTTP/1.1\r\nHost: bench\r\n{authorization}{content}\r\n{body}").into_bytes()
+}
+
+/// Sends one request on a connection of its own: status and body.
+pub fn once(address: SocketAddr, request: &[u8]) -> anyhow::Result<(u16, String)> {
+    on_this_thread(async {
+        let mut connection = Connection::open(address).await?;
+        let status = connection.exchange(request).await?;
+        Ok((status, String::from_utf8_lossy(connection.body()).into_owned()))
+    })
+}
+
+/// Loads a server for a while, from as many threads as there are cores.
+pub fn run(address: SocketAddr, request: &[u8], connections: usize, time: Duration) -> anyhow::Result<Load> {
+    let threads = super::process::cores().min(connections);
+    let start = Instant::now();
+    let of_threads = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads)
+            .map(|thread| {
+                let share = connections / threads + usize::from(thread < connections % threads);
+                scope.spawn(move || {
+                    let loops = (0..share).map(|_| keep_asking(address, request, start + time));
+                    on_this_thread(futures_util::future::try_join_all(loops))
+                })
+            })
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread of the load panicked")))
+            .collect()
+    });
+    let of_threads: anyhow::Result<Vec<Vec<Vec<Duration>>>> = of_threads;
+    let took = start.elapsed();
+    let mut latencies: Vec<Duration> = of_threads?.into_iter().flatten().flatten().collect();
+    latencies.sort_unstable();
+    let requests = latencies.len();
+    Ok(Load { rate: super::report::float(requests) / took.as_secs_f64(), requests, latencies })
+}
+
+fn on_this_thread<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+async fn keep_asking(address: SocketAddr, request: &[u8], until: Instant) -> anyhow::Result<Vec<Duration>> {
+    let mut connection = Connection::open(address).await?;
+    let mut latencies = Vec::new();
+    let mut sent = Instant::now();
+    while sent < until {
+        match connection.exchange(request).await? {
+            200 => {}
+            status => bail!("{status}: {}", String::from_utf8_lossy(connection.body())),
+        }
+        let answered = Instant::now();
+        latencies.push(answered - sent);
+        sent = answered;
+    }
+    Ok(latencies)
+}
+
+/// A keep-alive connection with one exchange at a time.
+struct Connection {
+    stream: TcpStream,
+    answer: Vec<u8>,
+    body_at: usize,
+}
+
+impl Connection {
+    async fn open(address: SocketAddr) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, answer: Vec::with_capacity(16 * 1024), body_at: 0 })
+    }
+
+    fn body(&self) -> &[u8] {
+        &self.answer[self.body_at..]
+    }
+
+    /// Sends a request and reads its whole answer, which must say its length: the status.
+    async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<u16> {
+        self.stream.write_all(request).await?;
+        self.answer.clear();
+        self.body_at = loop {
+            self.read().await?;
+            if let Some(end) = find(&self.answer, b"\r\n\r\n") {
+                break end + 4;
+            }
+        };
+        let head = &self.answer[..self.body_at];
+        let status = number(head.get(9..12).context("an answer without a status")?)?;
+        let length_at = find(head, b"\r\ncontent-length: ").context("an answer without a length")? + 18;
+        let length_end = length_at + find(&head[length_at..], b"\r").context("a header without an end")?;
+        let end = self.body_at + number(&head[length_at..length_end])?;
+        while self.answer.len() < end {
+            self.read().await?;
+        }
+        Ok(u16::try_from(status)?)
+    }
+
+    async fn read(&mut self) -> anyhow::Result<()> {
+        if self.stream.read_buf(&mut self.answer).await? == 0 {
+            bail!("the server closed the connection");
+        }
+        Ok(())
+    }
+}
+
+fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len()).position(|window| window == part)
+}
+
+fn number(digits: &[u8]) -> anyhow::Result<usize> {
+    Ok(str::from_utf8(digits)?.parse()?)
+}

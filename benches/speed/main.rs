@@ -1,0 +1,37 @@
+//! What regcred costs, each figure beside what it is compared with in the same run: `make bench`.
+//!
+//! Everything is on loopback: the load, the servers, each a process of its own, and Postgres share the machine's cores. So
+//! no figure stands alone. Rounds alternate between what is compared, and what counts is the median of the rounds' ratios.
+
+mod bare;
+mod http;
+mod in_process;
+mod load;
+mod process;
+mod report;
+mod sandbox;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let done = match arguments.first().map(String::as_str) {
+        Some(bare::ARGUMENT) => bare::serve(&arguments[1..]),
+        // `cargo bench` says `--bench`.
+        _ => run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let mut goals = report::Goals::default();
+    in_process::measure()?;
+    http::measure(&mut goals)?;
+    Ok(goals.print()?)
+}

@@ -1,0 +1,93 @@
+//! What a person reads at the end: tables, and which goals hold.
+
+use std::io::{self, Write};
+
+/// Prints a table; the first row is its head, and all but the first column stand at the right.
+pub fn table(title: &str, rows: &[Vec<String>]) -> io::Result<()> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or_default()).collect();
+    let mut out = io::stdout().lock();
+    writeln!(out, "\n{title}")?;
+    for row in rows {
+        for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
+            if column == 0 {
+                write!(out, "  {cell:<width$}")?;
+            } else {
+                write!(out, "  {cell:>width$}")?;
+            }
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+/// A row of a table.
+pub fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(str::to_owned).to_vec()
+}
+
+/// What figures should be, and what they were.
+#[derive(Default)]
+pub struct Goals(Vec<Vec<String>>);
+
+impl Goals {
+    /// Notes a figure that should be this or more.
+    pub fn at_least(&mut self, name: &str, bound: f64, figure: f64) {
+        self.note(name, &format!("at least {bound}"), figure, figure >= bound);
+    }
+
+    /// Notes a figure that should be this or less.
+    pub fn at_most(&mut self, name: &str, bound: f64, figure: f64) {
+        self.note(name, &format!("at most {bound}"), figure, figure <= bound);
+    }
+
+    fn note(&mut self, name: &str, bound: &str, figure: f64, holds: bool) {
+        self.0.push(row([name, bound, &format!("{figure:.2}"), if holds { "holds" } else { "MISSED" }]));
+    }
+
+    /// Prints which goals hold. One that does not is no failure of the run: the machine may be busy.
+    pub fn print(&self) -> io::Result<()> {
+        table("Goals", &self.0)
+    }
+}
+
+/// Says on standard error what is going on: a run takes minutes.
+pub fn progress(what: &str) {
+    eprintln!("{what} …");
+}
+
+/// Figures of the same thing from several rounds.
+pub struct Rounds(Vec<f64>);
+
+impl FromIterator<f64> for Rounds {
+    fn from_iter<I: IntoIterator<Item = f64>>(figures: I) -> Self {
+        let mut figures: Vec<f64> = figures.into_iter().collect();
+        figures.sort_by(f64::total_cmp);
+        Self(figures)
+    }
+}
+
+impl Rounds {
+    /// The one in the middle.
+    pub fn median(&self) -> f64 {
+        let middle = self.0.len() / 2;
+        match self.0.get(middle) {
+            Some(upper) if self.0.len().is_multiple_of(2) => f64::midpoint(self.0[middle - 1], *upper),
+            Some(one) => *one,
+            None => f64::NAN,
+        }
+    }
+
+    /// The median, and from where to where the rounds went.
+    pub fn spread(&self, digits: usize) -> [String; 2] {
+        let show = |figure: Option<&f64>| format!("{:.digits$}", figure.copied().unwrap_or(f64::NAN));
+        [format!("{:.digits$}", self.median()), format!("{} to {}", show(self.0.first()), show(self.0.last()))]
+    }
+}
+
+/// A count as a number to divide by.
+#[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]
+pub fn float(count: usize) -> f64 {
+    count as f64
+}

@@ -1,0 +1,114 @@
+//! A database of its own for the run, and a regcred on it with one account and one API key.
+
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use regcred::storage::pool;
+use secrecy::SecretString;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
+
+use crate::{
+    load,
+    process::{Postgres, Server, cores, free_address},
+};
+
+/// The program under test, as Cargo built it for this bench.
+const REGCRED: &str = env!("CARGO_BIN_EXE_regcred");
+/// 32 bytes that protect nothing.
+const THROW_AWAY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+/// The one account.
+pub const ACCOUNT: &str = "martin-5000";
+
+/// The database, dropped at the end.
+pub struct Sandbox {
+    runtime: tokio::runtime::Runtime,
+    server: PgConnectOptions,
+    name: String,
+    url: String,
+    /// The Postgres that it is in.
+    pub postgres: Option<Postgres>,
+}
+
+impl Sandbox {
+    /// Makes the database in the server of `DATABASE_URL`, whose role must have CREATEDB.
+    pub fn new() -> anyhow::Result<Self> {
+        let url = std::env::var("DATABASE_URL").context("DATABASE_URL is not set: run this with dev/with-services")?;
+        let server = pool::parse_url(&SecretString::from(url.as_str()))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let name = format!("bench_{}", uuid::Uuid::now_v7().simple());
+        let backend = runtime.block_on(async {
+            let mut conn = server.connect().await?;
+            sqlx::raw_sql(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut conn).await?;
+            let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut conn).await?;
+            anyhow::Ok(pid)
+        })?;
+        let url = server.clone().database(&name).to_url_lossy().to_string();
+        let postgres = u32::try_from(backend).ok().and_then(Postgres::of_backend);
+        Ok(Self { runtime, server, name, url, postgres })
+    }
+
+    /// A command of regcred, configured as in production but for its throw-away keys.
+    fn regcred(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env("REGCRED_DATABASE_URL", &self.url)
+            .env("REGCRED_MASTER_KEYS", format!("bench:{THROW_AWAY}"))
+            .env("REGCRED_API_KEY_PEPPER", THROW_AWAY)
+            .env("REGCRED_LOG_FORMAT", "json");
+        command
+    }
+
+    /// Brings up the schema, and makes an API key: its text.
+    pub fn prepare(&self) -> anyhow::Result<String> {
+        ensure!(self.regcred(REGCRED, &["migrate"]).output()?.status.success(), "regcred migrate failed");
+        let made = self.regcred(REGCRED, &["api-key", "create", "--name", "bench"]).output()?;
+        ensure!(made.status.success(), "regcred api-key failed: {}", String::from_utf8_lossy(&made.stderr));
+        Ok(String::from_utf8(made.stdout)?.trim().to_owned())
+    }
+
+    /// Starts the service.
+    pub fn serve(&self) -> anyhow::Result<Server> {
+        self.serve_program(REGCRED)
+    }
+
+    /// Starts another build of the service.
+    pub fn serve_program(&self, program: &str) -> anyhow::Result<Server> {
+        let address = free_address()?;
+        let mut command = self.regcred(program, &["serve"]);
+        command.env("REGCRED_HTTP_LISTEN", address.to_string());
+        Server::start(&mut command, address, "/readyz")
+    }
+
+    /// Starts what it is compared with.
+    pub fn serve_bare(&self, connections: usize) -> anyhow::Result<Server> {
+        let address = free_address()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args([crate::bare::ARGUMENT, &address.to_string(), &cores().to_string(), &connections.to_string()]);
+        command.env("DATABASE_URL", &self.url);
+        Server::start(&mut command, address, "/hello")
+    }
+}
+
+/// Registers the one account.
+pub fn register(server: &Server, key: &str) -> anyhow::Result<()> {
+    let account = format!(
+        r#"{{"name":"{ACCOUNT}","registry":"registry.martin.com:5000","username":"martin","password":"xxx1"}}"#
+    );
+    let request = load::request("POST", "/v1/registry-accounts", Some(key), &account);
+    let (status, body) = load::once(server.address, &request)?;
+    ensure!(status == 201, "the account was not registered: {status} {body}");
+    Ok(())
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let dropped = self.runtime.block_on(async {
+            let mut conn = PgConnection::connect_with(&self.server).await?;
+            sqlx::raw_sql(AssertSqlSafe(format!("DROP DATABASE {} WITH (FORCE)", self.name))).execute(&mut conn).await
+        });
+        if let Err(error) = dropped {
+            eprintln!("bench: the database {} is left: {error}", self.name);
+        }
+    }
+}
