@@ -142,10 +142,9 @@ impl App {
         if let Some(ended) = uninvited {
             return Err(AppError::Internal(ended));
         }
-        // It ends at its next wait, so this is over before the requests are.
-        let _ = worker.await;
+        let drained = async { tokio::join!(handle.stop(true), worker) };
         tokio::select! {
-            () = handle.stop(true) => tracing::info!("stopped"),
+            _ = drained => tracing::info!("stopped"),
             signal = signals.next() => tracing::warn!(signal, "stopped at once by a second signal"),
         }
         Ok(())
