@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, hint::black_box, time::Instant};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use regcred::domain::{
-    docker_config::{Credential, Profile, render},
+    docker_config::{Credential, Profile, ScopedAccount, render},
+    matching::{ImageName, explain_accounts},
     registry::RegistryScope,
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -24,9 +25,9 @@ struct Case {
 
 /// Measures everything that needs no server. A new subject is a new line in `cases` with what it is compared with.
 pub fn measure() -> anyhow::Result<()> {
-    progress("rendering in process");
-    let cases = [render_case(1)?, render_case(10)?, render_case(100)?];
-    let mut rows = vec![row(["", "µs", "plain JSON µs", "times as long", "spread"])];
+    progress("rendering and explaining in process");
+    let cases = [render_case(1)?, render_case(10)?, render_case(100)?, explain_case(1_000)?];
+    let mut rows = vec![row(["", "µs", "plain µs", "times as long", "spread"])];
     for case in cases {
         let (mut work, mut plain) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
@@ -38,7 +39,10 @@ pub fn measure() -> anyhow::Result<()> {
         let [median, spread] = ratios.spread(2);
         rows.push(vec![case.name, micros(work), micros(plain), median, spread]);
     }
-    table("In process, beside serde_json writing a plain map of the same content", &rows)?;
+    table(
+        "In process: render beside serde_json writing a plain map of the same content, explain beside a search by prefix",
+        &rows,
+    )?;
     Ok(())
 }
 
@@ -102,4 +106,25 @@ fn render_case(count: usize) -> anyhow::Result<Case> {
         work: Box::new(rendered),
         plain: Box::new(move || drop(black_box(serde_json::to_string(black_box(&same))))),
     })
+}
+
+/// Explaining an image among accounts for all five readers, each of which finds the one in the middle; beside five searches for
+/// the keys that the image's name begins with.
+fn explain_case(count: usize) -> anyhow::Result<Case> {
+    let scopes = (0..count)
+        .map(|n| Ok((format!("team-{n}"), RegistryScope::parse(&format!("registry-{n}.example.com:5000"))?)))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let image = ImageName::parse(&format!("registry-{}.example.com:5000/team/app:1", count / 2))?;
+    let keys: Vec<String> = scopes.iter().map(|(_, scope)| scope.to_string()).collect();
+    let name = image.to_string();
+    let explained = move || {
+        let accounts: Vec<_> = scopes.iter().map(|(name, scope)| ScopedAccount { name, scope }).collect();
+        drop(black_box(explain_accounts(black_box(&accounts), &image)));
+    };
+    let searched = move || {
+        for _ in 0..5 {
+            black_box(keys.iter().filter(|key| black_box(&name).starts_with(key.as_str())).count());
+        }
+    };
+    Ok(Case { name: format!("explain an image among {count}"), work: Box::new(explained), plain: Box::new(searched) })
 }

@@ -1,5 +1,7 @@
 //! The span of a request: what every log line of it carries.
 
+use std::sync::Arc;
+
 use actix_web::{
     Error, HttpMessage,
     body::MessageBody,
@@ -34,8 +36,8 @@ impl RootSpanBuilder for RootSpan {
             Ok(response) => (response.status(), Some(response.request().extensions())),
             Err(error) => (error.as_response_error().status_code(), None),
         };
-        let caller =
-            extensions.as_ref().and_then(|extensions| extensions.get::<Identity>()).map(|caller| caller.name.as_str());
+        let identity = extensions.as_ref().and_then(|extensions| extensions.get::<Arc<Identity>>());
+        let caller = identity.map(|identity| identity.name.as_str());
         span.in_scope(|| tracing::info!(status = status.as_u16(), caller, "request done"));
     }
 }

@@ -615,7 +615,7 @@ async fn whoever_has_no_good_key_is_told_nothing_else(pool: PgPool) {
         Some("Bearer ".to_owned()),
         Some(good.clone()),
         Some(format!("Basic {good}")),
-        Some(format!("Bearer {}0", &good[..good.len() - 1])),
+        Some(format!("Bearer {}{}", &good[..good.len() - 1], if good.ends_with('0') { '1' } else { '0' })),
         Some(format!("Bearer {}", &good[..good.len() - 1])),
         Some(format!("Bearer {}", good.to_uppercase())),
         Some(format!("Bearer {good} {good}")),

@@ -4,13 +4,9 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    io::Write,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -25,38 +21,29 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
-    Api, Client, Config,
+    Api,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use regcred::{
     clients::cluster::{Check, ClusterClient, ClusterError, CreatedSecret, NewSecret, Settings, kubeconfig},
-    domain::cluster::{CaCertificate, ClusterAuth, ClusterConnection},
+    domain::cluster::{ClusterAuth, ClusterConnection},
 };
 use secrecy::SecretString;
 use serde_json::json;
+
+use crate::support::{
+    files::TempDir,
+    given,
+    kubernetes::{self, admin, new_namespace, server},
+    listener::{listen, read_request, refusing_server},
+};
 
 const DOCUMENT: &str = r#"{"auths":{"registry.martin.com:5000":{"username":"martin","password":"canary-document"}}}"#;
 const SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";
 const DATA_KEY: &str = ".dockerconfigjson";
 
 // ---- The real API server ----
-
-fn given(variable: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run the tests with dev/with-services"))
-}
-
-fn server() -> String {
-    given("REGCRED_TEST_KUBE_SERVER")
-}
-
-fn kube_dir() -> PathBuf {
-    given("REGCRED_TEST_KUBE_DIR").into()
-}
-
-fn kube_file(name: &str) -> String {
-    fs::read_to_string(kube_dir().join(name)).expect("the cluster's files are there")
-}
 
 fn settings() -> Settings {
     Settings::default()
@@ -71,31 +58,16 @@ fn admin_token() -> ClusterAuth {
 }
 
 fn connection(auth: ClusterAuth) -> ClusterConnection {
-    ClusterConnection::new(Some(&server()), Some(&kube_file("ca.crt")), None, auth, false).expect("a good connection")
+    ClusterConnection::new(Some(&server()), Some(&kubernetes::file("ca.crt")), None, auth, false)
+        .expect("a good connection")
 }
 
 fn connect(auth: ClusterAuth) -> ClusterClient {
     ClusterClient::connect(&connection(auth), &settings()).expect("a client")
 }
 
-/// kube's own client, to look at the cluster past the code under test.
-fn admin() -> Client {
-    let ca = CaCertificate::parse(&kube_file("ca.crt")).expect("a CA");
-    let mut config = Config::new(server().parse().expect("a URL"));
-    config.root_cert = Some(ca.as_der().map(<[u8]>::to_vec).collect());
-    config.auth_info.token = Some(given("REGCRED_TEST_KUBE_ADMIN_TOKEN").into());
-    Client::try_from(config).expect("a client")
-}
-
 fn named(name: &str) -> ObjectMeta {
     ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }
-}
-
-async fn new_namespace() -> String {
-    let metadata = ObjectMeta { generate_name: Some("cluster-client-".to_owned()), ..ObjectMeta::default() };
-    let namespaces: Api<Namespace> = Api::all(admin());
-    let created = namespaces.create(&PostParams::default(), &Namespace { metadata, ..Namespace::default() }).await;
-    created.expect("a namespace").metadata.name.expect("a name")
 }
 
 async fn read_secret(namespace: &str, name: &str) -> Option<Secret> {
@@ -172,8 +144,10 @@ async fn a_secret_arrives_as_it_was_asked_for() {
 #[tokio::test]
 async fn a_client_certificate_opens_the_cluster() {
     let namespace = new_namespace().await;
-    let auth =
-        ClusterAuth::ClientCertificate { certificate: kube_file("admin.crt"), key: kube_file("admin.key").into() };
+    let auth = ClusterAuth::ClientCertificate {
+        certificate: kubernetes::file("admin.crt"),
+        key: kubernetes::file("admin.key").into(),
+    };
     create(&connect(auth), &new_secret(&namespace)).await.expect("created");
 }
 
@@ -209,7 +183,7 @@ async fn the_service_account_of_a_pod_opens_the_cluster() {
     let dir = TempDir::new();
     fs::write(dir.path().join("token"), minted.status.and_then(|status| status.token).expect("a token"))
         .expect("written");
-    fs::write(dir.path().join("ca.crt"), kube_file("ca.crt")).expect("written");
+    fs::write(dir.path().join("ca.crt"), kubernetes::file("ca.crt")).expect("written");
     let address = server().trim_start_matches("https://").to_owned();
     let (host, port) = address.split_once(':').expect("host and port");
     let settings = Settings {
@@ -231,7 +205,7 @@ async fn the_service_account_of_a_pod_opens_the_cluster() {
 #[tokio::test]
 async fn a_kubeconfig_opens_the_cluster() {
     let namespace = new_namespace().await;
-    let connection = kubeconfig::parse(&kube_file("kubeconfig").into(), None, false).expect("a good kubeconfig");
+    let connection = kubeconfig::parse(&kubernetes::file("kubeconfig").into(), None, false).expect("a good kubeconfig");
     let client = ClusterClient::connect(&connection, &settings()).expect("a client");
     create(&client, &new_secret(&namespace)).await.expect("created");
 }
@@ -345,7 +319,7 @@ async fn an_unknown_token_is_unauthorized() {
 
 #[tokio::test]
 async fn an_expired_client_certificate_is_unauthorized() {
-    let ca_key = KeyPair::from_pem(&kube_file("ca.key")).expect("the CA's key");
+    let ca_key = KeyPair::from_pem(&kubernetes::file("ca.key")).expect("the CA's key");
     let issuer = Issuer::new(with_name("regcred-sandbox"), ca_key);
     let key = KeyPair::generate().expect("a key");
     let mut params = with_name("admin");
@@ -485,8 +459,13 @@ async fn a_foreign_ca_is_not_believed() {
 #[tokio::test]
 async fn the_certificate_must_bear_the_name() {
     let connect = |name: &str| {
-        let connection =
-            ClusterConnection::new(Some(&server()), Some(&kube_file("ca.crt")), Some(name), admin_token(), false);
+        let connection = ClusterConnection::new(
+            Some(&server()),
+            Some(&kubernetes::file("ca.crt")),
+            Some(name),
+            admin_token(),
+            false,
+        );
         ClusterClient::connect(&connection.expect("a good connection"), &settings()).expect("a client")
     };
     assert!(connect("localhost").check(&[]).await.problem.is_none());
@@ -524,7 +503,7 @@ async fn an_expired_server_certificate_is_told() {
 #[tokio::test]
 async fn https_and_http_are_not_confused_in_silence() {
     let plain = given("REGCRED_TEST_KUBE_HTTP").replace("http://", "https://");
-    let connection = ClusterConnection::new(Some(&plain), Some(&kube_file("ca.crt")), None, token("t"), false);
+    let connection = ClusterConnection::new(Some(&plain), Some(&kubernetes::file("ca.crt")), None, token("t"), false);
     let client = ClusterClient::connect(&connection.expect("a good connection"), &settings()).expect("a client");
     let refused = create(&client, &new_secret("default")).await.expect_err("refused");
     assert_eq!(refused, ClusterError::Tls { detail: format!("{plain} does not speak TLS: is it an http:// server?") });
@@ -550,7 +529,7 @@ async fn outside_a_cluster_in_cluster_says_what_is_missing() {
     };
     assert!(missing(&settings()).contains("KUBERNETES_SERVICE_HOST"));
     assert!(missing(&in_a_pod).contains("ca.crt"));
-    fs::write(dir.path().join("ca.crt"), kube_file("ca.crt")).expect("written");
+    fs::write(dir.path().join("ca.crt"), kubernetes::file("ca.crt")).expect("written");
     assert!(missing(&in_a_pod).contains("token"));
     fs::write(dir.path().join("token"), "canary\nX: y").expect("written");
     assert!(missing(&in_a_pod).contains("one line"));
@@ -843,46 +822,6 @@ fn client_of(url: &str, settings: &Settings) -> ClusterClient {
     ClusterClient::connect(&connection, settings).expect("a client")
 }
 
-/// A port that nothing listens on.
-fn refusing_server() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    format!("http://{}", listener.local_addr().expect("an address"))
-}
-
-fn listen(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("an address");
-    let serve = Arc::new(serve);
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let serve = Arc::clone(&serve);
-            thread::spawn(move || serve(stream));
-        }
-    });
-    address
-}
-
-/// Reads one request with the body that its Content-Length announces.
-fn read_request(mut stream: &TcpStream) -> String {
-    let mut request = Vec::new();
-    let mut chunk = [0; 4096];
-    loop {
-        let text = String::from_utf8_lossy(&request).into_owned();
-        if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length = head.lines().filter_map(|line| line.split_once(": ")).find_map(|(name, value)| {
-                name.eq_ignore_ascii_case("content-length").then(|| value.parse().unwrap_or(0))
-            });
-            if body.len() >= length.unwrap_or(0) {
-                return text;
-            }
-        }
-        match stream.read(&mut chunk) {
-            Ok(0) | Err(_) => return text,
-            Ok(count) => request.extend_from_slice(&chunk[..count]),
-        }
-    }
-}
-
 /// A listener that gives every request the same bytes and closes the connection.
 struct Answering {
     address: SocketAddr,
@@ -924,28 +863,4 @@ fn certificate_authority() -> (String, Issuer<'static, KeyPair>) {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let pem = params.self_signed(&key).expect("a certificate").pem();
     (pem, Issuer::new(params, key))
-}
-
-/// A folder that goes with the test.
-struct TempDir(PathBuf);
-
-impl TempDir {
-    fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("regcred-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).expect("a folder");
-        Self(path)
-    }
-
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        // Nothing depends on it.
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }

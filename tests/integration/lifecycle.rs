@@ -2,12 +2,8 @@
 
 use std::{
     fs,
-    io::Write,
     net::TcpStream,
-    sync::{
-        Arc, Condvar, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -26,7 +22,7 @@ use crate::support::{
     app::TestApp,
     client::{Answer, Client},
     eventually,
-    listener::{listen, read_request},
+    listener::Gate,
     process::{Installation, Service},
 };
 
@@ -70,6 +66,27 @@ async fn healthcheck_says_by_its_exit_code_whether_a_service_lives(pool: PgPool)
         let exit = installation.run(arguments).await;
         assert_eq!(exit.code, Some(1), "{exit:?}");
         assert!(exit.stderr.contains("http://127.0.0.1:"), "{exit:?}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn the_last_line_of_a_request_says_who_asked_and_how_it_ended(pool: PgPool) {
+    let installation = installation(&pool);
+    let service = installation.serve().await;
+    let asked = [
+        (service.client(&installation.new_key("ci").await).get("/v1/me").await, 200, json!("ci")),
+        (service.anonymous().get("/v1/me").await, 401, Value::Null),
+    ];
+    for (answer, status, caller) in asked {
+        let id = answer.header("x-request-id");
+        let line = eventually("the request's last line", async || {
+            let stderr = service.process.stderr();
+            let mut lines = stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines.find(|line| line["message"] == "request done" && line["span"]["request_id"] == id)
+        })
+        .await;
+        assert_eq!((&line["status"], &line["caller"]), (&json!(status), &caller));
+        assert_eq!((&line["span"]["path"], &line["span"]["method"]), (&json!("/v1/me"), &json!("GET")));
     }
 }
 
@@ -133,42 +150,6 @@ async fn every_route_of_the_document_needs_a_key(pool: PgPool) {
 
 // ---- Stop ----
 
-/// A cluster that answers when it is told to, and counts who waits.
-struct Gate {
-    waiting: Mutex<usize>,
-    is_open: Mutex<bool>,
-    opened: Condvar,
-}
-
-impl Gate {
-    /// Stands for an API server that takes its time: it holds every request until the gate is opened.
-    fn cluster() -> (Arc<Self>, Value) {
-        let gate = Arc::new(Self { waiting: Mutex::new(0), is_open: Mutex::new(false), opened: Condvar::new() });
-        let held = Arc::clone(&gate);
-        let address = listen(move |mut stream| {
-            read_request(&stream);
-            *held.waiting.lock().expect("a count") += 1;
-            let closed = held.is_open.lock().expect("the gate");
-            drop(held.opened.wait_while(closed, |is_open| !*is_open).expect("the gate"));
-            let body = r#"{"metadata":{"name":"pull","uid":"u-1","resourceVersion":"1"}}"#;
-            let answer = format!("HTTP/1.1 201 Created\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-            // regcred may have been ended meanwhile.
-            let _ = stream.write_all(answer.as_bytes());
-        });
-        let server = format!("http://{address}");
-        (gate, json!({"name": "slow", "server": server, "auth": {"type": "none"}, "allowPlainHttp": true}))
-    }
-
-    fn open(&self) {
-        *self.is_open.lock().expect("the gate") = true;
-        self.opened.notify_all();
-    }
-
-    async fn until_waiting(&self, count: usize) {
-        eventually("requests wait at the cluster", async || (*self.waiting.lock().ok()? >= count).then_some(())).await;
-    }
-}
-
 /// Registers the slow cluster and an account.
 async fn register(client: &Client, cluster: &Value) {
     let account = json!({"name": "a", "registry": "ghcr.io", "username": "martin", "password": "x"});
@@ -200,7 +181,7 @@ async fn a_signal_under_load_fails_no_request_that_is_under_way(pool: PgPool) {
     for signal in ["TERM", "INT"] {
         let service = installation.serve().await;
         let client = service.client(&installation.new_key(&format!("admin-{}", signal.to_lowercase())).await);
-        let (gate, cluster) = Gate::cluster();
+        let (gate, cluster) = Gate::cluster("slow");
         if signal == "TERM" {
             register(&client, &cluster).await;
         } else {
@@ -254,7 +235,7 @@ async fn a_second_signal_ends_at_once(pool: PgPool) {
         .with("REGCRED_CLUSTER_TIMEOUT_SECONDS", "3600");
     let mut service = installation.serve().await;
     let client = service.client(&installation.new_key("admin").await);
-    let (gate, cluster) = Gate::cluster();
+    let (gate, cluster) = Gate::cluster("slow");
     register(&client, &cluster).await;
     let hanging = tokio::spawn({
         let client = client.clone();
@@ -280,7 +261,7 @@ async fn a_request_that_does_not_end_is_waited_for_no_longer_than_the_grace(pool
         installation(&pool).with("REGCRED_HTTP_SHUTDOWN_SECONDS", "1").with("REGCRED_CLUSTER_TIMEOUT_SECONDS", "3600");
     let service = installation.serve().await;
     let client = service.client(&installation.new_key("admin").await);
-    let (gate, cluster) = Gate::cluster();
+    let (gate, cluster) = Gate::cluster("slow");
     register(&client, &cluster).await;
     let hanging = tokio::spawn({
         let client = client.clone();

@@ -13,7 +13,7 @@ pub mod registry;
 use std::time::{Duration, Instant};
 
 /// Longer than anything takes on a busy machine, so that only what never comes is given up.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A variable that `dev/with-services` exports.
 pub fn given(variable: &str) -> String {

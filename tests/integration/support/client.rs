@@ -1,9 +1,9 @@
 //! A client of regcred's API that shows a whole answer where a test finds another one than it expects.
 
-use std::time::Duration;
-
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 use serde_json::Value;
+
+use super::PATIENCE;
 
 const PROBLEM_BASE: &str = "https://regcred.dev/problems/";
 
@@ -19,7 +19,7 @@ impl Client {
     pub fn new(base: impl Into<String>, key: Option<&str>) -> Self {
         // A connection that was kept while a test ran a program may have been closed meanwhile.
         let builder = reqwest::Client::builder().pool_max_idle_per_host(0);
-        let http = builder.timeout(Duration::from_mins(1)).no_proxy().build().expect("a client");
+        let http = builder.timeout(PATIENCE).no_proxy().build().expect("a client");
         Self { http, base: base.into(), key: key.map(str::to_owned) }
     }
 
