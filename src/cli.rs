@@ -421,7 +421,8 @@ async fn rotate_master_key(pool: &sqlx::PgPool, sealer: &Sealer) -> Result<(), C
         )));
     }
     eprintln!(
-        "Done: {} values re-sealed; every stored secret is under {}.",
+        "Done: {} values re-sealed under {}. A running service seals under it within 5 s of its being in the ring's file: \
+         before an older key goes, look with `regcred master-key list` whether it has rows left, and rotate again if so.",
         rotation.resealed,
         sealer.sealing_key_id()
     );
@@ -450,7 +451,7 @@ fn generate_master_key(file: Option<&Path>) -> Result<(), CliError> {
 fn replace_file(file: &Path, content: &str) -> std::io::Result<()> {
     use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
     let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
+    name.push(format!(".{}.new", std::process::id()));
     let temporary = file.with_file_name(name);
     let mut out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     let written = (|| {

@@ -145,7 +145,7 @@ impl<'a> Reader<'a> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let listen = self.parsed("REGCRED_HTTP_LISTEN", LISTEN_DEFAULT, "an address such as 127.0.0.1:8080");
         let workers = self.number("REGCRED_HTTP_WORKERS", cores, 1..=1024);
-        let grace = self.seconds("REGCRED_HTTP_SHUTDOWN_SECONDS", 10);
+        let grace = self.seconds("REGCRED_HTTP_SHUTDOWN_SECONDS", 20);
         Some(HttpConfig { listen: listen?, workers: workers?, shutdown_grace: grace? })
     }
 
