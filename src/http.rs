@@ -40,6 +40,7 @@ mod root_span;
 mod secrets;
 mod selection;
 pub mod server;
+mod source;
 mod verification;
 
 pub use openapi::document;

@@ -119,14 +119,40 @@ impl FromStr for Role {
     }
 }
 
+/// What kind of caller does something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActorKind {
+    /// Somebody with an API key.
+    ApiKey,
+}
+
+impl ActorKind {
+    /// The name in the API and in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ApiKey => "apiKey",
+        }
+    }
+}
+
+/// Who does something, as answers, the log and the record name him.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor {
+    /// What he is.
+    pub kind: ActorKind,
+    /// Id of the API key, where it is one.
+    pub id: Option<Uuid>,
+    /// Name of the API key.
+    pub name: String,
+}
+
 /// A caller whose key was verified. Every use case that serves a caller takes one, and keeps to its grants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Id of the API key.
-    pub key_id: Uuid,
-    /// Name of the API key.
-    pub name: String,
-    /// What the key is for.
+    /// Who he is.
+    pub actor: Actor,
+    /// What he may do.
     pub role: Role,
     /// What it reaches.
     pub grants: Grants,

@@ -20,6 +20,7 @@ use crate::{
     http::{
         attempts::{Attempts, Source},
         problem::ApiError,
+        source,
     },
     service::api_keys::{Door, Verdict},
 };
@@ -51,7 +52,7 @@ async fn identify(request: &ServiceRequest) -> Result<Identity, ApiError> {
         Verdict::Refused => Err(refused),
         // Counted only now: a right key is never asked how many wrong ones came before it.
         Verdict::Wrong(id) => {
-            let source = request.peer_addr().map(|peer| Source::of(peer.ip()));
+            let source = source::address(request.request()).map(Source::of);
             match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count(id, source)) {
                 Some(Err(retry_after)) => Err(ApiError::TooManyAttempts { retry_after }),
                 Some(Ok(())) => Err(refused),

@@ -18,11 +18,14 @@ use crate::{
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Me {
-    /// Id of the API key.
-    id: Uuid,
+    /// What he is.
+    #[schema(example = "apiKey")]
+    r#type: &'static str,
+    /// Id of the API key; `null` for a caller without one.
+    id: Option<Uuid>,
     /// Name of the API key.
     name: String,
-    /// Role of the API key.
+    /// His role.
     role: &'static str,
     /// What it reaches, with every kind said.
     grants: GrantsDocument,
@@ -36,8 +39,9 @@ pub struct Me {
 pub async fn get_me(caller: Caller<Authenticated>) -> Result<HttpResponse, ApiError> {
     let identity = &caller.identity;
     Ok(HttpResponse::Ok().json(Me {
-        id: identity.key_id,
-        name: identity.name.clone(),
+        r#type: identity.actor.kind.as_str(),
+        id: identity.actor.id,
+        name: identity.actor.name.clone(),
         role: identity.role.as_str(),
         grants: GrantsDocument::from(&identity.grants),
         expires_at: identity.expires_at,

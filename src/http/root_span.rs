@@ -10,7 +10,10 @@ use actix_web::{
 use tracing::Span;
 use tracing_actix_web::RootSpanBuilder;
 
-use crate::{domain::caller::Identity, http::request_id::RequestId};
+use crate::{
+    domain::caller::Identity,
+    http::{request_id::RequestId, source},
+};
 
 /// Records the path without its query and no header at all: both may hold what does not belong in a log.
 ///
@@ -27,7 +30,7 @@ impl RootSpanBuilder for RootSpan {
             method = %request.method(),
             path = request.path(),
             route = request.match_pattern(),
-            peer = request.peer_addr().map(|peer| peer.ip().to_string()),
+            peer = source::address(request.request()).map(|address| address.to_string()),
         )
     }
 
@@ -37,7 +40,7 @@ impl RootSpanBuilder for RootSpan {
             Err(error) => (error.as_response_error().status_code(), None),
         };
         let identity = extensions.as_ref().and_then(|extensions| extensions.get::<Arc<Identity>>());
-        let caller = identity.map(|identity| identity.name.as_str());
+        let caller = identity.map(|identity| identity.actor.name.as_str());
         span.in_scope(|| tracing::info!(status = status.as_u16(), caller, "request done"));
     }
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
-        caller::{Identity, KeyVerifier, NewApiKey, Role},
+        caller::{Actor, ActorKind, Identity, KeyVerifier, NewApiKey, Role},
         grants::{Grants, GrantsDocument},
         invalid::{FieldError, Invalid},
     },
@@ -54,7 +54,12 @@ pub async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Option<StoredKey>
     row.map(|row| {
         let (role, grants) = rights(row.id, &row.role, row.grants.0)?;
         Ok(StoredKey {
-            identity: Identity { key_id: row.id, name: row.name, role, grants, expires_at: row.expires_at },
+            identity: Identity {
+                actor: Actor { kind: ActorKind::ApiKey, id: Some(row.id), name: row.name },
+                role,
+                grants,
+                expires_at: row.expires_at,
+            },
             verifier: KeyVerifier { mac: row.mac, hash: row.hash },
             is_active: row.is_active,
         })
