@@ -24,12 +24,14 @@ use crate::{
         health,
         imports::Imports,
         master_keys,
+        pull_secrets::PullSecrets,
+        reconcile::{self, Reconciler},
         secrets::Secrets,
         verification::Verifications,
     },
     shutdown::Signals,
     storage::{pool, schema},
-    worker,
+    worker::{self, FanoutSettings},
 };
 
 /// How often the master key ring is looked at again, so that every replica seals under a new key soon.
@@ -55,7 +57,7 @@ pub enum AppError {
 pub struct App {
     server: Server,
     sealer: Arc<Sealer>,
-    verifications: Verifications,
+    services: worker::Services,
     worker: worker::Settings,
     grace: Duration,
     /// Where it listens, also where port 0 was asked for.
@@ -83,6 +85,7 @@ impl App {
 
         // Half of the cores, so that verifying keys never starves what is verified already.
         let permits = std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
+        let content_key = config.pepper.content_key();
         let checker = KeyChecker::new(config.pepper, permits).map_err(|e| AppError::Internal(e.to_string()))?;
         let checker = Arc::new(checker);
         let mut settings = config.clusters;
@@ -95,7 +98,16 @@ impl App {
             verifies: verify.background,
             poll: verify.poll,
             check_timeout: verify.registries.timeout,
+            fanout: FanoutSettings { poll: config.pull_secrets.poll, concurrency: config.pull_secrets.concurrency },
         };
+        let pull_secrets = config.pull_secrets;
+        let reconciler = Reconciler::new(
+            pool.clone(),
+            clusters.clone(),
+            docker_configs.clone(),
+            content_key,
+            reconcile::Settings { lease: pull_secrets.lease, resync: pull_secrets.resync },
+        );
         let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
         let verifications = Verifications::new(pool.clone(), Arc::clone(&sealer), accounts.clone(), registries);
         let state = State {
@@ -104,6 +116,8 @@ impl App {
             imports: Data::new(Imports::new(pool.clone(), Arc::clone(&sealer))),
             accounts: Data::new(accounts),
             verifications: Data::new(verifications.clone()),
+            pull_secrets: Data::new(PullSecrets::new(pool.clone())),
+            previews: Data::new(reconciler.clone()),
             secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone())),
             docker_configs: Data::new(docker_configs),
             clusters: Data::new(clusters),
@@ -114,7 +128,8 @@ impl App {
         let address = listener.local_addr().map_err(internal)?;
         let grace = config.http.shutdown_grace;
         let server = http::server::start(listener, state, config.http.workers, grace).map_err(internal)?;
-        Ok(Self { server, sealer, verifications, worker, grace, address })
+        let services = worker::Services { verifications, reconciler };
+        Ok(Self { server, sealer, services, worker, grace, address })
     }
 
     /// Serves until a signal comes, then stops to accept, lets what is under way end, and ends. A second signal
@@ -128,7 +143,7 @@ impl App {
         let mut server = tokio::spawn(self.server);
         let ring = tokio::spawn(watch_ring(self.sealer));
         let stop = CancellationToken::new();
-        let mut worker = tokio::spawn(worker::run(self.verifications, self.worker, stop.clone()));
+        let mut worker = tokio::spawn(worker::run(self.services, self.worker, stop.clone()));
         let uninvited = tokio::select! {
             ended = &mut server => Some(format!("the HTTP server ended by itself: {ended:?}")),
             ended = &mut worker => Some(format!("the worker ended by itself: {ended:?}")),

@@ -86,6 +86,19 @@ pub struct VerifyConfig {
     pub poll: Duration,
 }
 
+/// `REGCRED_PULL_SECRETS_…`
+#[derive(Debug)]
+pub struct PullSecretsConfig {
+    /// How long a target is nobody else's that this process works on.
+    pub lease: Duration,
+    /// How often a target that is in order is compared with the cluster all the same.
+    pub resync: Duration,
+    /// How often it is looked for what is due, whatever was notified.
+    pub poll: Duration,
+    /// Targets of one cluster that are worked on at a time.
+    pub concurrency: usize,
+}
+
 /// Everything that `serve` needs.
 #[derive(Debug)]
 pub struct ServeConfig {
@@ -101,6 +114,8 @@ pub struct ServeConfig {
     pub clusters: cluster::Settings,
     /// How logins are verified.
     pub verify: VerifyConfig,
+    /// How pull secrets are kept right.
+    pub pull_secrets: PullSecretsConfig,
 }
 
 /// All that is wrong with the configuration.
@@ -216,6 +231,20 @@ impl<'a> Reader<'a> {
         Some(VerifyConfig { allowed: allowed?, registries, background: background?, poll: poll? })
     }
 
+    /// Reads `REGCRED_PULL_SECRETS_…`.
+    pub fn pull_secrets(&mut self) -> Option<PullSecretsConfig> {
+        let lease = self.number("REGCRED_PULL_SECRETS_LEASE_SECONDS", 30, 3..=3600);
+        let resync = self.number("REGCRED_PULL_SECRETS_RESYNC_SECONDS", 600, 1..=86_400);
+        let poll = self.seconds("REGCRED_PULL_SECRETS_POLL_SECONDS", 1);
+        let concurrency = self.number("REGCRED_PULL_SECRETS_CONCURRENCY", 16, 1..=256);
+        Some(PullSecretsConfig {
+            lease: Duration::from_secs(lease?),
+            resync: Duration::from_secs(resync?),
+            poll: poll?,
+            concurrency: concurrency?,
+        })
+    }
+
     /// Reads `REGCRED_LOG_…`.
     pub fn log(&mut self) -> Option<LogConfig> {
         let format = self.get("REGCRED_LOG_FORMAT").unwrap_or_else(|| "auto".to_owned());
@@ -233,6 +262,7 @@ impl<'a> Reader<'a> {
     pub fn serve(mut self) -> Result<ServeConfig, ConfigError> {
         let (http, database, master_keys) = (self.http(), self.database(), self.master_keys());
         let (pepper, clusters, verify) = (self.pepper(), self.clusters(), self.verify());
+        let pull_secrets = self.pull_secrets();
         self.finish(|| {
             Some(ServeConfig {
                 http: http?,
@@ -241,6 +271,7 @@ impl<'a> Reader<'a> {
                 pepper: pepper?,
                 clusters: clusters?,
                 verify: verify?,
+                pull_secrets: pull_secrets?,
             })
         })
     }

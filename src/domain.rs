@@ -9,6 +9,7 @@ pub mod grants;
 pub mod invalid;
 pub mod matching;
 pub mod names;
+pub mod pull_secret;
 pub mod registry;
 pub mod sealed;
 pub mod secret;

@@ -14,6 +14,8 @@ use crate::{
         clusters::Clusters,
         docker_configs::DockerConfigs,
         imports::Imports,
+        pull_secrets::PullSecrets,
+        reconcile::Reconciler,
         secrets::Secrets,
         verification::Verifications,
     },
@@ -34,7 +36,9 @@ mod metrics;
 mod openapi;
 mod operation;
 mod paging;
+mod prefer;
 mod problem;
+mod pull_secrets;
 mod request_id;
 mod root_span;
 mod secrets;
@@ -62,6 +66,10 @@ pub struct State {
     pub docker_configs: Data<DockerConfigs>,
     /// Clusters.
     pub clusters: Data<Clusters>,
+    /// Pull secrets.
+    pub pull_secrets: Data<PullSecrets>,
+    /// What would become of a pull secret.
+    pub previews: Data<Reconciler>,
     /// The direct road to a Secret.
     pub secrets: Data<Secrets>,
     /// Postgres, for readiness alone.
@@ -97,6 +105,12 @@ fn routes(config: &mut ServiceConfig) {
                 .service(clusters::delete_cluster)
                 .service(clusters::check_cluster)
                 .service(secrets::create_secret)
+                .service(pull_secrets::put_pull_secret)
+                .service(pull_secrets::list_pull_secrets)
+                .service(pull_secrets::get_pull_secret)
+                .service(pull_secrets::delete_pull_secret)
+                .service(pull_secrets::list_pull_secret_targets)
+                .service(pull_secrets::sync_pull_secret)
                 .service(api_keys::create_api_key)
                 .service(api_keys::list_api_keys)
                 .service(api_keys::get_api_key)

@@ -23,6 +23,8 @@ pub mod docker_configs;
 pub mod health;
 pub mod imports;
 pub mod master_keys;
+pub mod pull_secrets;
+pub mod reconcile;
 pub mod secrets;
 pub mod verification;
 
@@ -51,6 +53,21 @@ pub enum ServiceError {
     /// Nobody could make API keys any more.
     #[error("this is the last admin's key, or the last one that does not expire; make another one first")]
     LastAdmin,
+    /// Something uses it.
+    #[error("the {kind} `{name}` is in use by {}; change or delete {} first", used_by(.by, *.hidden), if .by.len() + .hidden == 1 { "it" } else { "them" })]
+    InUse {
+        /// What it is.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// The names of the pull secrets that use it, as far as the caller may see them.
+        by: Vec<String>,
+        /// How many more there are.
+        hidden: usize,
+    },
+    /// The pull secret is on its way out.
+    #[error("the pull secret `{0}` is being deleted: its Secrets are being removed, and then the name is free")]
+    Deleting(String),
     /// Another resource of that kind has the name.
     #[error("the name `{0}` is in use")]
     NameTaken(String),
@@ -102,6 +119,19 @@ impl ServiceError {
     /// One refused field.
     fn field(field: &str, detail: impl Into<Invalid>) -> Self {
         Self::Invalid(vec![FieldError::new(field, detail.into())])
+    }
+}
+
+/// Names at most ten of them.
+fn used_by(names: &[String], hidden: usize) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    let more = names.len().saturating_sub(SHOWN) + hidden;
+    match (shown.is_empty(), more) {
+        (false, 0) => format!("the pull secrets {}", shown.join(", ")),
+        (false, more) => format!("the pull secrets {} and {more} more", shown.join(", ")),
+        (true, 1) => "a pull secret that you may not see".to_owned(),
+        (true, more) => format!("{more} pull secrets that you may not see"),
     }
 }
 

@@ -11,8 +11,10 @@ pub mod accounts;
 pub mod api_keys;
 pub mod clusters;
 pub mod pool;
+pub mod pull_secrets;
 pub mod schema;
 pub mod sealed;
+pub mod targets;
 pub mod verifications;
 
 /// What can go wrong between a service and Postgres.

@@ -1,4 +1,5 @@
-//! What regcred does without being asked: it verifies logins that are due, and warns of those that end soon.
+//! What regcred does without being asked: it keeps pull secrets right, verifies logins that are due, and warns of those that
+//! end soon.
 
 use std::time::Duration;
 
@@ -6,7 +7,12 @@ use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::service::{ServiceError, verification::Verifications};
+use crate::service::{ServiceError, reconcile::Reconciler, verification::Verifications};
+
+mod breaker;
+mod fanout;
+
+pub use fanout::Settings as FanoutSettings;
 
 /// Checks that run at a time.
 const CONCURRENCY: usize = 8;
@@ -24,11 +30,31 @@ pub struct Settings {
     pub poll: Duration,
     /// How long a check may take.
     pub check_timeout: Duration,
+    /// How pull secrets are kept right.
+    pub fanout: FanoutSettings,
 }
 
-/// Works until it is told to stop. A check that is under way then is given up: its account is taken again by
+/// What the worker works with.
+#[derive(Debug, Clone)]
+pub struct Services {
+    /// Checks of logins.
+    pub verifications: Verifications,
+    /// Pull secrets.
+    pub reconciler: Reconciler,
+}
+
+/// Works until it is told to stop.
+pub async fn run(services: Services, settings: Settings, stop: CancellationToken) {
+    let Services { verifications, reconciler } = services;
+    tokio::join!(
+        fanout::run(reconciler, settings.fanout, stop.clone()),
+        verify(verifications, settings, stop.clone()),
+    );
+}
+
+/// Verifies until it is told to stop. A check that is under way then is given up: its account is taken again by
 /// another replica, or at the next start, when the lease is over.
-pub async fn run(verifications: Verifications, settings: Settings, stop: CancellationToken) {
+async fn verify(verifications: Verifications, settings: Settings, stop: CancellationToken) {
     let working = async {
         let mut ticks = tokio::time::interval(settings.poll);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

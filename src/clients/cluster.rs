@@ -34,6 +34,7 @@ mod cache;
 mod check;
 mod error;
 pub mod kubeconfig;
+mod objects;
 mod pinning;
 mod transport;
 
@@ -41,6 +42,7 @@ use answer::{Answer, TOO_LARGE};
 pub use cache::ClusterClients;
 pub use check::{Check, CheckProblem, Permission};
 pub use error::ClusterError;
+pub use objects::{AppliedSecret, Attachment, FoundNamespace, SecretContent};
 pub use pinning::admit;
 use transport::Peer;
 
@@ -244,17 +246,21 @@ impl ClusterClient {
             return self.created(&answer);
         }
         let failure = answer.create_failure(&self.peer.server, &secret.namespace);
+        Err(self.tell_policy_from_right(failure, &secret.namespace, deadline).await)
+    }
+
+    /// A 403 may be a missing right, a quota or a policy: the cluster itself is asked which.
+    async fn tell_policy_from_right(&self, failure: ClusterError, namespace: &str, deadline: Instant) -> ClusterError {
         if matches!(failure, ClusterError::Forbidden { .. })
-            && self.may("create", "secrets", Some(&secret.namespace), deadline).await == Ok(true)
+            && self.may("create", "secrets", Some(namespace), deadline).await == Ok(true)
         {
-            return Err(ClusterError::Refused {
+            return ClusterError::Refused {
                 detail: format!(
-                    "the cluster refused the Secret though regcred may create Secrets in namespace {}: a quota or a policy is in the way",
-                    secret.namespace
+                    "the cluster refused the Secret though regcred may create Secrets in namespace {namespace}: a quota or a policy is in the way"
                 ),
-            });
+            };
         }
-        Err(failure)
+        failure
     }
 
     fn created(&self, answer: &Answer) -> Result<CreatedSecret, ClusterError> {

@@ -70,8 +70,38 @@ impl Pepper {
         Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &bytes)))
     }
 
+    /// A key of its own for hashes of what is written into clusters. Only the pepper gives it, and it does not give the
+    /// pepper.
+    #[must_use]
+    pub fn content_key(&self) -> ContentKey {
+        ContentKey(hmac::Key::new(hmac::HMAC_SHA256, self.mac("regcred content key").as_ref()))
+    }
+
     fn mac(&self, key: &str) -> hmac::Tag {
         hmac::sign(&self.0, key.as_bytes())
+    }
+}
+
+/// The secret of the hashes of what is written into clusters: a hash in the database tells nothing without it.
+#[derive(Clone)]
+pub struct ContentKey(hmac::Key);
+
+impl std::fmt::Debug for ContentKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ContentKey([REDACTED])")
+    }
+}
+
+impl ContentKey {
+    /// The keyed hash of some parts, each with its place.
+    #[must_use]
+    pub fn mac(&self, parts: &[&[u8]]) -> Vec<u8> {
+        let mut context = hmac::Context::with_key(&self.0);
+        for part in parts {
+            context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+            context.update(part);
+        }
+        context.sign().as_ref().to_vec()
     }
 }
 

@@ -29,6 +29,10 @@ pub enum Permission {
     WriteClusters,
     /// Have a Secret placed in a namespace.
     DeliverSecrets,
+    /// See pull secrets and how their targets are doing.
+    ReadPullSecrets,
+    /// Declare, change and remove pull secrets.
+    WritePullSecrets,
     /// See API keys, never their text.
     ReadApiKeys,
     /// Make and revoke API keys.
@@ -65,6 +69,8 @@ const TABLE: &[(Permission, [bool; Role::ALL.len()])] = &[
     (Permission::ReadClusters,      [YES,  YES,     YES,      NO_,     YES]),
     (Permission::WriteClusters,     [YES,  YES,     NO_,      NO_,     NO_]),
     (Permission::DeliverSecrets,    [YES,  YES,     YES,      NO_,     NO_]),
+    (Permission::ReadPullSecrets,   [YES,  YES,     YES,      NO_,     YES]),
+    (Permission::WritePullSecrets,  [YES,  YES,     NO_,      NO_,     NO_]),
     (Permission::ReadApiKeys,       [YES,  NO_,     NO_,      NO_,     NO_]),
     (Permission::WriteApiKeys,      [YES,  NO_,     NO_,      NO_,     NO_]),
 ];

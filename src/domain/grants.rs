@@ -48,6 +48,10 @@ impl NamePattern {
         }
     }
 
+    fn is_everything(&self) -> bool {
+        matches!(self, Self::Prefix(prefix) if prefix.is_empty())
+    }
+
     /// The same as a range in byte order: from the first, up to and without the second. Names consist of `-`, digits
     /// and lower-case letters; `!` sorts before all of these and `~` after.
     #[must_use]
@@ -129,6 +133,28 @@ pub struct Grants {
 }
 
 impl Grants {
+    /// Everything: what regcred itself works with once somebody has been allowed to declare something.
+    #[must_use]
+    pub fn everything() -> Self {
+        let all = || NamePattern::Prefix(String::new());
+        Self { accounts: vec![AccountRule::Names(all())], clusters: vec![all()], namespaces: vec![all()] }
+    }
+
+    /// Whether they include every account that has all of these labels, whatever its name is.
+    #[must_use]
+    pub fn include_accounts_with(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.accounts.iter().any(|rule| match rule {
+            AccountRule::Names(pattern) => pattern.is_everything(),
+            AccountRule::Labels(wanted) => wanted.as_map().iter().all(|(key, value)| labels.get(key) == Some(value)),
+        })
+    }
+
+    /// Whether they include every namespace, those that are made later too.
+    #[must_use]
+    pub fn include_all_namespaces(&self) -> bool {
+        self.namespaces.iter().any(NamePattern::is_everything)
+    }
+
     /// Whether they include an account of this name with these labels.
     #[must_use]
     pub fn include_account(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {

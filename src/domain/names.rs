@@ -55,6 +55,11 @@ name_type! {
     SecretName, dns_subdomain
 }
 
+name_type! {
+    /// The name of a Kubernetes `ServiceAccount`: a DNS-1123 subdomain.
+    ServiceAccountName, dns_subdomain
+}
+
 fn dns_label(label: &str) -> Result<(), Invalid> {
     if label.is_empty() {
         return Err(Invalid::new("must not be empty"));

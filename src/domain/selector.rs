@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
 use crate::domain::{
-    invalid::Invalid,
+    invalid::{FieldErrors, Invalid},
     names::{Labels, label_key, label_value},
+    unique,
 };
 
 /// The most requirements of one selector.
@@ -90,6 +94,66 @@ impl LabelSelector {
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         let has = |(key, value): (&String, &String)| labels.get(key) == Some(value);
         self.match_labels.as_map().iter().all(has) && self.expressions.iter().all(|one| one.holds(labels))
+    }
+}
+
+/// A label selector as it stands in a declaration: in requests, answers and the database.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(as = LabelSelector)]
+pub struct LabelSelectorDocument {
+    /// Labels that must be there with these values.
+    #[serde(default, deserialize_with = "unique::map")]
+    pub match_labels: BTreeMap<String, String>,
+    /// Requirements that must hold.
+    #[serde(default)]
+    pub match_expressions: Vec<RequirementDocument>,
+}
+
+/// One requirement of a label selector.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(as = LabelRequirement)]
+pub struct RequirementDocument {
+    /// Key of the label.
+    pub key: String,
+    /// `In`, `NotIn`, `Exists` or `DoesNotExist`.
+    pub operator: String,
+    /// Values, for `In` and `NotIn`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<String>,
+}
+
+impl LabelSelectorDocument {
+    /// Parses it; what is refused is named below `field`.
+    pub fn parse(self, errors: &mut FieldErrors, field: &str) -> Option<LabelSelector> {
+        let labels = errors.take(&format!("{field}.matchLabels"), Labels::parse(self.match_labels));
+        let expressions: Vec<Option<Requirement>> = self
+            .match_expressions
+            .into_iter()
+            .enumerate()
+            .map(|(index, one)| {
+                let parsed = Requirement::parse(&one.key, &one.operator, one.values);
+                errors.take(&format!("{field}.matchExpressions[{index}]"), parsed)
+            })
+            .collect();
+        let expressions: Option<Vec<Requirement>> = expressions.into_iter().collect();
+        errors.take(field, LabelSelector::new(labels?, expressions?))
+    }
+}
+
+impl From<&LabelSelector> for LabelSelectorDocument {
+    fn from(selector: &LabelSelector) -> Self {
+        let match_expressions = selector.expressions.iter().map(|one| {
+            let (operator, values) = match &one.operator {
+                Operator::In(values) => ("In", values.clone()),
+                Operator::NotIn(values) => ("NotIn", values.clone()),
+                Operator::Exists => ("Exists", Vec::new()),
+                Operator::DoesNotExist => ("DoesNotExist", Vec::new()),
+            };
+            RequirementDocument { key: one.key.clone(), operator: operator.to_owned(), values }
+        });
+        Self { match_labels: selector.match_labels.as_map().clone(), match_expressions: match_expressions.collect() }
     }
 }
 

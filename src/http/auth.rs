@@ -89,7 +89,7 @@ pub mod permission {
     }
     permissions! {
         Authenticated, ReadAccounts, WriteAccounts, RevealCredentials, ReadClusters, WriteClusters, DeliverSecrets,
-        ReadApiKeys, WriteApiKeys,
+        ReadPullSecrets, WritePullSecrets, ReadApiKeys, WriteApiKeys,
     }
 }
 

@@ -28,6 +28,7 @@ use crate::http::{problem::Problem, routes};
         (name = "docker-configs", description = "Docker configs for the programs that read them"),
         (name = "clusters", description = "Kubernetes API servers"),
         (name = "secrets", description = "The direct road: one Secret, now"),
+        (name = "pull-secrets", description = "The declared road: these accounts, as this Secret, in all these namespaces"),
         (name = "api-keys", description = "Callers"),
         (name = "operation", description = "Health and metrics"),
     ),
@@ -74,7 +75,7 @@ fn problems(path: &str, method: &HttpMethod, operation: &Operation) -> Vec<&'sta
     if path.contains('{') {
         statuses.push("404");
     }
-    if matches!(method, HttpMethod::Patch | HttpMethod::Delete) {
+    if matches!(method, HttpMethod::Put | HttpMethod::Patch | HttpMethod::Delete) {
         statuses.push("412");
     }
     if operation.request_body.is_some() {
@@ -83,10 +84,11 @@ fn problems(path: &str, method: &HttpMethod, operation: &Operation) -> Vec<&'sta
     if operation.request_body.is_some() || operation.parameters.as_ref().is_some_and(|p| !p.is_empty()) {
         statuses.push("422");
     }
-    if path == "/v1/api-keys/{id}" {
+    if path == "/v1/api-keys/{id}" || matches!(method, HttpMethod::Delete) {
         statuses.push("409");
     }
-    if path.ends_with("/secrets") {
+    // The dry run of a pull secret calls clusters too.
+    if path.ends_with("/secrets") || matches!(method, HttpMethod::Put) {
         statuses.extend(["502", "504"]);
     }
     if path == "/v1/docker-configs" {

@@ -14,8 +14,9 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
-        invalid::FieldError,
-        names::{Labels, Name},
+        invalid::{FieldError, FieldErrors},
+        names::{Labels, Name, NamespaceName},
+        pull_secret::TargetState,
     },
     http::problem::ApiError,
     storage::PageRequest,
@@ -93,6 +94,60 @@ impl FromRequest for LabelledPageQuery {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         ready(parse(request, true))
     }
+}
+
+/// The query of a list of a pull secret's targets.
+pub struct TargetPage {
+    /// Which page.
+    pub page: PageRequest,
+    /// Only those in this state.
+    pub state: Option<TargetState>,
+}
+
+impl FromRequest for TargetPage {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(parse_targets(request.query_string()))
+    }
+}
+
+fn parse_targets(query: &str) -> Result<TargetPage, ApiError> {
+    let mut page = PageRequest { after: None, limit: LIMIT_DEFAULT + 1 };
+    let mut state = None;
+    let mut errors = FieldErrors::default();
+    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        match &*key {
+            "limit" => match value.parse() {
+                Ok(limit) if (1..=LIMIT_MAX).contains(&limit) => page.limit = limit + 1,
+                _ => errors.refuse("limit", "must be a number from 1 to 500"),
+            },
+            "cursor" => match decode_target(&value) {
+                Some(after) => page.after = Some(after),
+                None => errors.refuse("cursor", "must be the `next` of an earlier page"),
+            },
+            "state" => state = errors.take("state", value.parse()),
+            other => errors.refuse(&other.chars().take(50).collect::<String>(), "is not a known query parameter"),
+        }
+    }
+    Ok(errors.finish(|| Some(TargetPage { page, state }))?)
+}
+
+/// `CLUSTER/NAMESPACE`
+fn decode_target(cursor: &str) -> Option<String> {
+    let target = String::from_utf8(BASE64_URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?;
+    let (cluster, namespace) = target.split_once('/')?;
+    (Name::parse(cluster).is_ok() && NamespaceName::parse(namespace).is_ok()).then_some(target)
+}
+
+/// As [`page`], for targets, which are listed by cluster and namespace.
+pub fn page_of_targets<T, V: From<T>>(mut found: Vec<T>, asked: &PageRequest, place: impl Fn(&T) -> String) -> Page<V> {
+    let limit = usize::try_from(asked.limit - 1).unwrap_or_default();
+    let has_next = found.len() > limit;
+    found.truncate(limit);
+    let next = found.last().filter(|_| has_next).map(|last| BASE64_URL_SAFE_NO_PAD.encode(place(last)));
+    Page { items: found.into_iter().map(V::from).collect(), next }
 }
 
 fn parse(request: &HttpRequest, takes_labels: bool) -> Result<LabelledPageQuery, ApiError> {

@@ -171,6 +171,8 @@ fn service_parts(error: &ServiceError) -> (StatusCode, &'static str, &'static st
         ServiceError::NotFound { .. } => (S::NOT_FOUND, "not-found", "Not found"),
         ServiceError::NotGranted { .. } => (S::FORBIDDEN, "forbidden", "Not allowed"),
         ServiceError::LastAdmin => (S::CONFLICT, "last-admin", "Nobody could make API keys any more"),
+        ServiceError::InUse { .. } => (S::CONFLICT, "in-use", "Something uses it"),
+        ServiceError::Deleting(_) => (S::CONFLICT, "pull-secret-deleting", "The pull secret is being deleted"),
         ServiceError::NameTaken(_) => (S::CONFLICT, "name-taken", "The name is in use"),
         ServiceError::Stale { .. } => (S::PRECONDITION_FAILED, "stale-version", "The resource was changed meanwhile"),
         ServiceError::Render(RenderError::KeyCollision { .. }) => {
@@ -201,6 +203,8 @@ fn cluster_parts(error: &ClusterError) -> (StatusCode, &'static str, &'static st
         ClusterError::NamespaceNotFound => (S::NOT_FOUND, "There is no such namespace"),
         ClusterError::NamespaceTerminating => (S::CONFLICT, "The namespace is being deleted"),
         ClusterError::InvalidSecret { .. } => (S::UNPROCESSABLE_ENTITY, "The cluster does not take this Secret"),
+        ClusterError::TypeFixed | ClusterError::Immutable => (S::CONFLICT, "The Secret cannot be changed so"),
+        ClusterError::Changed => (S::CONFLICT, "The Secret was changed meanwhile"),
         ClusterError::Refused { .. } => (S::CONFLICT, "A policy of the cluster refused the Secret"),
         ClusterError::Unauthorized => (S::BAD_GATEWAY, "The cluster does not know regcred"),
         ClusterError::Forbidden { .. } => (S::BAD_GATEWAY, "regcred lacks a right in the cluster"),

@@ -14,7 +14,7 @@ use crate::{
         names::{Labels, Name},
         registry::RegistryScope,
     },
-    service::{ExpectedVersion, ServiceError, check_version, connection},
+    service::{ExpectedVersion, ServiceError, check_version, connection, pull_secrets},
     storage::{self, PageRequest, StorageError, accounts::AccountFilter, sealed::SealedColumn},
 };
 
@@ -42,11 +42,16 @@ impl Accounts {
         require_granted(caller, &new.name, &new.labels)?;
         let id = Uuid::now_v7();
         let password = self.sealer.seal(SealedColumn::AccountPassword.slot(id), new.password.secret())?;
-        let mut conn = connection(&self.pool).await?;
-        storage::accounts::insert(&mut conn, id, &new, &password).await.map_err(|error| match error {
-            StorageError::NameTaken => ServiceError::NameTaken(new.name.to_string()),
-            other => other.into(),
-        })
+        let mut tx = self.pool.begin().await?;
+        storage::pull_secrets::lock_selectors_shared(&mut tx).await?;
+        let account =
+            storage::accounts::insert(&mut tx, id, &new, &password).await.map_err(|error| match error {
+                StorageError::NameTaken => ServiceError::NameTaken(new.name.to_string()),
+                other => other.into(),
+            })?;
+        pull_secrets::follow_account(&mut tx, None, Some(&account), true).await?;
+        tx.commit().await?;
+        Ok(account)
     }
 
     /// Finds an account.
@@ -90,8 +95,10 @@ impl Accounts {
         expected: ExpectedVersion,
     ) -> Result<Account, ServiceError> {
         let mut tx = self.pool.begin().await?;
+        storage::pull_secrets::lock_selectors_shared(&mut tx).await?;
         let mut account = granted(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
         check_version(expected, account.version)?;
+        let before = account.clone();
         refuse_redirection(&account, &change)?;
         let password = change
             .password
@@ -101,6 +108,7 @@ impl Accounts {
         change.apply(&mut account).map_err(|invalid| ServiceError::field("labels", invalid))?;
         require_granted(caller, name, &account.labels)?;
         let changed = storage::accounts::update(&mut tx, &account, password.as_ref()).await?;
+        pull_secrets::follow_account(&mut tx, Some(&before), Some(&changed), password.is_some()).await?;
         tx.commit().await?;
         Ok(changed)
     }
@@ -110,12 +118,16 @@ impl Accounts {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
-    /// expected version.
+    /// expected version, [`ServiceError::InUse`] if a pull secret names it.
     pub async fn remove(&self, caller: &Identity, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
+        storage::pull_secrets::lock_selectors_shared(&mut tx).await?;
         let account = granted(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
         check_version(expected, account.version)?;
+        let users = storage::pull_secrets::naming_account(&mut tx, account.id).await?;
+        pull_secrets::refuse_used(&mut tx, caller, "registry account", name, users).await?;
         storage::accounts::delete(&mut tx, account.id).await?;
+        pull_secrets::follow_account(&mut tx, Some(&account), None, true).await?;
         tx.commit().await?;
         Ok(())
     }

@@ -16,7 +16,7 @@ use crate::{
         names::Name,
         sealed::Sealed,
     },
-    service::{ExpectedVersion, ServiceError, check_version, connection},
+    service::{ExpectedVersion, ServiceError, check_version, connection, pull_secrets},
     storage::{self, PageRequest, StorageError, clusters::StoredCluster, sealed::SealedColumn},
 };
 
@@ -216,11 +216,13 @@ impl Clusters {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
-    /// expected version.
+    /// expected version, [`ServiceError::InUse`] if a pull secret goes there.
     pub async fn remove(&self, caller: &Identity, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
         let stored = granted(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
         check_version(expected, stored.version)?;
+        let users = storage::pull_secrets::using_cluster(&mut tx, stored.id).await?;
+        pull_secrets::refuse_used(&mut tx, caller, "cluster", name, users).await?;
         storage::clusters::delete(&mut tx, stored.id).await?;
         tx.commit().await?;
         self.clients.remove(stored.id);
@@ -249,9 +251,27 @@ impl Clusters {
     /// not open, [`ServiceError::Cluster`] if its connection cannot be used here.
     pub async fn client(&self, caller: &Identity, name: &Name) -> Result<ClusterClient, ServiceError> {
         let stored = self.find(caller, name).await?;
-        let addresses = self.admit(&stored).await?;
+        self.connect(&stored).await
+    }
+
+    /// The client for the cluster of this id, and its name, for whoever works on what a caller was allowed to declare before.
+    ///
+    /// # Errors
+    ///
+    /// As [`client`](Self::client).
+    pub(super) async fn client_of(&self, id: Uuid) -> Result<(String, ClusterClient), ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        let found = storage::clusters::find_by_id(&mut conn, id).await?;
+        drop(conn);
+        let stored = found.ok_or_else(|| ServiceError::NotFound { kind: "cluster", name: id.to_string() })?;
+        let client = self.connect(&stored).await?;
+        Ok((stored.name, client))
+    }
+
+    async fn connect(&self, stored: &StoredCluster) -> Result<ClusterClient, ServiceError> {
+        let addresses = self.admit(stored).await?;
         let connect = || {
-            let stored_connection = self.stored_connection(&stored)?;
+            let stored_connection = self.stored_connection(stored)?;
             let pinned = addresses.first().copied();
             ClusterClient::connect_at(&stored_connection, pinned, &self.settings).map_err(ServiceError::from)
         };

@@ -10,6 +10,7 @@ use crate::{
     domain::{
         caller::Identity,
         docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, parse::Config, render},
+        grants::Grants,
         invalid::{FieldError, FieldErrors, Invalid},
         matching::{Explanation, ImageName, explain_accounts, explain_config, lint::lint_config},
         names::Name,
@@ -66,7 +67,21 @@ impl DockerConfigs {
         profile: Profile,
         choice: &AccountChoice,
     ) -> Result<RenderedConfig, ServiceError> {
-        let sealed = self.choose(caller, choice).await?;
+        self.assemble_within(&caller.grants, profile, choice).await
+    }
+
+    /// Renders accounts within grants, for whoever works on what a caller was allowed to declare before.
+    ///
+    /// # Errors
+    ///
+    /// As [`assemble`](Self::assemble).
+    pub(super) async fn assemble_within(
+        &self,
+        grants: &Grants,
+        profile: Profile,
+        choice: &AccountChoice,
+    ) -> Result<RenderedConfig, ServiceError> {
+        let sealed = self.choose(grants, choice).await?;
         let opened = sealed
             .iter()
             .map(|one| self.sealer.open(SealedColumn::AccountPassword.slot(one.id), &one.password))
@@ -98,7 +113,7 @@ impl DockerConfigs {
     ) -> Result<Explanation, ServiceError> {
         match subject {
             Subject::Accounts(choice) => {
-                let sealed = self.choose(caller, &choice).await?;
+                let sealed = self.choose(&caller.grants, &choice).await?;
                 let accounts: Vec<ScopedAccount<'_>> =
                     sealed.iter().map(|one| ScopedAccount { name: &one.name, scope: &one.registry }).collect();
                 Ok(explain_accounts(&accounts, &image))
@@ -108,8 +123,7 @@ impl DockerConfigs {
     }
 
     /// The chosen accounts. To the caller, one that is not granted is one that does not exist.
-    async fn choose(&self, caller: &Identity, choice: &AccountChoice) -> Result<Vec<SealedCredential>, ServiceError> {
-        let grants = &caller.grants;
+    async fn choose(&self, grants: &Grants, choice: &AccountChoice) -> Result<Vec<SealedCredential>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
         match choice {
             AccountChoice::Names(accounts) => {

@@ -25,7 +25,7 @@ use crate::{
         names::{Labels, Name},
         registry::RegistryScope,
     },
-    service::{ServiceError, beside_requests},
+    service::{ServiceError, beside_requests, pull_secrets},
     storage::{self, sealed::SealedColumn},
 };
 
@@ -111,6 +111,7 @@ impl Imports {
         };
         let ((mut items, planned), warnings) = beside_requests(judge).await?;
         let mut tx = self.pool.begin().await?;
+        storage::pull_secrets::lock_selectors_shared(&mut tx).await?;
         let names: Vec<String> = planned.iter().map(|planned| planned.new.name.to_string()).collect();
         let existing = storage::accounts::lock_many(&mut tx, &names).await?;
         let mut existing: HashMap<String, _> =
@@ -124,11 +125,13 @@ impl Imports {
                     let id = Uuid::now_v7();
                     let slot = SealedColumn::AccountPassword.slot(id);
                     let password = self.sealer.seal(slot, new.password.secret())?;
-                    storage::accounts::insert(&mut tx, id, &new, &password).await.map_err(|error| match error {
+                    let inserted = storage::accounts::insert(&mut tx, id, &new, &password).await;
+                    let inserted = inserted.map_err(|error| match error {
                         // Somebody else made it since the names were locked.
                         storage::StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
                         other => other.into(),
                     })?;
+                    pull_secrets::follow_account(&mut tx, None, Some(&inserted), true).await?;
                     Outcome::Created
                 }
                 Some((account, sealed)) => {
@@ -139,7 +142,8 @@ impl Imports {
                         same if same == account && has_password => Outcome::Unchanged,
                         changed => {
                             let password = self.sealer.seal(slot, new.password.secret())?;
-                            storage::accounts::update(&mut tx, &changed, Some(&password)).await?;
+                            let updated = storage::accounts::update(&mut tx, &changed, Some(&password)).await?;
+                            pull_secrets::follow_account(&mut tx, Some(&account), Some(&updated), true).await?;
                             Outcome::Updated
                         }
                     }

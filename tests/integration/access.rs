@@ -82,6 +82,23 @@ const TABLE: &str = "
                               foreign  401       200   404      404       403      403
                               missing  401       404   404      404       403      403
 
+    put_pull_secret           granted  401       201   201      403       403      403
+                              foreign  401       200   422      403       403      403
+                              missing  401       422   422      403       403      403
+    list_pull_secrets         any      401       200   200      200       403      200
+    get_pull_secret           granted  401       200   200      200       403      200
+                              foreign  401       200   404      404       403      404
+                              missing  401       404   404      404       403      404
+    delete_pull_secret        granted  401       202   202      403       403      403
+                              foreign  401       202   404      403       403      403
+                              missing  401       404   404      403       403      403
+    list_pull_secret_targets  granted  401       200   200      200       403      200
+                              foreign  401       200   404      404       403      404
+                              missing  401       404   404      404       403      404
+    sync_pull_secret          granted  401       202   202      403       403      403
+                              foreign  401       202   404      403       403      403
+                              missing  401       404   404      403       403      403
+
     create_api_key            any      401       201   403      403       403      403
     list_api_keys             any      401       200   403      403       403      403
     get_api_key               foreign  401       200   403      403       403      403
@@ -149,6 +166,12 @@ fn cluster(name: &str) -> Value {
     json!({"name": name, "server": "https://127.0.0.1:1", "auth": {"type": "none"}})
 }
 
+/// A declaration that names an account and a cluster of this name, and the one namespace that is granted to everybody here.
+fn pull_secret(name: &str) -> Value {
+    json!({"accounts": [name], "secret": {"name": "pull"}, "deletionPolicy": "retain",
+        "targets": [{"cluster": name, "namespaces": ["in-namespace"]}]})
+}
+
 /// The body and query that an operation is tried with.
 fn request(operation: &str, thing: &Thing) -> (&'static str, Option<Value>) {
     let Thing { name, .. } = thing;
@@ -165,13 +188,14 @@ fn request(operation: &str, thing: &Thing) -> (&'static str, Option<Value>) {
         "update_cluster" => ("", Some(json!({"server": "https://127.0.0.1:2"}))),
         "create_secret" => ("", Some(json!({"name": "pull", "accounts": ["in-always"], "dryRun": true}))),
         "create_api_key" => ("", Some(json!({"name": name, "role": "admin"}))),
+        "put_pull_secret" => ("", Some(pull_secret(name))),
         _ => ("", None),
     }
 }
 
 /// Whether an operation makes what it is tried on.
 fn makes(operation: &str) -> bool {
-    ["create_registry_account", "create_cluster", "import_registry_accounts"].contains(&operation)
+    ["create_registry_account", "create_cluster", "import_registry_accounts", "put_pull_secret"].contains(&operation)
 }
 
 /// Sees to it that a thing is there, or not.
@@ -184,7 +208,17 @@ async fn prepare(app: &TestApp, row: &Row, thing: &mut Thing) {
         }
         return;
     }
+    let is_about_pull_secret = row.operation.contains("pull_secret") && row.on != "any";
+    if is_about_pull_secret && (is_there || row.on == "granted") {
+        app.admin().post("/v1/registry-accounts", &account(&thing.name)).await.expect(201);
+        app.admin().post("/v1/clusters", &cluster(&thing.name)).await.expect(201);
+    }
     if !is_there {
+        return;
+    }
+    if is_about_pull_secret {
+        let request = app.admin().request("PUT", &format!("/v1/pull-secrets/{}", thing.name));
+        app.admin().send(request.json(&pull_secret(&thing.name))).await.expect(201);
         return;
     }
     if row.operation.ends_with("api_key") {
@@ -225,7 +259,7 @@ async fn the_table_holds_for_every_route_and_every_role(pool: PgPool) {
     let granted_namespace = kubernetes::new_namespace().await;
     let foreign_namespace = kubernetes::new_namespace().await;
     app.admin().post("/v1/registry-accounts", &account("in-always")).await.expect(201);
-    let grants = json!({"accounts": ["in-*"], "clusters": ["in-*"], "namespaces": [granted_namespace]});
+    let grants = json!({"accounts": ["in-*"], "clusters": ["in-*"], "namespaces": [granted_namespace, "in-namespace"]});
     let mut clients: Vec<Client> = vec![app.anonymous(), app.admin()];
     for role in &CALLERS[2..] {
         clients.push(app.caller(role, role, Some(grants.clone())).await);

@@ -11,6 +11,7 @@ mod imports;
 mod leaks;
 mod lifecycle;
 mod openapi;
+mod pull_secrets;
 mod readers;
 mod support;
 mod verify;

@@ -71,6 +71,36 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// Whether it is a 403 because the namespace is on its way out.
+    pub(super) fn is_terminating(&self) -> bool {
+        self.to_status().as_ref().is_some_and(|status| has_cause(status, "NamespaceTerminating"))
+    }
+
+    /// What this answer means when it is not a success and a Secret that was there was to be changed.
+    pub(super) fn apply_failure(&self, server: &str, namespace: &str) -> ClusterError {
+        match self.status {
+            // An apply that names a version never creates. Older API servers find other words for that than 404 or 409.
+            404 | 409 => ClusterError::Changed,
+            422 => match self.to_status().as_ref().and_then(fixed_field) {
+                Some(fixed) => fixed,
+                None => self.create_failure(server, namespace),
+            },
+            _ => self.create_failure(server, namespace),
+        }
+    }
+}
+
+/// Whether a Secret was not changed because a part of it never can be.
+fn fixed_field(status: &Status) -> Option<ClusterError> {
+    let causes = &status.details.as_ref()?.causes;
+    causes.iter().find_map(|cause| match (cause.field.as_str(), cause.reason.as_str()) {
+        ("type", _) => Some(ClusterError::TypeFixed),
+        ("data" | "immutable", "FieldValueForbidden") => Some(ClusterError::Immutable),
+        _ => None,
+    })
+}
+
 /// The rule for the size of a Secret.
 pub(super) const TOO_LARGE: &str = "the document is too large: a Secret holds at most 1 MiB";
 

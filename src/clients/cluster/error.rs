@@ -25,6 +25,15 @@ pub enum ClusterError {
         /// What the rule is.
         detail: String,
     },
+    /// 422: the Secret is there with another type, which nobody can change.
+    #[error("the Secret has another type, and a type cannot be changed: delete the Secret, or choose another name")]
+    TypeFixed,
+    /// 422: the Secret is there and says that it is immutable.
+    #[error("the Secret is immutable: delete it, or choose another name")]
+    Immutable,
+    /// 409: the object was changed, or deleted, since it was looked at.
+    #[error("somebody else changed the object at the same time")]
+    Changed,
     /// 4xx though the rights suffice: a quota, an admission webhook or a policy of the cluster refused the Secret.
     #[error("{detail}")]
     Refused {
@@ -73,6 +82,21 @@ pub enum ClusterError {
 }
 
 impl ClusterError {
+    /// Whether the cluster as a whole is in no state to be called, and not this one object. A missing right is about one
+    /// namespace at least.
+    #[must_use]
+    pub const fn is_about_cluster(&self) -> bool {
+        matches!(
+            self,
+            Self::Unauthorized
+                | Self::Unreachable { .. }
+                | Self::Tls { .. }
+                | Self::Timeout { .. }
+                | Self::Overloaded { .. }
+                | Self::Misconfigured { .. }
+        )
+    }
+
     /// The stable last part of the problem type.
     #[must_use]
     pub const fn slug(&self) -> &'static str {
@@ -81,6 +105,9 @@ impl ClusterError {
             Self::NamespaceNotFound => "namespace-not-found",
             Self::NamespaceTerminating => "namespace-terminating",
             Self::InvalidSecret { .. } => "invalid-secret",
+            Self::TypeFixed => "secret-type-fixed",
+            Self::Immutable => "secret-immutable",
+            Self::Changed => "secret-changed",
             Self::Refused { .. } => "secret-refused",
             Self::Unauthorized => "cluster-unauthorized",
             Self::Forbidden { .. } => "cluster-forbidden",

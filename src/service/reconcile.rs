@@ -1,0 +1,824 @@
+//! Brings targets of pull secrets in order: claims them, looks at what the cluster has, does the next step, stores the result.
+//!
+//! Level-triggered: whatever woke it, a try looks at what is declared and at what is there, and no event is needed for
+//! correctness. A write names the version of the Secret that it was decided on, and the generation is written on the Secret,
+//! so that a worker that comes late never puts an older generation over a newer one. A document that cannot be rendered
+//! whole is not written: the last good Secret stays.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream};
+use secrecy::ExposeSecret;
+use sqlx::PgPool;
+use tokio::time::{Instant, timeout};
+use uuid::Uuid;
+
+use crate::{
+    clients::cluster::{AppliedSecret, Attachment, ClusterClient, ClusterError, CreatedSecret, SecretContent},
+    crypto::api_key::ContentKey,
+    domain::{
+        docker_config::RenderError,
+        grants::Grants,
+        names::{Name, NamespaceName, ServiceAccountName},
+        pull_secret::{
+            self, Accounts, Declaration, DeletionPolicy, Owner, PreviewAction, Step, TargetState, Wanted, Written, backoff,
+            plan,
+        },
+    },
+    service::{
+        ServiceError,
+        clusters::Clusters,
+        connection,
+        docker_configs::{AccountChoice, DockerConfigs},
+    },
+    storage::{
+        self, StorageError,
+        pull_secrets::{StoredPullSecret, Wakes},
+        targets::{ClaimedComparison, ClaimedTarget, Settlement},
+    },
+};
+
+/// How long a rendered document is used for further targets of the same generation.
+const RENDERED_FOR: Duration = Duration::from_secs(5);
+/// How often one try looks again because somebody else changed the Secret at the same time.
+const LOOKS: usize = 3;
+/// How long a dry run looks through one cluster.
+const PREVIEW_TIME: Duration = Duration::from_secs(20);
+/// How many Secrets a dry run looks at at a time.
+const PREVIEW_CONCURRENCY: usize = 16;
+/// The longest wait for something that does not exist yet, or that a cluster as a whole keeps from being done.
+const SOON: Duration = Duration::from_secs(30);
+
+/// How targets are worked on.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How long a claimed target is nobody else's.
+    pub lease: Duration,
+    /// How often a target that is in order is compared with the cluster all the same.
+    pub resync: Duration,
+}
+
+/// A claimed target with its declaration.
+#[derive(Debug, Clone)]
+pub struct Job {
+    target: ClaimedTarget,
+    pull_secret: Arc<StoredPullSecret>,
+    claimed: Instant,
+}
+
+/// What a try came to.
+#[derive(Debug)]
+pub struct Outcome {
+    result: Verdict,
+    /// Where the cluster as a whole could not be used: what keeps it.
+    pub ill: Option<ClusterError>,
+}
+
+#[derive(Debug)]
+enum Verdict {
+    /// To be stored.
+    Settled { settlement: Settlement, did: &'static str },
+    /// The Secret is not there any more, or was never ours.
+    Removed,
+}
+
+/// What would become of a target.
+#[derive(Debug)]
+pub struct PreviewedTarget {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// The namespace; none where the cluster as a whole could not be looked at.
+    pub namespace: Option<String>,
+    /// What would be done.
+    pub action: PreviewAction,
+    /// Why it cannot be told: a slug, and a sentence.
+    pub error: Option<(&'static str, String)>,
+}
+
+impl PreviewedTarget {
+    fn new(cluster: &str, namespace: &str, action: PreviewAction) -> Self {
+        Self { cluster: cluster.to_owned(), namespace: Some(namespace.to_owned()), action, error: None }
+    }
+
+    fn unknown(cluster: &str, namespace: Option<&str>, error: &ServiceError) -> Self {
+        Self {
+            cluster: cluster.to_owned(),
+            namespace: namespace.map(str::to_owned),
+            action: PreviewAction::Unknown,
+            error: Some(explain(error)),
+        }
+    }
+}
+
+/// A document, ready to be written.
+struct Content {
+    secret: SecretContent,
+    mac: Vec<u8>,
+}
+
+struct Rendered {
+    generation: i64,
+    version: i64,
+    at: Instant,
+    content: Arc<Content>,
+}
+
+type RenderSlot = Arc<tokio::sync::Mutex<Option<Rendered>>>;
+
+/// Brings targets in order.
+#[derive(Clone)]
+pub struct Reconciler {
+    pool: PgPool,
+    clusters: Clusters,
+    docker_configs: DockerConfigs,
+    content_key: ContentKey,
+    settings: Settings,
+    /// The declarations that were read last.
+    declarations: Arc<Mutex<HashMap<Uuid, Arc<StoredPullSecret>>>>,
+    /// The documents of the fan-outs under way, for seconds: rendering for each target would open every password thousands of times.
+    renders: Arc<Mutex<HashMap<Uuid, RenderSlot>>>,
+}
+
+impl fmt::Debug for Reconciler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reconciler").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Reconciler {
+    /// Puts the service together.
+    #[must_use]
+    pub fn new(
+        pool: PgPool,
+        clusters: Clusters,
+        docker_configs: DockerConfigs,
+        content_key: ContentKey,
+        settings: Settings,
+    ) -> Self {
+        Self {
+            pool,
+            clusters,
+            docker_configs,
+            content_key,
+            settings,
+            declarations: Arc::default(),
+            renders: Arc::default(),
+        }
+    }
+
+    /// Listens for changes that others make.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    pub async fn listen(&self) -> Result<Wakes, ServiceError> {
+        Ok(Wakes::listen(&self.pool).await?)
+    }
+
+    /// The clusters that have targets that are due. Documents that nobody used lately are forgotten here.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    pub async fn due_clusters(&self) -> Result<Vec<Uuid>, ServiceError> {
+        self.forget_renders();
+        let mut conn = connection(&self.pool).await?;
+        Ok(storage::targets::due_clusters(&mut conn).await?)
+    }
+
+    /// Takes targets of a cluster that are due.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    pub async fn claim(&self, cluster: Uuid, limit: i64) -> Result<Vec<Job>, ServiceError> {
+        let claimed = Instant::now();
+        let mut conn = connection(&self.pool).await?;
+        let targets = storage::targets::claim(&mut conn, cluster, limit, self.settings.lease).await?;
+        if targets.is_empty() {
+            return Ok(Vec::new());
+        }
+        // After the claim, so that the declaration is at least as new as the generations that were claimed.
+        let mut ids: Vec<Uuid> = targets.iter().map(|target| target.pull_secret_id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let versions = storage::pull_secrets::versions(&mut conn, &ids).await?;
+        let mut known: HashMap<Uuid, Arc<StoredPullSecret>> = HashMap::new();
+        {
+            let kept = lock(&self.declarations);
+            for (id, version) in &versions {
+                if let Some(one) = kept.get(id).filter(|one| one.version == *version) {
+                    known.insert(*id, Arc::clone(one));
+                }
+            }
+        }
+        let unknown: Vec<Uuid> = ids.into_iter().filter(|id| !known.contains_key(id)).collect();
+        if !unknown.is_empty() {
+            let read = storage::pull_secrets::find_many(&mut conn, &unknown).await?;
+            let mut kept = lock(&self.declarations);
+            for one in read {
+                let one = Arc::new(one);
+                kept.insert(one.id, Arc::clone(&one));
+                known.insert(one.id, one);
+            }
+        }
+        let jobs = targets.into_iter().filter_map(|target| {
+            let pull_secret = Arc::clone(known.get(&target.pull_secret_id)?);
+            Some(Job { target, pull_secret, claimed })
+        });
+        Ok(jobs.collect())
+    }
+
+    /// The client for a cluster, and its name.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Cluster`] if its connection cannot be used, [`ServiceError::Open`] if its credential does not open.
+    pub async fn client(&self, cluster: Uuid) -> Result<(String, ClusterClient), ServiceError> {
+        self.clusters.client_of(cluster).await
+    }
+
+    /// Works on a target; whatever is in the way becomes part of the outcome. None if there is no time left in its lease for a
+    /// whole try.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`] if Postgres cannot be asked: nothing is known then, and the lease runs out.
+    pub async fn work(&self, client: &ClusterClient, job: &Job) -> Result<Option<Outcome>, ServiceError> {
+        // A third of the lease is left to store the result.
+        let budget = self.settings.lease * 2 / 3;
+        let Some(left) = budget.checked_sub(job.claimed.elapsed()).filter(|left| *left > budget / 2) else {
+            return Ok(None);
+        };
+        let done = timeout(left, async {
+            if job.target.wanted { self.place(client, job).await } else { self.take_away(client, job).await }
+        });
+        let result = done.await.unwrap_or_else(|_| {
+            let detail = format!("the target took more than {} s: several calls were slow", left.as_secs());
+            Err(ClusterError::Timeout { detail }.into())
+        });
+        match result {
+            Ok(result) => Ok(Some(Outcome { result, ill: None })),
+            // Not about the target at all.
+            Err(ServiceError::Storage(error)) if !matches!(error, StorageError::Corrupt { .. }) => Err(error.into()),
+            Err(error) => Ok(Some(self.failed(job, &error))),
+        }
+    }
+
+    /// Stores an outcome.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    pub async fn settle(&self, cluster: &str, job: &Job, outcome: &Outcome) -> Result<(), ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        let (target, name) = (&job.target, job.pull_secret.name.as_str());
+        let namespace = target.namespace.as_str();
+        match &outcome.result {
+            Verdict::Settled { settlement, did } => {
+                let took = storage::targets::settle(&mut conn, target, settlement).await?;
+                let generation = target.generation;
+                match &settlement.error {
+                    Some((error, detail)) if target.last_error_type.as_deref() != Some(error) => tracing::warn!(
+                        pull_secret = name,
+                        cluster,
+                        namespace,
+                        generation,
+                        error,
+                        detail,
+                        attempts = target.attempts,
+                        "a target of a pull secret is not in order"
+                    ),
+                    None if *did != "left" => tracing::info!(
+                        pull_secret = name,
+                        cluster,
+                        namespace,
+                        generation,
+                        did,
+                        took_seconds = took,
+                        "a target of a pull secret is in order"
+                    ),
+                    _ => {}
+                }
+            }
+            Verdict::Removed => {
+                if storage::targets::delete_removed(&mut conn, target).await? {
+                    tracing::info!(pull_secret = name, cluster, namespace, "a target of a pull secret was removed");
+                }
+                storage::pull_secrets::delete_empty(&mut conn, target.pull_secret_id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives targets back that were not worked on.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    pub async fn release(&self, jobs: Vec<Job>, after: Duration) -> Result<(), ServiceError> {
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let targets: Vec<ClaimedTarget> = jobs.into_iter().map(|job| job.target).collect();
+        let mut conn = connection(&self.pool).await?;
+        Ok(storage::targets::release(&mut conn, &targets, after).await?)
+    }
+
+    /// Says of all targets that wait for a cluster what keeps it from being called.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    pub async fn mark_waiting(&self, cluster: Uuid, error: &ServiceError) -> Result<(), ServiceError> {
+        let (slug, detail) = explain(error);
+        let mut conn = connection(&self.pool).await?;
+        Ok(storage::targets::mark_waiting(&mut conn, cluster, slug, &detail).await?)
+    }
+
+    /// Compares the namespaces of one cluster that is due with the selectors; whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    pub async fn compare_next(&self) -> Result<bool, ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        let claimed = storage::targets::claim_comparison(&mut conn, self.settings.lease).await?;
+        drop(conn);
+        let Some(comparison) = claimed else { return Ok(false) };
+        let compared = timeout(self.settings.lease * 2 / 3, self.compare(comparison)).await;
+        let compared = compared.unwrap_or_else(|_| {
+            let detail = "listing the namespaces of the cluster took too long".to_owned();
+            Err(ClusterError::Timeout { detail }.into())
+        });
+        let (error, again_after) = match compared {
+            Ok(()) => (None, self.settings.resync),
+            Err(ServiceError::Storage(error)) => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(cluster.id = %comparison.cluster_id, %error, "namespaces could not be compared with selectors");
+                (Some(explain(&error)), SOON / 2)
+            }
+        };
+        let mut conn = connection(&self.pool).await?;
+        let error = error.as_ref().map(|(slug, detail)| (*slug, detail.as_str()));
+        storage::targets::settle_comparison(&mut conn, comparison, error, again_after).await?;
+        Ok(true)
+    }
+
+    async fn compare(&self, comparison: ClaimedComparison) -> Result<(), ServiceError> {
+        let cluster = comparison.cluster_id;
+        let mut conn = connection(&self.pool).await?;
+        let ids = storage::targets::selecting_in(&mut conn, cluster).await?;
+        drop(conn);
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let (cluster_name, client) = self.client(cluster).await?;
+        let mut conn = connection(&self.pool).await?;
+        // Before the list: a declaration that is changed later has the comparison done again.
+        let pull_secrets = storage::pull_secrets::find_many(&mut conn, &ids).await?;
+        drop(conn);
+        let namespaces = client.list_namespaces().await?;
+        for one in pull_secrets {
+            let declaration = &one.declaration;
+            let listed = declaration.listed().into_iter();
+            let listed = listed.filter(|(cluster, _)| cluster.as_str() == cluster_name);
+            let mut meant: Vec<String> = listed.map(|(_, namespace)| namespace.to_string()).collect();
+            let selected = namespaces.iter().filter(|namespace| {
+                !namespace.terminating && declaration.selects(&cluster_name, &namespace.name, &namespace.labels)
+            });
+            meant.extend(selected.map(|namespace| namespace.name.to_string()));
+            meant.sort_unstable();
+            meant.dedup();
+            let mut tx = self.pool.begin().await?;
+            let Some(generation) = storage::targets::lock_version(&mut tx, one.id, one.version).await? else {
+                continue;
+            };
+            let policy = declaration.deletion_policy;
+            let changed = storage::targets::select(&mut tx, one.id, cluster, generation, &meant, policy).await?;
+            storage::targets::note_compared(&mut tx, one.id, cluster, one.version).await?;
+            if changed > 0 {
+                storage::pull_secrets::notify(&mut tx).await?;
+            }
+            tx.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the Secret is there as declared, and attached.
+    async fn place(&self, client: &ClusterClient, job: &Job) -> Result<Verdict, ServiceError> {
+        let (target, pull_secret) = (&job.target, &job.pull_secret);
+        let declaration = &pull_secret.declaration;
+        let content = self.render(pull_secret, target.generation).await?;
+        let labels = pull_secret::labels(pull_secret.id);
+        let secret = AppliedSecret {
+            namespace: &target.namespace,
+            name: &declaration.secret_name,
+            labels: &labels,
+            generation: target.generation,
+            content: &content.secret,
+        };
+        let placed = match self.rotate(client, job, &secret, &content).await? {
+            Some(created) => Placed::At("rotated", written(created, &content)),
+            None => self.look_and_place(client, job, &secret, &content).await?,
+        };
+        let (did, written) = match placed {
+            Placed::At(did, written) => (did, written),
+            Placed::Not(settlement) => return Ok(Verdict::Settled { settlement, did: "left" }),
+        };
+        let is_rotation = did == "rotated" && target.applied_version == pull_secret.version;
+        let (attached, missing) = if is_rotation && declaration.service_accounts == target.attached {
+            (target.attached.clone(), Vec::new())
+        } else {
+            self.attach(client, job).await?
+        };
+        let applied = Some((target.generation, pull_secret.version));
+        let settlement = match missing.first() {
+            None => Settlement {
+                state: TargetState::Synced,
+                applied,
+                written,
+                attached,
+                error: None,
+                again_after: self.settings.resync,
+            },
+            Some(account) => {
+                let detail = format!("the Secret is there; the ServiceAccount {account} does not exist yet");
+                Settlement {
+                    state: TargetState::Pending,
+                    applied,
+                    written,
+                    attached,
+                    error: Some(("service-account-not-found".to_owned(), detail)),
+                    again_after: backoff(target.attempts).min(SOON),
+                }
+            }
+        };
+        Ok(Verdict::Settled { settlement, did })
+    }
+
+    /// The usual case of a rotation, in one call: the Secret is as it was written last, and gets its new content. None where it is not
+    /// the case, or no longer.
+    async fn rotate(
+        &self,
+        client: &ClusterClient,
+        job: &Job,
+        secret: &AppliedSecret<'_>,
+        content: &Content,
+    ) -> Result<Option<CreatedSecret>, ServiceError> {
+        let Written { resource_version: Some(version), content_mac: Some(mac), .. } = &job.target.written else {
+            return Ok(None);
+        };
+        if *mac == content.mac || job.target.applied_generation >= job.target.generation {
+            return Ok(None);
+        }
+        match client.apply_secret(secret, version).await {
+            Ok(created) => Ok(Some(created)),
+            // Gone or changed; some API servers have no better answer than 500 for what is gone. A look tells.
+            Err(ClusterError::Changed | ClusterError::Unreachable { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn look_and_place(
+        &self,
+        client: &ClusterClient,
+        job: &Job,
+        secret: &AppliedSecret<'_>,
+        content: &Content,
+    ) -> Result<Placed, ServiceError> {
+        let target = &job.target;
+        let wanted = Wanted {
+            id: target.pull_secret_id,
+            generation: target.generation,
+            content_mac: &content.mac,
+            adopt: job.pull_secret.declaration.adopt,
+        };
+        for _ in 0..LOOKS {
+            let found = client.find_secret(secret.namespace, secret.name).await?;
+            let version = match plan(&wanted, &target.written, found.as_ref()) {
+                Step::Leave => return Ok(Placed::At("left", target.written.clone())),
+                Step::Create => match client.post_secret(secret).await {
+                    Ok(created) => return Ok(Placed::At("created", written(created, content))),
+                    Err(ClusterError::SecretExists) => continue,
+                    Err(error) => return Err(error.into()),
+                },
+                Step::Apply { resource_version } => resource_version,
+                Step::Conflict => return Ok(Placed::Not(self.conflict(job, None))),
+                Step::ConflictUnlessGone(owner) => {
+                    let mut conn = connection(&self.pool).await?;
+                    if storage::pull_secrets::exists(&mut conn, owner).await? {
+                        return Ok(Placed::Not(self.conflict(job, Some(owner))));
+                    }
+                    found.map(|found| found.resource_version).unwrap_or_default()
+                }
+                Step::Superseded { by } => return self.superseded(job, by).await,
+            };
+            match client.apply_secret(secret, &version).await {
+                Ok(created) => return Ok(Placed::At("applied", written(created, content))),
+                Err(ClusterError::Changed) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(ClusterError::Changed.into())
+    }
+
+    fn conflict(&self, job: &Job, owner: Option<Uuid>) -> Settlement {
+        let name = &job.pull_secret.declaration.secret_name;
+        let detail = match owner {
+            Some(_) => format!("the Secret {name} belongs to another pull secret: one of the two needs another name"),
+            None => format!(
+                "a Secret named {name} is there and is not this pull secret's: it stays as it is; set `adopt` to take it over"
+            ),
+        };
+        Settlement {
+            state: TargetState::Conflict,
+            applied: None,
+            written: job.target.written.clone(),
+            attached: job.target.attached.clone(),
+            error: Some(("secret-exists".to_owned(), detail)),
+            again_after: backoff(job.target.attempts.max(6)),
+        }
+    }
+
+    /// The Secret has a newer generation. Whoever has lost his lease is late, and goes. Whoever still has it knows the newest
+    /// generation that the database knows: the database is an older one than the cluster has met, and catches up.
+    async fn superseded(&self, job: &Job, by: i64) -> Result<Placed, ServiceError> {
+        let mut tx = self.pool.begin().await?;
+        if storage::targets::is_held(&mut tx, &job.target).await? {
+            tracing::warn!(
+                pull_secret = job.pull_secret.name.as_str(),
+                namespace = job.target.namespace.as_str(),
+                generation = job.target.generation,
+                found = by,
+                "a Secret has a newer generation than the database: was a backup restored? Catching up"
+            );
+            storage::pull_secrets::raise_above(&mut tx, job.target.pull_secret_id, by).await?;
+        }
+        tx.commit().await?;
+        Ok(Placed::Not(Settlement {
+            state: TargetState::Pending,
+            applied: None,
+            written: job.target.written.clone(),
+            attached: job.target.attached.clone(),
+            error: None,
+            again_after: Duration::ZERO,
+        }))
+    }
+
+    /// Attaches the Secret to the declared `ServiceAccount`s and detaches it from those that are not declared any more: those that
+    /// have it now, and those that do not exist.
+    async fn attach(
+        &self,
+        client: &ClusterClient,
+        job: &Job,
+    ) -> Result<(Vec<ServiceAccountName>, Vec<ServiceAccountName>), ServiceError> {
+        let declaration = &job.pull_secret.declaration;
+        let (namespace, name) = (&job.target.namespace, &declaration.secret_name);
+        let (mut attached, mut missing) = (Vec::new(), Vec::new());
+        for account in &declaration.service_accounts {
+            match client.attach(namespace, account, name).await? {
+                Attachment::Changed | Attachment::Unchanged => attached.push(account.clone()),
+                Attachment::NoServiceAccount => missing.push(account.clone()),
+            }
+        }
+        for account in &job.target.attached {
+            if !declaration.service_accounts.contains(account) {
+                client.detach(namespace, account, name).await?;
+            }
+        }
+        Ok((attached, missing))
+    }
+
+    /// Removes the Secret, if it is ours.
+    async fn take_away(&self, client: &ClusterClient, job: &Job) -> Result<Verdict, ServiceError> {
+        let (target, name) = (&job.target, &job.pull_secret.declaration.secret_name);
+        let found = client.find_secret(&target.namespace, name).await?;
+        let ours = found.filter(|found| {
+            found.owner(target.pull_secret_id, &target.written) == Owner::Us
+        });
+        for account in &target.attached {
+            client.detach(&target.namespace, account, name).await?;
+        }
+        if let Some(found) = ours {
+            client.delete_secret(&target.namespace, name, &found.uid).await?;
+        }
+        Ok(Verdict::Removed)
+    }
+
+    /// Says what a declaration would do, target by target, and does nothing. `existing` is what is stored under its name.
+    ///
+    /// # Errors
+    ///
+    /// As [`DockerConfigs::assemble`]: a declaration that cannot be rendered would not do anything.
+    pub async fn preview(
+        &self,
+        declaration: &Declaration,
+        existing: Option<&StoredPullSecret>,
+    ) -> Result<Vec<PreviewedTarget>, ServiceError> {
+        let content = self.assemble(declaration).await?;
+        let mut conn = connection(&self.pool).await?;
+        let known = match existing {
+            Some(existing) => storage::targets::known(&mut conn, existing.id).await?,
+            None => Vec::new(),
+        };
+        let mut clusters: BTreeMap<String, Uuid> =
+            known.iter().map(|target| (target.cluster.clone(), target.cluster_id)).collect();
+        let names: Vec<&str> = declaration.clusters().into_keys().map(Name::as_str).collect();
+        clusters.extend(storage::pull_secrets::find_clusters(&mut conn, &names).await?);
+        drop(conn);
+        let mut previewed = Vec::new();
+        for (name, id) in clusters {
+            let known = known.iter().filter(|target| target.cluster_id == id);
+            let known = known.map(|target| (target.namespace.as_str(), &target.written)).collect();
+            let looked = self.preview_cluster(declaration, existing, (&name, id), &known, &content);
+            // A cluster that cannot be asked keeps nothing back of what is known of the others.
+            match timeout(PREVIEW_TIME, looked).await {
+                Ok(Ok(targets)) => previewed.extend(targets),
+                Ok(Err(error @ ServiceError::Storage(_))) => return Err(error),
+                Ok(Err(error)) => previewed.push(PreviewedTarget::unknown(&name, None, &error)),
+                Err(_) => {
+                    let detail = format!("the cluster was not looked through within {} s", PREVIEW_TIME.as_secs());
+                    let error = ClusterError::Timeout { detail }.into();
+                    previewed.push(PreviewedTarget::unknown(&name, None, &error));
+                }
+            }
+        }
+        Ok(previewed)
+    }
+
+    async fn preview_cluster(
+        &self,
+        declaration: &Declaration,
+        existing: Option<&StoredPullSecret>,
+        (cluster, cluster_id): (&str, Uuid),
+        known: &BTreeMap<&str, &Written>,
+        content: &Content,
+    ) -> Result<Vec<PreviewedTarget>, ServiceError> {
+        let (_, client) = self.client(cluster_id).await?;
+        let listed = declaration.listed().into_iter().filter(|(name, _)| name.as_str() == cluster);
+        let mut meant: BTreeSet<NamespaceName> = listed.map(|(_, namespace)| namespace.clone()).collect();
+        if declaration.clusters().into_iter().any(|(name, selects)| selects && name.as_str() == cluster) {
+            let namespaces = client.list_namespaces().await?.into_iter();
+            let selected = namespaces.filter(|namespace| {
+                !namespace.terminating && declaration.selects(cluster, &namespace.name, &namespace.labels)
+            });
+            meant.extend(selected.map(|namespace| namespace.name));
+        }
+        let unwritten = Written::default();
+        let looks = meant.iter().map(|namespace| {
+            let (client, unwritten) = (&client, &unwritten);
+            async move {
+                let found = client.find_secret(namespace, &declaration.secret_name).await;
+                let found = match found {
+                    Ok(found) => found,
+                    Err(error) => return PreviewedTarget::unknown(cluster, Some(namespace.as_str()), &error.into()),
+                };
+                let written = known.get(namespace.as_str()).copied().unwrap_or(unwritten);
+                let wanted = Wanted {
+                    id: existing.map_or(Uuid::nil(), |existing| existing.id),
+                    generation: i64::MAX,
+                    content_mac: &content.mac,
+                    adopt: declaration.adopt,
+                };
+                let is_ours = found.as_ref().is_some_and(|found| found.owner(wanted.id, written) == Owner::Us);
+                let action = match plan(&wanted, written, found.as_ref()) {
+                    Step::Create => PreviewAction::Create,
+                    Step::Leave => PreviewAction::Unchanged,
+                    Step::Apply { .. } if is_ours => PreviewAction::Update,
+                    Step::Apply { .. } | Step::ConflictUnlessGone(_) => PreviewAction::Adopt,
+                    Step::Conflict | Step::Superseded { .. } => PreviewAction::Conflict,
+                };
+                PreviewedTarget::new(cluster, namespace.as_str(), action)
+            }
+        });
+        let mut previewed: Vec<PreviewedTarget> = stream::iter(looks).buffered(PREVIEW_CONCURRENCY).collect().await;
+        let lost = match declaration.deletion_policy {
+            DeletionPolicy::Delete => PreviewAction::Remove,
+            DeletionPolicy::Retain => PreviewAction::Forget,
+        };
+        let lose = known.keys().filter(|namespace| !meant.iter().any(|name| name.as_str() == **namespace));
+        previewed.extend(lose.map(|namespace| PreviewedTarget::new(cluster, namespace, lost)));
+        previewed.sort_by(|one, other| one.namespace.cmp(&other.namespace));
+        Ok(previewed)
+    }
+
+    /// The document of a pull secret: rendered once for all targets of a generation.
+    async fn render(&self, pull_secret: &StoredPullSecret, generation: i64) -> Result<Arc<Content>, ServiceError> {
+        let slot = Arc::clone(lock(&self.renders).entry(pull_secret.id).or_default());
+        let mut slot = slot.lock().await;
+        if let Some(rendered) = &*slot
+            && rendered.generation >= generation
+            && rendered.version >= pull_secret.version
+            && rendered.at.elapsed() < RENDERED_FOR
+        {
+            return Ok(Arc::clone(&rendered.content));
+        }
+        let at = Instant::now();
+        let content = Arc::new(self.assemble(&pull_secret.declaration).await?);
+        *slot = Some(Rendered { generation, version: pull_secret.version, at, content: Arc::clone(&content) });
+        Ok(content)
+    }
+
+    async fn assemble(&self, declaration: &Declaration) -> Result<Content, ServiceError> {
+        let choice = match &declaration.accounts {
+            Accounts::Names(names) => AccountChoice::Names(names.iter().map(Name::to_string).collect()),
+            Accounts::Selector(selector) => AccountChoice::Selector(selector.clone()),
+        };
+        let secret_type = declaration.secret_type;
+        let rendered =
+            self.docker_configs.assemble_within(&Grants::everything(), secret_type.profile(), &choice).await?;
+        let mac = self.content_key.mac(&[
+            secret_type.as_str().as_bytes(),
+            rendered.document.expose_secret().as_bytes(),
+        ]);
+        let secret = SecretContent::new(secret_type.as_str(), secret_type.data_key(), &rendered.document);
+        Ok(Content { secret, mac })
+    }
+
+    fn forget_renders(&self) {
+        let mut renders = lock(&self.renders);
+        renders.retain(|_, slot| match slot.try_lock() {
+            Ok(rendered) => rendered.as_ref().is_some_and(|rendered| rendered.at.elapsed() < RENDERED_FOR),
+            // Somebody renders right now.
+            Err(_) => true,
+        });
+        if renders.is_empty() {
+            lock(&self.declarations).clear();
+        }
+    }
+
+    fn failed(&self, job: &Job, error: &ServiceError) -> Outcome {
+        let target = &job.target;
+        let (slug, detail) = explain(error);
+        let ill = match error {
+            ServiceError::Cluster(error) if error.is_about_cluster() => Some(error.clone()),
+            _ => None,
+        };
+        let again_after = match error {
+            // When the cluster is tried again is for its breaker to say.
+            _ if ill.is_some() => Duration::from_secs(1),
+            ServiceError::Cluster(
+                ClusterError::NamespaceNotFound | ClusterError::NamespaceTerminating | ClusterError::Changed,
+            ) => backoff(target.attempts).min(SOON),
+            _ => backoff(target.attempts),
+        };
+        let settlement = Settlement {
+            state: TargetState::Failed,
+            applied: None,
+            written: target.written.clone(),
+            attached: target.attached.clone(),
+            error: Some((slug.to_owned(), detail)),
+            again_after,
+        };
+        Outcome { result: Verdict::Settled { settlement, did: "failed" }, ill }
+    }
+}
+
+/// Where a Secret is after a try.
+enum Placed {
+    /// There, as it shall be, and what was done for that.
+    At(&'static str, Written),
+    /// Not there as it shall be.
+    Not(Settlement),
+}
+
+fn written(created: CreatedSecret, content: &Content) -> Written {
+    Written {
+        uid: created.uid,
+        resource_version: created.resource_version,
+        content_mac: Some(content.mac.clone()),
+    }
+}
+
+/// Slug and sentence for what keeps a target from being in order; nothing of a cause that is for the log alone.
+fn explain(error: &ServiceError) -> (&'static str, String) {
+    match error {
+        ServiceError::Cluster(error) => (error.slug(), error.to_string()),
+        ServiceError::Render(RenderError::KeyCollision { .. }) => ("key-collision", error.to_string()),
+        ServiceError::Render(RenderError::Unsupported { .. }) => ("profile-unsupported", error.to_string()),
+        ServiceError::Invalid(errors) => {
+            let all: Vec<String> = errors.iter().map(|error| format!("{} {}", error.field, error.detail)).collect();
+            ("accounts-unusable", all.join("; "))
+        }
+        ServiceError::Open(_) | ServiceError::Storage(StorageError::Corrupt { .. }) => {
+            tracing::error!(%error, "a pull secret cannot be rendered");
+            let detail = "a stored value does not open or is damaged: regcred's log names its row; the last good Secret stays";
+            ("stored-value-unreadable", detail.to_owned())
+        }
+        other => {
+            tracing::error!(error = %other, "a target of a pull secret could not be worked on");
+            ("internal", "something went wrong inside regcred; its log has the cause".to_owned())
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Nothing that holds these can panic halfway through a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

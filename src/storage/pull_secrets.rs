@@ -1,0 +1,575 @@
+//! Pull secrets as they are declared, what they use, and how their generations grow. Their targets are in [`super::targets`].
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sqlx::{
+    PgConnection, PgPool,
+    postgres::PgListener,
+    types::Json,
+};
+use uuid::Uuid;
+
+use crate::{
+    domain::{
+        invalid::{FieldErrors, Invalid},
+        names::Name,
+        pull_secret::{Declaration, Document},
+        selector::{LabelSelector, LabelSelectorDocument},
+    },
+    storage::{PageRequest, StorageError, corrupt, on_name_taken},
+};
+
+const TABLE: &str = "pull_secrets";
+
+/// What is notified when there is something to do.
+const CHANNEL: &str = "regcred_pull_secrets";
+
+/// Taken shared by whoever changes accounts, and exclusively by whoever declares a selector of accounts, so that neither
+/// misses the other.
+const SELECTORS_LOCK: i64 = 0x7265_6763_7265_6405;
+
+/// A pull secret as it is stored.
+#[derive(Debug, Clone)]
+pub struct StoredPullSecret {
+    /// Its identity, which its Secrets bear as a label.
+    pub id: Uuid,
+    /// Unique name.
+    pub name: Name,
+    /// What is declared.
+    pub declaration: Declaration,
+    /// Grows with every change of the declaration.
+    pub version: i64,
+    /// Grows with everything that the Secrets must follow.
+    pub generation: i64,
+    /// It goes once its last target has gone.
+    pub deleted_at: Option<DateTime<Utc>>,
+    /// Database time of the creation.
+    pub created_at: DateTime<Utc>,
+    /// Database time of the last change of the declaration.
+    pub updated_at: DateTime<Utc>,
+}
+
+struct Row {
+    id: Uuid,
+    name: String,
+    declaration: Json<Value>,
+    version: i64,
+    generation: i64,
+    deleted_at: Option<DateTime<Utc>>,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+impl TryFrom<Row> for StoredPullSecret {
+    type Error = StorageError;
+
+    fn try_from(row: Row) -> Result<Self, StorageError> {
+        Ok(Self {
+            id: row.id,
+            name: Name::parse(&row.name).map_err(corrupt(TABLE, row.id, "name"))?,
+            declaration: parse_declaration(row.declaration.0).map_err(corrupt(TABLE, row.id, "declaration"))?,
+            version: row.version,
+            generation: row.generation,
+            deleted_at: row.deleted_at,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        })
+    }
+}
+
+fn parse_declaration(stored: Value) -> Result<Declaration, Invalid> {
+    let document: Document = serde_json::from_value(stored).map_err(|_| Invalid::new("is no declaration"))?;
+    Declaration::parse(document).map_err(|errors| {
+        let first = errors.into_iter().next().map(|error| format!("{}: {}", error.field, error.detail));
+        Invalid::new(first.unwrap_or_default())
+    })
+}
+
+/// Inserts a pull secret, without its targets.
+///
+/// # Errors
+///
+/// [`StorageError::NameTaken`] if the name is in use.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.insert", skip_all, fields(pull_secret.id = %id))]
+pub async fn insert(
+    conn: &mut PgConnection,
+    id: Uuid,
+    name: &Name,
+    declaration: &Declaration,
+) -> Result<StoredPullSecret, StorageError> {
+    let document = declaration.document();
+    sqlx::query_as!(
+        Row,
+        r#"INSERT INTO pull_secrets (id, name, declaration, account_selector) VALUES ($1, $2, $3, $4)
+           RETURNING id, name, declaration AS "declaration: _", version, generation, deleted_at, created_at,
+               updated_at"#,
+        id,
+        name.as_str(),
+        Json(&document) as _,
+        document.account_selector.as_ref().map(Json) as _,
+    )
+    .fetch_one(conn)
+    .await
+    .map_err(on_name_taken("pull_secrets_name_key"))?
+    .try_into()
+}
+
+/// Stores another declaration, and raises version and generation.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.update", skip_all, fields(pull_secret.id = %id))]
+pub async fn update(
+    conn: &mut PgConnection,
+    id: Uuid,
+    declaration: &Declaration,
+) -> Result<StoredPullSecret, StorageError> {
+    let document = declaration.document();
+    sqlx::query_as!(
+        Row,
+        r#"UPDATE pull_secrets
+           SET declaration = $2, account_selector = $3, version = version + 1, generation = generation + 1,
+               updated_at = now()
+           WHERE id = $1
+           RETURNING id, name, declaration AS "declaration: _", version, generation, deleted_at, created_at,
+               updated_at"#,
+        id,
+        Json(&document) as _,
+        document.account_selector.as_ref().map(Json) as _,
+    )
+    .fetch_one(conn)
+    .await?
+    .try_into()
+}
+
+/// Finds a pull secret by name.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.find", skip_all)]
+pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredPullSecret>, StorageError> {
+    sqlx::query_as!(
+        Row,
+        r#"SELECT id, name, declaration AS "declaration: _", version, generation, deleted_at, created_at, updated_at
+           FROM pull_secrets WHERE name = $1"#,
+        name.as_str(),
+    )
+    .fetch_optional(conn)
+    .await?
+    .map(StoredPullSecret::try_from)
+    .transpose()
+}
+
+/// Finds a pull secret by name and keeps others from changing it until the transaction ends.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.lock", skip_all)]
+pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredPullSecret>, StorageError> {
+    sqlx::query_as!(
+        Row,
+        r#"SELECT id, name, declaration AS "declaration: _", version, generation, deleted_at, created_at, updated_at
+           FROM pull_secrets WHERE name = $1 FOR UPDATE"#,
+        name.as_str(),
+    )
+    .fetch_optional(conn)
+    .await?
+    .map(StoredPullSecret::try_from)
+    .transpose()
+}
+
+/// Lists pull secrets in the order of their names.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.list", skip_all)]
+pub async fn list(conn: &mut PgConnection, page: &PageRequest) -> Result<Vec<StoredPullSecret>, StorageError> {
+    sqlx::query_as!(
+        Row,
+        r#"SELECT id, name, declaration AS "declaration: _", version, generation, deleted_at, created_at, updated_at
+           FROM pull_secrets WHERE ($1::text IS NULL OR name > $1) ORDER BY name LIMIT $2"#,
+        page.after,
+        page.limit,
+    )
+    .fetch_all(conn)
+    .await?
+    .into_iter()
+    .map(StoredPullSecret::try_from)
+    .collect()
+}
+
+/// The versions of these pull secrets: what was read before at the same version is still right.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.versions", skip_all)]
+pub async fn versions(conn: &mut PgConnection, ids: &[Uuid]) -> Result<BTreeMap<Uuid, i64>, StorageError> {
+    let rows =
+        sqlx::query!("SELECT id, version FROM pull_secrets WHERE id = ANY($1)", ids).fetch_all(conn).await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.version)).collect())
+}
+
+/// Finds pull secrets by id, in no particular order.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.find_many", skip_all)]
+pub async fn find_many(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<StoredPullSecret>, StorageError> {
+    sqlx::query_as!(
+        Row,
+        r#"SELECT id, name, declaration AS "declaration: _", version, generation, deleted_at, created_at, updated_at
+           FROM pull_secrets WHERE id = ANY($1)"#,
+        ids,
+    )
+    .fetch_all(conn)
+    .await?
+    .into_iter()
+    .map(StoredPullSecret::try_from)
+    .collect()
+}
+
+/// Whether there is a pull secret of this id.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.exists", skip_all)]
+pub async fn exists(conn: &mut PgConnection, id: Uuid) -> Result<bool, StorageError> {
+    let exists = sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM pull_secrets WHERE id = $1) AS "exists!""#, id);
+    Ok(exists.fetch_one(conn).await?)
+}
+
+/// Says that a pull secret is to go, once its targets have gone.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.retire", skip_all, fields(pull_secret.id = %id))]
+pub async fn retire(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
+    sqlx::query!(
+        "UPDATE pull_secrets
+         SET deleted_at = coalesce(deleted_at, now()), version = version + 1, generation = generation + 1,
+             updated_at = now(), account_selector = NULL
+         WHERE id = $1",
+        id,
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!("DELETE FROM pull_secret_accounts WHERE pull_secret_id = $1", id).execute(&mut *conn).await?;
+    // Nothing is selected any more.
+    sqlx::query!("UPDATE pull_secret_clusters SET selects = false WHERE pull_secret_id = $1", id).execute(conn).await?;
+    Ok(())
+}
+
+/// Deletes a pull secret that is to go, if it has no target any more.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.delete_empty", skip_all, fields(pull_secret.id = %id))]
+pub async fn delete_empty(conn: &mut PgConnection, id: Uuid) -> Result<bool, StorageError> {
+    let deleted = sqlx::query!(
+        "DELETE FROM pull_secrets WHERE id = $1 AND deleted_at IS NOT NULL
+             AND NOT EXISTS (SELECT FROM pull_secret_targets WHERE pull_secret_id = $1)",
+        id,
+    )
+    .execute(conn)
+    .await?;
+    Ok(deleted.rows_affected() > 0)
+}
+
+/// An account that a declaration names.
+#[derive(Debug)]
+pub struct NamedAccount {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Finds accounts by name, and keeps others from deleting them until the transaction ends.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.find_accounts", skip_all)]
+pub async fn find_accounts(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<NamedAccount>, StorageError> {
+    let rows = sqlx::query!(
+        r#"SELECT id, name, labels AS "labels: Json<BTreeMap<String, String>>" FROM registry_accounts
+           WHERE name = ANY($1::text[]) ORDER BY name FOR KEY SHARE"#,
+        names as _,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| NamedAccount { id: row.id, name: row.name, labels: row.labels.0 }).collect())
+}
+
+/// Finds clusters by name, and keeps others from deleting them until the transaction ends.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.find_clusters", skip_all)]
+pub async fn find_clusters(conn: &mut PgConnection, names: &[&str]) -> Result<BTreeMap<String, Uuid>, StorageError> {
+    let rows = sqlx::query!(
+        "SELECT id, name FROM clusters WHERE name = ANY($1::text[]) ORDER BY name FOR KEY SHARE",
+        names as _
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.name, row.id)).collect())
+}
+
+/// Stores which accounts a declaration names.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.set_accounts", skip_all, fields(pull_secret.id = %id))]
+pub async fn set_accounts(conn: &mut PgConnection, id: Uuid, accounts: &[Uuid]) -> Result<(), StorageError> {
+    sqlx::query!("DELETE FROM pull_secret_accounts WHERE pull_secret_id = $1", id).execute(&mut *conn).await?;
+    sqlx::query!(
+        "INSERT INTO pull_secret_accounts (pull_secret_id, account_id) SELECT $1, unnest($2::uuid[])",
+        id,
+        accounts,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Stores which clusters a declaration names, and has the namespaces of those looked at in which it selects by label.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.set_clusters", skip_all, fields(pull_secret.id = %id))]
+pub async fn set_clusters(
+    conn: &mut PgConnection,
+    id: Uuid,
+    clusters: &[Uuid],
+    selects: &[bool],
+) -> Result<(), StorageError> {
+    sqlx::query!(
+        "DELETE FROM pull_secret_clusters WHERE pull_secret_id = $1 AND cluster_id <> ALL($2)",
+        id,
+        clusters
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "INSERT INTO pull_secret_clusters (pull_secret_id, cluster_id, selects)
+         SELECT $1, one.id, one.selects FROM unnest($2::uuid[], $3::boolean[]) AS one (id, selects)
+         ON CONFLICT (pull_secret_id, cluster_id) DO UPDATE SET selects = excluded.selects",
+        id,
+        clusters,
+        selects,
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "INSERT INTO cluster_comparisons (cluster_id)
+         SELECT cluster_id FROM pull_secret_clusters WHERE pull_secret_id = $1 AND selects ORDER BY cluster_id
+         ON CONFLICT (cluster_id) DO UPDATE SET next_at = now()",
+        id,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Waits for those who change accounts, and lets them wait: called before a selector of accounts is stored.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+pub async fn lock_selectors(conn: &mut PgConnection) -> Result<(), StorageError> {
+    sqlx::query!("SELECT pg_advisory_xact_lock($1)", SELECTORS_LOCK).execute(conn).await?;
+    Ok(())
+}
+
+/// Waits for those who store selectors of accounts: called before an account is changed whose labels select it.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+pub async fn lock_selectors_shared(conn: &mut PgConnection) -> Result<(), StorageError> {
+    sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", SELECTORS_LOCK).execute(conn).await?;
+    Ok(())
+}
+
+/// The pull secrets that name an account, by name.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.naming_account", skip_all)]
+pub async fn naming_account(conn: &mut PgConnection, account: Uuid) -> Result<Vec<StoredPullSecret>, StorageError> {
+    sqlx::query_as!(
+        Row,
+        r#"SELECT id, name, declaration AS "declaration: _", version, generation, deleted_at, created_at, updated_at
+           FROM pull_secrets
+           WHERE id IN (SELECT pull_secret_id FROM pull_secret_accounts WHERE account_id = $1) ORDER BY name"#,
+        account,
+    )
+    .fetch_all(conn)
+    .await?
+    .into_iter()
+    .map(StoredPullSecret::try_from)
+    .collect()
+}
+
+/// The pull secrets that go to a cluster, or are still to be removed there, by name.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.using_cluster", skip_all)]
+pub async fn using_cluster(conn: &mut PgConnection, cluster: Uuid) -> Result<Vec<StoredPullSecret>, StorageError> {
+    sqlx::query_as!(
+        Row,
+        r#"SELECT id, name, declaration AS "declaration: _", version, generation, deleted_at, created_at, updated_at
+           FROM pull_secrets
+           WHERE id IN (
+               SELECT pull_secret_id FROM pull_secret_clusters WHERE cluster_id = $1
+               UNION SELECT pull_secret_id FROM pull_secret_targets WHERE cluster_id = $1
+           ) ORDER BY name"#,
+        cluster,
+    )
+    .fetch_all(conn)
+    .await?
+    .into_iter()
+    .map(StoredPullSecret::try_from)
+    .collect()
+}
+
+/// The pull secrets that select accounts by label, with their selectors: those whose `matchLabels` fit one of these sets of labels.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.selecting", skip_all)]
+pub async fn selecting(
+    conn: &mut PgConnection,
+    labels: &[&BTreeMap<String, String>],
+) -> Result<Vec<(Uuid, LabelSelector)>, StorageError> {
+    let labels: Vec<Json<&BTreeMap<String, String>>> = labels.iter().map(|one| Json(*one)).collect();
+    let rows = sqlx::query!(
+        r#"SELECT id, account_selector AS "selector!: Json<LabelSelectorDocument>" FROM pull_secrets
+           WHERE account_selector IS NOT NULL AND account_selector -> 'matchLabels' <@ ANY($1::jsonb[])"#,
+        &labels as _,
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let mut errors = FieldErrors::default();
+            let selector = row.selector.0.parse(&mut errors, "selector");
+            let damaged = || corrupt(TABLE, row.id, "account_selector")(Invalid::new("is no label selector"));
+            Ok((row.id, selector.ok_or_else(damaged)?))
+        })
+        .collect()
+}
+
+/// Those of these pull secrets that name one of these accounts.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.ids_naming", skip_all)]
+pub async fn ids_naming(conn: &mut PgConnection, account: Uuid) -> Result<Vec<Uuid>, StorageError> {
+    let ids =
+        sqlx::query_scalar!("SELECT pull_secret_id FROM pull_secret_accounts WHERE account_id = $1", account);
+    Ok(ids.fetch_all(conn).await?)
+}
+
+/// Raises the generation of pull secrets and of all their targets, which are due with that; and wakes the workers.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.raise", skip_all)]
+pub async fn raise(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StorageError> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    // In one order, so that two who raise do not wait for each other in a circle.
+    sqlx::query!("SELECT id FROM pull_secrets WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE", ids)
+        .fetch_all(&mut *conn)
+        .await?;
+    sqlx::query!("UPDATE pull_secrets SET generation = generation + 1 WHERE id = ANY($1)", ids)
+        .execute(&mut *conn)
+        .await?;
+    sqlx::query!(
+        "UPDATE pull_secret_targets AS target
+         SET generation = pull_secrets.generation, state = 'pending', attempts = 0, next_attempt_at = now(),
+             pending_since = coalesce(pending_since, now())
+         FROM pull_secrets
+         WHERE pull_secrets.id = target.pull_secret_id AND pull_secrets.id = ANY($1)",
+        ids,
+    )
+    .execute(&mut *conn)
+    .await?;
+    notify(conn).await
+}
+
+/// Raises the generation of a pull secret above one that a cluster has, as after a backup was restored.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.raise_above", skip_all, fields(pull_secret.id = %id))]
+pub async fn raise_above(conn: &mut PgConnection, id: Uuid, generation: i64) -> Result<(), StorageError> {
+    sqlx::query!("UPDATE pull_secrets SET generation = $2 WHERE id = $1 AND generation <= $2", id, generation)
+        .execute(&mut *conn)
+        .await?;
+    raise(conn, &[id]).await
+}
+
+/// Wakes the workers of all replicas when the transaction commits: once, however often it is said in one.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+pub async fn notify(conn: &mut PgConnection) -> Result<(), StorageError> {
+    sqlx::query!("SELECT pg_notify($1, '')", CHANNEL).execute(conn).await?;
+    Ok(())
+}
+
+/// Listens for [`notify`], on a connection of its own.
+pub struct Wakes(PgListener);
+
+impl Wakes {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`] if Postgres cannot be asked.
+    pub async fn listen(pool: &PgPool) -> Result<Self, StorageError> {
+        let mut listener = PgListener::connect_with(pool).await?;
+        listener.listen(CHANNEL).await?;
+        Ok(Self(listener))
+    }
+
+    /// Waits for the next wake. A connection that was lost counts as one: something may have been missed.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`] if the connection is lost and none can be had.
+    pub async fn next(&mut self) -> Result<(), StorageError> {
+        self.0.try_recv().await?;
+        // One is enough for all that came meanwhile.
+        while self.0.next_buffered().is_some() {}
+        Ok(())
+    }
+}

@@ -1,0 +1,769 @@
+//! The targets of pull secrets: declared, claimed, settled and looked at; and when a cluster's namespaces are compared with the
+//! selectors.
+//!
+//! Time is the database's. Who works on a target holds its lease; a result is stored under the token of that lease alone.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::{
+    domain::{
+        names::{NamespaceName, ServiceAccountName},
+        pull_secret::{DeletionPolicy, TargetState, Written},
+    },
+    storage::{PageRequest, StorageError, corrupt},
+};
+
+const TABLE: &str = "pull_secret_targets";
+
+/// Makes the named targets of a pull secret what a declaration says: those that are not named any more are to be removed, or with
+/// [`DeletionPolicy::Retain`] forgotten. Where the declaration selects by label, the comparison of namespaces decides about the rest.
+/// All are due with that.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.declare", skip_all, fields(pull_secret.id = %id))]
+pub async fn declare(
+    conn: &mut PgConnection,
+    id: Uuid,
+    generation: i64,
+    (clusters, namespaces): (&[Uuid], &[String]),
+    selecting: &[Uuid],
+    policy: DeletionPolicy,
+) -> Result<(), StorageError> {
+    sqlx::query!(
+        "UPDATE pull_secret_targets AS target
+         SET generation = $2, state = 'pending', attempts = 0, next_attempt_at = now(),
+             pending_since = coalesce(pending_since, now()),
+             wanted = CASE
+                 WHEN EXISTS (
+                     SELECT FROM unnest($3::uuid[], $4::text[]) AS listed (cluster_id, namespace)
+                     WHERE listed.cluster_id = target.cluster_id AND listed.namespace = target.namespace
+                 ) THEN true
+                 WHEN cluster_id = ANY($5) THEN wanted
+                 ELSE false
+             END
+         WHERE pull_secret_id = $1",
+        id,
+        generation,
+        clusters,
+        namespaces,
+        selecting,
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "INSERT INTO pull_secret_targets (pull_secret_id, cluster_id, namespace, generation)
+         SELECT $1, listed.cluster_id, listed.namespace, $2
+         FROM unnest($3::uuid[], $4::text[]) AS listed (cluster_id, namespace)
+         ON CONFLICT DO NOTHING",
+        id,
+        generation,
+        clusters,
+        namespaces,
+    )
+    .execute(&mut *conn)
+    .await?;
+    if policy == DeletionPolicy::Retain {
+        forget_unwanted(conn, id).await?;
+    }
+    Ok(())
+}
+
+/// Forgets the targets of a pull secret that are not wanted; their Secrets stay.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.forget_unwanted", skip_all, fields(pull_secret.id = %id))]
+pub async fn forget_unwanted(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
+    sqlx::query!("DELETE FROM pull_secret_targets WHERE pull_secret_id = $1 AND NOT wanted", id).execute(conn).await?;
+    Ok(())
+}
+
+/// Has all targets of a pull secret looked at again now.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.poke", skip_all, fields(pull_secret.id = %id))]
+pub async fn poke(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
+    sqlx::query!("UPDATE pull_secret_targets SET next_attempt_at = now(), attempts = 0 WHERE pull_secret_id = $1", id)
+        .execute(&mut *conn)
+        .await?;
+    sqlx::query!(
+        "UPDATE cluster_comparisons SET next_at = now() WHERE cluster_id IN (
+             SELECT cluster_id FROM pull_secret_clusters WHERE pull_secret_id = $1 AND selects ORDER BY cluster_id
+         )",
+        id,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// What a declaration of namespaces by label makes of one cluster.
+///
+/// Those of `namespaces` that have no target get one; those that are not among them lose theirs. Neither touches what is as it
+/// shall be. How many were changed.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.select", skip_all, fields(pull_secret.id = %id))]
+pub async fn select(
+    conn: &mut PgConnection,
+    id: Uuid,
+    cluster: Uuid,
+    generation: i64,
+    namespaces: &[String],
+    policy: DeletionPolicy,
+) -> Result<u64, StorageError> {
+    let made = sqlx::query!(
+        "INSERT INTO pull_secret_targets AS target (pull_secret_id, cluster_id, namespace, generation)
+         SELECT $1, $2, selected, $3 FROM unnest($4::text[]) AS selected
+         ON CONFLICT (pull_secret_id, cluster_id, namespace) DO UPDATE
+         SET wanted = true, state = 'pending', attempts = 0, next_attempt_at = now(),
+             pending_since = coalesce(target.pending_since, now())
+         WHERE NOT target.wanted",
+        id,
+        cluster,
+        generation,
+        namespaces,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    let unmade = sqlx::query!(
+        "UPDATE pull_secret_targets
+         SET wanted = false, state = 'pending', attempts = 0, next_attempt_at = now(),
+             pending_since = coalesce(pending_since, now())
+         WHERE pull_secret_id = $1 AND cluster_id = $2 AND wanted AND namespace <> ALL($3)",
+        id,
+        cluster,
+        namespaces,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    if policy == DeletionPolicy::Retain && unmade > 0 {
+        forget_unwanted(conn, id).await?;
+    }
+    Ok(made + unmade)
+}
+
+/// A target that somebody works on.
+#[derive(Debug, Clone)]
+pub struct ClaimedTarget {
+    /// The pull secret.
+    pub pull_secret_id: Uuid,
+    /// The cluster.
+    pub cluster_id: Uuid,
+    /// The namespace.
+    pub namespace: NamespaceName,
+    /// Whether the Secret shall be there.
+    pub wanted: bool,
+    /// How it was doing.
+    pub state: String,
+    /// What is wanted of it.
+    pub generation: i64,
+    /// What it has.
+    pub applied_generation: i64,
+    /// The version of the declaration that it has.
+    pub applied_version: i64,
+    /// What was written last.
+    pub written: Written,
+    /// The `ServiceAccount`s that regcred attached the Secret to.
+    pub attached: Vec<ServiceAccountName>,
+    /// Tries, this one included.
+    pub attempts: i32,
+    /// What a result is stored under.
+    pub lease_token: i64,
+    /// The error that is stored, to tell a new one from it.
+    pub last_error_type: Option<String>,
+}
+
+/// The clusters that have targets that are due.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.due_clusters", skip_all)]
+pub async fn due_clusters(conn: &mut PgConnection) -> Result<Vec<Uuid>, StorageError> {
+    let ids = sqlx::query_scalar!(
+        "SELECT id FROM clusters WHERE EXISTS (
+             SELECT FROM pull_secret_targets
+             WHERE cluster_id = clusters.id AND next_attempt_at <= now()
+                 AND (lease_until IS NULL OR lease_until <= now())
+         )"
+    );
+    Ok(ids.fetch_all(conn).await?)
+}
+
+/// Takes targets of a cluster that are due, those that wait longest first, so that nobody else takes them within the lease.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.claim", skip_all, fields(cluster.id = %cluster))]
+pub async fn claim(
+    conn: &mut PgConnection,
+    cluster: Uuid,
+    limit: i64,
+    lease: Duration,
+) -> Result<Vec<ClaimedTarget>, StorageError> {
+    // The next attempt is set to the end of the lease exactly: whoever wants the target looked at again meanwhile sets another
+    // time, and is seen by that.
+    let rows = sqlx::query!(
+        r#"UPDATE pull_secret_targets AS target
+           SET lease_until = now() + $3 * interval '1 second', next_attempt_at = now() + $3 * interval '1 second',
+               lease_token = lease_token + 1,
+               attempts = CASE WHEN state = 'synced' THEN 1 ELSE attempts + 1 END
+           FROM (
+               SELECT pull_secret_id, namespace FROM pull_secret_targets
+               WHERE cluster_id = $1 AND next_attempt_at <= now() AND (lease_until IS NULL OR lease_until <= now())
+               ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED
+           ) AS due
+           WHERE target.pull_secret_id = due.pull_secret_id AND target.cluster_id = $1
+               AND target.namespace = due.namespace
+           RETURNING target.pull_secret_id, target.namespace, wanted, state, generation, applied_generation,
+               applied_version, uid, resource_version, content_mac, attached, attempts, lease_token, last_error_type"#,
+        cluster,
+        limit,
+        lease.as_secs_f64(),
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let id = row.pull_secret_id;
+            let attached = row.attached.iter().map(|name| ServiceAccountName::parse(name)).collect::<Result<_, _>>();
+            Ok(ClaimedTarget {
+                pull_secret_id: id,
+                cluster_id: cluster,
+                namespace: NamespaceName::parse(&row.namespace).map_err(corrupt(TABLE, id, "namespace"))?,
+                wanted: row.wanted,
+                state: row.state,
+                generation: row.generation,
+                applied_generation: row.applied_generation,
+                applied_version: row.applied_version,
+                written: Written {
+                    uid: row.uid,
+                    resource_version: row.resource_version,
+                    content_mac: row.content_mac,
+                },
+                attached: attached.map_err(corrupt(TABLE, id, "attached"))?,
+                attempts: row.attempts,
+                lease_token: row.lease_token,
+                last_error_type: row.last_error_type,
+            })
+        })
+        .collect()
+}
+
+/// What a try came to.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    /// How the target is doing now.
+    pub state: TargetState,
+    /// Generation and version that the cluster has now; none where nothing was brought up to date.
+    pub applied: Option<(i64, i64)>,
+    /// What is known of the Secret.
+    pub written: Written,
+    /// The `ServiceAccount`s that regcred attached it to.
+    pub attached: Vec<ServiceAccountName>,
+    /// What is in the way: a slug, and a sentence.
+    pub error: Option<(String, String)>,
+    /// When to look again.
+    pub again_after: Duration,
+}
+
+/// Stores what a try came to, and ends the lease; nothing if somebody else has the target by now. Where something changed
+/// since the claim, the target is due again at once.
+///
+/// Gives the seconds that it took from the change to its being in order, where it is.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.settle", skip_all)]
+pub async fn settle(
+    conn: &mut PgConnection,
+    target: &ClaimedTarget,
+    settlement: &Settlement,
+) -> Result<Option<f64>, StorageError> {
+    let attached: Vec<String> = settlement.attached.iter().map(ToString::to_string).collect();
+    let (error_type, error_detail) = settlement.error.clone().unzip();
+    // Old values are read from the row that is locked, so that what others changed meanwhile counts.
+    let row = sqlx::query!(
+        r#"WITH held AS (
+               SELECT pull_secret_id, cluster_id, namespace, pending_since,
+                   next_attempt_at IS DISTINCT FROM lease_until AS changed
+               FROM pull_secret_targets
+               WHERE pull_secret_id = $1 AND cluster_id = $2 AND namespace = $3 AND lease_token = $4
+               FOR UPDATE
+           )
+           UPDATE pull_secret_targets AS target
+           SET state = CASE WHEN held.changed THEN 'pending' ELSE $5 END,
+               applied_generation = coalesce($6, applied_generation), applied_version = coalesce($7, applied_version),
+               uid = $8, resource_version = $9, content_mac = $10, attached = $11,
+               last_error_type = $12, last_error_detail = $13,
+               next_attempt_at = CASE WHEN held.changed THEN now() ELSE now() + $14 * interval '1 second' END,
+               last_synced_at = CASE WHEN $5 = 'synced' THEN now() ELSE last_synced_at END,
+               pending_since = CASE WHEN $5 = 'synced' AND NOT held.changed THEN NULL ELSE target.pending_since END,
+               lease_until = NULL
+           FROM held
+           WHERE target.pull_secret_id = held.pull_secret_id AND target.cluster_id = held.cluster_id
+               AND target.namespace = held.namespace
+           RETURNING CASE WHEN $5 = 'synced' AND NOT held.changed
+               THEN extract(epoch FROM now() - held.pending_since)::double precision END AS seconds"#,
+        target.pull_secret_id,
+        target.cluster_id,
+        target.namespace.as_str(),
+        target.lease_token,
+        settlement.state.as_str(),
+        settlement.applied.map(|(generation, _)| generation),
+        settlement.applied.map(|(_, version)| version),
+        settlement.written.uid,
+        settlement.written.resource_version,
+        settlement.written.content_mac,
+        &attached,
+        error_type,
+        error_detail,
+        settlement.again_after.as_secs_f64(),
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.and_then(|row| row.seconds))
+}
+
+/// Deletes a target whose Secret was removed, if nobody wants it again and nobody else has it by now.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.delete_removed", skip_all)]
+pub async fn delete_removed(conn: &mut PgConnection, target: &ClaimedTarget) -> Result<bool, StorageError> {
+    let deleted = sqlx::query!(
+        "DELETE FROM pull_secret_targets
+         WHERE pull_secret_id = $1 AND cluster_id = $2 AND namespace = $3 AND lease_token = $4 AND NOT wanted",
+        target.pull_secret_id,
+        target.cluster_id,
+        target.namespace.as_str(),
+        target.lease_token,
+    )
+    .execute(conn)
+    .await?;
+    Ok(deleted.rows_affected() > 0)
+}
+
+/// Gives targets back that were not worked on: they are due after `after`, and the try does not count.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.release", skip_all)]
+pub async fn release(
+    conn: &mut PgConnection,
+    targets: &[ClaimedTarget],
+    after: Duration,
+) -> Result<(), StorageError> {
+    let ids: Vec<Uuid> = targets.iter().map(|target| target.pull_secret_id).collect();
+    let clusters: Vec<Uuid> = targets.iter().map(|target| target.cluster_id).collect();
+    let namespaces: Vec<String> = targets.iter().map(|target| target.namespace.to_string()).collect();
+    let tokens: Vec<i64> = targets.iter().map(|target| target.lease_token).collect();
+    sqlx::query!(
+        "WITH held AS (
+             SELECT target.pull_secret_id, target.cluster_id, target.namespace
+             FROM pull_secret_targets AS target
+             JOIN unnest($1::uuid[], $2::uuid[], $3::text[], $4::bigint[]) AS mine (id, cluster_id, namespace, token)
+                 ON target.pull_secret_id = mine.id AND target.cluster_id = mine.cluster_id
+                 AND target.namespace = mine.namespace AND target.lease_token = mine.token
+             ORDER BY target.pull_secret_id, target.cluster_id, target.namespace FOR UPDATE OF target
+         )
+         UPDATE pull_secret_targets AS target
+         SET lease_until = NULL, attempts = greatest(attempts - 1, 0),
+             next_attempt_at = CASE
+                 WHEN next_attempt_at IS DISTINCT FROM lease_until THEN now() ELSE now() + $5 * interval '1 second'
+             END
+         FROM held
+         WHERE target.pull_secret_id = held.pull_secret_id AND target.cluster_id = held.cluster_id
+             AND target.namespace = held.namespace",
+        &ids,
+        &clusters,
+        &namespaces,
+        &tokens,
+        after.as_secs_f64(),
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Whether somebody still holds the lease of a target.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.is_held", skip_all)]
+pub async fn is_held(conn: &mut PgConnection, target: &ClaimedTarget) -> Result<bool, StorageError> {
+    let held = sqlx::query_scalar!(
+        r#"SELECT EXISTS (
+               SELECT FROM pull_secret_targets
+               WHERE pull_secret_id = $1 AND cluster_id = $2 AND namespace = $3 AND lease_token = $4
+                   AND lease_until > now()
+           ) AS "held!""#,
+        target.pull_secret_id,
+        target.cluster_id,
+        target.namespace.as_str(),
+        target.lease_token,
+    );
+    Ok(held.fetch_one(conn).await?)
+}
+
+/// Says of all targets of a cluster that wait for their first try of a change what keeps the cluster from being called.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.mark_waiting", skip_all, fields(cluster.id = %cluster))]
+pub async fn mark_waiting(
+    conn: &mut PgConnection,
+    cluster: Uuid,
+    error_type: &str,
+    error_detail: &str,
+) -> Result<(), StorageError> {
+    sqlx::query!(
+        "UPDATE pull_secret_targets SET state = 'failed', last_error_type = $2, last_error_detail = $3
+         WHERE (pull_secret_id, cluster_id, namespace) IN (
+             SELECT pull_secret_id, cluster_id, namespace FROM pull_secret_targets
+             WHERE cluster_id = $1 AND state = 'pending' AND next_attempt_at <= now()
+                 AND (lease_until IS NULL OR lease_until <= now())
+             FOR UPDATE SKIP LOCKED
+         )",
+        cluster,
+        error_type,
+        error_detail,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// How many targets of a pull secret are in which state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Those that shall have the Secret.
+    pub desired: i64,
+    /// Of these, those that are in order.
+    pub synced: i64,
+    /// Of these, those that were not brought up to date yet.
+    pub pending: i64,
+    /// Of these, those whose last try failed.
+    pub failed: i64,
+    /// Of these, those where somebody else's Secret has the name.
+    pub conflict: i64,
+    /// Those that lose the Secret.
+    pub removing: i64,
+    /// Clusters whose namespaces were not compared with this version's selectors yet.
+    pub uncompared: i64,
+    /// The generation that all targets have.
+    pub observed_generation: i64,
+}
+
+/// Counts the targets of these pull secrets, in the order of `ids`.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.count", skip_all)]
+pub async fn count(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Counts>, StorageError> {
+    let rows = sqlx::query_as!(
+        Counts,
+        r#"SELECT counted.desired AS "desired!", counted.synced AS "synced!", counted.pending AS "pending!",
+               counted.failed AS "failed!", counted.conflict AS "conflict!", counted.removing AS "removing!",
+               (SELECT count(*) FROM pull_secret_clusters AS link
+                WHERE link.pull_secret_id = one.id AND link.selects AND link.compared_version < pull_secrets.version)
+                   AS "uncompared!",
+               coalesce(counted.observed_generation, pull_secrets.generation) AS "observed_generation!"
+           FROM unnest($1::uuid[]) WITH ORDINALITY AS one (id, position)
+           JOIN pull_secrets ON pull_secrets.id = one.id
+           CROSS JOIN LATERAL (
+               SELECT count(*) FILTER (WHERE wanted) AS desired,
+                   count(*) FILTER (WHERE wanted AND state = 'synced') AS synced,
+                   count(*) FILTER (WHERE wanted AND state = 'pending') AS pending,
+                   count(*) FILTER (WHERE wanted AND state = 'failed') AS failed,
+                   count(*) FILTER (WHERE wanted AND state = 'conflict') AS conflict,
+                   count(*) FILTER (WHERE NOT wanted) AS removing,
+                   min(applied_generation) FILTER (WHERE wanted) AS observed_generation
+               FROM pull_secret_targets WHERE pull_secret_id = one.id
+           ) AS counted
+           ORDER BY one.position"#,
+        ids,
+    );
+    Ok(rows.fetch_all(conn).await?)
+}
+
+/// A target, as it is shown.
+#[derive(Debug)]
+pub struct ShownTarget {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// The namespace.
+    pub namespace: String,
+    /// Whether the Secret shall be there; else it is being removed.
+    pub wanted: bool,
+    /// How it is doing.
+    pub state: String,
+    /// What is wanted of it.
+    pub generation: i64,
+    /// What it has.
+    pub applied_generation: i64,
+    /// Identity of the Secret.
+    pub uid: Option<String>,
+    /// Version of the Secret.
+    pub resource_version: Option<String>,
+    /// Tries since something changed.
+    pub attempts: i32,
+    /// What is in the way, for programs.
+    pub last_error_type: Option<String>,
+    /// What is in the way, for people.
+    pub last_error_detail: Option<String>,
+    /// When it was in order last.
+    pub last_synced_at: Option<DateTime<Utc>>,
+    /// When it is looked at next.
+    pub next_attempt_at: DateTime<Utc>,
+}
+
+/// Lists targets of a pull secret by cluster and namespace; `page.after` is `CLUSTER/NAMESPACE`.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.list", skip_all, fields(pull_secret.id = %id))]
+pub async fn list(
+    conn: &mut PgConnection,
+    id: Uuid,
+    state: Option<TargetState>,
+    page: &PageRequest,
+) -> Result<Vec<ShownTarget>, StorageError> {
+    let (cluster, namespace) = page.after.as_deref().and_then(|after| after.split_once('/')).unzip();
+    let rows = sqlx::query_as!(
+        ShownTarget,
+        r#"SELECT clusters.name AS cluster, namespace, wanted, state, target.generation, applied_generation, uid,
+               resource_version, attempts, last_error_type, last_error_detail, last_synced_at, next_attempt_at
+           FROM pull_secret_targets AS target JOIN clusters ON clusters.id = cluster_id
+           WHERE pull_secret_id = $1 AND ($2::text IS NULL OR state = $2)
+               AND ($3::text IS NULL OR (clusters.name, namespace) > ($3 COLLATE "C", $4 COLLATE "C"))
+           ORDER BY clusters.name, namespace LIMIT $5"#,
+        id,
+        state.map(TargetState::as_str),
+        cluster,
+        namespace,
+        page.limit,
+    );
+    Ok(rows.fetch_all(conn).await?)
+}
+
+/// What a dry run compares a target with.
+#[derive(Debug)]
+pub struct KnownTarget {
+    /// The cluster.
+    pub cluster_id: Uuid,
+    /// Its name.
+    pub cluster: String,
+    /// The namespace.
+    pub namespace: String,
+    /// What was written last.
+    pub written: Written,
+}
+
+/// All targets of a pull secret.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.known", skip_all, fields(pull_secret.id = %id))]
+pub async fn known(conn: &mut PgConnection, id: Uuid) -> Result<Vec<KnownTarget>, StorageError> {
+    let rows = sqlx::query!(
+        "SELECT cluster_id, clusters.name AS cluster, namespace, uid, resource_version, content_mac
+         FROM pull_secret_targets JOIN clusters ON clusters.id = cluster_id
+         WHERE pull_secret_id = $1 ORDER BY clusters.name, namespace",
+        id,
+    )
+    .fetch_all(conn)
+    .await?;
+    let known = rows.into_iter().map(|row| KnownTarget {
+        cluster_id: row.cluster_id,
+        cluster: row.cluster,
+        namespace: row.namespace,
+        written: Written { uid: row.uid, resource_version: row.resource_version, content_mac: row.content_mac },
+    });
+    Ok(known.collect())
+}
+
+/// A comparison of a cluster's namespaces with the selectors, that somebody works on.
+#[derive(Debug, Clone, Copy)]
+pub struct ClaimedComparison {
+    /// The cluster.
+    pub cluster_id: Uuid,
+    /// What the result is stored under.
+    pub lease_token: i64,
+}
+
+/// Takes a comparison that is due, so that nobody else takes it within the lease.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.cluster_comparisons.claim", skip_all)]
+pub async fn claim_comparison(
+    conn: &mut PgConnection,
+    lease: Duration,
+) -> Result<Option<ClaimedComparison>, StorageError> {
+    let claimed = sqlx::query_as!(
+        ClaimedComparison,
+        "UPDATE cluster_comparisons
+         SET lease_until = now() + $1 * interval '1 second', next_at = now() + $1 * interval '1 second',
+             lease_token = lease_token + 1
+         WHERE cluster_id = (
+             SELECT cluster_id FROM cluster_comparisons
+             WHERE next_at <= now() AND (lease_until IS NULL OR lease_until <= now())
+             ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED
+         )
+         RETURNING cluster_id, lease_token",
+        lease.as_secs_f64(),
+    );
+    Ok(claimed.fetch_optional(conn).await?)
+}
+
+/// Ends a comparison: the next one is due after `again_after`, or at once where somebody wants it. One of a cluster in which
+/// nothing is selected any more goes.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.cluster_comparisons.settle", skip_all, fields(cluster.id = %comparison.cluster_id))]
+pub async fn settle_comparison(
+    conn: &mut PgConnection,
+    comparison: ClaimedComparison,
+    error: Option<(&str, &str)>,
+    again_after: Duration,
+) -> Result<(), StorageError> {
+    let (error_type, error_detail) = error.unzip();
+    sqlx::query!(
+        "UPDATE cluster_comparisons
+         SET next_at = CASE
+                 WHEN next_at IS DISTINCT FROM lease_until THEN now() ELSE now() + $3 * interval '1 second'
+             END,
+             compared_at = CASE WHEN $4::text IS NULL THEN now() ELSE compared_at END,
+             last_error_type = $4, last_error_detail = $5, lease_until = NULL
+         WHERE cluster_id = $1 AND lease_token = $2",
+        comparison.cluster_id,
+        comparison.lease_token,
+        again_after.as_secs_f64(),
+        error_type,
+        error_detail,
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "DELETE FROM cluster_comparisons WHERE cluster_id = $1 AND lease_until IS NULL AND NOT EXISTS (
+             SELECT FROM pull_secret_clusters WHERE cluster_id = $1 AND selects
+         )",
+        comparison.cluster_id,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// The pull secrets that select namespaces by label in a cluster.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_clusters.selecting", skip_all, fields(cluster.id = %cluster))]
+pub async fn selecting_in(conn: &mut PgConnection, cluster: Uuid) -> Result<Vec<Uuid>, StorageError> {
+    let ids = sqlx::query_scalar!(
+        "SELECT pull_secret_id FROM pull_secret_clusters WHERE cluster_id = $1 AND selects ORDER BY pull_secret_id",
+        cluster,
+    );
+    Ok(ids.fetch_all(conn).await?)
+}
+
+/// Locks a pull secret by id at a version, so that its targets are made of the declaration that was read; its generation.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.lock_version", skip_all, fields(pull_secret.id = %id))]
+pub async fn lock_version(conn: &mut PgConnection, id: Uuid, version: i64) -> Result<Option<i64>, StorageError> {
+    let generation = sqlx::query_scalar!(
+        "SELECT generation FROM pull_secrets WHERE id = $1 AND version = $2 AND deleted_at IS NULL FOR NO KEY UPDATE",
+        id,
+        version,
+    );
+    Ok(generation.fetch_optional(conn).await?)
+}
+
+/// Notes that a cluster's namespaces were compared with a version of a declaration.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_clusters.note_compared", skip_all, fields(pull_secret.id = %id))]
+pub async fn note_compared(
+    conn: &mut PgConnection,
+    id: Uuid,
+    cluster: Uuid,
+    version: i64,
+) -> Result<(), StorageError> {
+    sqlx::query!(
+        "UPDATE pull_secret_clusters SET compared_version = $3
+         WHERE pull_secret_id = $1 AND cluster_id = $2 AND compared_version < $3",
+        id,
+        cluster,
+        version,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// What is known of the namespaces of a cluster in which a pull secret selects.
+#[derive(Debug)]
+pub struct Comparison {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// When its namespaces were compared with the selectors last.
+    pub compared_at: Option<DateTime<Utc>>,
+    /// What keeps them from being compared, for programs.
+    pub last_error_type: Option<String>,
+    /// What keeps them from being compared, for people.
+    pub last_error_detail: Option<String>,
+}
+
+/// The clusters in which a pull secret selects by label, by name.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.cluster_comparisons.list", skip_all, fields(pull_secret.id = %id))]
+pub async fn comparisons(conn: &mut PgConnection, id: Uuid) -> Result<Vec<Comparison>, StorageError> {
+    let rows = sqlx::query_as!(
+        Comparison,
+        r#"SELECT clusters.name AS cluster, compared_at AS "compared_at?", last_error_type AS "last_error_type?",
+               last_error_detail AS "last_error_detail?"
+           FROM pull_secret_clusters AS link
+           JOIN clusters ON clusters.id = link.cluster_id
+           LEFT JOIN cluster_comparisons ON cluster_comparisons.cluster_id = link.cluster_id
+           WHERE link.pull_secret_id = $1 AND link.selects ORDER BY clusters.name"#,
+        id,
+    );
+    Ok(rows.fetch_all(conn).await?)
+}

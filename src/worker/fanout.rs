@@ -1,0 +1,265 @@
+//! Keeps pull secrets right: a lane for each cluster that has targets that are due. A cluster that hangs or fails holds up its own
+//! lane alone.
+//!
+//! A wake comes by NOTIFY, and a poll finds what no wake told of.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream};
+use tokio::{
+    sync::Notify,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::breaker::{Allowance, Breaker};
+use crate::{
+    clients::cluster::{ClusterClient, ClusterError},
+    service::{
+        ServiceError,
+        reconcile::{Job, Reconciler},
+    },
+};
+
+/// How long to wait before Postgres is asked again that could not be.
+const DATABASE_PAUSE: Duration = Duration::from_secs(1);
+/// How long what is under way may take to end when the worker is told to stop; what does not is taken by others once its
+/// lease is over.
+const STOPPING: Duration = Duration::from_secs(5);
+/// A claim is for so many rounds: few enough to be through well within a lease, and enough that claiming costs little.
+const ROUNDS: i64 = 4;
+/// How often a result is tried to be stored.
+const SETTLE_TRIES: u32 = 5;
+
+/// How much is done at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How often it is looked for what is due, whatever was notified.
+    pub poll: Duration,
+    /// Targets of one cluster that are worked on at a time.
+    pub concurrency: usize,
+}
+
+/// Works until it is told to stop.
+pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationToken) {
+    let wakes = Arc::new(WakeUps::default());
+    let mut tasks: JoinSet<Option<Uuid>> = JoinSet::new();
+    let spawn_others = |tasks: &mut JoinSet<Option<Uuid>>| {
+        tasks.spawn(until_stopped(listen(reconciler.clone(), Arc::clone(&wakes)), stop.clone()));
+        tasks.spawn(until_stopped(compare(reconciler.clone(), Arc::clone(&wakes), settings.poll), stop.clone()));
+    };
+    spawn_others(&mut tasks);
+    let mut breakers: HashMap<Uuid, Arc<Breaker>> = HashMap::new();
+    let mut running: Vec<Uuid> = Vec::new();
+    let mut ticks = tokio::time::interval(settings.poll);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = wakes.lanes.notified() => {}
+            _ = ticks.tick() => {}
+            Some(ended) = tasks.join_next() => {
+                match ended {
+                    Ok(Some(cluster)) => running.retain(|one| *one != cluster),
+                    Ok(None) => {}
+                    Err(error) if error.is_cancelled() => {}
+                    // Whose lane it was cannot be told: all begin again.
+                    Err(error) => {
+                        tracing::error!(%error, "a task of the worker panicked; all of them begin again");
+                        tasks.abort_all();
+                        running.clear();
+                        spawn_others(&mut tasks);
+                    }
+                }
+            }
+        }
+        let due = match reconciler.due_clusters().await {
+            Ok(due) => due,
+            Err(error) => {
+                tracing::warn!(%error, "the worker could not look for what is due; it tries again");
+                tokio::time::sleep(DATABASE_PAUSE).await;
+                continue;
+            }
+        };
+        for cluster in due {
+            let breaker = Arc::clone(breakers.entry(cluster).or_default());
+            if !running.contains(&cluster) && breaker.allowance(Instant::now()) != Allowance::Nothing {
+                running.push(cluster);
+                let lane = Lane { reconciler: reconciler.clone(), cluster, breaker, settings, stop: stop.clone() };
+                tasks.spawn(async move {
+                    lane.run().await;
+                    Some(cluster)
+                });
+            }
+        }
+    }
+    // Lanes take nothing new by now.
+    let ended = tokio::time::timeout(STOPPING, async { while tasks.join_next().await.is_some() {} }).await;
+    if ended.is_err() {
+        tracing::warn!("targets were still worked on when the worker stopped; they are taken again when their leases are over");
+    }
+}
+
+async fn until_stopped(work: impl Future<Output = ()>, stop: CancellationToken) -> Option<Uuid> {
+    stop.run_until_cancelled(work).await;
+    None
+}
+
+/// One for each that waits: a wake that only one of them hears would be lost to the other.
+#[derive(Default)]
+struct WakeUps {
+    lanes: Notify,
+    comparisons: Notify,
+}
+
+/// Wakes the worker whenever somebody notifies.
+async fn listen(reconciler: Reconciler, wakes: Arc<WakeUps>) {
+    loop {
+        match reconciler.listen().await {
+            Ok(mut listener) => {
+                while listener.next().await.is_ok() {
+                    wakes.lanes.notify_one();
+                    wakes.comparisons.notify_one();
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the worker hears of no changes and polls for them; it tries again"),
+        }
+        tokio::time::sleep(DATABASE_PAUSE).await;
+    }
+}
+
+/// Compares namespaces with selectors, cluster by cluster.
+async fn compare(reconciler: Reconciler, wakes: Arc<WakeUps>, poll: Duration) {
+    loop {
+        match reconciler.compare_next().await {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the worker could not compare namespaces; it tries again"),
+        }
+        // A wake that came during the look is kept.
+        let _ = tokio::time::timeout(poll, wakes.comparisons.notified()).await;
+    }
+}
+
+/// The work on one cluster.
+struct Lane {
+    reconciler: Reconciler,
+    cluster: Uuid,
+    breaker: Arc<Breaker>,
+    settings: Settings,
+    stop: CancellationToken,
+}
+
+/// A cluster that can be called, by its name.
+type Called = (String, ClusterClient);
+
+impl Lane {
+    /// Works until nothing is due any more, or the cluster is to be left alone.
+    async fn run(&self) {
+        let left: Mutex<Vec<Job>> = Mutex::new(Vec::new());
+        let left = &left;
+        let leave = |job: Job| left.lock().unwrap_or_else(PoisonError::into_inner).push(job);
+        // Claims follow each other while the last of the ones before are still worked on: the pipe stays full.
+        let batches = stream::unfold((), |()| async move { self.claim().await.map(|batch| (batch, ())) });
+        let jobs = batches.flat_map(|(called, jobs)| {
+            stream::iter(jobs.into_iter().map(move |job| (Arc::clone(&called), job)))
+        });
+        jobs.for_each_concurrent(self.settings.concurrency, |(called, job)| async move {
+            if self.stop.is_cancelled() || self.breaker.allowance(Instant::now()) == Allowance::Nothing {
+                return leave(job);
+            }
+            if let Some(job) = self.work(&called, job).await {
+                leave(job);
+            }
+        })
+        .await;
+        let left = std::mem::take(&mut *left.lock().unwrap_or_else(PoisonError::into_inner));
+        report(self.reconciler.release(left, Duration::ZERO).await);
+    }
+
+    /// The next targets; none if there is nothing to do now.
+    async fn claim(&self) -> Option<(Arc<Called>, Vec<Job>)> {
+        if self.stop.is_cancelled() {
+            return None;
+        }
+        let limit = match self.breaker.allowance(Instant::now()) {
+            Allowance::Nothing => return None,
+            Allowance::One => 1,
+            Allowance::All => i64::try_from(self.settings.concurrency).unwrap_or(i64::MAX).saturating_mul(ROUNDS),
+        };
+        let called = match self.reconciler.client(self.cluster).await {
+            Ok(called) => Arc::new(called),
+            Err(error @ ServiceError::Storage(_)) => {
+                report(Err(error));
+                return None;
+            }
+            Err(error) => {
+                self.give_up(&error, None).await;
+                return None;
+            }
+        };
+        match self.reconciler.claim(self.cluster, limit).await {
+            Ok(jobs) if jobs.is_empty() => None,
+            Ok(jobs) => Some((called, jobs)),
+            Err(error) => {
+                report(Err(error));
+                None
+            }
+        }
+    }
+
+    /// Works on one target; gives it back where there was no time for it.
+    async fn work(&self, called: &Called, job: Job) -> Option<Job> {
+        let (name, client) = called;
+        let outcome = match self.reconciler.work(client, &job).await {
+            Ok(Some(outcome)) => outcome,
+            Ok(None) => return Some(job),
+            Err(error) => {
+                report(Err(error));
+                return None;
+            }
+        };
+        // Postgres may be away for a moment. What cannot be stored is done again once the lease is over, and finds nothing
+        // left to do.
+        for attempt in 1..=SETTLE_TRIES {
+            match self.reconciler.settle(name, &job, &outcome).await {
+                Ok(()) => break,
+                Err(error) if attempt == SETTLE_TRIES => report(Err(error)),
+                Err(_) => tokio::time::sleep(Duration::from_millis(100) * attempt).await,
+            }
+        }
+        match outcome.ill {
+            None => self.breaker.succeeded(),
+            Some(error) => self.give_up(&ServiceError::Cluster(error.clone()), Some(&error)).await,
+        }
+        None
+    }
+
+    async fn give_up(&self, error: &ServiceError, ill: Option<&ClusterError>) {
+        let asked = match ill {
+            Some(ClusterError::Overloaded { retry_after }) => retry_after.or(Some(Duration::from_secs(1))),
+            _ => None,
+        };
+        // A credential or a connection that is no good does not get better by itself.
+        let is_certain = !matches!(
+            ill,
+            Some(ClusterError::Unreachable { .. } | ClusterError::Timeout { .. } | ClusterError::Overloaded { .. })
+        );
+        if self.breaker.failed(Instant::now(), is_certain, asked) {
+            tracing::warn!(cluster.id = %self.cluster, %error, "a cluster is left alone for a while");
+            report(self.reconciler.mark_waiting(self.cluster, error).await);
+        }
+    }
+}
+
+fn report(result: Result<(), ServiceError>) {
+    if let Err(error) = result {
+        tracing::warn!(%error, "the worker could not do its work; it tries again");
+    }
+}

@@ -1,0 +1,1 @@
+//! What pull secrets do when something breaks.
