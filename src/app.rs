@@ -59,6 +59,7 @@ pub struct App {
     sealer: Arc<Sealer>,
     services: worker::Services,
     worker: worker::Settings,
+    works: bool,
     grace: Duration,
     /// Where it listens, also where port 0 was asked for.
     pub address: SocketAddr,
@@ -106,7 +107,11 @@ impl App {
             clusters.clone(),
             docker_configs.clone(),
             content_key,
-            reconcile::Settings { lease: pull_secrets.lease, resync: pull_secrets.resync },
+            reconcile::Settings {
+                lease: pull_secrets.lease,
+                resync: pull_secrets.resync,
+                compare: pull_secrets.compare,
+            },
         );
         let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
         let verifications = Verifications::new(pool.clone(), Arc::clone(&sealer), accounts.clone(), registries);
@@ -129,7 +134,13 @@ impl App {
         let grace = config.http.shutdown_grace;
         let server = http::server::start(listener, state, config.http.workers, grace).map_err(internal)?;
         let services = worker::Services { verifications, reconciler };
-        Ok(Self { server, sealer, services, worker, grace, address })
+        Ok(Self { server, sealer, services, worker, works: true, grace, address })
+    }
+
+    /// Leaves the work in the background to other replicas.
+    #[must_use]
+    pub fn without_worker(self) -> Self {
+        Self { works: false, ..self }
     }
 
     /// Serves until a signal comes, then stops to accept, lets what is under way end, and ends. A second signal
@@ -143,7 +154,8 @@ impl App {
         let mut server = tokio::spawn(self.server);
         let ring = tokio::spawn(watch_ring(self.sealer));
         let stop = CancellationToken::new();
-        let mut worker = tokio::spawn(worker::run(self.services, self.worker, stop.clone()));
+        let (works, work, stopped) = (self.works, worker::run(self.services, self.worker, stop.clone()), stop.clone());
+        let mut worker = tokio::spawn(async move { if works { work.await } else { stopped.cancelled().await } });
         let uninvited = tokio::select! {
             ended = &mut server => Some(format!("the HTTP server ended by itself: {ended:?}")),
             ended = &mut worker => Some(format!("the worker ended by itself: {ended:?}")),

@@ -51,6 +51,9 @@ enum Command {
         /// Bring the database's schema up to date first.
         #[arg(long)]
         migrate: bool,
+        /// Serve the API alone: other replicas keep pull secrets right and verify logins.
+        #[arg(long)]
+        no_worker: bool,
     },
     /// Bring the database's schema up to date.
     Migrate,
@@ -205,7 +208,7 @@ impl Cli {
 impl Command {
     async fn run(self) -> Result<(), CliError> {
         match self {
-            Self::Serve { migrate } => serve(migrate).await,
+            Self::Serve { migrate, no_worker } => serve(migrate, no_worker).await,
             Self::Migrate => {
                 app::migrate(&database().await?).await?;
                 eprintln!("The schema is up to date.");
@@ -232,7 +235,7 @@ fn start_log() -> Result<(), ConfigError> {
     Ok(())
 }
 
-async fn serve(migrate: bool) -> Result<(), CliError> {
+async fn serve(migrate: bool, no_worker: bool) -> Result<(), CliError> {
     let config = Reader::new(&variable).serve()?;
     let mut signals = Signals::listen()?;
     let listener = bind(config.http.listen)?;
@@ -244,6 +247,7 @@ async fn serve(migrate: bool) -> Result<(), CliError> {
         }
     };
     tracing::info!(address = %app.address, version = env!("CARGO_PKG_VERSION"), "serving");
+    let app = if no_worker { app.without_worker() } else { app };
     Ok(app.run(signals).await?)
 }
 

@@ -93,6 +93,8 @@ pub struct PullSecretsConfig {
     pub lease: Duration,
     /// How often a target that is in order is compared with the cluster all the same.
     pub resync: Duration,
+    /// How often the namespaces of a cluster are compared with the selectors.
+    pub compare: Duration,
     /// How often it is looked for what is due, whatever was notified.
     pub poll: Duration,
     /// Targets of one cluster that are worked on at a time.
@@ -235,11 +237,13 @@ impl<'a> Reader<'a> {
     pub fn pull_secrets(&mut self) -> Option<PullSecretsConfig> {
         let lease = self.number("REGCRED_PULL_SECRETS_LEASE_SECONDS", 30, 3..=3600);
         let resync = self.number("REGCRED_PULL_SECRETS_RESYNC_SECONDS", 600, 1..=86_400);
+        let compare = self.number("REGCRED_PULL_SECRETS_COMPARE_SECONDS", 15, 1..=86_400);
         let poll = self.seconds("REGCRED_PULL_SECRETS_POLL_SECONDS", 1);
         let concurrency = self.number("REGCRED_PULL_SECRETS_CONCURRENCY", 16, 1..=256);
         Some(PullSecretsConfig {
             lease: Duration::from_secs(lease?),
             resync: Duration::from_secs(resync?),
+            compare: Duration::from_secs(compare?),
             poll: poll?,
             concurrency: concurrency?,
         })
@@ -372,6 +376,7 @@ mod tests {
             ("REGCRED_OUTBOUND_ALLOW", "10.0.0.0/8,http://reg.io"),
             ("REGCRED_VERIFY_TIMEOUT_SECONDS", "0"),
             ("REGCRED_VERIFY_BACKGROUND", "perhaps"),
+            ("REGCRED_PULL_SECRETS_LEASE_SECONDS", "0"),
         ])
         .unwrap_err()
         .to_string();
@@ -385,6 +390,7 @@ mod tests {
             "REGCRED_OUTBOUND_ALLOW",
             "REGCRED_VERIFY_TIMEOUT_SECONDS",
             "REGCRED_VERIFY_BACKGROUND",
+            "REGCRED_PULL_SECRETS_LEASE_SECONDS",
         ] {
             assert!(refused.contains(name), "{name} is missing in {refused}");
         }

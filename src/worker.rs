@@ -46,10 +46,7 @@ pub struct Services {
 /// Works until it is told to stop.
 pub async fn run(services: Services, settings: Settings, stop: CancellationToken) {
     let Services { verifications, reconciler } = services;
-    tokio::join!(
-        fanout::run(reconciler, settings.fanout, stop.clone()),
-        verify(verifications, settings, stop.clone()),
-    );
+    tokio::join!(fanout::run(reconciler, settings.fanout, stop.clone()), verify(verifications, settings, stop.clone()),);
 }
 
 /// Verifies until it is told to stop. A check that is under way then is given up: its account is taken again by

@@ -226,7 +226,8 @@ impl Declaration {
     pub fn clusters(&self) -> BTreeMap<&Name, bool> {
         let mut clusters = BTreeMap::new();
         for target in &self.targets {
-            *clusters.entry(&target.cluster).or_insert(false) |= matches!(target.namespaces, Namespaces::Selected { .. });
+            *clusters.entry(&target.cluster).or_insert(false) |=
+                matches!(target.namespaces, Namespaces::Selected { .. });
         }
         clusters
     }
@@ -326,13 +327,11 @@ fn parse_target(errors: &mut FieldErrors, index: usize, target: TargetDocument) 
         }
         (None, Some(selector)) => {
             let field = format!("{at}.excludeNamespaces");
-            let exclude =
-                parse_list(errors, &field, &target.exclude_namespaces, NAMESPACES_MAX, NamespaceName::parse);
+            let exclude = parse_list(errors, &field, &target.exclude_namespaces, NAMESPACES_MAX, NamespaceName::parse);
             let selector = selector.parse(errors, &format!("{at}.namespaceSelector"));
-            selector.zip(exclude).map(|(selector, exclude)| Namespaces::Selected {
-                selector,
-                exclude: exclude.into_iter().collect(),
-            })
+            selector
+                .zip(exclude)
+                .map(|(selector, exclude)| Namespaces::Selected { selector, exclude: exclude.into_iter().collect() })
         }
         _ => {
             errors.refuse(&at, "must have either `namespaces` or a `namespaceSelector`");

@@ -44,11 +44,10 @@ impl Accounts {
         let password = self.sealer.seal(SealedColumn::AccountPassword.slot(id), new.password.secret())?;
         let mut tx = self.pool.begin().await?;
         storage::pull_secrets::lock_selectors_shared(&mut tx).await?;
-        let account =
-            storage::accounts::insert(&mut tx, id, &new, &password).await.map_err(|error| match error {
-                StorageError::NameTaken => ServiceError::NameTaken(new.name.to_string()),
-                other => other.into(),
-            })?;
+        let account = storage::accounts::insert(&mut tx, id, &new, &password).await.map_err(|error| match error {
+            StorageError::NameTaken => ServiceError::NameTaken(new.name.to_string()),
+            other => other.into(),
+        })?;
         pull_secrets::follow_account(&mut tx, None, Some(&account), true).await?;
         tx.commit().await?;
         Ok(account)

@@ -101,10 +101,13 @@ impl PullSecrets {
             }
             None => {
                 let inserted = storage::pull_secrets::insert(&mut tx, Uuid::now_v7(), name, declaration).await;
-                (Declared::Created, inserted.map_err(|error| match error {
-                    StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
-                    other => other.into(),
-                })?)
+                (
+                    Declared::Created,
+                    inserted.map_err(|error| match error {
+                        StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
+                        other => other.into(),
+                    })?,
+                )
             }
         };
         storage::pull_secrets::set_accounts(&mut tx, stored.id, &accounts).await?;
@@ -326,9 +329,9 @@ async fn visible(
     if grants.include_accounts_with(&BTreeMap::new()) {
         return Ok(found);
     }
-    let named: BTreeSet<&str> = found.iter().flat_map(|one| account_names(&one.declaration)).collect();
-    let named: Vec<&str> = named.into_iter().collect();
-    let accounts = storage::pull_secrets::find_accounts(conn, &named).await?;
+    let used: BTreeSet<&str> = found.iter().flat_map(|one| account_names(&one.declaration)).collect();
+    let used: Vec<&str> = used.into_iter().collect();
+    let accounts = storage::pull_secrets::find_accounts(conn, &used).await?;
     let granted: BTreeSet<String> = accounts
         .into_iter()
         .filter(|account| grants.include_account(&account.name, &account.labels))
@@ -461,7 +464,6 @@ pub(super) async fn refuse_used(
         return Ok(());
     }
     let all = users.len();
-    let by: Vec<String> =
-        visible(conn, caller, users).await?.into_iter().map(|user| user.name.to_string()).collect();
+    let by: Vec<String> = visible(conn, caller, users).await?.into_iter().map(|user| user.name.to_string()).collect();
     Err(ServiceError::InUse { kind, name: name.to_string(), hidden: all - by.len(), by })
 }

@@ -6,13 +6,12 @@
 //! whole is not written: the last good Secret stays.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream};
 use secrecy::ExposeSecret;
 use sqlx::PgPool;
 use tokio::time::{Instant, timeout};
@@ -24,11 +23,8 @@ use crate::{
     domain::{
         docker_config::RenderError,
         grants::Grants,
-        names::{Name, NamespaceName, ServiceAccountName},
-        pull_secret::{
-            self, Accounts, Declaration, DeletionPolicy, Owner, PreviewAction, Step, TargetState, Wanted, Written, backoff,
-            plan,
-        },
+        names::{Name, ServiceAccountName},
+        pull_secret::{self, Accounts, Declaration, Owner, Step, TargetState, Wanted, Written, backoff, plan},
     },
     service::{
         ServiceError,
@@ -43,14 +39,14 @@ use crate::{
     },
 };
 
+mod preview;
+
+pub use preview::PreviewedTarget;
+
 /// How long a rendered document is used for further targets of the same generation.
 const RENDERED_FOR: Duration = Duration::from_secs(5);
 /// How often one try looks again because somebody else changed the Secret at the same time.
 const LOOKS: usize = 3;
-/// How long a dry run looks through one cluster.
-const PREVIEW_TIME: Duration = Duration::from_secs(20);
-/// How many Secrets a dry run looks at at a time.
-const PREVIEW_CONCURRENCY: usize = 16;
 /// The longest wait for something that does not exist yet, or that a cluster as a whole keeps from being done.
 const SOON: Duration = Duration::from_secs(30);
 
@@ -61,6 +57,8 @@ pub struct Settings {
     pub lease: Duration,
     /// How often a target that is in order is compared with the cluster all the same.
     pub resync: Duration,
+    /// How often the namespaces of a cluster are compared with the selectors.
+    pub compare: Duration,
 }
 
 /// A claimed target with its declaration.
@@ -82,37 +80,9 @@ pub struct Outcome {
 #[derive(Debug)]
 enum Verdict {
     /// To be stored.
-    Settled { settlement: Settlement, did: &'static str },
+    Settled { settlement: Box<Settlement>, did: &'static str },
     /// The Secret is not there any more, or was never ours.
     Removed,
-}
-
-/// What would become of a target.
-#[derive(Debug)]
-pub struct PreviewedTarget {
-    /// Name of the cluster.
-    pub cluster: String,
-    /// The namespace; none where the cluster as a whole could not be looked at.
-    pub namespace: Option<String>,
-    /// What would be done.
-    pub action: PreviewAction,
-    /// Why it cannot be told: a slug, and a sentence.
-    pub error: Option<(&'static str, String)>,
-}
-
-impl PreviewedTarget {
-    fn new(cluster: &str, namespace: &str, action: PreviewAction) -> Self {
-        Self { cluster: cluster.to_owned(), namespace: Some(namespace.to_owned()), action, error: None }
-    }
-
-    fn unknown(cluster: &str, namespace: Option<&str>, error: &ServiceError) -> Self {
-        Self {
-            cluster: cluster.to_owned(),
-            namespace: namespace.map(str::to_owned),
-            action: PreviewAction::Unknown,
-            error: Some(explain(error)),
-        }
-    }
 }
 
 /// A document, ready to be written.
@@ -266,7 +236,7 @@ impl Reconciler {
             Ok(result) => Ok(Some(Outcome { result, ill: None })),
             // Not about the target at all.
             Err(ServiceError::Storage(error)) if !matches!(error, StorageError::Corrupt { .. }) => Err(error.into()),
-            Err(error) => Ok(Some(self.failed(job, &error))),
+            Err(error) => Ok(Some(Self::failed(job, &error))),
         }
     }
 
@@ -309,6 +279,9 @@ impl Reconciler {
             Verdict::Removed => {
                 if storage::targets::delete_removed(&mut conn, target).await? {
                     tracing::info!(pull_secret = name, cluster, namespace, "a target of a pull secret was removed");
+                } else {
+                    // Somebody wants it again.
+                    storage::targets::release(&mut conn, std::slice::from_ref(target), Duration::ZERO).await?;
                 }
                 storage::pull_secrets::delete_empty(&mut conn, target.pull_secret_id).await?;
             }
@@ -341,23 +314,29 @@ impl Reconciler {
         Ok(storage::targets::mark_waiting(&mut conn, cluster, slug, &detail).await?)
     }
 
-    /// Compares the namespaces of one cluster that is due with the selectors; whether there was one.
+    /// Takes a cluster whose namespaces are due to be compared with the selectors.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn compare_next(&self) -> Result<bool, ServiceError> {
+    pub async fn claim_comparison(&self) -> Result<Option<ClaimedComparison>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        let claimed = storage::targets::claim_comparison(&mut conn, self.settings.lease).await?;
-        drop(conn);
-        let Some(comparison) = claimed else { return Ok(false) };
-        let compared = timeout(self.settings.lease * 2 / 3, self.compare(comparison)).await;
+        Ok(storage::targets::claim_comparison(&mut conn, self.settings.lease).await?)
+    }
+
+    /// Compares the namespaces of a cluster with the selectors: what matches gets a target, and what does not loses it.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    pub async fn compare(&self, comparison: ClaimedComparison) -> Result<(), ServiceError> {
+        let compared = timeout(self.settings.lease * 2 / 3, self.compare_claimed(comparison)).await;
         let compared = compared.unwrap_or_else(|_| {
             let detail = "listing the namespaces of the cluster took too long".to_owned();
             Err(ClusterError::Timeout { detail }.into())
         });
         let (error, again_after) = match compared {
-            Ok(()) => (None, self.settings.resync),
+            Ok(()) => (None, self.settings.compare),
             Err(ServiceError::Storage(error)) => return Err(error.into()),
             Err(error) => {
                 tracing::warn!(cluster.id = %comparison.cluster_id, %error, "namespaces could not be compared with selectors");
@@ -366,11 +345,10 @@ impl Reconciler {
         };
         let mut conn = connection(&self.pool).await?;
         let error = error.as_ref().map(|(slug, detail)| (*slug, detail.as_str()));
-        storage::targets::settle_comparison(&mut conn, comparison, error, again_after).await?;
-        Ok(true)
+        Ok(storage::targets::settle_comparison(&mut conn, comparison, error, again_after).await?)
     }
 
-    async fn compare(&self, comparison: ClaimedComparison) -> Result<(), ServiceError> {
+    async fn compare_claimed(&self, comparison: ClaimedComparison) -> Result<(), ServiceError> {
         let cluster = comparison.cluster_id;
         let mut conn = connection(&self.pool).await?;
         let ids = storage::targets::selecting_in(&mut conn, cluster).await?;
@@ -429,7 +407,7 @@ impl Reconciler {
         };
         let (did, written) = match placed {
             Placed::At(did, written) => (did, written),
-            Placed::Not(settlement) => return Ok(Verdict::Settled { settlement, did: "left" }),
+            Placed::Not(settlement) => return Ok(Verdict::Settled { settlement: Box::new(settlement), did: "left" }),
         };
         let is_rotation = did == "rotated" && target.applied_version == pull_secret.version;
         let (attached, missing) = if is_rotation && declaration.service_accounts == target.attached {
@@ -459,7 +437,7 @@ impl Reconciler {
                 }
             }
         };
-        Ok(Verdict::Settled { settlement, did })
+        Ok(Verdict::Settled { settlement: Box::new(settlement), did })
     }
 
     /// The usual case of a rotation, in one call: the Secret is as it was written last, and gets its new content. None where it is not
@@ -509,11 +487,11 @@ impl Reconciler {
                     Err(error) => return Err(error.into()),
                 },
                 Step::Apply { resource_version } => resource_version,
-                Step::Conflict => return Ok(Placed::Not(self.conflict(job, None))),
+                Step::Conflict => return Ok(Placed::Not(Self::conflict(job, None))),
                 Step::ConflictUnlessGone(owner) => {
                     let mut conn = connection(&self.pool).await?;
                     if storage::pull_secrets::exists(&mut conn, owner).await? {
-                        return Ok(Placed::Not(self.conflict(job, Some(owner))));
+                        return Ok(Placed::Not(Self::conflict(job, Some(owner))));
                     }
                     found.map(|found| found.resource_version).unwrap_or_default()
                 }
@@ -528,7 +506,7 @@ impl Reconciler {
         Err(ClusterError::Changed.into())
     }
 
-    fn conflict(&self, job: &Job, owner: Option<Uuid>) -> Settlement {
+    fn conflict(job: &Job, owner: Option<Uuid>) -> Settlement {
         let name = &job.pull_secret.declaration.secret_name;
         let detail = match owner {
             Some(_) => format!("the Secret {name} belongs to another pull secret: one of the two needs another name"),
@@ -599,9 +577,7 @@ impl Reconciler {
     async fn take_away(&self, client: &ClusterClient, job: &Job) -> Result<Verdict, ServiceError> {
         let (target, name) = (&job.target, &job.pull_secret.declaration.secret_name);
         let found = client.find_secret(&target.namespace, name).await?;
-        let ours = found.filter(|found| {
-            found.owner(target.pull_secret_id, &target.written) == Owner::Us
-        });
+        let ours = found.filter(|found| found.owner(target.pull_secret_id, &target.written) == Owner::Us);
         for account in &target.attached {
             client.detach(&target.namespace, account, name).await?;
         }
@@ -609,103 +585,6 @@ impl Reconciler {
             client.delete_secret(&target.namespace, name, &found.uid).await?;
         }
         Ok(Verdict::Removed)
-    }
-
-    /// Says what a declaration would do, target by target, and does nothing. `existing` is what is stored under its name.
-    ///
-    /// # Errors
-    ///
-    /// As [`DockerConfigs::assemble`]: a declaration that cannot be rendered would not do anything.
-    pub async fn preview(
-        &self,
-        declaration: &Declaration,
-        existing: Option<&StoredPullSecret>,
-    ) -> Result<Vec<PreviewedTarget>, ServiceError> {
-        let content = self.assemble(declaration).await?;
-        let mut conn = connection(&self.pool).await?;
-        let known = match existing {
-            Some(existing) => storage::targets::known(&mut conn, existing.id).await?,
-            None => Vec::new(),
-        };
-        let mut clusters: BTreeMap<String, Uuid> =
-            known.iter().map(|target| (target.cluster.clone(), target.cluster_id)).collect();
-        let names: Vec<&str> = declaration.clusters().into_keys().map(Name::as_str).collect();
-        clusters.extend(storage::pull_secrets::find_clusters(&mut conn, &names).await?);
-        drop(conn);
-        let mut previewed = Vec::new();
-        for (name, id) in clusters {
-            let known = known.iter().filter(|target| target.cluster_id == id);
-            let known = known.map(|target| (target.namespace.as_str(), &target.written)).collect();
-            let looked = self.preview_cluster(declaration, existing, (&name, id), &known, &content);
-            // A cluster that cannot be asked keeps nothing back of what is known of the others.
-            match timeout(PREVIEW_TIME, looked).await {
-                Ok(Ok(targets)) => previewed.extend(targets),
-                Ok(Err(error @ ServiceError::Storage(_))) => return Err(error),
-                Ok(Err(error)) => previewed.push(PreviewedTarget::unknown(&name, None, &error)),
-                Err(_) => {
-                    let detail = format!("the cluster was not looked through within {} s", PREVIEW_TIME.as_secs());
-                    let error = ClusterError::Timeout { detail }.into();
-                    previewed.push(PreviewedTarget::unknown(&name, None, &error));
-                }
-            }
-        }
-        Ok(previewed)
-    }
-
-    async fn preview_cluster(
-        &self,
-        declaration: &Declaration,
-        existing: Option<&StoredPullSecret>,
-        (cluster, cluster_id): (&str, Uuid),
-        known: &BTreeMap<&str, &Written>,
-        content: &Content,
-    ) -> Result<Vec<PreviewedTarget>, ServiceError> {
-        let (_, client) = self.client(cluster_id).await?;
-        let listed = declaration.listed().into_iter().filter(|(name, _)| name.as_str() == cluster);
-        let mut meant: BTreeSet<NamespaceName> = listed.map(|(_, namespace)| namespace.clone()).collect();
-        if declaration.clusters().into_iter().any(|(name, selects)| selects && name.as_str() == cluster) {
-            let namespaces = client.list_namespaces().await?.into_iter();
-            let selected = namespaces.filter(|namespace| {
-                !namespace.terminating && declaration.selects(cluster, &namespace.name, &namespace.labels)
-            });
-            meant.extend(selected.map(|namespace| namespace.name));
-        }
-        let unwritten = Written::default();
-        let looks = meant.iter().map(|namespace| {
-            let (client, unwritten) = (&client, &unwritten);
-            async move {
-                let found = client.find_secret(namespace, &declaration.secret_name).await;
-                let found = match found {
-                    Ok(found) => found,
-                    Err(error) => return PreviewedTarget::unknown(cluster, Some(namespace.as_str()), &error.into()),
-                };
-                let written = known.get(namespace.as_str()).copied().unwrap_or(unwritten);
-                let wanted = Wanted {
-                    id: existing.map_or(Uuid::nil(), |existing| existing.id),
-                    generation: i64::MAX,
-                    content_mac: &content.mac,
-                    adopt: declaration.adopt,
-                };
-                let is_ours = found.as_ref().is_some_and(|found| found.owner(wanted.id, written) == Owner::Us);
-                let action = match plan(&wanted, written, found.as_ref()) {
-                    Step::Create => PreviewAction::Create,
-                    Step::Leave => PreviewAction::Unchanged,
-                    Step::Apply { .. } if is_ours => PreviewAction::Update,
-                    Step::Apply { .. } | Step::ConflictUnlessGone(_) => PreviewAction::Adopt,
-                    Step::Conflict | Step::Superseded { .. } => PreviewAction::Conflict,
-                };
-                PreviewedTarget::new(cluster, namespace.as_str(), action)
-            }
-        });
-        let mut previewed: Vec<PreviewedTarget> = stream::iter(looks).buffered(PREVIEW_CONCURRENCY).collect().await;
-        let lost = match declaration.deletion_policy {
-            DeletionPolicy::Delete => PreviewAction::Remove,
-            DeletionPolicy::Retain => PreviewAction::Forget,
-        };
-        let lose = known.keys().filter(|namespace| !meant.iter().any(|name| name.as_str() == **namespace));
-        previewed.extend(lose.map(|namespace| PreviewedTarget::new(cluster, namespace, lost)));
-        previewed.sort_by(|one, other| one.namespace.cmp(&other.namespace));
-        Ok(previewed)
     }
 
     /// The document of a pull secret: rendered once for all targets of a generation.
@@ -733,10 +612,8 @@ impl Reconciler {
         let secret_type = declaration.secret_type;
         let rendered =
             self.docker_configs.assemble_within(&Grants::everything(), secret_type.profile(), &choice).await?;
-        let mac = self.content_key.mac(&[
-            secret_type.as_str().as_bytes(),
-            rendered.document.expose_secret().as_bytes(),
-        ]);
+        let mac =
+            self.content_key.mac(&[secret_type.as_str().as_bytes(), rendered.document.expose_secret().as_bytes()]);
         let secret = SecretContent::new(secret_type.as_str(), secret_type.data_key(), &rendered.document);
         Ok(Content { secret, mac })
     }
@@ -753,7 +630,7 @@ impl Reconciler {
         }
     }
 
-    fn failed(&self, job: &Job, error: &ServiceError) -> Outcome {
+    fn failed(job: &Job, error: &ServiceError) -> Outcome {
         let target = &job.target;
         let (slug, detail) = explain(error);
         let ill = match error {
@@ -776,7 +653,7 @@ impl Reconciler {
             error: Some((slug.to_owned(), detail)),
             again_after,
         };
-        Outcome { result: Verdict::Settled { settlement, did: "failed" }, ill }
+        Outcome { result: Verdict::Settled { settlement: Box::new(settlement), did: "failed" }, ill }
     }
 }
 
@@ -789,11 +666,7 @@ enum Placed {
 }
 
 fn written(created: CreatedSecret, content: &Content) -> Written {
-    Written {
-        uid: created.uid,
-        resource_version: created.resource_version,
-        content_mac: Some(content.mac.clone()),
-    }
+    Written { uid: created.uid, resource_version: created.resource_version, content_mac: Some(content.mac.clone()) }
 }
 
 /// Slug and sentence for what keeps a target from being in order; nothing of a cause that is for the log alone.
@@ -808,7 +681,8 @@ fn explain(error: &ServiceError) -> (&'static str, String) {
         }
         ServiceError::Open(_) | ServiceError::Storage(StorageError::Corrupt { .. }) => {
             tracing::error!(%error, "a pull secret cannot be rendered");
-            let detail = "a stored value does not open or is damaged: regcred's log names its row; the last good Secret stays";
+            let detail =
+                "a stored value does not open or is damaged: regcred's log names its row; the last good Secret stays";
             ("stored-value-unreadable", detail.to_owned())
         }
         other => {

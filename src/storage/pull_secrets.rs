@@ -4,11 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::{
-    PgConnection, PgPool,
-    postgres::PgListener,
-    types::Json,
-};
+use sqlx::{PgConnection, PgPool, postgres::PgListener, types::Json};
 use uuid::Uuid;
 
 use crate::{
@@ -211,8 +207,7 @@ pub async fn list(conn: &mut PgConnection, page: &PageRequest) -> Result<Vec<Sto
 /// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.versions", skip_all)]
 pub async fn versions(conn: &mut PgConnection, ids: &[Uuid]) -> Result<BTreeMap<Uuid, i64>, StorageError> {
-    let rows =
-        sqlx::query!("SELECT id, version FROM pull_secrets WHERE id = ANY($1)", ids).fetch_all(conn).await?;
+    let rows = sqlx::query!("SELECT id, version FROM pull_secrets WHERE id = ANY($1)", ids).fetch_all(conn).await?;
     Ok(rows.into_iter().map(|row| (row.id, row.version)).collect())
 }
 
@@ -360,13 +355,9 @@ pub async fn set_clusters(
     clusters: &[Uuid],
     selects: &[bool],
 ) -> Result<(), StorageError> {
-    sqlx::query!(
-        "DELETE FROM pull_secret_clusters WHERE pull_secret_id = $1 AND cluster_id <> ALL($2)",
-        id,
-        clusters
-    )
-    .execute(&mut *conn)
-    .await?;
+    sqlx::query!("DELETE FROM pull_secret_clusters WHERE pull_secret_id = $1 AND cluster_id <> ALL($2)", id, clusters)
+        .execute(&mut *conn)
+        .await?;
     sqlx::query!(
         "INSERT INTO pull_secret_clusters (pull_secret_id, cluster_id, selects)
          SELECT $1, one.id, one.selects FROM unnest($2::uuid[], $3::boolean[]) AS one (id, selects)
@@ -488,8 +479,7 @@ pub async fn selecting(
 /// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.ids_naming", skip_all)]
 pub async fn ids_naming(conn: &mut PgConnection, account: Uuid) -> Result<Vec<Uuid>, StorageError> {
-    let ids =
-        sqlx::query_scalar!("SELECT pull_secret_id FROM pull_secret_accounts WHERE account_id = $1", account);
+    let ids = sqlx::query_scalar!("SELECT pull_secret_id FROM pull_secret_accounts WHERE account_id = $1", account);
     Ok(ids.fetch_all(conn).await?)
 }
 

@@ -251,11 +251,7 @@ pub async fn claim(
                 generation: row.generation,
                 applied_generation: row.applied_generation,
                 applied_version: row.applied_version,
-                written: Written {
-                    uid: row.uid,
-                    resource_version: row.resource_version,
-                    content_mac: row.content_mac,
-                },
+                written: Written { uid: row.uid, resource_version: row.resource_version, content_mac: row.content_mac },
                 attached: attached.map_err(corrupt(TABLE, id, "attached"))?,
                 attempts: row.attempts,
                 lease_token: row.lease_token,
@@ -367,11 +363,7 @@ pub async fn delete_removed(conn: &mut PgConnection, target: &ClaimedTarget) -> 
 ///
 /// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.release", skip_all)]
-pub async fn release(
-    conn: &mut PgConnection,
-    targets: &[ClaimedTarget],
-    after: Duration,
-) -> Result<(), StorageError> {
+pub async fn release(conn: &mut PgConnection, targets: &[ClaimedTarget], after: Duration) -> Result<(), StorageError> {
     let ids: Vec<Uuid> = targets.iter().map(|target| target.pull_secret_id).collect();
     let clusters: Vec<Uuid> = targets.iter().map(|target| target.cluster_id).collect();
     let namespaces: Vec<String> = targets.iter().map(|target| target.namespace.to_string()).collect();
@@ -717,12 +709,7 @@ pub async fn lock_version(conn: &mut PgConnection, id: Uuid, version: i64) -> Re
 ///
 /// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_clusters.note_compared", skip_all, fields(pull_secret.id = %id))]
-pub async fn note_compared(
-    conn: &mut PgConnection,
-    id: Uuid,
-    cluster: Uuid,
-    version: i64,
-) -> Result<(), StorageError> {
+pub async fn note_compared(conn: &mut PgConnection, id: Uuid, cluster: Uuid, version: i64) -> Result<(), StorageError> {
     sqlx::query!(
         "UPDATE pull_secret_clusters SET compared_version = $3
          WHERE pull_secret_id = $1 AND cluster_id = $2 AND compared_version < $3",

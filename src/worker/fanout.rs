@@ -32,6 +32,8 @@ const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 /// How long what is under way may take to end when the worker is told to stop; what does not is taken by others once its
 /// lease is over.
 const STOPPING: Duration = Duration::from_secs(5);
+/// Clusters whose namespaces are compared at a time.
+const COMPARISONS: usize = 64;
 /// A claim is for so many rounds: few enough to be through well within a lease, and enough that claiming costs little.
 const ROUNDS: i64 = 4;
 /// How often a result is tried to be stored.
@@ -102,7 +104,9 @@ pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationT
     // Lanes take nothing new by now.
     let ended = tokio::time::timeout(STOPPING, async { while tasks.join_next().await.is_some() {} }).await;
     if ended.is_err() {
-        tracing::warn!("targets were still worked on when the worker stopped; they are taken again when their leases are over");
+        tracing::warn!(
+            "targets were still worked on when the worker stopped; they are taken again when their leases are over"
+        );
     }
 }
 
@@ -134,13 +138,21 @@ async fn listen(reconciler: Reconciler, wakes: Arc<WakeUps>) {
     }
 }
 
-/// Compares namespaces with selectors, cluster by cluster.
+/// Compares namespaces with selectors. Each cluster has a task of its own, so that one that hangs holds up no other.
 async fn compare(reconciler: Reconciler, wakes: Arc<WakeUps>, poll: Duration) {
+    let mut comparisons: JoinSet<()> = JoinSet::new();
     loop {
-        match reconciler.compare_next().await {
-            Ok(true) => continue,
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "the worker could not compare namespaces; it tries again"),
+        while comparisons.try_join_next().is_some() {}
+        if comparisons.len() < COMPARISONS {
+            match reconciler.claim_comparison().await {
+                Ok(Some(claimed)) => {
+                    let reconciler = reconciler.clone();
+                    comparisons.spawn(async move { report(reconciler.compare(claimed).await) });
+                    continue;
+                }
+                Ok(None) => {}
+                Err(error) => report(Err(error)),
+            }
         }
         // A wake that came during the look is kept.
         let _ = tokio::time::timeout(poll, wakes.comparisons.notified()).await;
@@ -167,9 +179,8 @@ impl Lane {
         let leave = |job: Job| left.lock().unwrap_or_else(PoisonError::into_inner).push(job);
         // Claims follow each other while the last of the ones before are still worked on: the pipe stays full.
         let batches = stream::unfold((), |()| async move { self.claim().await.map(|batch| (batch, ())) });
-        let jobs = batches.flat_map(|(called, jobs)| {
-            stream::iter(jobs.into_iter().map(move |job| (Arc::clone(&called), job)))
-        });
+        let jobs = batches
+            .flat_map(|(called, jobs)| stream::iter(jobs.into_iter().map(move |job| (Arc::clone(&called), job))));
         jobs.for_each_concurrent(self.settings.concurrency, |(called, job)| async move {
             if self.stop.is_cancelled() || self.breaker.allowance(Instant::now()) == Allowance::Nothing {
                 return leave(job);

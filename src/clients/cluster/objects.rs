@@ -13,9 +13,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use url::form_urlencoded;
 
-use super::{
-    ClusterClient, ClusterError, CreatedSecret, FIELD_MANAGER, METADATA_ONLY, answer::Answer, unbuildable,
-};
+use super::{ClusterClient, ClusterError, CreatedSecret, FIELD_MANAGER, METADATA_ONLY, answer::Answer, unbuildable};
 use crate::domain::{
     names::{NamespaceName, SecretName, ServiceAccountName},
     pull_secret::{FoundSecret, GENERATION_ANNOTATION},
@@ -215,8 +213,7 @@ impl ClusterClient {
         secret: &AppliedSecret<'_>,
         resource_version: &str,
     ) -> Result<CreatedSecret, ClusterError> {
-        let path =
-            format!("{}?fieldManager={FIELD_MANAGER}&force=true", secret_path(secret.namespace, secret.name));
+        let path = format!("{}?fieldManager={FIELD_MANAGER}&force=true", secret_path(secret.namespace, secret.name));
         let body = secret.body(Some(resource_version))?;
         let request = request(Method::PATCH, &path, Some("application/apply-patch+yaml"), body)?;
         let answer = self.call(accepting(request, METADATA_ONLY), self.deadline()).await?;
@@ -311,9 +308,9 @@ impl ClusterClient {
             let found: ServiceAccount = self.read(&answer)?;
             let Some(operation) = change(&found) else { return Ok(Attachment::Unchanged) };
             let version = found.metadata.resource_version.unwrap_or_default();
-            let patch = json!([{"op": "test", "path": "/metadata/resourceVersion", "value": version}, operation]);
+            let test = json!({"op": "test", "path": "/metadata/resourceVersion", "value": version});
             let path = format!("{path}?fieldManager={FIELD_MANAGER}");
-            let body = patch.to_string().into_bytes();
+            let body = json!([test, operation]).to_string().into_bytes();
             let change = request(Method::PATCH, &path, Some("application/json-patch+json"), body)?;
             let answer = self.call(accepting(change, METADATA_ONLY), self.deadline()).await?;
             match answer.status {
