@@ -105,3 +105,13 @@ CREATE TABLE cluster_comparisons (
     CONSTRAINT cluster_comparisons_pkey PRIMARY KEY (cluster_id),
     CONSTRAINT cluster_comparisons_cluster_id_fkey FOREIGN KEY (cluster_id) REFERENCES clusters (id) ON DELETE CASCADE
 );
+
+-- Which replica watches a cluster.
+CREATE TABLE cluster_watches (
+    cluster_id uuid NOT NULL,
+    lease_until timestamptz NOT NULL,
+    -- Grows with every replica that takes it.
+    epoch bigint NOT NULL DEFAULT 1,
+    CONSTRAINT cluster_watches_pkey PRIMARY KEY (cluster_id),
+    CONSTRAINT cluster_watches_cluster_id_fkey FOREIGN KEY (cluster_id) REFERENCES clusters (id) ON DELETE CASCADE
+);

@@ -154,7 +154,8 @@ impl App {
         let mut server = tokio::spawn(self.server);
         let ring = tokio::spawn(watch_ring(self.sealer));
         let stop = CancellationToken::new();
-        let (works, work, stopped) = (self.works, worker::run(self.services, self.worker, stop.clone()), stop.clone());
+        let (works, stopped) = (self.works, stop.clone());
+        let work = Box::pin(worker::run(self.services, self.worker, stop.clone()));
         let mut worker = tokio::spawn(async move { if works { work.await } else { stopped.cancelled().await } });
         let uninvited = tokio::select! {
             ended = &mut server => Some(format!("the HTTP server ended by itself: {ended:?}")),

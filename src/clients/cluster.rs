@@ -37,6 +37,7 @@ pub mod kubeconfig;
 mod objects;
 mod pinning;
 mod transport;
+mod watch;
 
 use answer::{Answer, TOO_LARGE};
 pub use cache::ClusterClients;
@@ -45,6 +46,7 @@ pub use error::ClusterError;
 pub use objects::{AppliedSecret, Attachment, FoundNamespace, SecretContent};
 pub use pinning::admit;
 use transport::Peer;
+pub use watch::{Change, Watched};
 
 /// The field manager under which regcred's fields stand in `managedFields`.
 pub const FIELD_MANAGER: &str = "regcred";

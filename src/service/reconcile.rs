@@ -40,6 +40,7 @@ use crate::{
 };
 
 mod preview;
+mod watch;
 
 pub use preview::PreviewedTarget;
 
@@ -294,11 +295,11 @@ impl Reconciler {
     /// # Errors
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn release(&self, jobs: Vec<Job>, after: Duration) -> Result<(), ServiceError> {
+    pub async fn release(&self, jobs: &[Job], after: Duration) -> Result<(), ServiceError> {
         if jobs.is_empty() {
             return Ok(());
         }
-        let targets: Vec<ClaimedTarget> = jobs.into_iter().map(|job| job.target).collect();
+        let targets: Vec<ClaimedTarget> = jobs.iter().map(|job| job.target.clone()).collect();
         let mut conn = connection(&self.pool).await?;
         Ok(storage::targets::release(&mut conn, &targets, after).await?)
     }

@@ -754,3 +754,146 @@ pub async fn comparisons(conn: &mut PgConnection, id: Uuid) -> Result<Vec<Compar
     );
     Ok(rows.fetch_all(conn).await?)
 }
+
+/// A cluster that this replica watches.
+#[derive(Debug, Clone, Copy)]
+pub struct ClaimedWatch {
+    /// The cluster.
+    pub cluster_id: Uuid,
+    /// Grows with every replica that takes it.
+    pub epoch: i64,
+}
+
+/// Takes the clusters that pull secrets go to and that nobody watches.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.cluster_watches.claim", skip_all)]
+pub async fn claim_watches(conn: &mut PgConnection, lease: Duration) -> Result<Vec<ClaimedWatch>, StorageError> {
+    let claimed = sqlx::query_as!(
+        ClaimedWatch,
+        "INSERT INTO cluster_watches AS watch (cluster_id, lease_until)
+         SELECT id, now() + $1 * interval '1 second' FROM clusters
+         WHERE EXISTS (SELECT FROM pull_secret_clusters WHERE cluster_id = clusters.id)
+             AND NOT EXISTS (SELECT FROM cluster_watches WHERE cluster_id = clusters.id AND lease_until > now())
+         ORDER BY id
+         ON CONFLICT (cluster_id) DO UPDATE SET lease_until = excluded.lease_until, epoch = watch.epoch + 1
+         WHERE watch.lease_until <= now()
+         RETURNING cluster_id, epoch",
+        lease.as_secs_f64(),
+    );
+    Ok(claimed.fetch_all(conn).await?)
+}
+
+/// Keeps a watch; false if somebody else has it by now, or no pull secret goes there any more.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.cluster_watches.renew", skip_all, fields(cluster.id = %watch.cluster_id))]
+pub async fn renew_watch(conn: &mut PgConnection, watch: ClaimedWatch, lease: Duration) -> Result<bool, StorageError> {
+    let renewed = sqlx::query!(
+        "UPDATE cluster_watches SET lease_until = now() + $3 * interval '1 second'
+         WHERE cluster_id = $1 AND epoch = $2
+             AND EXISTS (SELECT FROM pull_secret_clusters WHERE cluster_id = $1)",
+        watch.cluster_id,
+        watch.epoch,
+        lease.as_secs_f64(),
+    )
+    .execute(conn)
+    .await?;
+    Ok(renewed.rows_affected() > 0)
+}
+
+/// Gives a watch back.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.cluster_watches.release", skip_all, fields(cluster.id = %watch.cluster_id))]
+pub async fn release_watch(conn: &mut PgConnection, watch: ClaimedWatch) -> Result<(), StorageError> {
+    sqlx::query!(
+        "UPDATE cluster_watches SET lease_until = now() WHERE cluster_id = $1 AND epoch = $2",
+        watch.cluster_id,
+        watch.epoch,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Secrets that changed, as three columns for SQL's `unnest`.
+#[derive(Debug, Default)]
+pub struct ChangedSecrets {
+    /// The pull secret of each.
+    pub ids: Vec<Uuid>,
+    /// Its namespace.
+    pub namespaces: Vec<String>,
+    /// Its version; none if it was deleted.
+    pub resource_versions: Vec<Option<String>>,
+}
+
+/// Has the targets of changed Secrets looked at again now, but not those that are at this very version, nor those that somebody
+/// works on: most changes are regcred's own. How many.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.poke_secrets", skip_all, fields(cluster.id = %cluster))]
+pub async fn poke_secrets(
+    conn: &mut PgConnection,
+    cluster: Uuid,
+    changed: &ChangedSecrets,
+) -> Result<u64, StorageError> {
+    let poked = sqlx::query!(
+        "UPDATE pull_secret_targets AS target SET next_attempt_at = now()
+         WHERE (pull_secret_id, cluster_id, namespace) IN (
+             SELECT target.pull_secret_id, target.cluster_id, target.namespace
+             FROM unnest($2::uuid[], $3::text[], $4::text[]) AS changed (id, namespace, resource_version)
+             JOIN pull_secret_targets AS target ON target.pull_secret_id = changed.id AND target.cluster_id = $1
+                 AND target.namespace = changed.namespace
+             WHERE target.lease_until IS NULL AND target.state = 'synced'
+                 AND target.resource_version IS DISTINCT FROM changed.resource_version
+             ORDER BY target.pull_secret_id, target.namespace FOR UPDATE OF target SKIP LOCKED
+         )",
+        cluster,
+        &changed.ids,
+        &changed.namespaces,
+        &changed.resource_versions as _,
+    )
+    .execute(conn)
+    .await?;
+    Ok(poked.rows_affected())
+}
+
+/// Has a cluster's namespaces compared with the selectors now, and the targets looked at that wait for one of these namespaces. How
+/// many.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.poke_namespaces", skip_all, fields(cluster.id = %cluster))]
+pub async fn poke_namespaces(
+    conn: &mut PgConnection,
+    cluster: Uuid,
+    namespaces: &[String],
+) -> Result<u64, StorageError> {
+    let compared = sqlx::query!("UPDATE cluster_comparisons SET next_at = now() WHERE cluster_id = $1", cluster)
+        .execute(&mut *conn)
+        .await?;
+    let waiting = sqlx::query!(
+        "UPDATE pull_secret_targets SET next_attempt_at = now()
+         WHERE (pull_secret_id, cluster_id, namespace) IN (
+             SELECT pull_secret_id, cluster_id, namespace FROM pull_secret_targets
+             WHERE cluster_id = $1 AND namespace = ANY($2) AND state = 'failed' AND lease_until IS NULL
+                 AND last_error_type IN ('namespace-not-found', 'namespace-terminating')
+             ORDER BY pull_secret_id, namespace FOR UPDATE SKIP LOCKED
+         )",
+        cluster,
+        namespaces,
+    )
+    .execute(conn)
+    .await?;
+    Ok(compared.rows_affected() + waiting.rows_affected())
+}

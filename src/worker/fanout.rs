@@ -55,6 +55,7 @@ pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationT
     let spawn_others = |tasks: &mut JoinSet<Option<Uuid>>| {
         tasks.spawn(until_stopped(listen(reconciler.clone(), Arc::clone(&wakes)), stop.clone()));
         tasks.spawn(until_stopped(compare(reconciler.clone(), Arc::clone(&wakes), settings.poll), stop.clone()));
+        tasks.spawn(until_stopped(watch(reconciler.clone(), settings.poll), stop.clone()));
     };
     spawn_others(&mut tasks);
     let mut breakers: HashMap<Uuid, Arc<Breaker>> = HashMap::new();
@@ -159,6 +160,28 @@ async fn compare(reconciler: Reconciler, wakes: Arc<WakeUps>, poll: Duration) {
     }
 }
 
+/// Watches the clusters that nobody else watches.
+async fn watch(reconciler: Reconciler, poll: Duration) {
+    let mut watches: JoinSet<()> = JoinSet::new();
+    loop {
+        while watches.try_join_next().is_some() {}
+        match reconciler.claim_watches().await {
+            Ok(claimed) => {
+                for one in claimed {
+                    let reconciler = reconciler.clone();
+                    watches.spawn(async move {
+                        if let Err(error) = reconciler.watch(one).await {
+                            tracing::info!(cluster.id = %one.cluster_id, %error, "a cluster is not watched for now");
+                        }
+                    });
+                }
+            }
+            Err(error) => report(Err(error)),
+        }
+        tokio::time::sleep(poll).await;
+    }
+}
+
 /// The work on one cluster.
 struct Lane {
     reconciler: Reconciler,
@@ -191,7 +214,7 @@ impl Lane {
         })
         .await;
         let left = std::mem::take(&mut *left.lock().unwrap_or_else(PoisonError::into_inner));
-        report(self.reconciler.release(left, Duration::ZERO).await);
+        insist(|| self.reconciler.release(&left, Duration::ZERO)).await;
     }
 
     /// The next targets; none if there is nothing to do now.
@@ -231,20 +254,15 @@ impl Lane {
         let outcome = match self.reconciler.work(client, &job).await {
             Ok(Some(outcome)) => outcome,
             Ok(None) => return Some(job),
+            // Postgres had no answer: somebody shall take it up without waiting for the lease to be over.
             Err(error) => {
                 report(Err(error));
-                return None;
+                return Some(job);
             }
         };
         // Postgres may be away for a moment. What cannot be stored is done again once the lease is over, and finds nothing
         // left to do.
-        for attempt in 1..=SETTLE_TRIES {
-            match self.reconciler.settle(name, &job, &outcome).await {
-                Ok(()) => break,
-                Err(error) if attempt == SETTLE_TRIES => report(Err(error)),
-                Err(_) => tokio::time::sleep(Duration::from_millis(100) * attempt).await,
-            }
-        }
+        insist(|| self.reconciler.settle(name, &job, &outcome)).await;
         match outcome.ill {
             None => self.breaker.succeeded(),
             Some(error) => self.give_up(&ServiceError::Cluster(error.clone()), Some(&error)).await,
@@ -265,6 +283,17 @@ impl Lane {
         if self.breaker.failed(Instant::now(), is_certain, asked) {
             tracing::warn!(cluster.id = %self.cluster, %error, "a cluster is left alone for a while");
             report(self.reconciler.mark_waiting(self.cluster, error).await);
+        }
+    }
+}
+
+/// Stores something with a Postgres that may be away for a moment.
+async fn insist<F: Future<Output = Result<(), ServiceError>>>(store: impl Fn() -> F) {
+    for attempt in 1..=SETTLE_TRIES {
+        match store().await {
+            Ok(()) => return,
+            Err(error) if attempt == SETTLE_TRIES => report(Err(error)),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100) * attempt).await,
         }
     }
 }

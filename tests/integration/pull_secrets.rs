@@ -371,6 +371,44 @@ async fn what_somebody_edits_or_deletes_is_repaired_without_any_event(pool: PgPo
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn what_changes_in_a_cluster_is_followed_at_once(pool: PgPool) {
+    // Nothing is found by looking around.
+    let never = [("REGCRED_PULL_SECRETS_RESYNC_SECONDS", "86400"), ("REGCRED_PULL_SECRETS_COMPARE_SECONDS", "86400")];
+    let (app, broker) = app_with_broker(pool.clone(), &never).await;
+    let mut rights = rules();
+    rights.push(rule("secrets", &["list", "watch"]));
+    broker.set_rules(rights).await;
+    let admin = app.admin();
+    let team = format!("t{}", uuid::Uuid::now_v7().simple());
+    let mut body = declaration(&["martin-5000"], "dev", &[]);
+    body["targets"] = json!([{"cluster": "dev", "namespaceSelector": {"matchLabels": {"team": team}}}]);
+    put(&admin, "team-a", &body).await.expect(201);
+
+    let namespace = labelled_namespace(&[("team", &team)]).await;
+    let made = eventually("it is there", async || find_secret(&namespace, "team-a-pull").await).await;
+    settled(&admin, "team-a").await;
+    let edit = json!({"data": {".dockerconfigjson": ByteString(b"{\"auths\":{}}".to_vec())}});
+    secret_patched(&namespace, "team-a-pull", edit).await;
+    eventually("the edit is undone", async || {
+        let secret = kubernetes::secret(&namespace, "team-a-pull").await;
+        kubernetes::document(&secret).contains("xxx1").then_some(())
+    })
+    .await;
+    settled(&admin, "team-a").await;
+    let secrets = Api::<Secret>::namespaced(kubernetes::admin(), &namespace);
+    secrets.delete("team-a-pull", &DeleteParams::default()).await.expect("deleted");
+    let again = eventually("it is made again", async || find_secret(&namespace, "team-a-pull").await).await;
+    assert_ne!(again.metadata.uid, made.metadata.uid);
+
+    settled(&admin, "team-a").await;
+    label(&namespace, &[("team", None)]).await;
+    eventually("it is taken away", async || find_secret(&namespace, "team-a-pull").await.is_none().then_some(())).await;
+    let epochs: Vec<i64> =
+        sqlx::query_scalar("SELECT epoch FROM cluster_watches").fetch_all(&pool).await.expect("rows");
+    assert_eq!(epochs, [1], "it was watched all the time, and once");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn somebody_elses_secret_stays_until_it_shall_be_adopted(pool: PgPool) {
     let (app, _broker) = app_with_broker(pool, &[]).await;
     let admin = app.admin();
