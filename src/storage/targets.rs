@@ -294,6 +294,8 @@ pub async fn settle(
 ) -> Result<Option<f64>, StorageError> {
     let attached: Vec<String> = settlement.attached.iter().map(ToString::to_string).collect();
     let (error_type, error_detail) = settlement.error.clone().unzip();
+    // A tenth more or less, so that what was settled together does not come back together.
+    let jitter = 0.9 + 0.2 * f64::from(Uuid::now_v7().as_bytes()[15]) / 255.0;
     // Old values are read from the row that is locked, so that what others changed meanwhile counts.
     let row = sqlx::query!(
         r#"WITH held AS (
@@ -330,7 +332,7 @@ pub async fn settle(
         &attached,
         error_type,
         error_detail,
-        settlement.again_after.as_secs_f64(),
+        settlement.again_after.as_secs_f64() * jitter,
     )
     .fetch_optional(conn)
     .await?;

@@ -94,7 +94,14 @@ pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationT
             let breaker = Arc::clone(breakers.entry(cluster).or_default());
             if !running.contains(&cluster) && breaker.allowance(Instant::now()) != Allowance::Nothing {
                 running.push(cluster);
-                let lane = Lane { reconciler: reconciler.clone(), cluster, breaker, settings, stop: stop.clone() };
+                let lane = Lane {
+                    reconciler: reconciler.clone(),
+                    cluster,
+                    breaker,
+                    settings,
+                    stop: stop.clone(),
+                    gave_up: Mutex::default(),
+                };
                 tasks.spawn(async move {
                     lane.run().await;
                     Some(cluster)
@@ -189,6 +196,8 @@ struct Lane {
     breaker: Arc<Breaker>,
     settings: Settings,
     stop: CancellationToken,
+    /// Why the cluster is left alone, where it is since this lane runs.
+    gave_up: Mutex<Option<ServiceError>>,
 }
 
 /// A cluster that can be called, by its name.
@@ -197,15 +206,18 @@ type Called = (String, ClusterClient);
 impl Lane {
     /// Works until nothing is due any more, or the cluster is to be left alone.
     async fn run(&self) {
+        if self.breaker.allowance(Instant::now()) == Allowance::One && !self.probe().await {
+            return;
+        }
         let left: Mutex<Vec<Job>> = Mutex::new(Vec::new());
         let left = &left;
         let leave = |job: Job| left.lock().unwrap_or_else(PoisonError::into_inner).push(job);
         // Claims follow each other while the last of the ones before are still worked on: the pipe stays full.
-        let batches = stream::unfold((), |()| async move { self.claim().await.map(|batch| (batch, ())) });
+        let batches = stream::unfold((), |()| async move { self.claim_more().await.map(|batch| (batch, ())) });
         let jobs = batches
             .flat_map(|(called, jobs)| stream::iter(jobs.into_iter().map(move |job| (Arc::clone(&called), job))));
         jobs.for_each_concurrent(self.settings.concurrency, |(called, job)| async move {
-            if self.stop.is_cancelled() || self.breaker.allowance(Instant::now()) == Allowance::Nothing {
+            if self.stop.is_cancelled() || self.breaker.allowance(Instant::now()) != Allowance::All {
                 return leave(job);
             }
             if let Some(job) = self.work(&called, job).await {
@@ -215,18 +227,33 @@ impl Lane {
         .await;
         let left = std::mem::take(&mut *left.lock().unwrap_or_else(PoisonError::into_inner));
         insist(|| self.reconciler.release(&left, Duration::ZERO)).await;
+        // Those that were left were in nobody's sight when it was said of the others.
+        let gave_up = self.gave_up.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(error) = gave_up {
+            report(self.reconciler.mark_waiting(self.cluster, &error).await);
+        }
     }
 
-    /// The next targets; none if there is nothing to do now.
-    async fn claim(&self) -> Option<(Arc<Called>, Vec<Job>)> {
-        if self.stop.is_cancelled() {
+    /// Tries one target, and nothing else meanwhile; whether the cluster is back.
+    async fn probe(&self) -> bool {
+        let Some((called, jobs)) = self.claim(1).await else { return false };
+        for job in jobs {
+            if let Some(job) = self.work(&called, job).await {
+                insist(|| self.reconciler.release(std::slice::from_ref(&job), Duration::ZERO)).await;
+            }
+        }
+        self.breaker.allowance(Instant::now()) == Allowance::All
+    }
+
+    async fn claim_more(&self) -> Option<(Arc<Called>, Vec<Job>)> {
+        if self.stop.is_cancelled() || self.breaker.allowance(Instant::now()) != Allowance::All {
             return None;
         }
-        let limit = match self.breaker.allowance(Instant::now()) {
-            Allowance::Nothing => return None,
-            Allowance::One => 1,
-            Allowance::All => i64::try_from(self.settings.concurrency).unwrap_or(i64::MAX).saturating_mul(ROUNDS),
-        };
+        self.claim(i64::try_from(self.settings.concurrency).unwrap_or(i64::MAX).saturating_mul(ROUNDS)).await
+    }
+
+    /// The next targets, so many at most; none if there is nothing to do now.
+    async fn claim(&self, limit: i64) -> Option<(Arc<Called>, Vec<Job>)> {
         let called = match self.reconciler.client(self.cluster).await {
             Ok(called) => Arc::new(called),
             Err(error @ ServiceError::Storage(_)) => {
@@ -234,7 +261,7 @@ impl Lane {
                 return None;
             }
             Err(error) => {
-                self.give_up(&error, None).await;
+                self.give_up(error, None).await;
                 return None;
             }
         };
@@ -265,12 +292,12 @@ impl Lane {
         insist(|| self.reconciler.settle(name, &job, &outcome)).await;
         match outcome.ill {
             None => self.breaker.succeeded(),
-            Some(error) => self.give_up(&ServiceError::Cluster(error.clone()), Some(&error)).await,
+            Some(error) => self.give_up(ServiceError::Cluster(error.clone()), Some(&error)).await,
         }
         None
     }
 
-    async fn give_up(&self, error: &ServiceError, ill: Option<&ClusterError>) {
+    async fn give_up(&self, error: ServiceError, ill: Option<&ClusterError>) {
         let asked = match ill {
             Some(ClusterError::Overloaded { retry_after }) => retry_after.or(Some(Duration::from_secs(1))),
             _ => None,
@@ -282,7 +309,8 @@ impl Lane {
         );
         if self.breaker.failed(Instant::now(), is_certain, asked) {
             tracing::warn!(cluster.id = %self.cluster, %error, "a cluster is left alone for a while");
-            report(self.reconciler.mark_waiting(self.cluster, error).await);
+            report(self.reconciler.mark_waiting(self.cluster, &error).await);
+            *self.gave_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
     }
 }

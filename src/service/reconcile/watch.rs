@@ -84,14 +84,14 @@ impl Reconciler {
                     }
                 }
             }
-            let mut changed = ChangedSecrets::default();
+            let mut secrets_changed = ChangedSecrets::default();
             for ((pull_secret_id, namespace), resource_version) in secrets {
-                changed.ids.push(pull_secret_id);
-                changed.namespaces.push(namespace);
-                changed.resource_versions.push(resource_version);
+                secrets_changed.ids.push(pull_secret_id);
+                secrets_changed.namespaces.push(namespace);
+                secrets_changed.resource_versions.push(resource_version);
             }
             let mut tx = self.pool.begin().await?;
-            let mut poked = storage::targets::poke_secrets(&mut tx, cluster, &changed).await?;
+            let mut poked = storage::targets::poke_secrets(&mut tx, cluster, &secrets_changed).await?;
             if !namespaces.is_empty() {
                 poked += storage::targets::poke_namespaces(&mut tx, cluster, &namespaces).await?;
             }
