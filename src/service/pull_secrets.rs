@@ -331,7 +331,7 @@ async fn visible(
     }
     let used: BTreeSet<&str> = found.iter().flat_map(|one| account_names(&one.declaration)).collect();
     let used: Vec<&str> = used.into_iter().collect();
-    let accounts = storage::pull_secrets::find_accounts(conn, &used).await?;
+    let accounts = storage::pull_secrets::look_at_accounts(conn, &used).await?;
     let granted: BTreeSet<String> = accounts
         .into_iter()
         .filter(|account| grants.include_account(&account.name, &account.labels))

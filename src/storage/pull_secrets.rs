@@ -309,6 +309,23 @@ pub async fn find_accounts(conn: &mut PgConnection, names: &[&str]) -> Result<Ve
     Ok(rows.into_iter().map(|row| NamedAccount { id: row.id, name: row.name, labels: row.labels.0 }).collect())
 }
 
+/// Finds accounts by name, to see whether they are granted.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.look_at_accounts", skip_all)]
+pub async fn look_at_accounts(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<NamedAccount>, StorageError> {
+    let rows = sqlx::query!(
+        r#"SELECT id, name, labels AS "labels: Json<BTreeMap<String, String>>" FROM registry_accounts
+           WHERE name = ANY($1::text[])"#,
+        names as _,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| NamedAccount { id: row.id, name: row.name, labels: row.labels.0 }).collect())
+}
+
 /// Finds clusters by name, and keeps others from deleting them until the transaction ends.
 ///
 /// # Errors

@@ -216,18 +216,20 @@ pub async fn claim(
     limit: i64,
     lease: Duration,
 ) -> Result<Vec<ClaimedTarget>, StorageError> {
+    // Materialized, or a join may run the limited query once for each row, and take everything.
     // The next attempt is set to the end of the lease exactly: whoever wants the target looked at again meanwhile sets another
     // time, and is seen by that.
     let rows = sqlx::query!(
-        r#"UPDATE pull_secret_targets AS target
-           SET lease_until = now() + $3 * interval '1 second', next_attempt_at = now() + $3 * interval '1 second',
-               lease_token = lease_token + 1,
-               attempts = CASE WHEN state = 'synced' THEN 1 ELSE attempts + 1 END
-           FROM (
+        r#"WITH due AS MATERIALIZED (
                SELECT pull_secret_id, namespace FROM pull_secret_targets
                WHERE cluster_id = $1 AND next_attempt_at <= now() AND (lease_until IS NULL OR lease_until <= now())
                ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED
-           ) AS due
+           )
+           UPDATE pull_secret_targets AS target
+           SET lease_until = now() + $3 * interval '1 second', next_attempt_at = now() + $3 * interval '1 second',
+               lease_token = lease_token + 1,
+               attempts = CASE WHEN state = 'synced' THEN 1 ELSE attempts + 1 END
+           FROM due
            WHERE target.pull_secret_id = due.pull_secret_id AND target.cluster_id = $1
                AND target.namespace = due.namespace
            RETURNING target.pull_secret_id, target.namespace, wanted, state, generation, applied_generation,
