@@ -17,6 +17,7 @@ use crate::{
     http::{self, State},
     metrics::Metrics,
     service::{
+        ServiceError,
         accounts::Accounts,
         api_keys::{ApiKeys, Door},
         clusters::Clusters,
@@ -24,6 +25,7 @@ use crate::{
         health,
         imports::Imports,
         master_keys,
+        memory::Memory,
         secrets::Secrets,
         verification::Verifications,
     },
@@ -55,6 +57,7 @@ pub enum AppError {
 pub struct App {
     server: Server,
     sealer: Arc<Sealer>,
+    memory: Arc<Memory>,
     verifications: Verifications,
     worker: worker::Settings,
     grace: Duration,
@@ -77,9 +80,10 @@ impl App {
         }
         require_schema(&pool).await?;
         let sealer = Arc::new(Sealer::new(config.master_keys.ring, config.master_keys.file));
-        master_keys::try_ring(&pool, &sealer)
-            .await
-            .map_err(|error| AppError::Config(format!("REGCRED_MASTER_KEYS do not open what is stored: {error}")))?;
+        master_keys::try_ring(&pool, &sealer).await.map_err(|error| match error {
+            ServiceError::Storage(error) => AppError::Dependency(format!("Postgres stopped to answer: {error}")),
+            error => AppError::Config(format!("REGCRED_MASTER_KEYS do not open what is stored: {error}")),
+        })?;
 
         // Half of the cores, so that verifying keys never starves what is verified already.
         let permits = std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
@@ -87,9 +91,10 @@ impl App {
         let checker = Arc::new(checker);
         let mut settings = config.clusters;
         settings.runtime = Some(tokio::runtime::Handle::current());
-        let docker_configs = DockerConfigs::new(pool.clone(), Arc::clone(&sealer));
+        let memory = Arc::new(Memory::new(pool.clone()));
+        let docker_configs = DockerConfigs::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer));
         let clusters = Clusters::new(pool.clone(), Arc::clone(&sealer), settings);
-        let accounts = Accounts::new(pool.clone(), Arc::clone(&sealer));
+        let accounts = Accounts::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer));
         let verify = config.verify;
         let worker = worker::Settings {
             verifies: verify.background,
@@ -99,22 +104,22 @@ impl App {
         let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
         let verifications = Verifications::new(pool.clone(), Arc::clone(&sealer), accounts.clone(), registries);
         let state = State {
-            door: Data::new(Door::new(pool.clone(), Arc::clone(&checker))),
-            api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&checker))),
-            imports: Data::new(Imports::new(pool.clone(), Arc::clone(&sealer))),
+            door: Data::new(Door::new(Arc::clone(&memory), Arc::clone(&checker))),
+            api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&memory), Arc::clone(&checker))),
+            imports: Data::new(Imports::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer))),
             accounts: Data::new(accounts),
             verifications: Data::new(verifications.clone()),
             secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone())),
             docker_configs: Data::new(docker_configs),
             clusters: Data::new(clusters),
-            metrics: Data::new(Metrics::new(pool.clone(), checker, verifications.tally())),
+            metrics: Data::new(Metrics::new(pool.clone(), Arc::clone(&memory), checker, verifications.tally())),
             pool: Data::new(pool),
         };
         let internal = |error: std::io::Error| AppError::Internal(format!("the listener cannot be used: {error}"));
         let address = listener.local_addr().map_err(internal)?;
         let grace = config.http.shutdown_grace;
         let server = http::server::start(listener, state, config.http.workers, grace).map_err(internal)?;
-        Ok(Self { server, sealer, verifications, worker, grace, address })
+        Ok(Self { server, sealer, memory, verifications, worker, grace, address })
     }
 
     /// Serves until a signal comes, then stops to accept, lets what is under way end, and ends. A second signal
@@ -127,6 +132,8 @@ impl App {
         let handle = self.server.handle();
         let mut server = tokio::spawn(self.server);
         let ring = tokio::spawn(watch_ring(self.sealer));
+        let memory = self.memory;
+        let changes = tokio::spawn(async move { memory.follow_changes().await });
         let stop = CancellationToken::new();
         let mut worker = tokio::spawn(worker::run(self.verifications, self.worker, stop.clone()));
         let uninvited = tokio::select! {
@@ -138,6 +145,7 @@ impl App {
             }
         };
         ring.abort();
+        changes.abort();
         stop.cancel();
         if let Some(ended) = uninvited {
             return Err(AppError::Internal(ended));

@@ -193,7 +193,7 @@ impl Cli {
         if let Command::MasterKey(MasterKeyCommand::Generate { file }) = &self.command {
             return generate_master_key(file.as_deref());
         }
-        start_log()?;
+        start_log(&self.command)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(self.command.run());
         // Whatever still waits, such as a call to a cluster that hangs, is not worth waiting for.
@@ -225,9 +225,13 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-fn start_log() -> Result<(), ConfigError> {
+fn start_log(command: &Command) -> Result<(), ConfigError> {
     let mut reader = Reader::new(&variable);
     let log = reader.log();
+    if log.is_none() && matches!(command, Command::Serve { .. }) {
+        // With everything else that is wrong.
+        return reader.serve().map(drop);
+    }
     telemetry::start(&reader.finish(|| log)?);
     Ok(())
 }

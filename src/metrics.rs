@@ -16,7 +16,10 @@ use prometheus_client::{
 };
 use sqlx::PgPool;
 
-use crate::{crypto::api_key::KeyChecker, service::verification::Tally};
+use crate::{
+    crypto::api_key::KeyChecker,
+    service::{memory::Memory, verification::Tally},
+};
 
 /// From half a millisecond, as a read takes, to 16 s, as a cluster that hangs does.
 const SECONDS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 8.0, 16.0];
@@ -44,7 +47,7 @@ pub struct Metrics {
 impl Metrics {
     /// Makes the metrics; pool, checker and tally are looked at whenever the metrics are.
     #[must_use]
-    pub fn new(pool: PgPool, checker: Arc<KeyChecker>, verifications: Arc<Tally>) -> Self {
+    pub fn new(pool: PgPool, memory: Arc<Memory>, checker: Arc<KeyChecker>, verifications: Arc<Tally>) -> Self {
         let mut registry = Registry::with_prefix("regcred");
         let requests = Family::default();
         registry.register("http_requests", "Requests by method, route and status", requests.clone());
@@ -55,7 +58,7 @@ impl Metrics {
             Unit::Seconds,
             durations.clone(),
         );
-        registry.register_collector(Box::new(Looked { pool, checker, verifications }));
+        registry.register_collector(Box::new(Looked { pool, memory, checker, verifications }));
         Self { registry, requests, durations }
     }
 
@@ -91,6 +94,7 @@ fn known_method(method: &str) -> &'static str {
 #[derive(Debug)]
 struct Looked {
     pool: PgPool,
+    memory: Arc<Memory>,
     checker: Arc<KeyChecker>,
     verifications: Arc<Tally>,
 }
@@ -106,6 +110,9 @@ impl Collector for Looked {
         let idle = ConstGauge::new(i64::try_from(self.pool.num_idle()).unwrap_or(i64::MAX));
         let help = "Open connections to Postgres that nobody uses";
         idle.encode(encoder.encode_descriptor("database_connections_idle", help, None, idle.metric_type())?)?;
+        let trusted = ConstGauge::new(i64::from(self.memory.is_trusted()));
+        let help = "1 where changes of rows are heard, so that rows are remembered; 0 where each request asks Postgres";
+        trusted.encode(encoder.encode_descriptor("rows_remembered", help, None, trusted.metric_type())?)?;
         self.encode_verifications(&mut encoder)
     }
 }

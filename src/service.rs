@@ -23,6 +23,7 @@ pub mod docker_configs;
 pub mod health;
 pub mod imports;
 pub mod master_keys;
+pub mod memory;
 pub mod secrets;
 pub mod verification;
 

@@ -35,11 +35,11 @@ pub async fn authenticate(
         // As a response: an error would pass by all other middleware, and with it by what writes the problem.
         Err(error) => return Ok(request.error_response(error).map_into_right_body()),
     };
-    request.extensions_mut().insert(Arc::new(identity));
+    request.extensions_mut().insert(identity);
     Ok(next.call(request).await?.map_into_left_body())
 }
 
-async fn identify(request: &ServiceRequest) -> Result<Identity, ApiError> {
+async fn identify(request: &ServiceRequest) -> Result<Arc<Identity>, ApiError> {
     let key = bearer(request).ok_or(ApiError::Unauthenticated(
         "send an API key as `Authorization: Bearer rgc_…`; `regcred api-key create` makes one",
     ))?;

@@ -14,22 +14,23 @@ use crate::{
         names::{Labels, Name},
         registry::RegistryScope,
     },
-    service::{ExpectedVersion, ServiceError, check_version, connection},
-    storage::{self, PageRequest, StorageError, accounts::AccountFilter, sealed::SealedColumn},
+    service::{ExpectedVersion, ServiceError, check_version, connection, memory::Memory},
+    storage::{self, PageRequest, StorageError, accounts::AccountFilter, changes::Change, sealed::SealedColumn},
 };
 
 /// The registry accounts.
 #[derive(Debug, Clone)]
 pub struct Accounts {
     pool: PgPool,
+    memory: Arc<Memory>,
     sealer: Arc<Sealer>,
 }
 
 impl Accounts {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>) -> Self {
-        Self { pool, sealer }
+    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>) -> Self {
+        Self { pool, memory, sealer }
     }
 
     /// Registers an account; its password is sealed before it is stored.
@@ -102,6 +103,7 @@ impl Accounts {
         require_granted(caller, name, &account.labels)?;
         let changed = storage::accounts::update(&mut tx, &account, password.as_ref()).await?;
         tx.commit().await?;
+        self.memory.forget(&Change::RegistryAccount(name.to_string()));
         Ok(changed)
     }
 
@@ -117,6 +119,7 @@ impl Accounts {
         check_version(expected, account.version)?;
         storage::accounts::delete(&mut tx, account.id).await?;
         tx.commit().await?;
+        self.memory.forget(&Change::RegistryAccount(name.to_string()));
         Ok(())
     }
 }

@@ -11,17 +11,18 @@ use crate::{
         caller::{Identity, NewApiKey, Role},
         names::Name,
     },
-    service::{ServiceError, connection},
+    service::{ServiceError, connection, memory::Memory},
     storage::{
         self, StorageError,
-        api_keys::{AdminKey, ApiKey, StoredKey},
+        api_keys::{AdminKey, ApiKey},
+        changes::Change,
     },
 };
 
 /// The door: says whom a shown key stands for.
 #[derive(Debug, Clone)]
 pub struct Door {
-    pool: PgPool,
+    memory: Arc<Memory>,
     checker: Arc<KeyChecker>,
 }
 
@@ -29,7 +30,7 @@ pub struct Door {
 #[derive(Debug)]
 pub enum Verdict {
     /// It is the key of this caller.
-    Known(Identity),
+    Known(Arc<Identity>),
     /// It is no key, or one that was revoked or has expired.
     Refused,
     /// It has the form of a key and a secret that is not the one of this id: somebody guesses.
@@ -39,24 +40,21 @@ pub enum Verdict {
 impl Door {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, checker: Arc<KeyChecker>) -> Self {
-        Self { pool, checker }
+    pub fn new(memory: Arc<Memory>, checker: Arc<KeyChecker>) -> Self {
+        Self { memory, checker }
     }
 
-    /// Says whom a key stands for. The row is read at each request, so that a revocation counts at once.
+    /// Says whom a key stands for. Whether it is revoked or expired is asked at each request.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
     pub async fn identify(&self, key: &str) -> Result<Verdict, ServiceError> {
         let Some(shown) = ShownKey::parse(key) else { return Ok(Verdict::Refused) };
-        let stored = {
-            let mut conn = connection(&self.pool).await?;
-            storage::api_keys::find(&mut conn, shown.id).await?
-        };
-        let is_right = self.checker.check(&shown, stored.as_ref().map(|key| &key.verifier)).await?;
-        Ok(match stored {
-            Some(StoredKey { identity, is_active: true, .. }) if is_right => Verdict::Known(identity),
+        let known = self.memory.api_key(shown.id).await?;
+        let is_right = self.checker.check(&shown, known.as_ref().map(|key| &key.verifier)).await?;
+        Ok(match known {
+            Some(key) if is_right && key.is_active() => Verdict::Known(Arc::clone(&key.identity)),
             Some(_) if is_right => Verdict::Refused,
             _ => Verdict::Wrong(shown.id),
         })
@@ -67,14 +65,15 @@ impl Door {
 #[derive(Debug, Clone)]
 pub struct ApiKeys {
     pool: PgPool,
+    memory: Arc<Memory>,
     checker: Arc<KeyChecker>,
 }
 
 impl ApiKeys {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, checker: Arc<KeyChecker>) -> Self {
-        Self { pool, checker }
+    pub fn new(pool: PgPool, memory: Arc<Memory>, checker: Arc<KeyChecker>) -> Self {
+        Self { pool, memory, checker }
     }
 
     /// Makes a key; its text is in the answer and nowhere else.
@@ -112,7 +111,9 @@ impl ApiKeys {
     /// [`ServiceError::NotFound`] if there is none with this id, [`ServiceError::LastAdmin`] if nobody could make
     /// keys any more.
     pub async fn revoke(&self, _caller: &Identity, id: Uuid) -> Result<(), ServiceError> {
-        revoke_id(&self.pool, id).await
+        revoke_id(&self.pool, id).await?;
+        self.memory.forget(&Change::ApiKey(id));
+        Ok(())
     }
 }
 

@@ -231,10 +231,12 @@ impl Clusters {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name. A cluster that does not answer is no error but
-    /// what was found.
+    /// [`ServiceError::NotFound`] if there is none of that name, [`ClusterError::NamespaceNotFound`] for a namespace
+    /// that is not granted. A cluster that does not answer is no error but what was found.
     pub async fn check(&self, caller: &Identity, name: &Name, namespaces: &[&str]) -> Result<Check, ServiceError> {
+        let is_granted = namespaces.iter().all(|namespace| caller.grants.include_namespace(namespace));
         match self.client(caller, name).await {
+            Ok(_) | Err(ServiceError::Cluster(_)) if !is_granted => Err(ClusterError::NamespaceNotFound.into()),
             Ok(client) => Ok(client.check(namespaces).await),
             Err(ServiceError::Cluster(error)) => Ok(Check::failed(&error)),
             Err(other) => Err(other),

@@ -25,8 +25,8 @@ use crate::{
         names::{Labels, Name},
         registry::RegistryScope,
     },
-    service::{ServiceError, beside_requests},
-    storage::{self, sealed::SealedColumn},
+    service::{ServiceError, beside_requests, memory::Memory},
+    storage::{self, changes::Change, sealed::SealedColumn},
 };
 
 /// What became of one entry or field of the document.
@@ -73,6 +73,7 @@ pub struct ImportReport {
 #[derive(Debug, Clone)]
 pub struct Imports {
     pool: PgPool,
+    memory: Arc<Memory>,
     sealer: Arc<Sealer>,
 }
 
@@ -85,8 +86,8 @@ struct Planned {
 impl Imports {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>) -> Self {
-        Self { pool, sealer }
+    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>) -> Self {
+        Self { pool, memory, sealer }
     }
 
     /// Imports a document in any of its forms. An account is named after its registry, with `prefix` before it;
@@ -148,6 +149,9 @@ impl Imports {
         }
         if !dry_run {
             tx.commit().await?;
+            for name in names {
+                self.memory.forget(&Change::RegistryAccount(name));
+            }
         }
         Ok(ImportReport { items, warnings })
     }

@@ -503,7 +503,7 @@ async fn a_key_is_shown_once_and_ends_at_once(pool: PgPool) {
     assert_eq!(
         me,
         json!({
-            "id": id, "name": "ci-team-a", "role": "deliverer", "grants": body["grants"], "expiresAt": body["expiresAt"],
+            "type": "apiKey", "id": id, "name": "ci-team-a", "role": "deliverer", "grants": body["grants"], "expiresAt": body["expiresAt"],
         })
     );
     app.admin().post("/v1/api-keys", &body).await.problem(409, "name-taken");
@@ -674,4 +674,15 @@ async fn a_flood_of_wrong_keys_is_limited_and_locks_out_nobody(pool: PgPool) {
     app.anonymous().with_key("rgc_nonsense").get("/v1/me").await.problem(401, "unauthenticated");
     app.anonymous().get("/v1/me").await.problem(401, "unauthenticated");
     assert_eq!(argon2_runs().await, before);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_check_says_nothing_of_a_namespace_that_is_not_granted(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    app.register_cluster("dev").await;
+    let grants = json!({"accounts": ["*"], "clusters": ["dev"], "namespaces": ["a-*"]});
+    let deliverer = app.caller("ci", "deliverer", Some(grants)).await;
+    let check = async |query: &str| deliverer.post(&format!("/v1/clusters/dev/check{query}"), &json!({})).await;
+    check("?namespace=a-x").await.expect(200);
+    check("?namespace=a-x&namespace=kube-system").await.problem(404, "namespace-not-found");
 }

@@ -10,6 +10,7 @@ mod explain;
 mod imports;
 mod leaks;
 mod lifecycle;
+mod memory;
 mod openapi;
 mod readers;
 mod support;
