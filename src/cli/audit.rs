@@ -32,7 +32,7 @@ use crate::{
 pub(super) enum AuditCommand {
     /// Check that no event was changed, removed, added or moved: exit code 0 if so, else 1, with what is wrong.
     ///
-    /// It can run beside the service. It needs the database and REGCRED_API_KEY_PEPPER.
+    /// It can run beside the service. It needs the database and `REGCRED_API_KEY_PEPPER`.
     Verify(Verify),
     /// Print events as JSON lines, the newest first.
     Export(ExportEvents),

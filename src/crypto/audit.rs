@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     crypto::api_key::Pepper,
-    domain::audit::{Chain, Event, Head, Link, LinkedEvent, Opening},
+    domain::audit::{Chain, Event, Head, Link, LinkedEvent, Opening, hex},
 };
 
 /// The key of all HMACs in the audit record.
@@ -28,7 +28,7 @@ impl AuditKey {
     pub fn of(pepper: &Pepper) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, pepper.subkey("regcred audit chain 1").as_ref());
         let digest = hmac::sign(&key, b"id");
-        let id = digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let id = hex(digest.as_ref().get(..8).unwrap_or_default());
         Self { key, id }
     }
 

@@ -328,7 +328,7 @@ impl NewEvent {
         Self { related, ..self }
     }
 
-    /// Gives it an identity, a UUIDv7, and with it its time.
+    /// Gives it an identity, a `UUIDv7`, and with it its time.
     #[must_use]
     pub fn stamp(self, id: Uuid) -> Event {
         Event {
@@ -348,7 +348,7 @@ impl NewEvent {
     }
 }
 
-/// The time that a UUIDv7 was made at, to the millisecond.
+/// The time that a `UUIDv7` was made at, to the millisecond.
 fn time_of(id: Uuid) -> DateTime<Utc> {
     let millis = i64::try_from(id.as_u128() >> 80).unwrap_or_default();
     DateTime::from_timestamp_millis(millis).unwrap_or_default()
@@ -357,8 +357,15 @@ fn time_of(id: Uuid) -> DateTime<Utc> {
 /// What is at or before the id of every event from this time on, and after that of every one before it.
 #[must_use]
 pub fn first_id_at(time: DateTime<Utc>) -> Uuid {
-    let millis = time.timestamp_millis() + i64::from(time.timestamp_subsec_nanos() % 1_000_000 > 0);
+    let millis = time.timestamp_millis() + i64::from(!time.timestamp_subsec_nanos().is_multiple_of(1_000_000));
     Uuid::from_u128(u128::from(u64::try_from(millis).unwrap_or_default() & 0xffff_ffff_ffff) << 80)
+}
+
+/// Bytes as people read and compare them.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or_default();
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 /// An event as it is stored: words, so that one that a later release wrote can be read and checked too.
@@ -570,7 +577,7 @@ mod tests {
     fn every_field_is_in_the_bytes() {
         let (chain, original) = (Uuid::now_v7(), event());
         let bytes = |event: &Event| event.bytes(chain, 1, b"before");
-        let changes: [fn(&mut Event); 12] = [
+        let edits: [fn(&mut Event); 12] = [
             |e| e.id = Uuid::now_v7(),
             |e| e.at += TimeDelta::microseconds(1),
             |e| e.actor_type.push('x'),
@@ -584,10 +591,10 @@ mod tests {
             |e| e.source_ip = Some(String::new()),
             |e| e.details.push(' '),
         ];
-        for (index, change) in changes.iter().enumerate() {
+        for (index, edit) in edits.iter().enumerate() {
             let mut changed = original.clone();
-            change(&mut changed);
-            assert_ne!(bytes(&changed), bytes(&original), "change {index}");
+            edit(&mut changed);
+            assert_ne!(bytes(&changed), bytes(&original), "edit {index}");
         }
         assert_ne!(original.bytes(chain, 2, b"before"), bytes(&original));
         assert_ne!(original.bytes(chain, 1, b"other"), bytes(&original));

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
-        audit::{EventFilter, LinkedEvent, Resource},
+        audit::{EventFilter, LinkedEvent, Resource, hex},
         invalid::FieldErrors,
     },
     http::{
@@ -100,7 +100,6 @@ pub struct AuditEvent {
 
 impl From<LinkedEvent> for AuditEvent {
     fn from(LinkedEvent { event, link }: LinkedEvent) -> Self {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         Self {
             id: event.id,
             at: event.at,

@@ -95,10 +95,8 @@ impl Trail {
         let linked: Vec<LinkedEvent> =
             events.into_iter().map(|event| self.key.link(self.chain_id, &mut head, event)).collect();
         let seal = self.key.seal(self.chain_id, &head);
-        match storage::audit::append(conn, self.chain_id, before.sequence, &head, &seal, &linked).await? {
-            true => Ok(()),
-            false => Err(AuditError::ChainGone(self.chain_id)),
-        }
+        let is_added = storage::audit::append(conn, self.chain_id, before.sequence, &head, &seal, &linked).await?;
+        if is_added { Ok(()) } else { Err(AuditError::ChainGone(self.chain_id)) }
     }
 
     /// Writes one event in a transaction of its own.

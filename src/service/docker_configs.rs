@@ -207,12 +207,11 @@ fn in_order(accounts: &[String], found: Vec<SealedCredential>) -> Result<Vec<Sea
     let mut unknown = Vec::new();
     let mut ordered = Vec::with_capacity(accounts.len());
     for (index, name) in accounts.iter().enumerate() {
-        match by_name.remove(name) {
-            Some(account) => ordered.push(account),
-            None => {
-                errors.refuse(&format!("accounts[{index}]"), format!("there is no registry account named `{name}`"));
-                unknown.extend(Name::parse(name));
-            }
+        if let Some(account) = by_name.remove(name) {
+            ordered.push(account);
+        } else {
+            errors.refuse(&format!("accounts[{index}]"), format!("there is no registry account named `{name}`"));
+            unknown.extend(Name::parse(name));
         }
     }
     errors.finish(|| Some(ordered)).map_err(|errors| ServiceError::UnknownAccounts { errors, names: unknown })

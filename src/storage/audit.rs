@@ -5,7 +5,7 @@ use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::{
-    domain::audit::{Chain, Event, EventFilter, Head, Link, LinkedEvent, Opening, first_id_at},
+    domain::audit::{Action, Chain, Event, EventFilter, Head, Link, LinkedEvent, Opening, Outcome, first_id_at},
     storage::StorageError,
 };
 
@@ -240,8 +240,8 @@ pub async fn list(
     plan_for_values(&mut *conn).await?;
     let from = filter.from.map_or(Uuid::nil(), first_id_at);
     let to = filter.to.map_or(Uuid::max(), first_id_at).min(before.unwrap_or(Uuid::max()));
-    let (actor, action) = (filter.actor.as_deref(), filter.action.map(|action| action.as_str()));
-    let outcome = filter.outcome.map(|outcome| outcome.as_str());
+    let (actor, action) = (filter.actor.as_deref(), filter.action.map(Action::as_str));
+    let outcome = filter.outcome.map(Outcome::as_str);
     let rows = if let Some(resource) = &filter.resource {
         // The first rows of each index; the page is among them.
         sqlx::query_as!(

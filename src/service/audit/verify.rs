@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     crypto::audit::AuditKey,
-    domain::audit::{Chain, LinkedEvent},
+    domain::audit::{Chain, LinkedEvent, hex},
     service::ServiceError,
     storage,
 };
@@ -37,10 +37,6 @@ impl Anchor {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// What is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wrong {
@@ -58,7 +54,7 @@ pub enum Wrong {
     },
     /// Events are not there.
     Missing {
-        /// The last one of them; the first one is where this was found.
+        /// The last one of them; the first one is where this was found. Without a place: the whole chain with this number.
         to: i64,
     },
     /// An event follows another one than the one before it.
@@ -110,7 +106,7 @@ impl fmt::Display for Finding {
         match &self.wrong {
             Wrong::Changed { id } => write!(f, ": {id} was changed"),
             Wrong::Moved { id, from } => write!(f, ": {id} was swapped in; it was written as event {from}"),
-            Wrong::Missing { to } if Some(*to) == self.sequence => write!(f, ": is missing"),
+            Wrong::Missing { to } if self.sequence.is_none_or(|sequence| sequence == *to) => write!(f, ": is missing"),
             Wrong::Missing { to } => write!(f, " to {to}: are missing"),
             Wrong::Unlinked { id } => write!(f, ": {id} does not follow the event before it"),
             Wrong::BeyondHead => write!(f, ": the chain's head does not know this event"),
@@ -166,7 +162,9 @@ pub async fn verify(
         let page = storage::audit::list_links(&mut tx, after, PAGE).await?;
         let Some(last) = page.last() else { break };
         after = (last.link.chain_id, last.link.sequence);
-        page.into_iter().for_each(|event| check.event(event));
+        for event in page {
+            check.event(event);
+        }
         check.watcher.progress(check.report.events, all.max(check.report.events));
     }
     check.end_of_chain();
@@ -275,17 +273,14 @@ impl<'a, W: Watcher> Check<'a, W> {
         let chain_id = event.link.chain_id;
         if self.walk.as_ref().is_none_or(|walk| walk.chain.opening.id != chain_id) {
             self.end_of_chain();
-            match self.chains.remove(&chain_id) {
-                Some(chain) => self.begin(chain),
-                None => {
-                    if self.orphans.insert(chain_id) {
-                        let finding =
-                            Finding { number: None, chain_id: Some(chain_id), sequence: None, wrong: Wrong::NoChain };
-                        self.tell(&finding);
-                    }
-                    return;
+            let Some(chain) = self.chains.remove(&chain_id) else {
+                if self.orphans.insert(chain_id) {
+                    let wrong = Wrong::NoChain;
+                    self.tell(&Finding { number: None, chain_id: Some(chain_id), sequence: None, wrong });
                 }
-            }
+                return;
+            };
+            self.begin(chain);
         }
         let Some(mut walk) = self.walk.take() else { return };
         self.follow(&mut walk, event);
