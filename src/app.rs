@@ -8,18 +8,20 @@ use std::{
 
 use actix_web::{dev::Server, web::Data};
 use sqlx::PgPool;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     clients::{guard::Guard, registry::Registries},
     config::{DatabaseConfig, ServeConfig},
-    crypto::{api_key::KeyChecker, sealer::Sealer},
+    crypto::{api_key::KeyChecker, audit::AuditKey, sealer::Sealer},
     http::{self, State},
     metrics::Metrics,
     service::{
         ServiceError,
         accounts::Accounts,
         api_keys::{ApiKeys, Door},
+        audit::{AuditError, AuditEvents, Trail, recorder::Recorder},
         clusters::Clusters,
         docker_configs::DockerConfigs,
         health,
@@ -60,6 +62,8 @@ pub struct App {
     memory: Arc<Memory>,
     verifications: Verifications,
     worker: worker::Settings,
+    recorder: JoinHandle<()>,
+    stop_recorder: CancellationToken,
     grace: Duration,
     /// Where it listens, also where port 0 was asked for.
     pub address: SocketAddr,
@@ -85,6 +89,11 @@ impl App {
             error => AppError::Config(format!("REGCRED_MASTER_KEYS do not open what is stored: {error}")),
         })?;
 
+        let audit_key = Arc::new(AuditKey::of(&config.pepper));
+        let trail = open_trail(&pool, Arc::clone(&audit_key)).await?;
+        let stop_recorder = CancellationToken::new();
+        let recorder = Recorder::start(&pool, audit_key, stop_recorder.clone()).await;
+        let (recorder, recorder_task) = recorder.map_err(no_record)?;
         // Half of the cores, so that verifying keys never starves what is verified already.
         let permits = std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
         let checker = KeyChecker::new(config.pepper, permits).map_err(|e| AppError::Internal(e.to_string()))?;
@@ -92,9 +101,10 @@ impl App {
         let mut settings = config.clusters;
         settings.runtime = Some(tokio::runtime::Handle::current());
         let memory = Arc::new(Memory::new(pool.clone()));
-        let docker_configs = DockerConfigs::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer));
-        let clusters = Clusters::new(pool.clone(), Arc::clone(&sealer), settings);
-        let accounts = Accounts::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer));
+        let docker_configs =
+            DockerConfigs::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), recorder.clone());
+        let clusters = Clusters::new(pool.clone(), Arc::clone(&sealer), settings, trail.clone());
+        let accounts = Accounts::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), trail.clone());
         let verify = config.verify;
         let worker = worker::Settings {
             verifies: verify.background,
@@ -102,24 +112,34 @@ impl App {
             check_timeout: verify.registries.timeout,
         };
         let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
-        let verifications = Verifications::new(pool.clone(), Arc::clone(&sealer), accounts.clone(), registries);
+        let seal = Arc::clone(&sealer);
+        let verifications = Verifications::new(pool.clone(), seal, accounts.clone(), registries, recorder.clone());
         let state = State {
             door: Data::new(Door::new(Arc::clone(&memory), Arc::clone(&checker))),
-            api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&memory), Arc::clone(&checker))),
-            imports: Data::new(Imports::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer))),
+            api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&memory), Arc::clone(&checker), trail.clone())),
+            imports: Data::new(Imports::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), trail)),
             accounts: Data::new(accounts),
             verifications: Data::new(verifications.clone()),
-            secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone())),
+            secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone(), recorder.clone())),
             docker_configs: Data::new(docker_configs),
             clusters: Data::new(clusters),
-            metrics: Data::new(Metrics::new(pool.clone(), Arc::clone(&memory), checker, verifications.tally())),
+            metrics: Data::new(Metrics::new(
+                pool.clone(),
+                Arc::clone(&memory),
+                checker,
+                verifications.tally(),
+                recorder.tally(),
+            )),
+            audit_events: Data::new(AuditEvents::new(pool.clone(), recorder.clone())),
+            recorder: Data::new(recorder),
             pool: Data::new(pool),
         };
         let internal = |error: std::io::Error| AppError::Internal(format!("the listener cannot be used: {error}"));
         let address = listener.local_addr().map_err(internal)?;
         let grace = config.http.shutdown_grace;
         let server = http::server::start(listener, state, config.http.workers, grace).map_err(internal)?;
-        Ok(Self { server, sealer, memory, verifications, worker, grace, address })
+        let recorder = recorder_task;
+        Ok(Self { server, sealer, memory, verifications, worker, recorder, stop_recorder, grace, address })
     }
 
     /// Serves until a signal comes, then stops to accept, lets what is under way end, and ends. A second signal
@@ -150,9 +170,14 @@ impl App {
         if let Some(ended) = uninvited {
             return Err(AppError::Internal(ended));
         }
-        let drained = async { tokio::join!(handle.stop(true), worker) };
+        // What was refused in the last requests is to be written, too.
+        let drained = async {
+            let _ = tokio::join!(handle.stop(true), worker);
+            self.stop_recorder.cancel();
+            let _ = self.recorder.await;
+        };
         tokio::select! {
-            _ = drained => tracing::info!("stopped"),
+            () = drained => tracing::info!("stopped"),
             signal = signals.next() => tracing::warn!(signal, "stopped at once by a second signal"),
         }
         Ok(())
@@ -193,6 +218,33 @@ pub async fn connect(config: &DatabaseConfig) -> Result<PgPool, AppError> {
 /// [`AppError::Dependency`] if a migration fails.
 pub async fn migrate(pool: &PgPool) -> Result<(), AppError> {
     schema::migrate(pool).await.map_err(|error| AppError::Dependency(format!("the schema cannot be migrated: {error}")))
+}
+
+/// Opens the chain of the events of changes.
+///
+/// # Errors
+///
+/// [`AppError::Dependency`] if the database does not take it.
+pub async fn open_trail(pool: &PgPool, key: Arc<AuditKey>) -> Result<Trail, AppError> {
+    Trail::open(pool, key).await.map_err(no_record)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
+fn no_record(error: AuditError) -> AppError {
+    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    AppError::Dependency(format!("the audit record cannot be written: {error}{cause}"))
+}
+
+/// Gives a role of the database what a service needs, and no more.
+///
+/// # Errors
+///
+/// [`AppError::Config`] if that can be no role, [`AppError::Dependency`] if Postgres refuses.
+pub async fn grant(pool: &PgPool, role: &str) -> Result<(), AppError> {
+    schema::grant(pool, role).await.map_err(|error| match error {
+        schema::GrantError::Role(invalid) => AppError::Config(format!("--grant-to {invalid}")),
+        schema::GrantError::Sql(error) => AppError::Dependency(format!("the rights cannot be granted: {error}")),
+    })
 }
 
 async fn require_schema(pool: &PgPool) -> Result<(), AppError> {

@@ -1,4 +1,5 @@
 //! Sealing of stored secrets, and the keys that callers show.
 
 pub mod api_key;
+pub mod audit;
 pub mod sealer;

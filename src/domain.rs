@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod account_name;
+pub mod audit;
 pub mod caller;
 pub mod cluster;
 pub mod docker_config;

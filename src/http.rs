@@ -11,6 +11,7 @@ use crate::{
         ServiceError,
         accounts::Accounts,
         api_keys::{ApiKeys, Door},
+        audit::{AuditEvents, recorder::Recorder},
         clusters::Clusters,
         docker_configs::DockerConfigs,
         imports::Imports,
@@ -22,6 +23,7 @@ use crate::{
 mod accounts;
 mod api_keys;
 mod attempts;
+mod audit;
 mod auth;
 mod body;
 mod clusters;
@@ -35,6 +37,7 @@ mod openapi;
 mod operation;
 mod paging;
 mod problem;
+mod refusals;
 mod request_id;
 mod root_span;
 mod secrets;
@@ -43,6 +46,7 @@ pub mod server;
 mod source;
 mod verification;
 
+pub use audit::json_line;
 pub use openapi::document;
 
 /// What the handlers work with.
@@ -64,6 +68,10 @@ pub struct State {
     pub clusters: Data<Clusters>,
     /// The direct road to a Secret.
     pub secrets: Data<Secrets>,
+    /// The audit record.
+    pub audit_events: Data<AuditEvents>,
+    /// What is refused is recorded here.
+    pub recorder: Data<Recorder>,
     /// Postgres, for readiness alone.
     pub pool: Data<sqlx::PgPool>,
     /// What is counted.
@@ -101,7 +109,8 @@ fn routes(config: &mut ServiceConfig) {
                 .service(api_keys::list_api_keys)
                 .service(api_keys::get_api_key)
                 .service(api_keys::revoke_api_key)
-                .service(me::get_me),
+                .service(me::get_me)
+                .service(audit::list_audit_events),
         )
         .service(operation::get_health)
         .service(operation::get_readiness)

@@ -18,7 +18,7 @@ use sqlx::PgPool;
 
 use crate::{
     crypto::api_key::KeyChecker,
-    service::{memory::Memory, verification::Tally},
+    service::{audit::recorder, memory::Memory, verification::Tally},
 };
 
 /// From half a millisecond, as a read takes, to 16 s, as a cluster that hangs does.
@@ -45,9 +45,15 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Makes the metrics; pool, checker and tally are looked at whenever the metrics are.
+    /// Makes the metrics; pool, checker and tallies are looked at whenever the metrics are.
     #[must_use]
-    pub fn new(pool: PgPool, memory: Arc<Memory>, checker: Arc<KeyChecker>, verifications: Arc<Tally>) -> Self {
+    pub fn new(
+        pool: PgPool,
+        memory: Arc<Memory>,
+        checker: Arc<KeyChecker>,
+        verifications: Arc<Tally>,
+        audit: Arc<recorder::Tally>,
+    ) -> Self {
         let mut registry = Registry::with_prefix("regcred");
         let requests = Family::default();
         registry.register("http_requests", "Requests by method, route and status", requests.clone());
@@ -58,7 +64,7 @@ impl Metrics {
             Unit::Seconds,
             durations.clone(),
         );
-        registry.register_collector(Box::new(Looked { pool, memory, checker, verifications }));
+        registry.register_collector(Box::new(Looked { pool, memory, checker, verifications, audit }));
         Self { registry, requests, durations }
     }
 
@@ -97,6 +103,7 @@ struct Looked {
     memory: Arc<Memory>,
     checker: Arc<KeyChecker>,
     verifications: Arc<Tally>,
+    audit: Arc<recorder::Tally>,
 }
 
 impl Collector for Looked {
@@ -113,11 +120,27 @@ impl Collector for Looked {
         let trusted = ConstGauge::new(i64::from(self.memory.is_trusted()));
         let help = "1 where changes of rows are heard, so that rows are remembered; 0 where each request asks Postgres";
         trusted.encode(encoder.encode_descriptor("rows_remembered", help, None, trusted.metric_type())?)?;
+        self.encode_audit(&mut encoder)?;
         self.encode_verifications(&mut encoder)
     }
 }
 
 impl Looked {
+    fn encode_audit(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help =
+            "Audit events beside those of changes, by what became of them; what a failed one is about was refused";
+        let mut events = encoder.encode_descriptor("audit_events", help, None, MetricType::Counter)?;
+        for (result, count) in self.audit.events() {
+            ConstCounter::new(count).encode(events.encode_family(&[("result", result)])?)?;
+        }
+        let groups = ConstCounter::new(self.audit.groups());
+        let help = "Groups in which these audit events were written";
+        groups.encode(encoder.encode_descriptor("audit_groups", help, None, groups.metric_type())?)?;
+        let breaks = ConstCounter::new(self.audit.breaks());
+        let help = "Times that the audit chain was not as this process had left it";
+        breaks.encode(encoder.encode_descriptor("audit_chain_breaks", help, None, breaks.metric_type())?)
+    }
+
     fn encode_verifications(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let (counters, gauges) = (MetricType::Counter, MetricType::Gauge);
         let help = "Checks of logins by who wanted them and what they found";

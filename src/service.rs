@@ -11,13 +11,16 @@ use crate::{
     domain::{
         docker_config::RenderError,
         invalid::{FieldError, Invalid},
+        names::Name,
         verification::Finding,
     },
+    service::audit::AuditError,
     storage::StorageError,
 };
 
 pub mod accounts;
 pub mod api_keys;
+pub mod audit;
 pub mod clusters;
 pub mod docker_configs;
 pub mod health;
@@ -41,6 +44,26 @@ pub enum ServiceError {
         /// Its name.
         name: String,
     },
+    /// There is such a resource, and for this caller there is none: he reads the same as for [`Self::NotFound`], and the
+    /// audit record something else.
+    #[error("there is no {kind} named `{name}`")]
+    Hidden {
+        /// What was looked for.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// These accounts are not there, or not for this caller.
+    #[error("the request is not valid")]
+    UnknownAccounts {
+        /// Where they stand in the request.
+        errors: Vec<FieldError>,
+        /// Their names.
+        names: Vec<Name>,
+    },
+    /// What was asked for is not done, since it cannot be recorded.
+    #[error("nothing was done, since it could not be recorded in the audit record")]
+    Audit(#[source] AuditError),
     /// The caller's role includes this, and his grants do not include the name.
     #[error("your grants do not include a {kind} named `{name}` with these labels")]
     NotGranted {

@@ -9,6 +9,7 @@ use crate::domain::invalid::Invalid;
 
 pub mod accounts;
 pub mod api_keys;
+pub mod audit;
 pub mod changes;
 pub mod clusters;
 pub mod pool;

@@ -73,6 +73,11 @@ impl Pepper {
     fn mac(&self, key: &str) -> hmac::Tag {
         hmac::sign(&self.0, key.as_bytes())
     }
+
+    /// A secret for another purpose, of which nothing of this one follows. No API key begins as a purpose does.
+    pub(super) fn subkey(&self, purpose: &str) -> hmac::Tag {
+        hmac::sign(&self.0, purpose.as_bytes())
+    }
 }
 
 /// A key as a caller shows it: well-formed, its checksum right, not yet verified.

@@ -1,6 +1,6 @@
 //! Who calls and what he may do: the one table of permissions.
 
-use std::str::FromStr;
+use std::{net::IpAddr, ops::Deref, str::FromStr, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -33,6 +33,8 @@ pub enum Permission {
     ReadApiKeys,
     /// Make and revoke API keys.
     WriteApiKeys,
+    /// Read the audit record: who did what, never a value.
+    ReadAudit,
 }
 
 /// What an API key is for.
@@ -67,6 +69,7 @@ const TABLE: &[(Permission, [bool; Role::ALL.len()])] = &[
     (Permission::DeliverSecrets,    [YES,  YES,     YES,      NO_,     NO_]),
     (Permission::ReadApiKeys,       [YES,  NO_,     NO_,      NO_,     NO_]),
     (Permission::WriteApiKeys,      [YES,  NO_,     NO_,      NO_,     NO_]),
+    (Permission::ReadAudit,         [YES,  NO_,     NO_,      NO_,     NO_]),
 ];
 
 impl Role {
@@ -120,10 +123,14 @@ impl FromStr for Role {
 }
 
 /// What kind of caller does something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ActorKind {
     /// Somebody with an API key.
     ApiKey,
+    /// Somebody at the command line, who has the database and the service's secrets.
+    CommandLine,
+    /// Somebody who was not let in.
+    Anonymous,
 }
 
 impl ActorKind {
@@ -132,6 +139,8 @@ impl ActorKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ApiKey => "apiKey",
+            Self::CommandLine => "commandLine",
+            Self::Anonymous => "anonymous",
         }
     }
 }
@@ -143,7 +152,7 @@ pub struct Actor {
     pub kind: ActorKind,
     /// Id of the API key, where it is one.
     pub id: Option<Uuid>,
-    /// Name of the API key.
+    /// Name of the API key, or of the user at the command line.
     pub name: String,
 }
 
@@ -158,6 +167,25 @@ pub struct Identity {
     pub grants: Grants,
     /// When it ends, if ever.
     pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// A caller in one of his requests: what is recorded of who did something.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Who calls.
+    pub identity: Arc<Identity>,
+    /// Id of the request.
+    pub request_id: Uuid,
+    /// The address that it comes from.
+    pub source: Option<IpAddr>,
+}
+
+impl Deref for Call {
+    type Target = Identity;
+
+    fn deref(&self) -> &Identity {
+        &self.identity
+    }
 }
 
 /// An API key to be made.

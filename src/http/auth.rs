@@ -16,10 +16,12 @@ use actix_web::{
 };
 
 use crate::{
-    domain::caller::{Identity, Permission},
+    domain::caller::{Call, Identity, Permission},
     http::{
         attempts::{Attempts, Source},
         problem::ApiError,
+        refusals,
+        request_id::RequestId,
         source,
     },
     service::api_keys::{Door, Verdict},
@@ -36,7 +38,11 @@ pub async fn authenticate(
         Err(error) => return Ok(request.error_response(error).map_into_right_body()),
     };
     request.extensions_mut().insert(identity);
-    Ok(next.call(request).await?.map_into_left_body())
+    let response = next.call(request).await?;
+    if let Some(error) = response.response().error().and_then(Error::as_error) {
+        refusals::note(response.request(), error);
+    }
+    Ok(response.map_into_left_body())
 }
 
 async fn identify(request: &ServiceRequest) -> Result<Arc<Identity>, ApiError> {
@@ -47,11 +53,20 @@ async fn identify(request: &ServiceRequest) -> Result<Arc<Identity>, ApiError> {
         request.app_data::<Data<Door>>().ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door")))?;
     // One sentence for every reason, so that nobody learns which keys exist.
     let refused = ApiError::Unauthenticated("the API key is unknown, mistyped, revoked or expired");
+    let note = |owner, reason| refusals::note_at_the_door(request.request(), owner, reason);
     match door.identify(key).await? {
         Verdict::Known(identity) => Ok(identity),
-        Verdict::Refused => Err(refused),
+        Verdict::Refused => {
+            note(None, "malformed-key");
+            Err(refused)
+        }
+        Verdict::Ended(identity) => {
+            note(Some(identity.actor.clone()), "ended-key");
+            Err(refused)
+        }
         // Counted only now: a right key is never asked how many wrong ones came before it.
         Verdict::Wrong(id) => {
+            note(None, "wrong-key");
             let source = source::address(request.request()).map(Source::of);
             match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count(id, source)) {
                 Some(Err(retry_after)) => Err(ApiError::TooManyAttempts { retry_after }),
@@ -89,15 +104,15 @@ pub mod permission {
     }
     permissions! {
         Authenticated, ReadAccounts, WriteAccounts, RevealCredentials, ReadClusters, WriteClusters, DeliverSecrets,
-        ReadApiKeys, WriteApiKeys,
+        ReadApiKeys, WriteApiKeys, ReadAudit,
     }
 }
 
 /// A caller who has the permission `P`. It comes first among a handler's arguments, so that nothing of the
 /// request is looked at for somebody who may not ask.
 pub struct Caller<P> {
-    /// Who calls; every use case takes it.
-    pub identity: Arc<Identity>,
+    /// Who calls, and in which request; every use case takes it.
+    pub identity: Call,
     permission: PhantomData<P>,
 }
 
@@ -106,11 +121,15 @@ impl<P: Requires> FromRequest for Caller<P> {
     type Future = Ready<Result<Self, ApiError>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let identity = request.extensions().get::<Arc<Identity>>().cloned();
-        ready(match identity {
-            Some(identity) if identity.role.allows(P::PERMISSION) => Ok(Self { identity, permission: PhantomData }),
-            Some(_) => Err(ApiError::Forbidden),
-            None => Err(ApiError::Internal(anyhow::anyhow!("a handler outside /v1 asks for a caller"))),
+        let extensions = request.extensions();
+        let identity = extensions.get::<Arc<Identity>>().cloned();
+        ready(match (identity, extensions.get::<RequestId>()) {
+            (Some(identity), Some(id)) if identity.role.allows(P::PERMISSION) => {
+                let identity = Call { identity, request_id: id.uuid(), source: source::address(request) };
+                Ok(Self { identity, permission: PhantomData })
+            }
+            (Some(_), Some(_)) => Err(ApiError::Forbidden),
+            _ => Err(ApiError::Internal(anyhow::anyhow!("a handler outside /v1 asks for a caller"))),
         })
     }
 }

@@ -29,6 +29,7 @@ use crate::http::{problem::Problem, routes};
         (name = "clusters", description = "Kubernetes API servers"),
         (name = "secrets", description = "The direct road: one Secret, now"),
         (name = "api-keys", description = "Callers"),
+        (name = "audit", description = "Who did what, when, with what result; never a value"),
         (name = "operation", description = "Health and metrics"),
     ),
 )]

@@ -110,7 +110,7 @@ impl ApiError {
 
     fn errors(&self) -> &[FieldError] {
         match self {
-            Self::Service(ServiceError::Invalid(errors)) => errors,
+            Self::Service(ServiceError::Invalid(errors) | ServiceError::UnknownAccounts { errors, .. }) => errors,
             _ => &[],
         }
     }
@@ -118,7 +118,7 @@ impl ApiError {
     /// What the caller reads: for errors of ours, nothing of their cause.
     fn detail(&self) -> String {
         match self {
-            Self::Service(ServiceError::Invalid(errors)) => {
+            Self::Service(ServiceError::Invalid(errors) | ServiceError::UnknownAccounts { errors, .. }) => {
                 let all = errors.iter().map(sentence).collect::<Vec<_>>();
                 all.join("; ")
             }
@@ -148,7 +148,7 @@ impl ApiError {
     fn retry_after_seconds(&self) -> Option<u64> {
         match self {
             Self::TooManyAttempts { retry_after } => Some(retry_after.as_secs() + 1),
-            Self::Service(ServiceError::Storage(StorageError::Unavailable(_))) => Some(1),
+            Self::Service(ServiceError::Storage(StorageError::Unavailable(_)) | ServiceError::Audit(_)) => Some(1),
             Self::Service(ServiceError::Cluster(ClusterError::Overloaded { retry_after })) => {
                 retry_after.map(|after| after.as_secs())
             }
@@ -167,8 +167,11 @@ fn internal_parts() -> (StatusCode, &'static str, &'static str) {
 fn service_parts(error: &ServiceError) -> (StatusCode, &'static str, &'static str) {
     use StatusCode as S;
     match error {
-        ServiceError::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid-request", "The request is not valid"),
-        ServiceError::NotFound { .. } => (S::NOT_FOUND, "not-found", "Not found"),
+        ServiceError::Invalid(_) | ServiceError::UnknownAccounts { .. } => {
+            (S::UNPROCESSABLE_ENTITY, "invalid-request", "The request is not valid")
+        }
+        ServiceError::NotFound { .. } | ServiceError::Hidden { .. } => (S::NOT_FOUND, "not-found", "Not found"),
+        ServiceError::Audit(_) => (S::SERVICE_UNAVAILABLE, "audit-unavailable", "The audit record cannot be written"),
         ServiceError::NotGranted { .. } => (S::FORBIDDEN, "forbidden", "Not allowed"),
         ServiceError::LastAdmin => (S::CONFLICT, "last-admin", "Nobody could make API keys any more"),
         ServiceError::NameTaken(_) => (S::CONFLICT, "name-taken", "The name is in use"),

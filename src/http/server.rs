@@ -47,6 +47,8 @@ pub fn start(listener: TcpListener, state: State, workers: usize, grace: Duratio
             .app_data(state.docker_configs.clone())
             .app_data(state.clusters.clone())
             .app_data(state.secrets.clone())
+            .app_data(state.audit_events.clone())
+            .app_data(state.recorder.clone())
             .app_data(state.pool.clone())
             .app_data(state.metrics.clone())
             .app_data(document_json.clone())

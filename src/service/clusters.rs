@@ -10,13 +10,14 @@ use crate::{
     clients::cluster::{Check, ClusterClient, ClusterClients, ClusterError, Settings, admit, kubeconfig},
     crypto::sealer::{OpenError, Sealer},
     domain::{
-        caller::Identity,
+        audit::{Action, Details, NewEvent, Resource},
+        caller::{Call, Identity},
         cluster::{AuthType, ClusterAuth, ClusterConnection},
         invalid::{FieldError, Invalid},
         names::Name,
         sealed::Sealed,
     },
-    service::{ExpectedVersion, ServiceError, check_version, connection},
+    service::{ExpectedVersion, ServiceError, audit::Trail, check_version, connection},
     storage::{self, PageRequest, StorageError, clusters::StoredCluster, sealed::SealedColumn},
 };
 
@@ -53,6 +54,19 @@ impl ConnectionInput {
             && self.allow_plain_http.is_none()
             && self.kubeconfig.is_none()
             && self.context.is_none()
+    }
+
+    /// The fields that it says something of.
+    fn fields(&self) -> Vec<&'static str> {
+        let said = [
+            ("server", self.server.is_some()),
+            ("caCertificate", self.ca_certificate.is_some()),
+            ("tlsServerName", self.tls_server_name.is_some()),
+            ("auth", self.auth.is_some()),
+            ("allowPlainHttp", self.allow_plain_http.is_some()),
+            ("kubeconfig", self.kubeconfig.is_some()),
+        ];
+        said.into_iter().filter(|(_, is_said)| *is_said).map(|(field, _)| field).collect()
     }
 
     /// Makes a connection of what was said alone.
@@ -128,13 +142,14 @@ pub struct Clusters {
     sealer: Arc<Sealer>,
     clients: Arc<ClusterClients>,
     settings: Settings,
+    trail: Trail,
 }
 
 impl Clusters {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>, settings: Settings) -> Self {
-        Self { pool, sealer, clients: Arc::new(ClusterClients::new(CLIENTS_KEPT)), settings }
+    pub fn new(pool: PgPool, sealer: Arc<Sealer>, settings: Settings, trail: Trail) -> Self {
+        Self { pool, sealer, clients: Arc::new(ClusterClients::new(CLIENTS_KEPT)), settings, trail }
     }
 
     /// Registers a cluster; its credential is sealed before it is stored. Nothing is sent to it.
@@ -145,7 +160,7 @@ impl Clusters {
     /// caller, whether it is in use or not.
     pub async fn register(
         &self,
-        caller: &Identity,
+        caller: &Call,
         name: &Name,
         connection: &ClusterConnection,
     ) -> Result<StoredCluster, ServiceError> {
@@ -154,13 +169,16 @@ impl Clusters {
         }
         let id = Uuid::now_v7();
         let credential = self.seal(id, connection)?;
-        let mut conn = self::connection(&self.pool).await?;
-        storage::clusters::insert(&mut conn, id, name, connection, credential.as_ref()).await.map_err(|error| {
-            match error {
-                StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
-                other => other.into(),
-            }
-        })
+        let mut tx = self.pool.begin().await?;
+        let inserted = storage::clusters::insert(&mut tx, id, name, connection, credential.as_ref()).await;
+        let cluster = inserted.map_err(|error| match error {
+            StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
+            other => other.into(),
+        })?;
+        let event = NewEvent::of(caller, Action::ClusterCreate, Resource::cluster(name));
+        self.trail.record(&mut tx, [event.details(Details::default().version(cluster.version))]).await?;
+        tx.commit().await?;
+        Ok(cluster)
     }
 
     /// Finds a cluster.
@@ -194,7 +212,7 @@ impl Clusters {
     /// expected version, [`ServiceError::Invalid`] if the changed connection breaks a rule.
     pub async fn change(
         &self,
-        caller: &Identity,
+        caller: &Call,
         name: &Name,
         input: ConnectionInput,
         expected: ExpectedVersion,
@@ -203,9 +221,13 @@ impl Clusters {
         let stored = granted(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
         check_version(expected, stored.version)?;
         refuse_redirection(&stored, &input)?;
+        let fields = input.fields();
         let changed = input.over(&stored, || self.open(&stored))?;
         let credential = self.seal(stored.id, &changed)?;
         let updated = storage::clusters::update(&mut tx, stored.id, &changed, credential.as_ref()).await?;
+        let details = Details::default().fields(&fields).version(updated.version);
+        let event = NewEvent::of(caller, Action::ClusterUpdate, Resource::cluster(name)).details(details);
+        self.trail.record(&mut tx, [event]).await?;
         tx.commit().await?;
         self.clients.remove(stored.id);
         Ok(updated)
@@ -217,11 +239,14 @@ impl Clusters {
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
     /// expected version.
-    pub async fn remove(&self, caller: &Identity, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
+    pub async fn remove(&self, caller: &Call, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
         let stored = granted(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
         check_version(expected, stored.version)?;
         storage::clusters::delete(&mut tx, stored.id).await?;
+        let details = Details::default().version(stored.version);
+        let event = NewEvent::of(caller, Action::ClusterDelete, Resource::cluster(name)).details(details);
+        self.trail.record(&mut tx, [event]).await?;
         tx.commit().await?;
         self.clients.remove(stored.id);
         Ok(())
@@ -309,7 +334,12 @@ fn not_found(name: &Name) -> ServiceError {
 
 /// The cluster, if it is there for this caller.
 fn granted(caller: &Identity, name: &Name, found: Option<StoredCluster>) -> Result<StoredCluster, ServiceError> {
-    found.filter(|cluster| caller.grants.include_cluster(&cluster.name)).ok_or_else(|| not_found(name))
+    let cluster = found.ok_or_else(|| not_found(name))?;
+    if caller.grants.include_cluster(&cluster.name) {
+        Ok(cluster)
+    } else {
+        Err(ServiceError::Hidden { kind: "cluster", name: name.to_string() })
+    }
 }
 
 /// Refuses to send a stored credential to another server, or past another trust anchor, than it was given for.

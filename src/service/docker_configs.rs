@@ -8,14 +8,15 @@ use sqlx::PgPool;
 use crate::{
     crypto::sealer::Sealer,
     domain::{
-        caller::Identity,
+        audit::{Action, Details, NewEvent, Resource},
+        caller::{Call, Identity},
         docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, parse::Config, render},
         invalid::{FieldError, FieldErrors, Invalid},
         matching::{Explanation, ImageName, explain_accounts, explain_config, lint::lint_config},
         names::Name,
         selector::LabelSelector,
     },
-    service::{ServiceError, beside_requests, connection, memory::Memory},
+    service::{ServiceError, audit::recorder::Recorder, beside_requests, connection, memory::Memory},
     storage::{self, accounts::SealedCredential, sealed::SealedColumn},
 };
 
@@ -46,13 +47,45 @@ pub struct DockerConfigs {
     pool: PgPool,
     memory: Arc<Memory>,
     sealer: Arc<Sealer>,
+    recorder: Recorder,
+}
+
+/// A rendered docker config, and the accounts that are in it.
+#[derive(Debug)]
+pub struct Assembled {
+    /// The docker config.
+    pub rendered: RenderedConfig,
+    /// Its accounts, in their order.
+    pub accounts: Vec<Resource>,
 }
 
 impl DockerConfigs {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>) -> Self {
-        Self { pool, memory, sealer }
+    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>, recorder: Recorder) -> Self {
+        Self { pool, memory, sealer, recorder }
+    }
+
+    /// Renders accounts for a reader, and hands the passwords out only after that was recorded for good.
+    ///
+    /// # Errors
+    ///
+    /// As [`assemble`](Self::assemble); and [`ServiceError::Audit`] if it cannot be recorded.
+    pub async fn reveal(
+        &self,
+        caller: &Call,
+        profile: Profile,
+        choice: &AccountChoice,
+    ) -> Result<RenderedConfig, ServiceError> {
+        let Assembled { rendered, accounts } = self.assemble(caller, profile, choice).await?;
+        // Of one account it is the account that people look for; of several, the document.
+        let (resource, related) = match <[Resource; 1]>::try_from(accounts) {
+            Ok([account]) => (account, Vec::new()),
+            Err(accounts) => (Resource::docker_configs(), accounts),
+        };
+        let event = NewEvent::of(caller, Action::Reveal, resource).related(related);
+        self.recorder.record(event.details(Details::default().profile(profile))).await?;
+        Ok(rendered)
     }
 
     /// Renders accounts for a reader. It is all or nothing: a document that lacks an account is never made.
@@ -66,7 +99,7 @@ impl DockerConfigs {
         caller: &Identity,
         profile: Profile,
         choice: &AccountChoice,
-    ) -> Result<RenderedConfig, ServiceError> {
+    ) -> Result<Assembled, ServiceError> {
         let sealed = self.choose(caller, choice).await?;
         let opened = sealed
             .iter()
@@ -83,7 +116,9 @@ impl DockerConfigs {
                 email: account.email.as_deref(),
             })
             .collect();
-        Ok(render(profile, &credentials)?)
+        let names = sealed.iter().filter_map(|account| Name::parse(&account.name).ok());
+        let accounts = names.map(|name| Resource::account(&name)).collect();
+        Ok(Assembled { rendered: render(profile, &credentials)?, accounts })
     }
 
     /// Says which entry each reader would use for an image. No password is opened.
@@ -178,14 +213,15 @@ fn in_order(
     let mut by_name: HashMap<String, Arc<SealedCredential>> =
         found.into_iter().map(|account| (account.name.clone(), account)).collect();
     let mut errors = FieldErrors::default();
+    let mut unknown = Vec::new();
     let mut ordered = Vec::with_capacity(accounts.len());
     for (index, name) in accounts.iter().enumerate() {
-        match by_name.remove(name) {
-            Some(account) => ordered.push(account),
-            None => {
-                errors.refuse(&format!("accounts[{index}]"), format!("there is no registry account named `{name}`"));
-            }
+        if let Some(account) = by_name.remove(name) {
+            ordered.push(account);
+        } else {
+            errors.refuse(&format!("accounts[{index}]"), format!("there is no registry account named `{name}`"));
+            unknown.extend(Name::parse(name));
         }
     }
-    errors.finish(|| Some(ordered)).map_err(Into::into)
+    errors.finish(|| Some(ordered)).map_err(|errors| ServiceError::UnknownAccounts { errors, names: unknown })
 }

@@ -14,7 +14,8 @@ use crate::{
     domain::{
         account::{Account, Email, NewAccount, Password, Username},
         account_name,
-        caller::Identity,
+        audit::{Action, Details, NewEvent, Resource},
+        caller::{Call, Identity},
         docker_config::{
             Warning,
             import::{FoundAccount, Import, ImportItem, ImportOutcome, SkipReason},
@@ -25,7 +26,7 @@ use crate::{
         names::{Labels, Name},
         registry::RegistryScope,
     },
-    service::{ServiceError, beside_requests, memory::Memory},
+    service::{ServiceError, audit::Trail, beside_requests, memory::Memory},
     storage::{self, changes::Change, sealed::SealedColumn},
 };
 
@@ -75,6 +76,7 @@ pub struct Imports {
     pool: PgPool,
     memory: Arc<Memory>,
     sealer: Arc<Sealer>,
+    trail: Trail,
 }
 
 /// An entry that becomes an account, with its name.
@@ -86,8 +88,8 @@ struct Planned {
 impl Imports {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>) -> Self {
-        Self { pool, memory, sealer }
+    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>, trail: Trail) -> Self {
+        Self { pool, memory, sealer, trail }
     }
 
     /// Imports a document in any of its forms. An account is named after its registry, with `prefix` before it;
@@ -100,7 +102,7 @@ impl Imports {
     /// caller, or would not be. Nothing is stored then.
     pub async fn import(
         &self,
-        caller: &Identity,
+        caller: &Call,
         document: impl AsRef<[u8]> + Send + 'static,
         prefix: String,
         dry_run: bool,
@@ -118,8 +120,13 @@ impl Imports {
             existing.into_iter().map(|(account, sealed)| (account.name.to_string(), (account, sealed))).collect();
         refuse_not_granted(caller, &planned, &existing)?;
         refuse_other_registries(&planned, &existing)?;
+        let mut events = Vec::new();
         for Planned { position, new } in planned {
             let name = new.name.clone();
+            let mut done = |action: Action| {
+                let event = NewEvent::of(caller, action, Resource::account(&name));
+                events.push(event.details(Details::default().by_import()));
+            };
             items[position].outcome = match existing.remove(new.name.as_str()) {
                 None => {
                     let id = Uuid::now_v7();
@@ -130,6 +137,7 @@ impl Imports {
                         storage::StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
                         other => other.into(),
                     })?;
+                    done(Action::AccountCreate);
                     Outcome::Created
                 }
                 Some((account, sealed)) => {
@@ -141,6 +149,7 @@ impl Imports {
                         changed => {
                             let password = self.sealer.seal(slot, new.password.secret())?;
                             storage::accounts::update(&mut tx, &changed, Some(&password)).await?;
+                            done(if has_password { Action::AccountUpdate } else { Action::AccountRotate });
                             Outcome::Updated
                         }
                     }
@@ -148,6 +157,7 @@ impl Imports {
             };
         }
         if !dry_run {
+            self.trail.record(&mut tx, events).await?;
             tx.commit().await?;
             for name in names {
                 self.memory.forget(&Change::RegistryAccount(name));

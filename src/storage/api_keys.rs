@@ -226,15 +226,15 @@ pub async fn lock_admins(conn: &mut PgConnection) -> Result<Vec<AdminKey>, Stora
     .await?)
 }
 
-/// Revokes a key; one that is revoked already stays as it is.
+/// Revokes a key, and says whether it did; one that is revoked already stays as it is.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.api_keys.revoke", skip_all, fields(key.id = %id))]
-pub async fn revoke(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
-    sqlx::query!("UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", id)
+pub async fn revoke(conn: &mut PgConnection, id: Uuid) -> Result<bool, StorageError> {
+    let revoked = sqlx::query!("UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", id)
         .execute(conn)
         .await?;
-    Ok(())
+    Ok(revoked.rows_affected() > 0)
 }

@@ -3,6 +3,7 @@
 mod access;
 mod accounts;
 mod architecture;
+mod audit;
 mod bad_input;
 mod cluster_client;
 mod dependencies;
