@@ -38,6 +38,8 @@ use crate::{
 
 /// How often the master key ring is looked at again, so that every replica seals under a new key soon.
 const RING_INTERVAL: Duration = Duration::from_secs(5);
+/// How many changes can be on their way from event to commit at a time.
+const CHANGE_CHAINS: usize = 4;
 /// How long to wait between two tries to reach Postgres at the start.
 const START_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -90,7 +92,7 @@ impl App {
         })?;
 
         let audit_key = Arc::new(AuditKey::of(&config.pepper));
-        let trail = open_trail(&pool, Arc::clone(&audit_key)).await?;
+        let trail = open_trail(&pool, Arc::clone(&audit_key), CHANGE_CHAINS).await?;
         let stop_recorder = CancellationToken::new();
         let recorder = Recorder::start(&pool, audit_key, stop_recorder.clone()).await;
         let (recorder, recorder_task) = recorder.map_err(no_record)?;
@@ -220,13 +222,13 @@ pub async fn migrate(pool: &PgPool) -> Result<(), AppError> {
     schema::migrate(pool).await.map_err(|error| AppError::Dependency(format!("the schema cannot be migrated: {error}")))
 }
 
-/// Opens the chain of the events of changes.
+/// Opens so many chains for the events of changes.
 ///
 /// # Errors
 ///
 /// [`AppError::Dependency`] if the database does not take it.
-pub async fn open_trail(pool: &PgPool, key: Arc<AuditKey>) -> Result<Trail, AppError> {
-    Trail::open(pool, key).await.map_err(no_record)
+pub async fn open_trail(pool: &PgPool, key: Arc<AuditKey>, chains: usize) -> Result<Trail, AppError> {
+    Trail::open(pool, key, chains).await.map_err(no_record)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]

@@ -176,9 +176,9 @@ impl ExportEvents {
     }
 }
 
-/// Opens the chain of the events of this command.
+/// Opens the one chain of the events of this command.
 pub(super) async fn trail(pool: &sqlx::PgPool, pepper: &Pepper) -> Result<Trail, CliError> {
-    Ok(app::open_trail(pool, Arc::new(AuditKey::of(pepper))).await?)
+    Ok(app::open_trail(pool, Arc::new(AuditKey::of(pepper)), 1).await?)
 }
 
 /// Who runs this command, by what the kernel says and not by a variable that anybody can set.

@@ -1,10 +1,13 @@
 //! The audit record: events of changes in the transaction of the change ([`Trail`]), all others in groups
 //! ([`Recorder`](recorder::Recorder)), and how they are read and checked.
 //!
-//! Every process writes two chains, so that a change, which keeps its chain from its event to its commit, never makes a
-//! reveal wait.
+//! Every process writes chains of its own: one for what is written in groups, and a few for changes. A change keeps its
+//! chain from its event to its commit, and so never makes a reveal wait, and rarely another change.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use chrono::Utc;
 use sqlx::{PgConnection, PgPool};
@@ -58,24 +61,35 @@ impl From<AuditError> for ServiceError {
 #[derive(Debug, Clone)]
 pub struct Trail {
     key: Arc<AuditKey>,
-    chain_id: Uuid,
+    /// Taken in turn. Each is one row that one transaction at a time has: with one alone, Postgres could not make the
+    /// commits of several changes durable together.
+    chains: Arc<[Uuid]>,
+    turn: Arc<AtomicUsize>,
 }
 
 impl Trail {
-    /// Opens a chain for this process.
+    /// Opens so many chains for this process.
     ///
     /// # Errors
     ///
-    /// [`AuditError::Storage`] if it cannot be opened.
-    pub async fn open(pool: &PgPool, key: Arc<AuditKey>) -> Result<Self, AuditError> {
+    /// [`AuditError::Storage`] if they cannot be opened.
+    pub async fn open(pool: &PgPool, key: Arc<AuditKey>, chains: usize) -> Result<Self, AuditError> {
         let mut tx = pool.begin().await.map_err(StorageError::from)?;
-        let chain = open_chain(&mut tx, &key, None).await?;
+        let mut ids = Vec::with_capacity(chains);
+        for _ in 0..chains.max(1) {
+            ids.push(open_chain(&mut tx, &key, None).await?.opening.id);
+        }
         tx.commit().await.map_err(StorageError::from)?;
-        Ok(Self { key, chain_id: chain.opening.id })
+        Ok(Self { key, chains: ids.into(), turn: Arc::default() })
     }
 
-    /// Writes events in a transaction. The other changes of this process wait from here to its commit, so this is the
-    /// last statement before that.
+    fn next_chain(&self) -> Uuid {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        self.chains.get(turn % self.chains.len().max(1)).copied().unwrap_or_default()
+    }
+
+    /// Writes events in a transaction. Other changes of this process wait from here to its commit, so this is the last
+    /// statement before that.
     ///
     /// # Errors
     ///
@@ -89,14 +103,15 @@ impl Trail {
         if events.is_empty() {
             return Ok(());
         }
-        let head = storage::audit::lock_head(&mut *conn, self.chain_id).await?;
-        let before = head.ok_or(AuditError::ChainGone(self.chain_id))?;
+        let chain_id = self.next_chain();
+        let head = storage::audit::lock_head(&mut *conn, chain_id).await?;
+        let before = head.ok_or(AuditError::ChainGone(chain_id))?;
         let mut head = before.clone();
         let linked: Vec<LinkedEvent> =
-            events.into_iter().map(|event| self.key.link(self.chain_id, &mut head, event)).collect();
-        let seal = self.key.seal(self.chain_id, &head);
-        let is_added = storage::audit::append(conn, self.chain_id, before.sequence, &head, &seal, &linked).await?;
-        if is_added { Ok(()) } else { Err(AuditError::ChainGone(self.chain_id)) }
+            events.into_iter().map(|event| self.key.link(chain_id, &mut head, event)).collect();
+        let seal = self.key.seal(chain_id, &head);
+        let is_added = storage::audit::append(conn, chain_id, before.sequence, &head, &seal, &linked).await?;
+        if is_added { Ok(()) } else { Err(AuditError::ChainGone(chain_id)) }
     }
 
     /// Writes one event in a transaction of its own.

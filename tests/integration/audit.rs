@@ -461,6 +461,7 @@ async fn a_process_that_is_killed_leaves_no_account_without_its_event_and_no_eve
     for round in 0..4 {
         let service = installation.serve().await;
         let client = service.client(&key);
+        let before = number(&pool, "SELECT count(*) FROM registry_accounts").await;
         let writers = (0..8).map(async |writer| {
             let mut number = 0;
             loop {
@@ -476,7 +477,7 @@ async fn a_process_that_is_killed_leaves_no_account_without_its_event_and_no_eve
         let kill = async {
             eventually("accounts are written", async || {
                 let now = number(&pool, "SELECT count(*) FROM registry_accounts").await;
-                (now >= (round + 1) * 40).then_some(())
+                (now >= before + 40).then_some(())
             })
             .await;
             service.process.signal("KILL");
@@ -571,7 +572,8 @@ async fn every_reveal_that_is_answered_has_exactly_one_event_also_while_connecti
     assert!(given.iter().all(|answer| found.contains_key(answer.header("x-request-id"))));
     assert!(answers.iter().all(|answer| answer.status == 200 || !answer.body.contains(CANARY)));
     let report = assert_whole(&app.pool).await;
-    assert!(report.anchors.len() <= 8, "a connection that is cut breaks no chain: {} chains", report.anchors.len());
+    // The app's and that of its first key: a connection that is cut breaks no chain.
+    assert_eq!(report.anchors.len(), 6);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
@@ -589,17 +591,22 @@ async fn each_process_has_chains_of_its_own(pool: PgPool) {
     };
     join_all(clients.iter().enumerate().map(work)).await;
 
-    // The command line's, and of each process one for changes and one for the rest.
-    let per_chain: Vec<i64> =
-        sqlx::query_scalar("SELECT count(e.id) FROM audit_chains c LEFT JOIN audit_events e ON e.chain_id = c.id GROUP BY c.number ORDER BY c.number")
-            .fetch_all(&pool)
-            .await
-            .expect("chains");
-    assert_eq!(per_chain.len(), 5);
-    assert_eq!(per_chain.iter().sum::<i64>(), 1 + 1 + 120);
-    assert!(per_chain.iter().filter(|count| **count >= 30).count() == 4, "{per_chain:?}");
+    // The command line's, and of each process four for changes and one for the rest.
+    let per_chain: Vec<i64> = sqlx::query_scalar(
+        "SELECT count(e.id) FROM audit_chains c LEFT JOIN audit_events e ON e.chain_id = c.id
+         GROUP BY c.number ORDER BY c.number",
+    )
+    .fetch_all(&pool)
+    .await
+    .expect("chains");
+    let (changes, reveals): (Vec<i64>, Vec<i64>) = per_chain.iter().partition(|count| **count < 30);
+    assert_eq!(
+        (reveals.as_slice(), changes.len(), changes.iter().sum::<i64>()),
+        (&[30, 30][..], 9, 62),
+        "{per_chain:?}"
+    );
     let said = installation.must_run(&["audit", "verify"]).await;
-    assert!(said.starts_with("The audit record is whole: 122 events in 5 chains"), "{said}");
+    assert!(said.starts_with("The audit record is whole: 122 events in 11 chains"), "{said}");
 }
 
 // ---- Who may change the record ----
@@ -632,7 +639,8 @@ async fn neither_the_role_of_the_service_nor_the_owner_can_change_or_remove_an_e
             "INSERT INTO audit_events SELECT * FROM audit_events ON CONFLICT (id) DO UPDATE SET actor_name = 'x'",
         ] {
             let error = pool.execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await.expect_err(sql);
-            let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code).expect("a code").into_owned();
+            let code =
+                error.as_database_error().and_then(sqlx::error::DatabaseError::code).expect("a code").into_owned();
             assert_eq!(code, "42501", "{sql}: {error}");
         }
     }
@@ -758,11 +766,12 @@ async fn a_changed_a_removed_a_swapped_and_an_added_event_are_found_where_they_a
         // A chain is removed, with its head and without.
         (
             format!("WITH c AS (SELECT {CHAIN} AS id), gone AS (DELETE FROM audit_events USING c WHERE chain_id = c.id) DELETE FROM audit_chains USING c WHERE audit_chains.id = c.id"),
-            vec!["chain 3: is missing"],
+            vec!["chain 6: is missing"],
         ),
         ("DELETE FROM audit_chains WHERE number = 2".to_owned(), vec!["chain 2: is missing", "there are events of a chain that is not there"]),
         (
-            "DELETE FROM audit_chains WHERE number = 2; UPDATE audit_chains SET number = number - 1 WHERE number > 2".to_owned(),
+            "DELETE FROM audit_chains WHERE number = 2; UPDATE audit_chains SET number = -number WHERE number > 2;
+             UPDATE audit_chains SET number = -number - 1 WHERE number < 0".to_owned(),
             vec!["the opening of the chain was changed"],
         ),
         ("UPDATE audit_chains SET opened_at = now() WHERE number = 4".to_owned(), vec!["chain 4 ", "the opening of the chain was changed"]),
@@ -776,8 +785,9 @@ async fn a_changed_a_removed_a_swapped_and_an_added_event_are_found_where_they_a
         for words in expected {
             assert!(exit.stdout.contains(words), "{words:?} is missing: {sql}\n{}", exit.stdout);
         }
-        // And no more than that is said: no more findings than were made, and one for each of two.
-        assert!((1..=3).contains(&exit.stdout.lines().count()), "{sql}\n{}", exit.stdout);
+        // And hardly more than that is said; what was renumbered is wrong from there on.
+        let most = if sql.contains("-number") { 10 } else { 3 };
+        assert!((1..=most).contains(&exit.stdout.lines().count()), "{sql}\n{}", exit.stdout);
         assert!(exit.stderr.contains("The audit record is not what was written"), "{exit:?}");
         record.put_back().await;
     }

@@ -123,7 +123,7 @@ impl TestApp {
     }
 
     async fn trail(&self) -> Trail {
-        Trail::open(&self.pool, Arc::new(audit_key())).await.expect("a chain")
+        Trail::open(&self.pool, Arc::new(audit_key()), 1).await.expect("a chain")
     }
 
     /// Makes an API key through the API; a client that uses it.
