@@ -11,7 +11,7 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clients::{guard::Guard, registry::Registries},
+    clients::{guard::Guard, oidc::Issuers, registry::Registries},
     config::{DatabaseConfig, ServeConfig},
     crypto::{api_key::KeyChecker, sealer::Sealer},
     http::{self, State},
@@ -22,9 +22,11 @@ use crate::{
         clusters::Clusters,
         docker_configs::DockerConfigs,
         health,
+        identity_providers::IdentityProviders,
         imports::Imports,
         master_keys,
         secrets::Secrets,
+        tokens::TokenDoor,
         verification::Verifications,
     },
     shutdown::Signals,
@@ -98,8 +100,14 @@ impl App {
         };
         let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
         let verifications = Verifications::new(pool.clone(), Arc::clone(&sealer), accounts.clone(), registries);
+        let mut identity = config.identity;
+        identity.issuers.runtime = Some(tokio::runtime::Handle::current());
+        let issuers = Arc::new(Issuers::new(Guard::new(identity.allowed), identity.issuers));
+        let token_door = TokenDoor::new(pool.clone(), issuers, clusters.clone(), identity.review_remembered)
+            .map_err(|error| AppError::Internal(error.to_string()))?;
         let state = State {
             door: Data::new(Door::new(pool.clone(), Arc::clone(&checker))),
+            identity_providers: Data::new(IdentityProviders::new(pool.clone())),
             api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&checker))),
             imports: Data::new(Imports::new(pool.clone(), Arc::clone(&sealer))),
             accounts: Data::new(accounts),
@@ -107,7 +115,8 @@ impl App {
             secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone())),
             docker_configs: Data::new(docker_configs),
             clusters: Data::new(clusters),
-            metrics: Data::new(Metrics::new(pool.clone(), checker, verifications.tally())),
+            metrics: Data::new(Metrics::new(pool.clone(), checker, verifications.tally(), token_door.tally())),
+            token_door: Data::new(token_door),
             pool: Data::new(pool),
         };
         let internal = |error: std::io::Error| AppError::Internal(format!("the listener cannot be used: {error}"));

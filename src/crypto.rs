@@ -1,4 +1,6 @@
 //! Sealing of stored secrets, and the keys that callers show.
 
 pub mod api_key;
+pub mod jws;
+pub mod keyed_digest;
 pub mod sealer;

@@ -16,7 +16,10 @@ use prometheus_client::{
 };
 use sqlx::PgPool;
 
-use crate::{crypto::api_key::KeyChecker, service::verification::Tally};
+use crate::{
+    crypto::api_key::KeyChecker,
+    service::{tokens, verification::Tally},
+};
 
 /// From half a millisecond, as a read takes, to 16 s, as a cluster that hangs does.
 const SECONDS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 8.0, 16.0];
@@ -42,9 +45,9 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Makes the metrics; pool, checker and tally are looked at whenever the metrics are.
+    /// Makes the metrics; pool, checker and tallies are looked at whenever the metrics are.
     #[must_use]
-    pub fn new(pool: PgPool, checker: Arc<KeyChecker>, verifications: Arc<Tally>) -> Self {
+    pub fn new(pool: PgPool, checker: Arc<KeyChecker>, verifications: Arc<Tally>, tokens: Arc<tokens::Tally>) -> Self {
         let mut registry = Registry::with_prefix("regcred");
         let requests = Family::default();
         registry.register("http_requests", "Requests by method, route and status", requests.clone());
@@ -55,7 +58,7 @@ impl Metrics {
             Unit::Seconds,
             durations.clone(),
         );
-        registry.register_collector(Box::new(Looked { pool, checker, verifications }));
+        registry.register_collector(Box::new(Looked { pool, checker, verifications, tokens }));
         Self { registry, requests, durations }
     }
 
@@ -93,6 +96,7 @@ struct Looked {
     pool: PgPool,
     checker: Arc<KeyChecker>,
     verifications: Arc<Tally>,
+    tokens: Arc<tokens::Tally>,
 }
 
 impl Collector for Looked {
@@ -106,11 +110,26 @@ impl Collector for Looked {
         let idle = ConstGauge::new(i64::try_from(self.pool.num_idle()).unwrap_or(i64::MAX));
         let help = "Open connections to Postgres that nobody uses";
         idle.encode(encoder.encode_descriptor("database_connections_idle", help, None, idle.metric_type())?)?;
+        self.encode_tokens(&mut encoder)?;
         self.encode_verifications(&mut encoder)
     }
 }
 
 impl Looked {
+    fn encode_tokens(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "Tokens of identity providers by what became of them";
+        let mut tokens = encoder.encode_descriptor("tokens", help, None, MetricType::Counter)?;
+        for (result, count) in self.tokens.tokens() {
+            ConstCounter::new(count).encode(tokens.encode_family(&[("result", result)])?)?;
+        }
+        let help = "Fetches of issuers' keys by what they came to";
+        let mut fetches = encoder.encode_descriptor("issuer_key_fetches", help, None, MetricType::Counter)?;
+        for (result, count) in self.tokens.fetches() {
+            ConstCounter::new(count).encode(fetches.encode_family(&[("result", result)])?)?;
+        }
+        Ok(())
+    }
+
     fn encode_verifications(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let (counters, gauges) = (MetricType::Counter, MetricType::Gauge);
         let help = "Checks of logins by who wanted them and what they found";
