@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clients::{guard::Guard, registry::Registries},
+    clients::{guard::Guard, oidc::Issuers, registry::Registries},
     config::{DatabaseConfig, ServeConfig},
     crypto::{api_key::KeyChecker, audit::AuditKey, sealer::Sealer},
     http::{self, State},
@@ -25,10 +25,12 @@ use crate::{
         clusters::Clusters,
         docker_configs::DockerConfigs,
         health,
+        identity_providers::IdentityProviders,
         imports::Imports,
         master_keys,
         memory::Memory,
         secrets::Secrets,
+        tokens::TokenDoor,
         verification::Verifications,
     },
     shutdown::Signals,
@@ -116,22 +118,31 @@ impl App {
         let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
         let seal = Arc::clone(&sealer);
         let verifications = Verifications::new(pool.clone(), seal, accounts.clone(), registries, recorder.clone());
+        let mut identity = config.identity;
+        identity.issuers.runtime = Some(tokio::runtime::Handle::current());
+        let issuers = Arc::new(Issuers::new(Guard::new(identity.allowed), identity.issuers));
+        let token_door = TokenDoor::new(pool.clone(), issuers, clusters.clone(), identity.review_remembered)
+            .map_err(|error| AppError::Internal(error.to_string()))?;
+        let metrics = Metrics::new(Sources {
+            pool: pool.clone(),
+            memory: Arc::clone(&memory),
+            checker: Arc::clone(&checker),
+            verifications: verifications.tally(),
+            audit: recorder.tally(),
+            tokens: token_door.tally(),
+        });
         let state = State {
             door: Data::new(Door::new(Arc::clone(&memory), Arc::clone(&checker))),
-            api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&memory), Arc::clone(&checker), trail.clone())),
+            token_door: Data::new(token_door),
+            identity_providers: Data::new(IdentityProviders::new(pool.clone(), trail.clone())),
+            api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&memory), checker, trail.clone())),
             imports: Data::new(Imports::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), trail)),
             accounts: Data::new(accounts),
             verifications: Data::new(verifications.clone()),
             secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone(), recorder.clone())),
             docker_configs: Data::new(docker_configs),
             clusters: Data::new(clusters),
-            metrics: Data::new(Metrics::new(
-                pool.clone(),
-                Arc::clone(&memory),
-                checker,
-                verifications.tally(),
-                recorder.tally(),
-            )),
+            metrics: Data::new(metrics),
             audit_events: Data::new(AuditEvents::new(pool.clone(), recorder.clone())),
             recorder: Data::new(recorder),
             pool: Data::new(pool),

@@ -17,7 +17,7 @@ use crate::{
     clients::{
         cluster,
         guard::{AllowList, Guard},
-        registry,
+        oidc, registry,
     },
     crypto::{api_key::Pepper, sealer::KeyRing},
     storage::pool,
@@ -86,6 +86,17 @@ pub struct VerifyConfig {
     pub poll: Duration,
 }
 
+/// `REGCRED_ISSUER_…` and `REGCRED_TOKEN_REVIEW_SECONDS`
+#[derive(Debug)]
+pub struct IdentityConfig {
+    /// Where issuers may be, beside public addresses.
+    pub allowed: AllowList,
+    /// How issuers are called.
+    pub issuers: oidc::Settings,
+    /// How long the answer of a cluster to a token counts.
+    pub review_remembered: Duration,
+}
+
 /// Everything that `serve` needs.
 #[derive(Debug)]
 pub struct ServeConfig {
@@ -101,6 +112,8 @@ pub struct ServeConfig {
     pub clusters: cluster::Settings,
     /// How logins are verified.
     pub verify: VerifyConfig,
+    /// How tokens of identity providers are verified.
+    pub identity: IdentityConfig,
 }
 
 /// All that is wrong with the configuration.
@@ -216,6 +229,26 @@ impl<'a> Reader<'a> {
         Some(VerifyConfig { allowed: allowed?, registries, background: background?, poll: poll? })
     }
 
+    /// Reads `REGCRED_ISSUER_…` and `REGCRED_TOKEN_REVIEW_SECONDS`.
+    pub fn identity(&mut self) -> Option<IdentityConfig> {
+        let default = oidc::Settings::default();
+        let allowed = self.get("REGCRED_ISSUER_ALLOW").unwrap_or_default();
+        let allowed = self.keep("REGCRED_ISSUER_ALLOW", allowed.parse());
+        let timeout = self.number("REGCRED_ISSUER_TIMEOUT_SECONDS", default.timeout.as_secs(), 1..=60);
+        let keys = self.seconds("REGCRED_ISSUER_KEYS_SECONDS", default.keys_lifetime.as_secs());
+        let refresh = self.seconds("REGCRED_ISSUER_REFRESH_SECONDS", default.refresh_interval.as_secs());
+        let stale = self.number("REGCRED_ISSUER_STALE_SECONDS", default.stale_lifetime.as_secs(), 0..=86_400);
+        let review = self.number("REGCRED_TOKEN_REVIEW_SECONDS", 30, 0..=cluster::REVIEW_REMEMBERED_MAX);
+        let issuers = oidc::Settings {
+            timeout: Duration::from_secs(timeout?),
+            keys_lifetime: keys?,
+            refresh_interval: refresh?,
+            stale_lifetime: Duration::from_secs(stale?),
+            runtime: None,
+        };
+        Some(IdentityConfig { allowed: allowed?, issuers, review_remembered: Duration::from_secs(review?) })
+    }
+
     /// Reads `REGCRED_LOG_…`.
     pub fn log(&mut self) -> Option<LogConfig> {
         let format = self.get("REGCRED_LOG_FORMAT").unwrap_or_else(|| "auto".to_owned());
@@ -233,6 +266,7 @@ impl<'a> Reader<'a> {
     pub fn serve(mut self) -> Result<ServeConfig, ConfigError> {
         let (http, database, master_keys) = (self.http(), self.database(), self.master_keys());
         let (pepper, clusters, verify) = (self.pepper(), self.clusters(), self.verify());
+        let identity = self.identity();
         self.finish(|| {
             Some(ServeConfig {
                 http: http?,
@@ -241,6 +275,7 @@ impl<'a> Reader<'a> {
                 pepper: pepper?,
                 clusters: clusters?,
                 verify: verify?,
+                identity: identity?,
             })
         })
     }
@@ -341,6 +376,9 @@ mod tests {
             ("REGCRED_OUTBOUND_ALLOW", "10.0.0.0/8,http://reg.io"),
             ("REGCRED_VERIFY_TIMEOUT_SECONDS", "0"),
             ("REGCRED_VERIFY_BACKGROUND", "perhaps"),
+            ("REGCRED_ISSUER_ALLOW", "https://issuer.example"),
+            ("REGCRED_ISSUER_KEYS_SECONDS", "0"),
+            ("REGCRED_TOKEN_REVIEW_SECONDS", "61"),
         ])
         .unwrap_err()
         .to_string();
@@ -354,6 +392,9 @@ mod tests {
             "REGCRED_OUTBOUND_ALLOW",
             "REGCRED_VERIFY_TIMEOUT_SECONDS",
             "REGCRED_VERIFY_BACKGROUND",
+            "REGCRED_ISSUER_ALLOW",
+            "REGCRED_ISSUER_KEYS_SECONDS",
+            "REGCRED_TOKEN_REVIEW_SECONDS",
         ] {
             assert!(refused.contains(name), "{name} is missing in {refused}");
         }

@@ -2,4 +2,6 @@
 
 pub mod api_key;
 pub mod audit;
+pub mod jws;
+pub mod keyed_digest;
 pub mod sealer;

@@ -14,8 +14,10 @@ use crate::{
         audit::{AuditEvents, recorder::Recorder},
         clusters::Clusters,
         docker_configs::DockerConfigs,
+        identity_providers::IdentityProviders,
         imports::Imports,
         secrets::Secrets,
+        tokens::TokenDoor,
         verification::Verifications,
     },
 };
@@ -29,6 +31,7 @@ mod body;
 mod clusters;
 mod conditional;
 mod docker_configs;
+mod identity_providers;
 mod imports;
 mod me;
 mod merge_patch;
@@ -54,8 +57,12 @@ pub use openapi::document;
 pub struct State {
     /// Who is at the door.
     pub door: Data<Door>,
+    /// Who is at the door with a token.
+    pub token_door: Data<TokenDoor>,
     /// API keys.
     pub api_keys: Data<ApiKeys>,
+    /// Identity providers.
+    pub identity_providers: Data<IdentityProviders>,
     /// Registry accounts.
     pub accounts: Data<Accounts>,
     /// Whether their logins work.
@@ -109,6 +116,11 @@ fn routes(config: &mut ServiceConfig) {
                 .service(api_keys::list_api_keys)
                 .service(api_keys::get_api_key)
                 .service(api_keys::revoke_api_key)
+                .service(identity_providers::create_identity_provider)
+                .service(identity_providers::list_identity_providers)
+                .service(identity_providers::get_identity_provider)
+                .service(identity_providers::update_identity_provider)
+                .service(identity_providers::delete_identity_provider)
                 .service(me::get_me)
                 .service(audit::list_audit_events),
         )

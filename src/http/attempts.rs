@@ -1,4 +1,4 @@
-//! How many wrong API keys somebody may show before he is told to wait.
+//! How many wrong API keys and tokens somebody may show before he is told to wait.
 //!
 //! Counted are keys that have the form of one and fail the HMAC, by the id that they name and by the address that they
 //! come from. Right keys are not looked at here, so a flood of wrong ones locks out nobody: neither other callers behind
@@ -88,6 +88,11 @@ impl Attempts {
     /// Counts a wrong key of this id; an error says when to try again.
     pub fn count(&self, id: Uuid, source: Option<Source>) -> Result<(), Duration> {
         self.count_at(id, source, Instant::now())
+    }
+
+    /// Counts something wrong that names no key, such as a token; an error says when to try again.
+    pub fn count_source(&self, source: Option<Source>) -> Result<(), Duration> {
+        source.map_or(Ok(()), |source| self.sources.take(source, Instant::now()))
     }
 
     fn count_at(&self, id: Uuid, source: Option<Source>, now: Instant) -> Result<(), Duration> {

@@ -1,4 +1,5 @@
-//! The door: every `/v1` route needs an API key, and each handler's signature states what the key must allow.
+//! The door: every `/v1` route needs an API key or a token of an identity provider, and each handler's signature states what
+//! its bearer must be allowed.
 
 use std::{
     future::{Ready, ready},
@@ -24,7 +25,10 @@ use crate::{
         request_id::RequestId,
         source,
     },
-    service::api_keys::{Door, Verdict},
+    service::{
+        api_keys::{Door, Verdict},
+        tokens::{TokenDoor, TokenVerdict},
+    },
 };
 
 /// Middleware that finds out who calls, before anything of the body is read.
@@ -47,8 +51,12 @@ pub async fn authenticate(
 
 async fn identify(request: &ServiceRequest) -> Result<Arc<Identity>, ApiError> {
     let key = bearer(request).ok_or(ApiError::Unauthenticated(
-        "send an API key as `Authorization: Bearer rgc_…`; `regcred api-key create` makes one",
+        "send an API key as `Authorization: Bearer rgc_…`, or a token of an identity provider; `regcred api-key create` makes a key",
     ))?;
+    // A key has no dot in it, and a token has two.
+    if key.contains('.') {
+        return identify_token(request, key).await;
+    }
     let door =
         request.app_data::<Data<Door>>().ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door")))?;
     // One sentence for every reason, so that nobody learns which keys exist.
@@ -71,6 +79,30 @@ async fn identify(request: &ServiceRequest) -> Result<Arc<Identity>, ApiError> {
             match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count(id, source)) {
                 Some(Err(retry_after)) => Err(ApiError::TooManyAttempts { retry_after }),
                 Some(Ok(())) => Err(refused),
+                None => Err(ApiError::Internal(anyhow::anyhow!("the app does not count attempts"))),
+            }
+        }
+    }
+}
+
+async fn identify_token(request: &ServiceRequest, token: &str) -> Result<Arc<Identity>, ApiError> {
+    let note = |reason| refusals::note_at_the_door(request.request(), None, reason);
+    let door = request.app_data::<Data<TokenDoor>>();
+    let door = door.ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door for tokens")))?;
+    match door.identify(token).await? {
+        TokenVerdict::Known(identity) => Ok(Arc::new(identity)),
+        TokenVerdict::NoRule => {
+            note("no-matching-rule");
+            Err(ApiError::NoMatchingRule)
+        }
+        TokenVerdict::Unavailable { retry_after } => Err(ApiError::IssuerUnavailable { retry_after }),
+        // Counted only now: a good token is never asked how many bad ones came before it.
+        TokenVerdict::Refused => {
+            note("invalid-token");
+            let source = source::address(request.request()).map(Source::of);
+            match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count_source(source)) {
+                Some(Err(retry_after)) => Err(ApiError::TooManyAttempts { retry_after }),
+                Some(Ok(())) => Err(ApiError::InvalidToken),
                 None => Err(ApiError::Internal(anyhow::anyhow!("the app does not count attempts"))),
             }
         }
@@ -104,7 +136,7 @@ pub mod permission {
     }
     permissions! {
         Authenticated, ReadAccounts, WriteAccounts, RevealCredentials, ReadClusters, WriteClusters, DeliverSecrets,
-        ReadApiKeys, WriteApiKeys, ReadAudit,
+        ReadApiKeys, WriteApiKeys, ReadIdentityProviders, WriteIdentityProviders, ReadAudit,
     }
 }
 

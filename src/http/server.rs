@@ -39,8 +39,10 @@ pub fn start(listener: TcpListener, state: State, workers: usize, grace: Duratio
     let server = HttpServer::new(move || {
         let (app, _) = App::new().into_utoipa_app().openapi(openapi::frame()).configure(routes).split_for_parts();
         app.app_data(state.door.clone())
+            .app_data(state.token_door.clone())
             .app_data(attempts.clone())
             .app_data(state.api_keys.clone())
+            .app_data(state.identity_providers.clone())
             .app_data(state.accounts.clone())
             .app_data(state.verifications.clone())
             .app_data(state.imports.clone())

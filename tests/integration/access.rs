@@ -88,6 +88,14 @@ const TABLE: &str = "
                               missing  401       404   403      403       403      403
     revoke_api_key            foreign  401       204   403      403       403      403
                               missing  401       404   403      403       403      403
+    create_identity_provider  any      401       201   403      403       403      403
+    list_identity_providers   any      401       200   403      403       403      403
+    get_identity_provider     foreign  401       200   403      403       403      403
+                              missing  401       404   403      403       403      403
+    update_identity_provider  foreign  401       200   403      403       403      403
+                              missing  401       404   403      403       403      403
+    delete_identity_provider  foreign  401       204   403      403       403      403
+                              missing  401       404   403      403       403      403
     get_me                    any      401       200   200      200       200      200
     list_audit_events         any      401       200   403      403       403      403
 
@@ -150,6 +158,11 @@ fn cluster(name: &str) -> Value {
     json!({"name": name, "server": "https://127.0.0.1:1", "auth": {"type": "none"}})
 }
 
+fn identity_provider(name: &str) -> Value {
+    let rules = json!([{"claims": {"sub": "ci"}, "role": "viewer"}]);
+    json!({"name": name, "type": "oidc", "issuer": "https://issuer.example.com", "audience": name, "rules": rules})
+}
+
 /// The body and query that an operation is tried with.
 fn request(operation: &str, thing: &Thing) -> (&'static str, Option<Value>) {
     let Thing { name, .. } = thing;
@@ -166,6 +179,8 @@ fn request(operation: &str, thing: &Thing) -> (&'static str, Option<Value>) {
         "update_cluster" => ("", Some(json!({"server": "https://127.0.0.1:2"}))),
         "create_secret" => ("", Some(json!({"name": "pull", "accounts": ["in-always"], "dryRun": true}))),
         "create_api_key" => ("", Some(json!({"name": name, "role": "admin"}))),
+        "create_identity_provider" => ("", Some(identity_provider(name))),
+        "update_identity_provider" => ("", Some(json!({"audience": format!("{name}-2")}))),
         _ => ("", None),
     }
 }
@@ -192,6 +207,8 @@ async fn prepare(app: &TestApp, row: &Row, thing: &mut Thing) {
         let body = json!({"name": thing.name, "role": "viewer"});
         let made = app.admin().post("/v1/api-keys", &body).await.expect(201);
         thing.id = serde_json::from_value(made["id"].clone()).expect("a UUID");
+    } else if row.operation.ends_with("identity_provider") {
+        app.admin().post("/v1/identity-providers", &identity_provider(&thing.name)).await.expect(201);
     } else if row.operation.ends_with("cluster") {
         app.admin().post("/v1/clusters", &cluster(&thing.name)).await.expect(201);
     } else {

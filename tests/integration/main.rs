@@ -8,6 +8,7 @@ mod bad_input;
 mod cluster_client;
 mod dependencies;
 mod explain;
+mod identity_providers;
 mod imports;
 mod leaks;
 mod lifecycle;
