@@ -16,7 +16,7 @@ use crate::{
     config::{DatabaseConfig, ServeConfig},
     crypto::{api_key::KeyChecker, audit::AuditKey, sealer::Sealer},
     http::{self, State},
-    metrics::Metrics,
+    metrics::{Metrics, Sources},
     service::{
         ServiceError,
         accounts::Accounts,
