@@ -7,14 +7,15 @@ use std::{
 };
 
 use actix_web::{dev::Server, web::Data};
+use chrono::{TimeDelta, Utc};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     clients::{guard::Guard, registry::Registries},
     config::{DatabaseConfig, ServeConfig},
-    crypto::{api_key::KeyChecker, sealer::Sealer},
-    http::{self, State},
+    crypto::{api_key::KeyChecker, certificate::ServerCertificate, sealer::Sealer},
+    http::{self, State, server::Rate},
     metrics::Metrics,
     service::{
         accounts::Accounts,
@@ -34,6 +35,11 @@ use crate::{
 
 /// How often the master key ring is looked at again, so that every replica seals under a new key soon.
 const RING_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the files of the listener's certificate are looked at again.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long before its end a certificate is warned of, and how often.
+const CERTIFICATE_WARNING: TimeDelta = TimeDelta::days(7);
+const CERTIFICATE_WARNING_INTERVAL: Duration = Duration::from_hours(12);
 /// How long to wait between two tries to reach Postgres at the start.
 const START_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -55,6 +61,7 @@ pub enum AppError {
 pub struct App {
     server: Server,
     sealer: Arc<Sealer>,
+    certificate: Option<Arc<ServerCertificate>>,
     verifications: Verifications,
     worker: worker::Settings,
     grace: Duration,
@@ -98,6 +105,7 @@ impl App {
         };
         let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
         let verifications = Verifications::new(pool.clone(), Arc::clone(&sealer), accounts.clone(), registries);
+        let certificate = config.http.certificate.map(Arc::new);
         let state = State {
             door: Data::new(Door::new(pool.clone(), Arc::clone(&checker))),
             api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&checker))),
@@ -107,14 +115,25 @@ impl App {
             secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone())),
             docker_configs: Data::new(docker_configs),
             clusters: Data::new(clusters),
-            metrics: Data::new(Metrics::new(pool.clone(), checker, verifications.tally())),
+            metrics: Data::new(Metrics::new(pool.clone(), checker, verifications.tally(), certificate.clone())),
             pool: Data::new(pool),
         };
         let internal = |error: std::io::Error| AppError::Internal(format!("the listener cannot be used: {error}"));
         let address = listener.local_addr().map_err(internal)?;
         let grace = config.http.shutdown_grace;
-        let server = http::server::start(listener, state, config.http.workers, grace).map_err(internal)?;
-        Ok(Self { server, sealer, verifications, worker, grace, address })
+        let tls = certificate.clone().map(ServerCertificate::server_config).transpose();
+        let settings = http::server::Settings {
+            workers: config.http.workers,
+            grace,
+            requests: Duration::from_secs(1)
+                .checked_div(config.http.requests_per_second)
+                .map(|interval| Rate { burst: config.http.request_burst, interval }),
+            proxies: config.http.proxies,
+            origins: config.http.origins,
+            tls: tls.map_err(|error| AppError::Internal(format!("TLS cannot be spoken: {error}")))?,
+        };
+        let server = http::server::start(listener, state, settings).map_err(internal)?;
+        Ok(Self { server, sealer, certificate, verifications, worker, grace, address })
     }
 
     /// Serves until a signal comes, then stops to accept, lets what is under way end, and ends. A second signal
@@ -127,6 +146,7 @@ impl App {
         let handle = self.server.handle();
         let mut server = tokio::spawn(self.server);
         let ring = tokio::spawn(watch_ring(self.sealer));
+        let certificate = tokio::spawn(watch_certificate(self.certificate));
         let stop = CancellationToken::new();
         let mut worker = tokio::spawn(worker::run(self.verifications, self.worker, stop.clone()));
         let uninvited = tokio::select! {
@@ -138,6 +158,7 @@ impl App {
             }
         };
         ring.abort();
+        certificate.abort();
         stop.cancel();
         if let Some(ended) = uninvited {
             return Err(AppError::Internal(ended));
@@ -205,6 +226,29 @@ async fn watch_ring(sealer: Arc<Sealer>) {
         ticks.tick().await;
         if let Err(error) = sealer.reload() {
             tracing::error!(%error, "the master key ring cannot be read; the one in memory stays in use");
+        }
+    }
+}
+
+/// Takes another certificate soon after its files were replaced, and warns before one ends.
+async fn watch_certificate(certificate: Option<Arc<ServerCertificate>>) {
+    let Some(certificate) = certificate else { return };
+    let mut warned: Option<Instant> = None;
+    let mut ticks = tokio::time::interval(CERTIFICATE_INTERVAL);
+    loop {
+        ticks.tick().await;
+        match certificate.reload() {
+            Ok(true) => {
+                tracing::info!(not_after = %certificate.not_after(), "the TLS certificate changed");
+                warned = None;
+            }
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the TLS certificate cannot be taken; the old one stays in use"),
+        }
+        let ends_soon = certificate.not_after() - Utc::now() < CERTIFICATE_WARNING;
+        if ends_soon && warned.is_none_or(|at| at.elapsed() >= CERTIFICATE_WARNING_INTERVAL) {
+            tracing::warn!(not_after = %certificate.not_after(), "the TLS certificate ends soon, or has ended");
+            warned = Some(Instant::now());
         }
     }
 }

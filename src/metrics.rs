@@ -16,7 +16,10 @@ use prometheus_client::{
 };
 use sqlx::PgPool;
 
-use crate::{crypto::api_key::KeyChecker, service::verification::Tally};
+use crate::{
+    crypto::{api_key::KeyChecker, certificate::ServerCertificate},
+    service::verification::Tally,
+};
 
 /// From half a millisecond, as a read takes, to 16 s, as a cluster that hangs does.
 const SECONDS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 8.0, 16.0];
@@ -42,9 +45,14 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Makes the metrics; pool, checker and tally are looked at whenever the metrics are.
+    /// Makes the metrics; what they are given is looked at whenever the metrics are.
     #[must_use]
-    pub fn new(pool: PgPool, checker: Arc<KeyChecker>, verifications: Arc<Tally>) -> Self {
+    pub fn new(
+        pool: PgPool,
+        checker: Arc<KeyChecker>,
+        verifications: Arc<Tally>,
+        certificate: Option<Arc<ServerCertificate>>,
+    ) -> Self {
         let mut registry = Registry::with_prefix("regcred");
         let requests = Family::default();
         registry.register("http_requests", "Requests by method, route and status", requests.clone());
@@ -55,7 +63,7 @@ impl Metrics {
             Unit::Seconds,
             durations.clone(),
         );
-        registry.register_collector(Box::new(Looked { pool, checker, verifications }));
+        registry.register_collector(Box::new(Looked { pool, checker, verifications, certificate }));
         Self { registry, requests, durations }
     }
 
@@ -93,6 +101,7 @@ struct Looked {
     pool: PgPool,
     checker: Arc<KeyChecker>,
     verifications: Arc<Tally>,
+    certificate: Option<Arc<ServerCertificate>>,
 }
 
 impl Collector for Looked {
@@ -106,6 +115,12 @@ impl Collector for Looked {
         let idle = ConstGauge::new(i64::try_from(self.pool.num_idle()).unwrap_or(i64::MAX));
         let help = "Open connections to Postgres that nobody uses";
         idle.encode(encoder.encode_descriptor("database_connections_idle", help, None, idle.metric_type())?)?;
+        if let Some(certificate) = &self.certificate {
+            let end = ConstGauge::new(certificate.not_after().timestamp());
+            let help = "When the certificate ends that is shown to callers, in seconds since 1970";
+            let unit = Some(&Unit::Seconds);
+            end.encode(encoder.encode_descriptor("tls_certificate_not_after", help, unit, end.metric_type())?)?;
+        }
         self.encode_verifications(&mut encoder)
     }
 }

@@ -54,8 +54,9 @@ const WIRE: [&str; 10] = [
     "actix_web",
 ];
 
-/// What is logged if nobody says: our own story, without the server library's and Postgres' chatter.
-pub const FILTER_DEFAULT: &str = "info,actix_server=warn,sqlx::postgres::notice=warn";
+/// What is logged if nobody says: our own story, without the server library's and Postgres' chatter. The former has a line at
+/// ERROR for every malformed request: anybody could fill the log with them.
+pub const FILTER_DEFAULT: &str = "info,actix_server=warn,actix_http::h1=off,sqlx::postgres::notice=warn";
 
 /// Whether a filter can be parsed.
 ///

@@ -4,6 +4,7 @@ use std::{
     future::{Ready, ready},
     marker::PhantomData,
     sync::Arc,
+    time::Duration,
 };
 
 use actix_web::{
@@ -20,23 +21,45 @@ use crate::{
     http::{
         attempts::{Attempts, Source},
         problem::ApiError,
+        request_limit::RequestLimit,
         source,
     },
     service::api_keys::{Door, Verdict},
 };
 
-/// Middleware that finds out who calls, before anything of the body is read.
+/// How long an answer is held back that says that somebody sends too much: one who asks again at once, and does not look
+/// when he may, is slowed down by it, and takes less from the others.
+const HELD_FOR: Duration = Duration::from_millis(250);
+
+/// Middleware that finds out who calls, before anything of the body is read, and whether he may send one more request.
 pub async fn authenticate(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<EitherBody<impl MessageBody>>, Error> {
-    let identity = match identify(&request).await {
+    let identity = match admit(&request).await {
         Ok(identity) => identity,
+        Err(error @ (ApiError::TooManyRequests { .. } | ApiError::TooManyAttempts { .. })) => {
+            tokio::time::sleep(HELD_FOR).await;
+            return Ok(request.error_response(error).map_into_right_body());
+        }
         // As a response: an error would pass by all other middleware, and with it by what writes the problem.
         Err(error) => return Ok(request.error_response(error).map_into_right_body()),
     };
     request.extensions_mut().insert(Arc::new(identity));
     Ok(next.call(request).await?.map_into_left_body())
+}
+
+/// Identifies a caller and counts his request. One who has none left is refused before his key is checked, which costs a query.
+async fn admit(request: &ServiceRequest) -> Result<Identity, ApiError> {
+    let limit = request.app_data::<Data<RequestLimit>>();
+    let limit = limit.ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app does not count requests")))?;
+    let too_many = |retry_after| ApiError::TooManyRequests { retry_after };
+    if let Some(id) = bearer(request).and_then(Door::named_id) {
+        limit.look(id).map_err(too_many)?;
+    }
+    let identity = identify(request).await?;
+    limit.count(&identity.actor).map_err(too_many)?;
+    Ok(identity)
 }
 
 async fn identify(request: &ServiceRequest) -> Result<Identity, ApiError> {

@@ -43,6 +43,12 @@ impl Door {
         Self { pool, checker }
     }
 
+    /// The id that a shown key names, before anything of it is checked but its form.
+    #[must_use]
+    pub fn named_id(key: &str) -> Option<Uuid> {
+        ShownKey::parse(key).map(|shown| shown.id)
+    }
+
     /// Says whom a key stands for. The row is read at each request, so that a revocation counts at once.
     ///
     /// # Errors

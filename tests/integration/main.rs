@@ -6,6 +6,7 @@ mod architecture;
 mod bad_input;
 mod cluster_client;
 mod dependencies;
+mod edge;
 mod explain;
 mod imports;
 mod leaks;

@@ -3,7 +3,7 @@
 mod api;
 mod attacks;
 mod bearer;
-mod certificates;
+pub mod certificates;
 mod clusters;
 mod command;
 mod health;
