@@ -7,6 +7,7 @@ use std::{
 };
 
 use actix_web::{dev::Server, web::Data};
+use chrono::{TimeDelta, Utc};
 use sqlx::PgPool;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -14,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clients::{guard::Guard, oidc::Issuers, registry::Registries},
     config::{DatabaseConfig, ServeConfig},
-    crypto::{api_key::KeyChecker, audit::AuditKey, sealer::Sealer},
-    http::{self, State},
+    crypto::{api_key::KeyChecker, audit::AuditKey, certificate::ServerCertificate, sealer::Sealer},
+    http::{self, State, server::Rate},
     metrics::{Metrics, Sources},
     service::{
         ServiceError,
@@ -42,6 +43,11 @@ use crate::{
 const RING_INTERVAL: Duration = Duration::from_secs(5);
 /// How many changes can be on their way from event to commit at a time.
 const CHANGE_CHAINS: usize = 4;
+/// How often the files of the listener's certificate are looked at again.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long before its end a certificate is warned of, and how often.
+const CERTIFICATE_WARNING: TimeDelta = TimeDelta::days(7);
+const CERTIFICATE_WARNING_INTERVAL: Duration = Duration::from_hours(12);
 /// How long to wait between two tries to reach Postgres at the start.
 const START_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -64,6 +70,7 @@ pub struct App {
     server: Server,
     sealer: Arc<Sealer>,
     memory: Arc<Memory>,
+    certificate: Option<Arc<ServerCertificate>>,
     verifications: Verifications,
     worker: worker::Settings,
     recorder: JoinHandle<()>,
@@ -116,6 +123,7 @@ impl App {
             check_timeout: verify.registries.timeout,
         };
         let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
+        let certificate = config.http.certificate.map(Arc::new);
         let seal = Arc::clone(&sealer);
         let verifications = Verifications::new(pool.clone(), seal, accounts.clone(), registries, recorder.clone());
         let mut identity = config.identity;
@@ -130,6 +138,7 @@ impl App {
             verifications: verifications.tally(),
             audit: recorder.tally(),
             tokens: token_door.tally(),
+            certificate: certificate.clone(),
         });
         let state = State {
             door: Data::new(Door::new(Arc::clone(&memory), Arc::clone(&checker))),
@@ -150,9 +159,31 @@ impl App {
         let internal = |error: std::io::Error| AppError::Internal(format!("the listener cannot be used: {error}"));
         let address = listener.local_addr().map_err(internal)?;
         let grace = config.http.shutdown_grace;
-        let server = http::server::start(listener, state, config.http.workers, grace).map_err(internal)?;
+        let tls = certificate.clone().map(ServerCertificate::server_config).transpose();
+        let settings = http::server::Settings {
+            workers: config.http.workers,
+            grace,
+            requests: Duration::from_secs(1)
+                .checked_div(config.http.requests_per_second)
+                .map(|interval| Rate { burst: config.http.request_burst, interval }),
+            proxies: config.http.proxies,
+            origins: config.http.origins,
+            tls: tls.map_err(|error| AppError::Internal(format!("TLS cannot be spoken: {error}")))?,
+        };
+        let server = http::server::start(listener, state, settings).map_err(internal)?;
         let recorder = recorder_task;
-        Ok(Self { server, sealer, memory, verifications, worker, recorder, stop_recorder, grace, address })
+        Ok(Self {
+            server,
+            sealer,
+            memory,
+            certificate,
+            verifications,
+            worker,
+            recorder,
+            stop_recorder,
+            grace,
+            address,
+        })
     }
 
     /// Serves until a signal comes, then stops to accept, lets what is under way end, and ends. A second signal
@@ -167,6 +198,7 @@ impl App {
         let ring = tokio::spawn(watch_ring(self.sealer));
         let memory = self.memory;
         let changes = tokio::spawn(async move { memory.follow_changes().await });
+        let certificate = tokio::spawn(watch_certificate(self.certificate));
         let stop = CancellationToken::new();
         let mut worker = tokio::spawn(worker::run(self.verifications, self.worker, stop.clone()));
         let uninvited = tokio::select! {
@@ -179,6 +211,7 @@ impl App {
         };
         ring.abort();
         changes.abort();
+        certificate.abort();
         stop.cancel();
         if let Some(ended) = uninvited {
             return Err(AppError::Internal(ended));
@@ -278,6 +311,29 @@ async fn watch_ring(sealer: Arc<Sealer>) {
         ticks.tick().await;
         if let Err(error) = sealer.reload() {
             tracing::error!(%error, "the master key ring cannot be read; the one in memory stays in use");
+        }
+    }
+}
+
+/// Takes another certificate soon after its files were replaced, and warns before one ends.
+async fn watch_certificate(certificate: Option<Arc<ServerCertificate>>) {
+    let Some(certificate) = certificate else { return };
+    let mut warned: Option<Instant> = None;
+    let mut ticks = tokio::time::interval(CERTIFICATE_INTERVAL);
+    loop {
+        ticks.tick().await;
+        match certificate.reload() {
+            Ok(true) => {
+                tracing::info!(not_after = %certificate.not_after(), "the TLS certificate changed");
+                warned = None;
+            }
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the TLS certificate cannot be taken; the old one stays in use"),
+        }
+        let ends_soon = certificate.not_after() - Utc::now() < CERTIFICATE_WARNING;
+        if ends_soon && warned.is_none_or(|at| at.elapsed() >= CERTIFICATE_WARNING_INTERVAL) {
+            tracing::warn!(not_after = %certificate.not_after(), "the TLS certificate ends soon, or has ended");
+            warned = Some(Instant::now());
         }
     }
 }

@@ -17,7 +17,7 @@ use prometheus_client::{
 use sqlx::PgPool;
 
 use crate::{
-    crypto::api_key::KeyChecker,
+    crypto::{api_key::KeyChecker, certificate::ServerCertificate},
     service::{audit::recorder, memory::Memory, tokens, verification::Tally},
 };
 
@@ -105,6 +105,8 @@ pub struct Sources {
     pub audit: Arc<recorder::Tally>,
     /// What became of tokens.
     pub tokens: Arc<tokens::Tally>,
+    /// What the listener shows, where it speaks TLS.
+    pub certificate: Option<Arc<ServerCertificate>>,
 }
 
 impl Collector for Sources {
@@ -118,6 +120,12 @@ impl Collector for Sources {
         let idle = ConstGauge::new(i64::try_from(self.pool.num_idle()).unwrap_or(i64::MAX));
         let help = "Open connections to Postgres that nobody uses";
         idle.encode(encoder.encode_descriptor("database_connections_idle", help, None, idle.metric_type())?)?;
+        if let Some(certificate) = &self.certificate {
+            let end = ConstGauge::new(certificate.not_after().timestamp());
+            let help = "When the certificate ends that is shown to callers, in seconds since 1970";
+            let unit = Some(&Unit::Seconds);
+            end.encode(encoder.encode_descriptor("tls_certificate_not_after", help, unit, end.metric_type())?)?;
+        }
         let trusted = ConstGauge::new(i64::from(self.memory.is_trusted()));
         let help = "1 where changes of rows are heard, so that rows are remembered; 0 where each request asks Postgres";
         trusted.encode(encoder.encode_descriptor("rows_remembered", help, None, trusted.metric_type())?)?;

@@ -50,8 +50,9 @@ pub struct LogConfig {
 const WIRE: [&str; 9] =
     ["h2", "hyper", "hyper_util", "reqwest", "rustls", "tower", "actix_http", "actix_server", "actix_web"];
 
-/// What is logged if nobody says: our own story, without the server library's and Postgres' chatter.
-pub const FILTER_DEFAULT: &str = "info,actix_server=warn,sqlx::postgres::notice=warn";
+/// What is logged if nobody says: our own story, without the server library's and Postgres' chatter. The former has a line at
+/// ERROR for every malformed request: anybody could fill the log with them.
+pub const FILTER_DEFAULT: &str = "info,actix_server=warn,actix_http::h1=off,sqlx::postgres::notice=warn";
 
 /// Whether a filter can be parsed.
 ///

@@ -5,6 +5,7 @@ use std::{
     future::{Ready, ready},
     marker::PhantomData,
     sync::Arc,
+    time::Duration,
 };
 
 use actix_web::{
@@ -23,6 +24,7 @@ use crate::{
         problem::ApiError,
         refusals,
         request_id::RequestId,
+        request_limit::RequestLimit,
         source,
     },
     service::{
@@ -31,13 +33,21 @@ use crate::{
     },
 };
 
-/// Middleware that finds out who calls, before anything of the body is read.
+/// How long an answer is held back that says that somebody sends too much: one who asks again at once, and does not look
+/// when he may, is slowed down by it, and takes less from the others.
+const HELD_FOR: Duration = Duration::from_millis(250);
+
+/// Middleware that finds out who calls, before anything of the body is read, and whether he may send one more request.
 pub async fn authenticate(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<EitherBody<impl MessageBody>>, Error> {
-    let identity = match identify(&request).await {
+    let identity = match admit(&request).await {
         Ok(identity) => identity,
+        Err(error @ (ApiError::TooManyRequests { .. } | ApiError::TooManyAttempts { .. })) => {
+            tokio::time::sleep(HELD_FOR).await;
+            return Ok(request.error_response(error).map_into_right_body());
+        }
         // As a response: an error would pass by all other middleware, and with it by what writes the problem.
         Err(error) => return Ok(request.error_response(error).map_into_right_body()),
     };
@@ -47,6 +57,15 @@ pub async fn authenticate(
         refusals::note(response.request(), error);
     }
     Ok(response.map_into_left_body())
+}
+
+/// Identifies a caller and counts his request.
+async fn admit(request: &ServiceRequest) -> Result<Arc<Identity>, ApiError> {
+    let limit = request.app_data::<Data<RequestLimit>>();
+    let limit = limit.ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app does not count requests")))?;
+    let identity = identify(request).await?;
+    limit.count(&identity.actor).map_err(|retry_after| ApiError::TooManyRequests { retry_after })?;
+    Ok(identity)
 }
 
 async fn identify(request: &ServiceRequest) -> Result<Arc<Identity>, ApiError> {

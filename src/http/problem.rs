@@ -68,6 +68,12 @@ pub enum ApiError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// A good key, and more requests than one caller may send.
+    #[error("this caller sends more requests than one may")]
+    TooManyRequests {
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The caller may see this but not do it.
     #[error("your role does not include this")]
     Forbidden,
@@ -117,6 +123,7 @@ impl ApiError {
                 (S::SERVICE_UNAVAILABLE, "issuer-unavailable", "The token's issuer is not available")
             }
             Self::TooManyAttempts { .. } => (S::TOO_MANY_REQUESTS, "too-many-attempts", "Too many attempts"),
+            Self::TooManyRequests { .. } => (S::TOO_MANY_REQUESTS, "too-many-requests", "Too many requests"),
             Self::Forbidden => (S::FORBIDDEN, "forbidden", "Not allowed"),
             Self::NoRoute => (S::NOT_FOUND, "not-found", "Not found"),
             Self::MethodNotAllowed(_) => (S::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed"),
@@ -164,7 +171,9 @@ impl ApiError {
 
     fn retry_after_seconds(&self) -> Option<u64> {
         match self {
-            Self::TooManyAttempts { retry_after } => Some(retry_after.as_secs() + 1),
+            Self::TooManyAttempts { retry_after } | Self::TooManyRequests { retry_after } => {
+                Some(retry_after.as_secs() + 1)
+            }
             Self::IssuerUnavailable { retry_after } => Some(retry_after.as_secs().max(1)),
             Self::Service(ServiceError::Storage(StorageError::Unavailable(_)) | ServiceError::Audit(_)) => Some(1),
             Self::Service(ServiceError::Cluster(ClusterError::Overloaded { retry_after })) => {

@@ -521,7 +521,8 @@ async fn a_key_is_shown_once_and_ends_at_once(pool: PgPool) {
     assert_eq!(
         me,
         json!({
-            "type": "apiKey", "id": id, "name": "ci-team-a", "role": "deliverer", "grants": body["grants"], "expiresAt": body["expiresAt"],
+            "type": "apiKey", "id": id, "name": "ci-team-a", "role": "deliverer", "grants": body["grants"],
+            "expiresAt": body["expiresAt"],
         })
     );
     app.admin().post("/v1/api-keys", &body).await.problem(409, "name-taken");
@@ -664,7 +665,7 @@ async fn a_flood_of_wrong_keys_is_limited_and_locks_out_nobody(pool: PgPool) {
     let before = argon2_runs().await;
 
     let mut statuses = BTreeMap::<u16, u32>::new();
-    for number in 0..200 {
+    for number in 0..60 {
         let wrong = app.anonymous().with_key(&forged(&id, number)).get("/v1/me").await;
         *statuses.entry(wrong.status).or_default() += 1;
         if wrong.status == 429 {
@@ -678,11 +679,11 @@ async fn a_flood_of_wrong_keys_is_limited_and_locks_out_nobody(pool: PgPool) {
         good.get("/v1/me").await.expect(200);
         other.get("/v1/me").await.expect(200);
     }
-    assert!(statuses[&401] >= 10 && statuses[&429] >= 150, "{statuses:?}");
+    assert!(statuses[&401] >= 10 && statuses[&429] >= 20, "{statuses:?}");
 
     // Unknown ids are limited by the address, and what is not even a key is not counted at all.
     let mut last = 0;
-    for number in 0..100 {
+    for number in 0..60 {
         let unknown = Uuid::now_v7().simple().to_string();
         last = app.anonymous().with_key(&forged(&unknown, number)).get("/v1/me").await.status;
     }

@@ -7,6 +7,7 @@ mod audit;
 mod bad_input;
 mod cluster_client;
 mod dependencies;
+mod edge;
 mod explain;
 mod identity_providers;
 mod imports;
