@@ -172,18 +172,7 @@ impl App {
         };
         let server = http::server::start(listener, state, settings).map_err(internal)?;
         let recorder = recorder_task;
-        Ok(Self {
-            server,
-            sealer,
-            memory,
-            certificate,
-            verifications,
-            worker,
-            recorder,
-            stop_recorder,
-            grace,
-            address,
-        })
+        Ok(Self { server, sealer, memory, certificate, verifications, worker, recorder, stop_recorder, grace, address })
     }
 
     /// Serves until a signal comes, then stops to accept, lets what is under way end, and ends. A second signal

@@ -1,10 +1,14 @@
 //! A database of its own for the run, and a regcred on it with one account and one API key.
 
-use std::{process::Command, time::Duration};
+use std::process::Command;
 
 use anyhow::{Context, anyhow, ensure};
 use chrono::Utc;
-use regcred::{crypto::api_key::Pepper, domain::caller::NewApiKey, service::api_keys, storage::pool};
+use regcred::{
+    crypto::api_key::{self, Pepper},
+    domain::caller::NewApiKey,
+    storage::{api_keys, pool},
+};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
 
@@ -108,12 +112,13 @@ impl Sandbox {
 
     async fn make_some_keys(&self, numbers: impl Iterator<Item = usize>) -> anyhow::Result<Vec<String>> {
         let pepper = Pepper::parse(&SecretString::from(THROW_AWAY))?;
-        let pool = pool::lazy(pool::parse_url(&SecretString::from(self.url.as_str()))?, 1, Duration::from_secs(3));
+        let mut conn = pool::parse_url(&SecretString::from(self.url.as_str()))?.connect().await?;
         let mut keys = Vec::new();
         for number in numbers {
             let new = NewApiKey::parse(&format!("key-{number}"), "viewer", None, None, Utc::now());
             let new = new.map_err(|refused| anyhow!("{refused:?}"))?;
-            let (_, key) = api_keys::create(&pool, &pepper, &new).await?;
+            let key = api_key::generate(&pepper)?;
+            api_keys::insert(&mut conn, key.id, &new, &key.verifier).await?;
             keys.push(key.text.expose_secret().to_owned());
         }
         Ok(keys)
