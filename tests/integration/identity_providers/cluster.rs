@@ -123,8 +123,11 @@ async fn a_token_that_the_cluster_did_not_make_is_refused(pool: PgPool) {
 
     for (what, token) in [
         ("another key", own.sign(&header, &claims(&namespace, "regcred-dev", now + 300))),
-        ("an account that is not there", servers.sign(&header, &claims(&namespace, "regcred-dev", now + 300))),
-        ("another signature", format!("{start}.{}", signature.replace(|c: char| c.is_ascii_lowercase(), "x"))),
+        (
+            "an account of this name that was deleted",
+            servers.sign(&header, &claims(&namespace, "regcred-dev", now + 300)),
+        ),
+        ("another signature", format!("{start}.AAAAAAAA{}", &signature[8..])),
         ("no signature", format!("{start}.")),
     ] {
         let answer = me(&app, &token).await;
@@ -152,7 +155,7 @@ async fn a_deleted_service_account_is_refused_soon(pool: PgPool) {
     let start = Instant::now();
     eventually("it is refused", async || (me(&app, &good).await.status == 401).then_some(())).await;
     // The API server has a memory of its own, of 10 seconds.
-    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_mins(1), "{:?}", start.elapsed());
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
