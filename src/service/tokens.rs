@@ -121,7 +121,7 @@ impl TokenDoor {
         // Keys first: whoever has them need not show the token to anybody.
         match (with_keys.is_empty(), by_review.first()) {
             (false, _) => Ok(self.verify_with_keys(&token, &with_keys, end).await),
-            (true, Some(provider)) => self.verify_by_review(&token, provider, end).await,
+            (true, Some(provider)) => Ok(self.verify_by_review(&token, provider, end).await),
             (true, None) => Ok(Err(No::Refused(Outcome::UnknownProvider))),
         }
     }
@@ -189,20 +189,19 @@ impl TokenDoor {
         token: &ShownToken,
         provider: &StoredProvider,
         end: DateTime<Utc>,
-    ) -> Result<Result<Identity, No>, ServiceError> {
-        let Some(cluster) = provider.cluster else { return Ok(Err(No::Refused(Outcome::UnknownProvider))) };
+    ) -> Result<Identity, No> {
+        let Some(cluster) = provider.cluster else { return Err(No::Refused(Outcome::UnknownProvider)) };
         let audience = provider.settings.audience.as_str();
         let ask = async || {
             let client = self.clusters.reviewer(cluster.id).await?;
-            Ok(client.review_token(token.secret(), audience).await?)
+            Ok::<_, ServiceError>(client.review_token(token.secret(), audience).await?)
         };
         let account = match self.reviews.get(cluster, audience, token, end, ask).await {
             Ok(Some(account)) => account,
-            Ok(None) => return Ok(Err(No::Refused(Outcome::NotVouchedFor))),
-            Err(ServiceError::Storage(error)) => return Err(error.into()),
+            Ok(None) => return Err(No::Refused(Outcome::NotVouchedFor)),
             Err(error) => {
                 tracing::warn!(provider = provider.name, %error, "the cluster of an identity provider cannot be asked");
-                return Ok(Err(No::Unavailable(RETRY_CLUSTER_AFTER)));
+                return Err(No::Unavailable(RETRY_CLUSTER_AFTER));
             }
         };
         let subject = format!("system:serviceaccount:{}:{}", account.namespace, account.name);
@@ -215,7 +214,7 @@ impl TokenDoor {
             ("podUid", account.pod_uid),
             ("nodeName", account.node_name),
         ]);
-        Ok(identity(provider, &claims, end).ok_or(No::Unmatched))
+        identity(provider, &claims, end).ok_or(No::Unmatched)
     }
 }
 
