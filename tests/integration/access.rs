@@ -520,7 +520,8 @@ async fn a_key_is_shown_once_and_ends_at_once(pool: PgPool) {
     assert_eq!(
         me,
         json!({
-            "id": id, "name": "ci-team-a", "role": "deliverer", "grants": body["grants"], "expiresAt": body["expiresAt"],
+            "type": "apiKey", "id": id, "name": "ci-team-a", "role": "deliverer", "grants": body["grants"],
+            "expiresAt": body["expiresAt"],
         })
     );
     app.admin().post("/v1/api-keys", &body).await.problem(409, "name-taken");
