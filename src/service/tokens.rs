@@ -118,11 +118,12 @@ impl TokenDoor {
         let providers = self.providers(&token).await?;
         let (by_review, with_keys): (Vec<&StoredProvider>, Vec<&StoredProvider>) =
             providers.iter().partition(|provider| provider.cluster.is_some());
-        // Keys first: whoever has them need not show the token to anybody.
-        match (with_keys.is_empty(), by_review.first()) {
-            (false, _) => Ok(self.verify_with_keys(&token, &with_keys, end).await),
-            (true, Some(provider)) => Ok(self.verify_by_review(&token, provider, end).await),
-            (true, None) => Ok(Err(No::Refused(Outcome::UnknownProvider))),
+        // Keys first: whoever has them need not show the token to anybody. And it is shown to one cluster alone: of one that is
+        // for several nobody can say which made it, and the others would be given what is good at that one.
+        match (&with_keys[..], &by_review[..]) {
+            ([_, ..], _) => Ok(self.verify_with_keys(&token, &with_keys, end).await),
+            ([], [provider]) => Ok(self.verify_by_review(&token, provider, end).await),
+            ([], _) => Ok(Err(No::Refused(Outcome::UnknownProvider))),
         }
     }
 

@@ -197,6 +197,7 @@ async fn a_cluster_is_asked_once_for_one_token_and_believed_for_our_audience_alo
     };
     let key = TestKey::rsa("a");
     let end = Utc::now().timestamp() + 300;
+    let mut asked = Vec::new();
     for (cluster, audiences, status) in
         [("old", Value::Null, 401), ("others", json!(["vault"]), 401), ("good", json!(["regcred-good"]), 200)]
     {
@@ -217,7 +218,13 @@ async fn a_cluster_is_asked_once_for_one_token_and_believed_for_our_audience_alo
         app.admin().patch(&format!("/v1/clusters/{cluster}"), &auth).await.expect(200);
         assert_eq!(me(&app, &token).await.status, status, "{cluster}");
         assert_eq!(requests.count(), 2, "{cluster}");
+        asked.push(requests);
     }
+    // For two clusters: nobody can say which made it, and none is shown it.
+    let mut for_two = claims("a", "", end);
+    for_two["aud"] = json!(["regcred-good", "regcred-old"]);
+    me(&app, &key.sign(&json!({"alg": "RS256"}), &for_two)).await.problem(401, "invalid-token");
+    assert!(asked.iter().all(|requests| requests.count() == 2));
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
