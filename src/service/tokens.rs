@@ -118,26 +118,26 @@ impl TokenDoor {
         let providers = self.providers(&token).await?;
         let (by_review, with_keys): (Vec<&StoredProvider>, Vec<&StoredProvider>) =
             providers.iter().partition(|provider| provider.cluster.is_some());
-        // Keys first: whoever has them need not show the token to anybody.
-        match (with_keys.is_empty(), by_review.first()) {
-            (false, _) => Ok(self.verify_with_keys(&token, &with_keys, end).await),
-            (true, Some(provider)) => self.verify_by_review(&token, provider, end).await,
-            (true, None) => Ok(Err(No::Refused(Outcome::UnknownProvider))),
+        // Keys first: whoever has them need not show the token to anybody. And it is shown to one cluster alone: of one that is
+        // for several nobody can say which made it, and the others would be given what is good at that one.
+        match (&with_keys[..], &by_review[..]) {
+            ([_, ..], _) => Ok(self.verify_with_keys(&token, &with_keys, end).await),
+            ([], [provider]) => Ok(self.verify_by_review(&token, provider, end).await),
+            ([], _) => Ok(Err(No::Refused(Outcome::UnknownProvider))),
         }
     }
 
-    /// The providers that a token says that it is meant for: one query. Those of its issuer that do not want its audience are
-    /// left out. A memory of providers would stand here.
+    /// The providers that a token says that it is meant for: one query. A memory of providers would stand here.
     async fn providers(&self, token: &ShownToken) -> Result<Vec<StoredProvider>, ServiceError> {
-        let audiences: Vec<String> = token.claims.audiences().into_iter().map(str::to_owned).collect();
+        // Postgres takes no NUL in a text, and no provider has one.
+        let is_text = |text: &&str| !text.contains('\0');
+        let audiences: Vec<String> = token.claims.audiences().into_iter().filter(is_text).map(str::to_owned).collect();
         if audiences.is_empty() {
             return Ok(Vec::new());
         }
+        let issuer = token.claims.text("iss").filter(is_text);
         let mut conn = connection(&self.pool).await?;
-        let issuer = token.claims.text("iss");
-        let found = storage::identity_providers::find_for_token(&mut conn, issuer, &audiences).await?;
-        let wants = |provider: &StoredProvider| audiences.iter().any(|one| one == provider.settings.audience.as_str());
-        Ok(found.into_iter().filter(wants).collect())
+        Ok(storage::identity_providers::find_for_token(&mut conn, issuer, &audiences).await?)
     }
 
     /// By the keys of its issuer. There is more than one provider only for a token with more than one audience.
@@ -190,20 +190,19 @@ impl TokenDoor {
         token: &ShownToken,
         provider: &StoredProvider,
         end: DateTime<Utc>,
-    ) -> Result<Result<Identity, No>, ServiceError> {
-        let Some(cluster) = provider.cluster else { return Ok(Err(No::Refused(Outcome::UnknownProvider))) };
+    ) -> Result<Identity, No> {
+        let Some(cluster) = provider.cluster else { return Err(No::Refused(Outcome::UnknownProvider)) };
         let audience = provider.settings.audience.as_str();
         let ask = async || {
             let client = self.clusters.reviewer(cluster.id).await?;
-            Ok(client.review_token(token.secret(), audience).await?)
+            Ok::<_, ServiceError>(client.review_token(token.secret(), audience).await?)
         };
         let account = match self.reviews.get(cluster, audience, token, end, ask).await {
             Ok(Some(account)) => account,
-            Ok(None) => return Ok(Err(No::Refused(Outcome::NotVouchedFor))),
-            Err(ServiceError::Storage(error)) => return Err(error.into()),
+            Ok(None) => return Err(No::Refused(Outcome::NotVouchedFor)),
             Err(error) => {
                 tracing::warn!(provider = provider.name, %error, "the cluster of an identity provider cannot be asked");
-                return Ok(Err(No::Unavailable(RETRY_CLUSTER_AFTER)));
+                return Err(No::Unavailable(RETRY_CLUSTER_AFTER));
             }
         };
         let subject = format!("system:serviceaccount:{}:{}", account.namespace, account.name);
@@ -216,7 +215,7 @@ impl TokenDoor {
             ("podUid", account.pod_uid),
             ("nodeName", account.node_name),
         ]);
-        Ok(identity(provider, &claims, end).ok_or(No::Unmatched))
+        identity(provider, &claims, end).ok_or(No::Unmatched)
     }
 }
 

@@ -218,8 +218,8 @@ pub async fn list(conn: &mut PgConnection, page: &PageRequest) -> Result<Vec<Sto
     .collect()
 }
 
-/// Finds the providers that a token may be meant for, by what it says of itself: those of its issuer, and those that review
-/// tokens for one of its audiences. In the order of their names; for one audience at most one of each type.
+/// Finds the providers that a token may be meant for, by what it says of itself: those that are for one of its audiences, of its
+/// issuer or of any that a cluster vouches for. In the order of their names; for one audience at most one of each type.
 ///
 /// # Errors
 ///
@@ -236,7 +236,8 @@ pub async fn find_for_token(
                c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience, p.rules AS "rules: _",
                p.version, p.created_at, p.updated_at
            FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
-           WHERE (p.type = 'oidc' AND p.issuer = $1) OR (p.type = 'tokenReview' AND p.audience = ANY ($2))
+           WHERE (p.type = 'oidc' AND p.issuer = $1 AND p.audience = ANY ($2))
+               OR (p.type = 'tokenReview' AND p.audience = ANY ($2))
            ORDER BY p.name"#,
         issuer,
         audiences,

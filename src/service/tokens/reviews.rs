@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use secrecy::ExposeSecret;
 use tokio::{
     sync::{OnceCell, Semaphore},
-    time::Instant,
+    time::{Instant, timeout},
 };
 use uuid::Uuid;
 
@@ -31,14 +31,18 @@ const ANSWERS_MAX: usize = 10_000;
 const PER_CLUSTER: usize = 8;
 /// How many more may wait for that: whoever comes then is told to come again.
 const WAITING_MAX: usize = 64;
+/// How long they may wait.
+const WAIT_MAX: Duration = Duration::from_secs(5);
 
 type Answer = Option<ReviewedServiceAccount>;
+/// What one call came to, for all who wait for it: after a failure nobody of them asks once more.
+type Asked = Result<Answer, Arc<ServiceError>>;
 
 /// Somebody who waits for an answer. When the last one goes, whether he got it or hung up, nothing is left of it.
 struct Flight<'a> {
     reviews: &'a Reviews,
     digest: Digest,
-    cell: Arc<OnceCell<Answer>>,
+    cell: Arc<OnceCell<Asked>>,
 }
 
 impl Drop for Flight<'_> {
@@ -57,7 +61,7 @@ pub(super) struct Reviews {
     remembered_for: Duration,
     digester: Digester,
     answers: Mutex<HashMap<Digest, (Answer, Instant)>>,
-    in_flight: Mutex<HashMap<Digest, Arc<OnceCell<Answer>>>>,
+    in_flight: Mutex<HashMap<Digest, Arc<OnceCell<Asked>>>>,
     places: Mutex<HashMap<Uuid, Arc<Places>>>,
 }
 
@@ -88,7 +92,7 @@ impl Reviews {
         token: &ShownToken,
         end: DateTime<Utc>,
         ask: impl AsyncFnOnce() -> Result<Answer, ServiceError>,
-    ) -> Result<Answer, ServiceError> {
+    ) -> Asked {
         // Of a cluster that was changed since, another one may have said it.
         let about = [
             cluster.id.as_bytes(),
@@ -102,15 +106,25 @@ impl Reviews {
         }
         let cell = Arc::clone(lock(&self.in_flight).entry(digest).or_default());
         let flight = Flight { reviews: self, digest, cell };
-        let asked = flight.cell.get_or_try_init(async || {
-            let places = self.places(cluster.id);
-            let _place = places.all.try_acquire().map_err(|_| ClusterError::Overloaded { retry_after: None })?;
-            let _call = places.calls.acquire().await.map_err(|_| ClusterError::Overloaded { retry_after: None })?;
-            let answer = ask().await?;
-            self.remember(digest, answer.clone(), end);
-            Ok::<_, ServiceError>(answer)
-        });
-        asked.await.cloned()
+        let asked = flight.cell.get_or_init(async || self.call(cluster.id, digest, end, ask).await.map_err(Arc::new));
+        asked.await.clone()
+    }
+
+    async fn call(
+        &self,
+        cluster: Uuid,
+        digest: Digest,
+        end: DateTime<Utc>,
+        ask: impl AsyncFnOnce() -> Result<Answer, ServiceError>,
+    ) -> Result<Answer, ServiceError> {
+        let crowded = || ClusterError::Overloaded { retry_after: None };
+        let places = self.places(cluster);
+        let _place = places.all.try_acquire().map_err(|_| crowded())?;
+        let call = timeout(WAIT_MAX, places.calls.acquire()).await;
+        let _call = call.map_err(|_| crowded())?.map_err(|_| crowded())?;
+        let answer = ask().await?;
+        self.remember(digest, answer.clone(), end);
+        Ok(answer)
     }
 
     fn remembered(&self, digest: &Digest) -> Option<Answer> {
@@ -217,6 +231,32 @@ mod tests {
         assert_eq!((asked.ask(CLUSTER, 1, Utc::now()).await, asked.ask(CLUSTER, 1, Utc::now()).await), (1, 2));
         let at_once = Asked::new(0);
         assert_eq!((at_once.ask(CLUSTER, 1, later()).await, at_once.ask(CLUSTER, 1, later()).await), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_for_a_call_that_fails_are_told_so_by_that_one() {
+        let (reviews, count) = (Reviews::new(Duration::from_secs(30)).unwrap(), AtomicUsize::new(0));
+        let shown: Vec<ShownToken> = (0..50).map(|_| token(1)).collect();
+        let answers = join_all(shown.iter().map(|token| {
+            reviews.get(CLUSTER, "regcred", token, later(), async || {
+                tokio::task::yield_now().await;
+                count.fetch_add(1, Ordering::SeqCst);
+                Err(ClusterError::Unauthorized.into())
+            })
+        }))
+        .await;
+        assert!(answers.iter().all(Result::is_err));
+        assert_eq!(count.load(Ordering::SeqCst), 1);
+        assert!(lock(&reviews.in_flight).is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_hangs_up_leaves_nothing_behind() {
+        let reviews = Reviews::new(Duration::from_secs(30)).unwrap();
+        let shown = token(1);
+        let hung_up = reviews.get(CLUSTER, "regcred", &shown, later(), async || std::future::pending().await);
+        assert!(timeout(Duration::from_millis(1), hung_up).await.is_err());
+        assert!(lock(&reviews.in_flight).is_empty());
     }
 
     #[tokio::test]

@@ -99,6 +99,11 @@ async fn a_token_that_is_not_good_is_refused_with_one_sentence(pool: PgPool) {
         ("for nobody", issuer.token(&rsa, json!({"aud": null}))),
         ("of an unknown issuer", other.token(&foreign, json!({}))),
         ("of an issuer with a slash", issuer.token(&rsa, json!({"iss": format!("{}/", issuer.url())}))),
+        (
+            "of an issuer that no database can hold",
+            issuer.token(&rsa, json!({"iss": format!("{}\u{0}", issuer.url())})),
+        ),
+        ("for somebody whom no database can hold", issuer.token(&rsa, json!({"aud": "regcred\u{0}"}))),
         ("of another issuer's key", foreign.sign(&header, &claims)),
         ("with its own key in the header", foreign.sign(&with_own_key, &claims)),
         ("alg none", format!("{}.", unsigned(&json!({"alg": "none", "kid": "rsa"}), &claims))),
