@@ -7,26 +7,31 @@ use std::{
 };
 
 use actix_web::{dev::Server, web::Data};
+use chrono::{TimeDelta, Utc};
 use sqlx::PgPool;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clients::{guard::Guard, registry::Registries},
+    clients::{guard::Guard, oidc::Issuers, registry::Registries},
     config::{DatabaseConfig, ServeConfig},
-    crypto::{api_key::KeyChecker, audit::AuditKey, sealer::Sealer},
-    http::{self, State},
-    metrics::Metrics,
+    crypto::{api_key::KeyChecker, audit::AuditKey, certificate::ServerCertificate, sealer::Sealer},
+    http::{self, State, server::Rate},
+    metrics::{Metrics, Sources},
     service::{
+        ServiceError,
         accounts::Accounts,
         api_keys::{ApiKeys, Door},
         audit::{AuditError, AuditEvents, Trail, recorder::Recorder},
         clusters::Clusters,
         docker_configs::DockerConfigs,
         health,
+        identity_providers::IdentityProviders,
         imports::Imports,
         master_keys,
+        memory::Memory,
         secrets::Secrets,
+        tokens::TokenDoor,
         verification::Verifications,
     },
     shutdown::Signals,
@@ -38,6 +43,11 @@ use crate::{
 const RING_INTERVAL: Duration = Duration::from_secs(5);
 /// How many changes can be on their way from event to commit at a time.
 const CHANGE_CHAINS: usize = 4;
+/// How often the files of the listener's certificate are looked at again.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long before its end a certificate is warned of, and how often.
+const CERTIFICATE_WARNING: TimeDelta = TimeDelta::days(7);
+const CERTIFICATE_WARNING_INTERVAL: Duration = Duration::from_hours(12);
 /// How long to wait between two tries to reach Postgres at the start.
 const START_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -59,6 +69,8 @@ pub enum AppError {
 pub struct App {
     server: Server,
     sealer: Arc<Sealer>,
+    memory: Arc<Memory>,
+    certificate: Option<Arc<ServerCertificate>>,
     verifications: Verifications,
     worker: worker::Settings,
     recorder: JoinHandle<()>,
@@ -83,9 +95,10 @@ impl App {
         }
         require_schema(&pool).await?;
         let sealer = Arc::new(Sealer::new(config.master_keys.ring, config.master_keys.file));
-        master_keys::try_ring(&pool, &sealer)
-            .await
-            .map_err(|error| AppError::Config(format!("REGCRED_MASTER_KEYS do not open what is stored: {error}")))?;
+        master_keys::try_ring(&pool, &sealer).await.map_err(|error| match error {
+            ServiceError::Storage(error) => AppError::Dependency(format!("Postgres stopped to answer: {error}")),
+            error => AppError::Config(format!("REGCRED_MASTER_KEYS do not open what is stored: {error}")),
+        })?;
 
         let audit_key = Arc::new(AuditKey::of(&config.pepper));
         let trail = open_trail(&pool, Arc::clone(&audit_key), CHANGE_CHAINS).await?;
@@ -98,9 +111,11 @@ impl App {
         let checker = Arc::new(checker);
         let mut settings = config.clusters;
         settings.runtime = Some(tokio::runtime::Handle::current());
-        let docker_configs = DockerConfigs::new(pool.clone(), Arc::clone(&sealer), recorder.clone());
+        let memory = Arc::new(Memory::new(pool.clone()));
+        let docker_configs =
+            DockerConfigs::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), recorder.clone());
         let clusters = Clusters::new(pool.clone(), Arc::clone(&sealer), settings, trail.clone());
-        let accounts = Accounts::new(pool.clone(), Arc::clone(&sealer), trail.clone());
+        let accounts = Accounts::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), trail.clone());
         let verify = config.verify;
         let worker = worker::Settings {
             verifies: verify.background,
@@ -108,18 +123,35 @@ impl App {
             check_timeout: verify.registries.timeout,
         };
         let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
+        let certificate = config.http.certificate.map(Arc::new);
         let seal = Arc::clone(&sealer);
         let verifications = Verifications::new(pool.clone(), seal, accounts.clone(), registries, recorder.clone());
+        let mut identity = config.identity;
+        identity.issuers.runtime = Some(tokio::runtime::Handle::current());
+        let issuers = Arc::new(Issuers::new(Guard::new(identity.allowed), identity.issuers));
+        let token_door = TokenDoor::new(pool.clone(), issuers, clusters.clone(), identity.review_remembered)
+            .map_err(|error| AppError::Internal(error.to_string()))?;
+        let metrics = Metrics::new(Sources {
+            pool: pool.clone(),
+            memory: Arc::clone(&memory),
+            checker: Arc::clone(&checker),
+            verifications: verifications.tally(),
+            audit: recorder.tally(),
+            tokens: token_door.tally(),
+            certificate: certificate.clone(),
+        });
         let state = State {
-            door: Data::new(Door::new(pool.clone(), Arc::clone(&checker))),
-            api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&checker), trail.clone())),
-            imports: Data::new(Imports::new(pool.clone(), Arc::clone(&sealer), trail)),
+            door: Data::new(Door::new(Arc::clone(&memory), Arc::clone(&checker))),
+            token_door: Data::new(token_door),
+            identity_providers: Data::new(IdentityProviders::new(pool.clone(), trail.clone())),
+            api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&memory), checker, trail.clone())),
+            imports: Data::new(Imports::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), trail)),
             accounts: Data::new(accounts),
             verifications: Data::new(verifications.clone()),
             secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone(), recorder.clone())),
             docker_configs: Data::new(docker_configs),
             clusters: Data::new(clusters),
-            metrics: Data::new(Metrics::new(pool.clone(), checker, verifications.tally(), recorder.tally())),
+            metrics: Data::new(metrics),
             audit_events: Data::new(AuditEvents::new(pool.clone(), recorder.clone())),
             recorder: Data::new(recorder),
             pool: Data::new(pool),
@@ -127,9 +159,31 @@ impl App {
         let internal = |error: std::io::Error| AppError::Internal(format!("the listener cannot be used: {error}"));
         let address = listener.local_addr().map_err(internal)?;
         let grace = config.http.shutdown_grace;
-        let server = http::server::start(listener, state, config.http.workers, grace).map_err(internal)?;
+        let tls = certificate.clone().map(ServerCertificate::server_config).transpose();
+        let settings = http::server::Settings {
+            workers: config.http.workers,
+            grace,
+            requests: Duration::from_secs(1)
+                .checked_div(config.http.requests_per_second)
+                .map(|interval| Rate { burst: config.http.request_burst, interval }),
+            proxies: config.http.proxies,
+            origins: config.http.origins,
+            tls: tls.map_err(|error| AppError::Internal(format!("TLS cannot be spoken: {error}")))?,
+        };
+        let server = http::server::start(listener, state, settings).map_err(internal)?;
         let recorder = recorder_task;
-        Ok(Self { server, sealer, verifications, worker, recorder, stop_recorder, grace, address })
+        Ok(Self {
+            server,
+            sealer,
+            memory,
+            certificate,
+            verifications,
+            worker,
+            recorder,
+            stop_recorder,
+            grace,
+            address,
+        })
     }
 
     /// Serves until a signal comes, then stops to accept, lets what is under way end, and ends. A second signal
@@ -142,6 +196,9 @@ impl App {
         let handle = self.server.handle();
         let mut server = tokio::spawn(self.server);
         let ring = tokio::spawn(watch_ring(self.sealer));
+        let memory = self.memory;
+        let changes = tokio::spawn(async move { memory.follow_changes().await });
+        let certificate = tokio::spawn(watch_certificate(self.certificate));
         let stop = CancellationToken::new();
         let mut worker = tokio::spawn(worker::run(self.verifications, self.worker, stop.clone()));
         let uninvited = tokio::select! {
@@ -153,6 +210,8 @@ impl App {
             }
         };
         ring.abort();
+        changes.abort();
+        certificate.abort();
         stop.cancel();
         if let Some(ended) = uninvited {
             return Err(AppError::Internal(ended));
@@ -252,6 +311,29 @@ async fn watch_ring(sealer: Arc<Sealer>) {
         ticks.tick().await;
         if let Err(error) = sealer.reload() {
             tracing::error!(%error, "the master key ring cannot be read; the one in memory stays in use");
+        }
+    }
+}
+
+/// Takes another certificate soon after its files were replaced, and warns before one ends.
+async fn watch_certificate(certificate: Option<Arc<ServerCertificate>>) {
+    let Some(certificate) = certificate else { return };
+    let mut warned: Option<Instant> = None;
+    let mut ticks = tokio::time::interval(CERTIFICATE_INTERVAL);
+    loop {
+        ticks.tick().await;
+        match certificate.reload() {
+            Ok(true) => {
+                tracing::info!(not_after = %certificate.not_after(), "the TLS certificate changed");
+                warned = None;
+            }
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the TLS certificate cannot be taken; the old one stays in use"),
+        }
+        let ends_soon = certificate.not_after() - Utc::now() < CERTIFICATE_WARNING;
+        if ends_soon && warned.is_none_or(|at| at.elapsed() >= CERTIFICATE_WARNING_INTERVAL) {
+            tracing::warn!(not_after = %certificate.not_after(), "the TLS certificate ends soon, or has ended");
+            warned = Some(Instant::now());
         }
     }
 }

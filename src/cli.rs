@@ -17,7 +17,7 @@ use secrecy::ExposeSecret;
 
 use crate::{
     app::{self, App, AppError},
-    config::{ConfigError, LISTEN_DEFAULT, Reader},
+    config::{ConfigError, LISTEN_DEFAULT, Reader, TLS_CERTIFICATE_FILE},
     crypto::sealer::{Sealer, generate_ring_line},
     domain::{
         caller::NewApiKey,
@@ -202,7 +202,7 @@ impl Cli {
         if let Command::MasterKey(MasterKeyCommand::Generate { file }) = &self.command {
             return generate_master_key(file.as_deref());
         }
-        start_log()?;
+        start_log(&self.command)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(self.command.run());
         // Whatever still waits, such as a call to a cluster that hangs, is not worth waiting for.
@@ -231,9 +231,13 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-fn start_log() -> Result<(), ConfigError> {
+fn start_log(command: &Command) -> Result<(), ConfigError> {
     let mut reader = Reader::new(&variable);
     let log = reader.log();
+    if log.is_none() && matches!(command, Command::Serve { .. }) {
+        // With everything else that is wrong.
+        return reader.serve().map(drop);
+    }
     telemetry::start(&reader.finish(|| log)?);
     Ok(())
 }
@@ -497,11 +501,17 @@ fn replace_file(file: &Path, content: &str) -> std::io::Result<()> {
 }
 
 async fn healthcheck(url: Option<String>) -> Result<(), CliError> {
+    // The service beside us is called by its address, which its certificate need not name, and is told nothing. So its certificate
+    // is not looked at, as a kubelet does not. That of a URL that somebody gave is.
+    let is_own = url.is_none();
+    let has_tls = variable(TLS_CERTIFICATE_FILE).is_some_and(|file| !file.is_empty());
+    let scheme = if has_tls { "https" } else { "http" };
     let url = url.unwrap_or_else(|| {
         let listen = variable("REGCRED_HTTP_LISTEN").unwrap_or_else(|| LISTEN_DEFAULT.to_owned());
-        format!("http://{}/healthz", listen.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]"))
+        format!("{scheme}://{}/healthz", listen.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]"))
     });
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(3)).no_proxy().build();
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(3)).no_proxy();
+    let client = client.tls_danger_accept_invalid_certs(is_own && has_tls).build();
     let answer = match client {
         Ok(client) => client.get(&url).send().await,
         Err(error) => Err(error),

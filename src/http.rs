@@ -14,8 +14,10 @@ use crate::{
         audit::{AuditEvents, recorder::Recorder},
         clusters::Clusters,
         docker_configs::DockerConfigs,
+        identity_providers::IdentityProviders,
         imports::Imports,
         secrets::Secrets,
+        tokens::TokenDoor,
         verification::Verifications,
     },
 };
@@ -26,9 +28,13 @@ mod attempts;
 mod audit;
 mod auth;
 mod body;
+mod buckets;
 mod clusters;
 mod conditional;
+mod connection;
+mod cors;
 mod docker_configs;
+mod identity_providers;
 mod imports;
 mod me;
 mod merge_patch;
@@ -39,8 +45,10 @@ mod paging;
 mod problem;
 mod refusals;
 mod request_id;
+mod request_limit;
 mod root_span;
 mod secrets;
+mod security_headers;
 mod selection;
 pub mod server;
 mod source;
@@ -54,8 +62,12 @@ pub use openapi::document;
 pub struct State {
     /// Who is at the door.
     pub door: Data<Door>,
+    /// Who is at the door with a token.
+    pub token_door: Data<TokenDoor>,
     /// API keys.
     pub api_keys: Data<ApiKeys>,
+    /// Identity providers.
+    pub identity_providers: Data<IdentityProviders>,
     /// Registry accounts.
     pub accounts: Data<Accounts>,
     /// Whether their logins work.
@@ -109,6 +121,11 @@ fn routes(config: &mut ServiceConfig) {
                 .service(api_keys::list_api_keys)
                 .service(api_keys::get_api_key)
                 .service(api_keys::revoke_api_key)
+                .service(identity_providers::create_identity_provider)
+                .service(identity_providers::list_identity_providers)
+                .service(identity_providers::get_identity_provider)
+                .service(identity_providers::update_identity_provider)
+                .service(identity_providers::delete_identity_provider)
                 .service(me::get_me)
                 .service(audit::list_audit_events),
         )

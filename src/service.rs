@@ -24,9 +24,12 @@ pub mod audit;
 pub mod clusters;
 pub mod docker_configs;
 pub mod health;
+pub mod identity_providers;
 pub mod imports;
 pub mod master_keys;
+pub mod memory;
 pub mod secrets;
+pub mod tokens;
 pub mod verification;
 
 /// Everything that a use case may fail with.
@@ -77,6 +80,30 @@ pub enum ServiceError {
     /// Another resource of that kind has the name.
     #[error("the name `{0}` is in use")]
     NameTaken(String),
+    /// Another identity provider is meant by the same tokens.
+    #[error("another identity provider has this audience: one token would be meant for both")]
+    AudienceTaken,
+    /// Something else needs the resource.
+    #[error("the {kind} `{name}` is used by {}", .by.join(", "))]
+    InUse {
+        /// What it is.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// Paths of what uses it, without `/v1/`.
+        by: Vec<String>,
+    },
+    /// A cluster that tokens are believed to, and that somebody would lead elsewhere who may not decide on tokens.
+    #[error(
+        "the cluster `{name}` says whose tokens are good for {}: only who may change these may lead it to another server",
+        .by.join(", ")
+    )]
+    Trusted {
+        /// Name of the cluster.
+        name: String,
+        /// Paths of what believes it, without `/v1/`.
+        by: Vec<String>,
+    },
     /// The resource was changed since the caller read it.
     #[error("the resource is at version {current}, not at the one that `If-Match` names")]
     Stale {

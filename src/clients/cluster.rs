@@ -35,6 +35,7 @@ mod check;
 mod error;
 pub mod kubeconfig;
 mod pinning;
+mod review;
 mod transport;
 
 use answer::{Answer, TOO_LARGE};
@@ -42,6 +43,7 @@ pub use cache::ClusterClients;
 pub use check::{Check, CheckProblem, Permission};
 pub use error::ClusterError;
 pub use pinning::admit;
+pub use review::{REVIEW_REMEMBERED_MAX, ReviewedServiceAccount};
 use transport::Peer;
 
 /// The field manager under which regcred's fields stand in `managedFields`.

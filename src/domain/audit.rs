@@ -86,6 +86,14 @@ words! {
         KeyRevoke = "apiKey.revoke",
         /// Was refused to see API keys.
         KeyRead = "apiKey.read",
+        /// Trusted an identity provider.
+        ProviderCreate = "identityProvider.create",
+        /// Changed what an identity provider is trusted for.
+        ProviderUpdate = "identityProvider.update",
+        /// Ended the trust in an identity provider.
+        ProviderDelete = "identityProvider.delete",
+        /// Was refused to see identity providers.
+        ProviderRead = "identityProvider.read",
         /// Re-sealed what is stored under another master key.
         MasterKeyRotate = "masterKey.rotate",
         /// Was refused to read this record.
@@ -140,6 +148,12 @@ impl Resource {
     #[must_use]
     pub fn api_key(id: Uuid) -> Self {
         Self(format!("api-keys/{id}"))
+    }
+
+    /// An identity provider.
+    #[must_use]
+    pub fn identity_provider(name: &Name) -> Self {
+        Self(format!("identity-providers/{name}"))
     }
 
     /// A document of several accounts.

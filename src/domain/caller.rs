@@ -33,6 +33,10 @@ pub enum Permission {
     ReadApiKeys,
     /// Make and revoke API keys.
     WriteApiKeys,
+    /// See identity providers.
+    ReadIdentityProviders,
+    /// Create, change and delete identity providers.
+    WriteIdentityProviders,
     /// Read the audit record: who did what, never a value.
     ReadAudit,
 }
@@ -69,6 +73,8 @@ const TABLE: &[(Permission, [bool; Role::ALL.len()])] = &[
     (Permission::DeliverSecrets,    [YES,  YES,     YES,      NO_,     NO_]),
     (Permission::ReadApiKeys,       [YES,  NO_,     NO_,      NO_,     NO_]),
     (Permission::WriteApiKeys,      [YES,  NO_,     NO_,      NO_,     NO_]),
+    (Permission::ReadIdentityProviders,  [YES, NO_, NO_,      NO_,     NO_]),
+    (Permission::WriteIdentityProviders, [YES, NO_, NO_,      NO_,     NO_]),
     (Permission::ReadAudit,         [YES,  NO_,     NO_,      NO_,     NO_]),
 ];
 
@@ -127,6 +133,8 @@ impl FromStr for Role {
 pub enum ActorKind {
     /// Somebody with an API key.
     ApiKey,
+    /// Somebody with a token of an identity provider.
+    IdentityProvider,
     /// Somebody at the command line, who has the database and the service's secrets.
     CommandLine,
     /// Somebody who was not let in.
@@ -139,6 +147,7 @@ impl ActorKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ApiKey => "apiKey",
+            Self::IdentityProvider => "identityProvider",
             Self::CommandLine => "commandLine",
             Self::Anonymous => "anonymous",
         }
@@ -152,11 +161,11 @@ pub struct Actor {
     pub kind: ActorKind,
     /// Id of the API key, where it is one.
     pub id: Option<Uuid>,
-    /// Name of the API key, or of the user at the command line.
+    /// Name of the API key, or of the user at the command line; of somebody with a token, name of the provider and subject.
     pub name: String,
 }
 
-/// A caller whose key was verified. Every use case that serves a caller takes one, and keeps to its grants.
+/// A caller whose key or token was verified. Every use case that serves a caller takes one, and keeps to its grants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Who he is.
@@ -262,7 +271,9 @@ mod tests {
     #[test]
     fn nobody_grants_more_than_he_has() {
         for role in Role::ALL {
-            assert!(!role.allows(Permission::WriteApiKeys) || !role.takes_grants(), "{role:?}");
+            for permission in [Permission::WriteApiKeys, Permission::WriteIdentityProviders] {
+                assert!(!role.allows(permission) || !role.takes_grants(), "{role:?}");
+            }
         }
     }
 

@@ -39,6 +39,11 @@ const ACTIONS: &[(&str, &str, Action)] = &[
     ("GET",    "/v1/api-keys",                        Action::KeyRead),
     ("GET",    "/v1/api-keys/{id}",                   Action::KeyRead),
     ("DELETE", "/v1/api-keys/{id}",                   Action::KeyRevoke),
+    ("POST",   "/v1/identity-providers",              Action::ProviderCreate),
+    ("GET",    "/v1/identity-providers",              Action::ProviderRead),
+    ("GET",    "/v1/identity-providers/{name}",       Action::ProviderRead),
+    ("PATCH",  "/v1/identity-providers/{name}",       Action::ProviderUpdate),
+    ("DELETE", "/v1/identity-providers/{name}",       Action::ProviderDelete),
     ("GET",    "/v1/me",                              Action::Other),
     ("GET",    "/v1/audit-events",                    Action::AuditRead),
 ];

@@ -15,14 +15,15 @@ use crate::{
         names::{Labels, Name},
         registry::RegistryScope,
     },
-    service::{ExpectedVersion, ServiceError, audit::Trail, check_version, connection},
-    storage::{self, PageRequest, StorageError, accounts::AccountFilter, sealed::SealedColumn},
+    service::{ExpectedVersion, ServiceError, audit::Trail, check_version, connection, memory::Memory},
+    storage::{self, PageRequest, StorageError, accounts::AccountFilter, changes::Change, sealed::SealedColumn},
 };
 
 /// The registry accounts.
 #[derive(Debug, Clone)]
 pub struct Accounts {
     pool: PgPool,
+    memory: Arc<Memory>,
     sealer: Arc<Sealer>,
     trail: Trail,
 }
@@ -30,8 +31,8 @@ pub struct Accounts {
 impl Accounts {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>, trail: Trail) -> Self {
-        Self { pool, sealer, trail }
+    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>, trail: Trail) -> Self {
+        Self { pool, memory, sealer, trail }
     }
 
     /// Registers an account; its password is sealed before it is stored.
@@ -112,6 +113,7 @@ impl Accounts {
         let details = Details::default().fields(&fields).version(changed.version);
         self.trail.record(&mut tx, [NewEvent::of(caller, action, Resource::account(name)).details(details)]).await?;
         tx.commit().await?;
+        self.memory.forget(&Change::RegistryAccount(name.to_string()));
         Ok(changed)
     }
 
@@ -130,6 +132,7 @@ impl Accounts {
         let event = NewEvent::of(caller, Action::AccountDelete, Resource::account(name)).details(details);
         self.trail.record(&mut tx, [event]).await?;
         tx.commit().await?;
+        self.memory.forget(&Change::RegistryAccount(name.to_string()));
         Ok(())
     }
 }

@@ -12,17 +12,18 @@ use crate::{
         caller::{Actor, Call, Identity, NewApiKey, Role},
         names::Name,
     },
-    service::{ServiceError, audit::Trail, connection},
+    service::{ServiceError, audit::Trail, connection, memory::Memory},
     storage::{
         self, StorageError,
-        api_keys::{AdminKey, ApiKey, StoredKey},
+        api_keys::{AdminKey, ApiKey},
+        changes::Change,
     },
 };
 
 /// The door: says whom a shown key stands for.
 #[derive(Debug, Clone)]
 pub struct Door {
-    pool: PgPool,
+    memory: Arc<Memory>,
     checker: Arc<KeyChecker>,
 }
 
@@ -30,11 +31,11 @@ pub struct Door {
 #[derive(Debug)]
 pub enum Verdict {
     /// It is the key of this caller.
-    Known(Identity),
+    Known(Arc<Identity>),
     /// It is no key.
     Refused,
     /// It is the right key of this caller, and was revoked or has expired.
-    Ended(Identity),
+    Ended(Arc<Identity>),
     /// It has the form of a key and a secret that is not the one of this id: somebody guesses.
     Wrong(Uuid),
 }
@@ -42,25 +43,22 @@ pub enum Verdict {
 impl Door {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, checker: Arc<KeyChecker>) -> Self {
-        Self { pool, checker }
+    pub fn new(memory: Arc<Memory>, checker: Arc<KeyChecker>) -> Self {
+        Self { memory, checker }
     }
 
-    /// Says whom a key stands for. The row is read at each request, so that a revocation counts at once.
+    /// Says whom a key stands for. Whether it is revoked or expired is asked at each request.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
     pub async fn identify(&self, key: &str) -> Result<Verdict, ServiceError> {
         let Some(shown) = ShownKey::parse(key) else { return Ok(Verdict::Refused) };
-        let stored = {
-            let mut conn = connection(&self.pool).await?;
-            storage::api_keys::find(&mut conn, shown.id).await?
-        };
-        let is_right = self.checker.check(&shown, stored.as_ref().map(|key| &key.verifier)).await?;
-        Ok(match stored {
-            Some(StoredKey { identity, is_active: true, .. }) if is_right => Verdict::Known(identity),
-            Some(StoredKey { identity, .. }) if is_right => Verdict::Ended(identity),
+        let known = self.memory.api_key(shown.id).await?;
+        let is_right = self.checker.check(&shown, known.as_ref().map(|key| &key.verifier)).await?;
+        Ok(match known {
+            Some(key) if is_right && key.is_active() => Verdict::Known(Arc::clone(&key.identity)),
+            Some(key) if is_right => Verdict::Ended(Arc::clone(&key.identity)),
             _ => Verdict::Wrong(shown.id),
         })
     }
@@ -70,6 +68,7 @@ impl Door {
 #[derive(Debug, Clone)]
 pub struct ApiKeys {
     pool: PgPool,
+    memory: Arc<Memory>,
     checker: Arc<KeyChecker>,
     trail: Trail,
 }
@@ -77,8 +76,8 @@ pub struct ApiKeys {
 impl ApiKeys {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, checker: Arc<KeyChecker>, trail: Trail) -> Self {
-        Self { pool, checker, trail }
+    pub fn new(pool: PgPool, memory: Arc<Memory>, checker: Arc<KeyChecker>, trail: Trail) -> Self {
+        Self { pool, memory, checker, trail }
     }
 
     /// Makes a key; its text is in the answer and nowhere else.
@@ -119,7 +118,9 @@ impl ApiKeys {
     /// keys any more.
     pub async fn revoke(&self, caller: &Call, id: Uuid) -> Result<(), ServiceError> {
         let event = NewEvent::of(caller, Action::KeyRevoke, Resource::api_key(id));
-        revoke_id(&self.pool, &self.trail, id, event, false).await
+        revoke_id(&self.pool, &self.trail, id, event, false).await?;
+        self.memory.forget(&Change::ApiKey(id));
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use secrecy::SecretString;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::{
@@ -11,8 +11,8 @@ use crate::{
     crypto::sealer::{OpenError, Sealer},
     domain::{
         audit::{Action, Details, NewEvent, Resource},
-        caller::{Call, Identity},
-        cluster::{AuthType, ClusterAuth, ClusterConnection},
+        caller::{Call, Identity, Permission},
+        cluster::{AuthType, CaCertificate, ClusterAuth, ClusterConnection, ServerUrl},
         invalid::{FieldError, Invalid},
         names::Name,
         sealed::Sealed,
@@ -209,7 +209,8 @@ impl Clusters {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
-    /// expected version, [`ServiceError::Invalid`] if the changed connection breaks a rule.
+    /// expected version, [`ServiceError::Invalid`] if the changed connection breaks a rule, [`ServiceError::Trusted`] if it
+    /// would be somebody else then who says whose tokens are good.
     pub async fn change(
         &self,
         caller: &Call,
@@ -223,6 +224,12 @@ impl Clusters {
         refuse_redirection(&stored, &input)?;
         let fields = input.fields();
         let changed = input.over(&stored, || self.open(&stored))?;
+        if is_led_elsewhere(&stored, &changed) && !caller.role.allows(Permission::WriteIdentityProviders) {
+            let by = providers_of(&mut tx, &stored).await?;
+            if !by.is_empty() {
+                return Err(ServiceError::Trusted { name: stored.name, by });
+            }
+        }
         let credential = self.seal(stored.id, &changed)?;
         let updated = storage::clusters::update(&mut tx, stored.id, &changed, credential.as_ref()).await?;
         let details = Details::default().fields(&fields).version(updated.version);
@@ -238,11 +245,16 @@ impl Clusters {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
-    /// expected version.
+    /// expected version, [`ServiceError::InUse`] if an identity provider has its tokens reviewed there.
     pub async fn remove(&self, caller: &Call, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
         let stored = granted(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
         check_version(expected, stored.version)?;
+        // Who would use it waits for the lock on it, and finds it gone.
+        let by = providers_of(&mut tx, &stored).await?;
+        if !by.is_empty() {
+            return Err(ServiceError::InUse { kind: "cluster", name: stored.name, by });
+        }
         storage::clusters::delete(&mut tx, stored.id).await?;
         let details = Details::default().version(stored.version);
         let event = NewEvent::of(caller, Action::ClusterDelete, Resource::cluster(name)).details(details);
@@ -256,10 +268,12 @@ impl Clusters {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name. A cluster that does not answer is no error but
-    /// what was found.
+    /// [`ServiceError::NotFound`] if there is none of that name, [`ClusterError::NamespaceNotFound`] for a namespace
+    /// that is not granted. A cluster that does not answer is no error but what was found.
     pub async fn check(&self, caller: &Identity, name: &Name, namespaces: &[&str]) -> Result<Check, ServiceError> {
+        let is_granted = namespaces.iter().all(|namespace| caller.grants.include_namespace(namespace));
         match self.client(caller, name).await {
+            Ok(_) | Err(ServiceError::Cluster(_)) if !is_granted => Err(ClusterError::NamespaceNotFound.into()),
             Ok(client) => Ok(client.check(namespaces).await),
             Err(ServiceError::Cluster(error)) => Ok(Check::failed(&error)),
             Err(other) => Err(other),
@@ -274,9 +288,32 @@ impl Clusters {
     /// not open, [`ServiceError::Cluster`] if its connection cannot be used here.
     pub async fn client(&self, caller: &Identity, name: &Name) -> Result<ClusterClient, ServiceError> {
         let stored = self.find(caller, name).await?;
-        let addresses = self.admit(&stored).await?;
+        self.client_for(&stored).await
+    }
+
+    /// The client for a cluster that tokens may be shown to, on nobody's behalf: whose they are is what is to be found out.
+    ///
+    /// # Errors
+    ///
+    /// As [`client`](Self::client); and [`ServiceError::Cluster`] if a token would go over the network in the clear.
+    pub async fn reviewer(&self, id: Uuid) -> Result<ClusterClient, ServiceError> {
+        let stored = {
+            let mut conn = connection(&self.pool).await?;
+            storage::clusters::find_by_id(&mut conn, id).await?
+        };
+        let stored = stored.ok_or_else(|| ServiceError::NotFound { kind: "cluster", name: id.to_string() })?;
+        let url = stored.server.as_deref().map(ServerUrl::parse).transpose();
+        if !url.is_ok_and(|url| url.is_none_or(|url| url.is_https() || url.is_loopback())) {
+            let detail = "a token is never shown to a cluster over http://, where anybody on the way could read it";
+            return Err(ClusterError::Misconfigured { detail: detail.to_owned() }.into());
+        }
+        self.client_for(&stored).await
+    }
+
+    async fn client_for(&self, stored: &StoredCluster) -> Result<ClusterClient, ServiceError> {
+        let addresses = self.admit(stored).await?;
         let connect = || {
-            let stored_connection = self.stored_connection(&stored)?;
+            let stored_connection = self.stored_connection(stored)?;
             let pinned = addresses.first().copied();
             ClusterClient::connect_at(&stored_connection, pinned, &self.settings).map_err(ServiceError::from)
         };
@@ -324,6 +361,19 @@ impl Clusters {
         ClusterAuth::from_parts(stored.auth_type, stored.client_certificate.clone(), secret)
             .map_err(|_| OpenError::Tampered { table: slot.table, id: stored.id }.into())
     }
+}
+
+/// Paths of the identity providers that believe a cluster.
+async fn providers_of(conn: &mut PgConnection, stored: &StoredCluster) -> Result<Vec<String>, ServiceError> {
+    let names = storage::identity_providers::names_by_cluster(conn, stored.id).await?;
+    Ok(names.into_iter().map(|name| format!("identity-providers/{name}")).collect())
+}
+
+/// Whether somebody else could answer in place of the cluster then. With another credential it is the same one that answers.
+fn is_led_elsewhere(stored: &StoredCluster, changed: &ClusterConnection) -> bool {
+    stored.server.as_deref() != changed.server.as_ref().map(ServerUrl::as_str)
+        || stored.ca_certificate.as_deref() != changed.ca_certificate.as_ref().map(CaCertificate::as_pem)
+        || stored.tls_server_name != changed.tls_server_name
 }
 
 fn not_found(name: &Name) -> ServiceError {

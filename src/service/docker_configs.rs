@@ -16,7 +16,7 @@ use crate::{
         names::Name,
         selector::LabelSelector,
     },
-    service::{ServiceError, audit::recorder::Recorder, beside_requests, connection},
+    service::{ServiceError, audit::recorder::Recorder, beside_requests, connection, memory::Memory},
     storage::{self, accounts::SealedCredential, sealed::SealedColumn},
 };
 
@@ -45,6 +45,7 @@ pub enum Subject {
 #[derive(Debug, Clone)]
 pub struct DockerConfigs {
     pool: PgPool,
+    memory: Arc<Memory>,
     sealer: Arc<Sealer>,
     recorder: Recorder,
 }
@@ -61,8 +62,8 @@ pub struct Assembled {
 impl DockerConfigs {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>, recorder: Recorder) -> Self {
-        Self { pool, sealer, recorder }
+    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>, recorder: Recorder) -> Self {
+        Self { pool, memory, sealer, recorder }
     }
 
     /// Renders accounts for a reader, and hands the passwords out only after that was recorded for good.
@@ -149,21 +150,26 @@ impl DockerConfigs {
     }
 
     /// The chosen accounts. To the caller, one that is not granted is one that does not exist.
-    async fn choose(&self, caller: &Identity, choice: &AccountChoice) -> Result<Vec<SealedCredential>, ServiceError> {
+    async fn choose(
+        &self,
+        caller: &Identity,
+        choice: &AccountChoice,
+    ) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
         let grants = &caller.grants;
-        let mut conn = connection(&self.pool).await?;
         match choice {
             AccountChoice::Names(accounts) => {
                 let names = parse_names(accounts)?;
-                in_order(accounts, storage::accounts::find_credentials(&mut conn, grants, &names).await?)
+                let granted = |account: &SealedCredential| grants.include_account(&account.name, &account.labels);
+                in_order(accounts, self.memory.credentials(&names, granted).await?)
             }
             AccountChoice::Selector(selector) => {
                 let limit = ACCOUNTS_MAX + 1;
+                let mut conn = connection(&self.pool).await?;
                 let selected = storage::accounts::select_credentials(&mut conn, grants, selector, limit).await?;
                 let refused = |detail| Err(vec![FieldError::new("accountSelector", detail)].into());
                 match selected.len() {
                     0 => refused("selects no registry account"),
-                    1..=ACCOUNTS_MAX => Ok(selected),
+                    1..=ACCOUNTS_MAX => Ok(selected.into_iter().map(Arc::new).collect()),
                     _ => refused("selects more than 1000 registry accounts"),
                 }
             }
@@ -206,8 +212,11 @@ fn parse_names(accounts: &[String]) -> Result<Vec<&str>, ServiceError> {
 }
 
 /// Puts what was found in the order of the request, or names what was not.
-fn in_order(accounts: &[String], found: Vec<SealedCredential>) -> Result<Vec<SealedCredential>, ServiceError> {
-    let mut by_name: HashMap<String, SealedCredential> =
+fn in_order(
+    accounts: &[String],
+    found: Vec<Arc<SealedCredential>>,
+) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
+    let mut by_name: HashMap<String, Arc<SealedCredential>> =
         found.into_iter().map(|account| (account.name.clone(), account)).collect();
     let mut errors = FieldErrors::default();
     let mut unknown = Vec::new();

@@ -26,8 +26,8 @@ use crate::{
         names::{Labels, Name},
         registry::RegistryScope,
     },
-    service::{ServiceError, audit::Trail, beside_requests},
-    storage::{self, sealed::SealedColumn},
+    service::{ServiceError, audit::Trail, beside_requests, memory::Memory},
+    storage::{self, changes::Change, sealed::SealedColumn},
 };
 
 /// What became of one entry or field of the document.
@@ -74,6 +74,7 @@ pub struct ImportReport {
 #[derive(Debug, Clone)]
 pub struct Imports {
     pool: PgPool,
+    memory: Arc<Memory>,
     sealer: Arc<Sealer>,
     trail: Trail,
 }
@@ -87,8 +88,8 @@ struct Planned {
 impl Imports {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>, trail: Trail) -> Self {
-        Self { pool, sealer, trail }
+    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>, trail: Trail) -> Self {
+        Self { pool, memory, sealer, trail }
     }
 
     /// Imports a document in any of its forms. An account is named after its registry, with `prefix` before it;
@@ -158,6 +159,9 @@ impl Imports {
         if !dry_run {
             self.trail.record(&mut tx, events).await?;
             tx.commit().await?;
+            for name in names {
+                self.memory.forget(&Change::RegistryAccount(name));
+            }
         }
         Ok(ImportReport { items, warnings })
     }

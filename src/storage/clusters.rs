@@ -141,6 +141,26 @@ pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredC
     .transpose()
 }
 
+/// Finds a cluster by its identity.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
+#[tracing::instrument(level = "debug", name = "db.clusters.find_by_id", skip_all)]
+pub async fn find_by_id(conn: &mut PgConnection, id: Uuid) -> Result<Option<StoredCluster>, StorageError> {
+    sqlx::query_as!(
+        ClusterRow,
+        "SELECT id, name, server, ca_certificate, tls_server_name, auth_type, client_certificate, credential,
+             credential_key_id, allow_plain_http, version, created_at, updated_at
+         FROM clusters WHERE id = $1",
+        id
+    )
+    .fetch_optional(conn)
+    .await?
+    .map(StoredCluster::try_from)
+    .transpose()
+}
+
 /// Finds a cluster by name and keeps others from changing it until the transaction ends.
 ///
 /// # Errors

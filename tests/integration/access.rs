@@ -88,6 +88,14 @@ const TABLE: &str = "
                               missing  401       404   403      403       403      403
     revoke_api_key            foreign  401       204   403      403       403      403
                               missing  401       404   403      403       403      403
+    create_identity_provider  any      401       201   403      403       403      403
+    list_identity_providers   any      401       200   403      403       403      403
+    get_identity_provider     foreign  401       200   403      403       403      403
+                              missing  401       404   403      403       403      403
+    update_identity_provider  foreign  401       200   403      403       403      403
+                              missing  401       404   403      403       403      403
+    delete_identity_provider  foreign  401       204   403      403       403      403
+                              missing  401       404   403      403       403      403
     get_me                    any      401       200   200      200       200      200
     list_audit_events         any      401       200   403      403       403      403
 
@@ -150,6 +158,11 @@ fn cluster(name: &str) -> Value {
     json!({"name": name, "server": "https://127.0.0.1:1", "auth": {"type": "none"}})
 }
 
+fn identity_provider(name: &str) -> Value {
+    let rules = json!([{"claims": {"sub": "ci"}, "role": "viewer"}]);
+    json!({"name": name, "type": "oidc", "issuer": "https://issuer.example.com", "audience": name, "rules": rules})
+}
+
 /// The body and query that an operation is tried with.
 fn request(operation: &str, thing: &Thing) -> (&'static str, Option<Value>) {
     let Thing { name, .. } = thing;
@@ -166,6 +179,8 @@ fn request(operation: &str, thing: &Thing) -> (&'static str, Option<Value>) {
         "update_cluster" => ("", Some(json!({"server": "https://127.0.0.1:2"}))),
         "create_secret" => ("", Some(json!({"name": "pull", "accounts": ["in-always"], "dryRun": true}))),
         "create_api_key" => ("", Some(json!({"name": name, "role": "admin"}))),
+        "create_identity_provider" => ("", Some(identity_provider(name))),
+        "update_identity_provider" => ("", Some(json!({"audience": format!("{name}-2")}))),
         _ => ("", None),
     }
 }
@@ -192,6 +207,8 @@ async fn prepare(app: &TestApp, row: &Row, thing: &mut Thing) {
         let body = json!({"name": thing.name, "role": "viewer"});
         let made = app.admin().post("/v1/api-keys", &body).await.expect(201);
         thing.id = serde_json::from_value(made["id"].clone()).expect("a UUID");
+    } else if row.operation.ends_with("identity_provider") {
+        app.admin().post("/v1/identity-providers", &identity_provider(&thing.name)).await.expect(201);
     } else if row.operation.ends_with("cluster") {
         app.admin().post("/v1/clusters", &cluster(&thing.name)).await.expect(201);
     } else {
@@ -504,7 +521,8 @@ async fn a_key_is_shown_once_and_ends_at_once(pool: PgPool) {
     assert_eq!(
         me,
         json!({
-            "id": id, "name": "ci-team-a", "role": "deliverer", "grants": body["grants"], "expiresAt": body["expiresAt"],
+            "type": "apiKey", "id": id, "name": "ci-team-a", "role": "deliverer", "grants": body["grants"],
+            "expiresAt": body["expiresAt"],
         })
     );
     app.admin().post("/v1/api-keys", &body).await.problem(409, "name-taken");
@@ -647,7 +665,7 @@ async fn a_flood_of_wrong_keys_is_limited_and_locks_out_nobody(pool: PgPool) {
     let before = argon2_runs().await;
 
     let mut statuses = BTreeMap::<u16, u32>::new();
-    for number in 0..200 {
+    for number in 0..60 {
         let wrong = app.anonymous().with_key(&forged(&id, number)).get("/v1/me").await;
         *statuses.entry(wrong.status).or_default() += 1;
         if wrong.status == 429 {
@@ -661,11 +679,11 @@ async fn a_flood_of_wrong_keys_is_limited_and_locks_out_nobody(pool: PgPool) {
         good.get("/v1/me").await.expect(200);
         other.get("/v1/me").await.expect(200);
     }
-    assert!(statuses[&401] >= 10 && statuses[&429] >= 150, "{statuses:?}");
+    assert!(statuses[&401] >= 10 && statuses[&429] >= 20, "{statuses:?}");
 
     // Unknown ids are limited by the address, and what is not even a key is not counted at all.
     let mut last = 0;
-    for number in 0..100 {
+    for number in 0..60 {
         let unknown = Uuid::now_v7().simple().to_string();
         last = app.anonymous().with_key(&forged(&unknown, number)).get("/v1/me").await.status;
     }
@@ -673,4 +691,15 @@ async fn a_flood_of_wrong_keys_is_limited_and_locks_out_nobody(pool: PgPool) {
     app.anonymous().with_key("rgc_nonsense").get("/v1/me").await.problem(401, "unauthenticated");
     app.anonymous().get("/v1/me").await.problem(401, "unauthenticated");
     assert_eq!(argon2_runs().await, before);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_check_says_nothing_of_a_namespace_that_is_not_granted(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    app.register_cluster("dev").await;
+    let grants = json!({"accounts": ["*"], "clusters": ["dev"], "namespaces": ["a-*"]});
+    let deliverer = app.caller("ci", "deliverer", Some(grants)).await;
+    let check = async |query: &str| deliverer.post(&format!("/v1/clusters/dev/check{query}"), &json!({})).await;
+    check("?namespace=a-x").await.expect(200);
+    check("?namespace=a-x&namespace=kube-system").await.problem(404, "namespace-not-found");
 }

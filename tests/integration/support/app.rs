@@ -44,6 +44,13 @@ impl TestApp {
 
     /// Starts with further variables, or others than usual.
     pub async fn configured(pool: PgPool, variables: &[(&str, &str)]) -> Self {
+        let mut app = Self::start(pool, variables).await;
+        let key = app.new_key("admin", None).await;
+        app.admin = app.admin.with_key(&key);
+        app
+    }
+
+    async fn start(pool: PgPool, variables: &[(&str, &str)]) -> Self {
         once_for_the_process();
         let mut environment = HashMap::from(
             [
@@ -76,9 +83,13 @@ impl TestApp {
         });
         let address = address.await.expect("it starts");
         let anonymous = Client::new(format!("http://{address}"), None);
-        let mut app = Self { pool, address, admin: anonymous, stop: Some(stop), thread: Some(thread) };
-        let key = app.new_key("admin", None).await;
-        app.admin = app.admin.with_key(&key);
+        Self { pool, address, admin: anonymous, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Starts another replica on the same database.
+    pub async fn beside(other: &Self) -> Self {
+        let mut app = Self::start(other.pool.clone(), &[]).await;
+        app.admin = Client::new(format!("http://{}", app.address), None).with_key(other.admin.key());
         app
     }
 

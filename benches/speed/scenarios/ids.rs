@@ -1,0 +1,67 @@
+//! Whether somebody learns of what is not his.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+
+use super::Stage;
+use crate::{
+    load::{self, Connection, on_this_thread},
+    report::{Goals, Rounds},
+};
+
+const TRIES: usize = 10_000;
+/// The name of an account that there is none of, as long as that of the one that there is.
+const MISSING: &str = "nobody-5000";
+
+/// S3: to somebody to whom it is not granted, an account that is there is as one that is not: in words and in time.
+pub fn timing(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
+    let server = stage.sandbox.serve()?;
+    let key = r#"{"name":"stranger","role":"viewer","grants":{"accounts":["mine-*"]}}"#;
+    let (status, made) = load::once(server.address, &load::request("POST", "/v1/api-keys", Some(&stage.key), key))?;
+    ensure!(status == 201, "the key was not made: {status} {made}");
+    let made: serde_json::Value = serde_json::from_str(&made)?;
+    let key = made["key"].as_str().unwrap_or_default().to_owned();
+    ensure!(MISSING.len() == crate::sandbox::ACCOUNT.len(), "the names differ in length");
+    let asks = [crate::sandbox::ACCOUNT, MISSING]
+        .map(|name| load::request("GET", &format!("/v1/registry-accounts/{name}"), Some(&key), ""));
+
+    let [foreign, missing] = on_this_thread(async {
+        let mut connection = Connection::open(server.address).await?;
+        let mut took = [Vec::new(), Vec::new()];
+        let mut bodies = [String::new(), String::new()];
+        for round in 0..TRIES + 500 {
+            // In turns, and each first in every other round.
+            for which in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
+                let start = Instant::now();
+                let status = connection.exchange(&asks[which]).await?;
+                let elapsed = start.elapsed();
+                ensure!(status == 404, "answered {status}");
+                if round >= 500 {
+                    took[which].push(elapsed.as_secs_f64());
+                }
+                bodies[which] = String::from_utf8_lossy(connection.body()).into_owned();
+            }
+        }
+        let bodies = bodies.map(|body| without_names(&body));
+        ensure!(bodies[0] == bodies[1], "the answers differ: {bodies:?}");
+        Ok(took.map(|took| took.into_iter().collect::<Rounds>().median()))
+    })?;
+    let delta = Duration::from_secs_f64((foreign - missing).abs()).as_secs_f64();
+    // 1 % of the median or 20 microseconds, whichever is more.
+    let bound = (missing * 0.01).max(20e-6);
+    goals.at_most(
+        &format!("S3 foreign or missing, median {:.0} µs: they differ by, µs", missing * 1e6),
+        (bound * 1e6).round(),
+        delta * 1e6,
+    );
+    Ok(())
+}
+
+/// A problem without what differs in any two answers.
+fn without_names(body: &str) -> serde_json::Value {
+    let mut problem: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+    problem["requestId"] = serde_json::Value::Null;
+    let text = problem.to_string().replace(MISSING, "…").replace(crate::sandbox::ACCOUNT, "…");
+    serde_json::from_str(&text).unwrap_or_default()
+}
