@@ -190,9 +190,11 @@ impl App {
         let certificate = tokio::spawn(watch_certificate(self.certificate));
         let stop = CancellationToken::new();
         let mut worker = tokio::spawn(worker::run(self.verifications, self.worker, stop.clone()));
+        let mut recorder = self.recorder;
         let uninvited = tokio::select! {
             ended = &mut server => Some(format!("the HTTP server ended by itself: {ended:?}")),
             ended = &mut worker => Some(format!("the worker ended by itself: {ended:?}")),
+            ended = &mut recorder => Some(format!("the writer of the audit record ended by itself: {ended:?}")),
             signal = signals.next() => {
                 tracing::info!(signal, grace_seconds = self.grace.as_secs(), "stopping: no new connections, draining");
                 None
@@ -209,7 +211,7 @@ impl App {
         let drained = async {
             let _ = tokio::join!(handle.stop(true), worker);
             self.stop_recorder.cancel();
-            let _ = self.recorder.await;
+            let _ = recorder.await;
         };
         tokio::select! {
             () = drained => tracing::info!("stopped"),

@@ -77,14 +77,20 @@ impl DockerConfigs {
         profile: Profile,
         choice: &AccountChoice,
     ) -> Result<RenderedConfig, ServiceError> {
-        let Assembled { rendered, accounts } = self.assemble(caller, profile, choice).await?;
+        let details = Details::default().profile(profile);
+        let assembled = self.assemble(caller, profile, choice).await;
+        if let Err(ServiceError::Open(_)) = assembled {
+            let event = NewEvent::of(caller, Action::Reveal, Resource::docker_configs());
+            self.recorder.note_damage(event.details(details.clone())).await;
+        }
+        let Assembled { rendered, accounts } = assembled?;
         // Of one account it is the account that people look for; of several, the document.
         let (resource, related) = match <[Resource; 1]>::try_from(accounts) {
             Ok([account]) => (account, Vec::new()),
             Err(accounts) => (Resource::docker_configs(), accounts),
         };
         let event = NewEvent::of(caller, Action::Reveal, resource).related(related);
-        self.recorder.record(event.details(Details::default().profile(profile))).await?;
+        self.recorder.record(event.details(details)).await?;
         Ok(rendered)
     }
 

@@ -86,9 +86,12 @@ impl Secrets {
             return Err(ClusterError::NamespaceNotFound.into());
         }
         let profile = delivery.secret_type.profile();
-        let Assembled { rendered: RenderedConfig { document, keys, warnings }, accounts } =
-            self.docker_configs.assemble(caller, profile, &delivery.accounts).await?;
         let resource = Resource::secret(&delivery.cluster, &delivery.namespace, &delivery.name);
+        let assembled = self.docker_configs.assemble(caller, profile, &delivery.accounts).await;
+        if let Err(ServiceError::Open(_)) = assembled {
+            self.recorder.note_damage(NewEvent::of(caller, Action::Deliver, resource.clone())).await;
+        }
+        let Assembled { rendered: RenderedConfig { document, keys, warnings }, accounts } = assembled?;
         let mut related = vec![Resource::cluster(&delivery.cluster)];
         related.extend(accounts);
         let event = NewEvent::of(caller, Action::Deliver, resource).related(related);

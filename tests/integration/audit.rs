@@ -387,6 +387,24 @@ async fn a_flood_of_what_is_refused_makes_few_events_and_none_of_it_is_lost(pool
     installation.must_run(&["audit", "verify"]).await;
 }
 
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_sealed_value_that_is_not_its_own_is_not_handed_out_and_that_is_on_record(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    app.register_account("a", "ghcr.io", "martin", CANARY).await;
+    app.register_account("b", "quay.io", "martin", "another").await;
+    let swap = "UPDATE registry_accounts SET password = other.password FROM registry_accounts AS other
+                WHERE registry_accounts.id <> other.id";
+    run(&mut superuser(&app.pool).await, swap).await.expect("swapped");
+
+    let answer = app.admin().post("/v1/docker-configs", &json!({"accounts": ["a"]})).await;
+
+    answer.problem(500, "internal");
+    let found = events(&app.admin(), "action=dockerConfig.reveal").await;
+    assert_eq!(found.iter().map(short).collect::<Vec<_>>(), ["dockerConfig.reveal docker-configs failure"]);
+    assert_eq!(found[0]["details"], json!({"profile": "kubernetes", "reason": "does-not-open"}));
+    assert_eq!(found[0]["requestId"], answer.header("x-request-id"));
+}
+
 // ---- No deed without its event ----
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]

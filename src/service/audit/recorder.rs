@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     crypto::audit::AuditKey,
-    domain::audit::{Event, Head, LinkedEvent, NewEvent},
+    domain::audit::{Event, Head, LinkedEvent, NewEvent, Outcome},
     service::audit::{
         AuditError, open_chain,
         refusals::{Refusal, Refusals},
@@ -145,6 +145,15 @@ impl Recorder {
         match timeout(WAIT, wait).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(AuditError::NotWritten),
+        }
+    }
+
+    /// Writes that something was not done because a sealed value did not open. That is answered as it is, written or not.
+    pub async fn note_damage(&self, event: NewEvent) {
+        let details = event.details.clone().reason("does-not-open");
+        let event: NewEvent = event.details(details).outcome(Outcome::Failure);
+        if let Err(error) = self.record(event).await {
+            tracing::error!(%error, "that a sealed value did not open is not in the audit record");
         }
     }
 
