@@ -148,7 +148,7 @@ impl Connection {
         &self.answer[self.body_at..]
     }
 
-    /// Sends a request and reads its whole answer, which must say its length: the status.
+    /// Sends a request and reads its whole answer, which must say its length, or be one that has no body: the status.
     pub async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<u16> {
         self.stream.write_all(request).await?;
         self.answer.clear();
@@ -160,6 +160,9 @@ impl Connection {
         };
         let head = &self.answer[..self.body_at];
         let status = number(head.get(9..12).context("an answer without a status")?)?;
+        if status == 204 {
+            return Ok(204);
+        }
         let length_at = find(head, b"\r\ncontent-length: ").context("an answer without a length")? + 18;
         let length_end = length_at + find(&head[length_at..], b"\r").context("a header without an end")?;
         let end = self.body_at + number(&head[length_at..length_end])?;

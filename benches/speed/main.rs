@@ -36,5 +36,6 @@ fn run() -> anyhow::Result<()> {
     let mut goals = report::Goals::default();
     in_process::measure()?;
     http::measure(&mut goals)?;
+    scenarios::forged_keys(&mut goals)?;
     Ok(goals.print()?)
 }

@@ -124,6 +124,15 @@ impl Sandbox {
         Ok(keys)
     }
 
+    /// The server processes at the other end of the connections on which changes are announced.
+    pub fn announcers(&self) -> anyhow::Result<Vec<i32>> {
+        let query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'regcred changes' AND datname = $1";
+        self.runtime.block_on(async {
+            let mut conn = PgConnection::connect_with(&self.server).await?;
+            Ok(sqlx::query_scalar(query).bind(&self.name).fetch_all(&mut conn).await?)
+        })
+    }
+
     /// Starts what it is compared with.
     pub fn serve_bare(&self, connections: usize) -> anyhow::Result<Server> {
         let address = free_address()?;
