@@ -30,6 +30,10 @@ test: ## Run all tests beside a Postgres, a Kubernetes API server and two regist
 bench: ## Measure, each figure beside what it is compared with
 	@dev/with-services cargo bench --locked $(ARGS)
 
+.PHONY: scenarios
+scenarios: ## Measure what it withstands: slow clients, floods, too much; make scenarios ARGS='a1 a8' for some
+	@dev/with-services cargo bench --locked --bench speed -- --scenarios $(ARGS)
+
 .PHONY: fmt
 fmt: ## Format the code
 	cargo fmt

@@ -21,7 +21,7 @@ postgres_init() {
     rm -rf "$data.new"
     cd "$dir" || exit
     setpriv "${run_as[@]}" "$bin/initdb" -D "$data.new" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-instructions
-    # Only the role regcred can come in: the superuser has no password, and there is no local socket.
+    # Only roles with a password can come in: there is no local socket.
     echo 'host all all 127.0.0.1/32 scram-sha-256' >"$data.new/pg_hba.conf"
     setpriv "${run_as[@]}" "$bin/postgres" --single -D "$data.new" postgres <<SQL
 CREATE ROLE regcred LOGIN CREATEDB PASSWORD '$password'
@@ -29,10 +29,22 @@ CREATE DATABASE regcred OWNER regcred
 SQL
     mv "$data.new" "$data"
 }
+# postgres_service_role DIR DATA BIN PASSWORD   the role that the service runs as, which owns nothing: `regcred migrate
+# --grant-to regcred_service` gives it its rights. Apart, for data that was made before there was one.
+postgres_service_role() {
+    local dir=$1 data=$2 bin=$3 password=$4
+    cd "$dir" || exit
+    setpriv "${run_as[@]}" "$bin/postgres" --single -D "$data" postgres <<SQL
+CREATE ROLE regcred_service LOGIN PASSWORD '$password'
+${superuser_password:+ALTER ROLE postgres PASSWORD '$superuser_password'}
+SQL
+    touch "$dir/service-role"
+}
 
-# postgres_start DIR PORT SETTING…   -> database_url; its data in DIR/data, made at the first start
+# postgres_start DIR PORT SETTING…   -> database_url, of the owner, and service_url; its data in DIR/data, made at the first
+# start. The superuser has no password, and so cannot come in, unless superuser_password is set then.
 postgres_start() {
-    local dir=$1 port=$2 bin user run_as=() password settings=() data
+    local dir=$1 port=$2 bin user run_as=() password service_password settings=() data
     shift 2
     bin=$(postgres_bin)
     user=$(postgres_user)
@@ -49,14 +61,18 @@ postgres_start() {
         data=$dir/data
     fi
     [ -s "$dir/password" ] || (umask 077 && openssl rand -hex 24 >"$dir/password")
-    password=$(<"$dir/password")
+    [ -s "$dir/service-password" ] || (umask 077 && openssl rand -hex 24 >"$dir/service-password")
+    password=$(<"$dir/password") service_password=$(<"$dir/service-password")
 
     [ -d "$data" ] || logged 'making the database' "$dir/initdb.log" postgres_init "$dir" "$data" "$bin" "$password"
+    [ -e "$dir/service-role" ] || logged 'making the role of the service' "$dir/initdb.log" \
+        postgres_service_role "$dir" "$data" "$bin" "$service_password"
     for setting in "$@"; do settings+=(-c "$setting"); done
     # INT is Postgres' fast shutdown: it does not wait for its clients.
     launch_on_port Postgres INT "$dir/postgres.log" "$port" "$bin/postgres" -D "$data" -p @PORT@ \
         -c listen_addresses=127.0.0.1 -c unix_socket_directories= "${settings[@]}"
     database_url=postgres://regcred:$password@127.0.0.1:$launched_port/regcred
+    service_url=postgres://regcred_service:$service_password@127.0.0.1:$launched_port/regcred
     await Postgres "$dir/postgres.log" 60 "$bin/pg_isready" -q -h 127.0.0.1 -p "$launched_port" ||
         die_with_log "Postgres ended at its start" "$dir/postgres.log"
 }

@@ -7,26 +7,33 @@ use std::{
 };
 
 use actix_web::{dev::Server, web::Data};
+use chrono::{TimeDelta, Utc};
 use sqlx::PgPool;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clients::{guard::Guard, registry::Registries},
-    config::{DatabaseConfig, ServeConfig},
-    crypto::{api_key::KeyChecker, sealer::Sealer},
-    http::{self, State},
-    metrics::Metrics,
+    clients::{guard::Guard, oidc::Issuers, registry::Registries},
+    config::{DatabaseConfig, HttpConfig, MasterKeysConfig, ServeConfig},
+    crypto::{api_key::KeyChecker, audit::AuditKey, certificate::ServerCertificate, sealer::Sealer},
+    http::{self, State, server::Rate},
+    metrics::{Metrics, Sources},
     service::{
+        ServiceError,
         accounts::Accounts,
         api_keys::{ApiKeys, Door},
+        audit::{AuditError, AuditEvents, Trail, recorder::Recorder},
         clusters::Clusters,
         docker_configs::DockerConfigs,
         health,
+        identity_providers::IdentityProviders,
         imports::Imports,
         master_keys,
+        memory::Memory,
         pull_secrets::PullSecrets,
         reconcile::{self, Reconciler},
         secrets::Secrets,
+        tokens::TokenDoor,
         verification::Verifications,
     },
     shutdown::Signals,
@@ -36,6 +43,13 @@ use crate::{
 
 /// How often the master key ring is looked at again, so that every replica seals under a new key soon.
 const RING_INTERVAL: Duration = Duration::from_secs(5);
+/// How many changes can be on their way from event to commit at a time.
+const CHANGE_CHAINS: usize = 4;
+/// How often the files of the listener's certificate are looked at again.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long before its end a certificate is warned of, and how often.
+const CERTIFICATE_WARNING: TimeDelta = TimeDelta::days(7);
+const CERTIFICATE_WARNING_INTERVAL: Duration = Duration::from_hours(12);
 /// How long to wait between two tries to reach Postgres at the start.
 const START_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -57,9 +71,13 @@ pub enum AppError {
 pub struct App {
     server: Server,
     sealer: Arc<Sealer>,
+    memory: Arc<Memory>,
+    certificate: Option<Arc<ServerCertificate>>,
     services: worker::Services,
     worker: worker::Settings,
     works: bool,
+    recorder: JoinHandle<()>,
+    stop_recorder: CancellationToken,
     grace: Duration,
     /// Where it listens, also where port 0 was asked for.
     pub address: SocketAddr,
@@ -73,17 +91,18 @@ impl App {
     ///
     /// [`AppError::Dependency`] if Postgres does not answer in time, [`AppError::Config`] if its schema is behind
     /// or the master keys are not the ones that sealed what is stored.
-    pub async fn build(config: ServeConfig, listener: TcpListener, migrate: bool) -> Result<Self, AppError> {
+    pub async fn build(mut config: ServeConfig, listener: TcpListener, migrate: bool) -> Result<Self, AppError> {
         let pool = connect(&config.database).await?;
         if migrate {
             self::migrate(&pool).await?;
         }
         require_schema(&pool).await?;
-        let sealer = Arc::new(Sealer::new(config.master_keys.ring, config.master_keys.file));
-        master_keys::try_ring(&pool, &sealer)
-            .await
-            .map_err(|error| AppError::Config(format!("REGCRED_MASTER_KEYS do not open what is stored: {error}")))?;
-
+        let sealer = Arc::new(open_ring(&pool, config.master_keys).await?);
+        let audit_key = Arc::new(AuditKey::of(&config.pepper));
+        let trail = open_trail(&pool, Arc::clone(&audit_key), CHANGE_CHAINS).await?;
+        let stop_recorder = CancellationToken::new();
+        let recorder = Recorder::start(&pool, audit_key, stop_recorder.clone()).await;
+        let (recorder, recorder_task) = recorder.map_err(no_record)?;
         // Half of the cores, so that verifying keys never starves what is verified already.
         let permits = std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
         let content_key = config.pepper.content_key();
@@ -91,9 +110,11 @@ impl App {
         let checker = Arc::new(checker);
         let mut settings = config.clusters;
         settings.runtime = Some(tokio::runtime::Handle::current());
-        let docker_configs = DockerConfigs::new(pool.clone(), Arc::clone(&sealer));
-        let clusters = Clusters::new(pool.clone(), Arc::clone(&sealer), settings);
-        let accounts = Accounts::new(pool.clone(), Arc::clone(&sealer));
+        let memory = Arc::new(Memory::new(pool.clone()));
+        let docker_configs =
+            DockerConfigs::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), recorder.clone());
+        let clusters = Clusters::new(pool.clone(), Arc::clone(&sealer), settings, trail.clone());
+        let accounts = Accounts::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), trail.clone());
         let verify = config.verify;
         let worker = worker::Settings {
             verifies: verify.background,
@@ -114,27 +135,58 @@ impl App {
             },
         );
         let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
-        let verifications = Verifications::new(pool.clone(), Arc::clone(&sealer), accounts.clone(), registries);
+        let certificate = config.http.certificate.take().map(Arc::new);
+        let seal = Arc::clone(&sealer);
+        let verifications = Verifications::new(pool.clone(), seal, accounts.clone(), registries, recorder.clone());
+        let mut identity = config.identity;
+        identity.issuers.runtime = Some(tokio::runtime::Handle::current());
+        let issuers = Arc::new(Issuers::new(Guard::new(identity.allowed), identity.issuers));
+        let token_door = TokenDoor::new(pool.clone(), issuers, clusters.clone(), identity.review_remembered)
+            .map_err(|error| AppError::Internal(error.to_string()))?;
+        let metrics = Metrics::new(Sources {
+            pool: pool.clone(),
+            memory: Arc::clone(&memory),
+            checker: Arc::clone(&checker),
+            verifications: verifications.tally(),
+            audit: recorder.tally(),
+            tokens: token_door.tally(),
+            certificate: certificate.clone(),
+        });
         let state = State {
-            door: Data::new(Door::new(pool.clone(), Arc::clone(&checker))),
-            api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&checker))),
-            imports: Data::new(Imports::new(pool.clone(), Arc::clone(&sealer))),
+            door: Data::new(Door::new(Arc::clone(&memory), Arc::clone(&checker))),
+            token_door: Data::new(token_door),
+            identity_providers: Data::new(IdentityProviders::new(pool.clone(), trail.clone())),
+            api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&memory), checker, trail.clone())),
+            imports: Data::new(Imports::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), trail.clone())),
             accounts: Data::new(accounts),
             verifications: Data::new(verifications.clone()),
-            pull_secrets: Data::new(PullSecrets::new(pool.clone())),
+            pull_secrets: Data::new(PullSecrets::new(pool.clone(), trail)),
             previews: Data::new(reconciler.clone()),
-            secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone())),
+            secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone(), recorder.clone())),
             docker_configs: Data::new(docker_configs),
             clusters: Data::new(clusters),
-            metrics: Data::new(Metrics::new(pool.clone(), checker, verifications.tally())),
+            metrics: Data::new(metrics),
+            audit_events: Data::new(AuditEvents::new(pool.clone(), recorder.clone())),
+            recorder: Data::new(recorder),
             pool: Data::new(pool),
         };
         let internal = |error: std::io::Error| AppError::Internal(format!("the listener cannot be used: {error}"));
         let address = listener.local_addr().map_err(internal)?;
         let grace = config.http.shutdown_grace;
-        let server = http::server::start(listener, state, config.http.workers, grace).map_err(internal)?;
-        let services = worker::Services { verifications, reconciler };
-        Ok(Self { server, sealer, services, worker, works: true, grace, address })
+        let server = http::server::start(listener, state, edge(config.http, certificate.clone())?).map_err(internal)?;
+        Ok(Self {
+            server,
+            sealer,
+            memory,
+            certificate,
+            services: worker::Services { verifications, reconciler },
+            worker,
+            works: true,
+            recorder: recorder_task,
+            stop_recorder,
+            grace,
+            address,
+        })
     }
 
     /// Leaves the work in the background to other replicas.
@@ -153,30 +205,67 @@ impl App {
         let handle = self.server.handle();
         let mut server = tokio::spawn(self.server);
         let ring = tokio::spawn(watch_ring(self.sealer));
+        let memory = self.memory;
+        let changes = tokio::spawn(async move { memory.follow_changes().await });
+        let certificate = tokio::spawn(watch_certificate(self.certificate));
         let stop = CancellationToken::new();
         let (works, stopped) = (self.works, stop.clone());
         let work = Box::pin(worker::run(self.services, self.worker, stop.clone()));
         let mut worker = tokio::spawn(async move { if works { work.await } else { stopped.cancelled().await } });
+        let mut recorder = self.recorder;
         let uninvited = tokio::select! {
             ended = &mut server => Some(format!("the HTTP server ended by itself: {ended:?}")),
             ended = &mut worker => Some(format!("the worker ended by itself: {ended:?}")),
+            ended = &mut recorder => Some(format!("the writer of the audit record ended by itself: {ended:?}")),
             signal = signals.next() => {
                 tracing::info!(signal, grace_seconds = self.grace.as_secs(), "stopping: no new connections, draining");
                 None
             }
         };
         ring.abort();
+        changes.abort();
+        certificate.abort();
         stop.cancel();
         if let Some(ended) = uninvited {
             return Err(AppError::Internal(ended));
         }
-        let drained = async { tokio::join!(handle.stop(true), worker) };
+        // What was refused in the last requests is to be written, too.
+        let drained = async {
+            let _ = tokio::join!(handle.stop(true), worker);
+            self.stop_recorder.cancel();
+            let _ = recorder.await;
+        };
         tokio::select! {
-            _ = drained => tracing::info!("stopped"),
+            () = drained => tracing::info!("stopped"),
             signal = signals.next() => tracing::warn!(signal, "stopped at once by a second signal"),
         }
         Ok(())
     }
+}
+
+/// The master keys, once they have opened a sample of what is stored.
+async fn open_ring(pool: &PgPool, config: MasterKeysConfig) -> Result<Sealer, AppError> {
+    let sealer = Sealer::new(config.ring, config.file);
+    master_keys::try_ring(pool, &sealer).await.map_err(|error| match error {
+        ServiceError::Storage(error) => AppError::Dependency(format!("Postgres stopped to answer: {error}")),
+        error => AppError::Config(format!("REGCRED_MASTER_KEYS do not open what is stored: {error}")),
+    })?;
+    Ok(sealer)
+}
+
+/// How the server meets its clients.
+fn edge(config: HttpConfig, certificate: Option<Arc<ServerCertificate>>) -> Result<http::server::Settings, AppError> {
+    let tls = certificate.map(ServerCertificate::server_config).transpose();
+    Ok(http::server::Settings {
+        workers: config.workers,
+        grace: config.shutdown_grace,
+        requests: Duration::from_secs(1)
+            .checked_div(config.requests_per_second)
+            .map(|interval| Rate { burst: config.request_burst, interval }),
+        proxies: config.proxies,
+        origins: config.origins,
+        tls: tls.map_err(|error| AppError::Internal(format!("TLS cannot be spoken: {error}")))?,
+    })
 }
 
 /// Makes a pool and waits until Postgres answers.
@@ -215,6 +304,33 @@ pub async fn migrate(pool: &PgPool) -> Result<(), AppError> {
     schema::migrate(pool).await.map_err(|error| AppError::Dependency(format!("the schema cannot be migrated: {error}")))
 }
 
+/// Opens so many chains for the events of changes.
+///
+/// # Errors
+///
+/// [`AppError::Dependency`] if the database does not take it.
+pub async fn open_trail(pool: &PgPool, key: Arc<AuditKey>, chains: usize) -> Result<Trail, AppError> {
+    Trail::open(pool, key, chains).await.map_err(no_record)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
+fn no_record(error: AuditError) -> AppError {
+    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    AppError::Dependency(format!("the audit record cannot be written: {error}{cause}"))
+}
+
+/// Gives a role of the database what a service needs, and no more.
+///
+/// # Errors
+///
+/// [`AppError::Config`] if that can be no role, [`AppError::Dependency`] if Postgres refuses.
+pub async fn grant(pool: &PgPool, role: &str) -> Result<(), AppError> {
+    schema::grant(pool, role).await.map_err(|error| match error {
+        schema::GrantError::Role(invalid) => AppError::Config(format!("--grant-to {invalid}")),
+        schema::GrantError::Sql(error) => AppError::Dependency(format!("the rights cannot be granted: {error}")),
+    })
+}
+
 async fn require_schema(pool: &PgPool) -> Result<(), AppError> {
     let readiness = health::readiness(pool).await;
     match readiness {
@@ -233,6 +349,29 @@ async fn watch_ring(sealer: Arc<Sealer>) {
         ticks.tick().await;
         if let Err(error) = sealer.reload() {
             tracing::error!(%error, "the master key ring cannot be read; the one in memory stays in use");
+        }
+    }
+}
+
+/// Takes another certificate soon after its files were replaced, and warns before one ends.
+async fn watch_certificate(certificate: Option<Arc<ServerCertificate>>) {
+    let Some(certificate) = certificate else { return };
+    let mut warned: Option<Instant> = None;
+    let mut ticks = tokio::time::interval(CERTIFICATE_INTERVAL);
+    loop {
+        ticks.tick().await;
+        match certificate.reload() {
+            Ok(true) => {
+                tracing::info!(not_after = %certificate.not_after(), "the TLS certificate changed");
+                warned = None;
+            }
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the TLS certificate cannot be taken; the old one stays in use"),
+        }
+        let ends_soon = certificate.not_after() - Utc::now() < CERTIFICATE_WARNING;
+        if ends_soon && warned.is_none_or(|at| at.elapsed() >= CERTIFICATE_WARNING_INTERVAL) {
+            tracing::warn!(not_after = %certificate.not_after(), "the TLS certificate ends soon, or has ended");
+            warned = Some(Instant::now());
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod audit;
 mod verify;
 
 use std::{
@@ -16,7 +17,7 @@ use secrecy::ExposeSecret;
 
 use crate::{
     app::{self, App, AppError},
-    config::{ConfigError, LISTEN_DEFAULT, Reader},
+    config::{ConfigError, LISTEN_DEFAULT, Reader, TLS_CERTIFICATE_FILE},
     crypto::sealer::{Sealer, generate_ring_line},
     domain::{
         caller::NewApiKey,
@@ -25,7 +26,7 @@ use crate::{
         names::Name,
     },
     http,
-    service::{ServiceError, api_keys, master_keys},
+    service::{ServiceError, api_keys, audit::Trail, master_keys},
     shutdown::Signals,
     storage::api_keys::ApiKey,
     telemetry,
@@ -56,7 +57,12 @@ enum Command {
         no_worker: bool,
     },
     /// Bring the database's schema up to date.
-    Migrate,
+    Migrate {
+        /// Give this role of the database what a service needs, and no more: it can add audit events, and neither change nor
+        /// remove them. Run `serve` with it.
+        #[arg(long)]
+        grant_to: Option<String>,
+    },
     /// Print the OpenAPI document.
     Openapi,
     /// Make, list and revoke API keys.
@@ -65,6 +71,9 @@ enum Command {
     /// Make master keys, and re-seal what is stored under a new one.
     #[command(subcommand)]
     MasterKey(MasterKeyCommand),
+    /// Check the audit record, and export it.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Ask the registries of a docker config whether its logins work. Needs no database.
     ///
     /// Exit code 0 if all of them are shown to work, else 1.
@@ -196,7 +205,7 @@ impl Cli {
         if let Command::MasterKey(MasterKeyCommand::Generate { file }) = &self.command {
             return generate_master_key(file.as_deref());
         }
-        start_log()?;
+        start_log(&self.command)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(self.command.run());
         // Whatever still waits, such as a call to a cluster that hangs, is not worth waiting for.
@@ -209,11 +218,8 @@ impl Command {
     async fn run(self) -> Result<(), CliError> {
         match self {
             Self::Serve { migrate, no_worker } => serve(migrate, no_worker).await,
-            Self::Migrate => {
-                app::migrate(&database().await?).await?;
-                eprintln!("The schema is up to date.");
-                Ok(())
-            }
+            Self::Migrate { grant_to } => migrate(grant_to.as_deref()).await,
+            Self::Audit(command) => command.run().await,
             Self::ApiKey(command) => command.run().await,
             Self::MasterKey(command) => command.run().await,
             Self::Verify(verify) => verify.run().await,
@@ -228,9 +234,13 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-fn start_log() -> Result<(), ConfigError> {
+fn start_log(command: &Command) -> Result<(), ConfigError> {
     let mut reader = Reader::new(&variable);
     let log = reader.log();
+    if log.is_none() && matches!(command, Command::Serve { .. }) {
+        // With everything else that is wrong.
+        return reader.serve().map(drop);
+    }
     telemetry::start(&reader.finish(|| log)?);
     Ok(())
 }
@@ -249,6 +259,17 @@ async fn serve(migrate: bool, no_worker: bool) -> Result<(), CliError> {
     tracing::info!(address = %app.address, version = env!("CARGO_PKG_VERSION"), "serving");
     let app = if no_worker { app.without_worker() } else { app };
     Ok(app.run(signals).await?)
+}
+
+async fn migrate(grant_to: Option<&str>) -> Result<(), CliError> {
+    let pool = database().await?;
+    app::migrate(&pool).await?;
+    eprintln!("The schema is up to date.");
+    if let Some(role) = grant_to {
+        app::grant(&pool, role).await?;
+        eprintln!("The role {role} has what a service needs.");
+    }
+    Ok(())
 }
 
 fn bind(listen: SocketAddr) -> Result<TcpListener, AppError> {
@@ -282,11 +303,15 @@ impl ApiKeyCommand {
             Self::List => list_api_keys().await,
             Self::Revoke { name, even_last_admin } => {
                 let name = argument("--name", Name::parse(&name))?;
-                let pool = database().await?;
+                let mut reader = Reader::new(&variable);
+                let (config, pepper) = (reader.database(), reader.pepper());
+                let (config, pepper) = reader.finish(|| config.zip(pepper))?;
+                let pool = app::connect(&config).await?;
+                let (trail, actor) = (audit::trail(&pool, &pepper).await?, audit::actor());
                 if even_last_admin {
-                    api_keys::revoke_even_last_admin(&pool, &name).await?;
+                    api_keys::revoke_even_last_admin(&pool, &trail, &actor, &name).await?;
                 } else {
-                    api_keys::revoke(&pool, &name).await?;
+                    api_keys::revoke(&pool, &trail, &actor, &name).await?;
                 }
                 eprintln!("The API key `{name}` is revoked.");
                 Ok(())
@@ -308,7 +333,8 @@ impl CreateApiKey {
         let (config, pepper) = (reader.database(), reader.pepper());
         let (config, pepper) = reader.finish(|| config.zip(pepper))?;
         let pool = app::connect(&config).await?;
-        let (stored, key) = api_keys::create(&pool, &pepper, &new).await?;
+        let (trail, actor) = (audit::trail(&pool, &pepper).await?, audit::actor());
+        let (stored, key) = api_keys::create(&pool, &trail, &actor, &pepper, &new).await?;
         eprintln!("The API key `{}`, {}; it is shown this once:", stored.name, rights(&stored));
         print_line(key.text.expose_secret())
     }
@@ -394,7 +420,12 @@ impl MasterKeyCommand {
         match self {
             Self::Generate { file } => generate_master_key(file.as_deref()),
             Self::List => list_master_keys(&pool, &sealer).await,
-            Self::Rotate => rotate_master_key(&pool, &sealer).await,
+            Self::Rotate => {
+                let mut reader = Reader::new(&variable);
+                let pepper = reader.pepper();
+                let trail = audit::trail(&pool, &reader.finish(|| pepper)?).await?;
+                rotate_master_key(&pool, &sealer, &trail).await
+            }
         }
     }
 }
@@ -414,10 +445,10 @@ async fn list_master_keys(pool: &sqlx::PgPool, sealer: &Sealer) -> Result<(), Cl
     Ok(())
 }
 
-async fn rotate_master_key(pool: &sqlx::PgPool, sealer: &Sealer) -> Result<(), CliError> {
+async fn rotate_master_key(pool: &sqlx::PgPool, sealer: &Sealer, trail: &Trail) -> Result<(), CliError> {
     eprintln!("Re-sealing under {} …", sealer.sealing_key_id());
-    let rotation =
-        master_keys::rotate(pool, sealer, |so_far| eprintln!("  {} values re-sealed", so_far.resealed)).await?;
+    let progress = |so_far: &master_keys::Rotation| eprintln!("  {} values re-sealed", so_far.resealed);
+    let rotation = master_keys::rotate_on_record(pool, sealer, trail, &audit::actor(), progress).await?;
     if rotation.unreadable > 0 {
         return Err(CliError::Failed(format!(
             "{} values re-sealed; {} did not open and were left as they are: see the log above",
@@ -474,11 +505,17 @@ fn replace_file(file: &Path, content: &str) -> std::io::Result<()> {
 }
 
 async fn healthcheck(url: Option<String>) -> Result<(), CliError> {
+    // The service beside us is called by its address, which its certificate need not name, and is told nothing. So its certificate
+    // is not looked at, as a kubelet does not. That of a URL that somebody gave is.
+    let is_own = url.is_none();
+    let has_tls = variable(TLS_CERTIFICATE_FILE).is_some_and(|file| !file.is_empty());
+    let scheme = if has_tls { "https" } else { "http" };
     let url = url.unwrap_or_else(|| {
         let listen = variable("REGCRED_HTTP_LISTEN").unwrap_or_else(|| LISTEN_DEFAULT.to_owned());
-        format!("http://{}/healthz", listen.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]"))
+        format!("{scheme}://{}/healthz", listen.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]"))
     });
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(3)).no_proxy().build();
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(3)).no_proxy();
+    let client = client.tls_danger_accept_invalid_certs(is_own && has_tls).build();
     let answer = match client {
         Ok(client) => client.get(&url).send().await,
         Err(error) => Err(error),

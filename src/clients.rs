@@ -2,4 +2,5 @@
 
 pub mod cluster;
 pub mod guard;
+pub mod oidc;
 pub mod registry;

@@ -17,15 +17,23 @@ use crate::{
     clients::{
         cluster,
         guard::{AllowList, Guard},
-        registry,
+        oidc, registry,
     },
-    crypto::{api_key::Pepper, sealer::KeyRing},
+    crypto::{api_key::Pepper, certificate::ServerCertificate, sealer::KeyRing},
+    domain::{origin::Origins, proxies::Proxies},
     storage::pool,
     telemetry::{self, LogConfig},
 };
 
 /// Where the HTTP server listens if nobody says.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:8080";
+
+/// The certificate of the listener's own TLS.
+pub const TLS_CERTIFICATE_FILE: &str = "REGCRED_HTTP_TLS_CERTIFICATE_FILE";
+const TLS_KEY_FILE: &str = "REGCRED_HTTP_TLS_KEY_FILE";
+
+/// Far above what somebody needs who is not in a loop, and far below what one process can answer.
+const REQUESTS_PER_SECOND_DEFAULT: u32 = 1000;
 
 /// Where clusters may be if nobody says: most of them are in private networks.
 const CLUSTER_ALLOW_DEFAULT: &str =
@@ -40,6 +48,16 @@ pub struct HttpConfig {
     pub workers: usize,
     /// How long requests may take to end once the service is told to stop.
     pub shutdown_grace: Duration,
+    /// How many requests one caller may send in a second; 0 is no limit.
+    pub requests_per_second: u32,
+    /// How many at once.
+    pub request_burst: u32,
+    /// Whose word about a client's address is believed.
+    pub proxies: Proxies,
+    /// Which pages of browsers may call.
+    pub origins: Origins,
+    /// What TLS is spoken with; plain HTTP if not.
+    pub certificate: Option<ServerCertificate>,
 }
 
 /// `REGCRED_DATABASE_…`
@@ -86,6 +104,17 @@ pub struct VerifyConfig {
     pub poll: Duration,
 }
 
+/// `REGCRED_ISSUER_…` and `REGCRED_TOKEN_REVIEW_SECONDS`
+#[derive(Debug)]
+pub struct IdentityConfig {
+    /// Where issuers may be, beside public addresses.
+    pub allowed: AllowList,
+    /// How issuers are called.
+    pub issuers: oidc::Settings,
+    /// How long the answer of a cluster to a token counts.
+    pub review_remembered: Duration,
+}
+
 /// `REGCRED_PULL_SECRETS_…`
 #[derive(Debug)]
 pub struct PullSecretsConfig {
@@ -118,6 +147,8 @@ pub struct ServeConfig {
     pub verify: VerifyConfig,
     /// How pull secrets are kept right.
     pub pull_secrets: PullSecretsConfig,
+    /// How tokens of identity providers are verified.
+    pub identity: IdentityConfig,
 }
 
 /// All that is wrong with the configuration.
@@ -163,7 +194,43 @@ impl<'a> Reader<'a> {
         let listen = self.parsed("REGCRED_HTTP_LISTEN", LISTEN_DEFAULT, "an address such as 127.0.0.1:8080");
         let workers = self.number("REGCRED_HTTP_WORKERS", cores, 1..=1024);
         let grace = self.seconds("REGCRED_HTTP_SHUTDOWN_SECONDS", 20);
-        Some(HttpConfig { listen: listen?, workers: workers?, shutdown_grace: grace? })
+        let per_second = self.number("REGCRED_HTTP_REQUESTS_PER_SECOND", REQUESTS_PER_SECOND_DEFAULT, 0..=1_000_000);
+        let burst = per_second.unwrap_or(REQUESTS_PER_SECOND_DEFAULT).saturating_mul(2).max(1);
+        let burst = self.number("REGCRED_HTTP_REQUEST_BURST", burst, 1..=2_000_000);
+        let trusted = self.get("REGCRED_HTTP_TRUSTED_PROXIES").unwrap_or_default();
+        let trusted = self.keep("REGCRED_HTTP_TRUSTED_PROXIES", trusted.parse());
+        let header = self.get("REGCRED_HTTP_PROXY_HEADER").unwrap_or_else(|| "X-Forwarded-For".to_owned());
+        let header = self.keep("REGCRED_HTTP_PROXY_HEADER", header.parse());
+        let origins = self.get("REGCRED_HTTP_CORS_ORIGINS").unwrap_or_default();
+        let origins = self.keep("REGCRED_HTTP_CORS_ORIGINS", origins.parse());
+        let certificate = self.certificate();
+        Some(HttpConfig {
+            listen: listen?,
+            workers: workers?,
+            shutdown_grace: grace?,
+            requests_per_second: per_second?,
+            request_burst: burst?,
+            proxies: Proxies { trusted: trusted?, header: header? },
+            origins: origins?,
+            certificate: certificate?,
+        })
+    }
+
+    /// Reads the files that `REGCRED_HTTP_TLS_…` name: none, or both.
+    fn certificate(&mut self) -> Option<Option<ServerCertificate>> {
+        let files = [TLS_CERTIFICATE_FILE, TLS_KEY_FILE].map(|name| self.get(name).map(PathBuf::from));
+        match files {
+            [None, None] => Some(None),
+            [Some(certificate), Some(key)] => {
+                let loaded = ServerCertificate::load(certificate, key);
+                self.keep("REGCRED_HTTP_TLS_…", loaded).map(Some)
+            }
+            [given, _] => {
+                let missing = if given.is_some() { TLS_KEY_FILE } else { TLS_CERTIFICATE_FILE };
+                self.problems.push(format!("{missing} must be set too, or neither of the two"));
+                None
+            }
+        }
     }
 
     /// Reads `REGCRED_DATABASE_…`.
@@ -233,6 +300,26 @@ impl<'a> Reader<'a> {
         Some(VerifyConfig { allowed: allowed?, registries, background: background?, poll: poll? })
     }
 
+    /// Reads `REGCRED_ISSUER_…` and `REGCRED_TOKEN_REVIEW_SECONDS`.
+    pub fn identity(&mut self) -> Option<IdentityConfig> {
+        let default = oidc::Settings::default();
+        let allowed = self.get("REGCRED_ISSUER_ALLOW").unwrap_or_default();
+        let allowed = self.keep("REGCRED_ISSUER_ALLOW", allowed.parse());
+        let timeout = self.number("REGCRED_ISSUER_TIMEOUT_SECONDS", default.timeout.as_secs(), 1..=60);
+        let keys = self.seconds("REGCRED_ISSUER_KEYS_SECONDS", default.keys_lifetime.as_secs());
+        let refresh = self.seconds("REGCRED_ISSUER_REFRESH_SECONDS", default.refresh_interval.as_secs());
+        let stale = self.number("REGCRED_ISSUER_STALE_SECONDS", default.stale_lifetime.as_secs(), 0..=86_400);
+        let review = self.number("REGCRED_TOKEN_REVIEW_SECONDS", 30, 0..=cluster::REVIEW_REMEMBERED_MAX);
+        let issuers = oidc::Settings {
+            timeout: Duration::from_secs(timeout?),
+            keys_lifetime: keys?,
+            refresh_interval: refresh?,
+            stale_lifetime: Duration::from_secs(stale?),
+            runtime: None,
+        };
+        Some(IdentityConfig { allowed: allowed?, issuers, review_remembered: Duration::from_secs(review?) })
+    }
+
     /// Reads `REGCRED_PULL_SECRETS_…`.
     pub fn pull_secrets(&mut self) -> Option<PullSecretsConfig> {
         let lease = self.number("REGCRED_PULL_SECRETS_LEASE_SECONDS", 30, 3..=3600);
@@ -267,6 +354,7 @@ impl<'a> Reader<'a> {
         let (http, database, master_keys) = (self.http(), self.database(), self.master_keys());
         let (pepper, clusters, verify) = (self.pepper(), self.clusters(), self.verify());
         let pull_secrets = self.pull_secrets();
+        let identity = self.identity();
         self.finish(|| {
             Some(ServeConfig {
                 http: http?,
@@ -276,6 +364,7 @@ impl<'a> Reader<'a> {
                 clusters: clusters?,
                 verify: verify?,
                 pull_secrets: pull_secrets?,
+                identity: identity?,
             })
         })
     }
@@ -377,6 +466,14 @@ mod tests {
             ("REGCRED_VERIFY_TIMEOUT_SECONDS", "0"),
             ("REGCRED_VERIFY_BACKGROUND", "perhaps"),
             ("REGCRED_PULL_SECRETS_LEASE_SECONDS", "0"),
+            ("REGCRED_ISSUER_ALLOW", "https://issuer.example"),
+            ("REGCRED_ISSUER_KEYS_SECONDS", "0"),
+            ("REGCRED_TOKEN_REVIEW_SECONDS", "61"),
+            ("REGCRED_HTTP_REQUESTS_PER_SECOND", "many"),
+            ("REGCRED_HTTP_TRUSTED_PROXIES", "*"),
+            ("REGCRED_HTTP_PROXY_HEADER", "X-Real-IP"),
+            ("REGCRED_HTTP_CORS_ORIGINS", "https://console.example,*"),
+            ("REGCRED_HTTP_TLS_CERTIFICATE_FILE", "/nowhere/tls.crt"),
         ])
         .unwrap_err()
         .to_string();
@@ -391,6 +488,14 @@ mod tests {
             "REGCRED_VERIFY_TIMEOUT_SECONDS",
             "REGCRED_VERIFY_BACKGROUND",
             "REGCRED_PULL_SECRETS_LEASE_SECONDS",
+            "REGCRED_ISSUER_ALLOW",
+            "REGCRED_ISSUER_KEYS_SECONDS",
+            "REGCRED_TOKEN_REVIEW_SECONDS",
+            "REGCRED_HTTP_REQUESTS_PER_SECOND",
+            "REGCRED_HTTP_TRUSTED_PROXIES",
+            "REGCRED_HTTP_PROXY_HEADER",
+            "REGCRED_HTTP_CORS_ORIGINS",
+            "REGCRED_HTTP_TLS_KEY_FILE must be set too",
         ] {
             assert!(refused.contains(name), "{name} is missing in {refused}");
         }

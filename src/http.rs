@@ -11,12 +11,15 @@ use crate::{
         ServiceError,
         accounts::Accounts,
         api_keys::{ApiKeys, Door},
+        audit::{AuditEvents, recorder::Recorder},
         clusters::Clusters,
         docker_configs::DockerConfigs,
+        identity_providers::IdentityProviders,
         imports::Imports,
         pull_secrets::PullSecrets,
         reconcile::Reconciler,
         secrets::Secrets,
+        tokens::TokenDoor,
         verification::Verifications,
     },
 };
@@ -24,11 +27,16 @@ use crate::{
 mod accounts;
 mod api_keys;
 mod attempts;
+mod audit;
 mod auth;
 mod body;
+mod buckets;
 mod clusters;
 mod conditional;
+mod connection;
+mod cors;
 mod docker_configs;
+mod identity_providers;
 mod imports;
 mod me;
 mod merge_patch;
@@ -39,14 +47,18 @@ mod paging;
 mod prefer;
 mod problem;
 mod pull_secrets;
+mod refusals;
 mod request_id;
+mod request_limit;
 mod root_span;
 mod secrets;
+mod security_headers;
 mod selection;
 pub mod server;
 mod source;
 mod verification;
 
+pub use audit::json_line;
 pub use openapi::document;
 
 /// What the handlers work with.
@@ -54,8 +66,12 @@ pub use openapi::document;
 pub struct State {
     /// Who is at the door.
     pub door: Data<Door>,
+    /// Who is at the door with a token.
+    pub token_door: Data<TokenDoor>,
     /// API keys.
     pub api_keys: Data<ApiKeys>,
+    /// Identity providers.
+    pub identity_providers: Data<IdentityProviders>,
     /// Registry accounts.
     pub accounts: Data<Accounts>,
     /// Whether their logins work.
@@ -72,6 +88,10 @@ pub struct State {
     pub previews: Data<Reconciler>,
     /// The direct road to a Secret.
     pub secrets: Data<Secrets>,
+    /// The audit record.
+    pub audit_events: Data<AuditEvents>,
+    /// What is refused is recorded here.
+    pub recorder: Data<Recorder>,
     /// Postgres, for readiness alone.
     pub pool: Data<sqlx::PgPool>,
     /// What is counted.
@@ -115,7 +135,13 @@ fn routes(config: &mut ServiceConfig) {
                 .service(api_keys::list_api_keys)
                 .service(api_keys::get_api_key)
                 .service(api_keys::revoke_api_key)
-                .service(me::get_me),
+                .service(identity_providers::create_identity_provider)
+                .service(identity_providers::list_identity_providers)
+                .service(identity_providers::get_identity_provider)
+                .service(identity_providers::update_identity_provider)
+                .service(identity_providers::delete_identity_provider)
+                .service(me::get_me)
+                .service(audit::list_audit_events),
         )
         .service(operation::get_health)
         .service(operation::get_readiness)

@@ -16,7 +16,10 @@ use prometheus_client::{
 };
 use sqlx::PgPool;
 
-use crate::{crypto::api_key::KeyChecker, service::verification::Tally};
+use crate::{
+    crypto::{api_key::KeyChecker, certificate::ServerCertificate},
+    service::{audit::recorder, memory::Memory, tokens, verification::Tally},
+};
 
 /// From half a millisecond, as a read takes, to 16 s, as a cluster that hangs does.
 const SECONDS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 8.0, 16.0];
@@ -42,9 +45,9 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Makes the metrics; pool, checker and tally are looked at whenever the metrics are.
+    /// Makes the metrics; the sources are looked at whenever the metrics are.
     #[must_use]
-    pub fn new(pool: PgPool, checker: Arc<KeyChecker>, verifications: Arc<Tally>) -> Self {
+    pub fn new(sources: Sources) -> Self {
         let mut registry = Registry::with_prefix("regcred");
         let requests = Family::default();
         registry.register("http_requests", "Requests by method, route and status", requests.clone());
@@ -55,7 +58,7 @@ impl Metrics {
             Unit::Seconds,
             durations.clone(),
         );
-        registry.register_collector(Box::new(Looked { pool, checker, verifications }));
+        registry.register_collector(Box::new(sources));
         Self { registry, requests, durations }
     }
 
@@ -87,15 +90,26 @@ fn known_method(method: &str) -> &'static str {
         .unwrap_or("other")
 }
 
-/// Values that others keep, read when somebody asks.
+/// Who keeps values that are read when somebody asks.
 #[derive(Debug)]
-struct Looked {
-    pool: PgPool,
-    checker: Arc<KeyChecker>,
-    verifications: Arc<Tally>,
+pub struct Sources {
+    /// Connections to Postgres.
+    pub pool: PgPool,
+    /// Whether rows are remembered.
+    pub memory: Arc<Memory>,
+    /// How often argon2 has run.
+    pub checker: Arc<KeyChecker>,
+    /// What checks of logins found.
+    pub verifications: Arc<Tally>,
+    /// What became of audit events.
+    pub audit: Arc<recorder::Tally>,
+    /// What became of tokens.
+    pub tokens: Arc<tokens::Tally>,
+    /// What the listener shows, where it speaks TLS.
+    pub certificate: Option<Arc<ServerCertificate>>,
 }
 
-impl Collector for Looked {
+impl Collector for Sources {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let runs = ConstCounter::new(self.checker.argon2_runs());
         let help = "Times that an API key had to be verified with argon2id";
@@ -106,11 +120,51 @@ impl Collector for Looked {
         let idle = ConstGauge::new(i64::try_from(self.pool.num_idle()).unwrap_or(i64::MAX));
         let help = "Open connections to Postgres that nobody uses";
         idle.encode(encoder.encode_descriptor("database_connections_idle", help, None, idle.metric_type())?)?;
+        if let Some(certificate) = &self.certificate {
+            let end = ConstGauge::new(certificate.not_after().timestamp());
+            let help = "When the certificate ends that is shown to callers, in seconds since 1970";
+            let unit = Some(&Unit::Seconds);
+            end.encode(encoder.encode_descriptor("tls_certificate_not_after", help, unit, end.metric_type())?)?;
+        }
+        let trusted = ConstGauge::new(i64::from(self.memory.is_trusted()));
+        let help = "1 where changes of rows are heard, so that rows are remembered; 0 where each request asks Postgres";
+        trusted.encode(encoder.encode_descriptor("rows_remembered", help, None, trusted.metric_type())?)?;
+        self.encode_audit(&mut encoder)?;
+        self.encode_tokens(&mut encoder)?;
         self.encode_verifications(&mut encoder)
     }
 }
 
-impl Looked {
+impl Sources {
+    fn encode_audit(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help =
+            "Audit events beside those of changes, by what became of them; what a failed one is about was refused";
+        let mut events = encoder.encode_descriptor("audit_events", help, None, MetricType::Counter)?;
+        for (result, count) in self.audit.events() {
+            ConstCounter::new(count).encode(events.encode_family(&[("result", result)])?)?;
+        }
+        let groups = ConstCounter::new(self.audit.groups());
+        let help = "Groups in which these audit events were written";
+        groups.encode(encoder.encode_descriptor("audit_groups", help, None, groups.metric_type())?)?;
+        let breaks = ConstCounter::new(self.audit.breaks());
+        let help = "Times that the audit chain was not as this process had left it";
+        breaks.encode(encoder.encode_descriptor("audit_chain_breaks", help, None, breaks.metric_type())?)
+    }
+
+    fn encode_tokens(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "Tokens of identity providers by what became of them";
+        let mut tokens = encoder.encode_descriptor("tokens", help, None, MetricType::Counter)?;
+        for (result, count) in self.tokens.tokens() {
+            ConstCounter::new(count).encode(tokens.encode_family(&[("result", result)])?)?;
+        }
+        let help = "Fetches of issuers' keys by what they came to";
+        let mut fetches = encoder.encode_descriptor("issuer_key_fetches", help, None, MetricType::Counter)?;
+        for (result, count) in self.tokens.fetches() {
+            ConstCounter::new(count).encode(fetches.encode_family(&[("result", result)])?)?;
+        }
+        Ok(())
+    }
+
     fn encode_verifications(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let (counters, gauges) = (MetricType::Counter, MetricType::Gauge);
         let help = "Checks of logins by who wanted them and what they found";

@@ -11,21 +11,27 @@ use crate::{
     domain::{
         docker_config::RenderError,
         invalid::{FieldError, Invalid},
+        names::Name,
         verification::Finding,
     },
+    service::audit::AuditError,
     storage::StorageError,
 };
 
 pub mod accounts;
 pub mod api_keys;
+pub mod audit;
 pub mod clusters;
 pub mod docker_configs;
 pub mod health;
+pub mod identity_providers;
 pub mod imports;
 pub mod master_keys;
+pub mod memory;
 pub mod pull_secrets;
 pub mod reconcile;
 pub mod secrets;
+pub mod tokens;
 pub mod verification;
 
 /// Everything that a use case may fail with.
@@ -42,6 +48,26 @@ pub enum ServiceError {
         /// Its name.
         name: String,
     },
+    /// There is such a resource, and for this caller there is none: he reads the same as for [`Self::NotFound`], and the
+    /// audit record something else.
+    #[error("there is no {kind} named `{name}`")]
+    Hidden {
+        /// What was looked for.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// These accounts are not there, or not for this caller.
+    #[error("the request is not valid")]
+    UnknownAccounts {
+        /// Where they stand in the request.
+        errors: Vec<FieldError>,
+        /// Their names.
+        names: Vec<Name>,
+    },
+    /// What was asked for is not done, since it cannot be recorded.
+    #[error("nothing was done, since it could not be recorded in the audit record")]
+    Audit(#[source] AuditError),
     /// The caller's role includes this, and his grants do not include the name.
     #[error("your grants do not include a {kind} named `{name}` with these labels")]
     NotGranted {
@@ -60,7 +86,7 @@ pub enum ServiceError {
         kind: &'static str,
         /// Its name.
         name: String,
-        /// The names of the pull secrets that use it, as far as the caller may see them.
+        /// Paths of what uses it, without `/v1/`, as far as the caller may see them.
         by: Vec<String>,
         /// How many more there are.
         hidden: usize,
@@ -71,6 +97,20 @@ pub enum ServiceError {
     /// Another resource of that kind has the name.
     #[error("the name `{0}` is in use")]
     NameTaken(String),
+    /// Another identity provider is meant by the same tokens.
+    #[error("another identity provider has this audience: one token would be meant for both")]
+    AudienceTaken,
+    /// A cluster that tokens are believed to, and that somebody would lead elsewhere who may not decide on tokens.
+    #[error(
+        "the cluster `{name}` says whose tokens are good for {}: only who may change these may lead it to another server",
+        .by.join(", ")
+    )]
+    Trusted {
+        /// Name of the cluster.
+        name: String,
+        /// Paths of what believes it, without `/v1/`.
+        by: Vec<String>,
+    },
     /// The resource was changed since the caller read it.
     #[error("the resource is at version {current}, not at the one that `If-Match` names")]
     Stale {

@@ -9,7 +9,10 @@ use crate::domain::invalid::Invalid;
 
 pub mod accounts;
 pub mod api_keys;
+pub mod audit;
+pub mod changes;
 pub mod clusters;
+pub mod identity_providers;
 pub mod pool;
 pub mod pull_secrets;
 pub mod schema;
@@ -26,6 +29,9 @@ pub enum StorageError {
     /// Another row has this name.
     #[error("the name is in use")]
     NameTaken,
+    /// Another identity provider is meant by the same tokens.
+    #[error("the audience is in use")]
+    AudienceTaken,
     /// A stored value is not a valid domain value.
     #[error("{table}/{id}: the stored {column} is not valid: {reason}")]
     Corrupt {

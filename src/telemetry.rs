@@ -2,7 +2,13 @@
 
 use std::{io::IsTerminal, str::FromStr};
 
-use tracing_subscriber::{EnvFilter, Layer, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 use crate::domain::invalid::Invalid;
 
@@ -41,21 +47,12 @@ pub struct LogConfig {
 
 /// Crates that speak the wire protocols: at DEBUG and below they print headers and frames, tokens among them.
 /// No filter can make them say more than INFO.
-const WIRE: [&str; 10] = [
-    "h2",
-    "hyper",
-    "hyper_util",
-    "reqwest",
-    "rustls",
-    "tower",
-    "kube_client",
-    "actix_http",
-    "actix_server",
-    "actix_web",
-];
+const WIRE: [&str; 9] =
+    ["h2", "hyper", "hyper_util", "reqwest", "rustls", "tower", "actix_http", "actix_server", "actix_web"];
 
-/// What is logged if nobody says: our own story, without the server library's and Postgres' chatter.
-pub const FILTER_DEFAULT: &str = "info,actix_server=warn,sqlx::postgres::notice=warn";
+/// What is logged if nobody says: our own story, without the server library's and Postgres' chatter. The former has a line at
+/// ERROR for every malformed request: anybody could fill the log with them.
+pub const FILTER_DEFAULT: &str = "info,actix_server=warn,actix_http::h1=off,sqlx::postgres::notice=warn";
 
 /// Whether a filter can be parsed.
 ///
@@ -83,8 +80,11 @@ pub fn start(config: &LogConfig) {
     } else {
         lines.with_target(false).boxed()
     };
-    let wire =
-        Targets::new().with_default(tracing::Level::TRACE).with_targets(WIRE.map(|name| (name, tracing::Level::INFO)));
+    let wire = Targets::new()
+        .with_default(tracing::Level::TRACE)
+        .with_targets(WIRE.map(|name| (name, tracing::Level::INFO)))
+        // It logs each failed call, which we do with what it was for.
+        .with_target("kube_client", LevelFilter::OFF);
     // A second subscriber in one process, as in tests, is no reason to fail.
     let _ = tracing_subscriber::registry().with(lines.with_filter(wire)).with(filter).try_init();
 }

@@ -2,11 +2,15 @@
 
 use std::{collections::BTreeMap, hint::black_box, time::Instant};
 
+use argon2::{Argon2, PasswordVerifier};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use regcred::domain::{
-    docker_config::{Credential, Profile, ScopedAccount, render},
-    matching::{ImageName, explain_accounts},
-    registry::RegistryScope,
+use regcred::{
+    crypto::api_key::{KeyChecker, NewKey, Pepper, ShownKey, generate},
+    domain::{
+        docker_config::{Credential, Profile, ScopedAccount, render},
+        matching::{ImageName, explain_accounts},
+        registry::RegistryScope,
+    },
 };
 use secrecy::{ExposeSecret, SecretString};
 
@@ -25,8 +29,15 @@ struct Case {
 
 /// Measures everything that needs no server. A new subject is a new line in `cases` with what it is compared with.
 pub fn measure() -> anyhow::Result<()> {
-    progress("rendering and explaining in process");
-    let cases = [render_case(1)?, render_case(10)?, render_case(100)?, explain_case(1_000)?];
+    progress("rendering, explaining and checking keys in process");
+    let cases = [
+        render_case(1)?,
+        render_case(10)?,
+        render_case(100)?,
+        explain_case(1_000)?,
+        first_check_case()?,
+        remembered_check_case()?,
+    ];
     let mut rows = vec![row(["", "µs", "plain µs", "times as long", "spread"])];
     for case in cases {
         let (mut work, mut plain) = (Vec::new(), Vec::new());
@@ -40,7 +51,8 @@ pub fn measure() -> anyhow::Result<()> {
         rows.push(vec![case.name, micros(work), micros(plain), median, spread]);
     }
     table(
-        "In process: render beside serde_json writing a plain map of the same content, explain beside a search by prefix",
+        "In process: render beside serde_json writing a plain map of the same content, explain beside a search by prefix, \
+         checks of keys beside argon2id and HMAC alone",
         &rows,
     )?;
     Ok(())
@@ -127,4 +139,64 @@ fn explain_case(count: usize) -> anyhow::Result<Case> {
         }
     };
     Ok(Case { name: format!("explain an image among {count}"), work: Box::new(explained), plain: Box::new(searched) })
+}
+
+/// What checking a key needs.
+struct Checked {
+    runtime: tokio::runtime::Runtime,
+    pepper: Pepper,
+    key: NewKey,
+}
+
+impl Checked {
+    fn new() -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        let pepper = Pepper::parse(&SecretString::from(BASE64_STANDARD.encode([7; 32])))?;
+        let key = generate(&pepper)?;
+        Ok(Self { runtime, pepper, key })
+    }
+
+    fn checker(&self) -> anyhow::Result<KeyChecker> {
+        Ok(KeyChecker::new(self.pepper.clone(), 1)?)
+    }
+
+    fn check(&self, checker: &KeyChecker) -> bool {
+        let Some(shown) = ShownKey::parse(self.key.text.expose_secret()) else { return false };
+        self.runtime.block_on(checker.check(&shown, Some(&self.key.verifier))).unwrap_or(false)
+    }
+}
+
+/// A key that was never shown to this process before, beside argon2id with the same parameters and nothing around it.
+fn first_check_case() -> anyhow::Result<Case> {
+    let checked = Checked::new()?;
+    let (key, hash) = (checked.key.text.expose_secret().to_owned(), checked.key.verifier.hash.clone());
+    anyhow::ensure!(checked.check(&checked.checker()?), "a good key was refused");
+    let first = move || {
+        if let Ok(checker) = checked.checker() {
+            black_box(checked.check(&checker));
+        }
+    };
+    let argon2 = move || {
+        // Parameters of the hash; the default has the same.
+        let _ = black_box(Argon2::default().verify_password(key.as_bytes(), hash.as_str()));
+    };
+    Ok(Case { name: "verify a key for the first time".to_owned(), work: Box::new(first), plain: Box::new(argon2) })
+}
+
+/// A key that is remembered, beside one HMAC over its text.
+fn remembered_check_case() -> anyhow::Result<Case> {
+    let checked = Checked::new()?;
+    let remembering = checked.checker()?;
+    let text = checked.key.text.expose_secret().to_owned();
+    anyhow::ensure!(checked.check(&remembering), "a good key was refused");
+    let plain_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &[7; 32]);
+    Ok(Case {
+        name: "verify a remembered key".to_owned(),
+        work: Box::new(move || {
+            black_box(checked.check(&remembering));
+        }),
+        plain: Box::new(move || {
+            black_box(aws_lc_rs::hmac::sign(&plain_key, text.as_bytes()));
+        }),
+    })
 }

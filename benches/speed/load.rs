@@ -22,6 +22,14 @@ pub struct Load {
 }
 
 impl Load {
+    /// The latencies of several windows as one.
+    pub fn merged(windows: Vec<Self>) -> Self {
+        let rate = windows.iter().map(|window| window.rate).sum::<f64>() / super::report::float(windows.len());
+        let mut latencies: Vec<Duration> = windows.into_iter().flat_map(|window| window.latencies).collect();
+        latencies.sort_unstable();
+        Self { rate, requests: latencies.len(), latencies }
+    }
+
     /// The latency that this share of the requests did not exceed.
     pub fn quantile(&self, share: f64) -> Duration {
         #[expect(
@@ -33,6 +41,16 @@ impl Load {
         let index = (self.latencies.len() as f64 * share) as usize;
         self.latencies.get(index.min(self.latencies.len().saturating_sub(1))).copied().unwrap_or_default()
     }
+}
+
+/// What is asked: each connection takes the next of these requests in turn.
+pub struct Ask<'a> {
+    /// Whom.
+    pub address: SocketAddr,
+    /// What, as bytes.
+    pub requests: &'a [Vec<u8>],
+    /// Which statuses are answers; another one ends the run.
+    pub expected: &'static [u16],
 }
 
 /// The bytes of a request.
@@ -55,16 +73,21 @@ pub fn once(address: SocketAddr, request: &[u8]) -> anyhow::Result<(u16, String)
     })
 }
 
-/// Loads a server for a while, from as many threads as there are cores.
+/// Loads a server for a while with one request that must be answered 200.
 pub fn run(address: SocketAddr, request: &[u8], connections: usize, time: Duration) -> anyhow::Result<Load> {
+    run_mix(&Ask { address, requests: &[request.to_vec()], expected: &[200] }, connections, time)
+}
+
+/// Loads a server for a while, from as many threads as there are cores.
+pub fn run_mix(ask: &Ask<'_>, connections: usize, time: Duration) -> anyhow::Result<Load> {
     let threads = super::process::cores().min(connections);
     let start = Instant::now();
     let of_threads = std::thread::scope(|scope| {
         let running: Vec<_> = (0..threads)
             .map(|thread| {
-                let share = connections / threads + usize::from(thread < connections % threads);
                 scope.spawn(move || {
-                    let loops = (0..share).map(|_| keep_asking(address, request, start + time));
+                    let mine = (thread..connections).step_by(threads);
+                    let loops = mine.map(|first| keep_asking(ask, first, start + time));
                     on_this_thread(futures_util::future::try_join_all(loops))
                 })
             })
@@ -82,17 +105,20 @@ pub fn run(address: SocketAddr, request: &[u8], connections: usize, time: Durati
     Ok(Load { rate: super::report::float(requests) / took.as_secs_f64(), requests, latencies })
 }
 
-fn on_this_thread<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+/// Runs a future to its end on this thread alone.
+pub fn on_this_thread<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
-async fn keep_asking(address: SocketAddr, request: &[u8], until: Instant) -> anyhow::Result<Vec<Duration>> {
-    let mut connection = Connection::open(address).await?;
+async fn keep_asking(ask: &Ask<'_>, first: usize, until: Instant) -> anyhow::Result<Vec<Duration>> {
+    let mut connection = Connection::open(ask.address).await?;
+    let mut requests = ask.requests.iter().cycle().skip(first % ask.requests.len());
     let mut latencies = Vec::new();
     let mut sent = Instant::now();
     while sent < until {
+        let request = requests.next().context("nothing to ask")?;
         match connection.exchange(request).await? {
-            200 => {}
+            status if ask.expected.contains(&status) => {}
             status => bail!("{status}: {}", String::from_utf8_lossy(connection.body())),
         }
         let answered = Instant::now();
@@ -103,25 +129,27 @@ async fn keep_asking(address: SocketAddr, request: &[u8], until: Instant) -> any
 }
 
 /// A keep-alive connection with one exchange at a time.
-struct Connection {
+pub struct Connection {
     stream: TcpStream,
     answer: Vec<u8>,
     body_at: usize,
 }
 
 impl Connection {
-    async fn open(address: SocketAddr) -> anyhow::Result<Self> {
+    /// Connects.
+    pub async fn open(address: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, answer: Vec::with_capacity(16 * 1024), body_at: 0 })
     }
 
-    fn body(&self) -> &[u8] {
+    /// The body of the last answer.
+    pub fn body(&self) -> &[u8] {
         &self.answer[self.body_at..]
     }
 
-    /// Sends a request and reads its whole answer, which must say its length: the status.
-    async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<u16> {
+    /// Sends a request and reads its whole answer, which must say its length, or be one that has no body: the status.
+    pub async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<u16> {
         self.stream.write_all(request).await?;
         self.answer.clear();
         self.body_at = loop {
@@ -132,6 +160,9 @@ impl Connection {
         };
         let head = &self.answer[..self.body_at];
         let status = number(head.get(9..12).context("an answer without a status")?)?;
+        if status == 204 {
+            return Ok(204);
+        }
         let length_at = find(head, b"\r\ncontent-length: ").context("an answer without a length")? + 18;
         let length_end = length_at + find(&head[length_at..], b"\r").context("a header without an end")?;
         let end = self.body_at + number(&head[length_at..length_end])?;

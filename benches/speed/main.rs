@@ -1,4 +1,5 @@
-//! What regcred costs, each figure beside what it is compared with in the same run: `make bench`.
+//! What regcred costs, each figure beside what it is compared with in the same run: `make bench`. And what it withstands, as
+//! far as that has figures: `make scenarios`.
 //!
 //! Everything is on loopback: the load, the servers, each a process of its own, and Postgres share the machine's cores. So
 //! no figure stands alone. Rounds alternate between what is compared, and what counts is the median of the rounds' ratios.
@@ -10,6 +11,7 @@ mod load;
 mod process;
 mod report;
 mod sandbox;
+mod scenarios;
 
 use std::process::ExitCode;
 
@@ -17,6 +19,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.first().map(String::as_str) {
         Some(bare::ARGUMENT) => bare::serve(&arguments[1..]),
+        Some(scenarios::ARGUMENT) => scenarios::run(&arguments[1..]),
         // `cargo bench` says `--bench`.
         _ => run(),
     };
@@ -33,5 +36,6 @@ fn run() -> anyhow::Result<()> {
     let mut goals = report::Goals::default();
     in_process::measure()?;
     http::measure(&mut goals)?;
+    scenarios::forged_keys(&mut goals)?;
     Ok(goals.print()?)
 }

@@ -2,9 +2,14 @@
 
 use std::process::Command;
 
-use anyhow::{Context, ensure};
-use regcred::storage::pool;
-use secrecy::SecretString;
+use anyhow::{Context, anyhow, ensure};
+use chrono::Utc;
+use regcred::{
+    crypto::api_key::{self, Pepper},
+    domain::caller::NewApiKey,
+    storage::{api_keys, pool},
+};
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
 
 use crate::{
@@ -67,17 +72,65 @@ impl Sandbox {
         Ok(String::from_utf8(made.stdout)?.trim().to_owned())
     }
 
-    /// Starts the service.
+    /// Starts the service, without a limit on what the one caller of the load may send.
     pub fn serve(&self) -> anyhow::Result<Server> {
         self.serve_program(REGCRED)
     }
 
+    /// Starts the service with its limits as they are unless somebody sets them.
+    pub fn serve_limited(&self) -> anyhow::Result<Server> {
+        self.start(REGCRED, &[])
+    }
+
     /// Starts another build of the service.
     pub fn serve_program(&self, program: &str) -> anyhow::Result<Server> {
+        self.start(program, &[("REGCRED_HTTP_REQUESTS_PER_SECOND", "0")])
+    }
+
+    fn start(&self, program: &str, variables: &[(&str, &str)]) -> anyhow::Result<Server> {
         let address = free_address()?;
         let mut command = self.regcred(program, &["serve"]);
-        command.env("REGCRED_HTTP_LISTEN", address.to_string());
+        command.env("REGCRED_HTTP_LISTEN", address.to_string()).envs(variables.iter().copied());
         Server::start(&mut command, address, "/readyz")
+    }
+
+    /// Makes API keys of viewers, one for each number, straight in the database, from as many threads as there are cores: their texts.
+    pub fn make_keys(&self, numbers: std::ops::Range<usize>) -> anyhow::Result<Vec<String>> {
+        let threads = cores();
+        std::thread::scope(|scope| {
+            let makers: Vec<_> = (0..threads)
+                .map(|thread| {
+                    let numbers = numbers.clone();
+                    scope
+                        .spawn(move || load::on_this_thread(self.make_some_keys(numbers.skip(thread).step_by(threads))))
+                })
+                .collect();
+            let made = makers.into_iter().map(|maker| maker.join().map_err(|_| anyhow!("a thread panicked"))?);
+            Ok(made.collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten().collect())
+        })
+    }
+
+    async fn make_some_keys(&self, numbers: impl Iterator<Item = usize>) -> anyhow::Result<Vec<String>> {
+        let pepper = Pepper::parse(&SecretString::from(THROW_AWAY))?;
+        let mut conn = pool::parse_url(&SecretString::from(self.url.as_str()))?.connect().await?;
+        let mut keys = Vec::new();
+        for number in numbers {
+            let new = NewApiKey::parse(&format!("key-{number}"), "viewer", None, None, Utc::now());
+            let new = new.map_err(|refused| anyhow!("{refused:?}"))?;
+            let key = api_key::generate(&pepper)?;
+            api_keys::insert(&mut conn, key.id, &new, &key.verifier).await?;
+            keys.push(key.text.expose_secret().to_owned());
+        }
+        Ok(keys)
+    }
+
+    /// The server processes at the other end of the connections on which changes are announced.
+    pub fn announcers(&self) -> anyhow::Result<Vec<i32>> {
+        let query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'regcred changes' AND datname = $1";
+        self.runtime.block_on(async {
+            let mut conn = PgConnection::connect_with(&self.server).await?;
+            Ok(sqlx::query_scalar(query).bind(&self.name).fetch_all(&mut conn).await?)
+        })
     }
 
     /// Starts what it is compared with.

@@ -36,6 +36,7 @@ mod error;
 pub mod kubeconfig;
 mod objects;
 mod pinning;
+mod review;
 mod transport;
 mod watch;
 
@@ -45,6 +46,7 @@ pub use check::{Check, CheckProblem, Permission};
 pub use error::ClusterError;
 pub use objects::{AppliedSecret, Attachment, FoundNamespace, SecretContent};
 pub use pinning::admit;
+pub use review::{REVIEW_REMEMBERED_MAX, ReviewedServiceAccount};
 use transport::Peer;
 pub use watch::{Change, Watched};
 

@@ -19,6 +19,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 use url::{Url, form_urlencoded};
 
+pub(super) use self::peer::NoResolver;
 use self::{
     challenge::Challenge,
     limits::Hosts,
@@ -113,7 +114,7 @@ impl Registries {
 }
 
 /// A host without a trust store trusts nobody, which is for the result to say.
-fn host_roots() -> RootCertStore {
+pub(super) fn host_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     roots

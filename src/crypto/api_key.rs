@@ -42,6 +42,13 @@ const REMEMBERED_MAX: usize = 10_000;
 #[error("{0}")]
 pub struct CryptoError(&'static str);
 
+impl CryptoError {
+    /// The system's generator failed.
+    pub(in crate::crypto) const fn no_random_bytes() -> Self {
+        Self("the system gave no random bytes")
+    }
+}
+
 /// The secret of the HMAC over API keys; it lives beside the master keys, never in the database.
 #[derive(Clone)]
 pub struct Pepper(hmac::Key);
@@ -79,6 +86,11 @@ impl Pepper {
 
     fn mac(&self, key: &str) -> hmac::Tag {
         hmac::sign(&self.0, key.as_bytes())
+    }
+
+    /// A secret for another purpose, of which nothing of this one follows. No API key begins as a purpose does.
+    pub(super) fn subkey(&self, purpose: &str) -> hmac::Tag {
+        hmac::sign(&self.0, purpose.as_bytes())
     }
 }
 

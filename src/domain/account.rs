@@ -94,6 +94,23 @@ pub struct AccountChange {
 }
 
 impl AccountChange {
+    /// The fields that it says something of.
+    #[must_use]
+    pub fn fields(&self) -> Vec<&'static str> {
+        let said = [
+            ("registry", self.registry.is_some()),
+            ("username", self.username.is_some()),
+            ("password", self.password.is_some()),
+            ("email", self.email.is_some()),
+            ("labels", self.labels.is_some()),
+            ("plainHttp", self.plain_http.is_some()),
+            ("expiresAt", self.expires_at.is_some()),
+            ("caCertificate", self.ca_certificate.is_some()),
+            ("verifyInterval", self.verify_interval.is_some()),
+        ];
+        said.into_iter().filter(|(_, is_said)| *is_said).map(|(field, _)| field).collect()
+    }
+
     /// Applies the change to an account. The password is stored beside it, by whoever stores the account.
     ///
     /// # Errors

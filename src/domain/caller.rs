@@ -1,6 +1,6 @@
 //! Who calls and what he may do: the one table of permissions.
 
-use std::str::FromStr;
+use std::{net::IpAddr, ops::Deref, str::FromStr, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -37,6 +37,12 @@ pub enum Permission {
     ReadApiKeys,
     /// Make and revoke API keys.
     WriteApiKeys,
+    /// See identity providers.
+    ReadIdentityProviders,
+    /// Create, change and delete identity providers.
+    WriteIdentityProviders,
+    /// Read the audit record: who did what, never a value.
+    ReadAudit,
 }
 
 /// What an API key is for.
@@ -73,6 +79,9 @@ const TABLE: &[(Permission, [bool; Role::ALL.len()])] = &[
     (Permission::WritePullSecrets,  [YES,  YES,     NO_,      NO_,     NO_]),
     (Permission::ReadApiKeys,       [YES,  NO_,     NO_,      NO_,     NO_]),
     (Permission::WriteApiKeys,      [YES,  NO_,     NO_,      NO_,     NO_]),
+    (Permission::ReadIdentityProviders,  [YES, NO_, NO_,      NO_,     NO_]),
+    (Permission::WriteIdentityProviders, [YES, NO_, NO_,      NO_,     NO_]),
+    (Permission::ReadAudit,         [YES,  NO_,     NO_,      NO_,     NO_]),
 ];
 
 impl Role {
@@ -126,10 +135,16 @@ impl FromStr for Role {
 }
 
 /// What kind of caller does something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ActorKind {
     /// Somebody with an API key.
     ApiKey,
+    /// Somebody with a token of an identity provider.
+    IdentityProvider,
+    /// Somebody at the command line, who has the database and the service's secrets.
+    CommandLine,
+    /// Somebody who was not let in.
+    Anonymous,
 }
 
 impl ActorKind {
@@ -138,6 +153,9 @@ impl ActorKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ApiKey => "apiKey",
+            Self::IdentityProvider => "identityProvider",
+            Self::CommandLine => "commandLine",
+            Self::Anonymous => "anonymous",
         }
     }
 }
@@ -149,11 +167,11 @@ pub struct Actor {
     pub kind: ActorKind,
     /// Id of the API key, where it is one.
     pub id: Option<Uuid>,
-    /// Name of the API key.
+    /// Name of the API key, or of the user at the command line; of somebody with a token, name of the provider and subject.
     pub name: String,
 }
 
-/// A caller whose key was verified. Every use case that serves a caller takes one, and keeps to its grants.
+/// A caller whose key or token was verified. Every use case that serves a caller takes one, and keeps to its grants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Who he is.
@@ -164,6 +182,25 @@ pub struct Identity {
     pub grants: Grants,
     /// When it ends, if ever.
     pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// A caller in one of his requests: what is recorded of who did something.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Who calls.
+    pub identity: Arc<Identity>,
+    /// Id of the request.
+    pub request_id: Uuid,
+    /// The address that it comes from.
+    pub source: Option<IpAddr>,
+}
+
+impl Deref for Call {
+    type Target = Identity;
+
+    fn deref(&self) -> &Identity {
+        &self.identity
+    }
 }
 
 /// An API key to be made.
@@ -240,7 +277,9 @@ mod tests {
     #[test]
     fn nobody_grants_more_than_he_has() {
         for role in Role::ALL {
-            assert!(!role.allows(Permission::WriteApiKeys) || !role.takes_grants(), "{role:?}");
+            for permission in [Permission::WriteApiKeys, Permission::WriteIdentityProviders] {
+                assert!(!role.allows(permission) || !role.takes_grants(), "{role:?}");
+            }
         }
     }
 

@@ -1,9 +1,11 @@
-//! The door: every `/v1` route needs an API key, and each handler's signature states what the key must allow.
+//! The door: every `/v1` route needs an API key or a token of an identity provider, and each handler's signature states what
+//! its bearer must be allowed.
 
 use std::{
     future::{Ready, ready},
     marker::PhantomData,
     sync::Arc,
+    time::Duration,
 };
 
 use actix_web::{
@@ -16,46 +18,110 @@ use actix_web::{
 };
 
 use crate::{
-    domain::caller::{Identity, Permission},
+    domain::caller::{Call, Identity, Permission},
     http::{
         attempts::{Attempts, Source},
         problem::ApiError,
+        refusals,
+        request_id::RequestId,
+        request_limit::RequestLimit,
         source,
     },
-    service::api_keys::{Door, Verdict},
+    service::{
+        api_keys::{Door, Verdict},
+        tokens::{TokenDoor, TokenVerdict},
+    },
 };
 
-/// Middleware that finds out who calls, before anything of the body is read.
+/// How long an answer is held back that says that somebody sends too much: one who asks again at once, and does not look
+/// when he may, is slowed down by it, and takes less from the others.
+const HELD_FOR: Duration = Duration::from_millis(250);
+
+/// Middleware that finds out who calls, before anything of the body is read, and whether he may send one more request.
 pub async fn authenticate(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<EitherBody<impl MessageBody>>, Error> {
-    let identity = match identify(&request).await {
+    let identity = match admit(&request).await {
         Ok(identity) => identity,
+        Err(error @ (ApiError::TooManyRequests { .. } | ApiError::TooManyAttempts { .. })) => {
+            tokio::time::sleep(HELD_FOR).await;
+            return Ok(request.error_response(error).map_into_right_body());
+        }
         // As a response: an error would pass by all other middleware, and with it by what writes the problem.
         Err(error) => return Ok(request.error_response(error).map_into_right_body()),
     };
-    request.extensions_mut().insert(Arc::new(identity));
-    Ok(next.call(request).await?.map_into_left_body())
+    request.extensions_mut().insert(identity);
+    let response = next.call(request).await?;
+    if let Some(error) = response.response().error().and_then(Error::as_error) {
+        refusals::note(response.request(), error);
+    }
+    Ok(response.map_into_left_body())
 }
 
-async fn identify(request: &ServiceRequest) -> Result<Identity, ApiError> {
+/// Identifies a caller and counts his request.
+async fn admit(request: &ServiceRequest) -> Result<Arc<Identity>, ApiError> {
+    let limit = request.app_data::<Data<RequestLimit>>();
+    let limit = limit.ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app does not count requests")))?;
+    let identity = identify(request).await?;
+    limit.count(&identity.actor).map_err(|retry_after| ApiError::TooManyRequests { retry_after })?;
+    Ok(identity)
+}
+
+async fn identify(request: &ServiceRequest) -> Result<Arc<Identity>, ApiError> {
     let key = bearer(request).ok_or(ApiError::Unauthenticated(
-        "send an API key as `Authorization: Bearer rgc_…`; `regcred api-key create` makes one",
+        "send an API key as `Authorization: Bearer rgc_…`, or a token of an identity provider; `regcred api-key create` makes a key",
     ))?;
+    // A key has no dot in it, and a token has two.
+    if key.contains('.') {
+        return identify_token(request, key).await;
+    }
     let door =
         request.app_data::<Data<Door>>().ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door")))?;
     // One sentence for every reason, so that nobody learns which keys exist.
     let refused = ApiError::Unauthenticated("the API key is unknown, mistyped, revoked or expired");
+    let note = |owner, reason| refusals::note_at_the_door(request.request(), owner, reason);
     match door.identify(key).await? {
         Verdict::Known(identity) => Ok(identity),
-        Verdict::Refused => Err(refused),
+        Verdict::Refused => {
+            note(None, "malformed-key");
+            Err(refused)
+        }
+        Verdict::Ended(identity) => {
+            note(Some(identity.actor.clone()), "ended-key");
+            Err(refused)
+        }
         // Counted only now: a right key is never asked how many wrong ones came before it.
         Verdict::Wrong(id) => {
+            note(None, "wrong-key");
             let source = source::address(request.request()).map(Source::of);
             match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count(id, source)) {
                 Some(Err(retry_after)) => Err(ApiError::TooManyAttempts { retry_after }),
                 Some(Ok(())) => Err(refused),
+                None => Err(ApiError::Internal(anyhow::anyhow!("the app does not count attempts"))),
+            }
+        }
+    }
+}
+
+async fn identify_token(request: &ServiceRequest, token: &str) -> Result<Arc<Identity>, ApiError> {
+    let note = |reason| refusals::note_at_the_door(request.request(), None, reason);
+    let door = request.app_data::<Data<TokenDoor>>();
+    let door = door.ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door for tokens")))?;
+    match door.identify(token).await? {
+        TokenVerdict::Known(identity) => Ok(Arc::new(identity)),
+        TokenVerdict::NoRule => {
+            note("no-matching-rule");
+            Err(ApiError::NoMatchingRule)
+        }
+        TokenVerdict::Unavailable { retry_after } => Err(ApiError::IssuerUnavailable { retry_after }),
+        // Counted only now: a good token is never asked how many bad ones came before it.
+        TokenVerdict::Refused => {
+            note("invalid-token");
+            let source = source::address(request.request()).map(Source::of);
+            match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count_source(source)) {
+                Some(Err(retry_after)) => Err(ApiError::TooManyAttempts { retry_after }),
+                Some(Ok(())) => Err(ApiError::InvalidToken),
                 None => Err(ApiError::Internal(anyhow::anyhow!("the app does not count attempts"))),
             }
         }
@@ -89,15 +155,16 @@ pub mod permission {
     }
     permissions! {
         Authenticated, ReadAccounts, WriteAccounts, RevealCredentials, ReadClusters, WriteClusters, DeliverSecrets,
-        ReadPullSecrets, WritePullSecrets, ReadApiKeys, WriteApiKeys,
+        ReadPullSecrets, WritePullSecrets, ReadApiKeys, WriteApiKeys, ReadIdentityProviders, WriteIdentityProviders,
+        ReadAudit,
     }
 }
 
 /// A caller who has the permission `P`. It comes first among a handler's arguments, so that nothing of the
 /// request is looked at for somebody who may not ask.
 pub struct Caller<P> {
-    /// Who calls; every use case takes it.
-    pub identity: Arc<Identity>,
+    /// Who calls, and in which request; every use case takes it.
+    pub identity: Call,
     permission: PhantomData<P>,
 }
 
@@ -106,11 +173,15 @@ impl<P: Requires> FromRequest for Caller<P> {
     type Future = Ready<Result<Self, ApiError>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let identity = request.extensions().get::<Arc<Identity>>().cloned();
-        ready(match identity {
-            Some(identity) if identity.role.allows(P::PERMISSION) => Ok(Self { identity, permission: PhantomData }),
-            Some(_) => Err(ApiError::Forbidden),
-            None => Err(ApiError::Internal(anyhow::anyhow!("a handler outside /v1 asks for a caller"))),
+        let extensions = request.extensions();
+        let identity = extensions.get::<Arc<Identity>>().cloned();
+        ready(match (identity, extensions.get::<RequestId>()) {
+            (Some(identity), Some(id)) if identity.role.allows(P::PERMISSION) => {
+                let identity = Call { identity, request_id: id.uuid(), source: source::address(request) };
+                Ok(Self { identity, permission: PhantomData })
+            }
+            (Some(_), Some(_)) => Err(ApiError::Forbidden),
+            _ => Err(ApiError::Internal(anyhow::anyhow!("a handler outside /v1 asks for a caller"))),
         })
     }
 }

@@ -214,7 +214,7 @@ pub async fn create_docker_config(
     body: Json<CreateDockerConfig>,
 ) -> Result<HttpResponse, ApiError> {
     let order = body.0.parse(&request)?;
-    let rendered = docker_configs.assemble(&caller.identity, order.profile, &order.choice).await?;
+    let rendered = docker_configs.reveal(&caller.identity, order.profile, &order.choice).await?;
     order.shape(rendered)
 }
 

@@ -23,13 +23,13 @@ pub struct Me {
     r#type: &'static str,
     /// Id of the API key; `null` for a caller without one.
     id: Option<Uuid>,
-    /// Name of the API key.
+    /// Name of the API key; of a caller with a token, the name of its identity provider and the subject.
     name: String,
     /// His role.
     role: &'static str,
     /// What it reaches, with every kind said.
     grants: GrantsDocument,
-    /// When it ends; `null` for never.
+    /// When the key or token ends; `null` for never.
     expires_at: Option<DateTime<Utc>>,
 }
 

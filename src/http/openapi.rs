@@ -30,6 +30,8 @@ use crate::http::{problem::Problem, routes};
         (name = "secrets", description = "The direct road: one Secret, now"),
         (name = "pull-secrets", description = "The declared road: these accounts, as this Secret, in all these namespaces"),
         (name = "api-keys", description = "Callers"),
+        (name = "identity-providers", description = "Callers with a token of their own"),
+        (name = "audit", description = "Who did what, when, with what result; never a value"),
         (name = "operation", description = "Health and metrics"),
     ),
 )]
@@ -50,10 +52,9 @@ pub fn document() -> Document {
 /// Adds to every operation what all of its kind have: the key, and the problems that can come of it.
 fn complete(mut document: Document) -> Document {
     let components = document.components.get_or_insert_default();
-    let bearer = HttpBuilder::new()
-        .scheme(HttpAuthScheme::Bearer)
-        .bearer_format("rgc_…")
-        .description(Some("An API key; `regcred api-key create` makes the first one"));
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("rgc_…").description(Some(
+        "An API key, or a token of an identity provider; `regcred api-key create` makes the first key",
+    ));
     components.add_security_scheme("apiKey", SecurityScheme::Http(bearer.build()));
     for (path, item) in &mut document.paths.paths {
         for (method, operation) in operations_mut(item) {

@@ -50,9 +50,27 @@ pub enum ApiError {
     /// No key, or not a good one.
     #[error("{0}")]
     Unauthenticated(&'static str),
+    /// A token that is none, or not one for us, or not any more.
+    #[error("the token is not valid here: its issuer, audience, signature or time is not accepted")]
+    InvalidToken,
+    /// A token that is valid, and nothing says who its bearer is.
+    #[error("the token is valid, but no rule of its identity provider matches its claims")]
+    NoMatchingRule,
+    /// Whoever vouches for such tokens does not answer.
+    #[error("whoever issued the token cannot be asked now whether it is valid")]
+    IssuerUnavailable {
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// Too many wrong keys of one id, or from one address.
-    #[error("too many attempts with wrong API keys")]
+    #[error("too many attempts with wrong API keys or tokens")]
     TooManyAttempts {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// A good key, and more requests than one caller may send.
+    #[error("this caller sends more requests than one may")]
+    TooManyRequests {
         /// When to try again.
         retry_after: Duration,
     },
@@ -99,7 +117,13 @@ impl ApiError {
             }
             Self::NotAcceptable(_) => (S::NOT_ACCEPTABLE, "not-acceptable", "No acceptable media type"),
             Self::Unauthenticated(_) => (S::UNAUTHORIZED, "unauthenticated", "A valid API key is needed"),
+            Self::InvalidToken => (S::UNAUTHORIZED, "invalid-token", "The token is not valid"),
+            Self::NoMatchingRule => (S::FORBIDDEN, "no-matching-rule", "No rule takes this token"),
+            Self::IssuerUnavailable { .. } => {
+                (S::SERVICE_UNAVAILABLE, "issuer-unavailable", "The token's issuer is not available")
+            }
             Self::TooManyAttempts { .. } => (S::TOO_MANY_REQUESTS, "too-many-attempts", "Too many attempts"),
+            Self::TooManyRequests { .. } => (S::TOO_MANY_REQUESTS, "too-many-requests", "Too many requests"),
             Self::Forbidden => (S::FORBIDDEN, "forbidden", "Not allowed"),
             Self::NoRoute => (S::NOT_FOUND, "not-found", "Not found"),
             Self::MethodNotAllowed(_) => (S::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed"),
@@ -110,7 +134,7 @@ impl ApiError {
 
     fn errors(&self) -> &[FieldError] {
         match self {
-            Self::Service(ServiceError::Invalid(errors)) => errors,
+            Self::Service(ServiceError::Invalid(errors) | ServiceError::UnknownAccounts { errors, .. }) => errors,
             _ => &[],
         }
     }
@@ -118,7 +142,7 @@ impl ApiError {
     /// What the caller reads: for errors of ours, nothing of their cause.
     fn detail(&self) -> String {
         match self {
-            Self::Service(ServiceError::Invalid(errors)) => {
+            Self::Service(ServiceError::Invalid(errors) | ServiceError::UnknownAccounts { errors, .. }) => {
                 let all = errors.iter().map(sentence).collect::<Vec<_>>();
                 all.join("; ")
             }
@@ -147,8 +171,11 @@ impl ApiError {
 
     fn retry_after_seconds(&self) -> Option<u64> {
         match self {
-            Self::TooManyAttempts { retry_after } => Some(retry_after.as_secs() + 1),
-            Self::Service(ServiceError::Storage(StorageError::Unavailable(_))) => Some(1),
+            Self::TooManyAttempts { retry_after } | Self::TooManyRequests { retry_after } => {
+                Some(retry_after.as_secs() + 1)
+            }
+            Self::IssuerUnavailable { retry_after } => Some(retry_after.as_secs().max(1)),
+            Self::Service(ServiceError::Storage(StorageError::Unavailable(_)) | ServiceError::Audit(_)) => Some(1),
             Self::Service(ServiceError::Cluster(ClusterError::Overloaded { retry_after })) => {
                 retry_after.map(|after| after.as_secs())
             }
@@ -167,13 +194,17 @@ fn internal_parts() -> (StatusCode, &'static str, &'static str) {
 fn service_parts(error: &ServiceError) -> (StatusCode, &'static str, &'static str) {
     use StatusCode as S;
     match error {
-        ServiceError::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid-request", "The request is not valid"),
-        ServiceError::NotFound { .. } => (S::NOT_FOUND, "not-found", "Not found"),
-        ServiceError::NotGranted { .. } => (S::FORBIDDEN, "forbidden", "Not allowed"),
+        ServiceError::Invalid(_) | ServiceError::UnknownAccounts { .. } => {
+            (S::UNPROCESSABLE_ENTITY, "invalid-request", "The request is not valid")
+        }
+        ServiceError::NotFound { .. } | ServiceError::Hidden { .. } => (S::NOT_FOUND, "not-found", "Not found"),
+        ServiceError::Audit(_) => (S::SERVICE_UNAVAILABLE, "audit-unavailable", "The audit record cannot be written"),
+        ServiceError::NotGranted { .. } | ServiceError::Trusted { .. } => (S::FORBIDDEN, "forbidden", "Not allowed"),
         ServiceError::LastAdmin => (S::CONFLICT, "last-admin", "Nobody could make API keys any more"),
         ServiceError::InUse { .. } => (S::CONFLICT, "in-use", "Something uses it"),
         ServiceError::Deleting(_) => (S::CONFLICT, "pull-secret-deleting", "The pull secret is being deleted"),
         ServiceError::NameTaken(_) => (S::CONFLICT, "name-taken", "The name is in use"),
+        ServiceError::AudienceTaken => (S::CONFLICT, "audience-taken", "The audience is in use"),
         ServiceError::Stale { .. } => (S::PRECONDITION_FAILED, "stale-version", "The resource was changed meanwhile"),
         ServiceError::Render(RenderError::KeyCollision { .. }) => {
             (S::CONFLICT, "key-collision", "Two accounts claim one key")
@@ -188,7 +219,9 @@ fn service_parts(error: &ServiceError) -> (StatusCode, &'static str, &'static st
         ServiceError::Storage(StorageError::Unavailable(_)) => {
             (S::SERVICE_UNAVAILABLE, "database-unavailable", "The database is not available")
         }
-        ServiceError::Storage(StorageError::NameTaken | StorageError::Corrupt { .. } | StorageError::Sql(_))
+        ServiceError::Storage(
+            StorageError::NameTaken | StorageError::AudienceTaken | StorageError::Corrupt { .. } | StorageError::Sql(_),
+        )
         | ServiceError::Open(_)
         | ServiceError::Seal(_)
         | ServiceError::Crypto(_)
@@ -321,6 +354,9 @@ fn respond(error: &ApiError, response: &ServiceResponse) -> HttpResponse {
     match error {
         ApiError::Unauthenticated(_) => {
             builder.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"regcred\""));
+        }
+        ApiError::InvalidToken => {
+            builder.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"regcred\", error=\"invalid_token\""));
         }
         ApiError::MethodNotAllowed(allow) => {
             builder.insert_header((header::ALLOW, allow.as_str()));

@@ -42,15 +42,13 @@ pub struct RequirementInput {
 /// Parses a selector; what is refused is named below `field`.
 pub fn selector(errors: &mut FieldErrors, field: &str, input: LabelSelectorInput) -> Option<LabelSelector> {
     let labels = errors.take(&format!("{field}.matchLabels"), Labels::parse(input.match_labels.0));
-    let expressions: Option<Vec<Requirement>> = input
-        .match_expressions
-        .into_iter()
-        .enumerate()
-        .map(|(index, one)| {
-            let parsed = Requirement::parse(&one.key, &one.operator, one.values);
-            errors.take(&format!("{field}.matchExpressions[{index}]"), parsed)
-        })
-        .collect();
+    let expressions = input.match_expressions.into_iter().enumerate().map(|(index, one)| {
+        let parsed = Requirement::parse(&one.key, &one.operator, one.values);
+        errors.take(&format!("{field}.matchExpressions[{index}]"), parsed)
+    });
+    // All of them first, so that every refused one is named.
+    let expressions: Vec<Option<Requirement>> = expressions.collect();
+    let expressions: Option<Vec<Requirement>> = expressions.into_iter().collect();
     errors.take(field, LabelSelector::new(labels?, expressions?))
 }
 

@@ -1,46 +1,91 @@
 //! The server: middleware around the routes, on a listener that is already bound.
 
-use std::{net::TcpListener, time::Duration};
+use std::{net::TcpListener, sync::Arc, time::Duration};
 
+use actix_http::{HttpService, Protocol, error::DispatchError};
+use actix_service::{IntoServiceFactory, ServiceFactoryExt, map_config};
 use actix_web::{
-    App, HttpRequest, HttpResponse, HttpServer,
-    dev::Server,
+    App, HttpRequest, HttpResponse,
+    dev::{AppConfig, Server, fn_service},
     get,
-    middleware::{DefaultHeaders, from_fn},
+    middleware::{Condition, from_fn},
     web::{Data, PathConfig, redirect, route},
 };
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
 use tracing_actix_web::TracingLogger;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use crate::http::{
-    State,
-    attempts::Attempts,
-    metrics,
-    openapi::{self, Methods},
-    problem::{ApiError, write_problems},
-    request_id,
-    root_span::RootSpan,
-    routes,
+use crate::{
+    domain::{origin::Origins, proxies::Proxies},
+    http::{
+        State,
+        attempts::Attempts,
+        connection::{self, Stream, Timed},
+        cors, metrics,
+        openapi::{self, Methods},
+        problem::{ApiError, write_problems},
+        request_id,
+        request_limit::RequestLimit,
+        root_span::RootSpan,
+        routes,
+        security_headers::{self, OwnTls},
+    },
 };
 
+pub use crate::http::buckets::Rate;
+
+/// How long the first head of a connection may take, and a TLS handshake before it.
+const HEAD_WITHIN: Duration = Duration::from_secs(5);
+/// How long a connection is kept on which nothing comes.
+const IDLE_FOR: Duration = Duration::from_secs(5);
+/// How long the rest of a body that was refused is read, so that its sender finds the answer.
+const LINGER_FOR: Duration = Duration::from_secs(1);
+
+/// How to serve.
+#[derive(Debug)]
+pub struct Settings {
+    /// Worker threads.
+    pub workers: usize,
+    /// How long requests that are under way may take when the server is told to stop.
+    pub grace: Duration,
+    /// How many requests one caller may send, if there is a limit.
+    pub requests: Option<Rate>,
+    /// Whose word about a client's address is believed.
+    pub proxies: Proxies,
+    /// Which pages of browsers may call.
+    pub origins: Origins,
+    /// How TLS is spoken; plain HTTP if not.
+    pub tls: Option<rustls::ServerConfig>,
+}
+
 /// Starts to serve; the returned server runs once it is polled.
-///
-/// `grace` is how long requests that are under way may take when the server is told to stop.
 ///
 /// # Errors
 ///
 /// What the operating system says of the listener.
-pub fn start(listener: TcpListener, state: State, workers: usize, grace: Duration) -> std::io::Result<Server> {
+pub fn start(listener: TcpListener, state: State, settings: Settings) -> std::io::Result<Server> {
     let document = openapi::document();
     let document_json = Data::new(DocumentJson(serde_json::to_string(&document)?));
     let methods = Data::new(Methods::of(document));
     let attempts = Data::new(Attempts::default());
-    let server = HttpServer::new(move || {
+    let limit = Data::new(RequestLimit::new(settings.requests));
+    let has_origins = !settings.origins.is_empty();
+    let (proxies, origins) = (Data::new(settings.proxies), Data::new(settings.origins));
+    let own_tls = Data::new(OwnTls(settings.tls.is_some()));
+    let acceptor = settings.tls.map(|config| TlsAcceptor::from(Arc::new(config)));
+    let app = move || {
         let (app, _) = App::new().into_utoipa_app().openapi(openapi::frame()).configure(routes).split_for_parts();
         app.app_data(state.door.clone())
+            .app_data(state.token_door.clone())
             .app_data(attempts.clone())
+            .app_data(limit.clone())
+            .app_data(proxies.clone())
+            .app_data(origins.clone())
+            .app_data(own_tls.clone())
             .app_data(state.api_keys.clone())
+            .app_data(state.identity_providers.clone())
             .app_data(state.accounts.clone())
             .app_data(state.verifications.clone())
             .app_data(state.imports.clone())
@@ -49,6 +94,8 @@ pub fn start(listener: TcpListener, state: State, workers: usize, grace: Duratio
             .app_data(state.secrets.clone())
             .app_data(state.pull_secrets.clone())
             .app_data(state.previews.clone())
+            .app_data(state.audit_events.clone())
+            .app_data(state.recorder.clone())
             .app_data(state.pool.clone())
             .app_data(state.metrics.clone())
             .app_data(document_json.clone())
@@ -61,15 +108,46 @@ pub fn start(listener: TcpListener, state: State, workers: usize, grace: Duratio
             .wrap(from_fn(write_problems))
             .wrap(TracingLogger::<RootSpan>::new())
             .wrap(from_fn(metrics::measure))
-            .wrap(DefaultHeaders::new().add(("X-Content-Type-Options", "nosniff")))
+            .wrap(Condition::new(has_origins, from_fn(cors::admit_pages)))
+            .wrap(from_fn(security_headers::add))
             .wrap(from_fn(request_id::assign))
-    })
-    .workers(workers)
-    .shutdown_timeout(grace.as_secs())
-    .disable_signals()
-    .listen(listener)?
-    .run();
-    Ok(server)
+            .wrap(from_fn(connection::keep_time))
+    };
+    // As `HttpServer` does it, but that the streams are `Timed`.
+    let builder =
+        Server::build().workers(settings.workers).shutdown_timeout(settings.grace.as_secs()).disable_signals();
+    let stopping = builder.graceful_shutdown_signal();
+    let builder = builder.listen("http", listener, move || {
+        let (acceptor, stopping) = (acceptor.clone(), stopping.clone());
+        let app = app().into_factory().map_err(|error: actix_web::Error| error.error_response());
+        let http = HttpService::build()
+            .keep_alive(IDLE_FOR)
+            .client_request_timeout(HEAD_WITHIN)
+            .client_disconnect_timeout(LINGER_FOR)
+            .graceful_shutdown_signal(move || {
+                let stopping = stopping.clone();
+                async move { stopping.notified().await }
+            })
+            .on_connect_ext(|stream: &Timed, data| drop(data.insert(stream.clock())))
+            .finish(map_config(app, |()| AppConfig::default()));
+        let connect = fn_service(move |stream: TcpStream| {
+            let acceptor = acceptor.clone();
+            async move {
+                let peer = stream.peer_addr().ok();
+                let stream = secure(stream, acceptor).await.map_err(DispatchError::Io)?;
+                Ok((Timed::new(stream), Protocol::Http1, peer))
+            }
+        });
+        connect.and_then(http)
+    })?;
+    Ok(builder.run())
+}
+
+/// Does the TLS handshake where there is TLS.
+async fn secure(stream: TcpStream, acceptor: Option<TlsAcceptor>) -> std::io::Result<Stream> {
+    let Some(acceptor) = acceptor else { return Ok(Stream::Plain(stream)) };
+    let stream = tokio::time::timeout(HEAD_WITHIN, acceptor.accept(stream)).await??;
+    Ok(Stream::Tls(Box::new(stream)))
 }
 
 struct DocumentJson(String);

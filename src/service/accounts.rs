@@ -9,27 +9,30 @@ use crate::{
     crypto::sealer::Sealer,
     domain::{
         account::{Account, AccountChange, NewAccount},
-        caller::Identity,
+        audit::{Action, Details, NewEvent, Resource},
+        caller::{Call, Identity},
         invalid::FieldError,
         names::{Labels, Name},
         registry::RegistryScope,
     },
-    service::{ExpectedVersion, ServiceError, check_version, connection, pull_secrets},
-    storage::{self, PageRequest, StorageError, accounts::AccountFilter, sealed::SealedColumn},
+    service::{ExpectedVersion, ServiceError, audit::Trail, check_version, connection, memory::Memory, pull_secrets},
+    storage::{self, PageRequest, StorageError, accounts::AccountFilter, changes::Change, sealed::SealedColumn},
 };
 
 /// The registry accounts.
 #[derive(Debug, Clone)]
 pub struct Accounts {
     pool: PgPool,
+    memory: Arc<Memory>,
     sealer: Arc<Sealer>,
+    trail: Trail,
 }
 
 impl Accounts {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>) -> Self {
-        Self { pool, sealer }
+    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>, trail: Trail) -> Self {
+        Self { pool, memory, sealer, trail }
     }
 
     /// Registers an account; its password is sealed before it is stored.
@@ -38,7 +41,7 @@ impl Accounts {
     ///
     /// [`ServiceError::NameTaken`] if the name is in use, [`ServiceError::NotGranted`] if the account would not be
     /// granted to the caller, whether the name is in use or not.
-    pub async fn register(&self, caller: &Identity, new: NewAccount) -> Result<Account, ServiceError> {
+    pub async fn register(&self, caller: &Call, new: NewAccount) -> Result<Account, ServiceError> {
         require_granted(caller, &new.name, &new.labels)?;
         let id = Uuid::now_v7();
         let password = self.sealer.seal(SealedColumn::AccountPassword.slot(id), new.password.secret())?;
@@ -49,6 +52,8 @@ impl Accounts {
             other => other.into(),
         })?;
         pull_secrets::follow_account(&mut tx, None, Some(&account), true).await?;
+        let event = NewEvent::of(caller, Action::AccountCreate, Resource::account(&account.name));
+        self.trail.record(&mut tx, [event.details(Details::default().version(account.version))]).await?;
         tx.commit().await?;
         Ok(account)
     }
@@ -88,7 +93,7 @@ impl Accounts {
     /// if with them the account would not be granted to the caller any more.
     pub async fn change(
         &self,
-        caller: &Identity,
+        caller: &Call,
         name: &Name,
         change: AccountChange,
         expected: ExpectedVersion,
@@ -104,11 +109,16 @@ impl Accounts {
             .as_ref()
             .map(|password| self.sealer.seal(SealedColumn::AccountPassword.slot(account.id), password.secret()))
             .transpose()?;
+        let fields = change.fields();
         change.apply(&mut account).map_err(|invalid| ServiceError::field("labels", invalid))?;
         require_granted(caller, name, &account.labels)?;
         let changed = storage::accounts::update(&mut tx, &account, password.as_ref()).await?;
         pull_secrets::follow_account(&mut tx, Some(&before), Some(&changed), password.is_some()).await?;
+        let action = if password.is_some() { Action::AccountRotate } else { Action::AccountUpdate };
+        let details = Details::default().fields(&fields).version(changed.version);
+        self.trail.record(&mut tx, [NewEvent::of(caller, action, Resource::account(name)).details(details)]).await?;
         tx.commit().await?;
+        self.memory.forget(&Change::RegistryAccount(name.to_string()));
         Ok(changed)
     }
 
@@ -118,7 +128,7 @@ impl Accounts {
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
     /// expected version, [`ServiceError::InUse`] if a pull secret names it.
-    pub async fn remove(&self, caller: &Identity, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
+    pub async fn remove(&self, caller: &Call, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
         storage::pull_secrets::lock_selectors_shared(&mut tx).await?;
         let account = granted(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
@@ -127,7 +137,11 @@ impl Accounts {
         pull_secrets::refuse_used(&mut tx, caller, "registry account", name, users).await?;
         storage::accounts::delete(&mut tx, account.id).await?;
         pull_secrets::follow_account(&mut tx, Some(&account), None, true).await?;
+        let details = Details::default().version(account.version);
+        let event = NewEvent::of(caller, Action::AccountDelete, Resource::account(name)).details(details);
+        self.trail.record(&mut tx, [event]).await?;
         tx.commit().await?;
+        self.memory.forget(&Change::RegistryAccount(name.to_string()));
         Ok(())
     }
 }
@@ -147,9 +161,12 @@ pub(super) fn require_granted(caller: &Identity, name: &Name, labels: &Labels) -
 
 /// The account, if it is there for this caller.
 fn granted(caller: &Identity, name: &Name, found: Option<Account>) -> Result<Account, ServiceError> {
-    found
-        .filter(|account| caller.grants.include_account(account.name.as_str(), account.labels.as_map()))
-        .ok_or_else(|| not_found(name))
+    let account = found.ok_or_else(|| not_found(name))?;
+    if caller.grants.include_account(account.name.as_str(), account.labels.as_map()) {
+        Ok(account)
+    } else {
+        Err(ServiceError::Hidden { kind: "registry account", name: name.to_string() })
+    }
 }
 
 /// Refuses to have a stored password sent to another registry, or in the clear, than it was given for: otherwise

@@ -8,20 +8,22 @@ use uuid::Uuid;
 use crate::{
     crypto::api_key::{self, KeyChecker, NewKey, Pepper, ShownKey},
     domain::{
-        caller::{Identity, NewApiKey, Role},
+        audit::{Action, Details, NewEvent, Resource},
+        caller::{Actor, Call, Identity, NewApiKey, Role},
         names::Name,
     },
-    service::{ServiceError, connection},
+    service::{ServiceError, audit::Trail, connection, memory::Memory},
     storage::{
         self, StorageError,
-        api_keys::{AdminKey, ApiKey, StoredKey},
+        api_keys::{AdminKey, ApiKey},
+        changes::Change,
     },
 };
 
 /// The door: says whom a shown key stands for.
 #[derive(Debug, Clone)]
 pub struct Door {
-    pool: PgPool,
+    memory: Arc<Memory>,
     checker: Arc<KeyChecker>,
 }
 
@@ -29,9 +31,11 @@ pub struct Door {
 #[derive(Debug)]
 pub enum Verdict {
     /// It is the key of this caller.
-    Known(Identity),
-    /// It is no key, or one that was revoked or has expired.
+    Known(Arc<Identity>),
+    /// It is no key.
     Refused,
+    /// It is the right key of this caller, and was revoked or has expired.
+    Ended(Arc<Identity>),
     /// It has the form of a key and a secret that is not the one of this id: somebody guesses.
     Wrong(Uuid),
 }
@@ -39,25 +43,22 @@ pub enum Verdict {
 impl Door {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, checker: Arc<KeyChecker>) -> Self {
-        Self { pool, checker }
+    pub fn new(memory: Arc<Memory>, checker: Arc<KeyChecker>) -> Self {
+        Self { memory, checker }
     }
 
-    /// Says whom a key stands for. The row is read at each request, so that a revocation counts at once.
+    /// Says whom a key stands for. Whether it is revoked or expired is asked at each request.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
     pub async fn identify(&self, key: &str) -> Result<Verdict, ServiceError> {
         let Some(shown) = ShownKey::parse(key) else { return Ok(Verdict::Refused) };
-        let stored = {
-            let mut conn = connection(&self.pool).await?;
-            storage::api_keys::find(&mut conn, shown.id).await?
-        };
-        let is_right = self.checker.check(&shown, stored.as_ref().map(|key| &key.verifier)).await?;
-        Ok(match stored {
-            Some(StoredKey { identity, is_active: true, .. }) if is_right => Verdict::Known(identity),
-            Some(_) if is_right => Verdict::Refused,
+        let known = self.memory.api_key(shown.id).await?;
+        let is_right = self.checker.check(&shown, known.as_ref().map(|key| &key.verifier)).await?;
+        Ok(match known {
+            Some(key) if is_right && key.is_active() => Verdict::Known(Arc::clone(&key.identity)),
+            Some(key) if is_right => Verdict::Ended(Arc::clone(&key.identity)),
             _ => Verdict::Wrong(shown.id),
         })
     }
@@ -67,14 +68,16 @@ impl Door {
 #[derive(Debug, Clone)]
 pub struct ApiKeys {
     pool: PgPool,
+    memory: Arc<Memory>,
     checker: Arc<KeyChecker>,
+    trail: Trail,
 }
 
 impl ApiKeys {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, checker: Arc<KeyChecker>) -> Self {
-        Self { pool, checker }
+    pub fn new(pool: PgPool, memory: Arc<Memory>, checker: Arc<KeyChecker>, trail: Trail) -> Self {
+        Self { pool, memory, checker, trail }
     }
 
     /// Makes a key; its text is in the answer and nowhere else.
@@ -82,8 +85,10 @@ impl ApiKeys {
     /// # Errors
     ///
     /// [`ServiceError::NameTaken`] if a key that is not revoked has the name.
-    pub async fn create(&self, _caller: &Identity, new: &NewApiKey) -> Result<(ApiKey, NewKey), ServiceError> {
-        insert(&self.pool, new, self.checker.generate().await?).await
+    pub async fn create(&self, caller: &Call, new: &NewApiKey) -> Result<(ApiKey, NewKey), ServiceError> {
+        let key = self.checker.generate().await?;
+        let event = NewEvent::of(caller, Action::KeyCreate, Resource::api_key(key.id));
+        insert(&self.pool, &self.trail, new, key, event).await
     }
 
     /// Lists keys, revoked and expired ones too, the oldest first: at most `limit` after the one with the id `after`.
@@ -111,8 +116,11 @@ impl ApiKeys {
     ///
     /// [`ServiceError::NotFound`] if there is none with this id, [`ServiceError::LastAdmin`] if nobody could make
     /// keys any more.
-    pub async fn revoke(&self, _caller: &Identity, id: Uuid) -> Result<(), ServiceError> {
-        revoke_id(&self.pool, id).await
+    pub async fn revoke(&self, caller: &Call, id: Uuid) -> Result<(), ServiceError> {
+        let event = NewEvent::of(caller, Action::KeyRevoke, Resource::api_key(id));
+        revoke_id(&self.pool, &self.trail, id, event, false).await?;
+        self.memory.forget(&Change::ApiKey(id));
+        Ok(())
     }
 }
 
@@ -121,17 +129,34 @@ impl ApiKeys {
 /// # Errors
 ///
 /// [`ServiceError::NameTaken`] if a key that is not revoked has the name.
-pub async fn create(pool: &PgPool, pepper: &Pepper, new: &NewApiKey) -> Result<(ApiKey, NewKey), ServiceError> {
-    insert(pool, new, api_key::generate(pepper)?).await
+pub async fn create(
+    pool: &PgPool,
+    trail: &Trail,
+    actor: &Actor,
+    pepper: &Pepper,
+    new: &NewApiKey,
+) -> Result<(ApiKey, NewKey), ServiceError> {
+    let key = api_key::generate(pepper)?;
+    let event = NewEvent::by(actor, Action::KeyCreate, Resource::api_key(key.id));
+    insert(pool, trail, new, key, event).await
 }
 
-async fn insert(pool: &PgPool, new: &NewApiKey, key: NewKey) -> Result<(ApiKey, NewKey), ServiceError> {
-    let mut conn = connection(pool).await?;
-    match storage::api_keys::insert(&mut conn, key.id, new, &key.verifier).await {
-        Ok(inserted) => Ok((inserted, key)),
-        Err(StorageError::NameTaken) => Err(ServiceError::NameTaken(new.name.to_string())),
-        Err(other) => Err(other.into()),
-    }
+async fn insert(
+    pool: &PgPool,
+    trail: &Trail,
+    new: &NewApiKey,
+    key: NewKey,
+    event: NewEvent,
+) -> Result<(ApiKey, NewKey), ServiceError> {
+    let mut tx = pool.begin().await?;
+    let inserted = match storage::api_keys::insert(&mut tx, key.id, new, &key.verifier).await {
+        Ok(inserted) => inserted,
+        Err(StorageError::NameTaken) => return Err(ServiceError::NameTaken(new.name.to_string())),
+        Err(other) => return Err(other.into()),
+    };
+    trail.record(&mut tx, [event.details(Details::default().name(&new.name).role(new.role))]).await?;
+    tx.commit().await?;
+    Ok((inserted, key))
 }
 
 /// Lists keys, for whoever has the database; see [`ApiKeys::list`].
@@ -150,8 +175,10 @@ pub async fn list(pool: &PgPool, after: Option<Uuid>, limit: i64) -> Result<Vec<
 ///
 /// [`ServiceError::NotFound`] if no key that is not revoked has the name, [`ServiceError::LastAdmin`] as for
 /// [`ApiKeys::revoke`].
-pub async fn revoke(pool: &PgPool, name: &Name) -> Result<(), ServiceError> {
-    revoke_id(pool, find_id(pool, name).await?).await
+pub async fn revoke(pool: &PgPool, trail: &Trail, actor: &Actor, name: &Name) -> Result<(), ServiceError> {
+    let id = find_id(pool, name).await?;
+    let event = NewEvent::by(actor, Action::KeyRevoke, Resource::api_key(id));
+    revoke_id(pool, trail, id, event, false).await
 }
 
 /// As [`revoke`], and the last admin's key too: whoever has the database can make another.
@@ -159,10 +186,15 @@ pub async fn revoke(pool: &PgPool, name: &Name) -> Result<(), ServiceError> {
 /// # Errors
 ///
 /// [`ServiceError::NotFound`] if no key that is not revoked has the name.
-pub async fn revoke_even_last_admin(pool: &PgPool, name: &Name) -> Result<(), ServiceError> {
+pub async fn revoke_even_last_admin(
+    pool: &PgPool,
+    trail: &Trail,
+    actor: &Actor,
+    name: &Name,
+) -> Result<(), ServiceError> {
     let id = find_id(pool, name).await?;
-    let mut conn = connection(pool).await?;
-    Ok(storage::api_keys::revoke(&mut conn, id).await?)
+    let event = NewEvent::by(actor, Action::KeyRevoke, Resource::api_key(id));
+    revoke_id(pool, trail, id, event, true).await
 }
 
 async fn find_id(pool: &PgPool, name: &Name) -> Result<Uuid, ServiceError> {
@@ -171,14 +203,24 @@ async fn find_id(pool: &PgPool, name: &Name) -> Result<Uuid, ServiceError> {
     found.ok_or_else(|| ServiceError::NotFound { kind: "API key", name: name.to_string() })
 }
 
-async fn revoke_id(pool: &PgPool, id: Uuid) -> Result<(), ServiceError> {
+async fn revoke_id(
+    pool: &PgPool,
+    trail: &Trail,
+    id: Uuid,
+    event: NewEvent,
+    even_last_admin: bool,
+) -> Result<(), ServiceError> {
     let mut tx = pool.begin().await?;
     let key = storage::api_keys::show(&mut tx, id).await?.ok_or_else(|| not_found(id))?;
-    if key.role == Role::Admin {
+    if key.role == Role::Admin && !even_last_admin {
         let admins = storage::api_keys::lock_admins(&mut tx).await?;
         refuse_last_admin(&admins, id)?;
     }
-    storage::api_keys::revoke(&mut tx, id).await?;
+    if storage::api_keys::revoke(&mut tx, id).await? {
+        let name = Name::parse(&key.name).ok();
+        let details = name.map_or_else(Details::default, |name| Details::default().name(&name));
+        trail.record(&mut tx, [event.details(details.role(key.role))]).await?;
+    }
     tx.commit().await?;
     Ok(())
 }

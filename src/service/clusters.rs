@@ -3,20 +3,21 @@
 use std::{net::IpAddr, sync::Arc};
 
 use secrecy::SecretString;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::{
     clients::cluster::{Check, ClusterClient, ClusterClients, ClusterError, Settings, admit, kubeconfig},
     crypto::sealer::{OpenError, Sealer},
     domain::{
-        caller::Identity,
-        cluster::{AuthType, ClusterAuth, ClusterConnection},
+        audit::{Action, Details, NewEvent, Resource},
+        caller::{Call, Identity, Permission},
+        cluster::{AuthType, CaCertificate, ClusterAuth, ClusterConnection, ServerUrl},
         invalid::{FieldError, Invalid},
         names::Name,
         sealed::Sealed,
     },
-    service::{ExpectedVersion, ServiceError, check_version, connection, pull_secrets},
+    service::{ExpectedVersion, ServiceError, audit::Trail, check_version, connection, pull_secrets},
     storage::{self, PageRequest, StorageError, clusters::StoredCluster, sealed::SealedColumn},
 };
 
@@ -53,6 +54,19 @@ impl ConnectionInput {
             && self.allow_plain_http.is_none()
             && self.kubeconfig.is_none()
             && self.context.is_none()
+    }
+
+    /// The fields that it says something of.
+    fn fields(&self) -> Vec<&'static str> {
+        let said = [
+            ("server", self.server.is_some()),
+            ("caCertificate", self.ca_certificate.is_some()),
+            ("tlsServerName", self.tls_server_name.is_some()),
+            ("auth", self.auth.is_some()),
+            ("allowPlainHttp", self.allow_plain_http.is_some()),
+            ("kubeconfig", self.kubeconfig.is_some()),
+        ];
+        said.into_iter().filter(|(_, is_said)| *is_said).map(|(field, _)| field).collect()
     }
 
     /// Makes a connection of what was said alone.
@@ -128,13 +142,14 @@ pub struct Clusters {
     sealer: Arc<Sealer>,
     clients: Arc<ClusterClients>,
     settings: Settings,
+    trail: Trail,
 }
 
 impl Clusters {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>, settings: Settings) -> Self {
-        Self { pool, sealer, clients: Arc::new(ClusterClients::new(CLIENTS_KEPT)), settings }
+    pub fn new(pool: PgPool, sealer: Arc<Sealer>, settings: Settings, trail: Trail) -> Self {
+        Self { pool, sealer, clients: Arc::new(ClusterClients::new(CLIENTS_KEPT)), settings, trail }
     }
 
     /// Registers a cluster; its credential is sealed before it is stored. Nothing is sent to it.
@@ -145,7 +160,7 @@ impl Clusters {
     /// caller, whether it is in use or not.
     pub async fn register(
         &self,
-        caller: &Identity,
+        caller: &Call,
         name: &Name,
         connection: &ClusterConnection,
     ) -> Result<StoredCluster, ServiceError> {
@@ -154,13 +169,16 @@ impl Clusters {
         }
         let id = Uuid::now_v7();
         let credential = self.seal(id, connection)?;
-        let mut conn = self::connection(&self.pool).await?;
-        storage::clusters::insert(&mut conn, id, name, connection, credential.as_ref()).await.map_err(|error| {
-            match error {
-                StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
-                other => other.into(),
-            }
-        })
+        let mut tx = self.pool.begin().await?;
+        let inserted = storage::clusters::insert(&mut tx, id, name, connection, credential.as_ref()).await;
+        let cluster = inserted.map_err(|error| match error {
+            StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
+            other => other.into(),
+        })?;
+        let event = NewEvent::of(caller, Action::ClusterCreate, Resource::cluster(name));
+        self.trail.record(&mut tx, [event.details(Details::default().version(cluster.version))]).await?;
+        tx.commit().await?;
+        Ok(cluster)
     }
 
     /// Finds a cluster.
@@ -191,10 +209,11 @@ impl Clusters {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
-    /// expected version, [`ServiceError::Invalid`] if the changed connection breaks a rule.
+    /// expected version, [`ServiceError::Invalid`] if the changed connection breaks a rule, [`ServiceError::Trusted`] if it
+    /// would be somebody else then who says whose tokens are good.
     pub async fn change(
         &self,
-        caller: &Identity,
+        caller: &Call,
         name: &Name,
         input: ConnectionInput,
         expected: ExpectedVersion,
@@ -203,9 +222,19 @@ impl Clusters {
         let stored = granted(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
         check_version(expected, stored.version)?;
         refuse_redirection(&stored, &input)?;
+        let fields = input.fields();
         let changed = input.over(&stored, || self.open(&stored))?;
+        if is_led_elsewhere(&stored, &changed) && !caller.role.allows(Permission::WriteIdentityProviders) {
+            let by = providers_of(&mut tx, &stored).await?;
+            if !by.is_empty() {
+                return Err(ServiceError::Trusted { name: stored.name, by });
+            }
+        }
         let credential = self.seal(stored.id, &changed)?;
         let updated = storage::clusters::update(&mut tx, stored.id, &changed, credential.as_ref()).await?;
+        let details = Details::default().fields(&fields).version(updated.version);
+        let event = NewEvent::of(caller, Action::ClusterUpdate, Resource::cluster(name)).details(details);
+        self.trail.record(&mut tx, [event]).await?;
         tx.commit().await?;
         self.clients.remove(stored.id);
         Ok(updated)
@@ -216,14 +245,23 @@ impl Clusters {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
-    /// expected version, [`ServiceError::InUse`] if a pull secret goes there.
-    pub async fn remove(&self, caller: &Identity, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
+    /// expected version, [`ServiceError::InUse`] if a pull secret goes there, or an identity provider has its tokens reviewed
+    /// there.
+    pub async fn remove(&self, caller: &Call, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
         let stored = granted(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
         check_version(expected, stored.version)?;
         let users = storage::pull_secrets::using_cluster(&mut tx, stored.id).await?;
         pull_secrets::refuse_used(&mut tx, caller, "cluster", name, users).await?;
+        // Who would use it waits for the lock on it, and finds it gone.
+        let by = providers_of(&mut tx, &stored).await?;
+        if !by.is_empty() {
+            return Err(ServiceError::InUse { kind: "cluster", name: stored.name, by, hidden: 0 });
+        }
         storage::clusters::delete(&mut tx, stored.id).await?;
+        let details = Details::default().version(stored.version);
+        let event = NewEvent::of(caller, Action::ClusterDelete, Resource::cluster(name)).details(details);
+        self.trail.record(&mut tx, [event]).await?;
         tx.commit().await?;
         self.clients.remove(stored.id);
         Ok(())
@@ -233,10 +271,12 @@ impl Clusters {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name. A cluster that does not answer is no error but
-    /// what was found.
+    /// [`ServiceError::NotFound`] if there is none of that name, [`ClusterError::NamespaceNotFound`] for a namespace
+    /// that is not granted. A cluster that does not answer is no error but what was found.
     pub async fn check(&self, caller: &Identity, name: &Name, namespaces: &[&str]) -> Result<Check, ServiceError> {
+        let is_granted = namespaces.iter().all(|namespace| caller.grants.include_namespace(namespace));
         match self.client(caller, name).await {
+            Ok(_) | Err(ServiceError::Cluster(_)) if !is_granted => Err(ClusterError::NamespaceNotFound.into()),
             Ok(client) => Ok(client.check(namespaces).await),
             Err(ServiceError::Cluster(error)) => Ok(Check::failed(&error)),
             Err(other) => Err(other),
@@ -251,7 +291,26 @@ impl Clusters {
     /// not open, [`ServiceError::Cluster`] if its connection cannot be used here.
     pub async fn client(&self, caller: &Identity, name: &Name) -> Result<ClusterClient, ServiceError> {
         let stored = self.find(caller, name).await?;
-        self.connect(&stored).await
+        self.client_for(&stored).await
+    }
+
+    /// The client for a cluster that tokens may be shown to, on nobody's behalf: whose they are is what is to be found out.
+    ///
+    /// # Errors
+    ///
+    /// As [`client`](Self::client); and [`ServiceError::Cluster`] if a token would go over the network in the clear.
+    pub async fn reviewer(&self, id: Uuid) -> Result<ClusterClient, ServiceError> {
+        let stored = {
+            let mut conn = connection(&self.pool).await?;
+            storage::clusters::find_by_id(&mut conn, id).await?
+        };
+        let stored = stored.ok_or_else(|| ServiceError::NotFound { kind: "cluster", name: id.to_string() })?;
+        let url = stored.server.as_deref().map(ServerUrl::parse).transpose();
+        if !url.is_ok_and(|url| url.is_none_or(|url| url.is_https() || url.is_loopback())) {
+            let detail = "a token is never shown to a cluster over http://, where anybody on the way could read it";
+            return Err(ClusterError::Misconfigured { detail: detail.to_owned() }.into());
+        }
+        self.client_for(&stored).await
     }
 
     /// The client for the cluster of this id, and its name, for whoever works on what a caller was allowed to declare before.
@@ -264,11 +323,11 @@ impl Clusters {
         let found = storage::clusters::find_by_id(&mut conn, id).await?;
         drop(conn);
         let stored = found.ok_or_else(|| ServiceError::NotFound { kind: "cluster", name: id.to_string() })?;
-        let client = self.connect(&stored).await?;
+        let client = self.client_for(&stored).await?;
         Ok((stored.name, client))
     }
 
-    async fn connect(&self, stored: &StoredCluster) -> Result<ClusterClient, ServiceError> {
+    async fn client_for(&self, stored: &StoredCluster) -> Result<ClusterClient, ServiceError> {
         let addresses = self.admit(stored).await?;
         let connect = || {
             let stored_connection = self.stored_connection(stored)?;
@@ -321,13 +380,31 @@ impl Clusters {
     }
 }
 
+/// Paths of the identity providers that believe a cluster.
+async fn providers_of(conn: &mut PgConnection, stored: &StoredCluster) -> Result<Vec<String>, ServiceError> {
+    let names = storage::identity_providers::names_by_cluster(conn, stored.id).await?;
+    Ok(names.into_iter().map(|name| format!("identity-providers/{name}")).collect())
+}
+
+/// Whether somebody else could answer in place of the cluster then. With another credential it is the same one that answers.
+fn is_led_elsewhere(stored: &StoredCluster, changed: &ClusterConnection) -> bool {
+    stored.server.as_deref() != changed.server.as_ref().map(ServerUrl::as_str)
+        || stored.ca_certificate.as_deref() != changed.ca_certificate.as_ref().map(CaCertificate::as_pem)
+        || stored.tls_server_name != changed.tls_server_name
+}
+
 fn not_found(name: &Name) -> ServiceError {
     ServiceError::NotFound { kind: "cluster", name: name.to_string() }
 }
 
 /// The cluster, if it is there for this caller.
 fn granted(caller: &Identity, name: &Name, found: Option<StoredCluster>) -> Result<StoredCluster, ServiceError> {
-    found.filter(|cluster| caller.grants.include_cluster(&cluster.name)).ok_or_else(|| not_found(name))
+    let cluster = found.ok_or_else(|| not_found(name))?;
+    if caller.grants.include_cluster(&cluster.name) {
+        Ok(cluster)
+    } else {
+        Err(ServiceError::Hidden { kind: "cluster", name: name.to_string() })
+    }
 }
 
 /// Refuses to send a stored credential to another server, or past another trust anchor, than it was given for.

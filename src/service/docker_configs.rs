@@ -8,7 +8,8 @@ use sqlx::PgPool;
 use crate::{
     crypto::sealer::Sealer,
     domain::{
-        caller::Identity,
+        audit::{Action, Details, NewEvent, Resource},
+        caller::{Call, Identity},
         docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, parse::Config, render},
         grants::Grants,
         invalid::{FieldError, FieldErrors, Invalid},
@@ -16,7 +17,7 @@ use crate::{
         names::Name,
         selector::LabelSelector,
     },
-    service::{ServiceError, beside_requests, connection},
+    service::{ServiceError, audit::recorder::Recorder, beside_requests, connection, memory::Memory},
     storage::{self, accounts::SealedCredential, sealed::SealedColumn},
 };
 
@@ -32,6 +33,15 @@ pub enum AccountChoice {
     Selector(LabelSelector),
 }
 
+/// Where accounts are looked for.
+#[derive(Debug, Clone, Copy)]
+enum Reading {
+    /// In memory first.
+    Remembered,
+    /// In Postgres alone.
+    Stored,
+}
+
 /// What an explanation is about.
 #[derive(Debug)]
 pub enum Subject {
@@ -45,14 +55,53 @@ pub enum Subject {
 #[derive(Debug, Clone)]
 pub struct DockerConfigs {
     pool: PgPool,
+    memory: Arc<Memory>,
     sealer: Arc<Sealer>,
+    recorder: Recorder,
+}
+
+/// A rendered docker config, and the accounts that are in it.
+#[derive(Debug)]
+pub struct Assembled {
+    /// The docker config.
+    pub rendered: RenderedConfig,
+    /// Its accounts, in their order.
+    pub accounts: Vec<Resource>,
 }
 
 impl DockerConfigs {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>) -> Self {
-        Self { pool, sealer }
+    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>, recorder: Recorder) -> Self {
+        Self { pool, memory, sealer, recorder }
+    }
+
+    /// Renders accounts for a reader, and hands the passwords out only after that was recorded for good.
+    ///
+    /// # Errors
+    ///
+    /// As [`assemble`](Self::assemble); and [`ServiceError::Audit`] if it cannot be recorded.
+    pub async fn reveal(
+        &self,
+        caller: &Call,
+        profile: Profile,
+        choice: &AccountChoice,
+    ) -> Result<RenderedConfig, ServiceError> {
+        let details = Details::default().profile(profile);
+        let assembled = self.assemble(caller, profile, choice).await;
+        if let Err(ServiceError::Open(_)) = assembled {
+            let event = NewEvent::of(caller, Action::Reveal, Resource::docker_configs());
+            self.recorder.note_damage(event.details(details.clone())).await;
+        }
+        let Assembled { rendered, accounts } = assembled?;
+        // Of one account it is the account that people look for; of several, the document.
+        let (resource, related) = match <[Resource; 1]>::try_from(accounts) {
+            Ok([account]) => (account, Vec::new()),
+            Err(accounts) => (Resource::docker_configs(), accounts),
+        };
+        let event = NewEvent::of(caller, Action::Reveal, resource).related(related);
+        self.recorder.record(event.details(details)).await?;
+        Ok(rendered)
     }
 
     /// Renders accounts for a reader. It is all or nothing: a document that lacks an account is never made.
@@ -66,22 +115,26 @@ impl DockerConfigs {
         caller: &Identity,
         profile: Profile,
         choice: &AccountChoice,
-    ) -> Result<RenderedConfig, ServiceError> {
-        self.assemble_within(&caller.grants, profile, choice).await
+    ) -> Result<Assembled, ServiceError> {
+        self.render_chosen(profile, &self.choose(&caller.grants, choice, Reading::Remembered).await?)
     }
 
-    /// Renders accounts within grants, for whoever works on what a caller was allowed to declare before.
+    /// Renders all of these accounts as they are stored at this moment, for whoever works on what a caller was allowed to
+    /// declare before: what is remembered may be older than the generation that he works on.
     ///
     /// # Errors
     ///
     /// As [`assemble`](Self::assemble).
-    pub(super) async fn assemble_within(
+    pub(super) async fn assemble_stored(
         &self,
-        grants: &Grants,
         profile: Profile,
         choice: &AccountChoice,
     ) -> Result<RenderedConfig, ServiceError> {
-        let sealed = self.choose(grants, choice).await?;
+        let sealed = self.choose(&Grants::everything(), choice, Reading::Stored).await?;
+        Ok(self.render_chosen(profile, &sealed)?.rendered)
+    }
+
+    fn render_chosen(&self, profile: Profile, sealed: &[Arc<SealedCredential>]) -> Result<Assembled, ServiceError> {
         let opened = sealed
             .iter()
             .map(|one| self.sealer.open(SealedColumn::AccountPassword.slot(one.id), &one.password))
@@ -97,7 +150,9 @@ impl DockerConfigs {
                 email: account.email.as_deref(),
             })
             .collect();
-        Ok(render(profile, &credentials)?)
+        let names = sealed.iter().filter_map(|account| Name::parse(&account.name).ok());
+        let accounts = names.map(|name| Resource::account(&name)).collect();
+        Ok(Assembled { rendered: render(profile, &credentials)?, accounts })
     }
 
     /// Says which entry each reader would use for an image. No password is opened.
@@ -113,7 +168,7 @@ impl DockerConfigs {
     ) -> Result<Explanation, ServiceError> {
         match subject {
             Subject::Accounts(choice) => {
-                let sealed = self.choose(&caller.grants, &choice).await?;
+                let sealed = self.choose(&caller.grants, &choice, Reading::Remembered).await?;
                 let accounts: Vec<ScopedAccount<'_>> =
                     sealed.iter().map(|one| ScopedAccount { name: &one.name, scope: &one.registry }).collect();
                 Ok(explain_accounts(&accounts, &image))
@@ -123,20 +178,30 @@ impl DockerConfigs {
     }
 
     /// The chosen accounts. To the caller, one that is not granted is one that does not exist.
-    async fn choose(&self, grants: &Grants, choice: &AccountChoice) -> Result<Vec<SealedCredential>, ServiceError> {
-        let mut conn = connection(&self.pool).await?;
+    async fn choose(
+        &self,
+        grants: &Grants,
+        choice: &AccountChoice,
+        reading: Reading,
+    ) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
         match choice {
             AccountChoice::Names(accounts) => {
                 let names = parse_names(accounts)?;
-                in_order(accounts, storage::accounts::find_credentials(&mut conn, grants, &names).await?)
+                let granted = |account: &SealedCredential| grants.include_account(&account.name, &account.labels);
+                let found = match reading {
+                    Reading::Remembered => self.memory.credentials(&names, granted).await?,
+                    Reading::Stored => self.memory.stored_credentials(&names, granted).await?,
+                };
+                in_order(accounts, found)
             }
             AccountChoice::Selector(selector) => {
                 let limit = ACCOUNTS_MAX + 1;
+                let mut conn = connection(&self.pool).await?;
                 let selected = storage::accounts::select_credentials(&mut conn, grants, selector, limit).await?;
                 let refused = |detail| Err(vec![FieldError::new("accountSelector", detail)].into());
                 match selected.len() {
                     0 => refused("selects no registry account"),
-                    1..=ACCOUNTS_MAX => Ok(selected),
+                    1..=ACCOUNTS_MAX => Ok(selected.into_iter().map(Arc::new).collect()),
                     _ => refused("selects more than 1000 registry accounts"),
                 }
             }
@@ -179,18 +244,22 @@ fn parse_names(accounts: &[String]) -> Result<Vec<&str>, ServiceError> {
 }
 
 /// Puts what was found in the order of the request, or names what was not.
-fn in_order(accounts: &[String], found: Vec<SealedCredential>) -> Result<Vec<SealedCredential>, ServiceError> {
-    let mut by_name: HashMap<String, SealedCredential> =
+fn in_order(
+    accounts: &[String],
+    found: Vec<Arc<SealedCredential>>,
+) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
+    let mut by_name: HashMap<String, Arc<SealedCredential>> =
         found.into_iter().map(|account| (account.name.clone(), account)).collect();
     let mut errors = FieldErrors::default();
+    let mut unknown = Vec::new();
     let mut ordered = Vec::with_capacity(accounts.len());
     for (index, name) in accounts.iter().enumerate() {
-        match by_name.remove(name) {
-            Some(account) => ordered.push(account),
-            None => {
-                errors.refuse(&format!("accounts[{index}]"), format!("there is no registry account named `{name}`"));
-            }
+        if let Some(account) = by_name.remove(name) {
+            ordered.push(account);
+        } else {
+            errors.refuse(&format!("accounts[{index}]"), format!("there is no registry account named `{name}`"));
+            unknown.extend(Name::parse(name));
         }
     }
-    errors.finish(|| Some(ordered)).map_err(Into::into)
+    errors.finish(|| Some(ordered)).map_err(|errors| ServiceError::UnknownAccounts { errors, names: unknown })
 }

@@ -14,7 +14,8 @@ use crate::{
     domain::{
         account::{Account, Email, NewAccount, Password, Username},
         account_name,
-        caller::Identity,
+        audit::{Action, Details, NewEvent, Resource},
+        caller::{Call, Identity},
         docker_config::{
             Warning,
             import::{FoundAccount, Import, ImportItem, ImportOutcome, SkipReason},
@@ -25,8 +26,8 @@ use crate::{
         names::{Labels, Name},
         registry::RegistryScope,
     },
-    service::{ServiceError, beside_requests, pull_secrets},
-    storage::{self, sealed::SealedColumn},
+    service::{ServiceError, audit::Trail, beside_requests, memory::Memory, pull_secrets},
+    storage::{self, changes::Change, sealed::SealedColumn},
 };
 
 /// What became of one entry or field of the document.
@@ -73,7 +74,9 @@ pub struct ImportReport {
 #[derive(Debug, Clone)]
 pub struct Imports {
     pool: PgPool,
+    memory: Arc<Memory>,
     sealer: Arc<Sealer>,
+    trail: Trail,
 }
 
 /// An entry that becomes an account, with its name.
@@ -85,8 +88,8 @@ struct Planned {
 impl Imports {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>) -> Self {
-        Self { pool, sealer }
+    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>, trail: Trail) -> Self {
+        Self { pool, memory, sealer, trail }
     }
 
     /// Imports a document in any of its forms. An account is named after its registry, with `prefix` before it;
@@ -99,7 +102,7 @@ impl Imports {
     /// caller, or would not be. Nothing is stored then.
     pub async fn import(
         &self,
-        caller: &Identity,
+        caller: &Call,
         document: impl AsRef<[u8]> + Send + 'static,
         prefix: String,
         dry_run: bool,
@@ -118,8 +121,13 @@ impl Imports {
             existing.into_iter().map(|(account, sealed)| (account.name.to_string(), (account, sealed))).collect();
         refuse_not_granted(caller, &planned, &existing)?;
         refuse_other_registries(&planned, &existing)?;
+        let mut events = Vec::new();
         for Planned { position, new } in planned {
             let name = new.name.clone();
+            let mut done = |action: Action| {
+                let event = NewEvent::of(caller, action, Resource::account(&name));
+                events.push(event.details(Details::default().by_import()));
+            };
             items[position].outcome = match existing.remove(new.name.as_str()) {
                 None => {
                     let id = Uuid::now_v7();
@@ -132,6 +140,7 @@ impl Imports {
                         other => other.into(),
                     })?;
                     pull_secrets::follow_account(&mut tx, None, Some(&inserted), true).await?;
+                    done(Action::AccountCreate);
                     Outcome::Created
                 }
                 Some((account, sealed)) => {
@@ -144,6 +153,7 @@ impl Imports {
                             let password = self.sealer.seal(slot, new.password.secret())?;
                             let updated = storage::accounts::update(&mut tx, &changed, Some(&password)).await?;
                             pull_secrets::follow_account(&mut tx, Some(&account), Some(&updated), true).await?;
+                            done(if has_password { Action::AccountUpdate } else { Action::AccountRotate });
                             Outcome::Updated
                         }
                     }
@@ -151,7 +161,11 @@ impl Imports {
             };
         }
         if !dry_run {
+            self.trail.record(&mut tx, events).await?;
             tx.commit().await?;
+            for name in names {
+                self.memory.forget(&Change::RegistryAccount(name));
+            }
         }
         Ok(ImportReport { items, warnings })
     }

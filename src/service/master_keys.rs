@@ -5,7 +5,11 @@ use uuid::Uuid;
 
 use crate::{
     crypto::sealer::{OpenError, Sealer},
-    service::{ServiceError, connection},
+    domain::{
+        audit::{Action, Details, NewEvent, Outcome, Resource},
+        caller::Actor,
+    },
+    service::{ServiceError, audit::Trail, connection},
     storage::sealed::{self, KeyUse, SealedColumn},
 };
 
@@ -43,6 +47,32 @@ pub async fn rotate(
             progress(&rotation);
         }
     }
+    Ok(rotation)
+}
+
+/// As [`rotate`], on record before it begins, and again with how it went.
+///
+/// # Errors
+///
+/// [`ServiceError::Audit`] if it cannot be recorded; nothing is re-sealed then.
+pub async fn rotate_on_record(
+    pool: &PgPool,
+    sealer: &Sealer,
+    trail: &Trail,
+    actor: &Actor,
+    progress: impl FnMut(&Rotation),
+) -> Result<Rotation, ServiceError> {
+    let event = NewEvent::by(actor, Action::MasterKeyRotate, Resource::master_keys());
+    trail.record_alone(pool, event.clone().outcome(Outcome::Attempt)).await?;
+    let rotation = rotate(pool, sealer, progress).await;
+    let (outcome, count) = match &rotation {
+        Ok(rotation) if rotation.unreadable == 0 => (Outcome::Success, rotation.resealed),
+        Ok(rotation) => (Outcome::Failure, rotation.resealed),
+        Err(_) => (Outcome::Failure, 0),
+    };
+    let recorded = trail.record_alone(pool, event.outcome(outcome).details(Details::default().count(count))).await;
+    let rotation = rotation?;
+    recorded?;
     Ok(rotation)
 }
 

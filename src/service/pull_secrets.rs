@@ -13,13 +13,14 @@ use uuid::Uuid;
 use crate::{
     domain::{
         account::Account,
-        caller::Identity,
+        audit::{Action, Details, NewEvent, Resource},
+        caller::{Call, Identity},
         grants::Grants,
         invalid::{FieldError, FieldErrors},
         names::Name,
         pull_secret::{Accounts, Declaration, DeletionPolicy, Namespaces, TargetState},
     },
-    service::{ExpectedVersion, ServiceError, check_version, connection},
+    service::{ExpectedVersion, ServiceError, audit::Trail, check_version, connection},
     storage::{
         self, PageRequest, StorageError,
         pull_secrets::StoredPullSecret,
@@ -61,13 +62,14 @@ pub enum Declared {
 #[derive(Debug, Clone)]
 pub struct PullSecrets {
     pool: PgPool,
+    trail: Trail,
 }
 
 impl PullSecrets {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+    pub fn new(pool: PgPool, trail: Trail) -> Self {
+        Self { pool, trail }
     }
 
     /// Stores a declaration and has its targets brought up to date. The same declaration again changes nothing.
@@ -79,7 +81,7 @@ impl PullSecrets {
     /// [`ServiceError::Stale`] if it is not at the expected version; [`ServiceError::Deleting`] if it is on its way out.
     pub async fn declare(
         &self,
-        caller: &Identity,
+        caller: &Call,
         name: &Name,
         declaration: &Declaration,
         expected: ExpectedVersion,
@@ -131,6 +133,9 @@ impl PullSecrets {
         .await?;
         storage::pull_secrets::notify(&mut tx).await?;
         let shown = shown(&mut tx, stored).await?;
+        let version = Details::default().version(shown.stored.version);
+        let event = NewEvent::of(caller, Action::PullSecretDeclare, Resource::pull_secret(name)).details(version);
+        self.trail.record(&mut tx, [event.related(named(declaration))]).await?;
         tx.commit().await?;
         Ok((declared, shown))
     }
@@ -218,12 +223,14 @@ impl PullSecrets {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if there is none of that name.
-    pub async fn sync(&self, caller: &Identity, name: &Name) -> Result<ShownPullSecret, ServiceError> {
+    pub async fn sync(&self, caller: &Call, name: &Name) -> Result<ShownPullSecret, ServiceError> {
         let mut tx = self.pool.begin().await?;
         let stored = granted(&mut tx, caller, name).await?;
         storage::targets::poke(&mut tx, stored.id).await?;
         storage::pull_secrets::notify(&mut tx).await?;
         let shown = shown(&mut tx, stored).await?;
+        let event = NewEvent::of(caller, Action::PullSecretSync, Resource::pull_secret(name));
+        self.trail.record(&mut tx, [event]).await?;
         tx.commit().await?;
         Ok(shown)
     }
@@ -237,7 +244,7 @@ impl PullSecrets {
     /// version.
     pub async fn remove(
         &self,
-        caller: &Identity,
+        caller: &Call,
         name: &Name,
         expected: ExpectedVersion,
         policy: Option<DeletionPolicy>,
@@ -251,6 +258,9 @@ impl PullSecrets {
         storage::targets::declare(&mut tx, stored.id, stored.generation + 1, (&[], &[]), &[], policy).await?;
         storage::pull_secrets::delete_empty(&mut tx, stored.id).await?;
         storage::pull_secrets::notify(&mut tx).await?;
+        let version = Details::default().version(stored.version);
+        let event = NewEvent::of(caller, Action::PullSecretDelete, Resource::pull_secret(name)).details(version);
+        self.trail.record(&mut tx, [event]).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -271,6 +281,14 @@ impl PullSecrets {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(500));
         }
+    }
+}
+
+/// The accounts that a declaration names.
+fn named(declaration: &Declaration) -> Vec<Resource> {
+    match &declaration.accounts {
+        Accounts::Names(names) => names.iter().map(Resource::account).collect(),
+        Accounts::Selector(_) => Vec::new(),
     }
 }
 
@@ -464,6 +482,7 @@ pub(super) async fn refuse_used(
         return Ok(());
     }
     let all = users.len();
-    let by: Vec<String> = visible(conn, caller, users).await?.into_iter().map(|user| user.name.to_string()).collect();
+    let by: Vec<String> =
+        visible(conn, caller, users).await?.into_iter().map(|user| format!("pull-secrets/{}", user.name)).collect();
     Err(ServiceError::InUse { kind, name: name.to_string(), hidden: all - by.len(), by })
 }

@@ -22,7 +22,6 @@ use crate::{
     crypto::api_key::ContentKey,
     domain::{
         docker_config::RenderError,
-        grants::Grants,
         names::{Name, ServiceAccountName},
         pull_secret::{self, Accounts, Declaration, Owner, Step, TargetState, Wanted, Written, backoff, plan},
     },
@@ -611,8 +610,7 @@ impl Reconciler {
             Accounts::Selector(selector) => AccountChoice::Selector(selector.clone()),
         };
         let secret_type = declaration.secret_type;
-        let rendered =
-            self.docker_configs.assemble_within(&Grants::everything(), secret_type.profile(), &choice).await?;
+        let rendered = self.docker_configs.assemble_stored(secret_type.profile(), &choice).await?;
         let mac =
             self.content_key.mac(&[secret_type.as_str().as_bytes(), rendered.document.expose_secret().as_bytes()]);
         let secret = SecretContent::new(secret_type.as_str(), secret_type.data_key(), &rendered.document);

@@ -7,15 +7,17 @@ use chrono::{DateTime, Utc};
 use crate::{
     clients::cluster::{ClusterError, NewSecret},
     domain::{
-        caller::Identity,
+        audit::{Action, Details, NewEvent, Outcome, Resource},
+        caller::Call,
         docker_config::{RenderedConfig, Warning},
         names::{Labels, Name, NamespaceName, SecretName},
         secret::{MANAGED_BY_LABEL, SecretType},
     },
     service::{
         ServiceError,
+        audit::{recorder::Recorder, refusals::Refusal},
         clusters::Clusters,
-        docker_configs::{AccountChoice, DockerConfigs},
+        docker_configs::{AccountChoice, Assembled, DockerConfigs},
     },
 };
 
@@ -58,13 +60,14 @@ pub struct Delivered {
 pub struct Secrets {
     clusters: Clusters,
     docker_configs: DockerConfigs,
+    recorder: Recorder,
 }
 
 impl Secrets {
     /// Puts the service together.
     #[must_use]
-    pub fn new(clusters: Clusters, docker_configs: DockerConfigs) -> Self {
-        Self { clusters, docker_configs }
+    pub fn new(clusters: Clusters, docker_configs: DockerConfigs, recorder: Recorder) -> Self {
+        Self { clusters, docker_configs, recorder }
     }
 
     /// Creates one Secret by one POST, which is never repeated: a Secret of that name that is there stays as
@@ -75,15 +78,24 @@ impl Secrets {
     /// [`ServiceError::NotFound`] for the cluster, [`ServiceError::Invalid`] for the accounts,
     /// [`ServiceError::Cluster`] for whatever the API server says. For the caller, a namespace that is not granted
     /// is one that the cluster does not have; it is not looked for.
-    pub async fn deliver(&self, caller: &Identity, delivery: Delivery) -> Result<Delivered, ServiceError> {
+    pub async fn deliver(&self, caller: &Call, delivery: Delivery) -> Result<Delivered, ServiceError> {
         // The cluster first: what it cannot take need not be opened.
         let client = self.clusters.client(caller, &delivery.cluster).await?;
         if !caller.grants.include_namespace(delivery.namespace.as_str()) {
+            self.refuse(caller, &delivery);
             return Err(ClusterError::NamespaceNotFound.into());
         }
         let profile = delivery.secret_type.profile();
-        let RenderedConfig { document, keys, warnings } =
-            self.docker_configs.assemble(caller, profile, &delivery.accounts).await?;
+        let resource = Resource::secret(&delivery.cluster, &delivery.namespace, &delivery.name);
+        let assembled = self.docker_configs.assemble(caller, profile, &delivery.accounts).await;
+        if let Err(ServiceError::Open(_)) = assembled {
+            self.recorder.note_damage(NewEvent::of(caller, Action::Deliver, resource.clone())).await;
+        }
+        let Assembled { rendered: RenderedConfig { document, keys, warnings }, accounts } = assembled?;
+        let mut related = vec![Resource::cluster(&delivery.cluster)];
+        related.extend(accounts);
+        let event = NewEvent::of(caller, Action::Deliver, resource).related(related);
+        let details = Details::default().dry_run(delivery.dry_run);
         let secret = NewSecret {
             namespace: delivery.namespace.to_string(),
             name: delivery.name.to_string(),
@@ -93,7 +105,19 @@ impl Secrets {
             labels: with_managed_by(delivery.labels),
             annotations: BTreeMap::new(),
         };
-        let created = client.create_secret(&secret, delivery.dry_run).await?;
+        // It cannot be in one transaction with what a cluster does: so what is about to be done is durable before, and how
+        // it went follows.
+        self.recorder.record(event.clone().details(details.clone()).outcome(Outcome::Attempt)).await?;
+        let created = client.create_secret(&secret, delivery.dry_run).await;
+        let (outcome, details) = match &created {
+            Ok(_) => (Outcome::Success, details),
+            Err(error) => (Outcome::Failure, details.reason(error.slug())),
+        };
+        // What was done is answered as it was: that it was asked for is on record.
+        if let Err(error) = self.recorder.record(event.details(details).outcome(outcome)).await {
+            tracing::error!(%error, "how a delivery went is not in the audit record; that it was asked for is");
+        }
+        let created = created?;
         Ok(Delivered {
             uid: created.uid,
             resource_version: created.resource_version,
@@ -101,6 +125,17 @@ impl Secrets {
             keys,
             warnings,
         })
+    }
+
+    fn refuse(&self, caller: &Call, delivery: &Delivery) {
+        self.recorder.refuse(Refusal {
+            actor: caller.actor.clone(),
+            action: Action::Deliver,
+            resources: vec![Resource::secret(&delivery.cluster, &delivery.namespace, &delivery.name)],
+            reason: "not-granted",
+            request_id: Some(caller.request_id),
+            source: caller.source,
+        });
     }
 }
 

@@ -17,7 +17,8 @@ use crate::{
     crypto::sealer::Sealer,
     domain::{
         account::{Account, AccountChange, NewAccount},
-        caller::Identity,
+        audit::{Action, NewEvent, Resource},
+        caller::Call,
         names::Name,
         registry::{RegistryScope, RepositoryName},
         verification::{EXPIRY_WARNINGS, Finding, Verification, VerificationResult},
@@ -25,6 +26,7 @@ use crate::{
     service::{
         ExpectedVersion, ServiceError,
         accounts::{Accounts, not_found, refuse_redirection, require_granted},
+        audit::recorder::Recorder,
         check_version, connection,
     },
     storage::{self, sealed::SealedColumn, verifications::Expiring},
@@ -96,14 +98,21 @@ pub struct Verifications {
     sealer: Arc<Sealer>,
     accounts: Accounts,
     registries: Arc<Registries>,
+    recorder: Recorder,
     tally: Arc<Tally>,
 }
 
 impl Verifications {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>, accounts: Accounts, registries: Registries) -> Self {
-        Self { pool, sealer, accounts, registries: Arc::new(registries), tally: Arc::default() }
+    pub fn new(
+        pool: PgPool,
+        sealer: Arc<Sealer>,
+        accounts: Accounts,
+        registries: Registries,
+        recorder: Recorder,
+    ) -> Self {
+        Self { pool, sealer, accounts, registries: Arc::new(registries), recorder, tally: Arc::default() }
     }
 
     /// What is counted.
@@ -120,11 +129,14 @@ impl Verifications {
     /// the account's. A login that does not work is no error but what was found.
     pub async fn verify(
         &self,
-        caller: &Identity,
+        caller: &Call,
         name: &Name,
         repository: Option<&str>,
     ) -> Result<Verification, ServiceError> {
         let account = self.accounts.find(caller, name).await?;
+        parse_repository(repository, &account.registry)?;
+        // The stored password is about to be shown to its registry. What that says of it is stored with the account.
+        self.recorder.record(NewEvent::of(caller, Action::AccountVerify, Resource::account(name))).await?;
         self.verify_account(&account, repository, Trigger::Request).await
     }
 
@@ -147,7 +159,7 @@ impl Verifications {
     /// As [`Accounts::register`]; and [`ServiceError::VerificationFailed`] if the login did not prove to work. Nothing is stored then.
     pub async fn register(
         &self,
-        caller: &Identity,
+        caller: &Call,
         new: NewAccount,
         first: Option<VerifyFirst>,
     ) -> Result<Account, ServiceError> {
@@ -176,7 +188,7 @@ impl Verifications {
     /// changed then. An account that somebody else changes while its login is checked is [`ServiceError::Stale`].
     pub async fn change(
         &self,
-        caller: &Identity,
+        caller: &Call,
         name: &Name,
         change: AccountChange,
         expected: ExpectedVersion,

@@ -319,6 +319,7 @@ impl TryFrom<CredentialRow> for SealedCredential {
             name: row.name,
             username: row.username,
             email: row.email,
+            labels: row.labels.0,
             password: Sealed { key_id: row.password_key_id, bytes: row.password },
         })
     }
@@ -337,21 +338,19 @@ pub struct SealedCredential {
     pub username: String,
     /// Optional e-mail address.
     pub email: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
     /// The sealed password.
     pub password: Sealed,
 }
 
-/// Finds the credentials of these accounts, in no particular order; what is unknown or not granted is left out.
+/// Finds the credentials of these accounts, in no particular order; what is unknown is left out.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked or a row is damaged.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.find_credentials", skip_all)]
-pub async fn find_credentials(
-    conn: &mut PgConnection,
-    grants: &Grants,
-    names: &[&str],
-) -> Result<Vec<SealedCredential>, StorageError> {
+pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<SealedCredential>, StorageError> {
     let rows = match names {
         // The usual case: Postgres keeps the plan of this statement, and plans the other one anew each time.
         [name] => {
@@ -375,10 +374,7 @@ pub async fn find_credentials(
             .await?
         }
     };
-    rows.into_iter()
-        .filter(|row| grants.include_account(&row.name, &row.labels.0))
-        .map(SealedCredential::try_from)
-        .collect()
+    rows.into_iter().map(SealedCredential::try_from).collect()
 }
 
 /// Finds the credentials of the granted accounts that a selector selects, in the order of their names, `limit` at most.

@@ -22,8 +22,10 @@ pub struct StoredKey {
     pub identity: Identity,
     /// What a shown key is checked against.
     pub verifier: KeyVerifier,
-    /// Neither revoked nor expired, by the database's clock.
-    pub is_active: bool,
+    /// It opens no door any more.
+    pub is_revoked: bool,
+    /// Until it expires, by the database's clock; negative where it has.
+    pub expires_in_seconds: Option<f64>,
 }
 
 /// Role and grants of a row.
@@ -45,7 +47,8 @@ fn rights(id: Uuid, role: &str, grants: GrantsDocument) -> Result<(Role, Grants)
 pub async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Option<StoredKey>, StorageError> {
     let row = sqlx::query!(
         r#"SELECT id, name, role, grants AS "grants: Json<GrantsDocument>", mac, hash, expires_at,
-               (revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())) AS "is_active!"
+               revoked_at IS NOT NULL AS "is_revoked!",
+               extract(epoch FROM expires_at - now())::float8 AS expires_in_seconds
            FROM api_keys WHERE id = $1"#,
         id,
     )
@@ -61,7 +64,8 @@ pub async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Option<StoredKey>
                 expires_at: row.expires_at,
             },
             verifier: KeyVerifier { mac: row.mac, hash: row.hash },
-            is_active: row.is_active,
+            is_revoked: row.is_revoked,
+            expires_in_seconds: row.expires_in_seconds,
         })
     })
     .transpose()
@@ -222,15 +226,15 @@ pub async fn lock_admins(conn: &mut PgConnection) -> Result<Vec<AdminKey>, Stora
     .await?)
 }
 
-/// Revokes a key; one that is revoked already stays as it is.
+/// Revokes a key, and says whether it did; one that is revoked already stays as it is.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.api_keys.revoke", skip_all, fields(key.id = %id))]
-pub async fn revoke(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
-    sqlx::query!("UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", id)
+pub async fn revoke(conn: &mut PgConnection, id: Uuid) -> Result<bool, StorageError> {
+    let revoked = sqlx::query!("UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", id)
         .execute(conn)
         .await?;
-    Ok(())
+    Ok(revoked.rows_affected() > 0)
 }

@@ -1,8 +1,8 @@
 //! The schema's migrations, compiled into the binary.
 
-use sqlx::{PgConnection, PgPool, migrate::Migrator};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, migrate::Migrator};
 
-use crate::storage::StorageError;
+use crate::{domain::invalid::Invalid, storage::StorageError};
 
 /// All migrations. A database that is ahead of this binary is fine: migrations expand first and contract one
 /// release later, so that the release before still runs.
@@ -19,6 +19,41 @@ pub static MIGRATOR: Migrator = {
 /// [`sqlx::migrate::MigrateError`] if a migration fails or an applied one was changed afterwards.
 pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
     MIGRATOR.run(pool).await
+}
+
+/// Why rights were not granted.
+#[derive(Debug, thiserror::Error)]
+pub enum GrantError {
+    /// That can be no role.
+    #[error(transparent)]
+    Role(Invalid),
+    /// Postgres refuses.
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+}
+
+/// Gives a role what a service needs in this schema: rows of all tables, but of the audit record only to add events and to
+/// move the heads of the chains. To be repeated after each migration, for tables that are new.
+///
+/// # Errors
+///
+/// [`GrantError::Role`] if that can be no role's name, else what Postgres says.
+pub async fn grant(pool: &PgPool, role: &str) -> Result<(), GrantError> {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    if role.is_empty() || role.len() > 63 || !role.bytes().all(is_plain) {
+        return Err(GrantError::Role(Invalid::new("must be a role of lower-case letters, digits and '_'")));
+    }
+    let statements = format!(
+        r#"GRANT USAGE ON SCHEMA public TO "{role}";
+           GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "{role}";
+           REVOKE INSERT, UPDATE, DELETE ON _sqlx_migrations FROM "{role}";
+           REVOKE UPDATE, DELETE ON audit_events FROM "{role}";
+           REVOKE DELETE ON audit_chains FROM "{role}";"#
+    );
+    let mut tx = pool.begin().await?;
+    // Safe: of the role's name, only such characters were let through.
+    sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *tx).await?;
+    Ok(tx.commit().await?)
 }
 
 /// How many of this binary's migrations the database does not have.

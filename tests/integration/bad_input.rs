@@ -9,7 +9,6 @@ use std::{
 };
 
 use chrono::{TimeDelta, Utc};
-use regcred::{domain::names::Name, service::api_keys};
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -598,7 +597,7 @@ async fn whoever_has_no_good_key_is_told_nothing_else(pool: PgPool) {
     let revoked = app.new_key("revoked", None).await;
     let client = |key: &str| app.anonymous().with_key(key);
     assert_eq!(client(&revoked).get("/v1/me").await.expect(200)["name"], "revoked");
-    api_keys::revoke(&app.pool, &Name::parse("revoked").expect("a name")).await.expect("revoked");
+    app.revoke_key("revoked", false).await.expect("revoked");
     let unknown = {
         let body = format!("rgc_{}_{}", "0198a0b1700070008000000000000001", "7".repeat(64));
         format!("{body}{:08x}", crc32fast::hash(body.as_bytes()))

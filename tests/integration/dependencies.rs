@@ -100,6 +100,12 @@ async fn without_postgres_requests_are_refused_until_it_is_back() {
     // Twice: what holds once may have used something up.
     for round in 1..=2 {
         postgres.stop().await;
+        // What is remembered counts until the process has heard of it.
+        eventually("rows are not remembered any more", async || {
+            let metrics = service.anonymous().get("/metrics").await.body;
+            metrics.contains("\nregcred_rows_remembered 0\n").then_some(())
+        })
+        .await;
         let render = json!({"accounts": ["a"]});
         let requests = (0..16).map(async |number| match number % 4 {
             0 => client.get("/v1/registry-accounts").await,
@@ -323,8 +329,13 @@ async fn every_problem_of_the_configuration_is_told_at_once() {
 #[tokio::test]
 async fn a_log_filter_that_is_none_is_told() {
     for (variable, value) in [("REGCRED_LOG_FILTER", "regcred=loud"), ("REGCRED_LOG_FORMAT", "xml")] {
-        let exit = Installation::new("postgres://localhost/x").with(variable, value).run(&["serve"]).await;
+        let installation = Installation::new("postgres://localhost/x").with(variable, value);
+        let exit = installation.run(&["migrate"]).await;
         assert!(exit.code == Some(64) && exit.stderr.contains(variable), "{exit:?}");
+        // With what else is wrong.
+        let exit = installation.with("REGCRED_HTTP_WORKERS", "0").run(&["serve"]).await;
+        assert!(exit.code == Some(64) && exit.stderr.contains(variable), "{exit:?}");
+        assert!(exit.stderr.contains("REGCRED_HTTP_WORKERS"), "{exit:?}");
     }
 }
 

@@ -3,13 +3,17 @@
 mod access;
 mod accounts;
 mod architecture;
+mod audit;
 mod bad_input;
 mod cluster_client;
 mod dependencies;
+mod edge;
 mod explain;
+mod identity_providers;
 mod imports;
 mod leaks;
 mod lifecycle;
+mod memory;
 mod openapi;
 mod pull_secrets;
 mod readers;

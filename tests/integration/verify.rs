@@ -3,10 +3,10 @@
 mod api;
 mod attacks;
 mod bearer;
-mod certificates;
+pub mod certificates;
 mod clusters;
 mod command;
 mod health;
-mod listening;
+pub mod listening;
 mod registries;
 mod token_service;

@@ -248,7 +248,7 @@ fn is_busy(label: &str, busy: &Busy) -> Finding {
 }
 
 /// Resolves nothing: the guard did so, and the client has its addresses.
-struct NoResolver;
+pub(in crate::clients) struct NoResolver;
 
 impl Resolve for NoResolver {
     fn resolve(&self, _: Name) -> Resolving {

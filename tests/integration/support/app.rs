@@ -3,21 +3,29 @@
 use std::{
     collections::HashMap,
     net::{SocketAddr, TcpListener},
-    sync::Once,
+    sync::{Arc, Once},
     thread::{self, JoinHandle},
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, TimeDelta, Utc};
 use regcred::{
-    app::App, config::Reader, crypto::api_key::Pepper, domain::caller::NewApiKey, service::api_keys, shutdown::Signals,
+    app::App,
+    config::Reader,
+    crypto::{api_key::Pepper, audit::AuditKey},
+    domain::{
+        caller::{Actor, ActorKind, NewApiKey},
+        names::Name,
+    },
+    service::{ServiceError, api_keys, audit::Trail},
+    shutdown::Signals,
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions, PgPool};
+use sqlx::PgPool;
 use tokio::sync::oneshot;
 
-use super::{client::Client, given, kubernetes};
+use super::{client::Client, given, kubernetes, postgres};
 
 /// A regcred of one test, on a port and a database of its own. It stops when it is dropped.
 pub struct TestApp {
@@ -36,10 +44,17 @@ impl TestApp {
 
     /// Starts with further variables, or others than usual.
     pub async fn configured(pool: PgPool, variables: &[(&str, &str)]) -> Self {
+        let mut app = Self::start(pool, variables).await;
+        let key = app.new_key("admin", None).await;
+        app.admin = app.admin.with_key(&key);
+        app
+    }
+
+    async fn start(pool: PgPool, variables: &[(&str, &str)]) -> Self {
         once_for_the_process();
         let mut environment = HashMap::from(
             [
-                ("REGCRED_DATABASE_URL", pool.connect_options().to_url_lossy().to_string()),
+                ("REGCRED_DATABASE_URL", postgres::service_url(&pool).await),
                 ("REGCRED_DATABASE_MAX_CONNECTIONS", "8".to_owned()),
                 ("REGCRED_HTTP_WORKERS", "2".to_owned()),
                 ("REGCRED_MASTER_KEYS", format!("test:{}", BASE64_STANDARD.encode([1; 32]))),
@@ -68,9 +83,13 @@ impl TestApp {
         });
         let address = address.await.expect("it starts");
         let anonymous = Client::new(format!("http://{address}"), None);
-        let mut app = Self { pool, address, admin: anonymous, stop: Some(stop), thread: Some(thread) };
-        let key = app.new_key("admin", None).await;
-        app.admin = app.admin.with_key(&key);
+        Self { pool, address, admin: anonymous, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Starts another replica on the same database.
+    pub async fn beside(other: &Self) -> Self {
+        let mut app = Self::start(other.pool.clone(), &[]).await;
+        app.admin = Client::new(format!("http://{}", app.address), None).with_key(other.admin.key());
         app
     }
 
@@ -89,8 +108,22 @@ impl TestApp {
         // Of the past where a test wants one that has expired.
         let now = expires_at.unwrap_or_default() - TimeDelta::hours(1);
         let new = NewApiKey::parse(name, "admin", None, expires_at, now).expect("a good key");
-        let (_, key) = api_keys::create(&self.pool, &pepper(), &new).await.expect("a key");
+        let (_, key) =
+            api_keys::create(&self.pool, &self.trail().await, &somebody(), &pepper(), &new).await.expect("a key");
         key.text.expose_secret().to_owned()
+    }
+
+    /// Revokes an API key past the API.
+    pub async fn revoke_key(&self, name: &str, even_last_admin: bool) -> Result<(), ServiceError> {
+        let (name, trail) = (Name::parse(name).expect("a name"), self.trail().await);
+        if even_last_admin {
+            return api_keys::revoke_even_last_admin(&self.pool, &trail, &somebody(), &name).await;
+        }
+        api_keys::revoke(&self.pool, &trail, &somebody(), &name).await
+    }
+
+    async fn trail(&self) -> Trail {
+        Trail::open(&self.pool, Arc::new(audit_key()), 1).await.expect("a chain")
     }
 
     /// Makes an API key through the API; a client that uses it.
@@ -148,6 +181,15 @@ fn pepper_text() -> String {
 
 fn pepper() -> Pepper {
     Pepper::parse(&SecretString::from(pepper_text())).expect("a pepper")
+}
+
+/// What links the audit record of every [`TestApp`].
+pub fn audit_key() -> AuditKey {
+    AuditKey::of(&pepper())
+}
+
+fn somebody() -> Actor {
+    Actor { kind: ActorKind::CommandLine, id: None, name: "somebody".to_owned() }
 }
 
 /// What `main` does for the binary; and a signal ends this process, though each app listens for signals too.

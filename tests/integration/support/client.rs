@@ -28,6 +28,11 @@ impl Client {
         Self { key: Some(key.to_owned()), ..self.clone() }
     }
 
+    /// The key that it uses.
+    pub fn key(&self) -> &str {
+        self.key.as_deref().expect("a key")
+    }
+
     /// A request that a test adds to and then hands to [`send`](Self::send).
     pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
         let method = Method::from_bytes(method.as_bytes()).expect("a method");

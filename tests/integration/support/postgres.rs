@@ -8,12 +8,39 @@ use std::{
     process::{Command, Stdio},
 };
 
-use sqlx::{Connection, PgConnection};
+use regcred::storage::schema;
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, postgres::PgConnectOptions};
+use url::Url;
 
 use super::{eventually, files::TempDir, given, process::Process};
 
 /// The password in the URL; Postgres itself asks for none here.
 pub const PASSWORD: &str = "canary-of-the-database";
+
+/// A URL of this database for the role that a service runs as: it owns nothing, and has what `regcred migrate --grant-to`
+/// gives it. A database on another server than that of `dev/with-services` has no such role, and keeps its own.
+pub async fn service_url(pool: &PgPool) -> String {
+    let options = pool.connect_options();
+    let service: PgConnectOptions = given("REGCRED_TEST_PG_SERVICE_URL").parse().expect("a URL");
+    if options.get_port() != service.get_port() {
+        return options.to_url_lossy().to_string();
+    }
+    schema::grant(pool, service.get_username()).await.expect("granted");
+    with_login_of(&options, &given("REGCRED_TEST_PG_SERVICE_URL"))
+}
+
+/// A connection to this database that may do everything.
+pub async fn superuser(pool: &PgPool) -> PgConnection {
+    let url = format!("postgres://postgres:{}@localhost", given("REGCRED_TEST_PG_SUPERUSER_PASSWORD"));
+    PgConnection::connect(&with_login_of(&pool.connect_options(), &url)).await.expect("a superuser")
+}
+
+fn with_login_of(options: &PgConnectOptions, login: &str) -> String {
+    let (mut url, login) = (options.to_url_lossy(), Url::parse(login).expect("a URL"));
+    url.set_username(login.username()).expect("a user");
+    url.set_password(login.password()).expect("a password");
+    url.to_string()
+}
 
 /// A Postgres of one test. It is killed when it is dropped.
 pub struct Postgres {

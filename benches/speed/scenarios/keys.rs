@@ -1,0 +1,168 @@
+//! Floods of keys, wrong and right.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow, ensure};
+use futures_util::future::try_join_all;
+use uuid::Uuid;
+
+use super::Stage;
+use crate::{
+    load::{self, Ask, Connection, Load, on_this_thread},
+    process::cores,
+    report::{Goals, Rounds, float},
+};
+
+const WARM_UP: Duration = Duration::from_secs(1);
+const WINDOW: Duration = Duration::from_secs(3);
+/// Rounds of good requests alone and beside a flood.
+const ROUNDS: usize = 4;
+/// Connections of those who are to be served.
+const GOOD: usize = 16;
+/// Connections of a flood of forged keys.
+const FLOOD: usize = 256;
+
+/// A4: half of all requests, and more of all connections, show a forged key.
+pub fn forged(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
+    let keys = stage.sandbox.make_keys(0..GOOD)?;
+    let server = stage.sandbox.serve()?;
+    let good: Vec<Vec<u8>> = keys.iter().map(|key| load::request("GET", "/v1/me", Some(key), "")).collect();
+    let ids = keys.iter().filter_map(|key| key.split('_').nth(1)).map(str::to_owned);
+    // Of callers that there are, and of nobody.
+    let ids = ids.chain((0..1000).map(|_| Uuid::now_v7().simple().to_string()));
+    let bad: Vec<Vec<u8>> =
+        ids.enumerate().map(|(number, id)| load::request("GET", "/v1/me", Some(&forge(&id, number)), "")).collect();
+    let good = Ask { address: server.address, requests: &good, expected: &[200] };
+    let bad = Ask { address: server.address, requests: &bad, expected: &[401, 429] };
+    load::run_mix(&good, GOOD, WARM_UP)?;
+    // As many connections as the flood has: what they cost is no matter of keys.
+    load::run(server.address, &load::request("GET", "/healthz", None, ""), FLOOD, WARM_UP)?;
+    let (before, runs) = (server.resident_mib()?, argon2_runs(server.address)?);
+
+    let (flood, left) = left_beside((&good, GOOD), (&bad, FLOOD))?;
+
+    let grown = server.resident_mib()? - before;
+    goals.at_most("A4 forged keys: argon2 runs", 0.0, float(argon2_runs(server.address)? - runs));
+    goals.at_least(&format!("A4 good requests beside {flood:.0}/s forged ones, of those alone"), 0.7, left);
+    goals.at_most("A4 memory grew by, MiB", 10.0, grown);
+    // Every good request was answered 200: nobody was locked out, or the run would have ended.
+    Ok(())
+}
+
+/// A5: a process that has verified no key yet is shown a thousand at once.
+pub fn cold_start(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
+    const KEYS: usize = 1000;
+    let keys = stage.sandbox.make_keys(GOOD..GOOD + KEYS)?;
+    let server = stage.sandbox.serve_limited()?;
+    let address = server.address;
+    let alive = load::request("GET", "/healthz", None, "");
+    let most = AtomicBool::new(false);
+    let (base, peak, others) = std::thread::scope(|scope| {
+        let (connected, base) = std::sync::mpsc::channel();
+        let (go, start) = tokio::sync::oneshot::channel::<()>();
+        let (alive_of_key, done, server) = (&alive, &most, &server);
+        let keys = &keys;
+        let shower = scope.spawn(move || {
+            let shown = on_this_thread(async {
+                // As many connections as there are keys, each of which has answered once: they are part of the base.
+                let open = (0..keys.len()).map(|_| async {
+                    let mut connection = Connection::open(address).await?;
+                    connection.exchange(alive_of_key).await?;
+                    anyhow::Ok(connection)
+                });
+                let mut connections = try_join_all(open).await.context("ulimit -n may be too low")?;
+                connected.send(server.resident_mib()?)?;
+                start.await?;
+                let shown = connections.iter_mut().zip(keys).map(|(connection, key)| async move {
+                    let status = connection.exchange(&load::request("GET", "/v1/me", Some(key), "")).await?;
+                    ensure!(status == 200, "a good key was answered {status}");
+                    Ok(())
+                });
+                try_join_all(shown).await
+            });
+            done.store(true, Ordering::Release);
+            shown.map(drop)
+        });
+        let base: f64 = base.recv()?;
+        let _ = go.send(());
+        let mut peak = base;
+        let mut slowest = Vec::new();
+        while !done.load(Ordering::Acquire) {
+            let load = load::run(address, &alive, 2, Duration::from_millis(500))?;
+            slowest.push(load);
+            peak = peak.max(server.resident_mib()?);
+        }
+        shower.join().map_err(|_| anyhow!("a thread panicked"))??;
+        anyhow::Ok((base, peak, Load::merged(slowest)))
+    })?;
+    let permits = (cores() / 2).max(1);
+    goals.at_most("A5 cold start: argon2 runs for each key", 1.0, float(argon2_runs(address)?) / float(KEYS));
+    goals.at_most(
+        "A5 memory over that with as many idle connections, MiB for each permit",
+        20.0,
+        (peak - base) / float(permits),
+    );
+    goals.at_most("A5 p99 of another route meanwhile, ms", 100.0, others.quantile(0.99).as_secs_f64() * 1e3);
+    Ok(())
+}
+
+/// A8: sixteen callers, and one who sends as much as he can.
+pub fn one_floods(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
+    let keys = stage.sandbox.make_keys(2000..2000 + GOOD)?;
+    let server = stage.sandbox.serve_limited()?;
+    let path = format!("/v1/registry-accounts/{}", crate::sandbox::ACCOUNT);
+    let good: Vec<Vec<u8>> = keys.iter().map(|key| load::request("GET", &path, Some(key), "")).collect();
+    let flood = [load::request("GET", &path, Some(&stage.key), "")];
+    let good = Ask { address: server.address, requests: &good, expected: &[200, 429] };
+    let flood = Ask { address: server.address, requests: &flood, expected: &[200, 429] };
+    load::run_mix(&good, GOOD, WARM_UP)?;
+    // What the flood may send at once is gone then.
+    load::run_mix(&flood, 64, WARM_UP)?;
+
+    let (flood, left) = left_beside((&good, GOOD), (&flood, 64))?;
+
+    goals.at_least(
+        &format!("A8 others beside one who sends {flood:.0}/s on 64 connections, of those alone"),
+        0.8,
+        left,
+    );
+    Ok(())
+}
+
+/// The rate of a flood, and what it leaves of the rate that others have alone: medians of rounds of both in turn.
+fn left_beside(good: (&Ask<'_>, usize), flood: (&Ask<'_>, usize)) -> anyhow::Result<(f64, f64)> {
+    let (mut floods, mut left) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let alone = load::run_mix(good.0, good.1, WINDOW)?;
+        let (beside, flood) = together(good, flood)?;
+        floods.push(flood.rate);
+        left.push(beside.rate / alone.rate);
+    }
+    Ok((floods.into_iter().collect::<Rounds>().median(), left.into_iter().collect::<Rounds>().median()))
+}
+
+/// Two loads at the same time.
+fn together(one: (&Ask<'_>, usize), other: (&Ask<'_>, usize)) -> anyhow::Result<(Load, Load)> {
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| load::run_mix(other.0, other.1, WINDOW));
+        let one = load::run_mix(one.0, one.1, WINDOW)?;
+        Ok((one, other.join().map_err(|_| anyhow!("a thread panicked"))??))
+    })
+}
+
+/// A key of the right form for this id, which nobody was given.
+fn forge(id: &str, number: usize) -> String {
+    let body = format!("rgc_{id}_{number:064x}");
+    let checksum = crc32fast::hash(body.as_bytes());
+    format!("{body}{checksum:08x}")
+}
+
+fn argon2_runs(address: SocketAddr) -> anyhow::Result<usize> {
+    let (_, metrics) = load::once(address, &load::request("GET", "/metrics", None, ""))?;
+    let line = metrics.lines().find_map(|line| line.strip_prefix("regcred_api_key_argon2_runs_total "));
+    Ok(line.context("no count of argon2 runs")?.parse()?)
+}

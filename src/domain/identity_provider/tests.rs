@@ -1,0 +1,166 @@
+use std::collections::BTreeMap;
+
+use rstest::rstest;
+
+use super::*;
+use crate::domain::token::Claims;
+
+fn rule(claims: &[(&str, &str)], role: &str) -> RuleDocument {
+    let claims = claims.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    RuleDocument { claims, role: role.to_owned(), grants: None }
+}
+
+fn oidc(issuer: &str, rules: Vec<RuleDocument>) -> ProviderDocument {
+    ProviderDocument {
+        provider_type: ProviderType::Oidc,
+        issuer: Some(issuer.to_owned()),
+        ca_certificate: None,
+        cluster: None,
+        audience: "regcred".to_owned(),
+        rules,
+    }
+}
+
+fn reviewed(rules: Vec<RuleDocument>) -> ProviderDocument {
+    ProviderDocument {
+        provider_type: ProviderType::TokenReview,
+        issuer: None,
+        cluster: Some("dev".to_owned()),
+        ..oidc("", rules)
+    }
+}
+
+fn refused(document: ProviderDocument) -> Vec<String> {
+    let errors = ProviderSettings::parse(document).err().unwrap_or_default();
+    errors.into_iter().map(|error| error.field).collect()
+}
+
+const OWN: &str = "https://issuer.example.com";
+
+#[rstest]
+#[case("https://gitlab.example.com", true)]
+#[case("https://token.actions.githubusercontent.com", true)]
+#[case("https://kubernetes.default.svc.cluster.local", true)]
+#[case("https://login.example.com/tenant/v2.0", true)]
+#[case("https://tenant.example.com/", true)]
+#[case("https://10.0.0.1:8443", true)]
+#[case("http://127.0.0.1:8080", true)]
+#[case("http://[::1]:8080", true)]
+#[case("http://localhost", true)]
+#[case("http://issuer.example.com", false)]
+#[case("http://127.0.0.1.example.com", false)]
+#[case("https://Issuer.example.com", false)]
+#[case("https://issuer.example.com:443", false)]
+#[case("https://issuer.example.com/a/../b", false)]
+#[case("https://user@issuer.example.com", false)]
+#[case("https://issuer.example.com?x=1", false)]
+#[case("https://issuer.example.com#x", false)]
+#[case("https://2130706433", false)]
+#[case("https:issuer.example.com", false)]
+#[case("ftp://issuer.example.com", false)]
+#[case("issuer.example.com", false)]
+#[case("", false)]
+fn an_issuer_is_a_url_in_its_normal_form(#[case] issuer: &str, #[case] good: bool) {
+    assert_eq!(Issuer::parse(issuer).is_ok(), good);
+}
+
+#[test]
+fn the_discovery_document_stands_below_the_issuer() {
+    for issuer in ["https://a.example.com/t", "https://a.example.com/t/"] {
+        let url = Issuer::parse(issuer).unwrap().discovery_url();
+        assert_eq!(url, "https://a.example.com/t/.well-known/openid-configuration");
+    }
+}
+
+#[test]
+fn parts_belong_to_their_type() {
+    let rules = || vec![rule(&[("sub", "a")], "viewer")];
+    assert_eq!(refused(oidc(OWN, rules())), [""; 0]);
+    assert_eq!(refused(ProviderDocument { cluster: Some("dev".to_owned()), ..oidc(OWN, rules()) }), ["cluster"]);
+    assert_eq!(refused(ProviderDocument { issuer: None, ..oidc(OWN, rules()) }), ["issuer"]);
+    assert_eq!(refused(ProviderDocument { audience: String::new(), ..oidc(OWN, rules()) }), ["audience"]);
+    let of_account = || vec![rule(&[("namespace", "a"), ("serviceAccount", "ci")], "deliverer")];
+    assert_eq!(refused(reviewed(of_account())), [""; 0]);
+    assert_eq!(refused(ProviderDocument { cluster: None, ..reviewed(of_account()) }), ["cluster"]);
+    let mixed = ProviderDocument { issuer: Some(OWN.to_owned()), ..reviewed(of_account()) };
+    assert_eq!(refused(mixed), ["issuer"]);
+}
+
+#[rstest]
+#[case(&[], "viewer", &["rules[0].claims"])]
+#[case(&[("sub", "")], "viewer", &["rules[0].claims.sub"])]
+#[case(&[("aud", "regcred")], "viewer", &["rules[0].claims.aud"])]
+#[case(&[("iss", OWN)], "viewer", &["rules[0].claims.iss"])]
+#[case(&[("", "x")], "viewer", &["rules[0].claims."])]
+#[case(&[("sub", "a")], "admin", &["rules[0].role"])]
+#[case(&[("sub", "a")], "root", &["rules[0].role"])]
+fn a_rule_says_who_is_meant_and_makes_no_admin(
+    #[case] claims: &[(&str, &str)],
+    #[case] role: &str,
+    #[case] fields: &[&str],
+) {
+    assert_eq!(refused(oidc(OWN, vec![rule(claims, role)])), fields);
+}
+
+#[test]
+fn every_refused_part_is_named_by_its_place() {
+    let grants = GrantsFixture::with_bad_names();
+    let bad = RuleDocument { grants: Some(grants), ..rule(&[("sub", "a")], "deliverer") };
+    let rules = vec![rule(&[("sub", "a")], "viewer"), bad, rule(&[], "admin")];
+    assert_eq!(
+        refused(oidc("x", rules)),
+        ["issuer", "rules[1].grants.accounts[0]", "rules[1].grants.namespaces[1]", "rules[2].claims", "rules[2].role"]
+    );
+    assert_eq!(refused(oidc(OWN, Vec::new())), ["rules"]);
+    assert_eq!(refused(oidc(OWN, vec![rule(&[("sub", "a")], "viewer"); 101])), ["rules"]);
+}
+
+struct GrantsFixture;
+
+impl GrantsFixture {
+    fn with_bad_names() -> crate::domain::grants::GrantsDocument {
+        serde_json::from_value(serde_json::json!({"accounts": ["A"], "namespaces": ["a-*", "*-a"]})).unwrap()
+    }
+}
+
+#[rstest]
+#[case("https://token.actions.githubusercontent.com", &[("environment", "prod")], false)]
+#[case("https://token.actions.githubusercontent.com", &[("job_workflow_ref", "acme/ci/.github/workflows/x.yml@v1")], false)]
+#[case("https://token.actions.githubusercontent.com", &[("environment", "prod"), ("repository_id", "7")], true)]
+#[case("https://token.actions.githubusercontent.com/acme", &[("ref", "refs/heads/main")], false)]
+#[case("https://gitlab.com", &[("ref_protected", "true")], false)]
+#[case("https://gitlab.com", &[("ref_protected", "true"), ("project_id", "42")], true)]
+#[case("https://gitlab.example.com", &[("ref_protected", "true")], true)]
+fn a_rule_for_a_public_issuer_says_whose_token_it_means(
+    #[case] issuer: &str,
+    #[case] claims: &[(&str, &str)],
+    #[case] good: bool,
+) {
+    let expected: &[&str] = if good { &[] } else { &["rules[0].claims"] };
+    assert_eq!(refused(oidc(issuer, vec![rule(claims, "viewer")])), expected);
+}
+
+#[rstest]
+#[case(&[("namespace", "a")], &[])]
+#[case(&[("serviceAccount", "default")], &["rules[0].claims"])]
+#[case(&[("namespace", "a"), ("serviceaccount", "ci")], &["rules[0].claims.serviceaccount"])]
+fn a_rule_for_a_cluster_names_the_namespace_and_what_there_is(
+    #[case] claims: &[(&str, &str)],
+    #[case] fields: &[&str],
+) {
+    assert_eq!(refused(reviewed(vec![rule(claims, "viewer")])), fields);
+}
+
+#[test]
+fn all_claims_have_to_match() {
+    let rule = Rule::parse("rules[0]", rule(&[("project_id", "42"), ("ref_protected", "true")], "deliverer")).unwrap();
+    let claims = |pairs: [(&str, Option<String>); 2]| Claims::from(pairs);
+    let text = |value: &str| Some(value.to_owned());
+    assert!(rule.matches(&claims([("project_id", text("42")), ("ref_protected", text("true"))])));
+    assert!(!rule.matches(&claims([("project_id", text("42")), ("ref_protected", text("false"))])));
+    assert!(!rule.matches(&claims([("project_id", text("42")), ("ref_protected", None)])));
+    assert_eq!(
+        RuleDocument::from(&rule).claims,
+        BTreeMap::from([("project_id".to_owned(), "42".to_owned()), ("ref_protected".to_owned(), "true".to_owned()),])
+    );
+}

@@ -1,0 +1,273 @@
+//! `/v1/audit-events`
+
+use std::future::{Ready, ready};
+
+use actix_web::{
+    FromRequest, HttpRequest, HttpResponse,
+    dev::Payload,
+    get,
+    http::header::{ACCEPT, CACHE_CONTROL, VARY},
+    web::{Bytes, Data},
+};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use chrono::{DateTime, Utc};
+use futures_util::stream;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use url::form_urlencoded;
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use crate::{
+    domain::{
+        audit::{EventFilter, LinkedEvent, Resource, hex},
+        invalid::FieldErrors,
+    },
+    http::{
+        auth::{Caller, permission::ReadAudit},
+        paging::Page,
+        problem::ApiError,
+    },
+    service::{
+        ServiceError,
+        audit::{AuditEvents, Export},
+    },
+};
+
+const LIMIT_DEFAULT: usize = 50;
+const LIMIT_MAX: usize = 500;
+const NDJSON: &str = "application/x-ndjson";
+
+/// Who did it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct EventActor {
+    /// What he is: `apiKey`, `commandLine`, or `anonymous` for somebody who was not let in.
+    #[schema(example = "apiKey")]
+    r#type: String,
+    /// Id of the API key.
+    id: Option<Uuid>,
+    /// Name of the API key, or of the user at the command line.
+    #[schema(example = "ci-team-a")]
+    name: Option<String>,
+}
+
+/// Where an event is in the record, and what proves that it was not changed.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EventLink {
+    /// Which chain.
+    id: Uuid,
+    /// Where in it.
+    sequence: i64,
+    /// The hash of the event before, in hexadecimal digits.
+    previous_hash: String,
+    /// HMAC-SHA-256 of this event and its place.
+    hash: String,
+}
+
+/// Who did what, when, with what result; never a value.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditEvent {
+    /// Identity of the event, in the order of time.
+    id: Uuid,
+    /// When, by the clock of the replica.
+    at: DateTime<Utc>,
+    /// Who.
+    actor: EventActor,
+    /// What.
+    #[schema(example = "registryAccount.rotate")]
+    action: String,
+    /// To what; `null` for a caller who was not let in.
+    #[schema(example = "registry-accounts/martin-5000")]
+    resource: Option<String>,
+    /// What else it was about, such as the accounts of a document.
+    related: Vec<String>,
+    /// `success`; `denied`, because he may not; `failure`; or `attempt`: it was about to be done outside of the database, and an event
+    /// with the same request id says how it went.
+    #[schema(example = "success")]
+    outcome: String,
+    /// In which request.
+    request_id: Option<Uuid>,
+    /// From where.
+    source_ip: Option<String>,
+    /// What else is worth knowing: names, numbers and words, such as the fields that were changed.
+    #[schema(value_type = Object)]
+    details: Box<RawValue>,
+    /// Its place in the record.
+    chain: EventLink,
+}
+
+impl From<LinkedEvent> for AuditEvent {
+    fn from(LinkedEvent { event, link }: LinkedEvent) -> Self {
+        Self {
+            id: event.id,
+            at: event.at,
+            actor: EventActor { r#type: event.actor_type, id: event.actor_id, name: event.actor_name },
+            action: event.action,
+            resource: event.resource,
+            related: event.related,
+            outcome: event.outcome,
+            request_id: event.request_id,
+            source_ip: event.source_ip,
+            // It comes from a column of this type.
+            details: RawValue::from_string(event.details).unwrap_or_default(),
+            chain: EventLink {
+                id: link.chain_id,
+                sequence: link.sequence,
+                previous_hash: hex(&link.previous_hash),
+                hash: hex(&link.hash),
+            },
+        }
+    }
+}
+
+/// Which events, and in which form.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes the query to clients; EventQuery parses it")]
+pub struct EventParams {
+    /// Only events about this resource, as a path without `/v1/`.
+    #[param(example = "registry-accounts/martin-5000")]
+    resource: Option<String>,
+    /// Only events of the actor with this name.
+    actor: Option<String>,
+    /// Only events with this action.
+    #[param(example = "dockerConfig.reveal")]
+    action: Option<String>,
+    /// Only events with this outcome.
+    outcome: Option<String>,
+    /// Only events from this time on (RFC 3339).
+    from: Option<DateTime<Utc>>,
+    /// Only events before this time (RFC 3339).
+    to: Option<DateTime<Utc>>,
+    /// The most items in the page, 1 to 500; 50 if not said. Not for JSON lines.
+    #[param(minimum = 1, maximum = 500)]
+    limit: Option<i64>,
+    /// The `next` of the page before. Not for JSON lines.
+    cursor: Option<String>,
+    /// `json`, or `ndjson` for all events as JSON lines, in place of `Accept`.
+    format: Option<String>,
+}
+
+/// A query, parsed.
+pub struct EventQuery {
+    filter: EventFilter,
+    before: Option<Uuid>,
+    limit: usize,
+    as_lines: bool,
+}
+
+impl FromRequest for EventQuery {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(Self::parse(request))
+    }
+}
+
+impl EventQuery {
+    fn parse(request: &HttpRequest) -> Result<Self, ApiError> {
+        let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+        let as_lines = accept.split(',').any(|range| range.split(';').next().is_some_and(|t| t.trim() == NDJSON));
+        let mut query = Self { filter: EventFilter::default(), before: None, limit: LIMIT_DEFAULT, as_lines };
+        let mut errors = FieldErrors::default();
+        for (key, value) in form_urlencoded::parse(request.query_string().as_bytes()) {
+            let filter = &mut query.filter;
+            match &*key {
+                "resource" => filter.resource = errors.take("resource", Resource::parse(&value)),
+                "actor" => filter.actor = Some(value.into_owned()),
+                "action" => filter.action = errors.take("action", value.parse()),
+                "outcome" => filter.outcome = errors.take("outcome", value.parse()),
+                "from" | "to" => match value.parse::<DateTime<Utc>>() {
+                    Ok(time) if key == "from" => filter.from = Some(time),
+                    Ok(time) => filter.to = Some(time),
+                    Err(_) => errors.refuse(&key, "must be a time such as 2027-01-31T00:00:00Z"),
+                },
+                "limit" => match value.parse() {
+                    Ok(limit) if (1..=LIMIT_MAX).contains(&limit) => query.limit = limit,
+                    _ => errors.refuse("limit", "must be a number from 1 to 500"),
+                },
+                "cursor" => match decode(&value) {
+                    Some(id) => query.before = Some(id),
+                    None => errors.refuse("cursor", "must be the `next` of an earlier page"),
+                },
+                "format" => match &*value {
+                    "json" => query.as_lines = false,
+                    "ndjson" => query.as_lines = true,
+                    _ => errors.refuse("format", "must be json or ndjson"),
+                },
+                other => errors.refuse(&other.chars().take(50).collect::<String>(), "is not a known query parameter"),
+            }
+        }
+        Ok(errors.finish(|| Some(query))?)
+    }
+}
+
+fn decode(cursor: &str) -> Option<Uuid> {
+    Uuid::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()
+}
+
+/// List audit events, the newest first: who did what, when, with what result; never a value.
+///
+/// With `Accept: application/x-ndjson` or `format=ndjson` all events that the filter lets through, one on each line. That
+/// is an event itself.
+#[utoipa::path(
+    tag = "audit",
+    params(EventParams),
+    responses((status = OK, description = "A page of events, or all of them as JSON lines", content(
+        (Page<AuditEvent> = "application/json"),
+        (String = "application/x-ndjson"),
+    ))),
+)]
+#[get("/audit-events")]
+pub async fn list_audit_events(
+    caller: Caller<ReadAudit>,
+    events: Data<AuditEvents>,
+    query: EventQuery,
+) -> Result<HttpResponse, ApiError> {
+    let EventQuery { filter, before, limit, as_lines } = query;
+    let mut response = HttpResponse::Ok();
+    response.insert_header((CACHE_CONTROL, "no-store")).insert_header((VARY, "Accept"));
+    if as_lines {
+        let export = events.export(&caller.identity, filter).await?;
+        return Ok(response.content_type(NDJSON).streaming(lines(export)));
+    }
+    // One more than asked for, to know whether there is a next page.
+    let mut found =
+        events.list(&caller.identity, &filter, before, i64::try_from(limit + 1).unwrap_or(i64::MAX)).await?;
+    let has_next = found.len() > limit;
+    found.truncate(limit);
+    let next = found.last().filter(|_| has_next).map(|last| BASE64_URL_SAFE_NO_PAD.encode(last.event.id));
+    let items = found.into_iter().map(AuditEvent::from).collect();
+    Ok(response.json(Page::<AuditEvent> { items, next }))
+}
+
+/// One chunk for each page, which is read when the one before was taken. If Postgres goes away in between, the transfer
+/// breaks off, so that nobody takes a part for the whole.
+fn lines(export: Export) -> impl stream::Stream<Item = Result<Bytes, ServiceError>> {
+    stream::try_unfold(export, async |mut export| {
+        let Some(page) = export.next().await? else { return Ok(None) };
+        let mut text = Vec::with_capacity(page.len() * 512);
+        for event in page {
+            line(event, &mut text);
+        }
+        Ok(Some((Bytes::from(text), export)))
+    })
+}
+
+fn line(event: LinkedEvent, text: &mut Vec<u8>) {
+    // Nothing in it can fail to be written.
+    if serde_json::to_writer(&mut *text, &AuditEvent::from(event)).is_ok() {
+        text.push(b'\n');
+    }
+}
+
+/// An event as a line of JSON, as the API has it.
+#[must_use]
+pub fn json_line(event: LinkedEvent) -> String {
+    let mut text = Vec::with_capacity(512);
+    line(event, &mut text);
+    String::from_utf8(text).unwrap_or_default()
+}

@@ -1,0 +1,123 @@
+//! What the record says of requests that were refused: who wanted to do what to what, and why not.
+
+use std::sync::Arc;
+
+use actix_web::{HttpMessage, HttpRequest, http::Method, web::Data};
+
+use crate::{
+    domain::{
+        audit::{Action, Resource, nobody},
+        caller::{Actor, Identity},
+    },
+    http::{problem::ApiError, request_id::RequestId, source},
+    service::{
+        ServiceError,
+        audit::{recorder::Recorder, refusals::Refusal},
+    },
+};
+
+/// What each route does, by method and pattern.
+#[rustfmt::skip]
+const ACTIONS: &[(&str, &str, Action)] = &[
+    ("POST",   "/v1/registry-accounts",               Action::AccountCreate),
+    ("GET",    "/v1/registry-accounts",               Action::AccountRead),
+    ("GET",    "/v1/registry-accounts/{name}",        Action::AccountRead),
+    ("PATCH",  "/v1/registry-accounts/{name}",        Action::AccountUpdate),
+    ("DELETE", "/v1/registry-accounts/{name}",        Action::AccountDelete),
+    ("POST",   "/v1/registry-accounts/{name}/verify", Action::AccountVerify),
+    ("POST",   "/v1/registry-accounts:import",        Action::AccountImport),
+    ("POST",   "/v1/docker-configs",                  Action::Reveal),
+    ("POST",   "/v1/docker-configs/explain",          Action::Explain),
+    ("POST",   "/v1/clusters",                        Action::ClusterCreate),
+    ("GET",    "/v1/clusters",                        Action::ClusterRead),
+    ("GET",    "/v1/clusters/{name}",                 Action::ClusterRead),
+    ("PATCH",  "/v1/clusters/{name}",                 Action::ClusterUpdate),
+    ("DELETE", "/v1/clusters/{name}",                 Action::ClusterDelete),
+    ("POST",   "/v1/clusters/{name}/check",           Action::ClusterRead),
+    ("POST",   "/v1/clusters/{cluster}/namespaces/{namespace}/secrets", Action::Deliver),
+    ("POST",   "/v1/api-keys",                        Action::KeyCreate),
+    ("GET",    "/v1/api-keys",                        Action::KeyRead),
+    ("GET",    "/v1/api-keys/{id}",                   Action::KeyRead),
+    ("DELETE", "/v1/api-keys/{id}",                   Action::KeyRevoke),
+    ("PUT",    "/v1/pull-secrets/{name}",             Action::PullSecretDeclare),
+    ("GET",    "/v1/pull-secrets",                    Action::PullSecretRead),
+    ("GET",    "/v1/pull-secrets/{name}",             Action::PullSecretRead),
+    ("DELETE", "/v1/pull-secrets/{name}",             Action::PullSecretDelete),
+    ("GET",    "/v1/pull-secrets/{name}/targets",     Action::PullSecretRead),
+    ("POST",   "/v1/pull-secrets/{name}/sync",        Action::PullSecretSync),
+    ("POST",   "/v1/identity-providers",              Action::ProviderCreate),
+    ("GET",    "/v1/identity-providers",              Action::ProviderRead),
+    ("GET",    "/v1/identity-providers/{name}",       Action::ProviderRead),
+    ("PATCH",  "/v1/identity-providers/{name}",       Action::ProviderUpdate),
+    ("DELETE", "/v1/identity-providers/{name}",       Action::ProviderDelete),
+    ("GET",    "/v1/me",                              Action::Other),
+    ("GET",    "/v1/audit-events",                    Action::AuditRead),
+];
+
+fn action(method: &Method, pattern: &str) -> Action {
+    let known = ACTIONS.iter().find(|(m, p, _)| method.as_str() == *m && pattern == *p);
+    known.map_or(Action::Other, |(_, _, action)| *action)
+}
+
+/// Counts a request that failed, if it failed because its caller may not.
+pub fn note(request: &HttpRequest, error: &ApiError) {
+    let identity = request.extensions().get::<Arc<Identity>>().cloned();
+    let Some((reason, resources)) = refused(error, identity.as_deref()) else { return };
+    let action = action(request.method(), &request.match_pattern().unwrap_or_default());
+    let resources =
+        if resources.is_empty() { Resource::of_path(request.path()).into_iter().collect() } else { resources };
+    count(request, identity.map_or_else(nobody, |identity| identity.actor.clone()), action, resources, reason);
+}
+
+/// Counts a key that did not open the door. `owner` is whose it is, where it is the right key of somebody.
+pub fn note_at_the_door(request: &HttpRequest, owner: Option<Actor>, reason: &'static str) {
+    count(request, owner.unwrap_or_else(nobody), Action::Authenticate, Vec::new(), reason);
+}
+
+fn count(request: &HttpRequest, actor: Actor, action: Action, resources: Vec<Resource>, reason: &'static str) {
+    let Some(recorder) = request.app_data::<Data<Recorder>>() else { return };
+    let request_id = request.extensions().get::<RequestId>().map(|id| id.uuid());
+    recorder.refuse(Refusal { actor, action, resources, reason, request_id, source: source::address(request) });
+}
+
+/// Why, and which resources, where the path does not say it. Nothing for what did not fail for want of a right.
+fn refused(error: &ApiError, identity: Option<&Identity>) -> Option<(&'static str, Vec<Resource>)> {
+    let named = |kind: &str, name: &str| {
+        let path = match kind {
+            "registry account" => "registry-accounts",
+            "cluster" => "clusters",
+            _ => return Vec::new(),
+        };
+        Resource::parse(&format!("{path}/{name}")).into_iter().collect()
+    };
+    match error {
+        ApiError::Forbidden => Some(("role", Vec::new())),
+        ApiError::Service(ServiceError::NotGranted { kind, name } | ServiceError::Hidden { kind, name }) => {
+            Some(("not-granted", named(kind, name)))
+        }
+        // To somebody who reaches everything, what is not there was not refused.
+        ApiError::Service(ServiceError::UnknownAccounts { names, .. }) if identity?.role.takes_grants() => {
+            Some(("not-granted", names.iter().map(Resource::account).collect()))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_has_its_action() {
+        let document = serde_json::to_value(crate::http::document()).unwrap();
+        let mut routes = 0;
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for method in methods.as_object().unwrap().keys().filter(|_| path.starts_with("/v1/")) {
+                let method = method.to_uppercase();
+                assert!(ACTIONS.iter().any(|(m, p, _)| *m == method && p == path), "{method} {path} has no action");
+                routes += 1;
+            }
+        }
+        assert_eq!(routes, ACTIONS.len());
+    }
+}

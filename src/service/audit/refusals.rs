@@ -1,0 +1,227 @@
+//! What was refused, gathered so that nobody can fill the disk with it: at most one event a minute for each who, what and
+//! from where, with a count, and for few of these at a time.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use uuid::Uuid;
+
+use crate::domain::{
+    audit::{Action, Details, NewEvent, Outcome, Resource, nobody},
+    caller::{Actor, ActorKind},
+};
+
+/// How many are told apart at a time. With one more for all others, this is how many events there are a minute at most.
+const KINDS_MAX: usize = 60;
+/// How long one that was written is counted before it is written again.
+const WINDOW: Duration = Duration::from_mins(1);
+/// How many resources one event names.
+const RESOURCES_MAX: usize = 10;
+
+/// Something that was refused.
+#[derive(Debug)]
+pub struct Refusal {
+    /// To whom.
+    pub actor: Actor,
+    /// What.
+    pub action: Action,
+    /// Of what.
+    pub resources: Vec<Resource>,
+    /// Why: a slug of ours.
+    pub reason: &'static str,
+    /// In which request.
+    pub request_id: Option<Uuid>,
+    /// From where.
+    pub source: Option<IpAddr>,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    actor: (ActorKind, Option<Uuid>, String),
+    action: Action,
+    reason: &'static str,
+    network: Option<IpAddr>,
+}
+
+impl Kind {
+    fn of(refusal: &Refusal) -> Self {
+        let Actor { kind, id, name } = &refusal.actor;
+        let network = refusal.source.map(network);
+        Self { actor: (*kind, *id, name.clone()), action: refusal.action, reason: refusal.reason, network }
+    }
+}
+
+/// Of an IPv6 address, the network that one customer has to himself.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => IpAddr::V4(v4),
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    /// The first one since the last event, and how many there were.
+    first: Option<Refusal>,
+    count: u64,
+    written: Option<Instant>,
+}
+
+impl Slot {
+    fn count(&mut self, refusal: Refusal) {
+        self.count += 1;
+        let Some(first) = &mut self.first else {
+            self.first = Some(refusal);
+            return;
+        };
+        for resource in refusal.resources {
+            if first.resources.len() < RESOURCES_MAX && !first.resources.contains(&resource) {
+                first.resources.push(resource);
+            }
+        }
+    }
+
+    fn may_be_written(&self, now: Instant) -> bool {
+        self.written.is_none_or(|written| now.duration_since(written) >= WINDOW)
+    }
+
+    fn take(&mut self, now: Instant) -> Option<NewEvent> {
+        if !self.may_be_written(now) {
+            return None;
+        }
+        let refusal = self.first.take()?;
+        self.written = Some(now);
+        let count = std::mem::take(&mut self.count);
+        let mut resources = refusal.resources.into_iter();
+        Some(NewEvent {
+            actor: refusal.actor,
+            action: refusal.action,
+            resource: resources.next(),
+            related: resources.collect(),
+            outcome: Outcome::Denied,
+            request_id: refusal.request_id,
+            source: refusal.source,
+            details: Details::default().reason(refusal.reason).count(count),
+        })
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    by_kind: HashMap<Kind, Slot>,
+    /// All for which there was no slot.
+    others: Slot,
+}
+
+/// What was refused since it was written last.
+#[derive(Debug, Default)]
+pub struct Refusals(Mutex<Slots>);
+
+impl Refusals {
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one. It waits for nothing and is never refused itself.
+    pub fn count(&self, refusal: Refusal) {
+        let mut slots = self.slots();
+        let kind = Kind::of(&refusal);
+        if let Some(slot) = slots.by_kind.get_mut(&kind) {
+            slot.count(refusal);
+        } else if slots.by_kind.len() < KINDS_MAX {
+            slots.by_kind.entry(kind).or_default().count(refusal);
+        } else {
+            let reason = "too-many-kinds";
+            slots.others.count(Refusal {
+                actor: nobody(),
+                action: Action::Other,
+                resources: Vec::new(),
+                reason,
+                request_id: None,
+                source: None,
+            });
+        }
+    }
+
+    /// What is to be written now.
+    pub fn take(&self, now: Instant) -> Vec<NewEvent> {
+        let mut slots = self.slots();
+        let mut events: Vec<NewEvent> = slots.by_kind.values_mut().filter_map(|slot| slot.take(now)).collect();
+        slots.by_kind.retain(|_, slot| slot.first.is_some() || !slot.may_be_written(now));
+        events.extend(slots.others.take(now));
+        events
+    }
+
+    /// All that is left, at the end.
+    pub fn take_all(&self) -> Vec<NewEvent> {
+        let mut slots = self.slots();
+        let mut all: Vec<Slot> = slots.by_kind.drain().map(|(_, slot)| slot).collect();
+        all.push(std::mem::take(&mut slots.others));
+        let now = Instant::now();
+        all.into_iter().filter_map(|slot| Slot { written: None, ..slot }.take(now)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(source: &str, action: Action, resource: &str) -> Refusal {
+        let resources = vec![Resource::parse(resource).unwrap()];
+        let source = Some(source.parse().unwrap());
+        Refusal { actor: nobody(), action, resources, reason: "forbidden", request_id: None, source }
+    }
+
+    fn count_of(event: &NewEvent) -> u64 {
+        let details = event.clone().stamp(Uuid::now_v7()).details;
+        serde_json::from_str::<serde_json::Value>(&details).unwrap()["count"].as_u64().unwrap()
+    }
+
+    #[test]
+    fn the_first_is_written_at_once_and_the_next_ones_after_a_minute() {
+        let (refusals, start) = (Refusals::default(), Instant::now());
+        refusals.count(refusal("192.0.2.1", Action::Reveal, "docker-configs"));
+        let first = refusals.take(start);
+        assert_eq!(first.iter().map(count_of).collect::<Vec<_>>(), [1]);
+        for account in 0..1_000 {
+            refusals.count(refusal("192.0.2.1", Action::Reveal, &format!("registry-accounts/a-{account}")));
+        }
+        assert!(refusals.take(start + Duration::from_secs(59)).is_empty());
+        let second = refusals.take(start + Duration::from_mins(1));
+        assert_eq!(second.iter().map(count_of).collect::<Vec<_>>(), [1_000]);
+        assert_eq!(second[0].related.len(), RESOURCES_MAX - 1);
+        assert!(refusals.take(start + Duration::from_mins(2)).is_empty());
+        assert!(refusals.slots().by_kind.is_empty());
+    }
+
+    #[test]
+    fn a_flood_from_everywhere_makes_few_events_and_loses_none_of_the_count() {
+        let (refusals, start) = (Refusals::default(), Instant::now());
+        let mut events = Vec::new();
+        for second in 0..60 {
+            for last in 0..=255 {
+                refusals.count(refusal(&format!("192.0.2.{last}"), Action::Authenticate, "docker-configs"));
+            }
+            events.extend(refusals.take(start + Duration::from_secs(second)));
+        }
+        assert_eq!(events.len(), KINDS_MAX + 1);
+        events.extend(refusals.take_all());
+        assert_eq!(events.iter().map(count_of).sum::<u64>(), 60 * 256);
+    }
+
+    #[test]
+    fn who_what_and_from_where_are_told_apart_and_addresses_of_one_network_are_not() {
+        let refusals = Refusals::default();
+        refusals.count(refusal("2001:db8::1", Action::Reveal, "docker-configs"));
+        refusals.count(refusal("2001:db8::2", Action::Reveal, "docker-configs"));
+        refusals.count(refusal("2001:db8::2", Action::Deliver, "docker-configs"));
+        refusals.count(refusal("2001:db8:0:1::2", Action::Deliver, "docker-configs"));
+        let named = Actor { kind: ActorKind::ApiKey, id: None, name: "ci".to_owned() };
+        refusals.count(Refusal { actor: named, ..refusal("2001:db8::1", Action::Reveal, "docker-configs") });
+        assert_eq!(refusals.take(Instant::now()).len(), 4);
+    }
+}

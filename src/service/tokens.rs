@@ -1,0 +1,242 @@
+//! The door for tokens: whom a token of an identity provider stands for.
+//!
+//! From cheap to dear: form, time, provider, then keys that are kept or a review that is remembered, and at last a call to whoever
+//! vouches for it. A call is made for what can be good alone, at most once for the same token or unknown key, and a provider
+//! that does not answer holds up nobody but its own.
+
+mod reviews;
+mod tally;
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use sqlx::PgPool;
+
+use self::reviews::Reviews;
+pub use self::tally::{Outcome, Tally};
+use crate::{
+    clients::oidc::Issuers,
+    crypto::{api_key::CryptoError, jws},
+    domain::{
+        caller::{Actor, ActorKind, Identity},
+        cluster::CaCertificate,
+        identity_provider::{Issuer, Voucher},
+        token::{Claims, NotNow, ShownToken},
+    },
+    service::{ServiceError, clusters::Clusters, connection},
+    storage::{self, identity_providers::StoredProvider},
+};
+
+/// When it is worth to ask a cluster again that did not answer.
+const RETRY_CLUSTER_AFTER: Duration = Duration::from_secs(5);
+
+/// What the door says of a shown token.
+#[derive(Debug)]
+pub enum TokenVerdict {
+    /// It is this caller's.
+    Known(Identity),
+    /// It is not valid here.
+    Refused,
+    /// It is valid, and no rule says who its bearer is.
+    NoRule,
+    /// Whoever vouches for such tokens does not answer.
+    Unavailable {
+        /// When to try again.
+        retry_after: Duration,
+    },
+}
+
+/// Why a token does not open the door, with the reason for the log.
+#[derive(Debug)]
+enum No {
+    Refused(Outcome),
+    Unmatched,
+    Unavailable(Duration),
+}
+
+/// Says whom a shown token stands for.
+#[derive(Clone)]
+pub struct TokenDoor {
+    pool: PgPool,
+    issuers: Arc<Issuers>,
+    clusters: Clusters,
+    reviews: Arc<Reviews>,
+    tally: Arc<Tally>,
+}
+
+impl TokenDoor {
+    /// Puts the service together; the answer of a cluster is remembered for so long.
+    ///
+    /// # Errors
+    ///
+    /// [`CryptoError`] if the system gives no random bytes.
+    pub fn new(
+        pool: PgPool,
+        issuers: Arc<Issuers>,
+        clusters: Clusters,
+        review_remembered: Duration,
+    ) -> Result<Self, CryptoError> {
+        let tally = Arc::new(Tally::new(Arc::clone(&issuers)));
+        Ok(Self { pool, issuers, clusters, reviews: Arc::new(Reviews::new(review_remembered)?), tally })
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.tally)
+    }
+
+    /// Says whom a token stands for. Providers and rules are read at each request, so that a change counts at once.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    pub async fn identify(&self, text: &str) -> Result<TokenVerdict, ServiceError> {
+        let verdict = match self.verify(text, Utc::now()).await? {
+            Ok(identity) => {
+                self.tally.count(Outcome::Accepted);
+                return Ok(TokenVerdict::Known(identity));
+            }
+            Err(no) => no,
+        };
+        let (outcome, verdict) = match verdict {
+            No::Refused(outcome) => (outcome, TokenVerdict::Refused),
+            No::Unmatched => (Outcome::NoRule, TokenVerdict::NoRule),
+            No::Unavailable(retry_after) => (Outcome::Unavailable, TokenVerdict::Unavailable { retry_after }),
+        };
+        self.tally.count(outcome);
+        tracing::info!(reason = outcome.as_str(), "a token does not open the door");
+        Ok(verdict)
+    }
+
+    async fn verify(&self, text: &str, now: DateTime<Utc>) -> Result<Result<Identity, No>, ServiceError> {
+        let Some(token) = ShownToken::parse(text) else { return Ok(Err(No::Refused(Outcome::Malformed))) };
+        let end = match token.end(now) {
+            Ok(end) => end,
+            Err(not_now) => return Ok(Err(No::Refused(not_now.into()))),
+        };
+        let providers = self.providers(&token).await?;
+        let (by_review, with_keys): (Vec<&StoredProvider>, Vec<&StoredProvider>) =
+            providers.iter().partition(|provider| provider.cluster.is_some());
+        // Keys first: whoever has them need not show the token to anybody. And it is shown to one cluster alone: of one that is
+        // for several nobody can say which made it, and the others would be given what is good at that one.
+        match (&with_keys[..], &by_review[..]) {
+            ([_, ..], _) => Ok(self.verify_with_keys(&token, &with_keys, end).await),
+            ([], [provider]) => Ok(self.verify_by_review(&token, provider, end).await),
+            ([], _) => Ok(Err(No::Refused(Outcome::UnknownProvider))),
+        }
+    }
+
+    /// The providers that a token says that it is meant for: one query. A memory of providers would stand here.
+    async fn providers(&self, token: &ShownToken) -> Result<Vec<StoredProvider>, ServiceError> {
+        // Postgres takes no NUL in a text, and no provider has one.
+        let is_text = |text: &&str| !text.contains('\0');
+        let audiences: Vec<String> = token.claims.audiences().into_iter().filter(is_text).map(str::to_owned).collect();
+        if audiences.is_empty() {
+            return Ok(Vec::new());
+        }
+        let issuer = token.claims.text("iss").filter(is_text);
+        let mut conn = connection(&self.pool).await?;
+        Ok(storage::identity_providers::find_for_token(&mut conn, issuer, &audiences).await?)
+    }
+
+    /// By the keys of its issuer. There is more than one provider only for a token with more than one audience.
+    async fn verify_with_keys(
+        &self,
+        token: &ShownToken,
+        providers: &[&StoredProvider],
+        end: DateTime<Utc>,
+    ) -> Result<Identity, No> {
+        let mut no = No::Refused(Outcome::UnknownProvider);
+        for provider in providers {
+            let Voucher::Oidc { issuer, ca_certificate } = &provider.settings.voucher else { continue };
+            match self.check_signature(token, issuer, ca_certificate.as_ref()).await {
+                Ok(()) => match identity(provider, &token.claims, end) {
+                    Some(identity) => return Ok(identity),
+                    None => no = No::Unmatched,
+                },
+                // A token that is valid for one of them is answered so.
+                Err(_) if matches!(no, No::Unmatched) => {}
+                Err(other) => no = other,
+            }
+        }
+        Err(no)
+    }
+
+    async fn check_signature(
+        &self,
+        token: &ShownToken,
+        issuer: &Issuer,
+        ca_certificate: Option<&CaCertificate>,
+    ) -> Result<(), No> {
+        let algorithm = token.algorithm.ok_or(No::Refused(Outcome::Algorithm))?;
+        let key_id = token.key_id.as_deref();
+        let keys = self.issuers.keys(issuer, ca_certificate, key_id).await;
+        let keys = keys.map_err(|_| No::Unavailable(self.issuers.refresh_interval()))?;
+        let mut candidates = keys.candidates(key_id, algorithm).peekable();
+        if candidates.peek().is_none() {
+            return Err(No::Refused(Outcome::UnknownKey));
+        }
+        if candidates.any(|key| jws::verify(key, algorithm, token.signed(), &token.signature)) {
+            Ok(())
+        } else {
+            Err(No::Refused(Outcome::Signature))
+        }
+    }
+
+    /// By asking the cluster. The token has its audience and its time by now, as far as it says so itself.
+    async fn verify_by_review(
+        &self,
+        token: &ShownToken,
+        provider: &StoredProvider,
+        end: DateTime<Utc>,
+    ) -> Result<Identity, No> {
+        let Some(cluster) = provider.cluster else { return Err(No::Refused(Outcome::UnknownProvider)) };
+        let audience = provider.settings.audience.as_str();
+        let ask = async || {
+            let client = self.clusters.reviewer(cluster.id).await?;
+            Ok::<_, ServiceError>(client.review_token(token.secret(), audience).await?)
+        };
+        let account = match self.reviews.get(cluster, audience, token, end, ask).await {
+            Ok(Some(account)) => account,
+            Ok(None) => return Err(No::Refused(Outcome::NotVouchedFor)),
+            Err(error) => {
+                tracing::warn!(provider = provider.name, %error, "the cluster of an identity provider cannot be asked");
+                return Err(No::Unavailable(RETRY_CLUSTER_AFTER));
+            }
+        };
+        let subject = format!("system:serviceaccount:{}:{}", account.namespace, account.name);
+        let claims = Claims::from([
+            ("sub", Some(subject)),
+            ("namespace", Some(account.namespace)),
+            ("serviceAccount", Some(account.name)),
+            ("serviceAccountUid", account.uid),
+            ("podName", account.pod_name),
+            ("podUid", account.pod_uid),
+            ("nodeName", account.node_name),
+        ]);
+        identity(provider, &claims, end).ok_or(No::Unmatched)
+    }
+}
+
+/// Who bears these claims, by the first rule that matches.
+fn identity(provider: &StoredProvider, claims: &Claims, end: DateTime<Utc>) -> Option<Identity> {
+    let rule = provider.settings.rules.iter().find(|rule| rule.matches(claims))?;
+    let name = format!("{}/{}", provider.name, claims.subject_shown());
+    Some(Identity {
+        actor: Actor { kind: ActorKind::IdentityProvider, id: None, name },
+        role: rule.role,
+        grants: rule.grants.clone(),
+        expires_at: Some(end),
+    })
+}
+
+impl From<NotNow> for Outcome {
+    fn from(not_now: NotNow) -> Self {
+        match not_now {
+            NotNow::Endless => Self::Malformed,
+            NotNow::Expired => Self::Expired,
+            NotNow::Early => Self::Early,
+        }
+    }
+}

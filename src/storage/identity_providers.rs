@@ -1,0 +1,303 @@
+//! Identity providers.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, types::Json};
+use uuid::Uuid;
+
+use crate::{
+    domain::{
+        cluster::CaCertificate,
+        identity_provider::{Issuer, ProviderDocument, ProviderSettings, RuleDocument, Voucher},
+        invalid::{FieldError, Invalid},
+        names::Name,
+    },
+    storage::{PageRequest, StorageError, corrupt, on_name_taken},
+};
+
+const TABLE: &str = "identity_providers";
+
+/// An identity provider as it is stored.
+#[derive(Debug, Clone)]
+pub struct StoredProvider {
+    /// Identity of the provider.
+    pub id: Uuid,
+    /// Unique name.
+    pub name: String,
+    /// What it is.
+    pub settings: ProviderSettings,
+    /// The cluster that reviews its tokens.
+    pub cluster: Option<ReviewingCluster>,
+    /// Grows by one with every change.
+    pub version: i64,
+    /// Database time of the creation.
+    pub created_at: DateTime<Utc>,
+    /// Database time of the last change.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// The cluster that reviews a provider's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReviewingCluster {
+    /// Identity of the cluster.
+    pub id: Uuid,
+    /// Its version.
+    pub version: i64,
+}
+
+struct ProviderRow {
+    id: Uuid,
+    name: String,
+    provider_type: String,
+    issuer: Option<String>,
+    ca_certificate: Option<String>,
+    cluster_id: Option<Uuid>,
+    cluster_name: Option<String>,
+    cluster_version: Option<i64>,
+    audience: String,
+    rules: Json<Vec<RuleDocument>>,
+    version: i64,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+impl TryFrom<ProviderRow> for StoredProvider {
+    type Error = StorageError;
+
+    fn try_from(row: ProviderRow) -> Result<Self, StorageError> {
+        let document = ProviderDocument {
+            provider_type: row.provider_type.parse().map_err(corrupt(TABLE, row.id, "type"))?,
+            issuer: row.issuer,
+            ca_certificate: row.ca_certificate,
+            cluster: row.cluster_name,
+            audience: row.audience,
+            rules: row.rules.0,
+        };
+        let settings = ProviderSettings::parse(document).map_err(|errors| {
+            let all = errors.iter().map(|FieldError { field, detail }| format!("{field} {detail}"));
+            corrupt(TABLE, row.id, "settings")(Invalid::new(all.collect::<Vec<_>>().join("; ")))
+        })?;
+        let cluster = row.cluster_id.zip(row.cluster_version).map(|(id, version)| ReviewingCluster { id, version });
+        Ok(Self {
+            id: row.id,
+            name: row.name,
+            settings,
+            cluster,
+            version: row.version,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        })
+    }
+}
+
+fn issuer(settings: &ProviderSettings) -> Option<&str> {
+    match &settings.voucher {
+        Voucher::Oidc { issuer, .. } => Some(Issuer::as_str(issuer)),
+        Voucher::TokenReview { .. } => None,
+    }
+}
+
+fn ca_certificate(settings: &ProviderSettings) -> Option<&str> {
+    match &settings.voucher {
+        Voucher::Oidc { ca_certificate, .. } => ca_certificate.as_ref().map(CaCertificate::as_pem),
+        Voucher::TokenReview { .. } => None,
+    }
+}
+
+fn rules(settings: &ProviderSettings) -> Json<Vec<RuleDocument>> {
+    Json(settings.rules.iter().map(RuleDocument::from).collect())
+}
+
+/// Two providers that would both be meant by one token are one too many.
+fn on_taken(error: sqlx::Error) -> StorageError {
+    let constraint = error.as_database_error().and_then(sqlx::error::DatabaseError::constraint);
+    match constraint {
+        Some("identity_providers_issuer_audience_key" | "identity_providers_audience_key") => {
+            StorageError::AudienceTaken
+        }
+        _ => on_name_taken("identity_providers_name_key")(error),
+    }
+}
+
+/// Inserts a provider. `cluster_id` is the one that reviews its tokens.
+///
+/// # Errors
+///
+/// [`StorageError::NameTaken`] if the name is in use, [`StorageError::AudienceTaken`] if the same tokens would be meant by
+/// another provider.
+#[tracing::instrument(level = "debug", name = "db.identity_providers.insert", skip_all, fields(provider.id = %id))]
+pub async fn insert(
+    conn: &mut PgConnection,
+    id: Uuid,
+    name: &Name,
+    settings: &ProviderSettings,
+    cluster_id: Option<Uuid>,
+) -> Result<(), StorageError> {
+    sqlx::query!(
+        "INSERT INTO identity_providers (id, name, type, issuer, ca_certificate, cluster_id, audience, rules)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        id,
+        name.as_str(),
+        settings.voucher.provider_type().as_str(),
+        issuer(settings),
+        ca_certificate(settings),
+        cluster_id,
+        settings.audience.as_str(),
+        rules(settings) as _,
+    )
+    .execute(conn)
+    .await
+    .map_err(on_taken)?;
+    Ok(())
+}
+
+/// Finds a provider by name.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
+#[tracing::instrument(level = "debug", name = "db.identity_providers.find", skip_all)]
+pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredProvider>, StorageError> {
+    sqlx::query_as!(
+        ProviderRow,
+        r#"SELECT p.id, p.name, p.type AS provider_type, p.issuer, p.ca_certificate, p.cluster_id,
+               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience, p.rules AS "rules: _",
+               p.version, p.created_at, p.updated_at
+           FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
+           WHERE p.name = $1"#,
+        name.as_str(),
+    )
+    .fetch_optional(conn)
+    .await?
+    .map(StoredProvider::try_from)
+    .transpose()
+}
+
+/// Finds a provider by name and keeps others from changing it until the transaction ends.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
+#[tracing::instrument(level = "debug", name = "db.identity_providers.lock", skip_all)]
+pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredProvider>, StorageError> {
+    sqlx::query_as!(
+        ProviderRow,
+        r#"SELECT p.id, p.name, p.type AS provider_type, p.issuer, p.ca_certificate, p.cluster_id,
+               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience, p.rules AS "rules: _",
+               p.version, p.created_at, p.updated_at
+           FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
+           WHERE p.name = $1 FOR UPDATE OF p"#,
+        name.as_str(),
+    )
+    .fetch_optional(conn)
+    .await?
+    .map(StoredProvider::try_from)
+    .transpose()
+}
+
+/// Lists providers in the order of their names.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(level = "debug", name = "db.identity_providers.list", skip_all)]
+pub async fn list(conn: &mut PgConnection, page: &PageRequest) -> Result<Vec<StoredProvider>, StorageError> {
+    sqlx::query_as!(
+        ProviderRow,
+        r#"SELECT p.id, p.name, p.type AS provider_type, p.issuer, p.ca_certificate, p.cluster_id,
+               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience, p.rules AS "rules: _",
+               p.version, p.created_at, p.updated_at
+           FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
+           WHERE $1::text IS NULL OR p.name > $1 ORDER BY p.name LIMIT $2"#,
+        page.after,
+        page.limit,
+    )
+    .fetch_all(conn)
+    .await?
+    .into_iter()
+    .map(StoredProvider::try_from)
+    .collect()
+}
+
+/// Finds the providers that a token may be meant for, by what it says of itself: those that are for one of its audiences, of its
+/// issuer or of any that a cluster vouches for. In the order of their names; for one audience at most one of each type.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(level = "debug", name = "db.identity_providers.find_for_token", skip_all)]
+pub async fn find_for_token(
+    conn: &mut PgConnection,
+    issuer: Option<&str>,
+    audiences: &[String],
+) -> Result<Vec<StoredProvider>, StorageError> {
+    let found = sqlx::query_as!(
+        ProviderRow,
+        r#"SELECT p.id, p.name, p.type AS provider_type, p.issuer, p.ca_certificate, p.cluster_id,
+               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience, p.rules AS "rules: _",
+               p.version, p.created_at, p.updated_at
+           FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
+           WHERE (p.type = 'oidc' AND p.issuer = $1 AND p.audience = ANY ($2))
+               OR (p.type = 'tokenReview' AND p.audience = ANY ($2))
+           ORDER BY p.name"#,
+        issuer,
+        audiences,
+    )
+    .fetch_all(conn)
+    .await?;
+    let is_damaged = |error: &StorageError| tracing::error!(%error, "an identity provider cannot be used");
+    // One that cannot be read does not take the door down for others.
+    Ok(found.into_iter().filter_map(|row| StoredProvider::try_from(row).inspect_err(is_damaged).ok()).collect())
+}
+
+/// Names of the providers whose tokens a cluster reviews.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.identity_providers.names_by_cluster", skip_all)]
+pub async fn names_by_cluster(conn: &mut PgConnection, cluster_id: Uuid) -> Result<Vec<String>, StorageError> {
+    let names =
+        sqlx::query_scalar!("SELECT name FROM identity_providers WHERE cluster_id = $1 ORDER BY name", cluster_id);
+    Ok(names.fetch_all(conn).await?)
+}
+
+/// Stores other settings for a provider and raises its version.
+///
+/// # Errors
+///
+/// [`StorageError::AudienceTaken`] if the same tokens would be meant by another provider.
+#[tracing::instrument(level = "debug", name = "db.identity_providers.update", skip_all, fields(provider.id = %id))]
+pub async fn update(
+    conn: &mut PgConnection,
+    id: Uuid,
+    settings: &ProviderSettings,
+    cluster_id: Option<Uuid>,
+) -> Result<(), StorageError> {
+    sqlx::query!(
+        "UPDATE identity_providers
+         SET issuer = $2, ca_certificate = $3, cluster_id = $4, audience = $5, rules = $6,
+             version = version + 1, updated_at = now()
+         WHERE id = $1",
+        id,
+        issuer(settings),
+        ca_certificate(settings),
+        cluster_id,
+        settings.audience.as_str(),
+        rules(settings) as _,
+    )
+    .execute(conn)
+    .await
+    .map_err(on_taken)?;
+    Ok(())
+}
+
+/// Deletes a provider.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.identity_providers.delete", skip_all, fields(provider.id = %id))]
+pub async fn delete(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
+    sqlx::query!("DELETE FROM identity_providers WHERE id = $1", id).execute(conn).await?;
+    Ok(())
+}

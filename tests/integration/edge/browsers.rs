@@ -1,0 +1,120 @@
+//! What browsers are told.
+
+use serde_json::json;
+use sqlx::PgPool;
+
+use crate::support::{app::TestApp, client::Answer};
+
+const LISTED: &str = "https://console.example";
+
+fn assert_has(answer: &Answer, name: &str, value: &str) {
+    assert_eq!(answer.header(name), value, "{name} of {answer:?}");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn every_kind_of_answer_has_the_security_headers(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let (admin, anonymous) = (app.admin(), app.anonymous());
+    app.register_account("broken", "ghcr.io", "martin", "xxx1").await;
+    sqlx::query("UPDATE registry_accounts SET password = '\\x00'").execute(&app.pool).await.expect("broken");
+    let answers = [
+        (200, admin.get("/v1/me").await),
+        (200, admin.get("/healthz").await),
+        (200, admin.get("/readyz").await),
+        (200, admin.get("/metrics").await),
+        (204, admin.delete("/v1/registry-accounts/none").await),
+        (
+            400,
+            admin
+                .send(admin.request("POST", "/v1/clusters").header("content-type", "application/json").body("{"))
+                .await,
+        ),
+        (401, anonymous.get("/v1/me").await),
+        (404, admin.get("/nowhere").await),
+        (404, admin.get("/v1/registry-accounts/none").await),
+        (405, admin.delete("/v1/me").await),
+        (413, admin.send(admin.request("POST", "/v1/clusters").json(&"x".repeat(1024 * 1024))).await),
+        (415, admin.send(admin.request("POST", "/v1/clusters").body("x")).await),
+        (422, admin.post("/v1/clusters", &json!({})).await),
+        (500, admin.post("/v1/docker-configs", &json!({"accounts": ["broken"]})).await),
+    ];
+    for (status, answer) in &answers {
+        // There is no account to delete: that is a 404.
+        assert!(answer.status == *status || (*status, answer.status) == (204, 404), "{status}: {answer:?}");
+        assert_has(answer, "x-content-type-options", "nosniff");
+        assert_has(answer, "x-frame-options", "DENY");
+        assert_has(answer, "referrer-policy", "no-referrer");
+        assert_has(answer, "cross-origin-resource-policy", "same-origin");
+        assert_has(answer, "content-security-policy", "default-src 'none'; frame-ancestors 'none'");
+        assert_has(answer, "cache-control", "no-store");
+        // Whoever speaks TLS for us says this.
+        assert_has(answer, "strict-transport-security", "");
+        assert_has(answer, "access-control-allow-origin", "");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn the_documentation_runs_what_regcred_serves_alone(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    for path in ["/docs/", "/docs/swagger-ui-bundle.js"] {
+        let answer = app.anonymous().get(path).await;
+        let policy = answer.header("content-security-policy");
+        assert_eq!(answer.status, 200);
+        assert!(policy.contains("script-src 'self';") && policy.contains("frame-ancestors 'none'"), "{policy}");
+        assert!(policy.contains("connect-src 'self'") && !policy.contains("script-src 'self' 'unsafe"), "{policy}");
+    }
+    // Nothing in the page itself is a program, as the policy has it.
+    let page = app.anonymous().get("/docs/").await.body;
+    assert!(page.contains("<script src=") && !page.contains("<script>"), "{page}");
+}
+
+fn preflight(app: &TestApp, origin: &str) -> reqwest::RequestBuilder {
+    let request = app.anonymous().request("OPTIONS", "/v1/registry-accounts").header("Origin", origin);
+    request.header("Access-Control-Request-Method", "POST").header("Access-Control-Request-Headers", "authorization")
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn no_page_may_call_where_no_origin_is_listed(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let asked = app.anonymous().send(preflight(&app, LISTED)).await;
+    let called = app.admin().send(app.admin().request("GET", "/v1/me").header("Origin", LISTED)).await;
+    asked.problem(401, "unauthenticated");
+    called.expect(200);
+    for answer in [asked, called] {
+        assert!(answer.headers.keys().all(|name| !name.as_str().starts_with("access-control")), "{answer:?}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn pages_of_listed_origins_may_call_and_no_others(pool: PgPool) {
+    let listed = format!("http://localhost:3000, {LISTED}");
+    let app = TestApp::configured(pool, &[("REGCRED_HTTP_CORS_ORIGINS", &listed)]).await;
+
+    let asked = app.anonymous().send(preflight(&app, LISTED)).await;
+    assert_eq!((asked.status, asked.body.as_str()), (204, ""), "{asked:?}");
+    assert_has(&asked, "access-control-allow-origin", LISTED);
+    assert!(asked.header("access-control-allow-headers").contains("Authorization"), "{asked:?}");
+    assert!(asked.header("access-control-allow-methods").contains("PATCH"), "{asked:?}");
+    assert_has(&asked, "access-control-allow-credentials", "");
+    assert!(!asked.header("x-request-id").is_empty(), "{asked:?}");
+
+    // A good answer and a problem alike can be read by the page.
+    for (status, client) in [(200, app.admin()), (401, app.anonymous())] {
+        let answer = client.send(client.request("GET", "/v1/me").header("Origin", LISTED)).await;
+        assert_eq!(answer.status, status);
+        assert_has(&answer, "access-control-allow-origin", LISTED);
+        assert_has(&answer, "vary", "Origin");
+        assert!(answer.header("access-control-expose-headers").contains("X-Request-Id"), "{answer:?}");
+    }
+
+    for other in ["https://evil.example", "https://console.example.evil.example", "null", "http://console.example"] {
+        let asked = app.anonymous().send(preflight(&app, other)).await;
+        let called = app.admin().send(app.admin().request("GET", "/v1/me").header("Origin", other)).await;
+        asked.problem(401, "unauthenticated");
+        called.expect(200);
+        for answer in [asked, called] {
+            assert_has(&answer, "access-control-allow-origin", "");
+            assert_has(&answer, "vary", "Origin");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! CI without stored secrets: tokens of OIDC issuers that the tests run, with real keys, and of `ServiceAccount`s of the real API
+//! server.
+
+mod attacks;
+mod cluster;
+mod issuer;
+mod keys;
+mod outages;
+mod recipes;
+mod resource;
+mod rules;
+
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use self::issuer::TestIssuer;
+use crate::support::{
+    app::TestApp,
+    client::{Answer, Client},
+};
+
+/// Where the issuers of these tests are.
+const ALLOW: (&str, &str) = ("REGCRED_ISSUER_ALLOW", "127.0.0.0/8");
+
+async fn spawn(pool: PgPool) -> TestApp {
+    TestApp::configured(pool, &[ALLOW]).await
+}
+
+/// Trusts an issuer: for its subject `ci` everything that a viewer sees.
+async fn trust(app: &TestApp, name: &str, issuer: &TestIssuer) -> Value {
+    trust_with(app, name, issuer, json!([{"claims": {"sub": "ci"}, "role": "viewer"}])).await
+}
+
+async fn trust_with(app: &TestApp, name: &str, issuer: &TestIssuer, rules: Value) -> Value {
+    let body = json!({"name": name, "type": "oidc", "issuer": issuer.url(), "audience": "regcred", "rules": rules});
+    app.admin().post("/v1/identity-providers", &body).await.expect(201)
+}
+
+fn bearer(app: &TestApp, token: &str) -> Client {
+    app.anonymous().with_key(token)
+}
+
+async fn me(app: &TestApp, token: &str) -> Answer {
+    bearer(app, token).get("/v1/me").await
+}
+
+/// A counter of `/metrics`.
+async fn counted(app: &TestApp, name: &str, result: &str) -> u64 {
+    let metrics = app.anonymous().get("/metrics").await.body;
+    let wanted = format!("regcred_{name}_total{{result=\"{result}\"}} ");
+    let line =
+        metrics.lines().find_map(|line| line.strip_prefix(&wanted)).unwrap_or_else(|| panic!("{name}: {metrics}"));
+    line.parse().expect("a number")
+}

@@ -1,0 +1,250 @@
+//! `ServiceAccount` tokens, made and reviewed by the real API server.
+
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use k8s_openapi::api::{
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::ServiceAccount,
+};
+use kube::{
+    Api,
+    api::{DeleteParams, ObjectMeta, PostParams},
+};
+use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions, PgPool};
+
+use super::{ALLOW, counted, issuer::TestIssuer, keys::TestKey, me, trust};
+use crate::{
+    support::{
+        app::TestApp,
+        eventually, given, kubernetes,
+        listener::{Gate, refusing_server},
+        process::Installation,
+    },
+    verify::listening::{answer, serve},
+};
+
+/// Makes a `ServiceAccount` in a namespace of its own; the namespace.
+pub async fn new_account(name: &str) -> String {
+    let namespace = kubernetes::new_namespace().await;
+    add_account(&namespace, name).await;
+    namespace
+}
+
+async fn add_account(namespace: &str, name: &str) {
+    let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
+    let account = ServiceAccount { metadata, ..ServiceAccount::default() };
+    let accounts: Api<ServiceAccount> = Api::namespaced(kubernetes::admin(), namespace);
+    accounts.create(&PostParams::default(), &account).await.expect("a ServiceAccount");
+}
+
+/// A token that the API server makes for a `ServiceAccount`.
+pub async fn token(namespace: &str, name: &str, audience: &str, seconds: i64) -> String {
+    let accounts: Api<ServiceAccount> = Api::namespaced(kubernetes::admin(), namespace);
+    let spec = TokenRequestSpec {
+        audiences: Some(vec![audience.to_owned()]),
+        expiration_seconds: Some(seconds),
+        ..TokenRequestSpec::default()
+    };
+    let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+    let made = accounts.create_token_request(name, &PostParams::default(), &request).await.expect("a token");
+    made.status.expect("a status").token.expect("a token")
+}
+
+fn provider(cluster: &str, namespace: &str) -> Value {
+    json!({
+        "name": format!("{cluster}-pods"), "type": "tokenReview", "cluster": cluster, "audience": format!("regcred-{cluster}"),
+        "rules": [{"claims": {"namespace": namespace, "serviceAccount": "ci"}, "role": "viewer"}],
+    })
+}
+
+async fn trust_cluster(app: &TestApp, cluster: &str, namespace: &str) {
+    app.admin().post("/v1/identity-providers", &provider(cluster, namespace)).await.expect(201);
+}
+
+/// The key that the API server signs with: to make what it would not make.
+fn servers_key() -> TestKey {
+    let pem = kubernetes::file("sa.key");
+    match PrivateKeyDer::from_pem_slice(pem.as_bytes()).expect("a key") {
+        PrivateKeyDer::Pkcs8(key) => TestKey::rsa_from("", key.secret_pkcs8_der()),
+        PrivateKeyDer::Pkcs1(key) => TestKey::rsa_from_pkcs1("", key.secret_pkcs1_der()),
+        _ => panic!("an RSA key"),
+    }
+}
+
+fn claims(namespace: &str, audience: &str, exp: i64) -> Value {
+    let account = json!({"name": "ci", "uid": "0"});
+    json!({
+        "iss": "https://kubernetes.default.svc", "aud": [audience], "exp": exp, "iat": Utc::now().timestamp(),
+        "sub": format!("system:serviceaccount:{namespace}:ci"),
+        "kubernetes.io": {"namespace": namespace, "serviceaccount": account},
+    })
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_service_account_opens_the_door_with_a_token_for_us(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    app.register_cluster("dev").await;
+    let namespace = new_account("ci").await;
+    add_account(&namespace, "other").await;
+    trust_cluster(&app, "dev", &namespace).await;
+
+    let good = token(&namespace, "ci", "regcred-dev", 3600).await;
+    let who = me(&app, &good).await.expect(200);
+    assert_eq!(who["name"], format!("dev-pods/system:serviceaccount:{namespace}:ci"));
+    assert_eq!((&who["type"], &who["role"]), (&json!("identityProvider"), &json!("viewer")));
+    let ends: chrono::DateTime<Utc> = serde_json::from_value(who["expiresAt"].clone()).expect("a time");
+    assert!((Utc::now()..Utc::now() + Duration::from_secs(3700)).contains(&ends), "{ends}");
+
+    let other = token(&namespace, "other", "regcred-dev", 3600).await;
+    me(&app, &other).await.problem(403, "no-matching-rule");
+    let elsewhere = new_account("ci").await;
+    let foreign = token(&elsewhere, "ci", "regcred-dev", 3600).await;
+    me(&app, &foreign).await.problem(403, "no-matching-rule");
+    let for_the_server = token(&namespace, "ci", "https://kubernetes.default.svc", 3600).await;
+    me(&app, &for_the_server).await.problem(401, "invalid-token");
+    let for_vault = token(&namespace, "ci", "vault", 3600).await;
+    me(&app, &for_vault).await.problem(401, "invalid-token");
+    assert_eq!(counted(&app, "tokens", "unknownProvider").await, 2);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_token_that_the_cluster_did_not_make_is_refused(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    app.register_cluster("dev").await;
+    let namespace = new_account("ci").await;
+    trust_cluster(&app, "dev", &namespace).await;
+    let good = token(&namespace, "ci", "regcred-dev", 3600).await;
+    let (start, signature) = good.rsplit_once('.').expect("a token");
+    let now = Utc::now().timestamp();
+    let header = json!({"alg": "RS256"});
+    let (own, servers) = (TestKey::rsa("own"), servers_key());
+
+    for (what, token) in [
+        ("another key", own.sign(&header, &claims(&namespace, "regcred-dev", now + 300))),
+        (
+            "an account of this name that was deleted",
+            servers.sign(&header, &claims(&namespace, "regcred-dev", now + 300)),
+        ),
+        ("another signature", format!("{start}.AAAAAAAA{}", &signature[8..])),
+        ("no signature", format!("{start}.")),
+    ] {
+        let answer = me(&app, &token).await;
+        assert_eq!((answer.status, answer.slug().as_str()), (401, "invalid-token"), "{what}: {answer:?}");
+    }
+    assert_eq!(counted(&app, "tokens", "notVouchedFor").await, 4);
+    // What cannot be good is not shown to the cluster at all.
+    me(&app, &servers.sign(&header, &claims(&namespace, "regcred-dev", now - 1))).await.problem(401, "invalid-token");
+    assert_eq!((counted(&app, "tokens", "expired").await, counted(&app, "tokens", "notVouchedFor").await), (1, 4));
+    me(&app, &good).await.expect(200);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_deleted_service_account_is_refused_soon(pool: PgPool) {
+    let app = TestApp::configured(pool, &[("REGCRED_TOKEN_REVIEW_SECONDS", "1")]).await;
+    app.register_cluster("dev").await;
+    let namespace = new_account("ci").await;
+    trust_cluster(&app, "dev", &namespace).await;
+    let good = token(&namespace, "ci", "regcred-dev", 3600).await;
+    me(&app, &good).await.expect(200);
+
+    let accounts: Api<ServiceAccount> = Api::namespaced(kubernetes::admin(), &namespace);
+    accounts.delete("ci", &DeleteParams::default()).await.expect("deleted");
+
+    let start = Instant::now();
+    eventually("it is refused", async || (me(&app, &good).await.status == 401).then_some(())).await;
+    // The API server has a memory of its own, of 10 seconds.
+    assert!(start.elapsed() < Duration::from_mins(1), "{:?}", start.elapsed());
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_cluster_that_is_down_is_down_for_its_own_tokens_alone(pool: PgPool) {
+    let app = TestApp::configured(pool, &[ALLOW, ("REGCRED_CLUSTER_TIMEOUT_SECONDS", "2")]).await;
+    let gone = json!({"name": "gone", "server": refusing_server(), "auth": {"type": "none"}, "allowPlainHttp": true});
+    app.admin().post("/v1/clusters", &gone).await.expect(201);
+    let (gate, hangs) = Gate::cluster("hangs");
+    app.admin().post("/v1/clusters", &hangs).await.expect(201);
+    let nobody = given("REGCRED_TEST_KUBE_NOBODY_TOKEN");
+    app.register_cluster_with("nobody", &json!({"type": "token", "token": nobody})).await;
+    let key = TestKey::rsa("a");
+    let issuer = TestIssuer::start(&[&key]);
+    trust(&app, "oidc", &issuer).await;
+    let end = Utc::now().timestamp() + 300;
+    for cluster in ["gone", "hangs", "nobody"] {
+        trust_cluster(&app, cluster, "a").await;
+        let token = key.sign(&json!({"alg": "RS256"}), &claims("a", &format!("regcred-{cluster}"), end));
+        let answer = me(&app, &token).await;
+        assert_eq!((answer.status, answer.slug().as_str()), (503, "issuer-unavailable"), "{cluster}: {answer:?}");
+        assert_eq!(answer.header("retry-after"), "5");
+    }
+    me(&app, &issuer.token(&key, json!({}))).await.expect(200);
+    app.admin().get("/v1/me").await.expect(200);
+    gate.open();
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_cluster_is_asked_once_for_one_token_and_believed_for_our_audience_alone(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    // An API server that vouches for every token, as one does that knows no audiences.
+    let review = |audiences: Value| {
+        let user = json!({"username": "system:serviceaccount:a:ci", "uid": "u-1"});
+        json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": {"token": ""},
+            "status": {"authenticated": true, "user": user, "audiences": audiences},
+        })
+        .to_string()
+    };
+    let key = TestKey::rsa("a");
+    let end = Utc::now().timestamp() + 300;
+    let mut asked = Vec::new();
+    for (cluster, audiences, status) in
+        [("old", Value::Null, 401), ("others", json!(["vault"]), 401), ("good", json!(["regcred-good"]), 200)]
+    {
+        let body = review(audiences);
+        let (address, requests) = serve(move |_| answer("201 Created", &[("Content-Type", "application/json")], &body));
+        let server = format!("http://{address}");
+        let body = json!({"name": cluster, "server": server, "auth": {"type": "none"}, "allowPlainHttp": true});
+        app.admin().post("/v1/clusters", &body).await.expect(201);
+        trust_cluster(&app, cluster, "a").await;
+        let token = key.sign(&json!({"alg": "RS256"}), &claims("a", &format!("regcred-{cluster}"), end));
+
+        for _ in 0..5 {
+            assert_eq!(me(&app, &token).await.status, status, "{cluster}");
+        }
+        assert_eq!(requests.count(), 1, "{cluster}");
+        // Another connection may be to another server, which is asked itself.
+        let auth = json!({"auth": {"type": "token", "token": "t"}});
+        app.admin().patch(&format!("/v1/clusters/{cluster}"), &auth).await.expect(200);
+        assert_eq!(me(&app, &token).await.status, status, "{cluster}");
+        assert_eq!(requests.count(), 2, "{cluster}");
+        asked.push(requests);
+    }
+    // For two clusters: nobody can say which made it, and none is shown it.
+    let mut for_two = claims("a", "", end);
+    for_two["aud"] = json!(["regcred-good", "regcred-old"]);
+    me(&app, &key.sign(&json!({"alg": "RS256"}), &for_two)).await.problem(401, "invalid-token");
+    assert!(asked.iter().all(|requests| requests.count() == 2));
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_token_is_not_shown_to_a_cluster_in_the_clear(pool: PgPool) {
+    let installation = Installation::new(pool.connect_options().to_url_lossy().as_str());
+    let admins_key = installation.new_key("admin").await;
+    let service = installation.serve().await;
+    let admin = service.client(&admins_key);
+    let server = "http://192.168.255.254:8080";
+    let body = json!({"name": "far", "server": server, "auth": {"type": "none"}, "allowPlainHttp": true});
+    admin.post("/v1/clusters", &body).await.expect(201);
+    admin.post("/v1/identity-providers", &provider("far", "a")).await.expect(201);
+    let key = TestKey::rsa("a");
+    let token = key.sign(&json!({"alg": "RS256"}), &claims("a", "regcred-far", Utc::now().timestamp() + 300));
+
+    service.client(&token).get("/v1/me").await.problem(503, "issuer-unavailable");
+
+    service.process.signal("TERM");
+    let exit = service.process.wait().await;
+    let said = "a token is never shown to a cluster over http://";
+    assert!(exit.stderr.contains(said) && !exit.stderr.contains(&token[token.len() - 40..]), "{exit:?}");
+}

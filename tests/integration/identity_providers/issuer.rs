@@ -1,0 +1,172 @@
+//! An OIDC issuer: a server of its own with a discovery document and keys, and what may be wrong with it.
+
+use std::{
+    collections::HashMap,
+    io::{Read, Write},
+    net::SocketAddr,
+    sync::{Arc, Condvar, Mutex},
+};
+
+use chrono::Utc;
+use rustls::{
+    ServerConfig, ServerConnection, StreamOwned,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use serde_json::{Value, json};
+
+use super::keys::TestKey;
+use crate::{
+    support::listener::{listen, read_request},
+    verify::{certificates::ServerCertificate, listening::answer},
+};
+
+pub const DISCOVERY: &str = "/.well-known/openid-configuration";
+pub const KEYS: &str = "/keys";
+
+/// An issuer of one test.
+pub struct TestIssuer {
+    pub address: SocketAddr,
+    scheme: &'static str,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    inner: Mutex<Inner>,
+    released: Condvar,
+}
+
+#[derive(Default)]
+struct Inner {
+    keys: Vec<Value>,
+    /// Answers in place of the usual ones, by path.
+    answers: HashMap<&'static str, Vec<u8>>,
+    /// It takes connections, and breaks them off.
+    is_down: bool,
+    /// It takes requests, and lets them wait.
+    holds: bool,
+    requests: HashMap<String, usize>,
+}
+
+impl TestIssuer {
+    /// Starts an issuer with these keys, over plain HTTP on loopback.
+    pub fn start(keys: &[&TestKey]) -> Self {
+        let issuer = Self::with_state("http", keys, |state| {
+            listen(move |mut stream| {
+                let request = read_request(&stream);
+                let base = format!("http://{}", stream.local_addr().expect("an address"));
+                // Whoever hangs up early is what some tests are about.
+                let _ = stream.write_all(&state.respond(&request, &base));
+            })
+        });
+        assert!(issuer.url().starts_with("http://127.0.0.1:"));
+        issuer
+    }
+
+    /// The same over TLS.
+    pub fn start_tls(keys: &[&TestKey], server: &ServerCertificate) -> Self {
+        let certificates = CertificateDer::pem_slice_iter(server.certificate.as_bytes());
+        let certificates = certificates.collect::<Result<Vec<_>, _>>().expect("a certificate");
+        let key = PrivateKeyDer::from_pem_slice(server.key.as_bytes()).expect("a key");
+        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, key);
+        let config = Arc::new(config.expect("a good certificate"));
+        Self::with_state("https", keys, |state| {
+            listen(move |stream| {
+                let base = format!("https://{}", stream.local_addr().expect("an address"));
+                let connection = ServerConnection::new(Arc::clone(&config)).expect("a connection");
+                let mut tls = StreamOwned::new(connection, stream);
+                let (mut request, mut byte) = (Vec::new(), [0]);
+                while !request.ends_with(b"\r\n\r\n") {
+                    match tls.read(&mut byte) {
+                        Ok(1) => request.push(byte[0]),
+                        _ => return,
+                    }
+                }
+                let _ = tls.write_all(&state.respond(&String::from_utf8_lossy(&request), &base));
+                tls.conn.send_close_notify();
+                let _ = tls.flush();
+            })
+        })
+    }
+
+    fn with_state(scheme: &'static str, keys: &[&TestKey], start: impl FnOnce(Arc<State>) -> SocketAddr) -> Self {
+        let state = Arc::new(State::default());
+        state.inner.lock().expect("the state").keys = keys.iter().map(|key| key.jwk()).collect();
+        Self { address: start(Arc::clone(&state)), scheme, state }
+    }
+
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Inner)) {
+        change(&mut self.state.inner.lock().expect("the state"));
+        self.state.released.notify_all();
+    }
+
+    /// Publishes other keys.
+    pub fn publish(&self, keys: Vec<Value>) {
+        self.change(|inner| inner.keys = keys);
+    }
+
+    /// Answers a path so from now on.
+    pub fn answer(&self, path: &'static str, answer: Vec<u8>) {
+        self.change(|inner| drop(inner.answers.insert(path, answer)));
+    }
+
+    pub fn set_down(&self, is_down: bool) {
+        self.change(|inner| inner.is_down = is_down);
+    }
+
+    pub fn hold(&self, holds: bool) {
+        self.change(|inner| inner.holds = holds);
+    }
+
+    /// How often a path was asked for.
+    pub fn requests(&self, path: &str) -> usize {
+        self.state.inner.lock().expect("the state").requests.get(path).copied().unwrap_or_default()
+    }
+
+    /// Claims that are good for five minutes, with these ones over them; `null` takes one away.
+    pub fn claims(&self, more: Value) -> Value {
+        let now = Utc::now().timestamp();
+        let mut claims = json!({
+            "iss": self.url(), "aud": "regcred", "sub": "ci", "iat": now, "nbf": now - 5, "exp": now + 300,
+            "jti": uuid::Uuid::now_v7().to_string(),
+        });
+        let Value::Object(more) = more else { panic!("an object: {more}") };
+        let object = claims.as_object_mut().expect("an object");
+        object.extend(more);
+        object.retain(|_, value| !value.is_null());
+        claims
+    }
+
+    /// A token of this key, with these claims over the usual ones.
+    pub fn token(&self, key: &TestKey, more: Value) -> String {
+        key.sign(&json!({"alg": key.algorithm(), "typ": "JWT", "kid": key.id}), &self.claims(more))
+    }
+}
+
+impl State {
+    fn respond(&self, request: &str, base: &str) -> Vec<u8> {
+        let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+        let mut inner = self.inner.lock().expect("the state");
+        *inner.requests.entry(path.clone()).or_default() += 1;
+        let inner = self.released.wait_while(inner, |inner| inner.holds).expect("the state");
+        if inner.is_down {
+            return Vec::new();
+        }
+        if let Some(answer) = inner.answers.get(path.as_str()) {
+            return answer.clone();
+        }
+        let json_header = [("Content-Type", "application/json")];
+        match path.as_str() {
+            DISCOVERY => {
+                let document = json!({"issuer": base, "jwks_uri": format!("{base}{KEYS}"), "response_types_supported": ["id_token"]});
+                answer("200 OK", &json_header, &document.to_string())
+            }
+            KEYS => answer("200 OK", &json_header, &json!({"keys": inner.keys}).to_string()),
+            _ => answer("404 Not Found", &[], ""),
+        }
+    }
+}
