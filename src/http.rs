@@ -109,6 +109,9 @@ fn routes(config: &mut ServiceConfig) {
         .service(
             scope::scope("/v1")
                 .wrap(actix_web::middleware::from_fn(auth::authenticate))
+                // First what is asked for most: a request is compared with one pattern after the other.
+                .service(docker_configs::create_docker_config)
+                .service(me::get_me)
                 .service(accounts::create_account)
                 .service(accounts::list_accounts)
                 .service(accounts::get_account)
@@ -116,7 +119,6 @@ fn routes(config: &mut ServiceConfig) {
                 .service(accounts::delete_account)
                 .service(verification::verify_account)
                 .service(imports::import_accounts)
-                .service(docker_configs::create_docker_config)
                 .service(docker_configs::explain_docker_config)
                 .service(clusters::create_cluster)
                 .service(clusters::list_clusters)
@@ -140,7 +142,6 @@ fn routes(config: &mut ServiceConfig) {
                 .service(identity_providers::get_identity_provider)
                 .service(identity_providers::update_identity_provider)
                 .service(identity_providers::delete_identity_provider)
-                .service(me::get_me)
                 .service(audit::list_audit_events),
         )
         .service(operation::get_health)

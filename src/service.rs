@@ -80,7 +80,7 @@ pub enum ServiceError {
     #[error("this is the last admin's key, or the last one that does not expire; make another one first")]
     LastAdmin,
     /// Something uses it.
-    #[error("the {kind} `{name}` is in use by {}; change or delete {} first", used_by(.by, *.hidden), if .by.len() + .hidden == 1 { "it" } else { "them" })]
+    #[error("the {kind} `{name}` is used by {}; change or delete {} first", used_by(.by, *.hidden), if .by.len() + .hidden == 1 { "it" } else { "them" })]
     InUse {
         /// What it is.
         kind: &'static str,
@@ -168,10 +168,10 @@ fn used_by(names: &[String], hidden: usize) -> String {
     let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
     let more = names.len().saturating_sub(SHOWN) + hidden;
     match (shown.is_empty(), more) {
-        (false, 0) => format!("the pull secrets {}", shown.join(", ")),
-        (false, more) => format!("the pull secrets {} and {more} more", shown.join(", ")),
-        (true, 1) => "a pull secret that you may not see".to_owned(),
-        (true, more) => format!("{more} pull secrets that you may not see"),
+        (false, 0) => shown.join(", "),
+        (false, more) => format!("{} and {more} more", shown.join(", ")),
+        (true, 1) => "something that you may not see".to_owned(),
+        (true, more) => format!("{more} things that you may not see"),
     }
 }
 

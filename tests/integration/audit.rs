@@ -121,6 +121,19 @@ async fn every_change_and_every_reveal_says_who_did_what_to_what_and_when_and_no
     done("cluster.delete clusters/k", admin.delete("/v1/clusters/k").await);
     done("registryAccount.verify registry-accounts/b", admin.post("/v1/registry-accounts/b/verify", &json!({})).await);
     done("registryAccount.delete registry-accounts/b", admin.delete("/v1/registry-accounts/b").await);
+    let provider = json!({"name": "p", "type": "oidc", "issuer": "https://issuer.example.com", "audience": "regcred",
+        "rules": [{"claims": {"sub": "ci"}, "role": "viewer"}]});
+    let providers = "/v1/identity-providers";
+    done("identityProvider.create identity-providers/p", admin.post(providers, &provider).await);
+    let change = json!({"audience": "another"});
+    done("identityProvider.update identity-providers/p", admin.patch(&format!("{providers}/p"), &change).await);
+    done("identityProvider.delete identity-providers/p", admin.delete(&format!("{providers}/p")).await);
+    let declaration = json!({"accounts": ["a"], "secret": {"name": "declared"}, "deletionPolicy": "retain",
+        "targets": [{"cluster": "dev", "namespaces": [namespace]}]});
+    let declared = admin.request("PUT", "/v1/pull-secrets/t").json(&declaration);
+    done("pullSecret.declare pull-secrets/t", admin.send(declared).await);
+    done("pullSecret.sync pull-secrets/t", admin.post("/v1/pull-secrets/t/sync", &json!({})).await);
+    done("pullSecret.delete pull-secrets/t", admin.delete("/v1/pull-secrets/t").await);
     let key = json!({"name": "ci", "role": "viewer"});
     done("apiKey.create api-keys/", admin.post("/v1/api-keys", &key).await);
     let id = admin.get("/v1/api-keys").await.expect(200)["items"][1]["id"].as_str().expect("an id").to_owned();
@@ -455,6 +468,19 @@ async fn what_cannot_be_recorded_is_not_done(pool: PgPool) {
             admin.delete("/v1/clusters/k").await,
             admin.post("/v1/api-keys", &json!({"name": "new", "role": "admin"})).await,
             admin.get("/v1/audit-events?format=ndjson").await,
+            admin
+                .post(
+                    "/v1/identity-providers",
+                    &json!({"name": "p", "type": "oidc", "issuer": "https://issuer.example.com", "audience": "regcred",
+                        "rules": [{"claims": {"sub": "ci"}, "role": "viewer"}]}),
+                )
+                .await,
+            admin
+                .send(admin.request("PUT", "/v1/pull-secrets/t").json(&json!({
+                    "accounts": ["a"], "secret": {"name": "declared"}, "deletionPolicy": "retain",
+                    "targets": [{"cluster": "k", "namespaces": ["default"]}],
+                })))
+                .await,
         ];
         for answer in refused {
             answer.problem(503, "audit-unavailable");

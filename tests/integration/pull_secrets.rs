@@ -497,7 +497,7 @@ async fn deletion_removes_or_leaves_as_it_was_declared(pool: PgPool) {
 
     // What is used is not deleted.
     let used = admin.delete("/v1/registry-accounts/martin-5000").await.problem(409, "in-use");
-    assert!(used["detail"].as_str().unwrap().contains("`team-a`"), "{used}");
+    assert!(used["detail"].as_str().unwrap().contains("`pull-secrets/team-a`"), "{used}");
     admin.delete("/v1/clusters/dev").await.problem(409, "in-use");
     admin.delete("/v1/registry-accounts/martin-6000").await;
 
@@ -765,7 +765,7 @@ async fn grants_bound_what_is_declared_and_seen(pool: PgPool) {
     assert_eq!(names, ["team-a", "team-s"]);
     let used = operator.delete("/v1/registry-accounts/martin-5000").await.problem(409, "in-use");
     let detail = used["detail"].as_str().unwrap();
-    assert!(detail.contains("`team-a` and 1 more") && !detail.contains("wide"), "{detail}");
+    assert!(detail.contains("`pull-secrets/team-a` and 1 more") && !detail.contains("wide"), "{detail}");
 
     let deliverer =
         app.caller("ci", "deliverer", Some(json!({"accounts": ["*"], "clusters": ["*"], "namespaces": ["*"]}))).await;
