@@ -22,6 +22,7 @@ use std::{
 
 use quick_cache::sync::Cache;
 use sqlx::PgPool;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::{
@@ -45,6 +46,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 /// The most rows of a kind, a kilobyte or less each.
 const ROWS_MAX: usize = 10_000;
+/// How many keys are looked up in Postgres at a time: a flood of keys that there are not leaves the other connections to those
+/// who have one.
+const KEY_READS: usize = 4;
 
 /// A key's row, as it was when it was read.
 #[derive(Debug)]
@@ -155,6 +159,7 @@ impl Trust {
 pub struct Memory {
     pool: PgPool,
     api_keys: Rows<Uuid, KnownKey>,
+    key_reads: Semaphore,
     accounts: Rows<String, SealedCredential>,
     trust: Trust,
     is_followed: AtomicBool,
@@ -167,6 +172,7 @@ impl Memory {
         Self {
             pool,
             api_keys: Rows::new(),
+            key_reads: Semaphore::new(KEY_READS),
             accounts: Rows::new(),
             trust: Trust::new(),
             is_followed: AtomicBool::new(false),
@@ -182,6 +188,8 @@ impl Memory {
         if let Some(known) = self.recall(&self.api_keys, &id) {
             return Ok(Some(known));
         }
+        // It is never closed.
+        let _permit = self.key_reads.acquire().await;
         let ticket = self.api_keys.ticket();
         let mut conn = connection(&self.pool).await?;
         let asked_at = Instant::now();
