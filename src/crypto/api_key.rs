@@ -14,11 +14,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use argon2::{Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version};
+use argon2::{
+    Algorithm, Argon2, Block, Params, PasswordHasher, Version,
+    password_hash::phc::{Output, PasswordHash},
+};
 use aws_lc_rs::{hmac, rand};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use secrecy::{ExposeSecret, SecretString};
@@ -199,6 +202,9 @@ pub struct KeyChecker {
     remembered: Mutex<HashMap<Digest, Instant>>,
     in_flight: Mutex<HashMap<Digest, Arc<OnceCell<bool>>>>,
     permits: Semaphore,
+    /// The memory of runs that are over, for the next ones: no more pieces than permits. Allocated anew in each run, on
+    /// whichever thread that is, it would stay with the allocator once for each of these threads.
+    spare_blocks: Mutex<Vec<Vec<Block>>>,
     runs: std::sync::atomic::AtomicU64,
 }
 
@@ -217,6 +223,7 @@ impl KeyChecker {
             remembered: Mutex::default(),
             in_flight: Mutex::default(),
             permits: Semaphore::new(permits.max(1)),
+            spare_blocks: Mutex::default(),
             runs: std::sync::atomic::AtomicU64::new(0),
         })
     }
@@ -306,12 +313,36 @@ impl KeyChecker {
         let _permit = self.permits.acquire().await.map_err(|_| CryptoError("the argon2 pool is closed"))?;
         self.runs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (text, hash) = (Zeroizing::new(text.to_owned()), hash.to_owned());
-        tokio::task::spawn_blocking(move || {
-            argon2id().map(|argon2| argon2.verify_password(text.as_bytes(), hash.as_str()).is_ok())
-        })
-        .await
-        .map_err(|_| CryptoError("the argon2 task ended early"))?
+        let mut blocks = self.spare_blocks().pop().unwrap_or_default();
+        let run = tokio::task::spawn_blocking(move || {
+            let verdict = is_key_of(text.as_bytes(), &hash, &mut blocks);
+            (verdict, blocks)
+        });
+        let (verdict, blocks) = run.await.map_err(|_| CryptoError("the argon2 task ended early"))?;
+        self.spare_blocks().push(blocks);
+        verdict
     }
+
+    fn spare_blocks(&self) -> MutexGuard<'_, Vec<Vec<Block>>> {
+        self.spare_blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether argon2 makes the stored hash of this text.
+fn is_key_of(text: &[u8], hash: &str, blocks: &mut Vec<Block>) -> Result<bool, CryptoError> {
+    let unreadable = CryptoError("a stored hash of an API key cannot be read");
+    let Ok(stored) = PasswordHash::new(hash) else { return Err(unreadable) };
+    let (Ok(params), Some(salt), Some(expected)) = (Params::try_from(&stored), &stored.salt, &stored.hash) else {
+        return Err(unreadable);
+    };
+    blocks.resize(params.block_count(), Block::default());
+    let mut output = [0; Output::MAX_LENGTH];
+    let Some(output) = output.get_mut(..expected.len()) else { return Err(unreadable) };
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+        .hash_password_into_with_memory(text, salt, output, blocks.as_mut_slice())
+        .map_err(|_| CryptoError("argon2 failed"))?;
+    // In constant time: that is how two outputs are compared.
+    Ok(Output::new(output).is_ok_and(|output| output == *expected))
 }
 
 #[cfg(test)]

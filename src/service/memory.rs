@@ -188,8 +188,10 @@ impl Memory {
         if let Some(known) = self.recall(&self.api_keys, &id) {
             return Ok(Some(known));
         }
-        // It is never closed.
-        let _permit = self.key_reads.acquire().await;
+        // Waited for no longer than a connection is.
+        let patience = self.pool.options().get_acquire_timeout();
+        let permit = tokio::time::timeout(patience, self.key_reads.acquire()).await;
+        let _permit = permit.map_err(|_| sqlx::Error::PoolTimedOut)?;
         let ticket = self.api_keys.ticket();
         let mut conn = connection(&self.pool).await?;
         let asked_at = Instant::now();
