@@ -29,7 +29,7 @@ use crate::{
     service::{ServiceError, api_keys, audit::Trail, master_keys},
     shutdown::Signals,
     storage::api_keys::ApiKey,
-    telemetry,
+    telemetry::{self, Delivery, Log},
 };
 
 /// A credential broker: registry accounts go in, Kubernetes image pull secrets come out.
@@ -205,7 +205,7 @@ impl Cli {
         if let Command::MasterKey(MasterKeyCommand::Generate { file }) = &self.command {
             return generate_master_key(file.as_deref());
         }
-        start_log(&self.command)?;
+        let _log = start_log(&self.command)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(self.command.run());
         // Whatever still waits, such as a call to a cluster that hangs, is not worth waiting for.
@@ -234,15 +234,17 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-fn start_log(command: &Command) -> Result<(), ConfigError> {
+fn start_log(command: &Command) -> Result<Option<Log>, CliError> {
     let mut reader = Reader::new(&variable);
     let log = reader.log();
-    if log.is_none() && matches!(command, Command::Serve { .. }) {
+    let serves = matches!(command, Command::Serve { .. });
+    if log.is_none() && serves {
         // With everything else that is wrong.
-        return reader.serve().map(drop);
+        reader.serve()?;
+        return Ok(None);
     }
-    telemetry::start(&reader.finish(|| log)?);
-    Ok(())
+    let delivery = if serves { Delivery::Gathered } else { Delivery::AtOnce };
+    Ok(Some(telemetry::start(&reader.finish(|| log)?, delivery)?))
 }
 
 async fn serve(migrate: bool, no_worker: bool) -> Result<(), CliError> {

@@ -1,15 +1,26 @@
 //! Logs: JSON for machines, readable lines on a terminal, always to standard error.
 
-use std::{io::IsTerminal, str::FromStr};
+mod json;
+mod lines;
+
+use std::{
+    io::{IsTerminal, Stderr},
+    str::FromStr,
+    sync::Arc,
+};
 
 use tracing_subscriber::{
     EnvFilter, Layer,
     filter::{LevelFilter, Targets},
-    fmt,
+    fmt::{self, writer::BoxMakeWriter},
     layer::SubscriberExt,
     util::SubscriberInitExt,
 };
 
+use self::{
+    json::{JsonLine, Members},
+    lines::Lines,
+};
 use crate::domain::invalid::Invalid;
 
 /// How log lines look.
@@ -65,18 +76,51 @@ pub fn check_filter(filter: &str) -> Result<(), Invalid> {
         .map_err(|_| Invalid::new("must be a log filter such as `info` or `info,regcred=debug`"))
 }
 
+/// When lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// Each before its maker goes on.
+    AtOnce,
+    /// Many together, milliseconds later: for a service, which makes thousands a second.
+    Gathered,
+}
+
+/// The log of the process. When this ends, every line is written.
+#[derive(Debug)]
+#[must_use]
+pub struct Log(Option<Arc<Lines<Stderr>>>);
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if let Some(lines) = &self.0 {
+            lines.write_out();
+        }
+    }
+}
+
 /// Starts logging, once for the process; a second call changes nothing.
-pub fn start(config: &LogConfig) {
+///
+/// # Errors
+///
+/// What the operating system says of a thread for gathered lines.
+pub fn start(config: &LogConfig, delivery: Delivery) -> std::io::Result<Log> {
     let is_terminal = std::io::stderr().is_terminal();
     let is_json = match config.format {
         LogFormat::Auto => !is_terminal,
         LogFormat::Json => true,
         LogFormat::Text => false,
     };
-    let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(is_terminal);
+    let gathered = match delivery {
+        Delivery::AtOnce => None,
+        Delivery::Gathered => Some(Lines::start(std::io::stderr())?),
+    };
+    let writer = match gathered.clone() {
+        None => BoxMakeWriter::new(std::io::stderr),
+        Some(lines) => BoxMakeWriter::new(lines),
+    };
+    let lines = fmt::layer().with_writer(writer).with_ansi(is_terminal);
     let lines = if is_json {
-        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
+        lines.fmt_fields(Members).event_format(JsonLine).boxed()
     } else {
         lines.with_target(false).boxed()
     };
@@ -85,6 +129,16 @@ pub fn start(config: &LogConfig) {
         .with_targets(WIRE.map(|name| (name, tracing::Level::INFO)))
         // It logs each failed call, which we do with what it was for.
         .with_target("kube_client", LevelFilter::OFF);
+    let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
     // A second subscriber in one process, as in tests, is no reason to fail.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(wire)).with(filter).try_init();
+    let _ = tracing_subscriber::registry().with(lines).with(wire).with(filter).try_init();
+    if let Some(lines) = gathered.clone() {
+        // What a panic says goes straight to standard error, after what came before it.
+        let say = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            lines.write_out();
+            say(panic);
+        }));
+    }
+    Ok(Log(gathered))
 }

@@ -1,0 +1,236 @@
+//! Log lines as JSON objects, with the fields of the event beside time, level and target, and the span in which it happened.
+//!
+//! The formatter of `tracing-subscriber` makes the same lines. But it parses and writes anew, for each line, what the span
+//! holds; here that is written once, when the span begins, and copied.
+
+use std::fmt::{self, Write};
+
+use tracing::{
+    Event, Subscriber,
+    field::{Field, Visit},
+    span::Record,
+};
+use tracing_log::NormalizeEvent;
+use tracing_subscriber::{
+    field::RecordFields,
+    fmt::{
+        FmtContext, FormatEvent, FormatFields, FormattedFields,
+        format::Writer,
+        time::{FormatTime, SystemTime},
+    },
+    registry::LookupSpan,
+};
+
+/// Writes fields as members of an object that is open, each with a comma before it. So whatever comes later is appended.
+#[derive(Debug)]
+pub struct Members;
+
+impl<'writer> FormatFields<'writer> for Members {
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'writer>, fields: R) -> fmt::Result {
+        let mut visitor = MemberVisitor { out: &mut writer, result: Ok(()) };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+
+    fn add_fields(&self, current: &'writer mut FormattedFields<Self>, fields: &Record<'_>) -> fmt::Result {
+        self.format_fields(current.as_writer(), fields)
+    }
+}
+
+/// Writes an event as a line.
+#[derive(Debug)]
+pub struct JsonLine;
+
+impl<S> FormatEvent<S, Members> for JsonLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, Members>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        // Of what comes from the crate `log`, the place it was said at, not the bridge.
+        let normalized = event.normalized_metadata();
+        let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
+        out.write_str("{\"timestamp\":\"")?;
+        SystemTime.format_time(&mut out)?;
+        out.write_str("\",\"level\":\"")?;
+        out.write_str(metadata.level().as_str())?;
+        out.write_char('"')?;
+        let mut visitor = MemberVisitor { out: &mut out, result: Ok(()) };
+        event.record(&mut visitor);
+        visitor.result?;
+        out.write_str(",\"target\":")?;
+        write_string(&mut out, metadata.target())?;
+        if let Some(span) = ctx.parent_span() {
+            out.write_str(",\"span\":{\"name\":")?;
+            write_string(&mut out, span.name())?;
+            if let Some(members) = span.extensions().get::<FormattedFields<Members>>() {
+                out.write_str(members)?;
+            }
+            out.write_char('}')?;
+        }
+        out.write_str("}\n")
+    }
+}
+
+struct MemberVisitor<'a> {
+    out: &'a mut dyn Write,
+    result: fmt::Result,
+}
+
+impl MemberVisitor<'_> {
+    fn write(&mut self, field: &Field, value: impl FnOnce(&mut dyn Write) -> fmt::Result) {
+        self.result = self.result.and_then(|()| {
+            self.out.write_char(',')?;
+            let name = field.name();
+            // A name that is a word of the language.
+            write_string(self.out, name.strip_prefix("r#").unwrap_or(name))?;
+            self.out.write_char(':')?;
+            value(self.out)
+        });
+    }
+}
+
+impl Visit for MemberVisitor<'_> {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.write(field, |out| if value.is_finite() { write!(out, "{value}") } else { out.write_str("null") });
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.write(field, |out| write!(out, "{value}"));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.write(field, |out| write!(out, "{value}"));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.write(field, |out| write!(out, "{value}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.write(field, |out| write_string(out, value));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.write(field, |out| {
+            out.write_char('"')?;
+            write!(Escaped(out), "{value:?}")?;
+            out.write_char('"')
+        });
+    }
+}
+
+fn write_string(out: &mut dyn Write, text: &str) -> fmt::Result {
+    out.write_char('"')?;
+    Escaped(out).write_str(text)?;
+    out.write_char('"')
+}
+
+/// The inside of a JSON string.
+struct Escaped<'a>(&'a mut dyn Write);
+
+impl Write for Escaped<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut rest = text;
+        // All that needs an escape is one byte long.
+        while let Some(at) = rest.bytes().position(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+            let (plain, from) = rest.split_at(at);
+            let (special, after) = from.split_at(1);
+            self.0.write_str(plain)?;
+            match special {
+                "\n" => self.0.write_str("\\n")?,
+                "\r" => self.0.write_str("\\r")?,
+                "\t" => self.0.write_str("\\t")?,
+                "\"" => self.0.write_str("\\\"")?,
+                "\\" => self.0.write_str("\\\\")?,
+                control => write!(self.0, "\\u{:04x}", control.as_bytes()[0])?,
+            }
+            rest = after;
+        }
+        self.0.write_str(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+    use tracing_subscriber::{Layer, fmt, layer::SubscriberExt};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Lines {
+        /// The lines, without what differs from run to run.
+        fn parsed(&self) -> Vec<Value> {
+            let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+            let lines = text.lines().map(|line| {
+                let mut line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                let time = line.as_object_mut().unwrap().remove("timestamp").unwrap();
+                assert!(chrono::DateTime::parse_from_rfc3339(time.as_str().unwrap()).is_ok(), "{time}");
+                line
+            });
+            lines.collect()
+        }
+    }
+
+    /// What is logged, written by us and by `tracing-subscriber`.
+    fn written(log: impl FnOnce()) -> [Vec<Value>; 2] {
+        let (ours, theirs) = (Lines::default(), Lines::default());
+        let (our_writer, their_writer) = (ours.clone(), theirs.clone());
+        let our_layer = fmt::layer().fmt_fields(Members).event_format(JsonLine).with_writer(move || our_writer.clone());
+        let their_layer = fmt::layer().json().flatten_event(true).with_current_span(true).with_span_list(false);
+        let their_layer = their_layer.with_writer(move || their_writer.clone());
+        let subscriber = tracing_subscriber::registry().with(our_layer.boxed()).with(their_layer.boxed());
+        tracing::subscriber::with_default(subscriber, log);
+        [ours.parsed(), theirs.parsed()]
+    }
+
+    #[test]
+    fn a_line_holds_the_event_and_its_span() {
+        let [ours, theirs] = written(|| {
+            let span = tracing::info_span!("request", method = %"GET", path = "/a\"b", late = tracing::field::Empty);
+            span.in_scope(|| tracing::info!(status = 200, caller = Some("ci"), none = None::<&str>, "request done"));
+            span.record("late", 7);
+            span.in_scope(|| tracing::warn!(ratio = 0.5, yes = true, less = -1, r#type = "x", "and\nmore"));
+            tracing::error!(odd = f64::NAN, debug = ?["\u{1}", "ü"], "outside");
+        });
+
+        assert_eq!(ours, theirs);
+        let span = json!({"name": "request", "method": "GET", "path": "/a\"b"});
+        let target = "regcred::telemetry::json::tests";
+        let done = json!({
+            "level": "INFO", "message": "request done", "status": 200, "caller": "ci", "target": target, "span": span,
+        });
+        assert_eq!(ours[0], done);
+        assert_eq!(ours[1]["span"]["late"], 7);
+        assert_eq!(ours[2]["span"], Value::Null);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_logged_is_one_line_that_can_be_read_back(text in any::<String>()) {
+            let [ours, theirs] = written(|| {
+                tracing::info_span!("span", text).in_scope(|| tracing::info!(text, debug = ?text, "{text}"));
+            });
+
+            prop_assert_eq!(&ours, &theirs);
+            prop_assert_eq!(&ours[0]["text"], &Value::from(text.as_str()));
+            prop_assert_eq!(&ours[0]["message"], &Value::from(text.as_str()));
+            prop_assert_eq!(&ours[0]["span"]["text"], &Value::from(text));
+        }
+    }
+}
