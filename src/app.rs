@@ -106,8 +106,7 @@ impl App {
         // Half of the cores, so that verifying keys never starves what is verified already.
         let permits = std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
         let content_key = config.pepper.content_key();
-        let checker = KeyChecker::new(config.pepper, permits).map_err(|e| AppError::Internal(e.to_string()))?;
-        let checker = Arc::new(checker);
+        let checker = Arc::new(KeyChecker::new(config.pepper, permits));
         let mut settings = config.clusters;
         settings.runtime = Some(tokio::runtime::Handle::current());
         let memory = Arc::new(Memory::new(pool.clone()));

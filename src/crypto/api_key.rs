@@ -7,7 +7,8 @@
 //! 1. the checksum, without any I/O: a mistyped or cut key, and most scanners, end here;
 //! 2. the HMAC, compared in constant time, against a dummy where the id is unknown: a forged key ends here and
 //!    never reaches argon2, so argon2 is no lever for a denial of service;
-//! 3. the memory of keys that argon2 has verified, kept under a keyed digest;
+//! 3. the memory of rows whose key argon2 has verified: it holds the HMAC and the hash of the row, and no other text than the
+//!    one that was verified has this HMAC;
 //! 4. argon2id, once for each key however many requests wait for it, on few permits.
 //!
 //! Whether the key is revoked or expired is the caller's question, at every request.
@@ -37,7 +38,7 @@ const SECRET_BYTES: usize = 32;
 const KEY_CHARS: usize = 4 + 32 + 1 + 64 + 8;
 /// How long argon2's verdict is remembered.
 const REMEMBERED_FOR: Duration = Duration::from_mins(10);
-/// How many verdicts are remembered: 56 bytes each.
+/// How many verdicts are remembered: 250 bytes each.
 const REMEMBERED_MAX: usize = 10_000;
 
 /// The system failed at a cryptographic step that needs no secret to explain.
@@ -120,33 +121,40 @@ impl ContentKey {
     }
 }
 
-/// A key as a caller shows it: well-formed, its checksum right, not yet verified.
-#[derive(Debug)]
-pub struct ShownKey {
+/// A key as a caller shows it: well-formed, its checksum right, not yet verified. It is nowhere but in the request.
+#[derive(Clone, Copy)]
+pub struct ShownKey<'a> {
     /// Id of the key's row.
     pub id: Uuid,
-    text: SecretString,
+    text: &'a str,
 }
 
-impl ShownKey {
+impl std::fmt::Debug for ShownKey<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ShownKey").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl<'a> ShownKey<'a> {
     /// Parses a shown key; no I/O, no cryptography.
     #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &'a str) -> Option<Self> {
         if text.len() != KEY_CHARS || !text.is_ascii() {
             return None;
         }
         let (body, checksum) = text.split_at(KEY_CHARS - 8);
         let (id, secret) = body.strip_prefix(PREFIX)?.split_once('_')?;
         let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        if id.len() != 32 || !digits(id) || !digits(secret) || checksum_of(body) != checksum {
+        if id.len() != 32 || !digits(id) || !digits(secret) || !digits(checksum) {
             return None;
         }
-        Some(Self { id: Uuid::try_parse(id).ok()?, text: SecretString::from(text) })
+        let is_whole = u32::from_str_radix(checksum, 16).is_ok_and(|checksum| checksum == checksum_of(body));
+        is_whole.then_some(Self { id: Uuid::try_parse(id).ok()?, text })
     }
 }
 
-fn checksum_of(body: &str) -> String {
-    format!("{:08x}", crc32fast::hash(body.as_bytes()))
+fn checksum_of(body: &str) -> u32 {
+    crc32fast::hash(body.as_bytes())
 }
 
 /// A new key: shown once, its verifier stored.
@@ -184,23 +192,20 @@ pub fn generate(pepper: &Pepper) -> Result<NewKey, CryptoError> {
             body.push(char::from_digit(u32::from(digit), 16).unwrap_or_default());
         }
     }
-    let checksum = checksum_of(&body);
+    let checksum = format!("{:08x}", checksum_of(&body));
     body.push_str(&checksum);
     let hash = argon2id()?.hash_password(body.as_bytes()).map_err(|_| CryptoError("argon2 failed"))?.to_string();
     let verifier = KeyVerifier { mac: pepper.mac(&body).as_ref().to_vec(), hash };
     Ok(NewKey { id, text: SecretString::from(body.as_str()), verifier })
 }
 
-type Digest = [u8; 32];
-
 /// Checks shown keys against their rows; see the module's text for the road.
 #[derive(Debug)]
 pub struct KeyChecker {
     pepper: Pepper,
-    /// Keys the digests of the memory, so that the memory is worth nothing to somebody who reads it.
-    memory_key: hmac::Key,
-    remembered: Mutex<HashMap<Digest, Instant>>,
-    in_flight: Mutex<HashMap<Digest, Arc<OnceCell<bool>>>>,
+    /// Bound to the whole row's part, so that a changed row is verified anew.
+    remembered: Mutex<HashMap<KeyVerifier, Instant>>,
+    in_flight: Mutex<HashMap<KeyVerifier, Arc<OnceCell<bool>>>>,
     permits: Semaphore,
     /// The memory of runs that are over, for the next ones: no more pieces than permits. Allocated anew in each run, on
     /// whichever thread that is, it would stay with the allocator once for each of these threads.
@@ -210,22 +215,16 @@ pub struct KeyChecker {
 
 impl KeyChecker {
     /// Makes a checker with `permits` argon2 runs at a time, 19 MiB each.
-    ///
-    /// # Errors
-    ///
-    /// [`CryptoError`] if the system gives no random bytes.
-    pub fn new(pepper: Pepper, permits: usize) -> Result<Self, CryptoError> {
-        let mut memory_key = Zeroizing::new([0_u8; 32]);
-        rand::fill(memory_key.as_mut()).map_err(|_| CryptoError("the system gave no random bytes"))?;
-        Ok(Self {
+    #[must_use]
+    pub fn new(pepper: Pepper, permits: usize) -> Self {
+        Self {
             pepper,
-            memory_key: hmac::Key::new(hmac::HMAC_SHA256, memory_key.as_ref()),
             remembered: Mutex::default(),
             in_flight: Mutex::default(),
             permits: Semaphore::new(permits.max(1)),
             spare_blocks: Mutex::default(),
             runs: std::sync::atomic::AtomicU64::new(0),
-        })
+        }
     }
 
     /// How often argon2 has run.
@@ -251,61 +250,49 @@ impl KeyChecker {
     /// # Errors
     ///
     /// [`CryptoError`] if the stored hash cannot be read or the check could not be run.
-    pub async fn check(&self, shown: &ShownKey, verifier: Option<&KeyVerifier>) -> Result<bool, CryptoError> {
-        let text = shown.text.expose_secret();
+    pub async fn check(&self, shown: ShownKey<'_>, verifier: Option<&KeyVerifier>) -> Result<bool, CryptoError> {
         let dummy = [0_u8; 32];
         let mac = verifier.map_or(&dummy[..], |v| &v.mac);
-        let mac_is_right = hmac::verify(&self.pepper.0, text.as_bytes(), mac).is_ok();
+        let mac_is_right = hmac::verify(&self.pepper.0, shown.text.as_bytes(), mac).is_ok();
         let Some(verifier) = verifier else { return Ok(false) };
         if !mac_is_right {
             return Ok(false);
         }
-        let digest = self.digest(text, &verifier.hash);
-        if self.remembers(&digest) {
+        if self.remembers(verifier) {
             return Ok(true);
         }
-        self.verify_once(digest, text, &verifier.hash).await
+        self.verify_once(shown.text, verifier).await
     }
 
-    /// Bound to the stored hash too, so that a changed row is verified anew.
-    fn digest(&self, text: &str, hash: &str) -> Digest {
-        let mut context = hmac::Context::with_key(&self.memory_key);
-        context.update(text.as_bytes());
-        context.update(hash.as_bytes());
-        let mut digest = Digest::default();
-        digest.copy_from_slice(context.sign().as_ref());
-        digest
-    }
-
-    fn remembers(&self, digest: &Digest) -> bool {
+    fn remembers(&self, verifier: &KeyVerifier) -> bool {
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        remembered.get(digest).is_some_and(|at| at.elapsed() < REMEMBERED_FOR)
+        remembered.get(verifier).is_some_and(|at| at.elapsed() < REMEMBERED_FOR)
     }
 
-    fn remember(&self, digest: Digest) {
+    fn remember(&self, verifier: &KeyVerifier) {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         if remembered.len() >= REMEMBERED_MAX {
             remembered.retain(|_, at| at.elapsed() < REMEMBERED_FOR);
         }
         if remembered.len() >= REMEMBERED_MAX
-            && let Some(any) = remembered.keys().next().copied()
+            && let Some(any) = remembered.keys().next().cloned()
         {
             remembered.remove(&any);
         }
-        remembered.insert(digest, Instant::now());
+        remembered.insert(verifier.clone(), Instant::now());
     }
 
     /// Runs argon2 once for all requests that show the same key at the same time.
-    async fn verify_once(&self, digest: Digest, text: &str, hash: &str) -> Result<bool, CryptoError> {
+    async fn verify_once(&self, text: &str, verifier: &KeyVerifier) -> Result<bool, CryptoError> {
         let cell = {
             let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(in_flight.entry(digest).or_default())
+            Arc::clone(in_flight.entry(verifier.clone()).or_default())
         };
-        let verdict = cell.get_or_try_init(|| self.verify(text, hash)).await.copied();
+        let verdict = cell.get_or_try_init(|| self.verify(text, &verifier.hash)).await.copied();
         if let Ok(true) = verdict {
-            self.remember(digest);
+            self.remember(verifier);
         }
-        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(verifier);
         verdict
     }
 
@@ -372,27 +359,27 @@ mod tests {
     async fn argon2_runs_once_for_a_good_key_and_never_for_a_forged_one() {
         let key = generate(&pepper(1)).unwrap();
         let other = generate(&pepper(1)).unwrap();
-        let checker = KeyChecker::new(pepper(1), 1).unwrap();
+        let checker = KeyChecker::new(pepper(1), 1);
         let shown = ShownKey::parse(key.text.expose_secret()).unwrap();
 
-        assert!(!checker.check(&shown, None).await.unwrap());
-        assert!(!checker.check(&shown, Some(&other.verifier)).await.unwrap());
+        assert!(!checker.check(shown, None).await.unwrap());
+        assert!(!checker.check(shown, Some(&other.verifier)).await.unwrap());
         assert_eq!(checker.argon2_runs(), 0);
 
-        let checks = (0..32).map(|_| checker.check(&shown, Some(&key.verifier)));
+        let checks = (0..32).map(|_| checker.check(shown, Some(&key.verifier)));
         for verdict in futures_util::future::join_all(checks).await {
             assert!(verdict.unwrap());
         }
-        assert!(checker.check(&shown, Some(&key.verifier)).await.unwrap());
+        assert!(checker.check(shown, Some(&key.verifier)).await.unwrap());
         assert_eq!(checker.argon2_runs(), 1);
     }
 
     #[tokio::test]
     async fn a_stolen_database_does_not_make_keys_without_the_pepper() {
         let key = generate(&pepper(2)).unwrap();
-        let checker = KeyChecker::new(pepper(1), 1).unwrap();
+        let checker = KeyChecker::new(pepper(1), 1);
         let shown = ShownKey::parse(key.text.expose_secret()).unwrap();
-        assert!(!checker.check(&shown, Some(&key.verifier)).await.unwrap());
+        assert!(!checker.check(shown, Some(&key.verifier)).await.unwrap());
         assert_eq!(checker.argon2_runs(), 0);
     }
 
@@ -400,10 +387,10 @@ mod tests {
     async fn a_right_mac_with_a_wrong_hash_is_refused_by_argon2() {
         let key = generate(&pepper(1)).unwrap();
         let other = generate(&pepper(1)).unwrap();
-        let checker = KeyChecker::new(pepper(1), 1).unwrap();
+        let checker = KeyChecker::new(pepper(1), 1);
         let shown = ShownKey::parse(key.text.expose_secret()).unwrap();
         let mixed = KeyVerifier { hash: other.verifier.hash, ..key.verifier };
-        assert!(!checker.check(&shown, Some(&mixed)).await.unwrap());
+        assert!(!checker.check(shown, Some(&mixed)).await.unwrap());
         assert_eq!(checker.argon2_runs(), 1);
     }
 }

@@ -1,6 +1,12 @@
 //! Who calls and what he may do: the one table of permissions.
 
-use std::{net::IpAddr, ops::Deref, str::FromStr, sync::Arc};
+use std::{
+    hash::{Hash, Hasher},
+    net::IpAddr,
+    ops::Deref,
+    str::FromStr,
+    sync::Arc,
+};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -245,12 +251,19 @@ impl NewApiKey {
 }
 
 /// What the row of a key holds of its secret.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyVerifier {
     /// HMAC-SHA-256 of the whole key under the pepper.
     pub mac: Vec<u8>,
     /// PHC string of argon2id.
     pub hash: String,
+}
+
+/// By the HMAC alone, which tells all keys apart.
+impl Hash for KeyVerifier {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.mac.hash(state);
+    }
 }
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ impl Door {
     pub async fn identify(&self, key: &str) -> Result<Verdict, ServiceError> {
         let Some(shown) = ShownKey::parse(key) else { return Ok(Verdict::Refused) };
         let known = self.memory.api_key(shown.id).await?;
-        let is_right = self.checker.check(&shown, known.as_ref().map(|key| &key.verifier)).await?;
+        let is_right = self.checker.check(shown, known.as_ref().map(|key| &key.verifier)).await?;
         Ok(match known {
             Some(key) if is_right && key.is_active() => Verdict::Known(Arc::clone(&key.identity)),
             Some(key) if is_right => Verdict::Ended(Arc::clone(&key.identity)),

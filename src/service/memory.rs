@@ -192,6 +192,11 @@ impl Memory {
         let patience = self.pool.options().get_acquire_timeout();
         let permit = tokio::time::timeout(patience, self.key_reads.acquire()).await;
         let _permit = permit.map_err(|_| sqlx::Error::PoolTimedOut)?;
+        // In a box that is made now: to read takes kilobytes, and those who wait for their turn may be many.
+        Box::pin(self.read_api_key(id)).await
+    }
+
+    async fn read_api_key(&self, id: Uuid) -> Result<Option<Arc<KnownKey>>, ServiceError> {
         let ticket = self.api_keys.ticket();
         let mut conn = connection(&self.pool).await?;
         let asked_at = Instant::now();
