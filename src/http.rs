@@ -26,6 +26,7 @@ use crate::{
 
 mod accounts;
 mod api_keys;
+mod arrival;
 mod attempts;
 mod audit;
 mod auth;
@@ -36,11 +37,11 @@ mod conditional;
 mod connection;
 mod cors;
 mod docker_configs;
+mod edge;
 mod identity_providers;
 mod imports;
 mod me;
 mod merge_patch;
-mod metrics;
 mod openapi;
 mod operation;
 mod paging;
@@ -48,14 +49,12 @@ mod prefer;
 mod problem;
 mod pull_secrets;
 mod refusals;
-mod request_id;
 mod request_limit;
 mod root_span;
 mod secrets;
 mod security_headers;
 mod selection;
 pub mod server;
-mod source;
 mod verification;
 
 pub use audit::json_line;

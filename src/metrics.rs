@@ -1,6 +1,11 @@
 //! What is counted, in a registry that is a value: nothing global, so that tests do not share counts.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use prometheus_client::{
     collector::Collector,
@@ -42,6 +47,15 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram, fn() -> Histogram>,
+    /// The series that there are, to be found without making labels.
+    routes: RwLock<HashMap<String, RouteSeries>>,
+}
+
+/// The series of a route: its requests by method and status.
+#[derive(Debug)]
+struct RouteSeries {
+    durations: Histogram,
+    requests: HashMap<(&'static str, u16), Counter>,
 }
 
 impl Metrics {
@@ -59,15 +73,32 @@ impl Metrics {
             durations.clone(),
         );
         registry.register_collector(Box::new(sources));
-        Self { registry, requests, durations }
+        Self { registry, requests, durations, routes: RwLock::default() }
     }
 
     /// Counts one request. `route` is the pattern of the route that took it.
-    pub fn count_request(&self, method: &str, route: Option<String>, status: u16, took: Duration) {
-        let route = route.unwrap_or_else(|| "none".to_owned());
-        let labels = RequestLabels { method: known_method(method), route: route.clone(), status };
-        self.requests.get_or_create(&labels).inc();
-        self.durations.get_or_create(&RouteLabels { route }).observe(took.as_secs_f64());
+    pub fn count_request(&self, method: &str, route: Option<&str>, status: u16, took: Duration) {
+        let (route, kind) = (route.unwrap_or("none"), (known_method(method), status));
+        let known = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(series) = known.get(route)
+            && let Some(requests) = series.requests.get(&kind)
+        {
+            series.durations.observe(took.as_secs_f64());
+            requests.inc();
+            return;
+        }
+        drop(known);
+        let mut known = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        let series = known.entry(route.to_owned()).or_insert_with(|| RouteSeries {
+            durations: self.durations.get_or_create_owned(&RouteLabels { route: route.to_owned() }),
+            requests: HashMap::new(),
+        });
+        series.durations.observe(took.as_secs_f64());
+        let requests = series.requests.entry(kind).or_insert_with(|| {
+            let (method, status) = kind;
+            self.requests.get_or_create_owned(&RequestLabels { method, route: route.to_owned(), status })
+        });
+        requests.inc();
     }
 
     /// Writes all metrics in the OpenMetrics text format.

@@ -20,12 +20,11 @@ use actix_web::{
 use crate::{
     domain::caller::{Call, Identity, Permission},
     http::{
+        arrival::Arrival,
         attempts::{Attempts, Source},
         problem::ApiError,
         refusals,
-        request_id::RequestId,
         request_limit::RequestLimit,
-        source,
     },
     service::{
         api_keys::{Door, Verdict},
@@ -74,7 +73,8 @@ async fn identify(request: &ServiceRequest) -> Result<Arc<Identity>, ApiError> {
     ))?;
     // A key has no dot in it, and a token has two.
     if key.contains('.') {
-        return identify_token(request, key).await;
+        // In a box: it takes kilobytes, which a request with a key need not have.
+        return Box::pin(identify_token(request, key)).await;
     }
     let door =
         request.app_data::<Data<Door>>().ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door")))?;
@@ -94,8 +94,7 @@ async fn identify(request: &ServiceRequest) -> Result<Arc<Identity>, ApiError> {
         // Counted only now: a right key is never asked how many wrong ones came before it.
         Verdict::Wrong(id) => {
             note(None, "wrong-key");
-            let source = source::address(request.request()).map(Source::of);
-            match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count(id, source)) {
+            match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count(id, source_of(request))) {
                 Some(Err(retry_after)) => Err(ApiError::TooManyAttempts { retry_after }),
                 Some(Ok(())) => Err(refused),
                 None => Err(ApiError::Internal(anyhow::anyhow!("the app does not count attempts"))),
@@ -118,14 +117,17 @@ async fn identify_token(request: &ServiceRequest, token: &str) -> Result<Arc<Ide
         // Counted only now: a good token is never asked how many bad ones came before it.
         TokenVerdict::Refused => {
             note("invalid-token");
-            let source = source::address(request.request()).map(Source::of);
-            match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count_source(source)) {
+            match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count_source(source_of(request))) {
                 Some(Err(retry_after)) => Err(ApiError::TooManyAttempts { retry_after }),
                 Some(Ok(())) => Err(ApiError::InvalidToken),
                 None => Err(ApiError::Internal(anyhow::anyhow!("the app does not count attempts"))),
             }
         }
     }
+}
+
+fn source_of(request: &ServiceRequest) -> Option<Source> {
+    Arrival::of(request.request())?.source.map(Source::of)
 }
 
 fn bearer(request: &ServiceRequest) -> Option<&str> {
@@ -175,9 +177,9 @@ impl<P: Requires> FromRequest for Caller<P> {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let extensions = request.extensions();
         let identity = extensions.get::<Arc<Identity>>().cloned();
-        ready(match (identity, extensions.get::<RequestId>()) {
-            (Some(identity), Some(id)) if identity.role.allows(P::PERMISSION) => {
-                let identity = Call { identity, request_id: id.uuid(), source: source::address(request) };
+        ready(match (identity, extensions.get::<Arrival>()) {
+            (Some(identity), Some(arrival)) if identity.role.allows(P::PERMISSION) => {
+                let identity = Call { identity, request_id: arrival.id.uuid(), source: arrival.source };
                 Ok(Self { identity, permission: PhantomData })
             }
             (Some(_), Some(_)) => Err(ApiError::Forbidden),

@@ -15,13 +15,7 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{
-    Error,
-    body::MessageBody,
-    dev::{ServiceRequest, ServiceResponse},
-    http::ConnectionType,
-    middleware::Next,
-};
+use actix_web::HttpRequest;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -51,10 +45,31 @@ pub struct Clock {
 enum Head {
     /// Nothing but empty lines.
     Before,
-    /// A line, of which so much is there, and whether it ended with a carriage return so far.
-    Within { line: usize, returned: bool },
+    /// The beginning of a line.
+    Within(Line),
     /// It is whole, or was seen by the parser already.
     After,
+}
+
+/// What was seen of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Line {
+    /// There is nothing in it but perhaps one carriage return.
+    is_empty: bool,
+    /// It ended with a carriage return so far.
+    returned: bool,
+}
+
+impl Line {
+    const NEW: Self = Self { is_empty: true, returned: false };
+
+    fn and(self, more: &[u8]) -> Self {
+        match more {
+            [] => self,
+            [b'\r'] => Self { is_empty: self.is_empty && !self.returned, returned: true },
+            [.., last] => Self { is_empty: false, returned: *last == b'\r' },
+        }
+    }
 }
 
 impl Clock {
@@ -62,14 +77,20 @@ impl Clock {
         Self { deadline: Cell::new(Some(Instant::now() + PATIENCE)), read: Cell::new(0), head: Cell::new(Head::Before) }
     }
 
+    /// The clock of the connection that a request came on.
+    pub fn of(request: &HttpRequest) -> Option<Rc<Self>> {
+        request.conn_data::<Rc<Self>>().map(Rc::clone)
+    }
+
     /// A head is whole, and its request is being handled.
-    fn ours(&self) {
+    pub fn ours(&self) {
         self.deadline.set(None);
         self.head.set(Head::After);
     }
 
-    /// An answer is ready.
-    fn theirs(&self, patience: Duration) {
+    /// An answer is ready, after which the connection is closed or not.
+    pub fn theirs(&self, is_last: bool) {
+        let patience = if is_last { PATIENCE_BEFORE_CLOSE } else { PATIENCE };
         self.deadline.set(Some(Instant::now() + patience));
         self.read.set(0);
         self.head.set(Head::Before);
@@ -83,42 +104,34 @@ impl Clock {
     /// it. The parser itself takes such lines, and a proxy that does not would see another request than we do.
     fn saw(&self, bytes: &mut [u8]) {
         self.read.set(self.read.get().saturating_add(bytes.len()));
-        let mut head = self.head.get();
-        for byte in bytes {
-            head = match (head, *byte) {
-                (Head::After, _) => break,
-                (Head::Before, b'\r' | b'\n') => Head::Before,
-                (Head::Before, _) => Head::Within { line: 1, returned: false },
-                (Head::Within { line: 0, returned: true }, b'\n') => Head::After,
-                (Head::Within { returned: true, .. }, b'\n') => Head::Within { line: 0, returned: false },
-                (Head::Within { line, returned: false }, b'\n') => {
-                    *byte = 0;
-                    Head::Within { line: line + 1, returned: false }
-                }
-                (Head::Within { line, .. }, b'\r') => Head::Within { line, returned: true },
-                (Head::Within { line, .. }, _) => Head::Within { line: line + 1, returned: false },
-            };
-        }
-        self.head.set(head);
+        self.head.set(self.head.get().and(bytes));
     }
 }
 
-/// Middleware that tells a connection's clock whose turn it is.
-pub async fn keep_time(
-    request: ServiceRequest,
-    next: Next<impl MessageBody + 'static>,
-) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let clock = request.request().conn_data::<Rc<Clock>>().map(Rc::clone);
-    if let Some(clock) = &clock {
-        clock.ours();
+impl Head {
+    fn and(self, bytes: &mut [u8]) -> Self {
+        let (mut line, mut rest) = match self {
+            Self::After => return self,
+            Self::Within(line) => (line, bytes),
+            Self::Before => match bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')) {
+                None => return self,
+                Some(start) => (Line::NEW, &mut bytes[start..]),
+            },
+        };
+        while let Some(end) = memchr::memchr(b'\n', rest) {
+            line = line.and(&rest[..end]);
+            match line {
+                Line { is_empty: true, returned: true } => return Self::After,
+                Line { returned: true, .. } => line = Line::NEW,
+                Line { returned: false, .. } => {
+                    rest[end] = 0;
+                    line = Line { is_empty: false, returned: false };
+                }
+            }
+            rest = &mut rest[end + 1..];
+        }
+        Self::Within(line.and(rest))
     }
-    let answer = next.call(request).await;
-    if let Some(clock) = &clock {
-        let closes =
-            answer.as_ref().is_ok_and(|answer| answer.response().head().connection_type() == ConnectionType::Close);
-        clock.theirs(if closes { PATIENCE_BEFORE_CLOSE } else { PATIENCE });
-    }
-    answer
 }
 
 /// A stream, with or without TLS.
@@ -251,7 +264,7 @@ mod tests {
         clock.ours();
         clock.saw(&mut vec![b'x'; 2 * UNREAD_MAX]);
         assert!(!clock.has_read_enough());
-        clock.theirs(PATIENCE);
+        clock.theirs(false);
         assert!(!clock.has_read_enough());
         clock.saw(&mut vec![b'x'; UNREAD_MAX]);
         assert!(clock.has_read_enough());

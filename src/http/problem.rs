@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use actix_web::{
-    Error, HttpMessage, HttpResponse, ResponseError,
+    Error, HttpResponse, ResponseError,
     body::{BoxBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{StatusCode, header},
@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use crate::{
     clients::cluster::ClusterError,
     domain::{docker_config::RenderError, invalid::FieldError},
-    http::request_id::RequestId,
+    http::arrival::Arrival,
     service::ServiceError,
     storage::StorageError,
 };
@@ -338,7 +338,7 @@ fn respond(error: &ApiError, response: &ServiceResponse) -> HttpResponse {
         tracing::debug!(problem = slug, "the request was refused");
     }
     let request = response.request();
-    let request_id = request.extensions().get::<RequestId>().map(ToString::to_string);
+    let request_id = Arrival::of(request).map(|arrival| arrival.id.to_string());
     let fields = error.errors().iter().cloned().chain(error.remote_field());
     let problem = Problem {
         problem_type: format!("{TYPE_BASE}{slug}"),

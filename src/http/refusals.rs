@@ -9,7 +9,7 @@ use crate::{
         audit::{Action, Resource, nobody},
         caller::{Actor, Identity},
     },
-    http::{problem::ApiError, request_id::RequestId, source},
+    http::{arrival::Arrival, problem::ApiError},
     service::{
         ServiceError,
         audit::{recorder::Recorder, refusals::Refusal},
@@ -76,8 +76,9 @@ pub fn note_at_the_door(request: &HttpRequest, owner: Option<Actor>, reason: &'s
 
 fn count(request: &HttpRequest, actor: Actor, action: Action, resources: Vec<Resource>, reason: &'static str) {
     let Some(recorder) = request.app_data::<Data<Recorder>>() else { return };
-    let request_id = request.extensions().get::<RequestId>().map(|id| id.uuid());
-    recorder.refuse(Refusal { actor, action, resources, reason, request_id, source: source::address(request) });
+    let arrival = Arrival::of(request);
+    let (request_id, source) = (arrival.map(|arrival| arrival.id.uuid()), arrival.and_then(|arrival| arrival.source));
+    recorder.refuse(Refusal { actor, action, resources, reason, request_id, source });
 }
 
 /// Why, and which resources, where the path does not say it. Nothing for what did not fail for want of a right.

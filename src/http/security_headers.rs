@@ -1,12 +1,8 @@
 //! What every answer tells a browser: neither guess its type, nor frame it, nor keep it, nor tell others where it was.
 
 use actix_web::{
-    Error,
-    body::MessageBody,
-    dev::{ServiceRequest, ServiceResponse},
+    dev::ServiceResponse,
     http::header::{self, HeaderName, HeaderValue},
-    middleware::Next,
-    web::Data,
 };
 
 /// On every answer.
@@ -26,20 +22,12 @@ const OF_DOCS: HeaderValue = HeaderValue::from_static(
 /// Only over TLS of our own: elsewhere the proxy knows whether it always speaks TLS.
 const STRICT: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
-/// Whether regcred's own listener speaks TLS.
-#[derive(Debug, Clone, Copy)]
-pub struct OwnTls(pub bool);
-
-/// Middleware that adds the headers.
-pub async fn add(
-    request: ServiceRequest,
-    next: Next<impl MessageBody + 'static>,
-) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let is_docs = request.path().starts_with("/docs");
-    let is_public = is_docs || request.path() == "/openapi.json";
-    let is_secure = request.app_data::<Data<OwnTls>>().is_some_and(|tls| tls.0);
-    let mut response = next.call(request).await?;
-    let headers = response.headers_mut();
+/// Adds the headers to an answer; `speaks_tls` says whether regcred's own listener does.
+pub fn add<B>(answer: &mut ServiceResponse<B>, speaks_tls: bool) {
+    let path = answer.request().path();
+    let is_docs = path.starts_with("/docs");
+    let is_public = is_docs || path == "/openapi.json";
+    let headers = answer.headers_mut();
     for (name, value) in ALWAYS {
         headers.insert(name, value);
     }
@@ -47,8 +35,7 @@ pub async fn add(
     if !is_public {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
-    if is_secure {
+    if speaks_tls {
         headers.insert(header::STRICT_TRANSPORT_SECURITY, STRICT);
     }
-    Ok(response)
 }

@@ -1,6 +1,6 @@
 //! The server: middleware around the routes, on a listener that is already bound.
 
-use std::{net::TcpListener, sync::Arc, time::Duration};
+use std::{net::TcpListener, rc::Rc, sync::Arc, time::Duration};
 
 use actix_http::{HttpService, Protocol, error::DispatchError};
 use actix_service::{IntoServiceFactory, ServiceFactoryExt, map_config};
@@ -22,15 +22,14 @@ use crate::{
     http::{
         State,
         attempts::Attempts,
-        connection::{self, Stream, Timed},
-        cors, metrics,
+        connection::{Stream, Timed},
+        cors,
+        edge::{self, Edge},
         openapi::{self, Methods},
         problem::{ApiError, write_problems},
-        request_id,
         request_limit::RequestLimit,
         root_span::RootSpan,
         routes,
-        security_headers::{self, OwnTls},
     },
 };
 
@@ -72,18 +71,21 @@ pub fn start(listener: TcpListener, state: State, settings: Settings) -> std::io
     let attempts = Data::new(Attempts::default());
     let limit = Data::new(RequestLimit::new(settings.requests));
     let has_origins = !settings.origins.is_empty();
-    let (proxies, origins) = (Data::new(settings.proxies), Data::new(settings.origins));
-    let own_tls = Data::new(OwnTls(settings.tls.is_some()));
+    let origins = Data::new(settings.origins);
+    let edge = Edge {
+        metrics: state.metrics.clone(),
+        proxies: Arc::new(settings.proxies),
+        speaks_tls: settings.tls.is_some(),
+    };
     let acceptor = settings.tls.map(|config| TlsAcceptor::from(Arc::new(config)));
     let app = move || {
+        let edge = Rc::new(edge.clone());
         let (app, _) = App::new().into_utoipa_app().openapi(openapi::frame()).configure(routes).split_for_parts();
         app.app_data(state.door.clone())
             .app_data(state.token_door.clone())
             .app_data(attempts.clone())
             .app_data(limit.clone())
-            .app_data(proxies.clone())
             .app_data(origins.clone())
-            .app_data(own_tls.clone())
             .app_data(state.api_keys.clone())
             .app_data(state.identity_providers.clone())
             .app_data(state.accounts.clone())
@@ -107,11 +109,8 @@ pub fn start(listener: TcpListener, state: State, settings: Settings) -> std::io
             .default_service(route().to(no_route))
             .wrap(from_fn(write_problems))
             .wrap(TracingLogger::<RootSpan>::new())
-            .wrap(from_fn(metrics::measure))
             .wrap(Condition::new(has_origins, from_fn(cors::admit_pages)))
-            .wrap(from_fn(security_headers::add))
-            .wrap(from_fn(request_id::assign))
-            .wrap(from_fn(connection::keep_time))
+            .wrap(from_fn(move |request, next| edge::pass(Rc::clone(&edge), request, next)))
     };
     // As `HttpServer` does it, but that the streams are `Timed`.
     let builder =
