@@ -110,6 +110,7 @@ impl App {
         let checker = Arc::new(checker);
         let mut settings = config.clusters;
         settings.runtime = Some(tokio::runtime::Handle::current());
+        let cluster_calls = settings.calls.clone();
         let memory = Arc::new(Memory::new(pool.clone()));
         let docker_configs =
             DockerConfigs::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), recorder.clone());
@@ -150,6 +151,8 @@ impl App {
             verifications: verifications.tally(),
             audit: recorder.tally(),
             tokens: token_door.tally(),
+            pull_secrets: reconciler.tally(),
+            cluster_calls,
             certificate: certificate.clone(),
         });
         let state = State {

@@ -84,7 +84,8 @@ pub fn start(config: &LogConfig) {
         .with_default(tracing::Level::TRACE)
         .with_targets(WIRE.map(|name| (name, tracing::Level::INFO)))
         // It logs each failed call, which we do with what it was for.
-        .with_target("kube_client", LevelFilter::OFF);
+        .with_target("kube_client", LevelFilter::OFF)
+        .with_target("kube_runtime", LevelFilter::OFF);
     // A second subscriber in one process, as in tests, is no reason to fail.
     let _ = tracing_subscriber::registry().with(lines.with_filter(wire)).with(filter).try_init();
 }

@@ -332,7 +332,8 @@ impl Clusters {
         let connect = || {
             let stored_connection = self.stored_connection(stored)?;
             let pinned = addresses.first().copied();
-            ClusterClient::connect_at(&stored_connection, pinned, &self.settings).map_err(ServiceError::from)
+            let client = ClusterClient::connect_at(&stored_connection, pinned, &self.settings)?;
+            Ok::<_, ServiceError>(client.named(&stored.name))
         };
         let kept = self.clients.get_or_connect(stored.id, stored.version, connect)?;
         if kept.is_at(&addresses) {

@@ -39,9 +39,11 @@ use crate::{
 };
 
 mod preview;
+mod tally;
 mod watch;
 
 pub use preview::PreviewedTarget;
+pub use tally::Tally;
 
 /// How long a rendered document is used for further targets of the same generation.
 const RENDERED_FOR: Duration = Duration::from_secs(5);
@@ -112,6 +114,7 @@ pub struct Reconciler {
     declarations: Arc<Mutex<HashMap<Uuid, Arc<StoredPullSecret>>>>,
     /// The documents of the fan-outs under way, for seconds: rendering for each target would open every password thousands of times.
     renders: Arc<Mutex<HashMap<Uuid, RenderSlot>>>,
+    tally: Tally,
 }
 
 impl fmt::Debug for Reconciler {
@@ -138,7 +141,29 @@ impl Reconciler {
             settings,
             declarations: Arc::default(),
             renders: Arc::default(),
+            tally: Tally::default(),
         }
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.tally.clone()
+    }
+
+    /// Looks how all targets are doing, for those who read the metrics.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`] if Postgres cannot be asked; the metrics say nothing of targets then.
+    pub async fn survey(&self) -> Result<(), ServiceError> {
+        let surveyed = async {
+            let mut conn = connection(&self.pool).await?;
+            storage::targets::survey(&mut conn).await
+        };
+        let surveyed = surveyed.await;
+        self.tally.note_survey(surveyed.as_ref().ok().copied());
+        Ok(surveyed.map(drop)?)
     }
 
     /// Listens for changes that others make.
@@ -252,6 +277,9 @@ impl Reconciler {
         match &outcome.result {
             Verdict::Settled { settlement, did } => {
                 let took = storage::targets::settle(&mut conn, target, settlement).await?;
+                if let Some(seconds) = took {
+                    self.tally.sync_durations.observe(seconds);
+                }
                 let generation = target.generation;
                 match &settlement.error {
                     Some((error, detail)) if target.last_error_type.as_deref() != Some(error) => tracing::warn!(

@@ -471,6 +471,49 @@ pub struct Counts {
     pub observed_generation: i64,
 }
 
+/// How all targets are doing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Survey {
+    /// Those that are in order.
+    pub synced: i64,
+    /// Those that were not brought up to date yet.
+    pub pending: i64,
+    /// Those whose last try failed.
+    pub failed: i64,
+    /// Those where somebody else's Secret has the name.
+    pub conflict: i64,
+    /// Those that lose the Secret.
+    pub removing: i64,
+    /// Those that are due and that nobody works on.
+    pub due: i64,
+    /// Those that somebody works on.
+    pub claimed: i64,
+    /// How long the one that waits longest has not been as it shall be, in seconds; 0 where none waits.
+    pub oldest_pending_seconds: f64,
+}
+
+/// Looks at all targets: reads the whole table once.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.survey", skip_all)]
+pub async fn survey(conn: &mut PgConnection) -> Result<Survey, StorageError> {
+    let survey = sqlx::query_as!(
+        Survey,
+        r#"SELECT count(*) FILTER (WHERE wanted AND state = 'synced') AS "synced!",
+               count(*) FILTER (WHERE wanted AND state = 'pending') AS "pending!",
+               count(*) FILTER (WHERE wanted AND state = 'failed') AS "failed!",
+               count(*) FILTER (WHERE wanted AND state = 'conflict') AS "conflict!",
+               count(*) FILTER (WHERE NOT wanted) AS "removing!",
+               count(*) FILTER (WHERE next_attempt_at <= now() AND (lease_until IS NULL OR lease_until <= now())) AS "due!",
+               count(*) FILTER (WHERE lease_until > now()) AS "claimed!",
+               coalesce(extract(epoch FROM now() - min(pending_since)), 0)::double precision AS "oldest_pending_seconds!"
+           FROM pull_secret_targets"#
+    );
+    Ok(survey.fetch_one(conn).await?)
+}
+
 /// Counts the targets of these pull secrets, in the order of `ids`.
 ///
 /// # Errors
@@ -764,6 +807,8 @@ pub async fn comparisons(conn: &mut PgConnection, id: Uuid) -> Result<Vec<Compar
 pub struct ClaimedWatch {
     /// The cluster.
     pub cluster_id: Uuid,
+    /// Version of the cluster: with another one it is to be connected anew.
+    pub cluster_version: i64,
     /// Grows with every replica that takes it.
     pub epoch: i64,
 }
@@ -777,37 +822,43 @@ pub struct ClaimedWatch {
 pub async fn claim_watches(conn: &mut PgConnection, lease: Duration) -> Result<Vec<ClaimedWatch>, StorageError> {
     let claimed = sqlx::query_as!(
         ClaimedWatch,
-        "INSERT INTO cluster_watches AS watch (cluster_id, lease_until)
-         SELECT id, now() + $1 * interval '1 second' FROM clusters
-         WHERE EXISTS (SELECT FROM pull_secret_clusters WHERE cluster_id = clusters.id)
-             AND NOT EXISTS (SELECT FROM cluster_watches WHERE cluster_id = clusters.id AND lease_until > now())
-         ORDER BY id
-         ON CONFLICT (cluster_id) DO UPDATE SET lease_until = excluded.lease_until, epoch = watch.epoch + 1
-         WHERE watch.lease_until <= now()
-         RETURNING cluster_id, epoch",
+        r#"INSERT INTO cluster_watches AS watch (cluster_id, lease_until)
+           SELECT id, now() + $1 * interval '1 second' FROM clusters
+           WHERE EXISTS (SELECT FROM pull_secret_clusters WHERE cluster_id = clusters.id)
+               AND NOT EXISTS (SELECT FROM cluster_watches WHERE cluster_id = clusters.id AND lease_until > now())
+           ORDER BY id
+           ON CONFLICT (cluster_id) DO UPDATE SET lease_until = excluded.lease_until, epoch = watch.epoch + 1
+           WHERE watch.lease_until <= now()
+           RETURNING cluster_id, epoch,
+               (SELECT version FROM clusters WHERE id = watch.cluster_id) AS "cluster_version!""#,
         lease.as_secs_f64(),
     );
     Ok(claimed.fetch_all(conn).await?)
 }
 
-/// Keeps a watch; false if somebody else has it by now, or no pull secret goes there any more.
+/// Keeps a watch, and gives the version that the cluster has by now; none if somebody else has the watch, or no pull secret goes
+/// there any more.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.cluster_watches.renew", skip_all, fields(cluster.id = %watch.cluster_id))]
-pub async fn renew_watch(conn: &mut PgConnection, watch: ClaimedWatch, lease: Duration) -> Result<bool, StorageError> {
-    let renewed = sqlx::query!(
-        "UPDATE cluster_watches SET lease_until = now() + $3 * interval '1 second'
-         WHERE cluster_id = $1 AND epoch = $2
-             AND EXISTS (SELECT FROM pull_secret_clusters WHERE cluster_id = $1)",
+pub async fn renew_watch(
+    conn: &mut PgConnection,
+    watch: ClaimedWatch,
+    lease: Duration,
+) -> Result<Option<i64>, StorageError> {
+    let version = sqlx::query_scalar!(
+        "UPDATE cluster_watches AS watch SET lease_until = now() + $3 * interval '1 second'
+         FROM clusters
+         WHERE watch.cluster_id = $1 AND watch.epoch = $2 AND clusters.id = watch.cluster_id
+             AND EXISTS (SELECT FROM pull_secret_clusters WHERE cluster_id = $1)
+         RETURNING clusters.version",
         watch.cluster_id,
         watch.epoch,
         lease.as_secs_f64(),
-    )
-    .execute(conn)
-    .await?;
-    Ok(renewed.rows_affected() > 0)
+    );
+    Ok(version.fetch_optional(conn).await?)
 }
 
 /// Gives a watch back.
@@ -865,6 +916,38 @@ pub async fn poke_secrets(
         &changed.ids,
         &changed.namespaces,
         &changed.resource_versions as _,
+    )
+    .execute(conn)
+    .await?;
+    Ok(poked.rows_affected())
+}
+
+/// Has the targets looked at again now whose Secret a cluster does not have any more: these are all that it has, as pull secrets
+/// and their namespaces. How many.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.poke_missing", skip_all, fields(cluster.id = %cluster))]
+pub async fn poke_missing(
+    conn: &mut PgConnection,
+    cluster: Uuid,
+    (ids, namespaces): (&[Uuid], &[String]),
+) -> Result<u64, StorageError> {
+    let poked = sqlx::query!(
+        "UPDATE pull_secret_targets AS target SET next_attempt_at = now()
+         WHERE (pull_secret_id, cluster_id, namespace) IN (
+             SELECT target.pull_secret_id, target.cluster_id, target.namespace FROM pull_secret_targets AS target
+             WHERE target.cluster_id = $1 AND target.lease_until IS NULL AND target.state = 'synced'
+                 AND NOT EXISTS (
+                     SELECT FROM unnest($2::uuid[], $3::text[]) AS there (id, namespace)
+                     WHERE there.id = target.pull_secret_id AND there.namespace = target.namespace
+                 )
+             ORDER BY target.pull_secret_id, target.namespace FOR UPDATE OF target SKIP LOCKED
+         )",
+        cluster,
+        ids,
+        namespaces,
     )
     .execute(conn)
     .await?;

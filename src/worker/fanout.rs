@@ -32,6 +32,8 @@ const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 /// How long what is under way may take to end when the worker is told to stop; what does not is taken by others once its
 /// lease is over.
 const STOPPING: Duration = Duration::from_secs(5);
+/// How often it is looked how all targets are doing, for the metrics.
+const SURVEYS: Duration = Duration::from_secs(15);
 /// Clusters whose namespaces are compared at a time.
 const COMPARISONS: usize = 64;
 /// A claim is for so many rounds: few enough to be through well within a lease, and enough that claiming costs little.
@@ -56,6 +58,7 @@ pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationT
         tasks.spawn(until_stopped(listen(reconciler.clone(), Arc::clone(&wakes)), stop.clone()));
         tasks.spawn(until_stopped(compare(reconciler.clone(), Arc::clone(&wakes), settings.poll), stop.clone()));
         tasks.spawn(until_stopped(watch(reconciler.clone(), settings.poll), stop.clone()));
+        tasks.spawn(until_stopped(survey(reconciler.clone()), stop.clone()));
     };
     spawn_others(&mut tasks);
     let mut breakers: HashMap<Uuid, Arc<Breaker>> = HashMap::new();
@@ -186,6 +189,14 @@ async fn watch(reconciler: Reconciler, poll: Duration) {
             Err(error) => report(Err(error)),
         }
         tokio::time::sleep(poll).await;
+    }
+}
+
+/// Looks how all targets are doing.
+async fn survey(reconciler: Reconciler) {
+    loop {
+        report(reconciler.survey().await);
+        tokio::time::sleep(SURVEYS).await;
     }
 }
 

@@ -25,6 +25,7 @@ use crate::support::{
 };
 
 mod faults;
+mod watches;
 
 /// A `ServiceAccount` with the rights of [`rules`], everywhere.
 pub struct Broker {
