@@ -25,6 +25,8 @@ use crate::support::{
 };
 
 mod faults;
+mod queue;
+mod record;
 
 /// A `ServiceAccount` with the rights of [`rules`], everywhere.
 pub struct Broker {
