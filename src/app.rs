@@ -129,6 +129,7 @@ impl App {
             clusters.clone(),
             docker_configs.clone(),
             content_key,
+            trail.clone(),
             reconcile::Settings {
                 lease: pull_secrets.lease,
                 resync: pull_secrets.resync,

@@ -62,10 +62,24 @@ impl Server {
 
     /// Resident memory, in MiB.
     pub fn resident_mib(&self) -> anyhow::Result<f64> {
+        self.status_mib("VmRSS:")
+    }
+
+    /// The most resident memory that it ever had, in MiB.
+    pub fn peak_mib(&self) -> anyhow::Result<f64> {
+        self.status_mib("VmHWM:")
+    }
+
+    fn status_mib(&self, field: &str) -> anyhow::Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).context("no such field")?;
         Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
     }
+}
+
+/// CPU time that this process has used.
+pub fn own_cpu_time() -> anyhow::Result<Duration> {
+    Ok(Stat::read(std::process::id())?.cpu_time)
 }
 
 impl Drop for Server {

@@ -52,6 +52,11 @@ impl Sandbox {
         Ok(Self { runtime, server, name, url, postgres })
     }
 
+    /// A connection to the database, for whoever has a runtime of his own.
+    pub async fn connect(&self) -> anyhow::Result<PgConnection> {
+        Ok(pool::parse_url(&SecretString::from(self.url.as_str()))?.connect().await?)
+    }
+
     /// A command of regcred, configured as in production but for its throw-away keys.
     fn regcred(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);

@@ -143,6 +143,8 @@ pub enum ActorKind {
     IdentityProvider,
     /// Somebody at the command line, who has the database and the service's secrets.
     CommandLine,
+    /// regcred itself, which does what was declared.
+    Worker,
     /// Somebody who was not let in.
     Anonymous,
 }
@@ -155,6 +157,7 @@ impl ActorKind {
             Self::ApiKey => "apiKey",
             Self::IdentityProvider => "identityProvider",
             Self::CommandLine => "commandLine",
+            Self::Worker => "worker",
             Self::Anonymous => "anonymous",
         }
     }

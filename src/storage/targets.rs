@@ -275,90 +275,166 @@ pub struct Settlement {
     /// The `ServiceAccount`s that regcred attached it to.
     pub attached: Vec<ServiceAccountName>,
     /// What is in the way: a slug, and a sentence.
-    pub error: Option<(String, String)>,
+    pub error: Option<(&'static str, String)>,
     /// When to look again.
     pub again_after: Duration,
 }
 
-/// Stores what a try came to, and ends the lease; nothing if somebody else has the target by now. Where something changed
-/// since the claim, the target is due again at once.
-///
-/// Gives the seconds that it took from the change to its being in order, where it is.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
-#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.settle", skip_all)]
-pub async fn settle(
-    conn: &mut PgConnection,
-    target: &ClaimedTarget,
-    settlement: &Settlement,
-) -> Result<Option<f64>, StorageError> {
-    let attached: Vec<String> = settlement.attached.iter().map(ToString::to_string).collect();
-    let (error_type, error_detail) = settlement.error.clone().unzip();
-    // A tenth more or less, so that what was settled together does not come back together.
-    let jitter = 0.9 + 0.2 * f64::from(Uuid::now_v7().as_bytes()[15]) / 255.0;
-    // Old values are read from the row that is locked, so that what others changed meanwhile counts.
-    let row = sqlx::query!(
-        r#"WITH held AS (
-               SELECT pull_secret_id, cluster_id, namespace, pending_since,
-                   next_attempt_at IS DISTINCT FROM lease_until AS changed
-               FROM pull_secret_targets
-               WHERE pull_secret_id = $1 AND cluster_id = $2 AND namespace = $3 AND lease_token = $4
-               FOR UPDATE
-           )
-           UPDATE pull_secret_targets AS target
-           SET state = CASE WHEN held.changed THEN 'pending' ELSE $5 END,
-               applied_generation = coalesce($6, applied_generation), applied_version = coalesce($7, applied_version),
-               uid = $8, resource_version = $9, content_mac = $10, attached = $11,
-               last_error_type = $12, last_error_detail = $13,
-               next_attempt_at = CASE WHEN held.changed THEN now() ELSE now() + $14 * interval '1 second' END,
-               last_synced_at = CASE WHEN $5 = 'synced' THEN now() ELSE last_synced_at END,
-               pending_since = CASE WHEN $5 = 'synced' AND NOT held.changed THEN NULL ELSE target.pending_since END,
-               lease_until = NULL
-           FROM held
-           WHERE target.pull_secret_id = held.pull_secret_id AND target.cluster_id = held.cluster_id
-               AND target.namespace = held.namespace
-           RETURNING CASE WHEN $5 = 'synced' AND NOT held.changed
-               THEN extract(epoch FROM now() - held.pending_since)::double precision END AS seconds"#,
-        target.pull_secret_id,
-        target.cluster_id,
-        target.namespace.as_str(),
-        target.lease_token,
-        settlement.state.as_str(),
-        settlement.applied.map(|(generation, _)| generation),
-        settlement.applied.map(|(_, version)| version),
-        settlement.written.uid,
-        settlement.written.resource_version,
-        settlement.written.content_mac,
-        &attached,
-        error_type,
-        error_detail,
-        settlement.again_after.as_secs_f64() * jitter,
-    )
-    .fetch_optional(conn)
-    .await?;
-    Ok(row.and_then(|row| row.seconds))
+/// A target whose result was stored.
+#[derive(Debug)]
+pub struct Settled {
+    /// Its place among the results that were given.
+    pub index: usize,
+    /// The seconds from the change to its being in order, where it is.
+    pub seconds: Option<f64>,
 }
 
-/// Deletes a target whose Secret was removed, if nobody wants it again and nobody else has it by now.
+/// Stores what tries of targets of one cluster came to, and ends their leases; nothing where somebody else has the target by
+/// now. Where something changed since the claim, the target is due again at once.
+///
+/// What others have locked is left out, so that this never waits with some rows locked; [`wait_for`] waits for one. Gives those
+/// that were stored.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
-#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.delete_removed", skip_all)]
-pub async fn delete_removed(conn: &mut PgConnection, target: &ClaimedTarget) -> Result<bool, StorageError> {
-    let deleted = sqlx::query!(
-        "DELETE FROM pull_secret_targets
-         WHERE pull_secret_id = $1 AND cluster_id = $2 AND namespace = $3 AND lease_token = $4 AND NOT wanted",
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.settle", skip_all, fields(results = results.len()))]
+pub async fn settle(
+    conn: &mut PgConnection,
+    cluster: Uuid,
+    results: &[(&ClaimedTarget, &Settlement)],
+) -> Result<Vec<Settled>, StorageError> {
+    macro_rules! column {
+        ($target:ident, $settlement:ident => $value:expr) => {
+            results.iter().map(|($target, $settlement)| $value).collect::<Vec<_>>()
+        };
+    }
+    // A tenth more or less, so that what was settled together does not come back together.
+    let jittered =
+        |after: Duration| after.as_secs_f64() * (0.9 + 0.2 * f64::from(Uuid::now_v7().as_bytes()[15]) / 255.0);
+    let attached: Vec<String> = column!(_target, settlement => {
+        // No name has a space in it.
+        settlement.attached.iter().map(ServiceAccountName::as_str).collect::<Vec<_>>().join(" ")
+    });
+    // Old values are read from the rows that are locked, so that what others changed meanwhile counts.
+    // A lease that has ended was ended by whoever stored this result before: it is not stored twice.
+    let rows = sqlx::query!(
+        r#"WITH held AS (
+               SELECT target.pull_secret_id, target.namespace, target.pending_since,
+                   target.next_attempt_at IS DISTINCT FROM target.lease_until AS changed, result.position, result.state,
+                   result.generation, result.version, result.uid, result.resource_version, result.content_mac,
+                   result.attached, result.error_type, result.error_detail, result.again_after
+               FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], $8::text[],
+                   $9::text[], $10::bytea[], $11::text[], $12::text[], $13::text[], $14::double precision[])
+                   WITH ORDINALITY AS result (id, namespace, token, state, generation, version, uid,
+                       resource_version, content_mac, attached, error_type, error_detail, again_after, position)
+               JOIN pull_secret_targets AS target ON target.pull_secret_id = result.id AND target.cluster_id = $1
+                   AND target.namespace = result.namespace
+               WHERE target.lease_token = result.token AND target.lease_until IS NOT NULL
+               FOR UPDATE OF target SKIP LOCKED
+           )
+           UPDATE pull_secret_targets AS target
+           SET state = CASE WHEN held.changed THEN 'pending' ELSE held.state END,
+               applied_generation = coalesce(held.generation, target.applied_generation),
+               applied_version = coalesce(held.version, target.applied_version),
+               uid = held.uid, resource_version = held.resource_version, content_mac = held.content_mac,
+               attached = string_to_array(held.attached, ' '),
+               last_error_type = held.error_type, last_error_detail = held.error_detail,
+               next_attempt_at = CASE
+                   WHEN held.changed THEN now() ELSE now() + held.again_after * interval '1 second'
+               END,
+               last_synced_at = CASE WHEN held.state = 'synced' THEN now() ELSE target.last_synced_at END,
+               pending_since = CASE
+                   WHEN held.state = 'synced' AND NOT held.changed THEN NULL ELSE target.pending_since
+               END,
+               lease_until = NULL
+           FROM held
+           WHERE target.pull_secret_id = held.pull_secret_id AND target.cluster_id = $1
+               AND target.namespace = held.namespace
+           RETURNING held.position AS "position!", CASE WHEN held.state = 'synced' AND NOT held.changed
+               THEN extract(epoch FROM now() - held.pending_since)::double precision END AS seconds"#,
+        cluster,
+        &column!(target, _settlement => target.pull_secret_id),
+        &column!(target, _settlement => target.namespace.as_str()) as &[&str],
+        &column!(target, _settlement => target.lease_token),
+        &column!(_target, settlement => settlement.state.as_str()) as &[&str],
+        &column!(_target, settlement => settlement.applied.map(|(generation, _)| generation)) as &[Option<i64>],
+        &column!(_target, settlement => settlement.applied.map(|(_, version)| version)) as &[Option<i64>],
+        &column!(_target, settlement => settlement.written.uid.as_deref()) as &[Option<&str>],
+        &column!(_target, settlement => settlement.written.resource_version.as_deref()) as &[Option<&str>],
+        &column!(_target, settlement => settlement.written.content_mac.as_deref()) as &[Option<&[u8]>],
+        &attached,
+        &column!(_target, settlement => settlement.error.as_ref().map(|(slug, _)| *slug)) as &[Option<&str>],
+        &column!(_target, settlement => settlement.error.as_ref().map(|(_, detail)| detail.as_str()))
+            as &[Option<&str>],
+        &column!(_target, settlement => jittered(settlement.again_after)),
+    )
+    .fetch_all(conn)
+    .await?;
+    let settled = rows.into_iter().filter_map(|row| {
+        // Counted from one.
+        let index = usize::try_from(row.position).ok()?.checked_sub(1)?;
+        Some(Settled { index, seconds: row.seconds })
+    });
+    Ok(settled.collect())
+}
+
+/// Waits for whoever has a target locked, and locks it; whether its lease is still the one under which it was claimed.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.wait_for", skip_all)]
+pub async fn wait_for(conn: &mut PgConnection, target: &ClaimedTarget) -> Result<bool, StorageError> {
+    let locked = sqlx::query_scalar!(
+        r#"SELECT true AS "locked!" FROM pull_secret_targets
+           WHERE pull_secret_id = $1 AND cluster_id = $2 AND namespace = $3 AND lease_token = $4
+               AND lease_until IS NOT NULL
+           FOR UPDATE"#,
         target.pull_secret_id,
         target.cluster_id,
         target.namespace.as_str(),
         target.lease_token,
+    );
+    Ok(locked.fetch_optional(conn).await?.is_some())
+}
+
+/// Deletes targets of one cluster whose Secrets were removed, where nobody wants them again and nobody else has them by now. As
+/// [`settle`] does, this leaves out what others have locked. Gives the places of those that were deleted.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.delete_removed", skip_all, fields(removed = removed.len()))]
+pub async fn delete_removed(
+    conn: &mut PgConnection,
+    cluster: Uuid,
+    removed: &[&ClaimedTarget],
+) -> Result<Vec<usize>, StorageError> {
+    let ids: Vec<Uuid> = removed.iter().map(|target| target.pull_secret_id).collect();
+    let namespaces: Vec<&str> = removed.iter().map(|target| target.namespace.as_str()).collect();
+    let tokens: Vec<i64> = removed.iter().map(|target| target.lease_token).collect();
+    let positions = sqlx::query_scalar!(
+        r#"WITH held AS (
+               SELECT target.pull_secret_id, target.namespace, mine.position
+               FROM unnest($2::uuid[], $3::text[], $4::bigint[]) WITH ORDINALITY AS mine (id, namespace, token, position)
+               JOIN pull_secret_targets AS target ON target.pull_secret_id = mine.id AND target.cluster_id = $1
+                   AND target.namespace = mine.namespace
+               WHERE target.lease_token = mine.token AND NOT target.wanted
+               FOR UPDATE OF target SKIP LOCKED
+           )
+           DELETE FROM pull_secret_targets AS target USING held
+           WHERE target.pull_secret_id = held.pull_secret_id AND target.cluster_id = $1
+               AND target.namespace = held.namespace
+           RETURNING held.position AS "position!""#,
+        cluster,
+        &ids,
+        &namespaces as &[&str],
+        &tokens,
     )
-    .execute(conn)
+    .fetch_all(conn)
     .await?;
-    Ok(deleted.rows_affected() > 0)
+    Ok(positions.into_iter().filter_map(|position| usize::try_from(position).ok()?.checked_sub(1)).collect())
 }
 
 /// Gives targets back that were not worked on: they are due after `after`, and the try does not count.
@@ -545,6 +621,30 @@ pub async fn count(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Counts>,
         ids,
     );
     Ok(rows.fetch_all(conn).await?)
+}
+
+/// Whether every target of a pull secret came to something since the last change (in order, failed or in conflict), and all
+/// namespaces were compared with the selectors of this version. This looks at what is not in order alone, so it may be asked often.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.is_settled", skip_all, fields(pull_secret.id = %id))]
+pub async fn is_settled(conn: &mut PgConnection, id: Uuid, version: i64) -> Result<bool, StorageError> {
+    // What is on its way out is never `synced`, and so each part is found by the index of what is not in order.
+    let settled = sqlx::query_scalar!(
+        r#"SELECT NOT EXISTS (SELECT FROM pull_secret_targets WHERE pull_secret_id = $1 AND state = 'pending')
+               AND NOT EXISTS (
+                   SELECT FROM pull_secret_targets WHERE pull_secret_id = $1 AND state <> 'synced' AND NOT wanted
+               )
+               AND NOT EXISTS (
+                   SELECT FROM pull_secret_clusters
+                   WHERE pull_secret_id = $1 AND selects AND compared_version < $2
+               ) AS "settled!""#,
+        id,
+        version,
+    );
+    Ok(settled.fetch_one(conn).await?)
 }
 
 /// A target, as it is shown.

@@ -25,6 +25,8 @@ use crate::support::{
 };
 
 mod faults;
+mod queue;
+mod record;
 mod watches;
 
 /// A `ServiceAccount` with the rights of [`rules`], everywhere.
