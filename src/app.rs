@@ -16,7 +16,7 @@ use crate::{
     clients::{guard::Guard, oidc::Issuers, registry::Registries},
     config::{DatabaseConfig, HttpConfig, MasterKeysConfig, ServeConfig},
     crypto::{api_key::KeyChecker, audit::AuditKey, certificate::ServerCertificate, sealer::Sealer},
-    http::{self, State, server::Rate},
+    http::{self, Serves, State, server::Rate},
     metrics::{Metrics, Sources},
     service::{
         ServiceError,
@@ -91,12 +91,26 @@ impl App {
     ///
     /// [`AppError::Dependency`] if Postgres does not answer in time, [`AppError::Config`] if its schema is behind
     /// or the master keys are not the ones that sealed what is stored.
-    pub async fn build(mut config: ServeConfig, listener: TcpListener, migrate: bool) -> Result<Self, AppError> {
-        let pool = connect(&config.database).await?;
-        if migrate {
-            self::migrate(&pool).await?;
-        }
-        require_schema(&pool).await?;
+    pub async fn build(config: ServeConfig, listener: TcpListener, migrate: bool) -> Result<Self, AppError> {
+        Self::put_together(config, listener, migrate, Serves::Everything).await
+    }
+
+    /// Puts a worker together: it does what [`App::without_worker`] leaves, and serves health and metrics alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`App::build`].
+    pub async fn build_worker(config: ServeConfig, listener: TcpListener) -> Result<Self, AppError> {
+        Self::put_together(config, listener, false, Serves::Operation).await
+    }
+
+    async fn put_together(
+        mut config: ServeConfig,
+        listener: TcpListener,
+        migrate: bool,
+        routes: Serves,
+    ) -> Result<Self, AppError> {
+        let pool = open_database(&config.database, migrate).await?;
         let sealer = Arc::new(open_ring(&pool, config.master_keys).await?);
         let audit_key = Arc::new(AuditKey::of(&config.pepper));
         let trail = open_trail(&pool, Arc::clone(&audit_key), CHANGE_CHAINS).await?;
@@ -173,7 +187,8 @@ impl App {
         let internal = |error: std::io::Error| AppError::Internal(format!("the listener cannot be used: {error}"));
         let address = listener.local_addr().map_err(internal)?;
         let grace = config.http.shutdown_grace;
-        let server = http::server::start(listener, state, edge(config.http, certificate.clone())?).map_err(internal)?;
+        let server =
+            http::server::start(listener, state, edge(config.http, routes, certificate.clone())?).map_err(internal)?;
         Ok(Self {
             server,
             sealer,
@@ -254,9 +269,14 @@ async fn open_ring(pool: &PgPool, config: MasterKeysConfig) -> Result<Sealer, Ap
 }
 
 /// How the server meets its clients.
-fn edge(config: HttpConfig, certificate: Option<Arc<ServerCertificate>>) -> Result<http::server::Settings, AppError> {
+fn edge(
+    config: HttpConfig,
+    routes: Serves,
+    certificate: Option<Arc<ServerCertificate>>,
+) -> Result<http::server::Settings, AppError> {
     let tls = certificate.map(ServerCertificate::server_config).transpose();
     Ok(http::server::Settings {
+        serves: routes,
         workers: config.workers,
         grace: config.shutdown_grace,
         requests: Duration::from_secs(1)
@@ -329,6 +349,16 @@ pub async fn grant(pool: &PgPool, role: &str) -> Result<(), AppError> {
         schema::GrantError::Role(invalid) => AppError::Config(format!("--grant-to {invalid}")),
         schema::GrantError::Sql(error) => AppError::Dependency(format!("the rights cannot be granted: {error}")),
     })
+}
+
+/// A pool on a database whose schema is up to date, or is brought up to date with `migrate`.
+async fn open_database(config: &DatabaseConfig, migrate: bool) -> Result<PgPool, AppError> {
+    let pool = connect(config).await?;
+    if migrate {
+        self::migrate(&pool).await?;
+    }
+    require_schema(&pool).await?;
+    Ok(pool)
 }
 
 async fn require_schema(pool: &PgPool) -> Result<(), AppError> {

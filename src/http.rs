@@ -103,6 +103,29 @@ fn path_name(kind: &'static str, name: &str) -> Result<Name, ApiError> {
     Name::parse(name).map_err(|_| ServiceError::NotFound { kind, name: name.chars().take(100).collect() }.into())
 }
 
+/// What a process serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serves {
+    /// The API and its documents, health and metrics.
+    Everything,
+    /// Health and metrics alone.
+    Operation,
+}
+
+impl Serves {
+    fn routes(self) -> fn(&mut ServiceConfig) {
+        match self {
+            Self::Everything => routes,
+            Self::Operation => operation_routes,
+        }
+    }
+}
+
+/// The routes for whoever runs regcred.
+fn operation_routes(config: &mut ServiceConfig) {
+    config.service(operation::get_health).service(operation::get_readiness).service(operation::get_metrics);
+}
+
 /// All routes, with their place in the OpenAPI document.
 fn routes(config: &mut ServiceConfig) {
     config
