@@ -1,6 +1,7 @@
 //! The command line.
 
 mod audit;
+mod cluster;
 mod verify;
 
 use std::{
@@ -77,6 +78,9 @@ enum Command {
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     ApiKey(ApiKeyCommand),
+    /// Say what regcred needs in a cluster.
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// Make master keys, and re-seal what is stored under a new one.
     #[command(subcommand)]
     MasterKey(MasterKeyCommand),
@@ -231,6 +235,7 @@ impl Command {
             Self::Migrate { grant_to } => migrate(grant_to.as_deref()).await,
             Self::Audit(command) => command.run().await,
             Self::ApiKey(command) => command.run().await,
+            Self::Cluster(command) => command.run().await,
             Self::MasterKey(command) => command.run().await,
             Self::Verify(verify) => verify.run().await,
             Self::Healthcheck { url } => healthcheck(url).await,
@@ -316,8 +321,12 @@ fn print_openapi() -> Result<(), CliError> {
 
 /// The one way to standard output, which is for results alone.
 fn print_line(line: &str) -> Result<(), CliError> {
+    print_text(&format!("{line}\n"))
+}
+
+fn print_text(text: &str) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")?;
+    out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
 }
 

@@ -30,6 +30,7 @@ pub mod master_keys;
 pub mod memory;
 pub mod pull_secrets;
 pub mod reconcile;
+pub mod rights;
 pub mod secrets;
 pub mod tokens;
 pub mod verification;

@@ -42,7 +42,7 @@ mod watch;
 
 use answer::{Answer, TOO_LARGE};
 pub use cache::ClusterClients;
-pub use check::{Check, CheckProblem, Permission};
+pub use check::{Check, CheckProblem, LackingPullSecret, MissingRight, Permission, Reviewed};
 pub use error::ClusterError;
 pub use objects::{AppliedSecret, Attachment, FoundNamespace, SecretContent};
 pub use pinning::admit;
