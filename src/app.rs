@@ -30,6 +30,7 @@ use crate::{
         imports::Imports,
         master_keys,
         memory::Memory,
+        progress::Streams,
         pull_secrets::PullSecrets,
         reconcile::{self, Reconciler},
         secrets::Secrets,
@@ -78,6 +79,7 @@ pub struct App {
     works: bool,
     recorder: JoinHandle<()>,
     stop_recorder: CancellationToken,
+    streams: Arc<Streams>,
     grace: Duration,
     /// Where it listens, also where port 0 was asked for.
     pub address: SocketAddr,
@@ -157,6 +159,8 @@ impl App {
         let issuers = Arc::new(Issuers::new(Guard::new(identity.allowed), identity.issuers));
         let token_door = TokenDoor::new(pool.clone(), issuers, clusters.clone(), identity.review_remembered)
             .map_err(|error| AppError::Internal(error.to_string()))?;
+        let pull_secrets = PullSecrets::new(pool.clone(), trail.clone());
+        let streams = Arc::new(Streams::new(pool.clone(), pull_secrets.clone()));
         let metrics = Metrics::new(Sources {
             pool: pool.clone(),
             memory: Arc::clone(&memory),
@@ -164,6 +168,7 @@ impl App {
             verifications: verifications.tally(),
             audit: recorder.tally(),
             tokens: token_door.tally(),
+            streams: Arc::clone(&streams),
             certificate: certificate.clone(),
         });
         let state = State {
@@ -174,7 +179,8 @@ impl App {
             imports: Data::new(Imports::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), trail.clone())),
             accounts: Data::new(accounts),
             verifications: Data::new(verifications.clone()),
-            pull_secrets: Data::new(PullSecrets::new(pool.clone(), trail)),
+            pull_secrets: Data::new(pull_secrets),
+            streams: Data::from(Arc::clone(&streams)),
             previews: Data::new(reconciler.clone()),
             secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone(), recorder.clone())),
             docker_configs: Data::new(docker_configs),
@@ -199,6 +205,7 @@ impl App {
             works: true,
             recorder: recorder_task,
             stop_recorder,
+            streams,
             grace,
             address,
         })
@@ -223,6 +230,8 @@ impl App {
         let memory = self.memory;
         let changes = tokio::spawn(async move { memory.follow_changes().await });
         let certificate = tokio::spawn(watch_certificate(self.certificate));
+        let streams = Arc::clone(&self.streams);
+        let progress = tokio::spawn(async move { streams.follow().await });
         let stop = CancellationToken::new();
         let (works, stopped) = (self.works, stop.clone());
         let work = Box::pin(worker::run(self.services, self.worker, stop.clone()));
@@ -240,7 +249,9 @@ impl App {
         ring.abort();
         changes.abort();
         certificate.abort();
+        progress.abort();
         stop.cancel();
+        self.streams.stop();
         if let Some(ended) = uninvited {
             return Err(AppError::Internal(ended));
         }

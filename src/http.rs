@@ -16,6 +16,7 @@ use crate::{
         docker_configs::DockerConfigs,
         identity_providers::IdentityProviders,
         imports::Imports,
+        progress::Streams,
         pull_secrets::PullSecrets,
         reconcile::Reconciler,
         secrets::Secrets,
@@ -84,6 +85,8 @@ pub struct State {
     pub clusters: Data<Clusters>,
     /// Pull secrets.
     pub pull_secrets: Data<PullSecrets>,
+    /// How pull secrets get on.
+    pub streams: Data<Streams>,
     /// What would become of a pull secret.
     pub previews: Data<Reconciler>,
     /// The direct road to a Secret.
@@ -155,6 +158,7 @@ fn routes(config: &mut ServiceConfig) {
                 .service(pull_secrets::get_pull_secret)
                 .service(pull_secrets::delete_pull_secret)
                 .service(pull_secrets::list_pull_secret_targets)
+                .service(pull_secrets::events::get_pull_secret_events)
                 .service(pull_secrets::sync_pull_secret)
                 .service(api_keys::create_api_key)
                 .service(api_keys::list_api_keys)

@@ -18,7 +18,7 @@ use sqlx::PgPool;
 
 use crate::{
     crypto::{api_key::KeyChecker, certificate::ServerCertificate},
-    service::{audit::recorder, memory::Memory, tokens, verification::Tally},
+    service::{audit::recorder, memory::Memory, progress::Streams, tokens, verification::Tally},
 };
 
 /// From half a millisecond, as a read takes, to 16 s, as a cluster that hangs does.
@@ -105,6 +105,8 @@ pub struct Sources {
     pub audit: Arc<recorder::Tally>,
     /// What became of tokens.
     pub tokens: Arc<tokens::Tally>,
+    /// Streams of events.
+    pub streams: Arc<Streams>,
     /// What the listener shows, where it speaks TLS.
     pub certificate: Option<Arc<ServerCertificate>>,
 }
@@ -129,6 +131,9 @@ impl Collector for Sources {
         let trusted = ConstGauge::new(i64::from(self.memory.is_trusted()));
         let help = "1 where changes of rows are heard, so that rows are remembered; 0 where each request asks Postgres";
         trusted.encode(encoder.encode_descriptor("rows_remembered", help, None, trusted.metric_type())?)?;
+        let streams = ConstGauge::new(i64::try_from(self.streams.open()).unwrap_or(i64::MAX));
+        let help = "Streams of events that are open";
+        streams.encode(encoder.encode_descriptor("event_streams", help, None, streams.metric_type())?)?;
         self.encode_audit(&mut encoder)?;
         self.encode_tokens(&mut encoder)?;
         self.encode_verifications(&mut encoder)

@@ -95,6 +95,7 @@ pub fn start(listener: TcpListener, state: State, settings: Settings) -> std::io
             .app_data(state.clusters.clone())
             .app_data(state.secrets.clone())
             .app_data(state.pull_secrets.clone())
+            .app_data(state.streams.clone())
             .app_data(state.previews.clone())
             .app_data(state.audit_events.clone())
             .app_data(state.recorder.clone())

@@ -30,6 +30,7 @@ use crate::{
         clusters::Clusters,
         connection,
         docker_configs::{AccountChoice, DockerConfigs},
+        progress::Announcer,
     },
     storage::{
         self, StorageError,
@@ -112,6 +113,7 @@ pub struct Reconciler {
     declarations: Arc<Mutex<HashMap<Uuid, Arc<StoredPullSecret>>>>,
     /// The documents of the fan-outs under way, for seconds: rendering for each target would open every password thousands of times.
     renders: Arc<Mutex<HashMap<Uuid, RenderSlot>>>,
+    announcer: Announcer,
 }
 
 impl fmt::Debug for Reconciler {
@@ -138,7 +140,13 @@ impl Reconciler {
             settings,
             declarations: Arc::default(),
             renders: Arc::default(),
+            announcer: Announcer::default(),
         }
+    }
+
+    /// Tells who waits for it how pull secrets get on, for as long as it is polled.
+    pub async fn announce(&self) {
+        self.announcer.run(&self.pool).await;
     }
 
     /// Listens for changes that others make.
@@ -286,6 +294,7 @@ impl Reconciler {
                 storage::pull_secrets::delete_empty(&mut conn, target.pull_secret_id).await?;
             }
         }
+        self.announcer.note(target.pull_secret_id);
         Ok(())
     }
 

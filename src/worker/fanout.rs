@@ -56,6 +56,7 @@ pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationT
         tasks.spawn(until_stopped(listen(reconciler.clone(), Arc::clone(&wakes)), stop.clone()));
         tasks.spawn(until_stopped(compare(reconciler.clone(), Arc::clone(&wakes), settings.poll), stop.clone()));
         tasks.spawn(until_stopped(watch(reconciler.clone(), settings.poll), stop.clone()));
+        tasks.spawn(until_stopped(announce(reconciler.clone()), stop.clone()));
     };
     spawn_others(&mut tasks);
     let mut breakers: HashMap<Uuid, Arc<Breaker>> = HashMap::new();
@@ -187,6 +188,11 @@ async fn watch(reconciler: Reconciler, poll: Duration) {
         }
         tokio::time::sleep(poll).await;
     }
+}
+
+/// Tells how pull secrets get on.
+async fn announce(reconciler: Reconciler) {
+    reconciler.announce().await;
 }
 
 /// The work on one cluster.

@@ -24,6 +24,7 @@ use crate::support::{
     eventually, kubernetes,
 };
 
+mod events;
 mod faults;
 mod rights;
 

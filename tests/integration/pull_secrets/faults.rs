@@ -29,7 +29,7 @@ async fn namespaces(count: usize) -> Vec<String> {
     stream::iter(0..count).map(|_| kubernetes::new_namespace()).buffer_unordered(16).collect().await
 }
 
-async fn prepare(client: &Client, broker: &Broker) {
+pub async fn prepare(client: &Client, broker: &Broker) {
     let cluster = json!({
         "name": "dev", "server": kubernetes::server(), "caCertificate": kubernetes::file("ca.crt"), "auth": broker.auth(),
     });
