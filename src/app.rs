@@ -16,7 +16,7 @@ use crate::{
     clients::{guard::Guard, oidc::Issuers, registry::Registries},
     config::{DatabaseConfig, HttpConfig, MasterKeysConfig, ServeConfig},
     crypto::{api_key::KeyChecker, audit::AuditKey, certificate::ServerCertificate, sealer::Sealer},
-    http::{self, State, server::Rate},
+    http::{self, Serves, State, server::Rate},
     metrics::{Metrics, Sources},
     service::{
         ServiceError,
@@ -30,6 +30,7 @@ use crate::{
         imports::Imports,
         master_keys,
         memory::Memory,
+        progress::Streams,
         pull_secrets::PullSecrets,
         reconcile::{self, Reconciler},
         secrets::Secrets,
@@ -78,6 +79,7 @@ pub struct App {
     works: bool,
     recorder: JoinHandle<()>,
     stop_recorder: CancellationToken,
+    streams: Arc<Streams>,
     grace: Duration,
     /// Where it listens, also where port 0 was asked for.
     pub address: SocketAddr,
@@ -91,12 +93,26 @@ impl App {
     ///
     /// [`AppError::Dependency`] if Postgres does not answer in time, [`AppError::Config`] if its schema is behind
     /// or the master keys are not the ones that sealed what is stored.
-    pub async fn build(mut config: ServeConfig, listener: TcpListener, migrate: bool) -> Result<Self, AppError> {
-        let pool = connect(&config.database).await?;
-        if migrate {
-            self::migrate(&pool).await?;
-        }
-        require_schema(&pool).await?;
+    pub async fn build(config: ServeConfig, listener: TcpListener, migrate: bool) -> Result<Self, AppError> {
+        Self::put_together(config, listener, migrate, Serves::Everything).await
+    }
+
+    /// Puts a worker together: it does what [`App::without_worker`] leaves, and serves health and metrics alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`App::build`].
+    pub async fn build_worker(config: ServeConfig, listener: TcpListener) -> Result<Self, AppError> {
+        Self::put_together(config, listener, false, Serves::Operation).await
+    }
+
+    async fn put_together(
+        mut config: ServeConfig,
+        listener: TcpListener,
+        migrate: bool,
+        routes: Serves,
+    ) -> Result<Self, AppError> {
+        let pool = open_database(&config.database, migrate).await?;
         let sealer = Arc::new(open_ring(&pool, config.master_keys).await?);
         let audit_key = Arc::new(AuditKey::of(&config.pepper));
         let trail = open_trail(&pool, Arc::clone(&audit_key), CHANGE_CHAINS).await?;
@@ -145,6 +161,8 @@ impl App {
         let issuers = Arc::new(Issuers::new(Guard::new(identity.allowed), identity.issuers));
         let token_door = TokenDoor::new(pool.clone(), issuers, clusters.clone(), identity.review_remembered)
             .map_err(|error| AppError::Internal(error.to_string()))?;
+        let pull_secrets = PullSecrets::new(pool.clone(), trail.clone());
+        let streams = Arc::new(Streams::new(pool.clone(), pull_secrets.clone()));
         let metrics = Metrics::new(Sources {
             pool: pool.clone(),
             memory: Arc::clone(&memory),
@@ -154,6 +172,7 @@ impl App {
             tokens: token_door.tally(),
             pull_secrets: reconciler.tally(),
             cluster_calls,
+            streams: Arc::clone(&streams),
             certificate: certificate.clone(),
         });
         let state = State {
@@ -164,7 +183,8 @@ impl App {
             imports: Data::new(Imports::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), trail.clone())),
             accounts: Data::new(accounts),
             verifications: Data::new(verifications.clone()),
-            pull_secrets: Data::new(PullSecrets::new(pool.clone(), trail)),
+            pull_secrets: Data::new(pull_secrets),
+            streams: Data::from(Arc::clone(&streams)),
             previews: Data::new(reconciler.clone()),
             secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone(), recorder.clone())),
             docker_configs: Data::new(docker_configs),
@@ -177,7 +197,8 @@ impl App {
         let internal = |error: std::io::Error| AppError::Internal(format!("the listener cannot be used: {error}"));
         let address = listener.local_addr().map_err(internal)?;
         let grace = config.http.shutdown_grace;
-        let server = http::server::start(listener, state, edge(config.http, certificate.clone())?).map_err(internal)?;
+        let server =
+            http::server::start(listener, state, edge(config.http, routes, certificate.clone())?).map_err(internal)?;
         Ok(Self {
             server,
             sealer,
@@ -188,6 +209,7 @@ impl App {
             works: true,
             recorder: recorder_task,
             stop_recorder,
+            streams,
             grace,
             address,
         })
@@ -212,6 +234,8 @@ impl App {
         let memory = self.memory;
         let changes = tokio::spawn(async move { memory.follow_changes().await });
         let certificate = tokio::spawn(watch_certificate(self.certificate));
+        let streams = Arc::clone(&self.streams);
+        let progress = tokio::spawn(async move { streams.follow().await });
         let stop = CancellationToken::new();
         let (works, stopped) = (self.works, stop.clone());
         let work = Box::pin(worker::run(self.services, self.worker, stop.clone()));
@@ -229,7 +253,9 @@ impl App {
         ring.abort();
         changes.abort();
         certificate.abort();
+        progress.abort();
         stop.cancel();
+        self.streams.stop();
         if let Some(ended) = uninvited {
             return Err(AppError::Internal(ended));
         }
@@ -258,9 +284,14 @@ async fn open_ring(pool: &PgPool, config: MasterKeysConfig) -> Result<Sealer, Ap
 }
 
 /// How the server meets its clients.
-fn edge(config: HttpConfig, certificate: Option<Arc<ServerCertificate>>) -> Result<http::server::Settings, AppError> {
+fn edge(
+    config: HttpConfig,
+    routes: Serves,
+    certificate: Option<Arc<ServerCertificate>>,
+) -> Result<http::server::Settings, AppError> {
     let tls = certificate.map(ServerCertificate::server_config).transpose();
     Ok(http::server::Settings {
+        serves: routes,
         workers: config.workers,
         grace: config.shutdown_grace,
         requests: Duration::from_secs(1)
@@ -333,6 +364,16 @@ pub async fn grant(pool: &PgPool, role: &str) -> Result<(), AppError> {
         schema::GrantError::Role(invalid) => AppError::Config(format!("--grant-to {invalid}")),
         schema::GrantError::Sql(error) => AppError::Dependency(format!("the rights cannot be granted: {error}")),
     })
+}
+
+/// A pool on a database whose schema is up to date, or is brought up to date with `migrate`.
+async fn open_database(config: &DatabaseConfig, migrate: bool) -> Result<PgPool, AppError> {
+    let pool = connect(config).await?;
+    if migrate {
+        self::migrate(&pool).await?;
+    }
+    require_schema(&pool).await?;
+    Ok(pool)
 }
 
 async fn require_schema(pool: &PgPool) -> Result<(), AppError> {

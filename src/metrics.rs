@@ -19,7 +19,7 @@ use sqlx::PgPool;
 use crate::{
     clients::cluster::Calls,
     crypto::{api_key::KeyChecker, certificate::ServerCertificate},
-    service::{audit::recorder, memory::Memory, reconcile, tokens, verification::Tally},
+    service::{audit::recorder, memory::Memory, progress::Streams, reconcile, tokens, verification::Tally},
 };
 
 /// From half a millisecond, as a read takes, to 16 s, as a cluster that hangs does.
@@ -126,6 +126,8 @@ pub struct Sources {
     pub pull_secrets: reconcile::Tally,
     /// Calls to clusters.
     pub cluster_calls: Calls,
+    /// Streams of events.
+    pub streams: Arc<Streams>,
     /// What the listener shows, where it speaks TLS.
     pub certificate: Option<Arc<ServerCertificate>>,
 }
@@ -150,6 +152,9 @@ impl Collector for Sources {
         let trusted = ConstGauge::new(i64::from(self.memory.is_trusted()));
         let help = "1 where changes of rows are heard, so that rows are remembered; 0 where each request asks Postgres";
         trusted.encode(encoder.encode_descriptor("rows_remembered", help, None, trusted.metric_type())?)?;
+        let streams = ConstGauge::new(i64::try_from(self.streams.open()).unwrap_or(i64::MAX));
+        let help = "Streams of events that are open";
+        streams.encode(encoder.encode_descriptor("event_streams", help, None, streams.metric_type())?)?;
         self.encode_audit(&mut encoder)?;
         self.encode_tokens(&mut encoder)?;
         self.encode_pull_secrets(&mut encoder)?;

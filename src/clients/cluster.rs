@@ -45,7 +45,7 @@ use answer::{Answer, TOO_LARGE};
 pub use cache::ClusterClients;
 pub use calls::Calls;
 use calls::Verb;
-pub use check::{Check, CheckProblem, Permission};
+pub use check::{Check, CheckProblem, LackingPullSecret, MissingRight, Permission, Reviewed};
 pub use error::ClusterError;
 pub use objects::{AppliedSecret, Attachment, FoundNamespace, SecretContent};
 pub use pinning::admit;

@@ -340,7 +340,7 @@ async fn current(
 }
 
 /// Those of them that the caller may see: all that they name is granted to him.
-async fn visible(
+pub(super) async fn visible(
     conn: &mut PgConnection,
     caller: &Identity,
     found: Vec<StoredPullSecret>,

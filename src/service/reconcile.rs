@@ -32,6 +32,7 @@ use crate::{
         clusters::Clusters,
         connection,
         docker_configs::{AccountChoice, DockerConfigs},
+        progress::Announcer,
     },
     storage::{
         self, StorageError,
@@ -129,6 +130,7 @@ pub struct Reconciler {
     /// The documents of the fan-outs under way, for seconds: rendering for each target would open every password thousands of times.
     renders: Arc<Mutex<HashMap<Uuid, RenderSlot>>>,
     tally: Tally,
+    announcer: Announcer,
 }
 
 impl fmt::Debug for Reconciler {
@@ -158,6 +160,7 @@ impl Reconciler {
             declarations: Arc::default(),
             renders: Arc::default(),
             tally: Tally::default(),
+            announcer: Announcer::default(),
         }
     }
 
@@ -180,6 +183,11 @@ impl Reconciler {
         let surveyed = surveyed.await;
         self.tally.note_survey(surveyed.as_ref().ok().copied());
         Ok(surveyed.map(drop)?)
+    }
+
+    /// Tells who waits for it how pull secrets get on, for as long as it is polled.
+    pub async fn announce(&self) {
+        self.announcer.run(&self.pool).await;
     }
 
     /// Listens for changes that others make.
@@ -319,6 +327,9 @@ impl Reconciler {
                 storage::pull_secrets::delete_empty(&mut conn, id).await?;
             }
         }
+        for one in tries {
+            self.announcer.note(one.job.target.pull_secret_id);
+        }
         Ok(())
     }
 
@@ -355,7 +366,13 @@ impl Reconciler {
                     _ => {}
                 },
                 Verdict::Removed { did } => {
-                    tracing::info!(pull_secret = name, cluster, namespace, did, "a target of a pull secret was removed");
+                    tracing::info!(
+                        pull_secret = name,
+                        cluster,
+                        namespace,
+                        did,
+                        "a target of a pull secret was removed"
+                    );
                 }
             }
         }

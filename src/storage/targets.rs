@@ -3,7 +3,7 @@
 //!
 //! Time is the database's. Who works on a target holds its lease; a result is stored under the token of that lease alone.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -13,6 +13,7 @@ use crate::{
     domain::{
         names::{NamespaceName, ServiceAccountName},
         pull_secret::{DeletionPolicy, TargetState, Written},
+        rights::Leftover,
     },
     storage::{PageRequest, StorageError, corrupt},
 };
@@ -706,6 +707,45 @@ pub async fn list(
         page.limit,
     );
     Ok(rows.fetch_all(conn).await?)
+}
+
+/// Where in a cluster there is more to do than the declarations say, by pull secret: Secrets that are being removed, and
+/// `ServiceAccount`s that they are to be taken out of. At most `limit` of them, if there is a limit.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.leftovers", skip_all, fields(cluster.id = %cluster))]
+pub async fn leftovers(
+    conn: &mut PgConnection,
+    cluster: Uuid,
+    limit: Option<i64>,
+) -> Result<BTreeMap<Uuid, Vec<Leftover>>, StorageError> {
+    let rows = sqlx::query!(
+        r#"SELECT target.pull_secret_id, target.namespace, NOT target.wanted AS "removes!", beside.detaches AS "detaches!"
+           FROM pull_secret_targets AS target
+           JOIN pull_secrets ON pull_secrets.id = target.pull_secret_id
+           CROSS JOIN LATERAL (
+               SELECT CASE
+                   WHEN target.wanted THEN NOT to_jsonb(target.attached) <@ (pull_secrets.declaration -> 'serviceAccounts')
+                   ELSE target.attached <> '{}'
+               END AS detaches
+           ) AS beside
+           WHERE target.cluster_id = $1 AND (NOT target.wanted OR beside.detaches)
+           ORDER BY target.pull_secret_id, target.namespace LIMIT $2"#,
+        cluster,
+        limit,
+    )
+    .fetch_all(conn)
+    .await?;
+    let mut leftovers: BTreeMap<Uuid, Vec<Leftover>> = BTreeMap::new();
+    for row in rows {
+        let id = row.pull_secret_id;
+        let namespace = NamespaceName::parse(&row.namespace).map_err(corrupt(TABLE, id, "namespace"))?;
+        let leftover = Leftover { namespace, removes: row.removes, detaches: row.detaches };
+        leftovers.entry(id).or_default().push(leftover);
+    }
+    Ok(leftovers)
 }
 
 /// What a dry run compares a target with.

@@ -65,6 +65,7 @@ pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationT
         tasks.spawn(until_stopped(compare(reconciler.clone(), Arc::clone(&wakes), settings.poll), stop.clone()));
         tasks.spawn(until_stopped(watch(reconciler.clone(), settings.poll), stop.clone()));
         tasks.spawn(until_stopped(survey(reconciler.clone()), stop.clone()));
+        tasks.spawn(until_stopped(announce(reconciler.clone()), stop.clone()));
     };
     spawn_others(&mut tasks);
     let mut breakers: HashMap<Uuid, Arc<Breaker>> = HashMap::new();
@@ -205,6 +206,11 @@ async fn survey(reconciler: Reconciler) {
         report(reconciler.survey().await);
         tokio::time::sleep(SURVEYS).await;
     }
+}
+
+/// Tells how pull secrets get on.
+async fn announce(reconciler: Reconciler) {
+    reconciler.announce().await;
 }
 
 /// The work on one cluster.

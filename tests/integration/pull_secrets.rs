@@ -24,9 +24,11 @@ use crate::support::{
     eventually, kubernetes,
 };
 
+mod events;
 mod faults;
 mod queue;
 mod record;
+mod rights;
 mod watches;
 
 /// A `ServiceAccount` with the rights of [`rules`], everywhere.
@@ -60,14 +62,12 @@ fn named(name: &str) -> ObjectMeta {
 
 impl Broker {
     pub async fn new() -> Self {
-        let namespace = kubernetes::new_namespace().await;
-        let name = format!("{namespace}-broker");
-        service_account(&namespace, &name, &[]).await;
-        let client = kubernetes::admin();
-        let role = ClusterRole { metadata: named(&name), rules: Some(rules()), ..ClusterRole::default() };
+        let broker = Self::without_rights().await;
+        let (name, namespace, client) = (&broker.name, &broker.namespace, kubernetes::admin());
+        let role = ClusterRole { metadata: named(name), rules: Some(rules()), ..ClusterRole::default() };
         Api::all(client.clone()).create(&PostParams::default(), &role).await.expect("a role");
         let binding = ClusterRoleBinding {
-            metadata: named(&name),
+            metadata: named(name),
             role_ref: RoleRef {
                 api_group: Some("rbac.authorization.k8s.io".to_owned()),
                 kind: "ClusterRole".to_owned(),
@@ -80,7 +80,16 @@ impl Broker {
                 ..Subject::default()
             }]),
         };
-        Api::all(client.clone()).create(&PostParams::default(), &binding).await.expect("a binding");
+        Api::all(client).create(&PostParams::default(), &binding).await.expect("a binding");
+        broker
+    }
+
+    /// One that may do nothing yet.
+    pub async fn without_rights() -> Self {
+        let namespace = kubernetes::new_namespace().await;
+        let name = format!("{namespace}-broker");
+        service_account(&namespace, &name, &[]).await;
+        let client = kubernetes::admin();
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {
                 audiences: Some(vec!["https://kubernetes.default.svc".to_owned()]),
