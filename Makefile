@@ -23,7 +23,7 @@ install: ## Install what the sandbox needs (the other targets do it by themselve
 	@dev/install
 
 .PHONY: test
-test: ## Run all tests beside a Postgres, a Kubernetes API server and two registries of their own
+test: ## Run all tests beside a Postgres, two Kubernetes API servers and two registries of their own
 	@dev/with-services cargo test --locked $(ARGS)
 
 .PHONY: bench
