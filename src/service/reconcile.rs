@@ -303,7 +303,7 @@ impl Reconciler {
         let stored = self.store(&mut tx, cluster, &all).await?;
         tx.commit().await?;
         let places: HashSet<usize> = stored.iter().map(|one| one.index).collect();
-        tell(cluster, &all, &stored);
+        self.tell(cluster, &all, &stored);
         let others = all.iter().enumerate().filter(|(index, _)| !places.contains(index));
         for (_, &one) in others {
             // One row at a time: who waits for a row here has no other one that somebody could wait for.
@@ -315,7 +315,7 @@ impl Reconciler {
                     storage::targets::release(&mut tx, std::slice::from_ref(&one.job.target), Duration::ZERO).await?;
                 }
                 tx.commit().await?;
-                tell(cluster, &[one], &stored);
+                self.tell(cluster, &[one], &stored);
             }
         }
         let removed = tries.iter().filter(|one| matches!(one.outcome.result, Verdict::Removed { .. }));
