@@ -551,7 +551,8 @@ impl Reconciler {
                 written,
                 attached,
                 error: None,
-                again_after: self.settings.resync,
+                // Stored as a tenth more or less: never later than it says.
+                again_after: self.settings.resync.mul_f64(0.9),
             },
             Some(account) => {
                 let detail = format!("the Secret is there; the ServiceAccount {account} does not exist yet");
