@@ -195,6 +195,9 @@ fn scans<'a>(node: &'a Value, found: &mut Vec<&'a Value>) {
     }
 }
 
+/// What the metrics tell is of all targets: a process with a worker counts them, every 15 seconds.
+const COUNTS_ALL: &str = "AS \"oldest_pending_seconds!\"";
+
 /// The queries are those of `.sqlx`, word by word: what is compiled in is checked against it at every build.
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn no_query_reads_all_targets(pool: PgPool) {
@@ -207,7 +210,7 @@ async fn no_query_reads_all_targets(pool: PgPool) {
         let file = fs::read_to_string(file.expect("a file").path()).expect("text");
         let described: Value = serde_json::from_str(&file).expect("JSON");
         let query = described["query"].as_str().expect("a query");
-        if !query.contains(TABLE) {
+        if !query.contains(TABLE) || query.contains(COUNTS_ALL) {
             continue;
         }
         seen += 1;
