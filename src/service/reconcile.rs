@@ -794,7 +794,7 @@ fn event(cluster: &Name, Try { job, outcome }: &Try) -> Option<NewEvent> {
     let (target, pull_secret) = (&job.target, &job.pull_secret);
     let details = Details::default().target(cluster, &target.namespace).generation(target.generation);
     let (outcome, details) = match &outcome.result {
-        Verdict::Removed { did } => (EventOutcome::Success, details.did(*did)),
+        Verdict::Removed { did } => (EventOutcome::Success, details.did(did)),
         Verdict::Settled { settlement, did } => {
             let reason = settlement.error.as_ref().map(|(slug, _)| *slug);
             let is_other = reason != target.last_error_type.as_deref();
@@ -802,7 +802,7 @@ fn event(cluster: &Name, Try { job, outcome }: &Try) -> Option<NewEvent> {
                 (Some((generation, _)), reason)
                     if *did != LEFT || generation > target.applied_generation || is_other =>
                 {
-                    let details = details.did(if *did == LEFT { "unchanged" } else { *did });
+                    let details = details.did(if *did == LEFT { "unchanged" } else { did });
                     (EventOutcome::Success, reason.map_or(details.clone(), |slug| details.reason(slug)))
                 }
                 (None, Some(slug)) if is_other => (EventOutcome::Failure, details.reason(slug)),

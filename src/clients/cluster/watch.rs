@@ -86,10 +86,12 @@ pub enum Interruption {
     Refused(ClusterError),
 }
 
+/// Events, as kube's runtime tells them.
 type Watch<K> = stream::BoxStream<'static, watcher::Result<Event<PartialObjectMeta<K>>>>;
 
 impl ClusterClient {
     /// Watches for as long as it is polled. After an interruption it waits a while, longer with each in a row, up to 30 s.
+    #[must_use]
     pub fn watch(&self, watched: Watched) -> stream::BoxStream<'static, Result<Change, Interruption>> {
         let config = watcher::Config::default().timeout(SECONDS);
         match watched {
