@@ -15,7 +15,12 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clients::{guard::Guard, oidc::Issuers, registry::Registries},
     config::{DatabaseConfig, HttpConfig, MasterKeysConfig, ServeConfig},
-    crypto::{api_key::KeyChecker, audit::AuditKey, certificate::ServerCertificate, sealer::Sealer},
+    crypto::{
+        api_key::{KeyChecker, Pepper},
+        audit::AuditKey,
+        certificate::ServerCertificate,
+        sealer::Sealer,
+    },
     http::{self, Serves, State, server::Rate},
     metrics::{Metrics, Sources},
     service::{
@@ -119,11 +124,8 @@ impl App {
         let stop_recorder = CancellationToken::new();
         let recorder = Recorder::start(&pool, audit_key, stop_recorder.clone()).await;
         let (recorder, recorder_task) = recorder.map_err(no_record)?;
-        // Half of the cores, so that verifying keys never starves what is verified already.
-        let permits = std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
         let content_key = config.pepper.content_key();
-        let checker = KeyChecker::new(config.pepper, permits).map_err(|e| AppError::Internal(e.to_string()))?;
-        let checker = Arc::new(checker);
+        let checker = Arc::new(key_checker(config.pepper)?);
         let mut settings = config.clusters;
         settings.runtime = Some(tokio::runtime::Handle::current());
         let cluster_calls = settings.calls.clone();
@@ -281,6 +283,12 @@ async fn open_ring(pool: &PgPool, config: MasterKeysConfig) -> Result<Sealer, Ap
         error => AppError::Config(format!("REGCRED_MASTER_KEYS do not open what is stored: {error}")),
     })?;
     Ok(sealer)
+}
+
+/// Checks keys on half of the cores, so that verifying some never starves what is verified already.
+fn key_checker(pepper: Pepper) -> Result<KeyChecker, AppError> {
+    let permits = std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
+    KeyChecker::new(pepper, permits).map_err(|error| AppError::Internal(error.to_string()))
 }
 
 /// How the server meets its clients.

@@ -77,7 +77,7 @@ fn with_replicas(
     rows: &mut Vec<Vec<String>>,
 ) -> anyhow::Result<(Seen, Seen)> {
     let workers = [("REGCRED_PULL_SECRETS_CONCURRENCY", "8")];
-    let replicas = logs.iter().map(|log| replica(stage, &workers, Some(log)));
+    let replicas = logs.iter().map(|log| stage.sandbox.serve_with(&workers, Some(log)));
     let replicas = replicas.collect::<anyhow::Result<Vec<Server>>>()?;
     let declared = Declared::everywhere(stage, fleet, &replicas[0], &format!("f7-{}", replicas.len()), None)?;
     declared.until_done(COUNT)?;
@@ -100,6 +100,10 @@ fn with_replicas(
         declared.claims()?.iter().map(|(namespace, after)| after - claims.get(namespace).unwrap_or(&0)).sum();
 
     progress(&format!("f7: {} replicas, one of which stands still for longer than its leases", replicas.len()));
+    drop(replicas);
+    // With leases that are over soon.
+    let replicas = logs.iter().map(|log| replica(stage, &workers, Some(log)));
+    let replicas = replicas.collect::<anyhow::Result<Vec<Server>>>()?;
     let mut still = Seen::default();
     let (whole, followed) = (fleet.audit_mark()?, fleet.follow(&declared.secret)?);
     for number in 0..STILL {

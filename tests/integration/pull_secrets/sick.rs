@@ -176,6 +176,7 @@ async fn a_sick_cluster_keeps_nothing_from_another_and_heals_by_itself(pool: PgP
     let sicknesses = [("down", Health::Down), ("hangs", Health::Hangs), ("broken", BROKEN), ("overloaded", OVERLOADED)];
     let rotations = sicknesses.len();
     for (name, health) in sicknesses {
+        let before = proxy.connections();
         proxy.becomes(health);
         rotate(&admin, "martin-5000", name).await;
         eventually(&format!("what is well follows while the other is sick: {name}"), async || {
@@ -185,6 +186,7 @@ async fn a_sick_cluster_keeps_nothing_from_another_and_heals_by_itself(pool: PgP
         .await;
         all_have(FIRST, &here, &json!({"registry.martin.com:5000": name})).await;
         all_have(SECOND, &there, &json!({"registry.martin.com:5000": last})).await;
+        assert!(proxy.connections() > before, "{name}: it was not tried");
         let failed = admin.get("/v1/pull-secrets/team-a/targets?state=failed").await.expect(200);
         assert!(
             failed["items"].as_array().expect("items").iter().all(|target| target["cluster"] == "edge"),
