@@ -95,7 +95,10 @@ fn fan_outs(runtime: &Runtime, sizes: &[usize], goals: &mut Goals) -> anyhow::Re
         let mut rounds = Vec::new();
         for number in 0..ROUNDS {
             progress(&format!("{size} namespaces, round {} of {ROUNDS}", number + 1));
-            rounds.push(fan_out.round(number)?);
+            let round = fan_out.round(number)?;
+            let (took, bare) = (round.rotation.seconds, round.bare.seconds);
+            progress(&format!("  {took:.2} s, the bare loop {bare:.2} s"));
+            rounds.push(round);
         }
         let of = |figure: fn(&Round) -> f64| rounds.iter().map(figure).collect::<Rounds>();
         let [ratio, spread] = of(|round| round.bare.seconds / round.rotation.seconds).spread(2);
@@ -183,7 +186,7 @@ impl<'a> FanOut<'a> {
         register(&server, &key)?;
         let name = format!("pull-{}", namespaces.len());
         let fan_out = Self { runtime, cluster, namespaces, server, sandbox, key, name };
-        fan_out.call("POST", "/v1/clusters", &cluster.registration()?)?;
+        fan_out.call("POST", "/v1/clusters", &cluster.registration())?;
         let declaration = json!({
             "accounts": [ACCOUNT],
             "secret": {"name": fan_out.name, "type": "kubernetes.io/dockerconfigjson"},
@@ -276,7 +279,7 @@ impl<'a> FanOut<'a> {
     fn bare(&self, number: usize) -> anyhow::Result<Pass> {
         let secret = self.runtime.block_on(self.cluster.template(&self.namespaces[0], &self.name, number))?;
         let params = PatchParams::apply("regcred").force();
-        self.bare_pass(async |secrets: Api<Secret>, namespace: &str| {
+        self.bare_pass(&async |secrets: Api<Secret>, namespace: &str| {
             let mut secret = secret.clone();
             secret.metadata.namespace = Some(namespace.to_owned());
             secrets.patch(&self.bare_name(), &params, &Patch::Apply(&secret)).await?;
@@ -285,7 +288,7 @@ impl<'a> FanOut<'a> {
     }
 
     fn bare_looks(&self) -> anyhow::Result<Pass> {
-        self.bare_pass(async |secrets: Api<Secret>, _: &str| {
+        self.bare_pass(&async |secrets: Api<Secret>, _: &str| {
             secrets.get_metadata(&self.bare_name()).await?;
             Ok(())
         })
@@ -295,9 +298,8 @@ impl<'a> FanOut<'a> {
         bare_name(&self.name)
     }
 
-    fn bare_pass(&self, one: impl AsyncFn(Api<Secret>, &str) -> anyhow::Result<()>) -> anyhow::Result<Pass> {
+    fn bare_pass(&self, one: &impl AsyncFn(Api<Secret>, &str) -> anyhow::Result<()>) -> anyhow::Result<Pass> {
         let (cpu, begin) = (own_cpu_time()?, Instant::now());
-        let one = &one;
         self.runtime.block_on(
             stream::iter(self.namespaces)
                 .map(|namespace| one(Api::namespaced(self.cluster.client.clone(), namespace), namespace.as_str()))
@@ -305,7 +307,7 @@ impl<'a> FanOut<'a> {
                 .try_collect::<()>(),
         )?;
         let seconds = begin.elapsed().as_secs_f64();
-        let cpu = (own_cpu_time()? - cpu).as_secs_f64() * 1e6 / float(self.namespaces.len());
+        let cpu = own_cpu_time()?.saturating_sub(cpu).as_secs_f64() * 1e6 / float(self.namespaces.len());
         Ok(Pass { seconds, cpu, postgres_cpu: 0.0 })
     }
 
@@ -359,9 +361,9 @@ impl Cluster {
         Ok(Self { client: Client::try_from(config)?, server, ca, token })
     }
 
-    fn registration(&self) -> anyhow::Result<Value> {
+    fn registration(&self) -> Value {
         let auth = json!({"type": "token", "token": self.token});
-        Ok(json!({"name": "dev", "server": self.server, "caCertificate": self.ca, "auth": auth}))
+        json!({"name": "dev", "server": self.server, "caCertificate": self.ca, "auth": auth})
     }
 
     async fn make_namespaces(&self, names: &[String]) -> anyhow::Result<()> {
