@@ -23,12 +23,16 @@ install: ## Install what the sandbox needs (the other targets do it by themselve
 	@dev/install
 
 .PHONY: test
-test: ## Run all tests beside a Postgres, a Kubernetes API server and two registries of their own
+test: ## Run all tests beside a Postgres, two Kubernetes API servers and two registries of their own
 	@dev/with-services cargo test --locked $(ARGS)
 
 .PHONY: bench
 bench: ## Measure, each figure beside what it is compared with
 	@dev/with-services cargo bench --locked $(ARGS)
+
+.PHONY: bench-fanout
+bench-fanout: ## Measure rotations in 1,000 and 5,000 namespaces; make bench-fanout ARGS='300' for another size
+	@REGCRED_TEST_PG_DURABLE=1 dev/with-services cargo bench --locked --bench speed -- --fanout $(ARGS)
 
 .PHONY: scenarios
 scenarios: ## Measure what it withstands: slow clients, floods, too much; make scenarios ARGS='a1 a8' for some

@@ -36,7 +36,7 @@ kubernetes_curl() {
     local dir=$1 path=$2
     shift 2
     curl -sSf -o /dev/null --max-time 5 --cacert "$dir/ca.crt" --cert "$dir/admin.crt" --key "$dir/admin.key" \
-        "$kubernetes_server$path" "$@" 2>>"$dir/curl.log"
+        "$(<"$dir/server")$path" "$@" 2>>"$dir/curl.log"
 }
 kubernetes_has_default_account() {
     kubernetes_curl "$1" /api/v1/namespaces/default/serviceaccounts/default ||
@@ -44,8 +44,27 @@ kubernetes_has_default_account() {
             -d '{"apiVersion":"v1","kind":"ServiceAccount","metadata":{"name":"default"}}'
 }
 
+kubernetes_options=() # more options for kube-apiserver
+
+# kubernetes_audit DIR   -> kubernetes_options: it notes in DIR/audit.log who did what to Secrets and ServiceAccounts, in
+# which order and with what result. Metadata alone: no body, and so no password. A request is noted when it is answered.
+kubernetes_audit() {
+    mkdir -p "$1"
+    cat >"$1/audit-policy.yaml" <<YAML
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived, ResponseStarted]
+rules:
+- level: Metadata
+  resources: [{group: "", resources: [secrets, serviceaccounts]}]
+- level: None
+YAML
+    kubernetes_options+=(--audit-policy-file="$1/audit-policy.yaml" --audit-log-path="$1/audit.log"
+        --audit-log-maxsize=10240)
+}
+
 # kubernetes_start DIR BIN PORT ETCD_OPTION…   -> kubernetes_server; DIR/kubeconfig is its admin's
-# Call kubernetes_files first, and kubernetes_wait before use.
+# Call kubernetes_files first, and kubernetes_wait before use: it is not ready yet, so others can start meanwhile.
 kubernetes_start() {
     local dir=$1 bin=$2 port=$3 etcd
     shift 3
@@ -61,9 +80,10 @@ kubernetes_start() {
         --token-auth-file="$dir/tokens.csv" --anonymous-auth=true --authorization-mode=RBAC \
         --service-account-issuer=https://kubernetes.default.svc --service-account-key-file="$dir/sa.key" \
         --service-account-signing-key-file="$dir/sa.key" --disable-admission-plugins=ServiceAccount \
-        --allow-privileged=false
-    kubernetes_pid=$launched_pid
+        --allow-privileged=false "${kubernetes_options[@]}"
     kubernetes_server=https://127.0.0.1:$launched_port
+    echo "$launched_pid" >"$dir/kube-apiserver.pid"
+    echo "$kubernetes_server" >"$dir/server"
     (umask 077 && cat >"$dir/kubeconfig.new" <<YAML && mv "$dir/kubeconfig.new" "$dir/kubeconfig")
 apiVersion: v1
 kind: Config
@@ -82,7 +102,8 @@ YAML
 
 # kubernetes_wait DIR   until it answers; then makes what controllers would have made
 kubernetes_wait() {
-    local dir=$1 launched_pid=$kubernetes_pid
+    local dir=$1 launched_pid
+    launched_pid=$(<"$dir/kube-apiserver.pid")
     if ! await kube-apiserver "$dir/kube-apiserver.log" 120 kubernetes_curl "$dir" /readyz ||
         ! await kube-apiserver "$dir/curl.log" 60 kubernetes_has_default_account "$dir"; then
         die_with_log "kube-apiserver ended at its start" "$dir/kube-apiserver.log"

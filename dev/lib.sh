@@ -28,6 +28,15 @@ die_with_log() {
 }
 is_root() { [ "$(id -u)" = 0 ]; }
 has() { command -v "$1" >/dev/null 2>&1; }
+# Prints the path of libfaketime: that of the machine, or what dev/install unpacked.
+faketime_library() {
+    local library
+    for library in /usr/lib/*/faketime /usr/lib64/faketime /usr/lib/faketime "$cache_dir/tools/lib"; do
+        library+=/libfaketimeMT.so.1
+        [ ! -e "$library" ] || { echo "$library" && return; }
+    done
+    return 1
+}
 
 # --- Processes -------------------------------------------------------------------------------------------------------
 # Every process that a script starts is its direct child, in a session of its own (so that a terminal's Ctrl-C reaches

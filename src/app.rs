@@ -15,8 +15,13 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clients::{guard::Guard, oidc::Issuers, registry::Registries},
     config::{DatabaseConfig, HttpConfig, MasterKeysConfig, ServeConfig},
-    crypto::{api_key::KeyChecker, audit::AuditKey, certificate::ServerCertificate, sealer::Sealer},
-    http::{self, State, server::Rate},
+    crypto::{
+        api_key::{KeyChecker, Pepper},
+        audit::AuditKey,
+        certificate::ServerCertificate,
+        sealer::Sealer,
+    },
+    http::{self, Serves, State, server::Rate},
     metrics::{Metrics, Sources},
     service::{
         ServiceError,
@@ -30,6 +35,7 @@ use crate::{
         imports::Imports,
         master_keys,
         memory::Memory,
+        progress::Streams,
         pull_secrets::PullSecrets,
         reconcile::{self, Reconciler},
         secrets::Secrets,
@@ -78,6 +84,7 @@ pub struct App {
     works: bool,
     recorder: JoinHandle<()>,
     stop_recorder: CancellationToken,
+    streams: Arc<Streams>,
     grace: Duration,
     /// Where it listens, also where port 0 was asked for.
     pub address: SocketAddr,
@@ -91,24 +98,37 @@ impl App {
     ///
     /// [`AppError::Dependency`] if Postgres does not answer in time, [`AppError::Config`] if its schema is behind
     /// or the master keys are not the ones that sealed what is stored.
-    pub async fn build(mut config: ServeConfig, listener: TcpListener, migrate: bool) -> Result<Self, AppError> {
-        let pool = connect(&config.database).await?;
-        if migrate {
-            self::migrate(&pool).await?;
-        }
-        require_schema(&pool).await?;
+    pub async fn build(config: ServeConfig, listener: TcpListener, migrate: bool) -> Result<Self, AppError> {
+        Self::put_together(config, listener, migrate, Serves::Everything).await
+    }
+
+    /// Puts a worker together: it does what [`App::without_worker`] leaves, and serves health and metrics alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`App::build`].
+    pub async fn build_worker(config: ServeConfig, listener: TcpListener) -> Result<Self, AppError> {
+        Self::put_together(config, listener, false, Serves::Operation).await
+    }
+
+    async fn put_together(
+        mut config: ServeConfig,
+        listener: TcpListener,
+        migrate: bool,
+        routes: Serves,
+    ) -> Result<Self, AppError> {
+        let pool = open_database(&config.database, migrate).await?;
         let sealer = Arc::new(open_ring(&pool, config.master_keys).await?);
         let audit_key = Arc::new(AuditKey::of(&config.pepper));
         let trail = open_trail(&pool, Arc::clone(&audit_key), CHANGE_CHAINS).await?;
         let stop_recorder = CancellationToken::new();
         let recorder = Recorder::start(&pool, audit_key, stop_recorder.clone()).await;
         let (recorder, recorder_task) = recorder.map_err(no_record)?;
-        // Half of the cores, so that verifying keys never starves what is verified already.
-        let permits = std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
         let content_key = config.pepper.content_key();
-        let checker = Arc::new(KeyChecker::new(config.pepper, permits));
+        let checker = Arc::new(key_checker(config.pepper));
         let mut settings = config.clusters;
         settings.runtime = Some(tokio::runtime::Handle::current());
+        let cluster_calls = settings.calls.clone();
         let memory = Arc::new(Memory::new(pool.clone()));
         let docker_configs =
             DockerConfigs::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), recorder.clone());
@@ -127,6 +147,7 @@ impl App {
             clusters.clone(),
             docker_configs.clone(),
             content_key,
+            trail.clone(),
             reconcile::Settings {
                 lease: pull_secrets.lease,
                 resync: pull_secrets.resync,
@@ -142,6 +163,8 @@ impl App {
         let issuers = Arc::new(Issuers::new(Guard::new(identity.allowed), identity.issuers));
         let token_door = TokenDoor::new(pool.clone(), issuers, clusters.clone(), identity.review_remembered)
             .map_err(|error| AppError::Internal(error.to_string()))?;
+        let pull_secrets = PullSecrets::new(pool.clone(), trail.clone());
+        let streams = Arc::new(Streams::new(pool.clone(), pull_secrets.clone()));
         let metrics = Metrics::new(Sources {
             pool: pool.clone(),
             memory: Arc::clone(&memory),
@@ -149,6 +172,9 @@ impl App {
             verifications: verifications.tally(),
             audit: recorder.tally(),
             tokens: token_door.tally(),
+            pull_secrets: reconciler.tally(),
+            cluster_calls,
+            streams: Arc::clone(&streams),
             certificate: certificate.clone(),
         });
         let state = State {
@@ -159,7 +185,8 @@ impl App {
             imports: Data::new(Imports::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), trail.clone())),
             accounts: Data::new(accounts),
             verifications: Data::new(verifications.clone()),
-            pull_secrets: Data::new(PullSecrets::new(pool.clone(), trail)),
+            pull_secrets: Data::new(pull_secrets),
+            streams: Data::from(Arc::clone(&streams)),
             previews: Data::new(reconciler.clone()),
             secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone(), recorder.clone())),
             docker_configs: Data::new(docker_configs),
@@ -172,7 +199,8 @@ impl App {
         let internal = |error: std::io::Error| AppError::Internal(format!("the listener cannot be used: {error}"));
         let address = listener.local_addr().map_err(internal)?;
         let grace = config.http.shutdown_grace;
-        let server = http::server::start(listener, state, edge(config.http, certificate.clone())?).map_err(internal)?;
+        let server =
+            http::server::start(listener, state, edge(config.http, routes, certificate.clone())?).map_err(internal)?;
         Ok(Self {
             server,
             sealer,
@@ -183,6 +211,7 @@ impl App {
             works: true,
             recorder: recorder_task,
             stop_recorder,
+            streams,
             grace,
             address,
         })
@@ -207,6 +236,8 @@ impl App {
         let memory = self.memory;
         let changes = tokio::spawn(async move { memory.follow_changes().await });
         let certificate = tokio::spawn(watch_certificate(self.certificate));
+        let streams = Arc::clone(&self.streams);
+        let progress = tokio::spawn(async move { streams.follow().await });
         let stop = CancellationToken::new();
         let (works, stopped) = (self.works, stop.clone());
         let work = Box::pin(worker::run(self.services, self.worker, stop.clone()));
@@ -224,7 +255,9 @@ impl App {
         ring.abort();
         changes.abort();
         certificate.abort();
+        progress.abort();
         stop.cancel();
+        self.streams.stop();
         if let Some(ended) = uninvited {
             return Err(AppError::Internal(ended));
         }
@@ -252,10 +285,21 @@ async fn open_ring(pool: &PgPool, config: MasterKeysConfig) -> Result<Sealer, Ap
     Ok(sealer)
 }
 
+/// Checks keys on half of the cores, so that verifying some never starves what is verified already.
+fn key_checker(pepper: Pepper) -> KeyChecker {
+    let permits = std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
+    KeyChecker::new(pepper, permits)
+}
+
 /// How the server meets its clients.
-fn edge(config: HttpConfig, certificate: Option<Arc<ServerCertificate>>) -> Result<http::server::Settings, AppError> {
+fn edge(
+    config: HttpConfig,
+    routes: Serves,
+    certificate: Option<Arc<ServerCertificate>>,
+) -> Result<http::server::Settings, AppError> {
     let tls = certificate.map(ServerCertificate::server_config).transpose();
     Ok(http::server::Settings {
+        serves: routes,
         workers: config.workers,
         grace: config.shutdown_grace,
         requests: Duration::from_secs(1)
@@ -328,6 +372,16 @@ pub async fn grant(pool: &PgPool, role: &str) -> Result<(), AppError> {
         schema::GrantError::Role(invalid) => AppError::Config(format!("--grant-to {invalid}")),
         schema::GrantError::Sql(error) => AppError::Dependency(format!("the rights cannot be granted: {error}")),
     })
+}
+
+/// A pool on a database whose schema is up to date, or is brought up to date with `migrate`.
+async fn open_database(config: &DatabaseConfig, migrate: bool) -> Result<PgPool, AppError> {
+    let pool = connect(config).await?;
+    if migrate {
+        self::migrate(&pool).await?;
+    }
+    require_schema(&pool).await?;
+    Ok(pool)
 }
 
 async fn require_schema(pool: &PgPool) -> Result<(), AppError> {

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod audit;
+mod cluster;
 mod verify;
 
 use std::{
@@ -17,7 +18,7 @@ use secrecy::ExposeSecret;
 
 use crate::{
     app::{self, App, AppError},
-    config::{ConfigError, LISTEN_DEFAULT, Reader, TLS_CERTIFICATE_FILE},
+    config::{ConfigError, LISTEN_DEFAULT, Reader, ServeConfig, TLS_CERTIFICATE_FILE},
     crypto::sealer::{Sealer, generate_ring_line},
     domain::{
         caller::NewApiKey,
@@ -56,6 +57,15 @@ enum Command {
         #[arg(long)]
         no_worker: bool,
     },
+    /// Run the worker alone: keep pull secrets right, verify logins, serve no API.
+    ///
+    /// For running both apart: some processes with `regcred serve --no-worker`, which answer callers, and some with this, which
+    /// need a way to the clusters. Any number of each may run; they need the same database, master keys and pepper, and find each
+    /// other in the database. It reads the same variables as `serve`, and stops like it: what is under way may end.
+    ///
+    /// /healthz, /readyz and /metrics are served at `REGCRED_HTTP_LISTEN`, and nothing else. The schema must be up to date:
+    /// `regcred migrate`, or `regcred serve --migrate`.
+    Worker,
     /// Bring the database's schema up to date.
     Migrate {
         /// Give this role of the database what a service needs, and no more: it can add audit events, and neither change nor
@@ -68,6 +78,9 @@ enum Command {
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     ApiKey(ApiKeyCommand),
+    /// Say what regcred needs in a cluster.
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// Make master keys, and re-seal what is stored under a new one.
     #[command(subcommand)]
     MasterKey(MasterKeyCommand),
@@ -218,9 +231,11 @@ impl Command {
     async fn run(self) -> Result<(), CliError> {
         match self {
             Self::Serve { migrate, no_worker } => serve(migrate, no_worker).await,
+            Self::Worker => work().await,
             Self::Migrate { grant_to } => migrate(grant_to.as_deref()).await,
             Self::Audit(command) => command.run().await,
             Self::ApiKey(command) => command.run().await,
+            Self::Cluster(command) => command.run().await,
             Self::MasterKey(command) => command.run().await,
             Self::Verify(verify) => verify.run().await,
             Self::Healthcheck { url } => healthcheck(url).await,
@@ -237,7 +252,7 @@ fn variable(name: &str) -> Option<String> {
 fn start_log(command: &Command) -> Result<Option<Log>, CliError> {
     let mut reader = Reader::new(&variable);
     let log = reader.log();
-    let serves = matches!(command, Command::Serve { .. });
+    let serves = matches!(command, Command::Serve { .. } | Command::Worker);
     if log.is_none() && serves {
         // With everything else that is wrong.
         reader.serve()?;
@@ -248,18 +263,33 @@ fn start_log(command: &Command) -> Result<Option<Log>, CliError> {
 }
 
 async fn serve(migrate: bool, no_worker: bool) -> Result<(), CliError> {
+    let build = async |config, listener| {
+        let app = App::build(config, listener, migrate).await?;
+        Ok(if no_worker { app.without_worker() } else { app })
+    };
+    run_service(build, "serving").await
+}
+
+async fn work() -> Result<(), CliError> {
+    run_service(App::build_worker, "working").await
+}
+
+/// Runs until a signal comes.
+async fn run_service(
+    build: impl AsyncFnOnce(ServeConfig, TcpListener) -> Result<App, AppError>,
+    doing: &'static str,
+) -> Result<(), CliError> {
     let config = Reader::new(&variable).serve()?;
     let mut signals = Signals::listen()?;
     let listener = bind(config.http.listen)?;
     let app = tokio::select! {
-        app = App::build(config, listener, migrate) => app?,
+        app = build(config, listener) => app?,
         signal = signals.next() => {
             tracing::info!(signal, "stopped before the start was over");
             return Ok(());
         }
     };
-    tracing::info!(address = %app.address, version = env!("CARGO_PKG_VERSION"), "serving");
-    let app = if no_worker { app.without_worker() } else { app };
+    tracing::info!(address = %app.address, version = env!("CARGO_PKG_VERSION"), "{doing}");
     Ok(app.run(signals).await?)
 }
 
@@ -293,8 +323,12 @@ fn print_openapi() -> Result<(), CliError> {
 
 /// The one way to standard output, which is for results alone.
 fn print_line(line: &str) -> Result<(), CliError> {
+    print_text(&format!("{line}\n"))
+}
+
+fn print_text(text: &str) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")?;
+    out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
 }
 

@@ -279,6 +279,7 @@ impl<'a> Reader<'a> {
             service_port: self.get("KUBERNETES_SERVICE_PORT"),
             runtime: None,
             guard: Some(Guard::new(allowed?)),
+            calls: default.calls,
         })
     }
 

@@ -17,6 +17,7 @@ pub mod origin;
 pub mod proxies;
 pub mod pull_secret;
 pub mod registry;
+pub mod rights;
 pub mod sealed;
 pub mod secret;
 pub mod selector;

@@ -16,6 +16,7 @@ use crate::{
         docker_configs::DockerConfigs,
         identity_providers::IdentityProviders,
         imports::Imports,
+        progress::Streams,
         pull_secrets::PullSecrets,
         reconcile::Reconciler,
         secrets::Secrets,
@@ -83,6 +84,8 @@ pub struct State {
     pub clusters: Data<Clusters>,
     /// Pull secrets.
     pub pull_secrets: Data<PullSecrets>,
+    /// How pull secrets get on.
+    pub streams: Data<Streams>,
     /// What would become of a pull secret.
     pub previews: Data<Reconciler>,
     /// The direct road to a Secret.
@@ -100,6 +103,29 @@ pub struct State {
 /// A resource's name from a path: what cannot be a name names nothing.
 fn path_name(kind: &'static str, name: &str) -> Result<Name, ApiError> {
     Name::parse(name).map_err(|_| ServiceError::NotFound { kind, name: name.chars().take(100).collect() }.into())
+}
+
+/// What a process serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serves {
+    /// The API and its documents, health and metrics.
+    Everything,
+    /// Health and metrics alone.
+    Operation,
+}
+
+impl Serves {
+    fn routes(self) -> fn(&mut ServiceConfig) {
+        match self {
+            Self::Everything => routes,
+            Self::Operation => operation_routes,
+        }
+    }
+}
+
+/// The routes for whoever runs regcred.
+fn operation_routes(config: &mut ServiceConfig) {
+    config.service(operation::get_health).service(operation::get_readiness).service(operation::get_metrics);
 }
 
 /// All routes, with their place in the OpenAPI document.
@@ -131,6 +157,7 @@ fn routes(config: &mut ServiceConfig) {
                 .service(pull_secrets::get_pull_secret)
                 .service(pull_secrets::delete_pull_secret)
                 .service(pull_secrets::list_pull_secret_targets)
+                .service(pull_secrets::events::get_pull_secret_events)
                 .service(pull_secrets::sync_pull_secret)
                 .service(api_keys::create_api_key)
                 .service(api_keys::list_api_keys)

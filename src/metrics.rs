@@ -22,8 +22,9 @@ use prometheus_client::{
 use sqlx::PgPool;
 
 use crate::{
+    clients::cluster::Calls,
     crypto::{api_key::KeyChecker, certificate::ServerCertificate},
-    service::{audit::recorder, memory::Memory, tokens, verification::Tally},
+    service::{audit::recorder, memory::Memory, progress::Streams, reconcile, tokens, verification::Tally},
 };
 
 /// From half a millisecond, as a read takes, to 16 s, as a cluster that hangs does.
@@ -71,6 +72,22 @@ impl Metrics {
             "Time from the head of a request to the head of its response",
             Unit::Seconds,
             durations.clone(),
+        );
+        registry.register(
+            "cluster_calls",
+            "Calls to API servers by cluster, verb and code: the status, or timeout, tls or unreachable",
+            sources.cluster_calls.counts.clone(),
+        );
+        registry.register(
+            "cluster_watch_restarts",
+            "Watches of clusters that broke off or could not be begun",
+            sources.cluster_calls.watch_restarts.clone(),
+        );
+        registry.register_with_unit(
+            "pull_secret_sync_duration",
+            "Time from a change to its being in order, for each target that this process brought in order",
+            Unit::Seconds,
+            sources.pull_secrets.sync_durations.clone(),
         );
         registry.register_collector(Box::new(sources));
         Self { registry, requests, durations, routes: RwLock::default() }
@@ -136,6 +153,12 @@ pub struct Sources {
     pub audit: Arc<recorder::Tally>,
     /// What became of tokens.
     pub tokens: Arc<tokens::Tally>,
+    /// What the worker does to pull secrets.
+    pub pull_secrets: reconcile::Tally,
+    /// Calls to clusters.
+    pub cluster_calls: Calls,
+    /// Streams of events.
+    pub streams: Arc<Streams>,
     /// What the listener shows, where it speaks TLS.
     pub certificate: Option<Arc<ServerCertificate>>,
 }
@@ -160,8 +183,12 @@ impl Collector for Sources {
         let trusted = ConstGauge::new(i64::from(self.memory.is_trusted()));
         let help = "1 where changes of rows are heard, so that rows are remembered; 0 where each request asks Postgres";
         trusted.encode(encoder.encode_descriptor("rows_remembered", help, None, trusted.metric_type())?)?;
+        let streams = ConstGauge::new(i64::try_from(self.streams.open()).unwrap_or(i64::MAX));
+        let help = "Streams of events that are open";
+        streams.encode(encoder.encode_descriptor("event_streams", help, None, streams.metric_type())?)?;
         self.encode_audit(&mut encoder)?;
         self.encode_tokens(&mut encoder)?;
+        self.encode_pull_secrets(&mut encoder)?;
         self.encode_verifications(&mut encoder)
     }
 }
@@ -194,6 +221,42 @@ impl Sources {
             ConstCounter::new(count).encode(fetches.encode_family(&[("result", result)])?)?;
         }
         Ok(())
+    }
+
+    /// Of a process whose worker has not looked yet, or never does, nothing is said.
+    fn encode_pull_secrets(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(survey) = self.pull_secrets.survey() else { return Ok(()) };
+        let help = "Targets of all pull secrets by state, the same in every process with a worker";
+        let mut targets = encoder.encode_descriptor("pull_secret_targets", help, None, MetricType::Gauge)?;
+        for (state, count) in [
+            ("synced", survey.synced),
+            ("pending", survey.pending),
+            ("failed", survey.failed),
+            ("conflict", survey.conflict),
+            ("removing", survey.removing),
+        ] {
+            ConstGauge::new(count).encode(targets.encode_family(&[("state", state)])?)?;
+        }
+        let due = ConstGauge::new(survey.due);
+        let help = "Targets that are due and that no process works on";
+        due.encode(encoder.encode_descriptor("pull_secret_targets_due", help, None, due.metric_type())?)?;
+        let claimed = ConstGauge::new(survey.claimed);
+        let help = "Targets that a process works on";
+        claimed.encode(encoder.encode_descriptor(
+            "pull_secret_targets_claimed",
+            help,
+            None,
+            claimed.metric_type(),
+        )?)?;
+        let oldest = ConstGauge::new(survey.oldest_pending_seconds);
+        let help = "How long the target has waited that waits longest to be in order, 0 where none waits";
+        let unit = Some(&Unit::Seconds);
+        oldest.encode(encoder.encode_descriptor(
+            "pull_secret_targets_oldest_pending",
+            help,
+            unit,
+            oldest.metric_type(),
+        )?)
     }
 
     fn encode_verifications(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {

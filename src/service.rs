@@ -28,8 +28,10 @@ pub mod identity_providers;
 pub mod imports;
 pub mod master_keys;
 pub mod memory;
+pub mod progress;
 pub mod pull_secrets;
 pub mod reconcile;
+pub mod rights;
 pub mod secrets;
 pub mod tokens;
 pub mod verification;
@@ -91,6 +93,15 @@ pub enum ServiceError {
         /// How many more there are.
         hidden: usize,
     },
+    /// The caller has as many streams of events as one may.
+    #[error("you have {most} streams of events open, which is as many as one may: end one of them")]
+    TooManyStreams {
+        /// How many one may have.
+        most: usize,
+    },
+    /// This process has as many streams of events as it takes.
+    #[error("this process has as many streams of events as it takes: try again later, or ask with `Prefer: wait`")]
+    StreamsExhausted,
     /// The pull secret is on its way out.
     #[error("the pull secret `{0}` is being deleted: its Secrets are being removed, and then the name is free")]
     Deleting(String),

@@ -128,7 +128,8 @@ pub fn start(config: &LogConfig, delivery: Delivery) -> std::io::Result<Log> {
         .with_default(tracing::Level::TRACE)
         .with_targets(WIRE.map(|name| (name, tracing::Level::INFO)))
         // It logs each failed call, which we do with what it was for.
-        .with_target("kube_client", LevelFilter::OFF);
+        .with_target("kube_client", LevelFilter::OFF)
+        .with_target("kube_runtime", LevelFilter::OFF);
     let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
     // A second subscriber in one process, as in tests, is no reason to fail.
     let _ = tracing_subscriber::registry().with(lines).with(wire).with(filter).try_init();

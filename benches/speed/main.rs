@@ -1,10 +1,11 @@
 //! What regcred costs, each figure beside what it is compared with in the same run: `make bench`. And what it withstands, as
-//! far as that has figures: `make scenarios`.
+//! far as that has figures: `make scenarios`. How fast a rotation is everywhere: `make bench-fanout`.
 //!
 //! Everything is on loopback: the load, the servers, each a process of its own, and Postgres share the machine's cores. So
 //! no figure stands alone. Rounds alternate between what is compared, and what counts is the median of the rounds' ratios.
 
 mod bare;
+mod fanout;
 mod http;
 mod in_process;
 mod load;
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.first().map(String::as_str) {
         Some(bare::ARGUMENT) => bare::serve(&arguments[1..]),
+        Some(fanout::ARGUMENT) => fanout::run(&arguments[1..]),
         Some(scenarios::ARGUMENT) => scenarios::run(&arguments[1..]),
         // `cargo bench` says `--bench`.
         _ => run(),

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use crate::load;
 
@@ -38,8 +38,13 @@ pub struct Server {
 impl Server {
     /// Starts a server and waits until `path` answers 200. Nobody reads what it logs.
     pub fn start(command: &mut Command, address: SocketAddr, path: &str) -> anyhow::Result<Self> {
+        Self::start_logging(command, address, path, Stdio::null())
+    }
+
+    /// The same, with its log.
+    pub fn start_logging(command: &mut Command, address: SocketAddr, path: &str, log: Stdio) -> anyhow::Result<Self> {
         let start = Instant::now();
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
         let mut server = Self { child, address, ready_after: Duration::ZERO };
         let request = load::request("GET", path, None, "");
         while !load::once(address, &request).is_ok_and(|(status, _)| status == 200) {
@@ -55,6 +60,13 @@ impl Server {
         Ok(server)
     }
 
+    /// Sends it a signal, such as `STOP`.
+    pub fn signal(&self, signal: &str) -> anyhow::Result<()> {
+        let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status()?;
+        ensure!(sent.success(), "the process is gone");
+        Ok(())
+    }
+
     /// CPU time that it has used, in user mode and in the kernel.
     pub fn cpu_time(&self) -> anyhow::Result<Duration> {
         Ok(Stat::read(self.child.id())?.cpu_time)
@@ -62,10 +74,24 @@ impl Server {
 
     /// Resident memory, in MiB.
     pub fn resident_mib(&self) -> anyhow::Result<f64> {
+        self.status_mib("VmRSS:")
+    }
+
+    /// The most resident memory that it ever had, in MiB.
+    pub fn peak_mib(&self) -> anyhow::Result<f64> {
+        self.status_mib("VmHWM:")
+    }
+
+    fn status_mib(&self, field: &str) -> anyhow::Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).context("no such field")?;
         Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
     }
+}
+
+/// CPU time that this process has used.
+pub fn own_cpu_time() -> anyhow::Result<Duration> {
+    Ok(Stat::read(std::process::id())?.cpu_time)
 }
 
 impl Drop for Server {

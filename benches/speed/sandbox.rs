@@ -1,6 +1,10 @@
 //! A database of its own for the run, and a regcred on it with one account and one API key.
 
-use std::process::Command;
+use std::{
+    fs::File,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context, anyhow, ensure};
 use chrono::Utc;
@@ -52,6 +56,11 @@ impl Sandbox {
         Ok(Self { runtime, server, name, url, postgres })
     }
 
+    /// A connection to the database, for whoever has a runtime of his own.
+    pub async fn connect(&self) -> anyhow::Result<PgConnection> {
+        Ok(pool::parse_url(&SecretString::from(self.url.as_str()))?.connect().await?)
+    }
+
     /// A command of regcred, configured as in production but for its throw-away keys.
     fn regcred(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
@@ -85,6 +94,22 @@ impl Sandbox {
     /// Starts another build of the service.
     pub fn serve_program(&self, program: &str) -> anyhow::Result<Server> {
         self.start(program, &[("REGCRED_HTTP_REQUESTS_PER_SECOND", "0")])
+    }
+
+    /// Starts a replica that has these variables beside, without a limit on what the caller may send. Its log goes into a file where
+    /// one is named.
+    pub fn serve_with(&self, variables: &[(&str, &str)], log: Option<&Path>) -> anyhow::Result<Server> {
+        let address = free_address()?;
+        let mut command = self.regcred(REGCRED, &["serve"]);
+        command.env("REGCRED_HTTP_LISTEN", address.to_string()).env("REGCRED_HTTP_REQUESTS_PER_SECOND", "0");
+        command.envs(variables.iter().copied());
+        let log = log.map_or_else(|| Ok(Stdio::null()), |path| File::create(path).map(Stdio::from))?;
+        Server::start_logging(&mut command, address, "/readyz", log)
+    }
+
+    /// The URL of the database, as its owner.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     fn start(&self, program: &str, variables: &[(&str, &str)]) -> anyhow::Result<Server> {

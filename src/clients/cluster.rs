@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc, tim
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chrono::{DateTime, Utc};
-use http::{HeaderValue, Request, header};
+use http::{HeaderMap, HeaderValue, Request, header};
 use http_body_util::{BodyExt, Limited};
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{Client, Config, Resource, api::PostParams, client::Body, config::AuthInfo};
@@ -31,6 +31,7 @@ use crate::{
 
 mod answer;
 mod cache;
+mod calls;
 mod check;
 mod error;
 pub mod kubeconfig;
@@ -42,13 +43,15 @@ mod watch;
 
 use answer::{Answer, TOO_LARGE};
 pub use cache::ClusterClients;
-pub use check::{Check, CheckProblem, Permission};
+pub use calls::Calls;
+use calls::Verb;
+pub use check::{Check, CheckProblem, LackingPullSecret, MissingRight, Permission, Reviewed};
 pub use error::ClusterError;
 pub use objects::{AppliedSecret, Attachment, FoundNamespace, SecretContent};
 pub use pinning::admit;
 pub use review::{REVIEW_REMEMBERED_MAX, ReviewedServiceAccount};
 use transport::Peer;
-pub use watch::{Change, Watched};
+pub use watch::{Change, Interruption, Watched};
 
 /// The field manager under which regcred's fields stand in `managedFields`.
 pub const FIELD_MANAGER: &str = "regcred";
@@ -78,6 +81,8 @@ pub struct Settings {
     pub runtime: Option<Handle>,
     /// What admits the addresses of clusters that users named. Without it all are.
     pub guard: Option<Guard>,
+    /// Where calls are counted.
+    pub calls: Calls,
 }
 
 impl Default for Settings {
@@ -90,6 +95,7 @@ impl Default for Settings {
             service_port: None,
             runtime: None,
             guard: None,
+            calls: Calls::default(),
         }
     }
 }
@@ -135,6 +141,9 @@ pub struct ClusterClient {
     runtime: Option<Handle>,
     /// Where it connects to, if that is not for the host's name to say.
     pinned: Option<IpAddr>,
+    calls: Calls,
+    /// The name that calls are counted under.
+    name: Arc<str>,
 }
 
 impl fmt::Debug for ClusterClient {
@@ -214,7 +223,21 @@ impl ClusterClient {
                 peer.server
             ),
         })?;
-        Ok(Self { client, peer: Arc::new(peer), timeout: settings.timeout, runtime: settings.runtime.clone(), pinned })
+        Ok(Self {
+            client,
+            peer: Arc::new(peer),
+            timeout: settings.timeout,
+            runtime: settings.runtime.clone(),
+            pinned,
+            calls: settings.calls.clone(),
+            name: Arc::from("unnamed"),
+        })
+    }
+
+    /// The same client, whose calls are counted under this name of a cluster.
+    #[must_use]
+    pub fn named(self, name: &str) -> Self {
+        Self { name: Arc::from(name), ..self }
     }
 
     /// Whether it connects to one of these addresses, where it was told to which.
@@ -289,6 +312,13 @@ impl ClusterClient {
     }
 
     async fn exchange(&self, request: Request<Vec<u8>>, deadline: Instant) -> Result<Answer, ClusterError> {
+        let verb = Verb::of(&request);
+        let answer = self.exchange_uncounted(request, deadline).await;
+        self.calls.count(&self.name, verb, answer.as_ref().map(|answer| answer.status));
+        answer
+    }
+
+    async fn exchange_uncounted(&self, request: Request<Vec<u8>>, deadline: Instant) -> Result<Answer, ClusterError> {
         let sent = timeout_at(deadline, self.client.send(request.map(Body::from))).await;
         let response = sent.map_err(|_| self.timed_out())?.map_err(|error| self.peer.explain(&error))?;
         let (head, body) = response.into_parts();
@@ -298,8 +328,7 @@ impl ClusterClient {
             Err(_) if head.status.is_success() => return Err(self.timed_out()),
             Err(_) => None,
         };
-        let retry_after = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-        Ok(Answer { status: head.status.as_u16(), retry_after: retry_after.map(Duration::from_secs), body })
+        Ok(Answer { status: head.status.as_u16(), retry_after: retry_after(&head.headers), body })
     }
 
     fn timed_out(&self) -> ClusterError {
@@ -307,6 +336,11 @@ impl ClusterClient {
             detail: format!("{} gave no answer within {} ms", self.peer.server, self.timeout.as_millis()),
         }
     }
+}
+
+/// When an API server asks to come back. It says it in seconds.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }
 
 /// Reads a body whole, or gives none if it breaks off or is longer than any answer we ask for.

@@ -92,6 +92,10 @@ words! {
         PullSecretDelete = "pullSecret.delete",
         /// Had all targets of a pull secret looked at.
         PullSecretSync = "pullSecret.sync",
+        /// Brought the Secret of a pull secret up to date in one namespace, or could not.
+        PullSecretApply = "pullSecret.apply",
+        /// Removed the Secret of a pull secret from one namespace, or could not.
+        PullSecretRemove = "pullSecret.remove",
         /// Was refused to see pull secrets.
         PullSecretRead = "pullSecret.read",
         /// Trusted an identity provider.
@@ -273,6 +277,24 @@ impl Details {
     #[must_use]
     pub fn reason(self, slug: &'static str) -> Self {
         self.with("reason", slug)
+    }
+
+    /// In which namespace of which cluster.
+    #[must_use]
+    pub fn target(self, cluster: &Name, namespace: &NamespaceName) -> Self {
+        self.with("cluster", cluster.as_str()).with("namespace", namespace.as_str())
+    }
+
+    /// Which generation of a pull secret.
+    #[must_use]
+    pub fn generation(self, generation: i64) -> Self {
+        self.with("generation", generation)
+    }
+
+    /// What was done: a word of ours.
+    #[must_use]
+    pub fn did(self, did: &'static str) -> Self {
+        self.with("did", did)
     }
 
     /// How many there were.
@@ -550,6 +572,12 @@ pub struct EventFilter {
     pub from: Option<DateTime<Utc>>,
     /// Before this time.
     pub to: Option<DateTime<Utc>>,
+}
+
+/// regcred itself.
+#[must_use]
+pub fn worker() -> Actor {
+    Actor { kind: ActorKind::Worker, id: None, name: String::new() }
 }
 
 /// Nobody who was let in.

@@ -149,6 +149,8 @@ pub enum ActorKind {
     IdentityProvider,
     /// Somebody at the command line, who has the database and the service's secrets.
     CommandLine,
+    /// regcred itself, which does what was declared.
+    Worker,
     /// Somebody who was not let in.
     Anonymous,
 }
@@ -161,6 +163,7 @@ impl ActorKind {
             Self::ApiKey => "apiKey",
             Self::IdentityProvider => "identityProvider",
             Self::CommandLine => "commandLine",
+            Self::Worker => "worker",
             Self::Anonymous => "anonymous",
         }
     }

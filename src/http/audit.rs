@@ -41,12 +41,13 @@ const NDJSON: &str = "application/x-ndjson";
 /// Who did it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EventActor {
-    /// What he is: `apiKey`, `commandLine`, or `anonymous` for somebody who was not let in.
+    /// What he is: `apiKey`, `identityProvider`, `commandLine`, `worker` for what regcred does of pull secrets by itself, or `anonymous`
+    /// for somebody who was not let in.
     #[schema(example = "apiKey")]
     r#type: String,
     /// Id of the API key.
     id: Option<Uuid>,
-    /// Name of the API key, or of the user at the command line.
+    /// Name of the API key, or of the user at the command line; of somebody with a token, name of the provider and subject.
     #[schema(example = "ci-team-a")]
     name: Option<String>,
 }

@@ -12,10 +12,12 @@ use actix_web::{
     Error, FromRequest, HttpMessage, HttpRequest,
     body::{EitherBody, MessageBody},
     dev::{Payload, ServiceRequest, ServiceResponse},
-    http::header,
+    http::header::{self, HeaderMap},
     middleware::Next,
     web::Data,
 };
+
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
     domain::caller::{Call, Identity, Permission},
@@ -68,7 +70,7 @@ async fn admit(request: &ServiceRequest) -> Result<Arc<Identity>, ApiError> {
 }
 
 async fn identify(request: &ServiceRequest) -> Result<Arc<Identity>, ApiError> {
-    let key = bearer(request).ok_or(ApiError::Unauthenticated(
+    let key = bearer(request.headers()).ok_or(ApiError::Unauthenticated(
         "send an API key as `Authorization: Bearer rgc_…`, or a token of an identity provider; `regcred api-key create` makes a key",
     ))?;
     // A key has no dot in it, and a token has two.
@@ -130,10 +132,56 @@ fn source_of(request: &ServiceRequest) -> Option<Source> {
     Arrival::of(request.request())?.source.map(Source::of)
 }
 
-fn bearer(request: &ServiceRequest) -> Option<&str> {
-    let value = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, key) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+}
+
+/// What a caller showed at the door, for an answer that goes on for long: it is shown again at intervals.
+pub struct Shown {
+    door: Data<Door>,
+    token_door: Data<TokenDoor>,
+    text: SecretString,
+}
+
+/// What the door says of it then.
+pub enum ShownAgain {
+    /// It still is this caller's, with what it allows now.
+    Known(Arc<Identity>),
+    /// It is good no more.
+    Ended,
+    /// Nobody can be asked.
+    Unavailable,
+}
+
+impl Shown {
+    /// What the caller of this request showed.
+    pub fn of(request: &HttpRequest) -> Result<Self, ApiError> {
+        let missing = || ApiError::Internal(anyhow::anyhow!("a handler outside /v1 asks what was shown at the door"));
+        Ok(Self {
+            door: request.app_data::<Data<Door>>().cloned().ok_or_else(missing)?,
+            token_door: request.app_data::<Data<TokenDoor>>().cloned().ok_or_else(missing)?,
+            text: bearer(request.headers()).ok_or_else(missing)?.into(),
+        })
+    }
+
+    /// Shows it again.
+    pub async fn again(&self) -> ShownAgain {
+        let text = self.text.expose_secret();
+        if text.contains('.') {
+            return match self.token_door.identify(text).await {
+                Ok(TokenVerdict::Known(identity)) => ShownAgain::Known(Arc::new(identity)),
+                Ok(TokenVerdict::Refused | TokenVerdict::NoRule) => ShownAgain::Ended,
+                Ok(TokenVerdict::Unavailable { .. }) | Err(_) => ShownAgain::Unavailable,
+            };
+        }
+        match self.door.identify(text).await {
+            Ok(Verdict::Known(identity)) => ShownAgain::Known(identity),
+            Ok(Verdict::Refused | Verdict::Ended(_) | Verdict::Wrong(_)) => ShownAgain::Ended,
+            Err(_) => ShownAgain::Unavailable,
+        }
+    }
 }
 
 /// A permission as a type, so that a handler's signature can name it.

@@ -337,7 +337,7 @@ pub async fn delete_cluster(
     Ok(HttpResponse::NoContent().finish())
 }
 
-/// Check a cluster: does it answer, which version is it, what may regcred do there.
+/// Check a cluster: does it answer, which version is it, what may regcred do there, and which pull secrets need more.
 ///
 /// A cluster that does not answer is what was found, not an error.
 #[utoipa::path(

@@ -4,7 +4,8 @@
 //!
 //! There is one rule. From the moment that an answer is ready, the client has [`PATIENCE`] to take it, to end its own
 //! request and to send the head of the next one, whole. While a request is being handled there is no such limit: it is
-//! not the client who is waited for.
+//! not the client who is waited for. Nor while an answer goes on for long ([`LongAnswer`]), but then the client has that time to
+//! take on what could not be sent, whenever that is.
 
 use std::{
     cell::Cell,
@@ -31,6 +32,9 @@ const PATIENCE_BEFORE_CLOSE: Duration = Duration::from_secs(2);
 /// nothing more. What is longer fills the buffers of the system, and its sender finds the answer.
 const UNREAD_MAX: usize = 160 * 1024;
 
+/// How much is read of whoever is given a long answer, the head of his request included.
+const SAID_MAX: usize = 64 * 1024;
+
 /// Where the clock of a connection stands. The stream and the requests on it share it.
 #[derive(Debug)]
 pub struct Clock {
@@ -38,6 +42,8 @@ pub struct Clock {
     deadline: Cell<Option<Instant>>,
     read: Cell<usize>,
     head: Cell<Head>,
+    /// An answer goes on for long.
+    is_long: Cell<bool>,
 }
 
 /// What was seen of the head that is being sent.
@@ -74,7 +80,24 @@ impl Line {
 
 impl Clock {
     fn new() -> Self {
-        Self { deadline: Cell::new(Some(Instant::now() + PATIENCE)), read: Cell::new(0), head: Cell::new(Head::Before) }
+        Self {
+            deadline: Cell::new(Some(Instant::now() + PATIENCE)),
+            read: Cell::new(0),
+            head: Cell::new(Head::Before),
+            is_long: Cell::new(false),
+        }
+    }
+
+    /// Something of an answer that goes on for long could be sent, or could not.
+    fn sent(&self, could: bool) {
+        if !self.is_long.get() {
+            return;
+        }
+        if could {
+            self.deadline.set(None);
+        } else if self.deadline.get().is_none() {
+            self.deadline.set(Some(Instant::now() + PATIENCE));
+        }
     }
 
     /// The clock of the connection that a request came on.
@@ -88,12 +111,23 @@ impl Clock {
         self.head.set(Head::After);
     }
 
-    /// An answer is ready, after which the connection is closed or not.
-    pub fn theirs(&self, is_last: bool) {
+    /// An answer is ready, after which the connection is closed or not. One that goes on for long keeps the clock.
+    pub fn answered(&self, is_last: bool) {
+        if !self.is_long.get() {
+            self.theirs(is_last);
+        }
+    }
+
+    fn theirs(&self, is_last: bool) {
         let patience = if is_last { PATIENCE_BEFORE_CLOSE } else { PATIENCE };
         self.deadline.set(Some(Instant::now() + patience));
         self.read.set(0);
         self.head.set(Head::Before);
+    }
+
+    /// Whoever is told something for long has nothing more to say.
+    fn has_said_enough(&self) -> bool {
+        self.read.get() >= SAID_MAX
     }
 
     fn has_read_enough(&self) -> bool {
@@ -131,6 +165,26 @@ impl Head {
             rest = &mut rest[end + 1..];
         }
         Self::Within(line.and(rest))
+    }
+}
+
+/// An answer that goes on for as long as there is something to tell, and closes its connection then. To be kept with its body.
+#[derive(Debug)]
+pub struct LongAnswer(Rc<Clock>);
+
+impl LongAnswer {
+    /// Begins one; none for whoever sent so much beside his request that the parser would be busy with it all the time.
+    pub fn begin(request: &HttpRequest) -> Option<Self> {
+        let clock = request.conn_data::<Rc<Clock>>().filter(|clock| !clock.has_said_enough())?;
+        clock.is_long.set(true);
+        Some(Self(Rc::clone(clock)))
+    }
+}
+
+impl Drop for LongAnswer {
+    fn drop(&mut self) {
+        self.0.is_long.set(false);
+        self.0.theirs(true);
     }
 }
 
@@ -197,6 +251,11 @@ impl AsyncRead for Timed {
             return self.wait(cx);
         }
         self.clock.saw(&mut buf.filled_mut()[before..]);
+        // Whoever has hung up is told no more: otherwise it would be noticed only when something is sent.
+        let has_hung_up = buf.filled().len() == before;
+        if self.clock.is_long.get() && (has_hung_up || self.clock.has_said_enough()) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         polled
     }
 }
@@ -207,6 +266,7 @@ impl AsyncWrite for Timed {
             Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, bytes),
         };
+        self.clock.sent(polled.is_ready());
         if polled.is_pending() { self.wait(cx) } else { polled }
     }
 
@@ -215,6 +275,7 @@ impl AsyncWrite for Timed {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
         };
+        self.clock.sent(polled.is_ready());
         if polled.is_pending() { self.wait(cx) } else { polled }
     }
 
@@ -230,6 +291,7 @@ impl AsyncWrite for Timed {
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
+    use tokio::io::AsyncWriteExt;
 
     use super::*;
 
@@ -270,5 +332,47 @@ mod tests {
         assert!(clock.has_read_enough());
         clock.ours();
         assert!(!clock.has_read_enough());
+    }
+
+    #[tokio::test]
+    async fn who_does_not_take_a_long_answer_is_cut_off() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let silent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut timed = Timed::new(Stream::Plain(stream));
+        timed.clock.ours();
+        timed.clock.is_long.set(true);
+        let (began, chunk) = (Instant::now(), vec![b'x'; 64 * 1024]);
+
+        // Until the buffers of the system are full, and then for as long as there is patience.
+        let error = loop {
+            if let Err(error) = timed.write_all(&chunk).await {
+                break error;
+            }
+        };
+
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() >= PATIENCE);
+        drop(silent);
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_is_cut_where_it_is_not_taken_and_nowhere_else() {
+        let clock = Rc::new(Clock::new());
+        clock.ours();
+        clock.sent(false);
+        assert_eq!(clock.deadline.get(), None, "an answer that is not long has its time when it is ready");
+        clock.is_long.set(true);
+        let answer = LongAnswer(Rc::clone(&clock));
+        assert_eq!(clock.deadline.get(), None);
+        clock.sent(false);
+        let deadline = clock.deadline.get();
+        assert!(deadline.is_some());
+        clock.sent(false);
+        assert_eq!(clock.deadline.get(), deadline, "it does not get more time by asking again");
+        clock.sent(true);
+        assert_eq!(clock.deadline.get(), None);
+        drop(answer);
+        assert!(clock.deadline.get().is_some() && !clock.is_long.get());
     }
 }

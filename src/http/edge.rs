@@ -72,7 +72,7 @@ pub async fn pass(
         }
     }
     if let Some(clock) = &clock {
-        clock.theirs(closes);
+        clock.answered(closes);
     }
     answer
 }

@@ -11,9 +11,9 @@ use utoipa::{
         security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
-use utoipa_actix_web::AppExt;
+use utoipa_actix_web::{AppExt, service_config::ServiceConfig};
 
-use crate::http::{problem::Problem, routes};
+use crate::http::{Serves, problem::Problem};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -45,6 +45,11 @@ pub(super) fn frame() -> Document {
 /// The OpenAPI document of all routes.
 #[must_use]
 pub fn document() -> Document {
+    document_of(Serves::Everything.routes())
+}
+
+/// The OpenAPI document of these routes.
+pub(super) fn document_of(routes: fn(&mut ServiceConfig)) -> Document {
     let (_, document) = App::new().into_utoipa_app().openapi(frame()).configure(routes).split_for_parts();
     complete(document)
 }

@@ -176,6 +176,7 @@ impl ApiError {
             }
             Self::IssuerUnavailable { retry_after } => Some(retry_after.as_secs().max(1)),
             Self::Service(ServiceError::Storage(StorageError::Unavailable(_)) | ServiceError::Audit(_)) => Some(1),
+            Self::Service(ServiceError::TooManyStreams { .. } | ServiceError::StreamsExhausted) => Some(10),
             Self::Service(ServiceError::Cluster(ClusterError::Overloaded { retry_after })) => {
                 retry_after.map(|after| after.as_secs())
             }
@@ -202,6 +203,8 @@ fn service_parts(error: &ServiceError) -> (StatusCode, &'static str, &'static st
         ServiceError::NotGranted { .. } | ServiceError::Trusted { .. } => (S::FORBIDDEN, "forbidden", "Not allowed"),
         ServiceError::LastAdmin => (S::CONFLICT, "last-admin", "Nobody could make API keys any more"),
         ServiceError::InUse { .. } => (S::CONFLICT, "in-use", "Something uses it"),
+        ServiceError::TooManyStreams { .. } => (S::TOO_MANY_REQUESTS, "too-many-streams", "Too many streams"),
+        ServiceError::StreamsExhausted => (S::SERVICE_UNAVAILABLE, "streams-exhausted", "No stream is free"),
         ServiceError::Deleting(_) => (S::CONFLICT, "pull-secret-deleting", "The pull secret is being deleted"),
         ServiceError::NameTaken(_) => (S::CONFLICT, "name-taken", "The name is in use"),
         ServiceError::AudienceTaken => (S::CONFLICT, "audience-taken", "The audience is in use"),

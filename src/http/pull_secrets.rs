@@ -39,6 +39,8 @@ use crate::{
     storage::targets::{Comparison, Counts, ShownTarget},
 };
 
+pub mod events;
+
 const KIND: &str = "pull secret";
 
 /// A declaration: these accounts, as this Secret, in these namespaces.
@@ -113,7 +115,7 @@ pub struct PullSecret {
 }
 
 /// How many targets are in which state.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PullSecretStatus {
     /// Targets that shall have the Secret.

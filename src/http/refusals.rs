@@ -44,6 +44,7 @@ const ACTIONS: &[(&str, &str, Action)] = &[
     ("GET",    "/v1/pull-secrets/{name}",             Action::PullSecretRead),
     ("DELETE", "/v1/pull-secrets/{name}",             Action::PullSecretDelete),
     ("GET",    "/v1/pull-secrets/{name}/targets",     Action::PullSecretRead),
+    ("GET",    "/v1/pull-secrets/{name}/events",      Action::PullSecretRead),
     ("POST",   "/v1/pull-secrets/{name}/sync",        Action::PullSecretSync),
     ("POST",   "/v1/identity-providers",              Action::ProviderCreate),
     ("GET",    "/v1/identity-providers",              Action::ProviderRead),

@@ -9,7 +9,7 @@ use actix_web::{
     dev::{AppConfig, Server, fn_service},
     get,
     middleware::{Condition, from_fn},
-    web::{Data, PathConfig, redirect, route},
+    web::{Data, PathConfig, ServiceConfig, redirect, route},
 };
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -20,7 +20,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use crate::{
     domain::{origin::Origins, proxies::Proxies},
     http::{
-        State,
+        Serves, State,
         attempts::Attempts,
         connection::{Stream, Timed},
         cors,
@@ -29,7 +29,6 @@ use crate::{
         problem::{ApiError, write_problems},
         request_limit::RequestLimit,
         root_span::RootSpan,
-        routes,
     },
 };
 
@@ -45,6 +44,8 @@ const LINGER_FOR: Duration = Duration::from_secs(1);
 /// How to serve.
 #[derive(Debug)]
 pub struct Settings {
+    /// What is served.
+    pub serves: Serves,
     /// Worker threads.
     pub workers: usize,
     /// How long requests that are under way may take when the server is told to stop.
@@ -65,7 +66,8 @@ pub struct Settings {
 ///
 /// What the operating system says of the listener.
 pub fn start(listener: TcpListener, state: State, settings: Settings) -> std::io::Result<Server> {
-    let document = openapi::document();
+    let (routes, has_documents) = (settings.serves.routes(), settings.serves == Serves::Everything);
+    let document = openapi::document_of(routes);
     let document_json = Data::new(DocumentJson(serde_json::to_string(&document)?));
     let methods = Data::new(Methods::of(document));
     let attempts = Data::new(Attempts::default());
@@ -95,6 +97,7 @@ pub fn start(listener: TcpListener, state: State, settings: Settings) -> std::io
             .app_data(state.clusters.clone())
             .app_data(state.secrets.clone())
             .app_data(state.pull_secrets.clone())
+            .app_data(state.streams.clone())
             .app_data(state.previews.clone())
             .app_data(state.audit_events.clone())
             .app_data(state.recorder.clone())
@@ -103,9 +106,11 @@ pub fn start(listener: TcpListener, state: State, settings: Settings) -> std::io
             .app_data(document_json.clone())
             .app_data(methods.clone())
             .app_data(PathConfig::default().error_handler(|_, _| ApiError::NoRoute.into()))
-            .service(get_document)
-            .service(redirect("/docs", "/docs/"))
-            .service(SwaggerUi::new("/docs/{_:.*}").config(Config::from("/openapi.json")))
+            .configure(|config| {
+                if has_documents {
+                    documents(config);
+                }
+            })
             .default_service(route().to(no_route))
             .wrap(from_fn(write_problems))
             .wrap(TracingLogger::<RootSpan>::new())
@@ -147,6 +152,14 @@ async fn secure(stream: TcpStream, acceptor: Option<TlsAcceptor>) -> std::io::Re
     let Some(acceptor) = acceptor else { return Ok(Stream::Plain(stream)) };
     let stream = tokio::time::timeout(HEAD_WITHIN, acceptor.accept(stream)).await??;
     Ok(Stream::Tls(Box::new(stream)))
+}
+
+/// The OpenAPI document, for programs and for people.
+fn documents(config: &mut ServiceConfig) {
+    config
+        .service(get_document)
+        .service(redirect("/docs", "/docs/"))
+        .service(SwaggerUi::new("/docs/{_:.*}").config(Config::from("/openapi.json")));
 }
 
 struct DocumentJson(String);

@@ -7,7 +7,9 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::{
-    clients::cluster::{Check, ClusterClient, ClusterClients, ClusterError, Settings, admit, kubeconfig},
+    clients::cluster::{
+        Check, ClusterClient, ClusterClients, ClusterError, LackingPullSecret, Settings, admit, kubeconfig,
+    },
     crypto::sealer::{OpenError, Sealer},
     domain::{
         audit::{Action, Details, NewEvent, Resource},
@@ -15,14 +17,25 @@ use crate::{
         cluster::{AuthType, CaCertificate, ClusterAuth, ClusterConnection, ServerUrl},
         invalid::{FieldError, Invalid},
         names::Name,
+        rights::Needs,
         sealed::Sealed,
     },
-    service::{ExpectedVersion, ServiceError, audit::Trail, check_version, connection, pull_secrets},
+    service::{
+        ExpectedVersion, ServiceError,
+        audit::Trail,
+        check_version, connection, pull_secrets,
+        rights::{self, Needed},
+    },
     storage::{self, PageRequest, StorageError, clusters::StoredCluster, sealed::SealedColumn},
 };
 
 /// How many clusters' clients are kept between calls.
 const CLIENTS_KEPT: usize = 256;
+/// The most namespaces that a check looks at beside those that are declared.
+const LEFTOVERS_MAX: usize = 10_000;
+/// The most pull secrets that a check lists, and the most rights of each.
+const LACKING_MAX: usize = 100;
+const MISSING_MAX: usize = 50;
 
 /// What a caller says about a connection; `None` where he says nothing.
 #[derive(Debug, Default)]
@@ -267,7 +280,7 @@ impl Clusters {
         Ok(())
     }
 
-    /// Looks whether a cluster answers, which version it is, and what regcred may do there.
+    /// Looks whether a cluster answers, which version it is, what regcred may do there, and which pull secrets need more.
     ///
     /// # Errors
     ///
@@ -275,12 +288,54 @@ impl Clusters {
     /// that is not granted. A cluster that does not answer is no error but what was found.
     pub async fn check(&self, caller: &Identity, name: &Name, namespaces: &[&str]) -> Result<Check, ServiceError> {
         let is_granted = namespaces.iter().all(|namespace| caller.grants.include_namespace(namespace));
-        match self.client(caller, name).await {
-            Ok(_) | Err(ServiceError::Cluster(_)) if !is_granted => Err(ClusterError::NamespaceNotFound.into()),
-            Ok(client) => Ok(client.check(namespaces).await),
-            Err(ServiceError::Cluster(error)) => Ok(Check::failed(&error)),
-            Err(other) => Err(other),
+        let stored = self.find(caller, name).await?;
+        let client = match self.client_for(&stored).await {
+            Ok(_) | Err(ServiceError::Cluster(_)) if !is_granted => return Err(ClusterError::NamespaceNotFound.into()),
+            Ok(client) => client,
+            Err(ServiceError::Cluster(error)) => return Ok(Check::failed(&error)),
+            Err(other) => return Err(other),
+        };
+        let mut check = client.check(namespaces).await;
+        if check.reachable && check.problem.is_none() && caller.role.allows(Permission::ReadPullSecrets) {
+            self.add_missing_rights(caller, (stored.id, name), &client, &mut check).await?;
         }
+        Ok(check)
+    }
+
+    /// Adds to a check which rights are missing for which of the pull secrets that the caller may see.
+    async fn add_missing_rights(
+        &self,
+        caller: &Identity,
+        cluster: (Uuid, &Name),
+        client: &ClusterClient,
+        check: &mut Check,
+    ) -> Result<(), ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        let (needed, is_all) = rights::needed_by_visible(&mut conn, caller, cluster, LEFTOVERS_MAX).await?;
+        drop(conn);
+        let needs: Vec<&Needs> = needed.iter().map(|one| &one.needs).collect();
+        let reviewed = match client.review_needs(&needs).await {
+            Ok(reviewed) => reviewed,
+            Err(error) => {
+                check.problem = Check::failed(&error).problem;
+                return Ok(());
+            }
+        };
+        let mut is_cut = !is_all;
+        let mut lacking = Vec::new();
+        for Needed { name, needs } in needed {
+            let (mut missing, is_all) = reviewed.missing(&needs);
+            is_cut |= !is_all || missing.len() > MISSING_MAX;
+            missing.truncate(MISSING_MAX);
+            if !missing.is_empty() {
+                lacking.push(LackingPullSecret { name: name.to_string(), missing });
+            }
+        }
+        is_cut |= lacking.len() > LACKING_MAX;
+        lacking.truncate(LACKING_MAX);
+        check.pull_secrets = Some(lacking);
+        check.pull_secrets_cut = Some(is_cut);
+        Ok(())
     }
 
     /// The client for a cluster, with its connections kept between calls.
@@ -332,7 +387,8 @@ impl Clusters {
         let connect = || {
             let stored_connection = self.stored_connection(stored)?;
             let pinned = addresses.first().copied();
-            ClusterClient::connect_at(&stored_connection, pinned, &self.settings).map_err(ServiceError::from)
+            let client = ClusterClient::connect_at(&stored_connection, pinned, &self.settings)?;
+            Ok::<_, ServiceError>(client.named(&stored.name))
         };
         let kept = self.clients.get_or_connect(stored.id, stored.version, connect)?;
         if kept.is_at(&addresses) {

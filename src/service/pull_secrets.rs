@@ -274,10 +274,14 @@ impl PullSecrets {
         let deadline = Instant::now() + time;
         let mut pause = Duration::from_millis(25);
         loop {
-            let shown = self.find(caller, name).await?;
-            if shown.is_settled() || Instant::now() + pause > deadline {
-                return Ok(shown);
+            let mut conn = connection(&self.pool).await?;
+            let stored = granted(&mut conn, caller, name).await?;
+            let is_over = Instant::now() + pause > deadline;
+            // Asked again and again while thousands of targets may be worked on: they are counted once, at the end.
+            if is_over || storage::targets::is_settled(&mut conn, stored.id, stored.version).await? {
+                return shown(&mut conn, stored).await;
             }
+            drop(conn);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(500));
         }
@@ -336,7 +340,7 @@ async fn current(
 }
 
 /// Those of them that the caller may see: all that they name is granted to him.
-async fn visible(
+pub(super) async fn visible(
     conn: &mut PgConnection,
     caller: &Identity,
     found: Vec<StoredPullSecret>,

@@ -6,14 +6,14 @@
 //! whole is not written: the last good Secret stays.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use secrecy::ExposeSecret;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
@@ -21,30 +21,37 @@ use crate::{
     clients::cluster::{AppliedSecret, Attachment, ClusterClient, ClusterError, CreatedSecret, SecretContent},
     crypto::api_key::ContentKey,
     domain::{
+        audit::{self, Action, Details, NewEvent, Outcome as EventOutcome, Resource},
         docker_config::RenderError,
         names::{Name, ServiceAccountName},
         pull_secret::{self, Accounts, Declaration, Owner, Step, TargetState, Wanted, Written, backoff, plan},
     },
     service::{
         ServiceError,
+        audit::Trail,
         clusters::Clusters,
         connection,
         docker_configs::{AccountChoice, DockerConfigs},
+        progress::Announcer,
     },
     storage::{
         self, StorageError,
         pull_secrets::{StoredPullSecret, Wakes},
-        targets::{ClaimedComparison, ClaimedTarget, Settlement},
+        targets::{ClaimedComparison, ClaimedTarget, Settled, Settlement},
     },
 };
 
 mod preview;
+mod tally;
 mod watch;
 
 pub use preview::PreviewedTarget;
+pub use tally::Tally;
 
 /// How long a rendered document is used for further targets of the same generation.
 const RENDERED_FOR: Duration = Duration::from_secs(5);
+/// What was done where nothing was to be done.
+const LEFT: &str = "left";
 /// How often one try looks again because somebody else changed the Secret at the same time.
 const LOOKS: usize = 3;
 /// The longest wait for something that does not exist yet, or that a cluster as a whole keeps from being done.
@@ -69,6 +76,15 @@ pub struct Job {
     claimed: Instant,
 }
 
+/// A job and what it came to.
+#[derive(Debug)]
+pub struct Try {
+    /// What was to be done.
+    pub job: Job,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
 /// What a try came to.
 #[derive(Debug)]
 pub struct Outcome {
@@ -82,7 +98,7 @@ enum Verdict {
     /// To be stored.
     Settled { settlement: Box<Settlement>, did: &'static str },
     /// The Secret is not there any more, or was never ours.
-    Removed,
+    Removed { did: &'static str },
 }
 
 /// A document, ready to be written.
@@ -107,11 +123,14 @@ pub struct Reconciler {
     clusters: Clusters,
     docker_configs: DockerConfigs,
     content_key: ContentKey,
+    trail: Trail,
     settings: Settings,
     /// The declarations that were read last.
     declarations: Arc<Mutex<HashMap<Uuid, Arc<StoredPullSecret>>>>,
     /// The documents of the fan-outs under way, for seconds: rendering for each target would open every password thousands of times.
     renders: Arc<Mutex<HashMap<Uuid, RenderSlot>>>,
+    tally: Tally,
+    announcer: Announcer,
 }
 
 impl fmt::Debug for Reconciler {
@@ -128,6 +147,7 @@ impl Reconciler {
         clusters: Clusters,
         docker_configs: DockerConfigs,
         content_key: ContentKey,
+        trail: Trail,
         settings: Settings,
     ) -> Self {
         Self {
@@ -135,10 +155,39 @@ impl Reconciler {
             clusters,
             docker_configs,
             content_key,
+            trail,
             settings,
             declarations: Arc::default(),
             renders: Arc::default(),
+            tally: Tally::default(),
+            announcer: Announcer::default(),
         }
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.tally.clone()
+    }
+
+    /// Looks how all targets are doing, for those who read the metrics.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`] if Postgres cannot be asked; the metrics say nothing of targets then.
+    pub async fn survey(&self) -> Result<(), ServiceError> {
+        let surveyed = async {
+            let mut conn = connection(&self.pool).await?;
+            storage::targets::survey(&mut conn).await
+        };
+        let surveyed = surveyed.await;
+        self.tally.note_survey(surveyed.as_ref().ok().copied());
+        Ok(surveyed.map(drop)?)
+    }
+
+    /// Tells who waits for it how pull secrets get on, for as long as it is polled.
+    pub async fn announce(&self) {
+        self.announcer.run(&self.pool).await;
     }
 
     /// Listens for changes that others make.
@@ -240,20 +289,61 @@ impl Reconciler {
         }
     }
 
-    /// Stores an outcome.
+    /// Stores what became of targets of one cluster, all in one transaction but for those that somebody else has locked, which follow one
+    /// by one. Whatever was stored before is not stored twice, so this can be tried again. With each result its event is stored, where
+    /// there is one, or neither is.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn settle(&self, cluster: &str, job: &Job, outcome: &Outcome) -> Result<(), ServiceError> {
-        let mut conn = connection(&self.pool).await?;
-        let (target, name) = (&job.target, job.pull_secret.name.as_str());
-        let namespace = target.namespace.as_str();
-        match &outcome.result {
-            Verdict::Settled { settlement, did } => {
-                let took = storage::targets::settle(&mut conn, target, settlement).await?;
-                let generation = target.generation;
-                match &settlement.error {
+    /// [`ServiceError::Storage`] if Postgres cannot be asked, [`ServiceError::Audit`] if events cannot be written.
+    pub async fn settle(&self, cluster: &str, tries: &[Try]) -> Result<(), ServiceError> {
+        let all: Vec<&Try> = tries.iter().collect();
+        // Rows first and the head of a chain last, as every change does it: nobody who has a head waits for a row.
+        let mut tx = self.pool.begin().await?;
+        let stored = self.store(&mut tx, cluster, &all).await?;
+        tx.commit().await?;
+        let places: HashSet<usize> = stored.iter().map(|one| one.index).collect();
+        self.tell(cluster, &all, &stored);
+        let others = all.iter().enumerate().filter(|(index, _)| !places.contains(index));
+        for (_, &one) in others {
+            // One row at a time: who waits for a row here has no other one that somebody could wait for.
+            let mut tx = self.pool.begin().await?;
+            if storage::targets::wait_for(&mut tx, &one.job.target).await? {
+                let stored = self.store(&mut tx, cluster, &[one]).await?;
+                if stored.is_empty() {
+                    // Its Secret was removed, and somebody wants it again.
+                    storage::targets::release(&mut tx, std::slice::from_ref(&one.job.target), Duration::ZERO).await?;
+                }
+                tx.commit().await?;
+                self.tell(cluster, &[one], &stored);
+            }
+        }
+        let removed = tries.iter().filter(|one| matches!(one.outcome.result, Verdict::Removed { .. }));
+        let removed: BTreeSet<Uuid> = removed.map(|one| one.job.target.pull_secret_id).collect();
+        if !removed.is_empty() {
+            // After the commit: of two that remove the last two targets, the second one finds none.
+            let mut conn = connection(&self.pool).await?;
+            for id in removed {
+                storage::pull_secrets::delete_empty(&mut conn, id).await?;
+            }
+        }
+        for one in tries {
+            self.announcer.note(one.job.target.pull_secret_id);
+        }
+        Ok(())
+    }
+
+    /// Counts what was stored, and tells the story of each target in the log.
+    fn tell(&self, cluster: &str, tries: &[&Try], stored: &[Settled]) {
+        for Settled { index, seconds } in stored {
+            if let Some(seconds) = seconds {
+                self.tally.sync_durations.observe(*seconds);
+            }
+            let Try { job, outcome } = tries[*index];
+            let (target, name) = (&job.target, job.pull_secret.name.as_str());
+            let (namespace, generation) = (target.namespace.as_str(), target.generation);
+            match &outcome.result {
+                Verdict::Settled { settlement, did } => match &settlement.error {
                     Some((error, detail)) if target.last_error_type.as_deref() != Some(error) => tracing::warn!(
                         pull_secret = name,
                         cluster,
@@ -264,29 +354,67 @@ impl Reconciler {
                         attempts = target.attempts,
                         "a target of a pull secret is not in order"
                     ),
-                    None if *did != "left" => tracing::info!(
+                    None if *did != LEFT => tracing::info!(
                         pull_secret = name,
                         cluster,
                         namespace,
                         generation,
                         did,
-                        took_seconds = took,
+                        took_seconds = seconds,
                         "a target of a pull secret is in order"
                     ),
                     _ => {}
+                },
+                Verdict::Removed { did } => {
+                    tracing::info!(
+                        pull_secret = name,
+                        cluster,
+                        namespace,
+                        did,
+                        "a target of a pull secret was removed"
+                    );
                 }
-            }
-            Verdict::Removed => {
-                if storage::targets::delete_removed(&mut conn, target).await? {
-                    tracing::info!(pull_secret = name, cluster, namespace, "a target of a pull secret was removed");
-                } else {
-                    // Somebody wants it again.
-                    storage::targets::release(&mut conn, std::slice::from_ref(target), Duration::ZERO).await?;
-                }
-                storage::pull_secrets::delete_empty(&mut conn, target.pull_secret_id).await?;
             }
         }
-        Ok(())
+    }
+
+    /// Stores results in a transaction, where their leases still hold and nobody has them locked, and with each its event; which.
+    async fn store(
+        &self,
+        conn: &mut PgConnection,
+        cluster_name: &str,
+        tries: &[&Try],
+    ) -> Result<Vec<Settled>, ServiceError> {
+        let Some(first) = tries.first() else { return Ok(Vec::new()) };
+        let cluster = first.job.target.cluster_id;
+        let (mut places, mut results) = (Vec::new(), Vec::new());
+        let (mut removed_places, mut removed) = (Vec::new(), Vec::new());
+        for (index, one) in tries.iter().enumerate() {
+            match &one.outcome.result {
+                Verdict::Settled { settlement, .. } => {
+                    places.push(index);
+                    results.push((&one.job.target, &**settlement));
+                }
+                Verdict::Removed { .. } => {
+                    removed_places.push(index);
+                    removed.push(&one.job.target);
+                }
+            }
+        }
+        let mut stored = Vec::with_capacity(tries.len());
+        if !results.is_empty() {
+            let settled = storage::targets::settle(&mut *conn, cluster, &results).await?;
+            stored.extend(settled.into_iter().map(|one| Settled { index: places[one.index], ..one }));
+        }
+        if !removed.is_empty() {
+            let deleted = storage::targets::delete_removed(&mut *conn, cluster, &removed).await?;
+            stored.extend(deleted.into_iter().map(|index| Settled { index: removed_places[index], seconds: None }));
+        }
+        let damaged = |reason| StorageError::Corrupt { table: "clusters", id: cluster, column: "name", reason };
+        let name = Name::parse(cluster_name).map_err(damaged)?;
+        let events = stored.iter().filter_map(|one| event(&name, tries[one.index]));
+        self.trail.record(conn, events).await?;
+        Ok(stored)
     }
 
     /// Gives targets back that were not worked on.
@@ -407,7 +535,7 @@ impl Reconciler {
         };
         let (did, written) = match placed {
             Placed::At(did, written) => (did, written),
-            Placed::Not(settlement) => return Ok(Verdict::Settled { settlement: Box::new(settlement), did: "left" }),
+            Placed::Not(settlement) => return Ok(Verdict::Settled { settlement: Box::new(settlement), did: LEFT }),
         };
         let is_rotation = did == "rotated" && target.applied_version == pull_secret.version;
         let (attached, missing) = if is_rotation && declaration.service_accounts == target.attached {
@@ -423,7 +551,8 @@ impl Reconciler {
                 written,
                 attached,
                 error: None,
-                again_after: self.settings.resync,
+                // Stored as a tenth more or less: never later than it says.
+                again_after: self.settings.resync.mul_f64(0.9),
             },
             Some(account) => {
                 let detail = format!("the Secret is there; the ServiceAccount {account} does not exist yet");
@@ -432,7 +561,7 @@ impl Reconciler {
                     applied,
                     written,
                     attached,
-                    error: Some(("service-account-not-found".to_owned(), detail)),
+                    error: Some(("service-account-not-found", detail)),
                     again_after: backoff(target.attempts).min(SOON),
                 }
             }
@@ -479,8 +608,9 @@ impl Reconciler {
         };
         for _ in 0..LOOKS {
             let found = client.find_secret(secret.namespace, secret.name).await?;
+            let is_ours = found.as_ref().is_none_or(|found| found.owner(wanted.id, &target.written) == Owner::Us);
             let version = match plan(&wanted, &target.written, found.as_ref()) {
-                Step::Leave => return Ok(Placed::At("left", target.written.clone())),
+                Step::Leave => return Ok(Placed::At(LEFT, target.written.clone())),
                 Step::Create => match client.post_secret(secret).await {
                     Ok(created) => return Ok(Placed::At("created", written(created, content))),
                     Err(ClusterError::SecretExists) => continue,
@@ -498,7 +628,10 @@ impl Reconciler {
                 Step::Superseded { by } => return self.superseded(job, by).await,
             };
             match client.apply_secret(secret, &version).await {
-                Ok(created) => return Ok(Placed::At("applied", written(created, content))),
+                Ok(created) => {
+                    let did = if is_ours { "applied" } else { "adopted" };
+                    return Ok(Placed::At(did, written(created, content)));
+                }
                 Err(ClusterError::Changed) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -519,7 +652,7 @@ impl Reconciler {
             applied: None,
             written: job.target.written.clone(),
             attached: job.target.attached.clone(),
-            error: Some(("secret-exists".to_owned(), detail)),
+            error: Some(("secret-exists", detail)),
             again_after: backoff(job.target.attempts.max(6)),
         }
     }
@@ -581,10 +714,9 @@ impl Reconciler {
         for account in &target.attached {
             client.detach(&target.namespace, account, name).await?;
         }
-        if let Some(found) = ours {
-            client.delete_secret(&target.namespace, name, &found.uid).await?;
-        }
-        Ok(Verdict::Removed)
+        let Some(found) = ours else { return Ok(Verdict::Removed { did: "absent" }) };
+        client.delete_secret(&target.namespace, name, &found.uid).await?;
+        Ok(Verdict::Removed { did: "removed" })
     }
 
     /// The document of a pull secret: rendered once for all targets of a generation.
@@ -649,11 +781,40 @@ impl Reconciler {
             applied: None,
             written: target.written.clone(),
             attached: target.attached.clone(),
-            error: Some((slug.to_owned(), detail)),
+            error: Some((slug, detail)),
             again_after,
         };
         Outcome { result: Verdict::Settled { settlement: Box::new(settlement), did: "failed" }, ill }
     }
+}
+
+/// What the audit record says of a try: that something was done in the cluster, that a target came to another generation, or that it is
+/// kept from being in order by something else than before. None where nothing is other than it was.
+fn event(cluster: &Name, Try { job, outcome }: &Try) -> Option<NewEvent> {
+    let (target, pull_secret) = (&job.target, &job.pull_secret);
+    let details = Details::default().target(cluster, &target.namespace).generation(target.generation);
+    let (outcome, details) = match &outcome.result {
+        Verdict::Removed { did } => (EventOutcome::Success, details.did(did)),
+        Verdict::Settled { settlement, did } => {
+            let reason = settlement.error.as_ref().map(|(slug, _)| *slug);
+            let is_other = reason != target.last_error_type.as_deref();
+            match (settlement.applied, reason) {
+                (Some((generation, _)), reason)
+                    if *did != LEFT || generation > target.applied_generation || is_other =>
+                {
+                    let details = details.did(if *did == LEFT { "unchanged" } else { did });
+                    (EventOutcome::Success, reason.map_or(details.clone(), |slug| details.reason(slug)))
+                }
+                (None, Some(slug)) if is_other => (EventOutcome::Failure, details.reason(slug)),
+                // As it was; or too late, and somebody else has the target.
+                _ => return None,
+            }
+        }
+    };
+    let action = if target.wanted { Action::PullSecretApply } else { Action::PullSecretRemove };
+    let secret = Resource::secret(cluster, &target.namespace, &pull_secret.declaration.secret_name);
+    let event = NewEvent::by(&audit::worker(), action, Resource::pull_secret(&pull_secret.name));
+    Some(event.outcome(outcome).details(details).related(vec![secret]))
 }
 
 /// Where a Secret is after a try.

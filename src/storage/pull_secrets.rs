@@ -1,6 +1,6 @@
 //! Pull secrets as they are declared, what they use, and how their generations grow. Their targets are in [`super::targets`].
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -14,13 +14,19 @@ use crate::{
         pull_secret::{Declaration, Document},
         selector::{LabelSelector, LabelSelectorDocument},
     },
-    storage::{PageRequest, StorageError, corrupt, on_name_taken},
+    storage::{PageRequest, StorageError, corrupt, on_name_taken, pool},
 };
 
 const TABLE: &str = "pull_secrets";
 
 /// What is notified when there is something to do.
 const CHANNEL: &str = "regcred_pull_secrets";
+/// What is notified when something was done, with the ids of the pull secrets.
+const PROGRESS_CHANNEL: &str = "regcred_pull_secret_progress";
+/// What `pg_stat_activity` shows of a connection that hears of it.
+const PROGRESS_APPLICATION: &str = "regcred progress";
+/// So many ids fit into a notification.
+const PROGRESS_IDS_MAX: usize = 200;
 
 /// Taken shared by whoever changes accounts, and exclusively by whoever declares a selector of accounts, so that neither
 /// misses the other.
@@ -578,5 +584,82 @@ impl Wakes {
         // One is enough for all that came meanwhile.
         while self.0.next_buffered().is_some() {}
         Ok(())
+    }
+}
+
+/// Tells whoever listens which pull secrets got on: one notification for all of them.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+pub async fn announce_progress(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StorageError> {
+    let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+    let payload = if ids.len() > PROGRESS_IDS_MAX { String::new() } else { ids.join(",") };
+    sqlx::query!("SELECT pg_notify($1, $2)", PROGRESS_CHANNEL, payload).execute(conn).await?;
+    Ok(())
+}
+
+/// Which pull secrets got on, or are about to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// These.
+    Of(Vec<Uuid>),
+    /// Any of them.
+    OfAny,
+}
+
+impl Progress {
+    fn parse(payload: &str) -> Self {
+        payload.split(',').map(Uuid::parse_str).collect::<Result<_, _>>().map_or(Self::OfAny, Self::Of)
+    }
+}
+
+/// A connection of its own on which [`announce_progress`] and [`notify`] are heard.
+pub struct ProgressListener(PgListener);
+
+impl ProgressListener {
+    /// Connects beside `pool`, with its options, and begins to listen.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`] if Postgres cannot be reached within `patience`, or refuses.
+    pub async fn connect(pool: &PgPool, patience: Duration) -> Result<Self, StorageError> {
+        let options = (*pool.connect_options()).clone().application_name(PROGRESS_APPLICATION);
+        let own = pool::lazy(options, 1, patience);
+        let listening = async {
+            let mut listener = PgListener::connect_with(&own).await?;
+            listener.eager_reconnect(false);
+            listener.listen_all([CHANNEL, PROGRESS_CHANNEL]).await?;
+            Ok(Self(listener))
+        };
+        tokio::time::timeout(patience, listening).await.unwrap_or(Err(sqlx::Error::PoolTimedOut.into()))
+    }
+
+    /// Waits for news, `patience` at most; `None` if there was none.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`] if the connection is lost, and with it perhaps some news.
+    pub async fn next(&mut self, patience: Duration) -> Result<Option<Progress>, StorageError> {
+        match tokio::time::timeout(patience, self.0.try_recv()).await {
+            Err(_) => Ok(None),
+            Ok(Ok(Some(notification))) => Ok(Some(Progress::parse(notification.payload()))),
+            Ok(Ok(None)) => Err(sqlx::Error::WorkerCrashed.into()),
+            Ok(Err(error)) => Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_that_is_not_understood_is_anybodys() {
+        let (one, two) = (Uuid::now_v7(), Uuid::now_v7());
+        assert_eq!(Progress::parse(&format!("{one},{two}")), Progress::Of(vec![one, two]));
+        for payload in ["", "x", ",", &format!("{one},")] {
+            assert_eq!(Progress::parse(payload), Progress::OfAny, "{payload}");
+        }
     }
 }

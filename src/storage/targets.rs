@@ -3,7 +3,7 @@
 //!
 //! Time is the database's. Who works on a target holds its lease; a result is stored under the token of that lease alone.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -13,6 +13,7 @@ use crate::{
     domain::{
         names::{NamespaceName, ServiceAccountName},
         pull_secret::{DeletionPolicy, TargetState, Written},
+        rights::Leftover,
     },
     storage::{PageRequest, StorageError, corrupt},
 };
@@ -275,90 +276,166 @@ pub struct Settlement {
     /// The `ServiceAccount`s that regcred attached it to.
     pub attached: Vec<ServiceAccountName>,
     /// What is in the way: a slug, and a sentence.
-    pub error: Option<(String, String)>,
+    pub error: Option<(&'static str, String)>,
     /// When to look again.
     pub again_after: Duration,
 }
 
-/// Stores what a try came to, and ends the lease; nothing if somebody else has the target by now. Where something changed
-/// since the claim, the target is due again at once.
-///
-/// Gives the seconds that it took from the change to its being in order, where it is.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
-#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.settle", skip_all)]
-pub async fn settle(
-    conn: &mut PgConnection,
-    target: &ClaimedTarget,
-    settlement: &Settlement,
-) -> Result<Option<f64>, StorageError> {
-    let attached: Vec<String> = settlement.attached.iter().map(ToString::to_string).collect();
-    let (error_type, error_detail) = settlement.error.clone().unzip();
-    // A tenth more or less, so that what was settled together does not come back together.
-    let jitter = 0.9 + 0.2 * f64::from(Uuid::now_v7().as_bytes()[15]) / 255.0;
-    // Old values are read from the row that is locked, so that what others changed meanwhile counts.
-    let row = sqlx::query!(
-        r#"WITH held AS (
-               SELECT pull_secret_id, cluster_id, namespace, pending_since,
-                   next_attempt_at IS DISTINCT FROM lease_until AS changed
-               FROM pull_secret_targets
-               WHERE pull_secret_id = $1 AND cluster_id = $2 AND namespace = $3 AND lease_token = $4
-               FOR UPDATE
-           )
-           UPDATE pull_secret_targets AS target
-           SET state = CASE WHEN held.changed THEN 'pending' ELSE $5 END,
-               applied_generation = coalesce($6, applied_generation), applied_version = coalesce($7, applied_version),
-               uid = $8, resource_version = $9, content_mac = $10, attached = $11,
-               last_error_type = $12, last_error_detail = $13,
-               next_attempt_at = CASE WHEN held.changed THEN now() ELSE now() + $14 * interval '1 second' END,
-               last_synced_at = CASE WHEN $5 = 'synced' THEN now() ELSE last_synced_at END,
-               pending_since = CASE WHEN $5 = 'synced' AND NOT held.changed THEN NULL ELSE target.pending_since END,
-               lease_until = NULL
-           FROM held
-           WHERE target.pull_secret_id = held.pull_secret_id AND target.cluster_id = held.cluster_id
-               AND target.namespace = held.namespace
-           RETURNING CASE WHEN $5 = 'synced' AND NOT held.changed
-               THEN extract(epoch FROM now() - held.pending_since)::double precision END AS seconds"#,
-        target.pull_secret_id,
-        target.cluster_id,
-        target.namespace.as_str(),
-        target.lease_token,
-        settlement.state.as_str(),
-        settlement.applied.map(|(generation, _)| generation),
-        settlement.applied.map(|(_, version)| version),
-        settlement.written.uid,
-        settlement.written.resource_version,
-        settlement.written.content_mac,
-        &attached,
-        error_type,
-        error_detail,
-        settlement.again_after.as_secs_f64() * jitter,
-    )
-    .fetch_optional(conn)
-    .await?;
-    Ok(row.and_then(|row| row.seconds))
+/// A target whose result was stored.
+#[derive(Debug)]
+pub struct Settled {
+    /// Its place among the results that were given.
+    pub index: usize,
+    /// The seconds from the change to its being in order, where it is.
+    pub seconds: Option<f64>,
 }
 
-/// Deletes a target whose Secret was removed, if nobody wants it again and nobody else has it by now.
+/// Stores what tries of targets of one cluster came to, and ends their leases; nothing where somebody else has the target by
+/// now. Where something changed since the claim, the target is due again at once.
+///
+/// What others have locked is left out, so that this never waits with some rows locked; [`wait_for`] waits for one. Gives those
+/// that were stored.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
-#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.delete_removed", skip_all)]
-pub async fn delete_removed(conn: &mut PgConnection, target: &ClaimedTarget) -> Result<bool, StorageError> {
-    let deleted = sqlx::query!(
-        "DELETE FROM pull_secret_targets
-         WHERE pull_secret_id = $1 AND cluster_id = $2 AND namespace = $3 AND lease_token = $4 AND NOT wanted",
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.settle", skip_all, fields(results = results.len()))]
+pub async fn settle(
+    conn: &mut PgConnection,
+    cluster: Uuid,
+    results: &[(&ClaimedTarget, &Settlement)],
+) -> Result<Vec<Settled>, StorageError> {
+    macro_rules! column {
+        ($target:ident, $settlement:ident => $value:expr) => {
+            results.iter().map(|($target, $settlement)| $value).collect::<Vec<_>>()
+        };
+    }
+    // A tenth more or less, so that what was settled together does not come back together.
+    let jittered =
+        |after: Duration| after.as_secs_f64() * (0.9 + 0.2 * f64::from(Uuid::now_v7().as_bytes()[15]) / 255.0);
+    let attached: Vec<String> = column!(_target, settlement => {
+        // No name has a space in it.
+        settlement.attached.iter().map(ServiceAccountName::as_str).collect::<Vec<_>>().join(" ")
+    });
+    // Old values are read from the rows that are locked, so that what others changed meanwhile counts.
+    // A lease that has ended was ended by whoever stored this result before: it is not stored twice.
+    let rows = sqlx::query!(
+        r#"WITH held AS (
+               SELECT target.pull_secret_id, target.namespace, target.pending_since,
+                   target.next_attempt_at IS DISTINCT FROM target.lease_until AS changed, result.position, result.state,
+                   result.generation, result.version, result.uid, result.resource_version, result.content_mac,
+                   result.attached, result.error_type, result.error_detail, result.again_after
+               FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], $8::text[],
+                   $9::text[], $10::bytea[], $11::text[], $12::text[], $13::text[], $14::double precision[])
+                   WITH ORDINALITY AS result (id, namespace, token, state, generation, version, uid,
+                       resource_version, content_mac, attached, error_type, error_detail, again_after, position)
+               JOIN pull_secret_targets AS target ON target.pull_secret_id = result.id AND target.cluster_id = $1
+                   AND target.namespace = result.namespace
+               WHERE target.lease_token = result.token AND target.lease_until IS NOT NULL
+               FOR UPDATE OF target SKIP LOCKED
+           )
+           UPDATE pull_secret_targets AS target
+           SET state = CASE WHEN held.changed THEN 'pending' ELSE held.state END,
+               applied_generation = coalesce(held.generation, target.applied_generation),
+               applied_version = coalesce(held.version, target.applied_version),
+               uid = held.uid, resource_version = held.resource_version, content_mac = held.content_mac,
+               attached = string_to_array(held.attached, ' '),
+               last_error_type = held.error_type, last_error_detail = held.error_detail,
+               next_attempt_at = CASE
+                   WHEN held.changed THEN now() ELSE now() + held.again_after * interval '1 second'
+               END,
+               last_synced_at = CASE WHEN held.state = 'synced' THEN now() ELSE target.last_synced_at END,
+               pending_since = CASE
+                   WHEN held.state = 'synced' AND NOT held.changed THEN NULL ELSE target.pending_since
+               END,
+               lease_until = NULL
+           FROM held
+           WHERE target.pull_secret_id = held.pull_secret_id AND target.cluster_id = $1
+               AND target.namespace = held.namespace
+           RETURNING held.position AS "position!", CASE WHEN held.state = 'synced' AND NOT held.changed
+               THEN extract(epoch FROM now() - held.pending_since)::double precision END AS seconds"#,
+        cluster,
+        &column!(target, _settlement => target.pull_secret_id),
+        &column!(target, _settlement => target.namespace.as_str()) as &[&str],
+        &column!(target, _settlement => target.lease_token),
+        &column!(_target, settlement => settlement.state.as_str()) as &[&str],
+        &column!(_target, settlement => settlement.applied.map(|(generation, _)| generation)) as &[Option<i64>],
+        &column!(_target, settlement => settlement.applied.map(|(_, version)| version)) as &[Option<i64>],
+        &column!(_target, settlement => settlement.written.uid.as_deref()) as &[Option<&str>],
+        &column!(_target, settlement => settlement.written.resource_version.as_deref()) as &[Option<&str>],
+        &column!(_target, settlement => settlement.written.content_mac.as_deref()) as &[Option<&[u8]>],
+        &attached,
+        &column!(_target, settlement => settlement.error.as_ref().map(|(slug, _)| *slug)) as &[Option<&str>],
+        &column!(_target, settlement => settlement.error.as_ref().map(|(_, detail)| detail.as_str()))
+            as &[Option<&str>],
+        &column!(_target, settlement => jittered(settlement.again_after)),
+    )
+    .fetch_all(conn)
+    .await?;
+    let settled = rows.into_iter().filter_map(|row| {
+        // Counted from one.
+        let index = usize::try_from(row.position).ok()?.checked_sub(1)?;
+        Some(Settled { index, seconds: row.seconds })
+    });
+    Ok(settled.collect())
+}
+
+/// Waits for whoever has a target locked, and locks it; whether its lease is still the one under which it was claimed.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.wait_for", skip_all)]
+pub async fn wait_for(conn: &mut PgConnection, target: &ClaimedTarget) -> Result<bool, StorageError> {
+    let locked = sqlx::query_scalar!(
+        r#"SELECT true AS "locked!" FROM pull_secret_targets
+           WHERE pull_secret_id = $1 AND cluster_id = $2 AND namespace = $3 AND lease_token = $4
+               AND lease_until IS NOT NULL
+           FOR UPDATE"#,
         target.pull_secret_id,
         target.cluster_id,
         target.namespace.as_str(),
         target.lease_token,
+    );
+    Ok(locked.fetch_optional(conn).await?.is_some())
+}
+
+/// Deletes targets of one cluster whose Secrets were removed, where nobody wants them again and nobody else has them by now. As
+/// [`settle`] does, this leaves out what others have locked. Gives the places of those that were deleted.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.delete_removed", skip_all, fields(removed = removed.len()))]
+pub async fn delete_removed(
+    conn: &mut PgConnection,
+    cluster: Uuid,
+    removed: &[&ClaimedTarget],
+) -> Result<Vec<usize>, StorageError> {
+    let ids: Vec<Uuid> = removed.iter().map(|target| target.pull_secret_id).collect();
+    let namespaces: Vec<&str> = removed.iter().map(|target| target.namespace.as_str()).collect();
+    let tokens: Vec<i64> = removed.iter().map(|target| target.lease_token).collect();
+    let positions = sqlx::query_scalar!(
+        r#"WITH held AS (
+               SELECT target.pull_secret_id, target.namespace, mine.position
+               FROM unnest($2::uuid[], $3::text[], $4::bigint[]) WITH ORDINALITY AS mine (id, namespace, token, position)
+               JOIN pull_secret_targets AS target ON target.pull_secret_id = mine.id AND target.cluster_id = $1
+                   AND target.namespace = mine.namespace
+               WHERE target.lease_token = mine.token AND NOT target.wanted
+               FOR UPDATE OF target SKIP LOCKED
+           )
+           DELETE FROM pull_secret_targets AS target USING held
+           WHERE target.pull_secret_id = held.pull_secret_id AND target.cluster_id = $1
+               AND target.namespace = held.namespace
+           RETURNING held.position AS "position!""#,
+        cluster,
+        &ids,
+        &namespaces as &[&str],
+        &tokens,
     )
-    .execute(conn)
+    .fetch_all(conn)
     .await?;
-    Ok(deleted.rows_affected() > 0)
+    Ok(positions.into_iter().filter_map(|position| usize::try_from(position).ok()?.checked_sub(1)).collect())
 }
 
 /// Gives targets back that were not worked on: they are due after `after`, and the try does not count.
@@ -471,6 +548,49 @@ pub struct Counts {
     pub observed_generation: i64,
 }
 
+/// How all targets are doing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Survey {
+    /// Those that are in order.
+    pub synced: i64,
+    /// Those that were not brought up to date yet.
+    pub pending: i64,
+    /// Those whose last try failed.
+    pub failed: i64,
+    /// Those where somebody else's Secret has the name.
+    pub conflict: i64,
+    /// Those that lose the Secret.
+    pub removing: i64,
+    /// Those that are due and that nobody works on.
+    pub due: i64,
+    /// Those that somebody works on.
+    pub claimed: i64,
+    /// How long the one that waits longest has not been as it shall be, in seconds; 0 where none waits.
+    pub oldest_pending_seconds: f64,
+}
+
+/// Looks at all targets: reads the whole table once.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.survey", skip_all)]
+pub async fn survey(conn: &mut PgConnection) -> Result<Survey, StorageError> {
+    let survey = sqlx::query_as!(
+        Survey,
+        r#"SELECT count(*) FILTER (WHERE wanted AND state = 'synced') AS "synced!",
+               count(*) FILTER (WHERE wanted AND state = 'pending') AS "pending!",
+               count(*) FILTER (WHERE wanted AND state = 'failed') AS "failed!",
+               count(*) FILTER (WHERE wanted AND state = 'conflict') AS "conflict!",
+               count(*) FILTER (WHERE NOT wanted) AS "removing!",
+               count(*) FILTER (WHERE next_attempt_at <= now() AND (lease_until IS NULL OR lease_until <= now())) AS "due!",
+               count(*) FILTER (WHERE lease_until > now()) AS "claimed!",
+               coalesce(extract(epoch FROM now() - min(pending_since)), 0)::double precision AS "oldest_pending_seconds!"
+           FROM pull_secret_targets"#
+    );
+    Ok(survey.fetch_one(conn).await?)
+}
+
 /// Counts the targets of these pull secrets, in the order of `ids`.
 ///
 /// # Errors
@@ -502,6 +622,30 @@ pub async fn count(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Counts>,
         ids,
     );
     Ok(rows.fetch_all(conn).await?)
+}
+
+/// Whether every target of a pull secret came to something since the last change (in order, failed or in conflict), and all
+/// namespaces were compared with the selectors of this version. This looks at what is not in order alone, so it may be asked often.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.is_settled", skip_all, fields(pull_secret.id = %id))]
+pub async fn is_settled(conn: &mut PgConnection, id: Uuid, version: i64) -> Result<bool, StorageError> {
+    // What is on its way out is never `synced`, and so each part is found by the index of what is not in order.
+    let settled = sqlx::query_scalar!(
+        r#"SELECT NOT EXISTS (SELECT FROM pull_secret_targets WHERE pull_secret_id = $1 AND state = 'pending')
+               AND NOT EXISTS (
+                   SELECT FROM pull_secret_targets WHERE pull_secret_id = $1 AND state <> 'synced' AND NOT wanted
+               )
+               AND NOT EXISTS (
+                   SELECT FROM pull_secret_clusters
+                   WHERE pull_secret_id = $1 AND selects AND compared_version < $2
+               ) AS "settled!""#,
+        id,
+        version,
+    );
+    Ok(settled.fetch_one(conn).await?)
 }
 
 /// A target, as it is shown.
@@ -563,6 +707,45 @@ pub async fn list(
         page.limit,
     );
     Ok(rows.fetch_all(conn).await?)
+}
+
+/// Where in a cluster there is more to do than the declarations say, by pull secret: Secrets that are being removed, and
+/// `ServiceAccount`s that they are to be taken out of. At most `limit` of them, if there is a limit.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.leftovers", skip_all, fields(cluster.id = %cluster))]
+pub async fn leftovers(
+    conn: &mut PgConnection,
+    cluster: Uuid,
+    limit: Option<i64>,
+) -> Result<BTreeMap<Uuid, Vec<Leftover>>, StorageError> {
+    let rows = sqlx::query!(
+        r#"SELECT target.pull_secret_id, target.namespace, NOT target.wanted AS "removes!", beside.detaches AS "detaches!"
+           FROM pull_secret_targets AS target
+           JOIN pull_secrets ON pull_secrets.id = target.pull_secret_id
+           CROSS JOIN LATERAL (
+               SELECT CASE
+                   WHEN target.wanted THEN NOT to_jsonb(target.attached) <@ (pull_secrets.declaration -> 'serviceAccounts')
+                   ELSE target.attached <> '{}'
+               END AS detaches
+           ) AS beside
+           WHERE target.cluster_id = $1 AND (NOT target.wanted OR beside.detaches)
+           ORDER BY target.pull_secret_id, target.namespace LIMIT $2"#,
+        cluster,
+        limit,
+    )
+    .fetch_all(conn)
+    .await?;
+    let mut leftovers: BTreeMap<Uuid, Vec<Leftover>> = BTreeMap::new();
+    for row in rows {
+        let id = row.pull_secret_id;
+        let namespace = NamespaceName::parse(&row.namespace).map_err(corrupt(TABLE, id, "namespace"))?;
+        let leftover = Leftover { namespace, removes: row.removes, detaches: row.detaches };
+        leftovers.entry(id).or_default().push(leftover);
+    }
+    Ok(leftovers)
 }
 
 /// What a dry run compares a target with.
@@ -764,6 +947,8 @@ pub async fn comparisons(conn: &mut PgConnection, id: Uuid) -> Result<Vec<Compar
 pub struct ClaimedWatch {
     /// The cluster.
     pub cluster_id: Uuid,
+    /// Version of the cluster: with another one it is to be connected anew.
+    pub cluster_version: i64,
     /// Grows with every replica that takes it.
     pub epoch: i64,
 }
@@ -777,37 +962,43 @@ pub struct ClaimedWatch {
 pub async fn claim_watches(conn: &mut PgConnection, lease: Duration) -> Result<Vec<ClaimedWatch>, StorageError> {
     let claimed = sqlx::query_as!(
         ClaimedWatch,
-        "INSERT INTO cluster_watches AS watch (cluster_id, lease_until)
-         SELECT id, now() + $1 * interval '1 second' FROM clusters
-         WHERE EXISTS (SELECT FROM pull_secret_clusters WHERE cluster_id = clusters.id)
-             AND NOT EXISTS (SELECT FROM cluster_watches WHERE cluster_id = clusters.id AND lease_until > now())
-         ORDER BY id
-         ON CONFLICT (cluster_id) DO UPDATE SET lease_until = excluded.lease_until, epoch = watch.epoch + 1
-         WHERE watch.lease_until <= now()
-         RETURNING cluster_id, epoch",
+        r#"INSERT INTO cluster_watches AS watch (cluster_id, lease_until)
+           SELECT id, now() + $1 * interval '1 second' FROM clusters
+           WHERE EXISTS (SELECT FROM pull_secret_clusters WHERE cluster_id = clusters.id)
+               AND NOT EXISTS (SELECT FROM cluster_watches WHERE cluster_id = clusters.id AND lease_until > now())
+           ORDER BY id
+           ON CONFLICT (cluster_id) DO UPDATE SET lease_until = excluded.lease_until, epoch = watch.epoch + 1
+           WHERE watch.lease_until <= now()
+           RETURNING cluster_id, epoch,
+               (SELECT version FROM clusters WHERE id = watch.cluster_id) AS "cluster_version!""#,
         lease.as_secs_f64(),
     );
     Ok(claimed.fetch_all(conn).await?)
 }
 
-/// Keeps a watch; false if somebody else has it by now, or no pull secret goes there any more.
+/// Keeps a watch, and gives the version that the cluster has by now; none if somebody else has the watch, or no pull secret goes
+/// there any more.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.cluster_watches.renew", skip_all, fields(cluster.id = %watch.cluster_id))]
-pub async fn renew_watch(conn: &mut PgConnection, watch: ClaimedWatch, lease: Duration) -> Result<bool, StorageError> {
-    let renewed = sqlx::query!(
-        "UPDATE cluster_watches SET lease_until = now() + $3 * interval '1 second'
-         WHERE cluster_id = $1 AND epoch = $2
-             AND EXISTS (SELECT FROM pull_secret_clusters WHERE cluster_id = $1)",
+pub async fn renew_watch(
+    conn: &mut PgConnection,
+    watch: ClaimedWatch,
+    lease: Duration,
+) -> Result<Option<i64>, StorageError> {
+    let version = sqlx::query_scalar!(
+        "UPDATE cluster_watches AS watch SET lease_until = now() + $3 * interval '1 second'
+         FROM clusters
+         WHERE watch.cluster_id = $1 AND watch.epoch = $2 AND clusters.id = watch.cluster_id
+             AND EXISTS (SELECT FROM pull_secret_clusters WHERE cluster_id = $1)
+         RETURNING clusters.version",
         watch.cluster_id,
         watch.epoch,
         lease.as_secs_f64(),
-    )
-    .execute(conn)
-    .await?;
-    Ok(renewed.rows_affected() > 0)
+    );
+    Ok(version.fetch_optional(conn).await?)
 }
 
 /// Gives a watch back.
@@ -865,6 +1056,38 @@ pub async fn poke_secrets(
         &changed.ids,
         &changed.namespaces,
         &changed.resource_versions as _,
+    )
+    .execute(conn)
+    .await?;
+    Ok(poked.rows_affected())
+}
+
+/// Has the targets looked at again now whose Secret a cluster does not have any more: these are all that it has, as pull secrets
+/// and their namespaces. How many.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.poke_missing", skip_all, fields(cluster.id = %cluster))]
+pub async fn poke_missing(
+    conn: &mut PgConnection,
+    cluster: Uuid,
+    (ids, namespaces): (&[Uuid], &[String]),
+) -> Result<u64, StorageError> {
+    let poked = sqlx::query!(
+        "UPDATE pull_secret_targets AS target SET next_attempt_at = now()
+         WHERE (pull_secret_id, cluster_id, namespace) IN (
+             SELECT target.pull_secret_id, target.cluster_id, target.namespace FROM pull_secret_targets AS target
+             WHERE target.cluster_id = $1 AND target.lease_until IS NULL AND target.state = 'synced'
+                 AND NOT EXISTS (
+                     SELECT FROM unnest($2::uuid[], $3::text[]) AS there (id, namespace)
+                     WHERE there.id = target.pull_secret_id AND there.namespace = target.namespace
+                 )
+             ORDER BY target.pull_secret_id, target.namespace FOR UPDATE OF target SKIP LOCKED
+         )",
+        cluster,
+        ids,
+        namespaces,
     )
     .execute(conn)
     .await?;

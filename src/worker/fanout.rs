@@ -11,9 +11,9 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, mpsc},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior},
+    time::{Instant, MissedTickBehavior, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -23,7 +23,7 @@ use crate::{
     clients::cluster::{ClusterClient, ClusterError},
     service::{
         ServiceError,
-        reconcile::{Job, Reconciler},
+        reconcile::{Job, Outcome, Reconciler, Try},
     },
 };
 
@@ -32,11 +32,19 @@ const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 /// How long what is under way may take to end when the worker is told to stop; what does not is taken by others once its
 /// lease is over.
 const STOPPING: Duration = Duration::from_secs(5);
+/// How often it is looked how all targets are doing, for the metrics.
+const SURVEYS: Duration = Duration::from_secs(15);
 /// Clusters whose namespaces are compared at a time.
 const COMPARISONS: usize = 64;
 /// A claim is for so many rounds: few enough to be through well within a lease, and enough that claiming costs little.
 const ROUNDS: i64 = 4;
-/// How often a result is tried to be stored.
+/// Rounds of claimed targets that wait for the next claim.
+const CLAIMED_AHEAD: usize = 2;
+/// The most results that are stored at a time.
+const GROUP: usize = 64;
+/// How long results are gathered for a group: some of the time that one call takes.
+const GATHERED: Duration = Duration::from_millis(20);
+/// How often a group of results is tried to be stored.
 const SETTLE_TRIES: u32 = 5;
 
 /// How much is done at a time.
@@ -56,6 +64,8 @@ pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationT
         tasks.spawn(until_stopped(listen(reconciler.clone(), Arc::clone(&wakes)), stop.clone()));
         tasks.spawn(until_stopped(compare(reconciler.clone(), Arc::clone(&wakes), settings.poll), stop.clone()));
         tasks.spawn(until_stopped(watch(reconciler.clone(), settings.poll), stop.clone()));
+        tasks.spawn(until_stopped(survey(reconciler.clone()), stop.clone()));
+        tasks.spawn(until_stopped(announce(reconciler.clone()), stop.clone()));
     };
     spawn_others(&mut tasks);
     let mut breakers: HashMap<Uuid, Arc<Breaker>> = HashMap::new();
@@ -100,6 +110,7 @@ pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationT
                     breaker,
                     settings,
                     stop: stop.clone(),
+                    left: Mutex::default(),
                     gave_up: Mutex::default(),
                 };
                 tasks.spawn(async move {
@@ -189,13 +200,32 @@ async fn watch(reconciler: Reconciler, poll: Duration) {
     }
 }
 
+/// Looks how all targets are doing.
+async fn survey(reconciler: Reconciler) {
+    loop {
+        report(reconciler.survey().await);
+        tokio::time::sleep(SURVEYS).await;
+    }
+}
+
+/// Tells how pull secrets get on.
+async fn announce(reconciler: Reconciler) {
+    reconciler.announce().await;
+}
+
 /// The work on one cluster.
+///
+/// Three parts run beside each other. One claims targets, a few ahead of the calls. One calls the cluster, for so many targets at a
+/// time as are allowed: no place of these is held while something is stored. One stores results, in groups. Between them are queues
+/// with a bound, and no call begins before there is a place for its result: a Postgres that is slow slows the calls.
 struct Lane {
     reconciler: Reconciler,
     cluster: Uuid,
     breaker: Arc<Breaker>,
     settings: Settings,
     stop: CancellationToken,
+    /// What was claimed and not worked on.
+    left: Mutex<Vec<Job>>,
     /// Why the cluster is left alone, where it is since this lane runs.
     gave_up: Mutex<Option<ServiceError>>,
 }
@@ -209,23 +239,11 @@ impl Lane {
         if self.breaker.allowance(Instant::now()) == Allowance::One && !self.probe().await {
             return;
         }
-        let left: Mutex<Vec<Job>> = Mutex::new(Vec::new());
-        let left = &left;
-        let leave = |job: Job| left.lock().unwrap_or_else(PoisonError::into_inner).push(job);
-        // Claims follow each other while the last of the ones before are still worked on: the pipe stays full.
-        let batches = stream::unfold((), |()| async move { self.claim_more().await.map(|batch| (batch, ())) });
-        let jobs = batches
-            .flat_map(|(called, jobs)| stream::iter(jobs.into_iter().map(move |job| (Arc::clone(&called), job))));
-        jobs.for_each_concurrent(self.settings.concurrency, |(called, job)| async move {
-            if self.stop.is_cancelled() || self.breaker.allowance(Instant::now()) != Allowance::All {
-                return leave(job);
-            }
-            if let Some(job) = self.work(&called, job).await {
-                leave(job);
-            }
-        })
-        .await;
-        let left = std::mem::take(&mut *left.lock().unwrap_or_else(PoisonError::into_inner));
+        let concurrency = self.settings.concurrency;
+        let (claimed, jobs) = mpsc::channel(concurrency.saturating_mul(CLAIMED_AHEAD));
+        let (done, tries) = mpsc::channel(concurrency.saturating_add(GROUP));
+        tokio::join!(self.claim_ahead(claimed), self.call(jobs, done), self.settle(tries));
+        let left = std::mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner));
         insist(|| self.reconciler.release(&left, Duration::ZERO)).await;
         // Those that were left were in nobody's sight when it was said of the others.
         let gave_up = self.gave_up.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -238,18 +256,74 @@ impl Lane {
     async fn probe(&self) -> bool {
         let Some((called, jobs)) = self.claim(1).await else { return false };
         for job in jobs {
-            if let Some(job) = self.work(&called, job).await {
-                insist(|| self.reconciler.release(std::slice::from_ref(&job), Duration::ZERO)).await;
+            match self.work(&called, &job).await {
+                Some(outcome) => {
+                    let tried = [Try { job, outcome }];
+                    insist(|| self.reconciler.settle(&called.0, &tried)).await;
+                }
+                None => insist(|| self.reconciler.release(std::slice::from_ref(&job), Duration::ZERO)).await,
             }
         }
         self.breaker.allowance(Instant::now()) == Allowance::All
     }
 
-    async fn claim_more(&self) -> Option<(Arc<Called>, Vec<Job>)> {
-        if self.stop.is_cancelled() || self.breaker.allowance(Instant::now()) != Allowance::All {
-            return None;
+    fn leave(&self, job: Job) {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).push(job);
+    }
+
+    fn may_go_on(&self) -> bool {
+        !self.stop.is_cancelled() && self.breaker.allowance(Instant::now()) == Allowance::All
+    }
+
+    /// Claims until nothing is due any more. The next claim begins while there is still something to do.
+    async fn claim_ahead(&self, claimed: mpsc::Sender<(Arc<Called>, Job)>) {
+        let limit = i64::try_from(self.settings.concurrency).unwrap_or(i64::MAX).saturating_mul(ROUNDS);
+        while self.may_go_on() {
+            let Some((called, jobs)) = self.claim(limit).await else { return };
+            for job in jobs {
+                if let Err(unsent) = claimed.send((Arc::clone(&called), job)).await {
+                    self.leave(unsent.0.1);
+                }
+            }
         }
-        self.claim(i64::try_from(self.settings.concurrency).unwrap_or(i64::MAX).saturating_mul(ROUNDS)).await
+    }
+
+    /// Works on what was claimed, so many targets at a time.
+    async fn call(&self, jobs: mpsc::Receiver<(Arc<Called>, Job)>, done: mpsc::Sender<(Arc<Called>, Try)>) {
+        let jobs = stream::unfold(jobs, |mut jobs| async move { jobs.recv().await.map(|job| (job, jobs)) });
+        let done = &done;
+        jobs.for_each_concurrent(self.settings.concurrency, |(called, job)| async move {
+            // First, so that the wait for it counts as part of the lease.
+            let Ok(place) = done.reserve().await else { return self.leave(job) };
+            if !self.may_go_on() {
+                return self.leave(job);
+            }
+            match self.work(&called, &job).await {
+                Some(outcome) => place.send((called, Try { job, outcome })),
+                None => self.leave(job),
+            }
+        })
+        .await;
+    }
+
+    /// Stores results. A group is what came while the one before was stored, and a little more as long as some are under way: each
+    /// costs a transaction.
+    async fn settle(&self, mut tries: mpsc::Receiver<(Arc<Called>, Try)>) {
+        let mut group = Vec::with_capacity(GROUP);
+        while let Some((called, first)) = tries.recv().await {
+            group.push(first);
+            let until = Instant::now() + GATHERED;
+            while group.len() < GROUP && (!tries.is_empty() || tries.capacity() < tries.max_capacity()) {
+                match timeout_at(until, tries.recv()).await {
+                    Ok(Some((_, next))) => group.push(next),
+                    Ok(None) | Err(_) => break,
+                }
+            }
+            // Postgres may be away for a moment. What cannot be stored is done again once the lease is over, and finds nothing
+            // left to do.
+            insist(|| self.reconciler.settle(&called.0, &group)).await;
+            group.clear();
+        }
     }
 
     /// The next targets, so many at most; none if there is nothing to do now.
@@ -275,26 +349,21 @@ impl Lane {
         }
     }
 
-    /// Works on one target; gives it back where there was no time for it.
-    async fn work(&self, called: &Called, job: Job) -> Option<Job> {
-        let (name, client) = called;
-        let outcome = match self.reconciler.work(client, &job).await {
-            Ok(Some(outcome)) => outcome,
-            Ok(None) => return Some(job),
+    /// Works on one target; nothing where there was no time for it.
+    async fn work(&self, called: &Called, job: &Job) -> Option<Outcome> {
+        let outcome = match self.reconciler.work(&called.1, job).await {
+            Ok(outcome) => outcome?,
             // Postgres had no answer: somebody shall take it up without waiting for the lease to be over.
             Err(error) => {
                 report(Err(error));
-                return Some(job);
+                return None;
             }
         };
-        // Postgres may be away for a moment. What cannot be stored is done again once the lease is over, and finds nothing
-        // left to do.
-        insist(|| self.reconciler.settle(name, &job, &outcome)).await;
-        match outcome.ill {
+        match &outcome.ill {
             None => self.breaker.succeeded(),
-            Some(error) => self.give_up(ServiceError::Cluster(error.clone()), Some(&error)).await,
+            Some(error) => self.give_up(ServiceError::Cluster(error.clone()), Some(error)).await,
         }
-        None
+        Some(outcome)
     }
 
     async fn give_up(&self, error: ServiceError, ill: Option<&ClusterError>) {

@@ -95,6 +95,9 @@ const TABLE: &str = "
     list_pull_secret_targets  granted  401       200   200      200       403      200
                               foreign  401       200   404      404       403      404
                               missing  401       404   404      404       403      404
+    get_pull_secret_events    granted  401       200   200      200       403      200
+                              foreign  401       200   404      404       403      404
+                              missing  401       404   404      404       403      404
     sync_pull_secret          granted  401       202   202      403       403      403
                               foreign  401       202   404      403       403      403
                               missing  401       404   404      403       403      403

@@ -25,7 +25,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ("crypto", &["domain"]),
     ("domain", &[]),
     // Beside the layers, for all that are above what they look at.
-    ("metrics", &["crypto", "service"]),
+    ("metrics", &["clients", "crypto", "service"]),
     ("telemetry", &["domain"]),
     ("shutdown", &[]),
 ];

@@ -68,7 +68,7 @@ async fn verified(pool: &PgPool) -> (Report, Vec<String>) {
     (report, findings.0)
 }
 
-async fn assert_whole(pool: &PgPool) -> Report {
+pub async fn assert_whole(pool: &PgPool) -> Report {
     let (report, findings) = verified(pool).await;
     assert!(findings.is_empty(), "{findings:#?}");
     let events = number(pool, "SELECT count(*) FROM audit_events").await;

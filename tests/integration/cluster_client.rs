@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::StreamExt;
 use k8s_openapi::{
     ByteString,
     api::{
@@ -26,7 +27,10 @@ use kube::{
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use regcred::{
-    clients::cluster::{Check, ClusterClient, ClusterError, CreatedSecret, NewSecret, Settings, kubeconfig},
+    clients::cluster::{
+        Change, Check, ClusterClient, ClusterError, CreatedSecret, Interruption, NewSecret, Settings, Watched,
+        kubeconfig,
+    },
     domain::cluster::{ClusterAuth, ClusterConnection},
 };
 use secrecy::SecretString;
@@ -863,4 +867,83 @@ fn certificate_authority() -> (String, Issuer<'static, KeyPair>) {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let pem = params.self_signed(&key).expect("a certificate").pem();
     (pem, Issuer::new(params, key))
+}
+
+// ---- Watches ----
+
+fn namespace_object(name: &str, version: u32) -> serde_json::Value {
+    json!({
+        "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+        "metadata": {"name": name, "resourceVersion": version.to_string()},
+    })
+}
+
+/// A double: no healthy API server forgets so soon where a watch was.
+#[tokio::test]
+async fn a_watch_that_ends_is_resumed_and_one_that_cannot_be_begins_anew() {
+    let list = |name: &str, version: u32| {
+        json!({
+            "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList",
+            "metadata": {"resourceVersion": version.to_string()}, "items": [namespace_object(name, version)],
+        })
+        .to_string()
+    };
+    let event = |kind: &str, object: serde_json::Value| format!("{}\n", json!({"type": kind, "object": object}));
+    let bookmark = json!({
+        "apiVersion": "v1", "kind": "Namespace", "metadata": {"resourceVersion": "15", "creationTimestamp": null},
+    });
+    let gone = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "Expired", "code": 410,
+        "message": "canary-message", "metadata": {}});
+    let answers = Mutex::new(
+        vec![
+            list("a", 10),
+            event("ADDED", namespace_object("b", 11)) + &event("BOOKMARK", bookmark),
+            event("ERROR", gone),
+            list("c", 20),
+        ]
+        .into_iter(),
+    );
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let address = listen(move |mut stream| {
+        let request = read_request(&stream);
+        let target = request.split(' ').nth(1).unwrap_or_default().to_owned();
+        seen.lock().expect("requests").push(target);
+        let Some(body) = answers.lock().expect("answers").next() else { return };
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        // Whoever asked may have gone.
+        let _ = stream.write_all(answer.as_bytes());
+    });
+    let connection = ClusterConnection::new(Some(&format!("http://{address}")), None, None, ClusterAuth::None, true);
+    let client = ClusterClient::connect(&connection.expect("a good connection"), &settings()).expect("a client");
+
+    let told: Vec<_> = client.watch(Watched::Namespaces).take(4).collect().await;
+
+    let namespace = |name: &str| Change::Namespace(name.to_owned());
+    let [Ok(first), Ok(second), Err(Interruption::Broken), Ok(third)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!([first, second, third], [&namespace("a"), &namespace("b"), &namespace("c")]);
+    let asked = asked.lock().expect("requests");
+    let versions: Vec<Option<&str>> = asked
+        .iter()
+        .map(|target| {
+            let is_watch = target.contains("watch=true");
+            assert!(!is_watch || target.contains("allowWatchBookmarks=true"), "{target}");
+            is_watch.then(|| target.split("resourceVersion=").nth(1).and_then(|rest| rest.split('&').next())).flatten()
+        })
+        .collect();
+    // The list, the watch from there, the watch from the bookmark, and the list once more.
+    assert_eq!(versions, [None, Some("10"), Some("15"), None], "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_watch_that_is_not_allowed_says_so_and_nothing_of_what_the_cluster_wrote() {
+    let client = connect(token(given("REGCRED_TEST_KUBE_NOBODY_TOKEN")));
+
+    let told = client.watch(Watched::Secrets).next().await;
+
+    let Some(Err(Interruption::Refused(error @ ClusterError::Forbidden { .. }))) = told else { panic!("{told:?}") };
+    assert!(!error.to_string().contains("nobody"), "{error}");
 }

@@ -4,7 +4,7 @@
 mod attacks;
 mod cluster;
 mod issuer;
-mod keys;
+pub mod keys;
 mod outages;
 mod recipes;
 mod resource;

@@ -21,15 +21,23 @@ use sqlx::PgPool;
 use crate::support::{
     app::TestApp,
     client::{Answer, Client, assert_holds},
-    eventually, kubernetes,
+    eventually,
+    kubernetes::{self, Cluster},
 };
 
+mod events;
 mod faults;
+mod queue;
+mod record;
+mod rights;
+mod sick;
+mod watches;
 
 /// A `ServiceAccount` with the rights of [`rules`], everywhere.
 pub struct Broker {
-    name: String,
-    namespace: String,
+    cluster: Cluster,
+    pub name: String,
+    pub namespace: String,
     pub token: String,
 }
 
@@ -57,14 +65,16 @@ fn named(name: &str) -> ObjectMeta {
 
 impl Broker {
     pub async fn new() -> Self {
-        let namespace = kubernetes::new_namespace().await;
-        let name = format!("{namespace}-broker");
-        service_account(&namespace, &name, &[]).await;
-        let client = kubernetes::admin();
-        let role = ClusterRole { metadata: named(&name), rules: Some(rules()), ..ClusterRole::default() };
+        Self::of(kubernetes::FIRST).await
+    }
+
+    pub async fn of(cluster: Cluster) -> Self {
+        let broker = Self::without_rights_in(cluster).await;
+        let (name, namespace, client) = (&broker.name, &broker.namespace, cluster.admin());
+        let role = ClusterRole { metadata: named(name), rules: Some(rules()), ..ClusterRole::default() };
         Api::all(client.clone()).create(&PostParams::default(), &role).await.expect("a role");
         let binding = ClusterRoleBinding {
-            metadata: named(&name),
+            metadata: named(name),
             role_ref: RoleRef {
                 api_group: Some("rbac.authorization.k8s.io".to_owned()),
                 kind: "ClusterRole".to_owned(),
@@ -77,7 +87,21 @@ impl Broker {
                 ..Subject::default()
             }]),
         };
-        Api::all(client.clone()).create(&PostParams::default(), &binding).await.expect("a binding");
+        Api::all(client).create(&PostParams::default(), &binding).await.expect("a binding");
+        broker
+    }
+
+    /// One that may do nothing yet.
+    pub async fn without_rights() -> Self {
+        Self::without_rights_in(kubernetes::FIRST).await
+    }
+
+    async fn without_rights_in(cluster: Cluster) -> Self {
+        let namespace = cluster.new_namespace().await;
+        let name = format!("{namespace}-broker");
+        let accounts = Api::<ServiceAccount>::namespaced(cluster.admin(), &namespace);
+        let account = ServiceAccount { metadata: named(&name), ..ServiceAccount::default() };
+        accounts.create(&PostParams::default(), &account).await.expect("a ServiceAccount");
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {
                 audiences: Some(vec!["https://kubernetes.default.svc".to_owned()]),
@@ -86,21 +110,20 @@ impl Broker {
             }),
             ..TokenRequest::default()
         };
-        let accounts = Api::<ServiceAccount>::namespaced(client, &namespace);
         let made = accounts.create_token_request(&name, &PostParams::default(), &request).await.expect("a token");
-        Self { name, namespace, token: made.status.expect("a status").token.expect("a token") }
+        Self { cluster, name, namespace, token: made.status.expect("a status").token.expect("a token") }
     }
 
     /// Gives it other rights.
     pub async fn set_rules(&self, rules: Vec<PolicyRule>) {
-        let api = Api::<ClusterRole>::all(kubernetes::admin());
+        let api = Api::<ClusterRole>::all(self.cluster.admin());
         let patch = Patch::Merge(json!({"rules": rules}));
         api.patch(&self.name, &PatchParams::default(), &patch).await.expect("patched");
     }
 
     /// Takes it away, and with it everything that its token was good for.
     pub async fn delete(&self) {
-        let accounts = Api::<ServiceAccount>::namespaced(kubernetes::admin(), &self.namespace);
+        let accounts = Api::<ServiceAccount>::namespaced(self.cluster.admin(), &self.namespace);
         accounts.delete(&self.name, &DeleteParams::default()).await.expect("deleted");
     }
 

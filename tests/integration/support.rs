@@ -8,6 +8,7 @@ pub mod kubernetes;
 pub mod listener;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod registry;
 
 use std::time::{Duration, Instant};

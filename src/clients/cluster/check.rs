@@ -1,5 +1,7 @@
 //! The preflight: does a cluster answer, which version is it, and what may regcred do there.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use futures_util::{StreamExt, stream};
 use http::Request;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
@@ -9,9 +11,15 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{ClusterClient, ClusterError, post};
+use crate::domain::{
+    names::NamespaceName,
+    rights::{Needs, Right},
+};
 
 /// Access reviews in flight at a time.
 const CONCURRENCY: usize = 16;
+/// The most access reviews about single namespaces in one look.
+const REVIEWS_MAX: usize = 500;
 
 /// Rights that are needed within a namespace.
 const NAMESPACED: [(&str, &str); 6] = [
@@ -43,6 +51,77 @@ pub struct Check {
     /// What is in the way, where something is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<CheckProblem>,
+    /// The pull secrets that lack a right in the cluster, of those that the caller may see, by name; at most 100. Empty if none
+    /// lacks any. Absent where it was not found out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pull_secrets: Option<Vec<LackingPullSecret>>,
+    /// More may be missing than `pullSecrets` says: there was too much to ask for, or to list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pull_secrets_cut: Option<bool>,
+}
+
+/// A pull secret and the rights that it lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LackingPullSecret {
+    /// Name of the pull secret.
+    pub name: String,
+    /// The rights; at most 50.
+    pub missing: Vec<MissingRight>,
+}
+
+/// A right that regcred's credential does not have and needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MissingRight {
+    /// The verb, such as `patch`.
+    pub verb: String,
+    /// The resource, such as `serviceaccounts`.
+    pub resource: String,
+    /// The namespace; `null` means all of them, which is what a selector needs.
+    pub namespace: Option<String>,
+}
+
+/// What the cluster says of rights that are needed.
+#[derive(Debug, Clone, Default)]
+pub struct Reviewed {
+    /// Allowed in the whole cluster.
+    everywhere: BTreeSet<Right>,
+    /// Asked for in one namespace: whether it is allowed there.
+    within: BTreeMap<(NamespaceName, Right), bool>,
+}
+
+impl Reviewed {
+    /// Which of these rights are missing; and whether all of them were asked for.
+    #[must_use]
+    pub fn missing(&self, needs: &Needs) -> (Vec<MissingRight>, bool) {
+        let missing = |right: Right, namespace: Option<&NamespaceName>| MissingRight {
+            verb: right.verb().to_owned(),
+            resource: right.resource().to_owned(),
+            namespace: namespace.map(NamespaceName::to_string),
+        };
+        let denied = needs.everywhere.iter().filter(|right| !self.everywhere.contains(right));
+        let mut found: Vec<MissingRight> = denied.map(|right| missing(*right, None)).collect();
+        let mut is_all = true;
+        for (namespace, right) in questions(needs, &self.everywhere) {
+            match self.within.get(&(namespace.clone(), right)) {
+                Some(true) => {}
+                Some(false) => found.push(missing(right, Some(namespace))),
+                None => is_all = false,
+            }
+        }
+        (found, is_all)
+    }
+}
+
+/// What is needed in single namespaces and is not allowed everywhere.
+fn questions<'a>(
+    needs: &'a Needs,
+    everywhere: &'a BTreeSet<Right>,
+) -> impl Iterator<Item = (&'a NamespaceName, Right)> {
+    let within =
+        needs.within.iter().flat_map(|(namespace, rights)| rights.iter().map(move |right| (namespace, *right)));
+    within.filter(|(_, right)| !everywhere.contains(right))
 }
 
 /// One right, as the cluster itself judges it.
@@ -79,7 +158,15 @@ impl Check {
             ClusterError::Unauthorized | ClusterError::Forbidden { .. } | ClusterError::Overloaded { .. }
         );
         let problem = CheckProblem { slug: error.slug().to_owned(), detail: error.to_string() };
-        Self { reachable, version: None, latency_ms: None, permissions: Vec::new(), problem: Some(problem) }
+        Self {
+            reachable,
+            version: None,
+            latency_ms: None,
+            permissions: Vec::new(),
+            problem: Some(problem),
+            pull_secrets: None,
+            pull_secrets_cut: None,
+        }
     }
 }
 
@@ -101,7 +188,58 @@ impl ClusterClient {
             Ok(permissions) => (permissions, None),
             Err(error) => (Vec::new(), Check::failed(&error).problem),
         };
-        Check { reachable: true, version, latency_ms: Some(latency_ms), permissions, problem }
+        Check {
+            reachable: true,
+            version,
+            latency_ms: Some(latency_ms),
+            permissions,
+            problem,
+            pull_secrets: None,
+            pull_secrets_cut: None,
+        }
+    }
+
+    /// Asks which of these rights the cluster allows: each for the whole cluster first, and then in single namespaces what is denied
+    /// there and needed in them alone. Of these only the first [`REVIEWS_MAX`] are asked for. It ends within the timeout of a call.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClusterError`].
+    #[tracing::instrument(name = "cluster.review_needs", skip_all, fields(server = %self.server()))]
+    pub async fn review_needs(&self, needs: &[&Needs]) -> Result<Reviewed, ClusterError> {
+        let deadline = Instant::now() + self.timeout;
+        let all = |one: &&Needs| {
+            let within = one.within.values().flatten();
+            one.everywhere.iter().chain(within).copied().collect::<Vec<Right>>()
+        };
+        let rights: BTreeSet<Right> = needs.iter().flat_map(all).collect();
+        let everywhere = self.allowed(rights.into_iter().map(|right| (None, right)).collect(), deadline).await?;
+        let everywhere: BTreeSet<Right> =
+            everywhere.into_iter().filter(|(_, allowed)| *allowed).map(|((_, right), _)| right).collect();
+        let asked: BTreeSet<(&NamespaceName, Right)> =
+            needs.iter().flat_map(|one| questions(one, &everywhere)).collect();
+        let asked = asked.into_iter().take(REVIEWS_MAX);
+        let asked = asked.map(|(namespace, right)| (Some(namespace.clone()), right)).collect();
+        let within = self.allowed(asked, deadline).await?.into_iter();
+        let within = within.filter_map(|((namespace, right), allowed)| Some(((namespace?, right), allowed)));
+        Ok(Reviewed { within: within.collect(), everywhere })
+    }
+
+    async fn allowed(
+        &self,
+        questions: Vec<(Option<NamespaceName>, Right)>,
+        deadline: Instant,
+    ) -> Result<Vec<((Option<NamespaceName>, Right), bool)>, ClusterError> {
+        let answers: Vec<Result<_, ClusterError>> = stream::iter(questions)
+            .map(|(namespace, right)| async move {
+                let within = namespace.as_ref().map(NamespaceName::as_str);
+                let allowed = self.may(right.verb(), right.resource(), within, deadline).await?;
+                Ok(((namespace, right), allowed))
+            })
+            .buffered(CONCURRENCY)
+            .collect()
+            .await;
+        answers.into_iter().collect()
     }
 
     /// The version, or none from an API server that keeps it to itself.

@@ -117,13 +117,12 @@ struct Object {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Metadata {
-    pub(super) name: String,
-    pub(super) namespace: Option<String>,
+struct Metadata {
+    name: String,
     uid: Option<String>,
-    pub(super) resource_version: Option<String>,
+    resource_version: Option<String>,
     #[serde(default)]
-    pub(super) labels: BTreeMap<String, String>,
+    labels: BTreeMap<String, String>,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
     deletion_timestamp: Option<String>,

@@ -29,14 +29,12 @@ impl Peer {
                 return self.explain_tls(tls);
             }
             if let Some(io) = error.downcast_ref::<io::Error>() {
-                // An io::Error hides the error inside it from `source`.
-                let inner = io.get_ref().map(|inner| inner as &(dyn Error + 'static));
-                if let Some(inner) = inner {
-                    io_error.get_or_insert(io);
+                // The innermost one says what happened. An io::Error hides the error inside it from `source`.
+                io_error = Some(io);
+                if let Some(inner) = io.get_ref() {
                     current = Some(inner);
                     continue;
                 }
-                io_error = Some(io);
             }
             current = error.source();
         }
@@ -187,6 +185,11 @@ mod tests {
     #[case(io::ErrorKind::ConnectionRefused.into(), "cluster-unreachable", "nothing listens there")]
     #[case(io::ErrorKind::ConnectionReset.into(), "cluster-unreachable", "broke off the connection")]
     #[case(io::ErrorKind::UnexpectedEof.into(), "cluster-unreachable", "closed the connection")]
+    #[case(
+        io::Error::other(io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof")),
+        "cluster-unreachable",
+        "closed the connection"
+    )]
     #[case(io::ErrorKind::NetworkUnreachable.into(), "cluster-unreachable", "no route")]
     #[case(io::ErrorKind::TimedOut.into(), "cluster-timeout", "in time")]
     #[case(

@@ -1,34 +1,61 @@
-//! Watches: an API server tells what changes. Metadata only.
+//! Watches: an API server tells what is there, and then what changes. Metadata only.
 //!
-//! A watch begins with everything that is there, so nothing that changed before it is missed, and no version has to be
-//! remembered between two of them. Each ends by itself after some minutes.
+//! kube's runtime keeps a watch going: one that ends, as each does after some minutes, or breaks off is resumed at the last version
+//! that was heard of, bookmarks included; one that the API server cannot resume any more (410) begins anew with everything
+//! that is there. Nothing that an API server writes reaches log or error, as for every other call: kube's own log lines are
+//! switched off (`telemetry.rs`), and of its errors only the kind and the status count.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
-use http::{HeaderValue, Request, header};
-use http_body_util::BodyExt;
-use kube::client::Body;
-use serde::Deserialize;
-use tokio::{sync::mpsc, time::timeout};
+use futures_util::{StreamExt, future, stream};
+use http::{Request, StatusCode};
+use http_body_util::{BodyStream, Limited, StreamBody};
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::{
+    Api, Client, ResourceExt,
+    client::Body,
+    core::PartialObjectMeta,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event, watcher},
+    },
+};
+use tokio::time::{sleep, timeout};
+use tower::{BoxError, service_fn};
 use uuid::Uuid;
 
-use super::{ClusterClient, ClusterError, METADATA_ONLY, answer::Answer, objects::Metadata, unbuildable};
+use super::{ClusterClient, ClusterError, Verb, answer::Answer, retry_after};
 use crate::domain::pull_secret::ID_LABEL;
 
-/// When the API server ends a watch by itself.
-const SECONDS: u64 = 240;
-/// When it is given up that did not end.
-const GIVEN_UP: Duration = Duration::from_secs(SECONDS + 30);
-/// The longest event: metadata is bounded by less.
-const EVENT_MAX: usize = 1024 * 1024;
+/// When the API server ends a watch by itself, to be resumed.
+const SECONDS: u32 = 240;
+/// When a list or a watch is given up that did not end.
+const GIVEN_UP: Duration = Duration::from_secs(SECONDS as u64 + 30);
+/// The most that one list or one watch may bring: the metadata of tens of thousands of objects. One that brings more is
+/// broken off, and a watch resumed.
+const ANSWER_MAX: usize = 64 * 1024 * 1024;
+
+/// The longest that a watch waits because an overloaded API server asks for it.
+const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
 
 /// What is watched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Watched {
     /// All namespaces.
     Namespaces,
     /// The Secrets of all pull secrets, in all namespaces.
     Secrets,
+}
+
+impl Watched {
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespaces => "namespaces",
+            Self::Secrets => "secrets",
+        }
+    }
 }
 
 /// Something is there, was changed or was deleted.
@@ -45,99 +72,142 @@ pub enum Change {
         /// Its version; none if it was deleted.
         resource_version: Option<String>,
     },
+    /// The watch began, or began anew, and these are all Secrets that were there: pull secret and namespace of each. Any other
+    /// has gone, maybe while nobody watched.
+    AllSecrets(Vec<(Uuid, String)>),
 }
 
-#[derive(Deserialize)]
-struct Event {
-    #[serde(rename = "type")]
-    event_type: String,
-    object: Object,
+/// Why a watch was interrupted.
+#[derive(Debug)]
+pub enum Interruption {
+    /// It broke off, or has to begin anew; it goes on by itself.
+    Broken,
+    /// It cannot be begun; polled again, it tries again.
+    Refused(ClusterError),
 }
 
-#[derive(Deserialize)]
-struct Object {
-    // An event that says that the watch is over brings a status in place of an object, and a bookmark has no name.
-    #[serde(default)]
-    metadata: serde_json::Value,
-}
+/// Events, as kube's runtime tells them.
+type Watch<K> = stream::BoxStream<'static, watcher::Result<Event<PartialObjectMeta<K>>>>;
 
 impl ClusterClient {
-    /// Watches until the API server ends it. Changes go to `changes`.
-    ///
-    /// # Errors
-    ///
-    /// See [`ClusterError`].
-    pub async fn watch(&self, watched: Watched, changes: &mpsc::Sender<Change>) -> Result<(), ClusterError> {
-        let (path, objects) = match watched {
-            Watched::Namespaces => ("/api/v1/namespaces?".to_owned(), "namespaces"),
-            Watched::Secrets => (
-                format!("/api/v1/secrets?labelSelector={}&", ID_LABEL.replace('/', "%2F")),
-                "Secrets of the whole cluster",
-            ),
-        };
-        let path = format!("{path}watch=1&allowWatchBookmarks=true&timeoutSeconds={SECONDS}");
-        let request = Request::get(path)
-            .header(header::ACCEPT, HeaderValue::from_static(METADATA_ONLY))
-            .body(Vec::new())
-            .map_err(|_| unbuildable())?;
-        let sent = timeout(self.timeout, self.client.send(request.map(Body::from))).await;
-        let response = sent.map_err(|_| self.timed_out())?.map_err(|error| self.peer.explain(&error))?;
-        let (head, body) = response.into_parts();
-        let answer = Answer { status: head.status.as_u16(), retry_after: None, body: None };
-        match answer.status {
-            _ if answer.is_success() => {}
-            403 => {
-                let detail = format!("regcred's credential for the cluster may not watch {objects} (403)");
-                return Err(ClusterError::Forbidden { detail });
+    /// Watches for as long as it is polled. After an interruption it waits a while, longer with each in a row, up to 30 s.
+    #[must_use]
+    pub fn watch(&self, watched: Watched) -> stream::BoxStream<'static, Result<Change, Interruption>> {
+        let config = watcher::Config::default().timeout(SECONDS);
+        match watched {
+            Watched::Namespaces => self.changes(watched, self.follow::<Namespace>(config), |event| match event {
+                Event::Apply(one) | Event::InitApply(one) | Event::Delete(one) => {
+                    Some(Change::Namespace(one.name_any()))
+                }
+                Event::Init | Event::InitDone => None,
+            }),
+            Watched::Secrets => {
+                let mut listed = Vec::new();
+                let events = self.follow::<Secret>(config.labels(ID_LABEL));
+                self.changes(watched, events, move |event| secret_change(event, &mut listed))
             }
-            _ => return Err(answer.failure(self.server())),
         }
-        // One that hangs is no reason to complain: it begins anew.
-        timeout(GIVEN_UP, self.follow(body, changes)).await.unwrap_or(Ok(()))
     }
 
-    async fn follow(&self, mut body: Body, changes: &mpsc::Sender<Change>) -> Result<(), ClusterError> {
-        let broken = || ClusterError::Unreachable { detail: format!("{} broke off a watch", self.server()) };
-        let mut line: Vec<u8> = Vec::new();
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(|_| broken())?.into_data() else { continue };
-            for part in data.split_inclusive(|byte| *byte == b'\n') {
-                line.extend_from_slice(part);
-                if line.len() > EVENT_MAX {
-                    return Err(broken());
+    fn follow<K>(&self, config: watcher::Config) -> Watch<K>
+    where
+        K: kube::Resource<DynamicType = ()> + 'static,
+        PartialObjectMeta<K>:
+            kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send,
+    {
+        watcher(Api::<PartialObjectMeta<K>>::all(self.bounded()), config).default_backoff().boxed()
+    }
+
+    fn changes<K: 'static>(
+        &self,
+        watched: Watched,
+        events: Watch<K>,
+        mut change: impl FnMut(Event<PartialObjectMeta<K>>) -> Option<Change> + Send + 'static,
+    ) -> stream::BoxStream<'static, Result<Change, Interruption>> {
+        let this = self.clone();
+        let changes = events.map(move |event| match event {
+            Ok(event) => change(event).map(Ok),
+            Err(error) => {
+                let interruption = this.interruption(&error);
+                // A right that is missing is nothing that broke.
+                if !matches!(interruption, Interruption::Refused(ClusterError::Forbidden { .. })) {
+                    this.calls.count_watch_restart(&this.name, watched);
                 }
-                if part.ends_with(b"\n") {
-                    let event: Event = serde_json::from_slice(&line).map_err(|_| broken())?;
-                    line.clear();
-                    if event.event_type == "ERROR" {
-                        return Err(broken());
-                    }
-                    // Whoever follows the changes may have gone: then so does this.
-                    if let Some(change) = change(event)
-                        && changes.send(change).await.is_err()
-                    {
-                        return Ok(());
-                    }
-                }
+                Some(Err(interruption))
+            }
+        });
+        changes.filter_map(future::ready).boxed()
+    }
+
+    fn interruption(&self, error: &watcher::Error) -> Interruption {
+        match error {
+            watcher::Error::InitialListFailed(kube::Error::Api(status))
+            | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
+                let answer = Answer { status: status.code, retry_after: None, body: None };
+                Interruption::Refused(answer.failure(self.server()))
+            }
+            watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => {
+                Interruption::Refused(self.peer.explain(error))
+            }
+            watcher::Error::WatchError(_) | watcher::Error::WatchFailed(_) | watcher::Error::NoResourceVersion => {
+                Interruption::Broken
             }
         }
-        Ok(())
+    }
+
+    /// The same client for watches: an answer begins within the time of a call, and is bounded in length and time.
+    fn bounded(&self) -> Client {
+        let this = self.clone();
+        let service = service_fn(move |request: Request<Body>| {
+            let this = this.clone();
+            async move {
+                let verb = Verb::of(&request);
+                let answered = timeout(this.timeout, this.client.send(request)).await;
+                let answered = answered.map_err(|_| BoxError::from(io::Error::from(io::ErrorKind::TimedOut)));
+                let response = answered.and_then(|answered| answered.map_err(BoxError::from));
+                let explained = response.as_ref().map(|response| response.status().as_u16());
+                let explained = explained.map_err(|error| this.peer.explain(error.as_ref()));
+                this.calls.count(&this.name, verb, explained.as_ref().copied());
+                let response = response?;
+                if let (StatusCode::TOO_MANY_REQUESTS, Some(asked)) =
+                    (response.status(), retry_after(response.headers()))
+                {
+                    sleep(asked.min(RETRY_AFTER_MAX)).await;
+                }
+                Ok::<_, BoxError>(response.map(|body| {
+                    Limited::new(StreamBody::new(BodyStream::new(body).take_until(sleep(GIVEN_UP))), ANSWER_MAX)
+                }))
+            }
+        });
+        Client::new(service, "default")
     }
 }
 
-/// What an event is about; none for bookmarks.
-fn change(event: Event) -> Option<Change> {
-    let is_deleted = event.event_type == "DELETED";
-    if !is_deleted && !["ADDED", "MODIFIED"].contains(&event.event_type.as_str()) {
-        return None;
+/// What an event is about; `listed` gathers what was there at the beginning.
+fn secret_change(event: Event<PartialObjectMeta<Secret>>, listed: &mut Vec<(Uuid, String)>) -> Option<Change> {
+    match event {
+        Event::Init => {
+            listed.clear();
+            None
+        }
+        Event::InitApply(one) => {
+            let (pull_secret_id, namespace) = key(&one)?;
+            listed.push((pull_secret_id, namespace.clone()));
+            Some(Change::Secret { namespace, pull_secret_id, resource_version: one.resource_version() })
+        }
+        Event::InitDone => Some(Change::AllSecrets(std::mem::take(listed))),
+        Event::Apply(one) => {
+            let (pull_secret_id, namespace) = key(&one)?;
+            Some(Change::Secret { namespace, pull_secret_id, resource_version: one.resource_version() })
+        }
+        Event::Delete(one) => {
+            let (pull_secret_id, namespace) = key(&one)?;
+            Some(Change::Secret { namespace, pull_secret_id, resource_version: None })
+        }
     }
-    let metadata: Metadata = serde_json::from_value(event.object.metadata).ok()?;
-    match metadata.namespace {
-        None => Some(Change::Namespace(metadata.name)),
-        Some(namespace) => Some(Change::Secret {
-            namespace,
-            pull_secret_id: metadata.labels.get(ID_LABEL)?.parse().ok()?,
-            resource_version: metadata.resource_version.filter(|_| !is_deleted),
-        }),
-    }
+}
+
+/// None where somebody wrote something else into the label.
+fn key(secret: &PartialObjectMeta<Secret>) -> Option<(Uuid, String)> {
+    Some((secret.labels().get(ID_LABEL)?.parse().ok()?, secret.namespace()?))
 }

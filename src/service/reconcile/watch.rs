@@ -5,12 +5,13 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::Reconciler;
 use crate::{
-    clients::cluster::{Change, ClusterClient, ClusterError, Watched},
+    clients::cluster::{Change, ClusterClient, ClusterError, Interruption, Watched},
     service::{ServiceError, connection},
     storage::{
         self,
@@ -24,6 +25,9 @@ const WAITING: usize = 1_024;
 const GATHERED: Duration = Duration::from_millis(100);
 /// When a watch is tried again that the cluster does not allow.
 const FORBIDDEN: Duration = Duration::from_mins(5);
+/// How often in a row a watch is tried to be begun, half a minute in all, before the cluster is connected anew: its address or its
+/// credential may be another one by then.
+const TRIES: u32 = 5;
 
 impl Reconciler {
     /// Takes the clusters that pull secrets go to and that nobody watches.
@@ -36,33 +40,69 @@ impl Reconciler {
         Ok(storage::targets::claim_watches(&mut conn, self.settings.lease).await?)
     }
 
-    /// Watches a cluster until a watch ends, or another replica has the lease.
+    /// Watches a cluster until it is changed, or another replica has the lease.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Cluster`] if it cannot be watched; the lease is left to run out then, so that it is not tried all the time.
     pub async fn watch(&self, watch: ClaimedWatch) -> Result<(), ServiceError> {
-        let (_, client) = self.client(watch.cluster_id).await?;
+        let (name, client) = self.client(watch.cluster_id).await?;
         let (sender, receiver) = mpsc::channel(WAITING);
         tokio::select! {
-            ended = watch_allowed(&client, Watched::Namespaces, &sender) => ended?,
-            ended = watch_allowed(&client, Watched::Secrets, &sender) => ended?,
+            ended = self.forward(&name, &client, Watched::Namespaces, &sender) => ended?,
+            ended = self.forward(&name, &client, Watched::Secrets, &sender) => ended?,
             followed = self.follow(watch.cluster_id, receiver) => followed?,
-            held = self.hold(watch) => return held,
+            held = self.hold(watch) => held?,
         }
         let mut conn = connection(&self.pool).await?;
         Ok(storage::targets::release_watch(&mut conn, watch).await?)
     }
 
-    /// Keeps the lease for as long as it can be kept.
+    /// Keeps the lease for as long as it can be kept, and the cluster stays as it is.
     async fn hold(&self, watch: ClaimedWatch) -> Result<(), ServiceError> {
         loop {
             tokio::time::sleep(self.settings.lease / 3).await;
             let mut conn = connection(&self.pool).await?;
-            if !storage::targets::renew_watch(&mut conn, watch, self.settings.lease).await? {
+            let version = storage::targets::renew_watch(&mut conn, watch, self.settings.lease).await?;
+            if version != Some(watch.cluster_version) {
                 return Ok(());
             }
         }
+    }
+
+    /// Passes on what a watch tells. A right that is missing is missing for one of the two watches, and may be given later.
+    async fn forward(
+        &self,
+        cluster: &str,
+        client: &ClusterClient,
+        watched: Watched,
+        changes: &mpsc::Sender<Change>,
+    ) -> Result<(), ServiceError> {
+        let mut watch = client.watch(watched);
+        let mut refusals = 0;
+        while let Some(told) = watch.next().await {
+            match told {
+                Ok(change) => {
+                    refusals = 0;
+                    // Whoever follows the changes may have gone: then so does this.
+                    if changes.send(change).await.is_err() {
+                        break;
+                    }
+                }
+                Err(Interruption::Broken) => {}
+                Err(Interruption::Refused(ClusterError::Forbidden { .. })) => {
+                    tracing::debug!(cluster, watched = watched.as_str(), "a cluster is compared at intervals alone");
+                    tokio::time::sleep(FORBIDDEN).await;
+                }
+                Err(Interruption::Refused(error)) => {
+                    refusals += 1;
+                    if refusals == TRIES {
+                        return Err(error.into());
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Has looked at what changes.
@@ -76,12 +116,14 @@ impl Reconciler {
             let mut namespaces = Vec::new();
             // The last change of each Secret is what counts.
             let mut secrets: HashMap<(Uuid, String), Option<String>> = HashMap::new();
+            let mut all_secrets = None;
             for change in gathered.drain(..) {
                 match change {
                     Change::Namespace(name) => namespaces.push(name),
                     Change::Secret { namespace, pull_secret_id, resource_version } => {
                         secrets.insert((pull_secret_id, namespace), resource_version);
                     }
+                    Change::AllSecrets(all) => all_secrets = Some(all),
                 }
             }
             let mut secrets_changed = ChangedSecrets::default();
@@ -92,6 +134,10 @@ impl Reconciler {
             }
             let mut tx = self.pool.begin().await?;
             let mut poked = storage::targets::poke_secrets(&mut tx, cluster, &secrets_changed).await?;
+            if let Some(all) = all_secrets {
+                let (ids, names): (Vec<Uuid>, Vec<String>) = all.into_iter().unzip();
+                poked += storage::targets::poke_missing(&mut tx, cluster, (&ids, &names)).await?;
+            }
             if !namespaces.is_empty() {
                 poked += storage::targets::poke_namespaces(&mut tx, cluster, &namespaces).await?;
             }
@@ -101,21 +147,5 @@ impl Reconciler {
             tx.commit().await?;
         }
         Ok(())
-    }
-}
-
-/// A right that is missing is missing for one of the two watches, and may be given later.
-async fn watch_allowed(
-    client: &ClusterClient,
-    watched: Watched,
-    changes: &mpsc::Sender<Change>,
-) -> Result<(), ServiceError> {
-    match client.watch(watched, changes).await {
-        Err(ClusterError::Forbidden { detail }) => {
-            tracing::debug!(detail, "a cluster is compared at intervals alone");
-            tokio::time::sleep(FORBIDDEN).await;
-            Ok(())
-        }
-        ended => Ok(ended?),
     }
 }

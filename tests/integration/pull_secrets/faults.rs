@@ -29,7 +29,7 @@ async fn namespaces(count: usize) -> Vec<String> {
     stream::iter(0..count).map(|_| kubernetes::new_namespace()).buffer_unordered(16).collect().await
 }
 
-async fn prepare(client: &Client, broker: &Broker) {
+pub async fn prepare(client: &Client, broker: &Broker) {
     let cluster = json!({
         "name": "dev", "server": kubernetes::server(), "caCertificate": kubernetes::file("ca.crt"), "auth": broker.auth(),
     });
@@ -113,6 +113,59 @@ async fn a_replica_without_a_worker_leaves_the_work_to_others(pool: PgPool) {
     assert_eq!(serves.process.wait().await.code, Some(0));
 }
 
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_api_and_a_worker_in_processes_of_their_own_do_the_work_of_one(pool: PgPool) {
+    let installation = Installation::new(pool.connect_options().to_url_lossy().as_ref());
+    let key = installation.new_key("admin").await;
+    let api = Service::of(installation.spawn(&["serve", "--no-worker"])).await;
+    let worker = Service::of(installation.spawn(&["worker"])).await;
+    let (client, broker, namespaces) = (api.client(&key), Broker::new().await, namespaces(3).await);
+    prepare(&client, &broker).await;
+
+    let shown = put(&client, "team-a", &declared(&namespaces)).await.expect(201);
+    assert_holds(&shown["status"], &json!({"desired": 3, "synced": 3}));
+    all_have(&namespaces, "one").await;
+    client.patch("/v1/registry-accounts/martin", &json!({"password": "two"})).await.expect(200);
+    assert_holds(&settled(&client, "team-a").await["status"], &json!({"desired": 3, "synced": 3}));
+    all_have(&namespaces, "two").await;
+    // Who did it: the one logs requests, the other targets.
+    let (by_api, by_worker) = (api.process.stderr(), worker.process.stderr());
+    assert!(by_worker.contains("a target of a pull secret is in order") && by_api.contains("request done"));
+    assert!(!by_api.contains("a target of a pull secret"), "{by_api}");
+
+    // Nobody calls a worker but who runs it.
+    let caller = worker.client(&key);
+    assert_eq!(caller.get("/healthz").await.body, "ok\n");
+    assert_eq!(caller.get("/readyz").await.expect(200)["ready"], true);
+    assert!(caller.get("/metrics").await.body.contains("regcred_http_requests_total"));
+    assert_eq!(installation.run(&["healthcheck", &format!("http://{}/healthz", worker.address)]).await.code, Some(0));
+    caller.post("/healthz", &json!({})).await.problem(405, "method-not-allowed");
+    for path in ["/v1/me", "/v1/pull-secrets/team-a", "/openapi.json", "/docs", "/docs/", "/"] {
+        caller.get(path).await.problem(404, "not-found");
+    }
+
+    worker.process.signal("TERM");
+    let ended = worker.process.wait().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stderr.contains("stopping: no new connections") && ended.stderr.contains("\"stopped\""), "{ended:?}");
+    // With the worker gone a rotation waits, and the next one takes it up.
+    client.patch("/v1/registry-accounts/martin", &json!({"password": "three"})).await.expect(200);
+    let _worker = Service::of(installation.spawn(&["worker"])).await;
+    assert_holds(&settled(&client, "team-a").await["status"], &json!({"desired": 3, "synced": 3}));
+    all_have(&namespaces, "three").await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_worker_says_why_it_does_not_start(pool: PgPool) {
+    let installation = Installation::new(pool.connect_options().to_url_lossy().as_ref());
+    let behind = installation.run(&["worker"]).await;
+    assert!(behind.code == Some(64) && behind.stderr.contains("run `regcred migrate`"), "{behind:?}");
+    let nowhere = installation.with("REGCRED_MASTER_KEYS_FILE", "").with("REGCRED_LOG_FORMAT", "prose");
+    let nowhere = nowhere.run(&["worker"]).await;
+    assert!(nowhere.code == Some(64) && nowhere.stderr.contains("REGCRED_LOG_FORMAT"), "{nowhere:?}");
+    assert!(nowhere.stderr.contains("REGCRED_MASTER_KEYS or REGCRED_MASTER_KEYS_FILE"), "{nowhere:?}");
+}
+
 #[tokio::test]
 async fn a_postgres_that_restarts_in_a_fan_out_loses_nothing() {
     let mut postgres = Postgres::prepare();
@@ -144,12 +197,13 @@ async fn a_postgres_that_restarts_in_a_fan_out_loses_nothing() {
     all_have(&namespaces, "one").await;
 }
 
-/// A server that counts the requests, those for watches not, and answers each with this.
+/// A server that counts the requests, those of watches not (which begin with a list), and answers each with this.
 fn scripted(answer: &'static str) -> (String, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
     let address = listen(move |mut stream: TcpStream| {
-        if !read_request(&stream).contains("watch=1") {
+        let request = read_request(&stream);
+        if !["GET /api/v1/namespaces?", "GET /api/v1/secrets?"].iter().any(|list| request.starts_with(list)) {
             counted.fetch_add(1, Ordering::SeqCst);
         }
         // Whoever called may have gone.

@@ -49,9 +49,17 @@ impl Client {
 
     /// The answer, or that none came.
     pub async fn try_send(&self, request: RequestBuilder) -> reqwest::Result<Answer> {
-        let response = request.send().await?;
+        let mut response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        Ok(Answer { status, headers, body: response.text().await? })
+        // Of what goes on for long, what comes at once.
+        let is_stream = headers.get("content-type").is_some_and(|value| value == "text/event-stream");
+        let body = if is_stream {
+            let first = response.chunk().await?.unwrap_or_default();
+            String::from_utf8(first.to_vec()).expect("UTF-8")
+        } else {
+            response.text().await?
+        };
+        Ok(Answer { status, headers, body })
     }
 
     pub async fn get(&self, path: &str) -> Answer {

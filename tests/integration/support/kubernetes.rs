@@ -1,4 +1,4 @@
-//! The Kubernetes API server of `dev/with-services`, looked at past the code under test.
+//! The Kubernetes API servers of `dev/with-services`, looked at past the code under test.
 
 use std::{
     collections::BTreeMap,
@@ -17,45 +17,122 @@ use kube::{
     api::{ListParams, PostParams},
 };
 use regcred::domain::cluster::CaCertificate;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::given;
+use super::{eventually, given};
+
+/// One of the clusters of `dev/with-services`: nothing of the one is good for the other.
+#[derive(Debug, Clone, Copy)]
+pub struct Cluster(&'static str);
+
+/// The cluster that the functions of this module mean.
+pub const FIRST: Cluster = Cluster("REGCRED_TEST_KUBE");
+/// The other one.
+pub const SECOND: Cluster = Cluster("REGCRED_TEST_KUBE2");
+
+impl Cluster {
+    /// What `dev/with-services` exports of it under this name.
+    pub fn given(self, name: &str) -> String {
+        given(&format!("{}_{name}", self.0))
+    }
+
+    /// URL of the API server.
+    pub fn server(self) -> String {
+        self.given("SERVER")
+    }
+
+    /// Path of one of the cluster's files.
+    pub fn path(self, name: &str) -> PathBuf {
+        PathBuf::from(self.given("DIR")).join(name)
+    }
+
+    /// Content of one of the cluster's files.
+    pub fn file(self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).expect("the cluster's files are there")
+    }
+
+    /// What registers it at regcred under this name.
+    pub fn registration(self, name: &str, auth: &Value) -> Value {
+        json!({"name": name, "server": self.server(), "caCertificate": self.file("ca.crt"), "auth": auth})
+    }
+
+    /// kube's own client, as administrator.
+    pub fn admin(self) -> Client {
+        let ca = CaCertificate::parse(&self.file("ca.crt")).expect("a CA");
+        let mut config = Config::new(self.server().parse().expect("a URL"));
+        config.root_cert = Some(ca.as_der().map(<[u8]>::to_vec).collect());
+        config.auth_info.token = Some(self.given("ADMIN_TOKEN").into());
+        Client::try_from(config).expect("a client")
+    }
+
+    /// Makes a namespace for one test: the API server is shared by all of them.
+    pub async fn new_namespace(self) -> String {
+        let metadata = ObjectMeta { generate_name: Some("regcred-test-".to_owned()), ..ObjectMeta::default() };
+        let namespaces: Api<Namespace> = Api::all(self.admin());
+        let created = namespaces.create(&PostParams::default(), &Namespace { metadata, ..Namespace::default() }).await;
+        created.expect("a namespace").metadata.name.expect("a name")
+    }
+
+    /// The Secret of this name, which must be there.
+    pub async fn secret(self, namespace: &str, name: &str) -> Secret {
+        Api::<Secret>::namespaced(self.admin(), namespace).get(name).await.expect("the Secret is there")
+    }
+
+    /// What regcred wrote to Secrets of a namespace, from the API server's audit log: verb, who, and status, in the order of their
+    /// ends. Complete once a later call of somebody else is in it, which this makes.
+    pub async fn writes(self, namespace: &str) -> Vec<(String, String, u64)> {
+        let marker = uuid::Uuid::now_v7().to_string();
+        let found = Api::<Secret>::namespaced(self.admin(), namespace).get_opt(&marker).await;
+        assert!(found.expect("an answer").is_none());
+        let log = eventually("the audit log has it", async || {
+            let log = fs::read_to_string(self.given("AUDIT_LOG")).expect("an audit log");
+            log.contains(&marker).then_some(log)
+        });
+        let log = log.await;
+        let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let ours = events.filter(|event| {
+            let object = &event["objectRef"];
+            let is_write = ["create", "patch", "update", "delete"].iter().any(|verb| event["verb"] == *verb);
+            let is_ours = event["userAgent"].as_str().is_some_and(|agent| agent.starts_with("regcred/"));
+            is_write && is_ours && object["resource"] == "secrets" && object["namespace"] == namespace
+        });
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        ours.map(|event| {
+            let status = event["responseStatus"]["code"].as_u64().unwrap_or_default();
+            (text(&event["verb"]), text(&event["user"]["username"]), status)
+        })
+        .collect()
+    }
+}
 
 /// URL of the API server.
 pub fn server() -> String {
-    given("REGCRED_TEST_KUBE_SERVER")
+    FIRST.server()
 }
 
 /// Path of one of the cluster's files.
 pub fn path(name: &str) -> PathBuf {
-    PathBuf::from(given("REGCRED_TEST_KUBE_DIR")).join(name)
+    FIRST.path(name)
 }
 
 /// Content of one of the cluster's files.
 pub fn file(name: &str) -> String {
-    fs::read_to_string(path(name)).expect("the cluster's files are there")
+    FIRST.file(name)
 }
 
 /// kube's own client, as administrator.
 pub fn admin() -> Client {
-    let ca = CaCertificate::parse(&file("ca.crt")).expect("a CA");
-    let mut config = Config::new(server().parse().expect("a URL"));
-    config.root_cert = Some(ca.as_der().map(<[u8]>::to_vec).collect());
-    config.auth_info.token = Some(given("REGCRED_TEST_KUBE_ADMIN_TOKEN").into());
-    Client::try_from(config).expect("a client")
+    FIRST.admin()
 }
 
 /// Makes a namespace for one test: the API server is shared by all of them.
 pub async fn new_namespace() -> String {
-    let metadata = ObjectMeta { generate_name: Some("regcred-test-".to_owned()), ..ObjectMeta::default() };
-    let namespaces: Api<Namespace> = Api::all(admin());
-    let created = namespaces.create(&PostParams::default(), &Namespace { metadata, ..Namespace::default() }).await;
-    created.expect("a namespace").metadata.name.expect("a name")
+    FIRST.new_namespace().await
 }
 
 /// The Secret of this name, which must be there.
 pub async fn secret(namespace: &str, name: &str) -> Secret {
-    Api::<Secret>::namespaced(admin(), namespace).get(name).await.expect("the Secret is there")
+    FIRST.secret(namespace, name).await
 }
 
 /// Names of all Secrets in a namespace.

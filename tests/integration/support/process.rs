@@ -93,7 +93,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Waits until the process serves.
+    /// Waits until the process serves, or works.
     pub async fn of(mut process: Process) -> Self {
         let address = eventually("it serves", async || {
             if let Some(status) = process.ended() {
@@ -101,7 +101,7 @@ impl Service {
             }
             let stderr = process.stderr();
             let mut lines = stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            let serving = lines.find(|line| line["message"] == "serving")?;
+            let serving = lines.find(|line| line["message"] == "serving" || line["message"] == "working")?;
             serving["address"].as_str()?.parse().ok()
         });
         let address = address.await;

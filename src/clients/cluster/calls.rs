@@ -1,0 +1,129 @@
+//! Counts the calls to clusters.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use http::{Method, Request};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+};
+
+use super::{ClusterError, Watched};
+
+/// Clusters that have series of their own; those beyond share the name `other`.
+const CLUSTERS_MAX: usize = 250;
+
+/// What calls are told apart by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CallLabels {
+    cluster: String,
+    verb: &'static str,
+    code: String,
+}
+
+/// What watches are told apart by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WatchLabels {
+    cluster: String,
+    watched: &'static str,
+}
+
+/// The calls to all clusters.
+#[derive(Debug, Clone, Default)]
+pub struct Calls {
+    /// By cluster, verb and code.
+    pub counts: Family<CallLabels, Counter>,
+    /// Watches that broke off or could not be begun.
+    pub watch_restarts: Family<WatchLabels, Counter>,
+    clusters: Arc<Mutex<HashSet<String>>>,
+}
+
+impl Calls {
+    /// Counts a call that ended with this status, or without any.
+    pub(super) fn count(&self, cluster: &str, verb: Verb, result: Result<u16, &ClusterError>) {
+        let code = match result {
+            Ok(status) => status.to_string(),
+            Err(ClusterError::Timeout { .. }) => "timeout".to_owned(),
+            Err(ClusterError::Tls { .. }) => "tls".to_owned(),
+            Err(_) => "unreachable".to_owned(),
+        };
+        let labels = CallLabels { cluster: self.label(cluster), verb: verb.0, code };
+        self.counts.get_or_create(&labels).inc();
+    }
+
+    /// Counts a watch that broke off or could not be begun.
+    pub(super) fn count_watch_restart(&self, cluster: &str, watched: Watched) {
+        let labels = WatchLabels { cluster: self.label(cluster), watched: watched.as_str() };
+        self.watch_restarts.get_or_create(&labels).inc();
+    }
+
+    fn label(&self, cluster: &str) -> String {
+        let mut known = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.contains(cluster) {
+            if known.len() >= CLUSTERS_MAX {
+                return "other".to_owned();
+            }
+            known.insert(cluster.to_owned());
+        }
+        cluster.to_owned()
+    }
+}
+
+/// What a request asks for, in the words of Kubernetes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Verb(&'static str);
+
+impl Verb {
+    pub(super) fn of<B>(request: &Request<B>) -> Self {
+        let uri = request.uri();
+        Self(match *request.method() {
+            Method::POST => "create",
+            Method::PATCH => "patch",
+            Method::DELETE => "delete",
+            _ if uri
+                .query()
+                .is_some_and(|query| query.split('&').any(|part| matches!(part, "watch=1" | "watch=true"))) =>
+            {
+                "watch"
+            }
+            _ if uri.path().ends_with("/namespaces") || uri.path().ends_with("/secrets") => "list",
+            _ => "get",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(Method::POST, "/api/v1/namespaces/a/secrets?fieldManager=regcred", "create")]
+    #[case(Method::PATCH, "/api/v1/namespaces/a/secrets/pull?force=true", "patch")]
+    #[case(Method::DELETE, "/api/v1/namespaces/a/secrets/pull", "delete")]
+    #[case(Method::GET, "/api/v1/namespaces/a/secrets/pull", "get")]
+    #[case(Method::GET, "/api/v1/namespaces/a/serviceaccounts/default", "get")]
+    #[case(Method::GET, "/version", "get")]
+    #[case(Method::GET, "/api/v1/namespaces?limit=250", "list")]
+    #[case(Method::GET, "/api/v1/secrets?&limit=500&labelSelector=x", "list")]
+    #[case(Method::GET, "/api/v1/secrets?&watch=true&resourceVersion=5", "watch")]
+    fn a_call_has_the_verb_of_kubernetes(#[case] method: Method, #[case] uri: &str, #[case] verb: &str) {
+        let request = Request::builder().method(method).uri(uri).body(()).expect("a request");
+
+        assert_eq!(Verb::of(&request), Verb(Box::leak(verb.to_owned().into_boxed_str())));
+    }
+
+    #[test]
+    fn clusters_without_end_make_no_series_without_end() {
+        let calls = Calls::default();
+
+        let labels: HashSet<String> = (0..1_000).map(|number| calls.label(&format!("cluster-{number}"))).collect();
+
+        assert_eq!(labels.len(), CLUSTERS_MAX + 1);
+        assert!(labels.contains("other") && calls.label("cluster-0") == "cluster-0");
+    }
+}

@@ -1,0 +1,304 @@
+//! The stream of events of a pull secret.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions, PgPool, postgres::PgListener};
+
+use super::{Broker, app_with_broker, declaration, put, settled};
+use crate::support::{
+    app::TestApp,
+    client::{Client, assert_holds},
+    eventually, kubernetes,
+    listener::refusing_server,
+    process::{Installation, Service},
+};
+
+/// A stream that somebody reads.
+struct Stream {
+    response: reqwest::Response,
+    unread: String,
+}
+
+/// An event, or a comment, whose name is empty.
+#[derive(Debug)]
+struct Event {
+    name: String,
+    id: String,
+    data: Value,
+}
+
+impl Stream {
+    async fn open(client: &Client, name: &str) -> Self {
+        let request = client.request("GET", &format!("/v1/pull-secrets/{name}/events"));
+        let response = request.send().await.expect("an answer");
+        assert_eq!(response.status().as_u16(), 200);
+        for (header, value) in [
+            ("content-type", "text/event-stream"),
+            ("cache-control", "no-store"),
+            ("x-accel-buffering", "no"),
+            ("connection", "close"),
+        ] {
+            assert_eq!(response.headers()[header], value);
+        }
+        assert!(!response.headers().contains_key("content-encoding"));
+        Self { response, unread: String::new() }
+    }
+
+    /// The next event or comment; none at the end of the stream.
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(end) = self.unread.find("\n\n") {
+                let block: String = self.unread.drain(..end + 2).collect();
+                let field = |name: &str| {
+                    let prefix = format!("{name}: ");
+                    block.lines().find_map(|line| line.strip_prefix(&prefix)).unwrap_or_default().to_owned()
+                };
+                return Some(Event {
+                    name: field("event"),
+                    id: field("id"),
+                    data: serde_json::from_str(&field("data")).unwrap_or_default(),
+                });
+            }
+            let chunk = self.response.chunk().await.expect("whole events")?;
+            self.unread.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
+        }
+    }
+
+    /// The next event.
+    async fn event(&mut self) -> Event {
+        loop {
+            let event = self.next().await.expect("the stream goes on");
+            if !event.name.is_empty() {
+                return event;
+            }
+        }
+    }
+
+    /// The events up to one of these.
+    async fn until(&mut self, is_it: impl Fn(&Event) -> bool) -> Vec<Event> {
+        let mut events = Vec::new();
+        loop {
+            events.push(self.event().await);
+            if events.last().is_some_and(&is_it) {
+                return events;
+            }
+        }
+    }
+
+    /// The reason of its end, which is the last that it says.
+    async fn end(mut self) -> String {
+        let events = self.until(|event| event.name == "end").await;
+        assert!(self.next().await.is_none(), "nothing follows the end");
+        events.last().expect("an event").data["reason"].as_str().expect("a reason").to_owned()
+    }
+}
+
+/// A pull secret that goes to a cluster which is away.
+async fn declare_away(app: &TestApp) {
+    let away = json!({"name": "away", "server": refusing_server(), "auth": {"type": "none"}, "allowPlainHttp": true});
+    app.admin().post("/v1/clusters", &away).await.expect(201);
+    app.register_account("martin", "registry.martin.com:5000", "martin", "one").await;
+    put(&app.admin(), "team-a", &declaration(&["martin"], "away", &["a-dev"])).await.expect(201);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_stream_tells_how_a_rotation_gets_on(pool: PgPool) {
+    const COUNT: usize = 40;
+    let (app, _broker) = app_with_broker(pool.clone(), &[]).await;
+    let admin = app.admin();
+    let mut namespaces = Vec::new();
+    for _ in 0..COUNT {
+        namespaces.push(kubernetes::new_namespace().await);
+    }
+    let names: Vec<&str> = namespaces.iter().map(String::as_str).collect();
+    let shown = put(&admin, "team-a", &declaration(&["martin-5000"], "dev", &names)).await.expect(201);
+    let mut heard = PgListener::connect_with(&pool).await.expect("a listener");
+    heard.listen("regcred_pull_secret_progress").await.expect("it listens");
+
+    // At once how it is doing.
+    let began = Instant::now();
+    let mut stream = Stream::open(&admin, "team-a").await;
+    let first = stream.event().await;
+    assert_eq!((first.name.as_str(), &first.data["settled"]), ("status", &json!(true)), "{first:?}");
+    assert_holds(
+        &first.data,
+        &json!({"id": shown["id"], "name": "team-a", "version": 1, "generation": 1, "observedGeneration": 1,
+            "status": shown["status"], "deletedAt": null}),
+    );
+
+    admin.patch("/v1/registry-accounts/martin-5000", &json!({"password": "rotated"})).await.expect(200);
+    let is_done = |event: &Event| event.data["settled"] == true && event.data["observedGeneration"] == 2;
+    let events = stream.until(is_done).await;
+    let last = events.last().expect("an event");
+    assert_holds(&last.data["status"], &json!({"desired": COUNT, "synced": COUNT, "pending": 0, "removing": 0}));
+    // Not one for each target, and none that says nothing new.
+    let most = 2 + 2 * usize::try_from(began.elapsed().as_secs() + 1).expect("few");
+    assert!(events.len() <= most, "{} events", events.len());
+    let mut ids: Vec<&str> = events.iter().map(|event| event.id.as_str()).collect();
+    ids.dedup();
+    assert_eq!(ids.len(), events.len(), "{events:?}");
+    // What another process would hear: the pull secret, once for many targets.
+    let mut notifications = vec![heard.recv().await.expect("a notification")];
+    while let Some(more) = heard.next_buffered() {
+        notifications.push(more);
+    }
+    assert!(notifications.iter().all(|one| one.payload() == shown["id"].as_str().expect("an id")));
+    let most = 2 + 4 * usize::try_from(began.elapsed().as_secs() + 1).expect("few");
+    assert!(notifications.len() <= most, "{} notifications", notifications.len());
+
+    // Somebody who looks later reads the same under the same id.
+    let again = Stream::open(&admin, "team-a").await.event().await;
+    assert_eq!((&again.id, &again.data), (&last.id, &last.data));
+
+    assert_eq!(admin.delete("/v1/pull-secrets/team-a").await.status, 202);
+    let events = stream.until(|event| event.data["deletedAt"].is_string() || event.name == "end").await;
+    let reason = match events.last() {
+        Some(end) if end.name == "end" => end.data["reason"].as_str().expect("a reason").to_owned(),
+        _ => stream.end().await,
+    };
+    assert_eq!(reason, "gone");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_stream_lasts_while_nothing_happens_and_tells_what_does(pool: PgPool) {
+    let (app, _broker) = app_with_broker(pool.clone(), &[]).await;
+    let body = declaration(&["martin-5000"], "dev", &[&kubernetes::new_namespace().await]);
+    put(&app.admin(), "team-a", &body).await.expect(201);
+    let mut stream = Stream::open(&app.admin(), "team-a").await;
+    let first = stream.event().await;
+    assert_holds(&first.data["status"], &json!({"desired": 1, "synced": 1}));
+    // Longer than a client may take for an answer that is not long.
+    let began = Instant::now();
+    loop {
+        let next = stream.next().await.expect("it lasts");
+        if next.name.is_empty() {
+            break;
+        }
+    }
+    assert!(began.elapsed() >= Duration::from_secs(14), "the comment came after {:?}", began.elapsed());
+    // What nobody tells of is found by looking.
+    sqlx::query("UPDATE pull_secret_targets SET state = 'conflict'").execute(&pool).await.expect("done");
+    let events = stream.until(|event| event.data["status"]["conflict"] == 1).await;
+    assert_eq!(events.last().expect("an event").data["settled"], true);
+    // One that is made anew is another one.
+    assert_eq!(app.admin().delete("/v1/pull-secrets/team-a?deletionPolicy=retain").await.status, 202);
+    put(&app.admin(), "team-a", &body).await.expect(201);
+    assert_eq!(stream.end().await, "gone");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_stream_ends_with_the_right_to_it(pool: PgPool) {
+    let app = TestApp::spawn(pool.clone()).await;
+    declare_away(&app).await;
+    let grants = json!({"accounts": ["martin"], "clusters": ["away"], "namespaces": ["a-dev"]});
+    let viewer = app.caller("viewer", "viewer", Some(grants)).await;
+    viewer.get("/v1/pull-secrets/none/events").await.problem(404, "not-found");
+    app.anonymous().get("/v1/pull-secrets/team-a/events").await.problem(401, "unauthenticated");
+
+    // A declaration that goes beyond his grants.
+    let mut beyond = Stream::open(&viewer, "team-a").await;
+    beyond.event().await;
+    put(&app.admin(), "team-a", &declaration(&["martin"], "away", &["a-dev", "b-dev"])).await.expect(200);
+    assert_eq!(beyond.end().await, "gone");
+    put(&app.admin(), "team-a", &declaration(&["martin"], "away", &["a-dev"])).await.expect(200);
+
+    // A key that is revoked, and one that expires.
+    let mut revoked = Stream::open(&viewer, "team-a").await;
+    revoked.event().await;
+    app.revoke_key("viewer", false).await.expect("revoked");
+    assert_eq!(revoked.end().await, "unauthenticated");
+    let soon = chrono::Utc::now() + Duration::from_secs(10);
+    let body = json!({"name": "short", "role": "viewer", "expiresAt": soon});
+    let key = app.admin().post("/v1/api-keys", &body).await.expect(201);
+    let short = app.admin().with_key(key["key"].as_str().expect("a key"));
+    let mut expiring = Stream::open(&short, "team-a").await;
+    expiring.event().await;
+    assert_eq!(expiring.end().await, "unauthenticated");
+    assert!(chrono::Utc::now() >= soon, "not before");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn streams_are_bounded_and_their_places_are_free_when_they_end(pool: PgPool) {
+    let app = TestApp::spawn(pool.clone()).await;
+    declare_away(&app).await;
+    let viewer = app.caller("viewer", "viewer", None).await;
+    let open = async || {
+        let metrics = app.anonymous().get("/metrics").await.body;
+        let line = metrics.lines().find_map(|line| line.strip_prefix("regcred_event_streams ")).expect("the metric");
+        line.parse::<usize>().expect("a number")
+    };
+    assert_eq!(open().await, 0);
+    let mut streams = Vec::new();
+    for _ in 0..16 {
+        streams.push(Stream::open(&viewer, "team-a").await);
+    }
+    assert_eq!(open().await, 16);
+    let refused = viewer.get("/v1/pull-secrets/team-a/events").await;
+    refused.problem(429, "too-many-streams");
+    assert_eq!(refused.header("retry-after"), "10");
+    // Others have theirs, and he can do everything else.
+    viewer.get("/v1/pull-secrets/team-a").await.expect(200);
+    let other = Stream::open(&app.admin(), "team-a").await;
+    assert_eq!(open().await, 17);
+    // One connection hears for all of them, and none where there are no streams.
+    let listeners = async || {
+        let count = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity
+             WHERE datname = current_database() AND application_name = 'regcred progress'",
+        );
+        let count: i64 = count.fetch_one(&pool).await.expect("a count");
+        count
+    };
+    eventually("one listens", async || (listeners().await == 1).then_some(())).await;
+    streams.pop();
+    eventually("the place is free", async || (open().await == 16).then_some(())).await;
+    streams.push(Stream::open(&viewer, "team-a").await);
+    drop((streams, other));
+    eventually("all are", async || (open().await == 0).then_some(())).await;
+    eventually("nobody listens", async || (listeners().await == 0).then_some(())).await;
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn streams_end_at_once_where_their_process_does(pool: PgPool) {
+    let installation =
+        Installation::new(pool.connect_options().to_url_lossy().as_ref()).with("REGCRED_HTTP_SHUTDOWN_SECONDS", "600");
+    let key = installation.new_key("admin").await;
+    let api = Service::of(installation.spawn(&["serve", "--no-worker"])).await;
+    let worker = Service::of(installation.spawn(&["worker"])).await;
+    let (client, broker, namespace) = (api.client(&key), Broker::new().await, kubernetes::new_namespace().await);
+    super::faults::prepare(&client, &broker).await;
+    put(&client, "team-a", &declaration(&["martin"], "dev", &[&namespace])).await.expect(201);
+    settled(&client, "team-a").await;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        streams.push(Stream::open(&client, "team-a").await);
+    }
+    // The worker is another process.
+    client.patch("/v1/registry-accounts/martin", &json!({"password": "two"})).await.expect(200);
+    for stream in &mut streams {
+        stream.until(|event| event.data["observedGeneration"] == 2 && event.data["settled"] == true).await;
+    }
+
+    api.process.signal("TERM");
+    for stream in streams {
+        assert_eq!(stream.end().await, "stopping");
+    }
+    // Long before the grace is over.
+    let ended = api.process.wait().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    // What the log says of a stream: when it began, and when and why it ended.
+    let lines: Vec<Value> = ended.stderr.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let of = |message: &str| {
+        let path = "/v1/pull-secrets/team-a/events";
+        let lines = lines.iter().filter(|line| line["message"] == message && line["span"]["path"] == path);
+        lines.cloned().collect::<Vec<Value>>()
+    };
+    let (begun, over) = (of("request done"), of("a stream of events has ended"));
+    assert_eq!((begun.len(), over.len()), (3, 3), "{}", ended.stderr);
+    assert!(begun.iter().all(|line| line["status"] == 200 && line["caller"] == "admin"), "{begun:?}");
+    assert!(over.iter().all(|line| line["reason"] == "stopping" && line["events"].as_u64() >= Some(2)), "{over:?}");
+    assert!(over.iter().all(|line| begun.iter().any(|begun| begun["span"] == line["span"])), "{over:?}");
+    assert!(!ended.stderr.contains(&key), "the key is nowhere in the log");
+    drop(worker);
+}

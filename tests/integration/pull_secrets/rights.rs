@@ -1,0 +1,356 @@
+//! The rights that pull secrets need: what `regcred cluster rbac` prints is enough and not too much, and `check` says what is missing.
+
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions, PgPool};
+
+use super::{
+    Broker, declaration, entries, find_secret, label, labelled_namespace, password, put, service_account, settled,
+    sync, target,
+};
+use crate::support::{
+    app::TestApp,
+    client::{Client, assert_holds},
+    eventually, kubernetes,
+    listener::refusing_server,
+    process::Installation,
+};
+
+/// A regcred whose credential for the cluster may do nothing at first.
+struct Setup {
+    app: TestApp,
+    admin: Client,
+    broker: Broker,
+    /// The printed roles bear its name, so it is another one in each test.
+    cluster: String,
+    installation: Installation,
+}
+
+impl Setup {
+    async fn new(pool: PgPool, variables: &[(&str, &str)]) -> Self {
+        let installation = Installation::new(pool.connect_options().to_url_lossy().as_str());
+        let app = TestApp::configured(pool, variables).await;
+        let broker = Broker::without_rights().await;
+        let cluster = broker.namespace.clone();
+        app.register_cluster_with(&cluster, &broker.auth()).await;
+        app.register_account("martin", "registry.martin.com:5000", "martin", "one").await;
+        let admin = app.admin();
+        Self { app, admin, broker, cluster, installation }
+    }
+
+    /// What is printed for the broker.
+    async fn print(&self, more: &[&str]) -> String {
+        let subject = format!("{}/{}", self.broker.namespace, self.broker.name);
+        let arguments = ["cluster", "rbac", "--cluster", &self.cluster, "--service-account", &subject];
+        self.installation.must_run(&[&arguments[..], more].concat()).await
+    }
+
+    async fn rotate(&self, password: &str) {
+        self.admin.patch("/v1/registry-accounts/martin", &json!({"password": password})).await.expect(200);
+    }
+
+    /// Has it looked at until so many targets are in order, and no other is there. The API server takes a moment to know of rights.
+    async fn until_synced(&self, count: usize) {
+        eventually(&format!("{count} targets are in order"), async || {
+            let status = &sync(&self.admin, "team-a").await["status"];
+            (status["synced"] == count && status["desired"] == count && status["removing"] == 0).then_some(())
+        })
+        .await;
+    }
+
+    async fn check(&self) -> Value {
+        let check = self.admin.post(&format!("/v1/clusters/{}/check", self.cluster), &json!({})).await.expect(200);
+        assert_eq!((check.get("problem"), &check["pullSecretsCut"]), (None, &json!(false)), "{check}");
+        check["pullSecrets"].clone()
+    }
+}
+
+fn apply(yaml: &str) {
+    kubernetes::kubectl(&["apply", "-f", "-"], yaml);
+}
+
+/// The same rights without one of them.
+fn without(yaml: &str, verb: &str, resource: &str) -> String {
+    let (of_resource, word) = (format!("  resources: [\"{resource}\"]"), format!("\"{verb}\""));
+    let mut lines: Vec<String> = yaml.lines().map(str::to_owned).collect();
+    let mut taken = 0;
+    for at in 1..lines.len() {
+        if lines[at - 1] == of_resource && lines[at].contains(&word) {
+            lines[at] = lines[at].replace(&format!(", {word}"), "").replace(&format!("{word}, "), "");
+            taken += 1;
+        }
+    }
+    assert!(taken > 0, "{verb} {resource} is not in {yaml}");
+    lines.join("\n")
+}
+
+/// How Kubernetes' own documents call what an error names.
+fn objects(resource: &str) -> &str {
+    match resource {
+        "secrets" => "Secrets",
+        "serviceaccounts" => "ServiceAccounts",
+        other => panic!("{other}"),
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn the_printed_rights_are_what_named_namespaces_need(pool: PgPool) {
+    let setup = Setup::new(pool, &[]).await;
+    let admin = &setup.admin;
+    let (one, two) = (kubernetes::new_namespace().await, kubernetes::new_namespace().await);
+    for namespace in [&one, &two] {
+        service_account(namespace, "default", &["other"]).await;
+    }
+    let mut body = declaration(&["martin"], &setup.cluster, &[&one, &two]);
+    body["serviceAccounts"] = json!(["default"]);
+    let shown = put(admin, "team-a", &body).await.expect(201);
+    assert_holds(&shown["status"], &json!({"desired": 2, "failed": 2}));
+
+    // Onboarding, a rotation, and a namespace that is not declared any more.
+    let both = setup.print(&[]).await;
+    assert_eq!(setup.print(&[]).await, both, "it is the same every time");
+    assert!(!both.contains('*') && !both.contains("ClusterRole\n"), "{both}");
+    apply(&both);
+    setup.until_synced(2).await;
+    assert_eq!(setup.check().await, json!([]));
+    setup.rotate("two").await;
+    assert_holds(&settled(admin, "team-a").await["status"], &json!({"desired": 2, "synced": 2}));
+    for namespace in [&one, &two] {
+        assert_eq!(password(&kubernetes::secret(namespace, "team-a-pull").await), "two");
+        assert_eq!(entries(namespace, "default").await, ["other", "team-a-pull"]);
+    }
+    body["targets"][0]["namespaces"] = json!([one]);
+    let shown = put(admin, "team-a", &body).await.expect(200);
+    assert_holds(&shown["status"], &json!({"desired": 1, "synced": 1, "removing": 0}));
+    assert!(find_secret(&two, "team-a-pull").await.is_none());
+    assert_eq!(entries(&two, "default").await, ["other"]);
+
+    // One right fewer fails, the state names it, and so does the check.
+    let printed = setup.print(&[]).await;
+    assert!(printed.contains(&one) && !printed.contains(&two), "{printed}");
+    let secrets = Api::<Secret>::namespaced(kubernetes::admin(), &one);
+    let accounts = Api::<ServiceAccount>::namespaced(kubernetes::admin(), &one);
+    let mut rotations = 0;
+    for (verb, resource) in [
+        ("create", "secrets"),
+        ("get", "secrets"),
+        ("patch", "secrets"),
+        ("get", "serviceaccounts"),
+        ("patch", "serviceaccounts"),
+    ] {
+        apply(&without(&printed, verb, resource));
+        let expected = format!("may not {verb} {} in namespace {one}", objects(resource));
+        eventually(&expected, async || {
+            // What needs the right.
+            match (verb, resource) {
+                // It may be gone already.
+                ("create", "secrets") => drop(secrets.delete("team-a-pull", &DeleteParams::default()).await),
+                ("patch", "secrets") => {
+                    rotations += 1;
+                    setup.rotate(&format!("rotated-{rotations}")).await;
+                }
+                ("patch", "serviceaccounts") => {
+                    let patch = Patch::Merge(json!({"imagePullSecrets": [{"name": "other"}]}));
+                    accounts.patch("default", &PatchParams::default(), &patch).await.expect("patched");
+                }
+                _ => {}
+            }
+            sync(admin, "team-a").await;
+            let target = target(admin, "team-a").await;
+            let is_so = target["lastError"]["detail"].as_str().is_some_and(|detail| detail.contains(&expected));
+            (is_so && target["lastError"]["type"] == "cluster-forbidden").then_some(())
+        })
+        .await;
+        let missing = json!([{"verb": verb, "resource": resource, "namespace": one}]);
+        assert_eq!(setup.check().await, json!([{"name": "team-a", "missing": missing}]));
+        apply(&printed);
+        setup.until_synced(1).await;
+    }
+    let expected = format!("may not delete Secrets in namespace {one}");
+    apply(&without(&printed, "delete", "secrets"));
+    // Not before the API server knows of it: there is one try.
+    eventually("the check knows of it", async || (setup.check().await != json!([])).then_some(())).await;
+    assert_eq!(admin.delete("/v1/pull-secrets/team-a").await.status, 202);
+    eventually(&expected, async || {
+        let target = target(admin, "team-a").await;
+        target["lastError"]["detail"].as_str().is_some_and(|detail| detail.contains(&expected)).then_some(())
+    })
+    .await;
+    let missing = json!([{"verb": "delete", "resource": "secrets", "namespace": one}]);
+    assert_eq!(setup.check().await, json!([{"name": "team-a", "missing": missing}]));
+    // What is left to do needs no more than this.
+    let left = setup.print(&[]).await;
+    assert!(left.contains(r#"verbs: ["get", "delete"]"#) && !left.contains("create"), "{left}");
+    apply(&left);
+    eventually("it is gone", async || {
+        let poked = admin.post("/v1/pull-secrets/team-a/sync", &json!({})).await;
+        (poked.status == 404).then_some(())
+    })
+    .await;
+    assert!(find_secret(&one, "team-a-pull").await.is_none());
+    assert_eq!(entries(&one, "default").await, ["other"]);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn the_printed_rights_are_what_a_selector_needs(pool: PgPool) {
+    let setup = Setup::new(pool, &[("REGCRED_PULL_SECRETS_COMPARE_SECONDS", "1")]).await;
+    let admin = &setup.admin;
+    let team = format!("t{}", uuid::Uuid::now_v7().simple());
+    let first = labelled_namespace(&[("team", &team)]).await;
+    service_account(&first, "default", &[]).await;
+    let mut body = declaration(&["martin"], &setup.cluster, &[]);
+    body["targets"] = json!([{"cluster": setup.cluster, "namespaceSelector": {"matchLabels": {"team": team}}}]);
+    body["serviceAccounts"] = json!(["default"]);
+    let request = admin.request("PUT", "/v1/pull-secrets/team-a").json(&body);
+    admin.send(request).await.expect(201);
+    let selection = async || admin.get("/v1/pull-secrets/team-a").await.expect(200)["selections"][0].clone();
+    let list_is_missing = async || {
+        let error = selection().await["lastError"].clone();
+        let is_named = error["detail"].as_str().is_some_and(|detail| detail.contains("may not list namespaces"));
+        (is_named && error["type"] == "cluster-forbidden").then_some(())
+    };
+    eventually("the state says that namespaces cannot be listed", list_is_missing).await;
+
+    let printed = setup.print(&[]).await;
+    assert_eq!(setup.print(&[]).await, printed, "it is the same every time");
+    assert!(!printed.contains('*') && !printed.contains("kind: Role\n"), "{printed}");
+    apply(&printed);
+    setup.until_synced(1).await;
+    assert_eq!(setup.check().await, json!([]));
+
+    // A namespace that is new, a rotation, and one that matches no more.
+    let second = labelled_namespace(&[("team", &team)]).await;
+    service_account(&second, "default", &[]).await;
+    eventually("it is there", async || find_secret(&second, "team-a-pull").await).await;
+    setup.until_synced(2).await;
+    setup.rotate("two").await;
+    assert_holds(&settled(admin, "team-a").await["status"], &json!({"desired": 2, "synced": 2}));
+    for namespace in [&first, &second] {
+        assert_eq!(password(&kubernetes::secret(namespace, "team-a-pull").await), "two");
+        assert_eq!(entries(namespace, "default").await, ["team-a-pull"]);
+    }
+    label(&first, &[("team", None)]).await;
+    eventually("it is taken away", async || find_secret(&first, "team-a-pull").await.is_none().then_some(())).await;
+    eventually("and detached", async || entries(&first, "default").await.is_empty().then_some(())).await;
+
+    // Of one right fewer the check knows.
+    for (verb, resource) in [
+        ("create", "secrets"),
+        ("get", "secrets"),
+        ("patch", "secrets"),
+        ("delete", "secrets"),
+        ("get", "serviceaccounts"),
+        ("patch", "serviceaccounts"),
+        ("watch", "namespaces"),
+        ("list", "namespaces"),
+    ] {
+        apply(&without(&printed, verb, resource));
+        let missing = json!([{"verb": verb, "resource": resource, "namespace": null}]);
+        let expected = json!([{"name": "team-a", "missing": missing}]);
+        eventually(&expected.to_string(), async || (setup.check().await == expected).then_some(())).await;
+    }
+    eventually("the state says that namespaces cannot be listed", list_is_missing).await;
+    apply(&printed);
+    eventually("they can be again", async || selection().await["lastError"].is_null().then_some(())).await;
+    assert_eq!(admin.delete("/v1/pull-secrets/team-a").await.status, 202);
+    eventually("it is gone", async || (admin.get("/v1/pull-secrets/team-a").await.status == 404).then_some(())).await;
+    assert!(find_secret(&second, "team-a-pull").await.is_none());
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn what_is_printed_follows_what_is_declared(pool: PgPool) {
+    let setup = Setup::new(pool.clone(), &[]).await;
+    let admin = &setup.admin;
+    let nothing = setup.print(&[]).await;
+    assert!(nothing.starts_with("# No pull secret") && nothing.lines().count() == 1, "{nothing}");
+    let rbac = async |arguments: &[&str]| setup.installation.run(&[&["cluster", "rbac"], arguments].concat()).await;
+    let unknown = rbac(&["--cluster", "nowhere"]).await;
+    assert!(unknown.code == Some(1) && unknown.stderr.contains("no cluster named `nowhere`"), "{unknown:?}");
+    for wrong in ["no-slash", "Upper/case", "a/b/c", "/b", "a/"] {
+        let refused = rbac(&["--cluster", &setup.cluster, "--service-account", wrong]).await;
+        assert!(refused.code == Some(1) && refused.stderr.contains("--service-account"), "{refused:?}");
+    }
+    let both = rbac(&["--cluster", &setup.cluster, "--user", "me", "--group", "us"]).await;
+    assert_eq!(both.code, Some(2), "{both:?}");
+
+    // No more than a declaration needs; and what an earlier one left behind.
+    let away = json!({"name": "away", "server": refusing_server(), "auth": {"type": "none"}, "allowPlainHttp": true});
+    admin.post("/v1/clusters", &away).await.expect(201);
+    let mut body = declaration(&["martin"], "away", &["a-dev", "a-prod"]);
+    body["deletionPolicy"] = json!("retain");
+    put(admin, "team-a", &body).await.expect(201);
+    let print = async |more: &[&str]| {
+        let arguments = ["cluster", "rbac", "--cluster", "away"];
+        setup.installation.must_run(&[&arguments[..], more].concat()).await
+    };
+    let verbs = async |more: &[&str]| {
+        let printed = print(more).await;
+        let rules = printed.lines().filter(|line| line.starts_with("  resources:") || line.starts_with("  verbs:"));
+        rules.map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+    };
+    let least = [r#"resources: ["secrets"]"#, r#"verbs: ["create", "get", "patch"]"#];
+    assert_eq!(verbs(&[]).await, [least, least].concat());
+    let printed = print(&["--group", "brokers"]).await;
+    assert_eq!(printed.matches("  namespace: \"a-dev\"\n").count(), 2, "{printed}");
+    assert_eq!(printed.matches("- kind: Group\n").count(), 2, "{printed}");
+    assert!(print(&[]).await.contains("name: \"regcred\"\n  namespace: \"regcred\"\n"), "the default");
+    let watching = [r#"resources: ["secrets"]"#, r#"verbs: ["list", "watch"]"#];
+    assert_eq!(verbs(&["--watch-secrets"]).await, [watching, least, least].concat());
+
+    // A try that is under way stores nothing more.
+    let attached = "UPDATE pull_secret_targets SET attached = '{default}', lease_token = lease_token + 1,
+        lease_until = NULL, next_attempt_at = now() + interval '1 hour' WHERE namespace = 'a-dev'";
+    sqlx::query(attached).execute(&pool).await.expect("done");
+    let detach = [r#"resources: ["serviceaccounts"]"#, r#"verbs: ["get", "patch"]"#];
+    assert_eq!(verbs(&[]).await, [least, detach, least].concat());
+    body["deletionPolicy"] = json!("delete");
+    body["targets"][0]["namespaces"] = json!(["a-prod"]);
+    admin.send(admin.request("PUT", "/v1/pull-secrets/team-a").json(&body)).await.expect(200);
+    let remove = [r#"resources: ["secrets"]"#, r#"verbs: ["get", "delete"]"#];
+    let all = [r#"resources: ["secrets"]"#, r#"verbs: ["create", "get", "patch", "delete"]"#];
+    assert_eq!(verbs(&[]).await, [remove, detach, all].concat());
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_check_tells_rights_of_what_its_caller_may_see_and_no_more_than_it_can(pool: PgPool) {
+    let setup = Setup::new(pool, &[]).await;
+    let admin = &setup.admin;
+    let cluster = setup.cluster.as_str();
+    let declare = async |name: &str, namespaces: &[&str]| {
+        let mut body = declaration(&["martin"], cluster, namespaces);
+        body["secret"]["name"] = json!(name);
+        let request = admin.request("PUT", &format!("/v1/pull-secrets/{name}")).json(&body);
+        admin.send(request).await.expect(201);
+    };
+    declare("team-a", &["a-dev"]).await;
+    declare("team-b", &["a-dev", "b-dev"]).await;
+    let rights = |namespace: &str| {
+        ["create", "get", "patch", "delete"]
+            .map(|verb| json!({"verb": verb, "resource": "secrets", "namespace": namespace}))
+    };
+    let team_a = json!({"name": "team-a", "missing": rights("a-dev")});
+    let of_both = [rights("a-dev"), rights("b-dev")].concat();
+    let team_b = json!({"name": "team-b", "missing": of_both});
+    assert_eq!(setup.check().await, json!([team_a, team_b]));
+    let grants = json!({"accounts": ["*"], "clusters": [cluster], "namespaces": ["a-*"]});
+    let deliverer = setup.app.caller("ci", "deliverer", Some(grants)).await;
+    let check = deliverer.post(&format!("/v1/clusters/{cluster}/check"), &json!({})).await.expect(200);
+    assert_holds(&check, &json!({"pullSecrets": [team_a], "pullSecretsCut": false}));
+
+    let many: Vec<String> = (0..150).map(|number| format!("many-{number:03}")).collect();
+    declare("many", &many.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let check = admin.post(&format!("/v1/clusters/{cluster}/check"), &json!({})).await.expect(200);
+    let lacking = check["pullSecrets"].as_array().expect("a list");
+    assert_eq!((lacking.len(), &check["pullSecretsCut"]), (3, &json!(true)), "{check}");
+    assert_eq!(lacking[0]["missing"].as_array().map(Vec::len), Some(50));
+
+    // Of a cluster that does not answer nothing is known.
+    let away = json!({"name": "away", "server": refusing_server(), "auth": {"type": "none"}, "allowPlainHttp": true});
+    admin.post("/v1/clusters", &away).await.expect(201);
+    let check = admin.post("/v1/clusters/away/check", &json!({})).await.expect(200);
+    assert_eq!((check.get("pullSecrets"), check.get("pullSecretsCut")), (None, None), "{check}");
+}
