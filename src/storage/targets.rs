@@ -1076,8 +1076,8 @@ pub async fn poke_missing(
 ) -> Result<u64, StorageError> {
     let poked = sqlx::query!(
         "UPDATE pull_secret_targets AS target SET next_attempt_at = now()
-         WHERE (pull_secret_id, cluster_id, namespace) IN (
-             SELECT target.pull_secret_id, target.cluster_id, target.namespace FROM pull_secret_targets AS target
+         WHERE cluster_id = $1 AND (pull_secret_id, namespace) IN (
+             SELECT target.pull_secret_id, target.namespace FROM pull_secret_targets AS target
              WHERE target.cluster_id = $1 AND target.lease_until IS NULL AND target.state = 'synced'
                  AND NOT EXISTS (
                      SELECT FROM unnest($2::uuid[], $3::text[]) AS there (id, namespace)
