@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use actix_web::{
-    Error, HttpMessage,
+    Error, HttpMessage, HttpRequest,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
 };
@@ -14,7 +14,7 @@ use crate::{domain::caller::Identity, http::arrival::Arrival};
 
 /// Records the path without its query and no header at all: both may hold what does not belong in a log.
 ///
-/// What is known only later, caller and status, stands in the last line alone.
+/// What is known only later, route, caller and status, stands in the last line alone.
 pub struct RootSpan;
 
 impl RootSpanBuilder for RootSpan {
@@ -25,19 +25,20 @@ impl RootSpanBuilder for RootSpan {
             request_id = arrival.map(|arrival| arrival.id).map(tracing::field::display),
             method = request.method().as_str(),
             path = request.path(),
-            route = request.match_pattern(),
             peer = arrival.and_then(|arrival| arrival.source).map(tracing::field::display),
         )
     }
 
     /// Runs within the span.
     fn on_request_end<B: MessageBody>(_: Span, outcome: &Result<ServiceResponse<B>, Error>) {
-        let (status, extensions) = match outcome {
-            Ok(response) => (response.status(), Some(response.request().extensions())),
+        let (status, request) = match outcome {
+            Ok(response) => (response.status(), Some(response.request())),
             Err(error) => (error.as_response_error().status_code(), None),
         };
+        let route = request.and_then(HttpRequest::match_pattern);
+        let extensions = request.map(HttpRequest::extensions);
         let identity = extensions.as_ref().and_then(|extensions| extensions.get::<Arc<Identity>>());
         let caller = identity.map(|identity| identity.actor.name.as_str());
-        tracing::info!(status = status.as_u16(), caller, "request done");
+        tracing::info!(status = status.as_u16(), route, caller, "request done");
     }
 }

@@ -27,9 +27,9 @@ pub struct Members;
 
 impl<'writer> FormatFields<'writer> for Members {
     fn format_fields<R: RecordFields>(&self, mut writer: Writer<'writer>, fields: R) -> fmt::Result {
-        let mut visitor = MemberVisitor { out: &mut writer, result: Ok(()) };
-        fields.record(&mut visitor);
-        visitor.result
+        let mut line = Line::default();
+        fields.record(&mut line);
+        writer.write_str(&line.0)
     }
 
     fn add_fields(&self, current: &'writer mut FormattedFields<Self>, fields: &Record<'_>) -> fmt::Result {
@@ -49,104 +49,130 @@ where
         // Of what comes from the crate `log`, the place it was said at, not the bridge.
         let normalized = event.normalized_metadata();
         let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
-        out.write_str("{\"timestamp\":\"")?;
-        SystemTime.format_time(&mut out)?;
-        out.write_str("\",\"level\":\"")?;
-        out.write_str(metadata.level().as_str())?;
-        out.write_char('"')?;
-        let mut visitor = MemberVisitor { out: &mut out, result: Ok(()) };
-        event.record(&mut visitor);
-        visitor.result?;
-        out.write_str(",\"target\":")?;
-        write_string(&mut out, metadata.target())?;
+        let mut line = Line::default();
+        line.0.push_str("{\"timestamp\":\"");
+        SystemTime.format_time(&mut Writer::new(&mut line.0))?;
+        line.0.push_str("\",\"level\":\"");
+        line.0.push_str(metadata.level().as_str());
+        line.0.push('"');
+        event.record(&mut line);
+        line.0.push_str(",\"target\":");
+        line.string(metadata.target());
         if let Some(span) = ctx.parent_span() {
-            out.write_str(",\"span\":{\"name\":")?;
-            write_string(&mut out, span.name())?;
+            line.0.push_str(",\"span\":{\"name\":");
+            line.string(span.name());
             if let Some(members) = span.extensions().get::<FormattedFields<Members>>() {
-                out.write_str(members)?;
+                line.0.push_str(members);
             }
-            out.write_char('}')?;
+            line.0.push('}');
         }
-        out.write_str("}\n")
+        line.0.push_str("}\n");
+        out.write_str(&line.0)
     }
 }
 
-struct MemberVisitor<'a> {
-    out: &'a mut dyn Write,
-    result: fmt::Result,
-}
+/// A line that is being made. It is a string of its own, and handed on when it is whole: to write each piece to a writer that is
+/// known as a trait alone costs more than the piece.
+struct Line(String);
 
-impl MemberVisitor<'_> {
-    fn write(&mut self, field: &Field, value: impl FnOnce(&mut dyn Write) -> fmt::Result) {
-        self.result = self.result.and_then(|()| {
-            self.out.write_char(',')?;
-            let name = field.name();
-            // A name that is a word of the language.
-            write_string(self.out, name.strip_prefix("r#").unwrap_or(name))?;
-            self.out.write_char(':')?;
-            value(self.out)
-        });
+impl Default for Line {
+    fn default() -> Self {
+        // What the line of a request needs.
+        Self(String::with_capacity(512))
     }
 }
 
-impl Visit for MemberVisitor<'_> {
+impl Line {
+    /// Begins a member.
+    fn name(&mut self, field: &Field) {
+        let name = field.name();
+        self.0.push(',');
+        // A name that is a word of the language.
+        self.string(name.strip_prefix("r#").unwrap_or(name));
+        self.0.push(':');
+    }
+
+    fn string(&mut self, text: &str) {
+        self.0.push('"');
+        push_escaped(&mut self.0, text);
+        self.0.push('"');
+    }
+
+    /// Something whose text needs no quotes.
+    fn bare(&mut self, field: &Field, value: impl fmt::Display) {
+        self.name(field);
+        // Nothing that is displayed here fails, and a string takes everything.
+        let _ = write!(self.0, "{value}");
+    }
+}
+
+impl Visit for Line {
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.write(field, |out| if value.is_finite() { write!(out, "{value}") } else { out.write_str("null") });
+        if value.is_finite() {
+            self.bare(field, value);
+        } else {
+            self.bare(field, "null");
+        }
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.write(field, |out| write!(out, "{value}"));
+        self.bare(field, value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.write(field, |out| write!(out, "{value}"));
+        self.bare(field, value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.write(field, |out| write!(out, "{value}"));
+        self.bare(field, value);
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.write(field, |out| write_string(out, value));
+        self.name(field);
+        self.string(value);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.write(field, |out| {
-            out.write_char('"')?;
-            write!(Escaped(out), "{value:?}")?;
-            out.write_char('"')
-        });
+        self.name(field);
+        self.0.push('"');
+        // What fails to write itself ends where it failed.
+        let _ = write!(Escaped(&mut self.0), "{value:?}");
+        self.0.push('"');
     }
 }
 
-fn write_string(out: &mut dyn Write, text: &str) -> fmt::Result {
-    out.write_char('"')?;
-    Escaped(out).write_str(text)?;
-    out.write_char('"')
-}
-
 /// The inside of a JSON string.
-struct Escaped<'a>(&'a mut dyn Write);
+struct Escaped<'a>(&'a mut String);
 
 impl Write for Escaped<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut rest = text;
-        // All that needs an escape is one byte long.
-        while let Some(at) = rest.bytes().position(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
-            let (plain, from) = rest.split_at(at);
-            let (special, after) = from.split_at(1);
-            self.0.write_str(plain)?;
-            match special {
-                "\n" => self.0.write_str("\\n")?,
-                "\r" => self.0.write_str("\\r")?,
-                "\t" => self.0.write_str("\\t")?,
-                "\"" => self.0.write_str("\\\"")?,
-                "\\" => self.0.write_str("\\\\")?,
-                control => write!(self.0, "\\u{:04x}", control.as_bytes()[0])?,
+        push_escaped(self.0, text);
+        Ok(())
+    }
+}
+
+/// All that needs an escape is one byte long.
+const fn needs_escape(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+fn push_escaped(out: &mut String, text: &str) {
+    // Looked through to the end, which compiles to few instructions, because hardly any text has one.
+    if !text.bytes().fold(false, |any, byte| any | needs_escape(byte)) {
+        return out.push_str(text);
+    }
+    for char in text.chars() {
+        match char {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            control if control < ' ' => {
+                let _ = write!(out, "\\u{:04x}", u32::from(control));
             }
-            rest = after;
+            plain => out.push(plain),
         }
-        self.0.write_str(rest)
     }
 }
 
