@@ -13,6 +13,7 @@ pub mod audit;
 pub mod changes;
 pub mod clusters;
 pub mod identity_providers;
+pub mod notifications;
 pub mod pool;
 pub mod pull_secrets;
 pub mod schema;
@@ -65,9 +66,9 @@ fn is_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::Protocol(_)
         | sqlx::Error::WorkerCrashed => true,
         // 08: connection exception; 57P: shutting down, crashed, starting up; 53300: too many connections;
-        // 25006: read-only, as a server is that was failed over.
+        // 25006: read-only, as a server is that was failed over; 57014 and 25P03: what `pool::bounded` has ended.
         sqlx::Error::Database(db) => db.code().is_some_and(|code| {
-            code.starts_with("08") || code.starts_with("57P") || code == "53300" || code == "25006"
+            code.starts_with("08") || code.starts_with("57P") || ["53300", "25006", "57014", "25P03"].contains(&&*code)
         }),
         _ => false,
     }

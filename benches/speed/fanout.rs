@@ -5,6 +5,7 @@
 //! not sync, for both sides alike, so that the disk of this machine is not what is measured.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fs,
     path::PathBuf,
@@ -175,6 +176,9 @@ struct FanOut<'a> {
     sandbox: Sandbox,
     key: String,
     name: String,
+    /// What the bare loops took last.
+    bare_took: Cell<Duration>,
+    bare_looks_took: Cell<Duration>,
 }
 
 impl<'a> FanOut<'a> {
@@ -185,7 +189,8 @@ impl<'a> FanOut<'a> {
         let server = sandbox.serve()?;
         register(&server, &key)?;
         let name = format!("pull-{}", namespaces.len());
-        let fan_out = Self { runtime, cluster, namespaces, server, sandbox, key, name };
+        let (bare_took, bare_looks_took) = (Cell::default(), Cell::default());
+        let fan_out = Self { runtime, cluster, namespaces, server, sandbox, key, name, bare_took, bare_looks_took };
         fan_out.call("POST", "/v1/clusters", &cluster.registration())?;
         let declaration = json!({
             "accounts": [ACCOUNT],
@@ -197,7 +202,7 @@ impl<'a> FanOut<'a> {
         fan_out.wait(Duration::ZERO, IN_ORDER, fan_out.clock()?)?;
         fan_out.bare(0)?;
         // The first rotation is the first of this server in every respect.
-        fan_out.rotation(0, Duration::ZERO)?;
+        fan_out.rotation(0)?;
         Ok(fan_out)
     }
 
@@ -212,16 +217,16 @@ impl<'a> FanOut<'a> {
     fn round(&self, number: usize) -> anyhow::Result<Round> {
         if number.is_multiple_of(2) {
             let (bare, bare_looks) = (self.bare(number + 1)?, self.bare_looks()?);
-            let soon = Duration::from_secs_f64(bare.seconds * 0.8);
-            Ok(Round { rotation: self.rotation(number + 1, soon)?, looks: self.looks()?, bare, bare_looks })
+            Ok(Round { rotation: self.rotation(number + 1)?, looks: self.looks()?, bare, bare_looks })
         } else {
-            let (rotation, looks) = (self.rotation(number + 1, Duration::from_millis(200))?, self.looks()?);
+            let (rotation, looks) = (self.rotation(number + 1)?, self.looks()?);
             Ok(Round { rotation, looks, bare: self.bare(number + 1)?, bare_looks: self.bare_looks()? })
         }
     }
 
     /// Rotates the account, and waits until every Secret has followed.
-    fn rotation(&self, number: usize, soon: Duration) -> anyhow::Result<Pass> {
+    fn rotation(&self, number: usize) -> anyhow::Result<Pass> {
+        let soon = self.bare_took.get();
         self.pass(|| {
             // Always of the same length.
             let rotation = json!({"password": format!("password-{number:06}")});
@@ -233,11 +238,12 @@ impl<'a> FanOut<'a> {
 
     /// Has every Secret looked at, none of which needs anything.
     fn looks(&self) -> anyhow::Result<Pass> {
+        let soon = self.bare_looks_took.get();
         self.pass(|| {
             let since = self.clock()?;
             let poked = self.call("POST", &format!("/v1/pull-secrets/{}/sync", self.name), &Value::Null)?;
             ensure!(poked["status"]["desired"] == self.namespaces.len(), "{poked}");
-            self.wait(Duration::from_millis(100), LOOKED_AT, since)
+            self.wait(soon, LOOKED_AT, since)
         })
     }
 
@@ -259,12 +265,13 @@ impl<'a> FanOut<'a> {
         })
     }
 
-    /// Waits until the database says that it is so, from some time on often.
+    /// Waits until the database says that it is so: asked often, but not before most of the time is over that it takes at least, because
+    /// to ask costs what is measured.
     fn wait(&self, soon: Duration, is_done: &'static str, since: DateTime<Utc>) -> anyhow::Result<()> {
         self.runtime.block_on(async {
             let mut conn = self.sandbox.connect().await?;
             let started = Instant::now();
-            tokio::time::sleep(soon).await;
+            tokio::time::sleep(soon.mul_f64(0.8)).await;
             while !is_it(&mut conn, is_done, since).await? {
                 if started.elapsed() > PATIENCE {
                     bail!("the fan-out does not come to an end");
@@ -279,19 +286,23 @@ impl<'a> FanOut<'a> {
     fn bare(&self, number: usize) -> anyhow::Result<Pass> {
         let secret = self.runtime.block_on(self.cluster.template(&self.namespaces[0], &self.name, number))?;
         let params = PatchParams::apply("regcred").force();
-        self.bare_pass(&async |secrets: Api<Secret>, namespace: &str| {
+        let pass = self.bare_pass(&async |secrets: Api<Secret>, namespace: &str| {
             let mut secret = secret.clone();
             secret.metadata.namespace = Some(namespace.to_owned());
             secrets.patch(&self.bare_name(), &params, &Patch::Apply(&secret)).await?;
             Ok(())
-        })
+        })?;
+        self.bare_took.set(Duration::from_secs_f64(pass.seconds));
+        Ok(pass)
     }
 
     fn bare_looks(&self) -> anyhow::Result<Pass> {
-        self.bare_pass(&async |secrets: Api<Secret>, _: &str| {
+        let pass = self.bare_pass(&async |secrets: Api<Secret>, _: &str| {
             secrets.get_metadata(&self.bare_name()).await?;
             Ok(())
-        })
+        })?;
+        self.bare_looks_took.set(Duration::from_secs_f64(pass.seconds));
+        Ok(pass)
     }
 
     fn bare_name(&self) -> String {

@@ -302,7 +302,9 @@ impl ClusterClient {
 
     /// Sends one request and reads the answer, both until `deadline`.
     async fn call(&self, request: Request<Vec<u8>>, deadline: Instant) -> Result<Answer, ClusterError> {
-        let Some(runtime) = &self.runtime else { return self.exchange(request, deadline).await };
+        let Some(runtime) = self.runtime.as_ref().filter(|runtime| !is_here(runtime)) else {
+            return self.exchange(request, deadline).await;
+        };
         let client = self.clone();
         let exchange = async move { client.exchange(request, deadline).await }.in_current_span();
         runtime.spawn(exchange).await.unwrap_or_else(|_| {
@@ -338,9 +340,18 @@ impl ClusterClient {
     }
 }
 
+/// Whether this runs on that runtime already: then a task of its own is a detour.
+fn is_here(runtime: &Handle) -> bool {
+    Handle::try_current().is_ok_and(|here| here.id() == runtime.id())
+}
+
+/// The longest that an overloaded API server is left alone because it asks for it. It is not always right, and not always ours.
+const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
+
 /// When an API server asks to come back. It says it in seconds.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
+    let asked = headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)?;
+    Some(asked.min(RETRY_AFTER_MAX))
 }
 
 /// Reads a body whole, or gives none if it breaks off or is longer than any answer we ask for.

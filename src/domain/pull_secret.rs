@@ -494,10 +494,12 @@ pub enum Step {
     Conflict,
     /// It is another pull secret's: to be taken over only if there is none of that id any more.
     ConflictUnlessGone(Uuid),
-    /// It has a newer generation already: whoever asks is late.
+    /// It has a newer generation already: whoever asks is late, or the number is not of this database.
     Superseded {
         /// The generation that it has.
         by: i64,
+        /// The version that it has.
+        resource_version: String,
     },
 }
 
@@ -513,7 +515,7 @@ pub fn plan(wanted: &Wanted<'_>, written: &Written, found: Option<&FoundSecret>)
         Owner::Other(_) | Owner::Stranger => return Step::Conflict,
     }
     match found.generation {
-        Some(by) if by > wanted.generation => Step::Superseded { by },
+        Some(by) if by > wanted.generation => Step::Superseded { by, resource_version: found.resource_version.clone() },
         _ if is_unchanged(wanted, written, found) => Step::Leave,
         _ => apply(),
     }
@@ -684,7 +686,8 @@ mod tests {
     #[test]
     fn no_older_generation_follows_a_newer_one() {
         let newer = found(Some(ID), "u", "8", Some(6));
-        assert_eq!(planned(true, b"old", Some(&newer)), Step::Superseded { by: 6 });
+        let superseded = Step::Superseded { by: 6, resource_version: "8".to_owned() };
+        assert_eq!(planned(true, b"old", Some(&newer)), superseded);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity, Permission},
         cluster::{AuthType, CaCertificate, ClusterAuth, ClusterConnection, ServerUrl},
+        grants::NamePattern,
         invalid::{FieldError, Invalid},
         names::Name,
         rights::Needs,
@@ -29,6 +30,8 @@ use crate::{
     storage::{self, PageRequest, StorageError, clusters::StoredCluster, sealed::SealedColumn},
 };
 
+/// What a caller is refused who would have regcred show its own `ServiceAccount`, and may not.
+pub const OWN_CLUSTER: &str = "cluster with `inCluster` (which needs a grant of all clusters)";
 /// How many clusters' clients are kept between calls.
 const CLIENTS_KEPT: usize = 256;
 /// The most namespaces that a check looks at beside those that are declared.
@@ -170,7 +173,7 @@ impl Clusters {
     /// # Errors
     ///
     /// [`ServiceError::NameTaken`] if the name is in use, [`ServiceError::NotGranted`] if it is not granted to the
-    /// caller, whether it is in use or not.
+    /// caller, whether it is in use or not, or if it would be regcred's own cluster and not all clusters are granted to him.
     pub async fn register(
         &self,
         caller: &Call,
@@ -180,6 +183,7 @@ impl Clusters {
         if !caller.grants.include_cluster(name.as_str()) {
             return Err(ServiceError::NotGranted { kind: "cluster", name: name.to_string() });
         }
+        refuse_own_cluster(caller, name, &connection.auth)?;
         let id = Uuid::now_v7();
         let credential = self.seal(id, connection)?;
         let mut tx = self.pool.begin().await?;
@@ -223,7 +227,8 @@ impl Clusters {
     ///
     /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
     /// expected version, [`ServiceError::Invalid`] if the changed connection breaks a rule, [`ServiceError::Trusted`] if it
-    /// would be somebody else then who says whose tokens are good.
+    /// would be somebody else then who says whose tokens are good, [`ServiceError::NotGranted`] as for
+    /// [`register`](Self::register).
     pub async fn change(
         &self,
         caller: &Call,
@@ -243,6 +248,9 @@ impl Clusters {
                 return Err(ServiceError::Trusted { name: stored.name, by });
             }
         }
+        if stored.auth_type != AuthType::InCluster {
+            refuse_own_cluster(caller, name, &changed.auth)?;
+        }
         let credential = self.seal(stored.id, &changed)?;
         let updated = storage::clusters::update(&mut tx, stored.id, &changed, credential.as_ref()).await?;
         let details = Details::default().fields(&fields).version(updated.version);
@@ -250,7 +258,20 @@ impl Clusters {
         self.trail.record(&mut tx, [event]).await?;
         tx.commit().await?;
         self.clients.remove(stored.id);
+        if let Err(error) = self.look_again(stored.id).await {
+            tracing::warn!(cluster = %name, %error, "the Secrets of a cluster that was changed are looked at when they are due");
+        }
         Ok(updated)
+    }
+
+    /// Has everything looked at that is to be in a cluster. Not in the transaction of a change: who makes targets there waits for that
+    /// one's lock on the cluster, and this waits for targets.
+    async fn look_again(&self, cluster: Uuid) -> Result<(), ServiceError> {
+        let mut tx = self.pool.begin().await?;
+        storage::targets::poke_cluster(&mut tx, cluster).await?;
+        storage::pull_secrets::notify(&mut tx).await?;
+        tx.commit().await?;
+        Ok(())
     }
 
     /// Removes a cluster and its credential. Secrets in it stay.
@@ -440,6 +461,16 @@ impl Clusters {
 async fn providers_of(conn: &mut PgConnection, stored: &StoredCluster) -> Result<Vec<String>, ServiceError> {
     let names = storage::identity_providers::names_by_cluster(conn, stored.id).await?;
     Ok(names.into_iter().map(|name| format!("identity-providers/{name}")).collect())
+}
+
+/// Refuses to show regcred's own `ServiceAccount` on the word of somebody to whom a few names are granted: what it may do has
+/// nothing to do with these.
+fn refuse_own_cluster(caller: &Identity, name: &Name, auth: &ClusterAuth) -> Result<(), ServiceError> {
+    let is_everything = |pattern: &NamePattern| matches!(pattern, NamePattern::Prefix(prefix) if prefix.is_empty());
+    if auth.auth_type() == AuthType::InCluster && !caller.grants.clusters.iter().any(is_everything) {
+        return Err(ServiceError::NotGranted { kind: OWN_CLUSTER, name: name.to_string() });
+    }
+    Ok(())
 }
 
 /// Whether somebody else could answer in place of the cluster then. With another credential it is the same one that answers.

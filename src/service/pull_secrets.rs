@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -58,25 +59,32 @@ pub enum Declared {
     Replaced,
 }
 
+/// How often somebody who waits alone looks, once he has waited for a moment.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// So many look at that interval. The more there are beyond these the less often each looks, so that Postgres has no more to do.
+const LOOKING: usize = 64;
+
 /// The pull secrets.
 #[derive(Debug, Clone)]
 pub struct PullSecrets {
     pool: PgPool,
     trail: Trail,
+    /// One for each who waits.
+    waiting: Arc<()>,
 }
 
 impl PullSecrets {
     /// Puts the service together.
     #[must_use]
     pub fn new(pool: PgPool, trail: Trail) -> Self {
-        Self { pool, trail }
+        Self { pool, trail, waiting: Arc::default() }
     }
 
     /// Stores a declaration and has its targets brought up to date. The same declaration again changes nothing.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Invalid`] names every account, cluster and namespace that is unknown or not granted;
+    /// [`ServiceError::UnknownAccounts`] names every account, cluster and namespace that is unknown or not granted;
     /// [`ServiceError::NameTaken`] if the name is that of a pull secret that the caller may not see;
     /// [`ServiceError::Stale`] if it is not at the expected version; [`ServiceError::Deleting`] if it is on its way out.
     pub async fn declare(
@@ -225,6 +233,8 @@ impl PullSecrets {
     /// [`ServiceError::NotFound`] if there is none of that name.
     pub async fn sync(&self, caller: &Call, name: &Name) -> Result<ShownPullSecret, ServiceError> {
         let mut tx = self.pool.begin().await?;
+        // As whoever changes it does: two who lock its targets do not wait for each other in a circle.
+        storage::pull_secrets::lock(&mut tx, name).await?;
         let stored = granted(&mut tx, caller, name).await?;
         storage::targets::poke(&mut tx, stored.id).await?;
         storage::pull_secrets::notify(&mut tx).await?;
@@ -273,17 +283,19 @@ impl PullSecrets {
     pub async fn wait(&self, caller: &Identity, name: &Name, time: Duration) -> Result<ShownPullSecret, ServiceError> {
         let deadline = Instant::now() + time;
         let mut pause = Duration::from_millis(25);
+        let waiting = Arc::clone(&self.waiting);
         loop {
             let mut conn = connection(&self.pool).await?;
             let stored = granted(&mut conn, caller, name).await?;
-            let is_over = Instant::now() + pause > deadline;
+            let is_over = Instant::now() >= deadline;
             // Asked again and again while thousands of targets may be worked on: they are counted once, at the end.
             if is_over || storage::targets::is_settled(&mut conn, stored.id, stored.version).await? {
                 return shown(&mut conn, stored).await;
             }
             drop(conn);
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(500));
+            tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
+            let crowd = u32::try_from(Arc::strong_count(&waiting).div_ceil(LOOKING)).unwrap_or(u32::MAX);
+            pause = (pause * 2).min(LOOK_INTERVAL.saturating_mul(crowd));
         }
     }
 }
@@ -308,8 +320,14 @@ fn not_found(name: &Name) -> ServiceError {
 
 /// The pull secret, if it is there for this caller.
 async fn granted(conn: &mut PgConnection, caller: &Identity, name: &Name) -> Result<StoredPullSecret, ServiceError> {
-    let found = storage::pull_secrets::find(conn, name).await?.into_iter().collect();
-    visible(conn, caller, found).await?.pop().ok_or_else(|| not_found(name))
+    let found = storage::pull_secrets::find(conn, name).await?;
+    let is_there = found.is_some();
+    // Looked at as if there were one where there is none, so that nobody can tell by the time.
+    match visible(conn, caller, found.into_iter().collect()).await?.pop() {
+        Some(stored) => Ok(stored),
+        None if is_there => Err(ServiceError::Hidden { kind: KIND, name: name.to_string() }),
+        None => Err(not_found(name)),
+    }
 }
 
 /// What is there under a name that is to be declared, locked; refused where it cannot become that.
@@ -382,6 +400,7 @@ async fn references(
 ) -> Result<(Vec<Uuid>, BTreeMap<String, Uuid>), ServiceError> {
     let grants = &caller.grants;
     let mut errors = FieldErrors::default();
+    let mut unknown = Vec::new();
     let names = account_names(declaration);
     let found = storage::pull_secrets::find_accounts(conn, &names).await?;
     let found: BTreeMap<String, Uuid> = found
@@ -392,6 +411,7 @@ async fn references(
     for (index, name) in names.iter().enumerate() {
         if !found.contains_key(*name) {
             errors.refuse(&format!("accounts[{index}]"), format!("there is no registry account named `{name}`"));
+            unknown.extend(Name::parse(name));
         }
     }
     if let Some(selector) = declaration.account_selector()
@@ -403,7 +423,9 @@ async fn references(
     let clusters: Vec<&str> = declaration.clusters().into_keys().map(Name::as_str).collect();
     let clusters = storage::pull_secrets::find_clusters(conn, &clusters).await?;
     refuse_targets(&mut errors, grants, declaration, &clusters);
-    Ok(errors.finish(|| Some((found.into_values().collect(), clusters)))?)
+    errors
+        .finish(|| Some((found.into_values().collect(), clusters)))
+        .map_err(|errors| ServiceError::UnknownAccounts { errors, names: unknown })
 }
 
 fn refuse_targets(

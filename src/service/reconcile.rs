@@ -23,7 +23,7 @@ use crate::{
     domain::{
         audit::{self, Action, Details, NewEvent, Outcome as EventOutcome, Resource},
         docker_config::RenderError,
-        names::{Name, ServiceAccountName},
+        names::{Name, NamespaceName, ServiceAccountName},
         pull_secret::{self, Accounts, Declaration, Owner, Step, TargetState, Wanted, Written, backoff, plan},
     },
     service::{
@@ -76,6 +76,14 @@ pub struct Job {
     claimed: Instant,
 }
 
+impl Job {
+    /// Which target it is, of those of its cluster.
+    #[must_use]
+    pub fn place(&self) -> (Uuid, NamespaceName) {
+        (self.target.pull_secret_id, self.target.namespace.clone())
+    }
+}
+
 /// A job and what it came to.
 #[derive(Debug)]
 pub struct Try {
@@ -89,6 +97,8 @@ pub struct Try {
 #[derive(Debug)]
 pub struct Outcome {
     result: Verdict,
+    /// Whether the cluster was asked at all.
+    pub reached: bool,
     /// Where the cluster as a whole could not be used: what keeps it.
     pub ill: Option<ClusterError>,
 }
@@ -170,7 +180,8 @@ impl Reconciler {
         self.tally.clone()
     }
 
-    /// Looks how all targets are doing, for those who read the metrics.
+    /// Looks how all targets are doing, for those who read the metrics, and ends the deletions that a process did not come to
+    /// end.
     ///
     /// # Errors
     ///
@@ -178,6 +189,7 @@ impl Reconciler {
     pub async fn survey(&self) -> Result<(), ServiceError> {
         let surveyed = async {
             let mut conn = connection(&self.pool).await?;
+            storage::pull_secrets::delete_all_empty(&mut conn).await?;
             storage::targets::survey(&mut conn).await
         };
         let surveyed = surveyed.await;
@@ -196,15 +208,15 @@ impl Reconciler {
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
     pub async fn listen(&self) -> Result<Wakes, ServiceError> {
-        Ok(Wakes::listen(&self.pool).await?)
+        Ok(Wakes::listen(&self.pool, self.pool.options().get_acquire_timeout()).await?)
     }
 
-    /// The clusters that have targets that are due. Documents that nobody used lately are forgotten here.
+    /// The clusters that have targets that are due, with their versions. Documents that nobody used lately are forgotten here.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn due_clusters(&self) -> Result<Vec<Uuid>, ServiceError> {
+    pub async fn due_clusters(&self) -> Result<Vec<(Uuid, i64)>, ServiceError> {
         self.forget_renders();
         let mut conn = connection(&self.pool).await?;
         Ok(storage::targets::due_clusters(&mut conn).await?)
@@ -275,14 +287,14 @@ impl Reconciler {
             return Ok(None);
         };
         let done = timeout(left, async {
-            if job.target.wanted { self.place(client, job).await } else { self.take_away(client, job).await }
+            if job.target.wanted { self.place(client, job).await } else { self.take_away(client, job).await.map(done) }
         });
         let result = done.await.unwrap_or_else(|_| {
             let detail = format!("the target took more than {} s: several calls were slow", left.as_secs());
             Err(ClusterError::Timeout { detail }.into())
         });
         match result {
-            Ok(result) => Ok(Some(Outcome { result, ill: None })),
+            Ok(outcome) => Ok(Some(outcome)),
             // Not about the target at all.
             Err(ServiceError::Storage(error)) if !matches!(error, StorageError::Corrupt { .. }) => Err(error.into()),
             Err(error) => Ok(Some(Self::failed(job, &error))),
@@ -312,7 +324,7 @@ impl Reconciler {
                 let stored = self.store(&mut tx, cluster, &[one]).await?;
                 if stored.is_empty() {
                     // Its Secret was removed, and somebody wants it again.
-                    storage::targets::release(&mut tx, std::slice::from_ref(&one.job.target), Duration::ZERO).await?;
+                    storage::targets::release(&mut tx, &[&one.job.target], Duration::ZERO).await?;
                 }
                 tx.commit().await?;
                 self.tell(cluster, &[one], &stored);
@@ -426,9 +438,20 @@ impl Reconciler {
         if jobs.is_empty() {
             return Ok(());
         }
-        let targets: Vec<ClaimedTarget> = jobs.iter().map(|job| job.target.clone()).collect();
+        let targets: Vec<&ClaimedTarget> = jobs.iter().map(|job| &job.target).collect();
         let mut conn = connection(&self.pool).await?;
-        Ok(storage::targets::release(&mut conn, &targets, after).await?)
+        let released = storage::targets::release(&mut conn, &targets, after).await?;
+        drop(conn);
+        let released: HashSet<usize> = released.into_iter().collect();
+        for (_, &target) in targets.iter().enumerate().filter(|(index, _)| !released.contains(index)) {
+            // One row at a time, as in `settle`.
+            let mut tx = self.pool.begin().await?;
+            if storage::targets::wait_for(&mut tx, target).await? {
+                storage::targets::release(&mut tx, &[target], after).await?;
+                tx.commit().await?;
+            }
+        }
+        Ok(())
     }
 
     /// Says of all targets that wait for a cluster what keeps it from being called.
@@ -517,7 +540,7 @@ impl Reconciler {
     }
 
     /// Sees to it that the Secret is there as declared, and attached.
-    async fn place(&self, client: &ClusterClient, job: &Job) -> Result<Verdict, ServiceError> {
+    async fn place(&self, client: &ClusterClient, job: &Job) -> Result<Outcome, ServiceError> {
         let (target, pull_secret) = (&job.target, &job.pull_secret);
         let declaration = &pull_secret.declaration;
         let content = self.render(pull_secret, target.generation).await?;
@@ -535,15 +558,27 @@ impl Reconciler {
         };
         let (did, written) = match placed {
             Placed::At(did, written) => (did, written),
-            Placed::Not(settlement) => return Ok(Verdict::Settled { settlement: Box::new(settlement), did: LEFT }),
+            Placed::Not(settlement) => return Ok(done(settled(settlement, LEFT))),
         };
-        let is_rotation = did == "rotated" && target.applied_version == pull_secret.version;
-        let (attached, missing) = if is_rotation && declaration.service_accounts == target.attached {
-            (target.attached.clone(), Vec::new())
+        let was_in_order = target.last_error_type.is_none() && target.applied_version == pull_secret.version;
+        let is_rotation = did == "rotated" && was_in_order;
+        let Attached { attached, missing, failure } = if is_rotation && declaration.service_accounts == target.attached
+        {
+            Attached { attached: target.attached.clone(), ..Attached::default() }
         } else {
-            self.attach(client, job).await?
+            self.attach(client, job).await
         };
         let applied = Some((target.generation, pull_secret.version));
+        if let Some(error) = failure {
+            // The Secret is there all the same.
+            let failed = Self::failure(job, &error);
+            let ill = Self::illness(&error);
+            return Ok(Outcome {
+                result: settled(Settlement { applied, written, attached, ..failed }, did),
+                reached: true,
+                ill,
+            });
+        }
         let settlement = match missing.first() {
             None => Settlement {
                 state: TargetState::Synced,
@@ -551,8 +586,8 @@ impl Reconciler {
                 written,
                 attached,
                 error: None,
-                // Stored as a tenth more or less: never later than it says.
-                again_after: self.settings.resync.mul_f64(0.9),
+                // Stored as a tenth more or less: never later than it says, and a little earlier, because it takes some time, too.
+                again_after: self.settings.resync.mul_f64(0.85),
             },
             Some(account) => {
                 let detail = format!("the Secret is there; the ServiceAccount {account} does not exist yet");
@@ -566,7 +601,7 @@ impl Reconciler {
                 }
             }
         };
-        Ok(Verdict::Settled { settlement: Box::new(settlement), did })
+        Ok(done(settled(settlement, did)))
     }
 
     /// The usual case of a rotation, in one call: the Secret is as it was written last, and gets its new content. None where it is not
@@ -611,6 +646,8 @@ impl Reconciler {
             let is_ours = found.as_ref().is_none_or(|found| found.owner(wanted.id, &target.written) == Owner::Us);
             let version = match plan(&wanted, &target.written, found.as_ref()) {
                 Step::Leave => return Ok(Placed::At(LEFT, target.written.clone())),
+                // A Secret that is made has no version that a late one would miss.
+                Step::Create if self.has_no_lease(job) => return Ok(Placed::Not(Self::superseded(job))),
                 Step::Create => match client.post_secret(secret).await {
                     Ok(created) => return Ok(Placed::At("created", written(created, content))),
                     Err(ClusterError::SecretExists) => continue,
@@ -619,13 +656,17 @@ impl Reconciler {
                 Step::Apply { resource_version } => resource_version,
                 Step::Conflict => return Ok(Placed::Not(Self::conflict(job, None))),
                 Step::ConflictUnlessGone(owner) => {
-                    let mut conn = connection(&self.pool).await?;
-                    if storage::pull_secrets::exists(&mut conn, owner).await? {
+                    if self.is_there(owner).await? {
                         return Ok(Placed::Not(Self::conflict(job, Some(owner))));
                     }
                     found.map(|found| found.resource_version).unwrap_or_default()
                 }
-                Step::Superseded { by } => return self.superseded(job, by).await,
+                Step::Superseded { by, resource_version } => {
+                    if self.is_late(job, by).await? {
+                        return Ok(Placed::Not(Self::superseded(job)));
+                    }
+                    resource_version
+                }
             };
             match client.apply_secret(secret, &version).await {
                 Ok(created) => {
@@ -637,6 +678,12 @@ impl Reconciler {
             }
         }
         Err(ClusterError::Changed.into())
+    }
+
+    /// Whether there is a pull secret of this id.
+    async fn is_there(&self, id: Uuid) -> Result<bool, ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        Ok(storage::pull_secrets::exists(&mut conn, id).await?)
     }
 
     fn conflict(job: &Job, owner: Option<Uuid>) -> Settlement {
@@ -657,53 +704,72 @@ impl Reconciler {
         }
     }
 
-    /// The Secret has a newer generation. Whoever has lost his lease is late, and goes. Whoever still has it knows the newest
-    /// generation that the database knows: the database is an older one than the cluster has met, and catches up.
-    async fn superseded(&self, job: &Job, by: i64) -> Result<Placed, ServiceError> {
-        let mut tx = self.pool.begin().await?;
-        if storage::targets::is_held(&mut tx, &job.target).await? {
+    /// Whether somebody is late who finds a newer generation on the Secret: he has lost his lease. Whoever still has it knows that nobody
+    /// wrote after him. Then the number is not of this database, which may be a restored backup, or somebody made it up; it is never
+    /// taken over, and the Secret is written as it shall be.
+    async fn is_late(&self, job: &Job, found: i64) -> Result<bool, ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        let is_held = storage::targets::is_held(&mut conn, &job.target).await?;
+        if is_held {
             tracing::warn!(
                 pull_secret = job.pull_secret.name.as_str(),
                 namespace = job.target.namespace.as_str(),
                 generation = job.target.generation,
-                found = by,
-                "a Secret has a newer generation than the database: was a backup restored? Catching up"
+                found,
+                "a Secret has a newer generation than the database: was a backup restored? It is written again"
             );
-            storage::pull_secrets::raise_above(&mut tx, job.target.pull_secret_id, by).await?;
         }
-        tx.commit().await?;
-        Ok(Placed::Not(Settlement {
+        Ok(!is_held)
+    }
+
+    /// What is stored of a try that came late: somebody else has the target.
+    fn superseded(job: &Job) -> Settlement {
+        Settlement {
             state: TargetState::Pending,
             applied: None,
             written: job.target.written.clone(),
             attached: job.target.attached.clone(),
             error: None,
             again_after: Duration::ZERO,
-        }))
+        }
     }
 
-    /// Attaches the Secret to the declared `ServiceAccount`s and detaches it from those that are not declared any more: those that
-    /// have it now, and those that do not exist.
-    async fn attach(
-        &self,
-        client: &ClusterClient,
-        job: &Job,
-    ) -> Result<(Vec<ServiceAccountName>, Vec<ServiceAccountName>), ServiceError> {
+    /// Whether the lease of a job was over before a call that nothing else would stop.
+    fn has_no_lease(&self, job: &Job) -> bool {
+        job.claimed.elapsed() >= self.settings.lease
+    }
+
+    /// Attaches the Secret to the declared `ServiceAccount`s and detaches it from those that are not declared any more, up to the first
+    /// that fails.
+    async fn attach(&self, client: &ClusterClient, job: &Job) -> Attached {
         let declaration = &job.pull_secret.declaration;
         let (namespace, name) = (&job.target.namespace, &declaration.secret_name);
-        let (mut attached, mut missing) = (Vec::new(), Vec::new());
+        let mut done = Attached::default();
+        let mut others: Vec<&ServiceAccountName> = job.target.attached.iter().collect();
         for account in &declaration.service_accounts {
-            match client.attach(namespace, account, name).await? {
-                Attachment::Changed | Attachment::Unchanged => attached.push(account.clone()),
-                Attachment::NoServiceAccount => missing.push(account.clone()),
+            others.retain(|other| *other != account);
+            match client.attach(namespace, account, name).await {
+                Ok(Attachment::Changed | Attachment::Unchanged) => done.attached.push(account.clone()),
+                Ok(Attachment::NoServiceAccount) => done.missing.push(account.clone()),
+                Err(error) => {
+                    // It may have it: the answer may have been lost.
+                    done.attached.push(account.clone());
+                    done.failure = Some(error.into());
+                    break;
+                }
             }
         }
-        for account in &job.target.attached {
-            if !declaration.service_accounts.contains(account) {
-                client.detach(namespace, account, name).await?;
+        while let Some(account) = others.pop() {
+            let is_declared = declaration.service_accounts.contains(account);
+            if done.failure.is_none() && !is_declared {
+                match client.detach(namespace, account, name).await {
+                    Ok(_) => continue,
+                    Err(error) => done.failure = Some(error.into()),
+                }
             }
+            done.attached.push(account.clone());
         }
-        Ok((attached, missing))
+        done
     }
 
     /// Removes the Secret, if it is ours.
@@ -712,10 +778,13 @@ impl Reconciler {
         let found = client.find_secret(&target.namespace, name).await?;
         let ours = found.filter(|found| found.owner(target.pull_secret_id, &target.written) == Owner::Us);
         for account in &target.attached {
+            if self.has_no_lease(job) {
+                return Ok(settled(Self::superseded(job), LEFT));
+            }
             client.detach(&target.namespace, account, name).await?;
         }
         let Some(found) = ours else { return Ok(Verdict::Removed { did: "absent" }) };
-        client.delete_secret(&target.namespace, name, &found.uid).await?;
+        client.delete_secret(&target.namespace, name, &found).await?;
         Ok(Verdict::Removed { did: "removed" })
     }
 
@@ -724,7 +793,7 @@ impl Reconciler {
         let slot = Arc::clone(lock(&self.renders).entry(pull_secret.id).or_default());
         let mut slot = slot.lock().await;
         if let Some(rendered) = &*slot
-            && rendered.generation >= generation
+            && rendered.generation == generation
             && rendered.version >= pull_secret.version
             && rendered.at.elapsed() < RENDERED_FOR
         {
@@ -761,31 +830,63 @@ impl Reconciler {
         }
     }
 
-    fn failed(job: &Job, error: &ServiceError) -> Outcome {
-        let target = &job.target;
-        let (slug, detail) = explain(error);
-        let ill = match error {
+    /// What keeps the cluster as a whole, where that is what an error is about.
+    fn illness(error: &ServiceError) -> Option<ClusterError> {
+        match error {
             ServiceError::Cluster(error) if error.is_about_cluster() => Some(error.clone()),
             _ => None,
-        };
+        }
+    }
+
+    fn failed(job: &Job, error: &ServiceError) -> Outcome {
+        Outcome {
+            result: settled(Self::failure(job, error), "failed"),
+            reached: matches!(error, ServiceError::Cluster(_)),
+            ill: Self::illness(error),
+        }
+    }
+
+    /// What is stored where something was in the way and nothing was done.
+    fn failure(job: &Job, error: &ServiceError) -> Settlement {
+        let target = &job.target;
+        let (slug, detail) = explain(error);
         let again_after = match error {
-            // When the cluster is tried again is for its breaker to say.
-            _ if ill.is_some() => Duration::from_secs(1),
+            // If it is the cluster, its breaker says when it is tried again; and once it is back, no target shall wait for long.
+            _ if Self::illness(error).is_some() => backoff(target.attempts).min(SOON / 2),
             ServiceError::Cluster(
                 ClusterError::NamespaceNotFound | ClusterError::NamespaceTerminating | ClusterError::Changed,
             ) => backoff(target.attempts).min(SOON),
             _ => backoff(target.attempts),
         };
-        let settlement = Settlement {
+        Settlement {
             state: TargetState::Failed,
             applied: None,
             written: target.written.clone(),
             attached: target.attached.clone(),
             error: Some((slug, detail)),
             again_after,
-        };
-        Outcome { result: Verdict::Settled { settlement: Box::new(settlement), did: "failed" }, ill }
+        }
     }
+}
+
+/// What a try came to in which the cluster did what it was asked.
+fn done(result: Verdict) -> Outcome {
+    Outcome { result, reached: true, ill: None }
+}
+
+fn settled(settlement: Settlement, did: &'static str) -> Verdict {
+    Verdict::Settled { settlement: Box::new(settlement), did }
+}
+
+/// What became of the `ServiceAccount`s of a target.
+#[derive(Default)]
+struct Attached {
+    /// Those that have the Secret, or may have it.
+    attached: Vec<ServiceAccountName>,
+    /// Those that do not exist.
+    missing: Vec<ServiceAccountName>,
+    /// What was in the way of the rest.
+    failure: Option<ServiceError>,
 }
 
 /// What the audit record says of a try: that something was done in the cluster, that a target came to another generation, or that it is

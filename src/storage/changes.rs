@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use sqlx::{Executor, PgPool, postgres::PgListener};
+use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::storage::{StorageError, pool};
+use crate::storage::{StorageError, notifications::Notifications};
 
 const CHANNEL: &str = "regcred_changes";
 /// What `pg_stat_activity` shows of the connection.
@@ -35,7 +35,7 @@ impl Change {
 }
 
 /// A connection of its own on which changes are heard.
-pub struct Listener(PgListener);
+pub struct Listener(Notifications);
 
 impl Listener {
     /// Connects beside `pool`, with its options, and begins to listen.
@@ -44,16 +44,7 @@ impl Listener {
     ///
     /// [`StorageError`] if Postgres cannot be reached within `timeout`, or refuses.
     pub async fn connect(pool: &PgPool, timeout: Duration) -> Result<Self, StorageError> {
-        // A pool for each connection: one that hangs is waited for by nobody then.
-        let options = (*pool.connect_options()).clone().application_name(APPLICATION_NAME);
-        let own = pool::lazy(options, 1, timeout);
-        let listening = async {
-            let mut listener = PgListener::connect_with(&own).await?;
-            listener.eager_reconnect(false);
-            listener.listen(CHANNEL).await?;
-            Ok(Self(listener))
-        };
-        within(timeout, listening).await
+        Ok(Self(Notifications::listen(pool, APPLICATION_NAME, &[CHANNEL], timeout).await?))
     }
 
     /// Waits for a change, `patience` at most; `None` if there was none.
@@ -62,36 +53,23 @@ impl Listener {
     ///
     /// [`StorageError::Unavailable`] if the connection is lost, and with it perhaps a change.
     pub async fn next(&mut self, patience: Duration) -> Result<Option<Change>, StorageError> {
-        match tokio::time::timeout(patience, self.0.try_recv()).await {
-            Err(_) => Ok(None),
-            Ok(Ok(Some(notification))) => Ok(Some(Change::parse(notification.payload()))),
-            Ok(Ok(None)) => Err(lost("the connection was closed")),
-            Ok(Err(error)) => Err(error.into()),
-        }
+        Ok(self.0.next(patience).await?.as_deref().map(Change::parse))
     }
 
-    /// Asks for a sign of life on this connection. Postgres sends the changes that were committed before it first, so
-    /// they are with [`Listener::next`] once this returns.
+    /// Asks for a sign of life on this connection. The changes that were committed before it are with
+    /// [`next_arrived`](Self::next_arrived) once this returns.
     ///
     /// # Errors
     ///
     /// [`StorageError::Unavailable`] if there is none within `timeout`.
     pub async fn ping(&mut self, timeout: Duration) -> Result<(), StorageError> {
-        within(timeout, async { Ok(self.0.execute("SELECT 1").await.map(drop)?) }).await
+        self.0.ping(timeout).await
     }
 
     /// A change that has arrived already.
     pub fn next_arrived(&mut self) -> Option<Change> {
-        self.0.next_buffered().map(|notification| Change::parse(notification.payload()))
+        self.0.next_arrived().as_deref().map(Change::parse)
     }
-}
-
-async fn within<T>(timeout: Duration, work: impl Future<Output = Result<T, StorageError>>) -> Result<T, StorageError> {
-    tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| Err(lost("Postgres does not answer")))
-}
-
-fn lost(how: &'static str) -> StorageError {
-    StorageError::Unavailable(sqlx::Error::Io(std::io::Error::other(how)))
 }
 
 #[cfg(test)]

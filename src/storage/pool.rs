@@ -29,6 +29,14 @@ pub fn parse_url(url: &SecretString) -> Result<PgConnectOptions, Invalid> {
         .map_err(|_| Invalid::new("must be a URL such as postgres://user:password@host:5432/regcred"))
 }
 
+/// Has Postgres end what a service never means to do: a statement that takes longer than half a minute, and a transaction in which
+/// nothing is said for 5 s. The latter is that of a process that stands still or has lost its host. It may have locked rows, or the head
+/// of an audit chain, that all other replicas wait for.
+#[must_use]
+pub fn bounded(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([("statement_timeout", "30s"), ("idle_in_transaction_session_timeout", "5s")])
+}
+
 /// Makes a pool without connecting: requests fail as long as Postgres is away, and work once it is back.
 #[must_use]
 pub fn lazy(options: PgConnectOptions, max_connections: u32, acquire_timeout: Duration) -> PgPool {

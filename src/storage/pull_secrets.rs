@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::{PgConnection, PgPool, postgres::PgListener, types::Json};
+use sqlx::{PgConnection, PgPool, types::Json};
 use uuid::Uuid;
 
 use crate::{
@@ -14,13 +14,15 @@ use crate::{
         pull_secret::{Declaration, Document},
         selector::{LabelSelector, LabelSelectorDocument},
     },
-    storage::{PageRequest, StorageError, corrupt, on_name_taken, pool},
+    storage::{PageRequest, StorageError, corrupt, notifications::Notifications, on_name_taken},
 };
 
 const TABLE: &str = "pull_secrets";
 
 /// What is notified when there is something to do.
 const CHANNEL: &str = "regcred_pull_secrets";
+/// What `pg_stat_activity` shows of a connection that hears of it.
+const WAKES_APPLICATION: &str = "regcred wakes";
 /// What is notified when something was done, with the ids of the pull secrets.
 const PROGRESS_CHANNEL: &str = "regcred_pull_secret_progress";
 /// What `pg_stat_activity` shows of a connection that hears of it.
@@ -217,24 +219,24 @@ pub async fn versions(conn: &mut PgConnection, ids: &[Uuid]) -> Result<BTreeMap<
     Ok(rows.into_iter().map(|row| (row.id, row.version)).collect())
 }
 
-/// Finds pull secrets by id, in no particular order.
+/// Finds pull secrets by id, in no particular order. One whose row is damaged, or of a newer version of regcred, is left out and logged:
+/// it keeps no other one from being worked on.
 ///
 /// # Errors
 ///
-/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.find_many", skip_all)]
 pub async fn find_many(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<StoredPullSecret>, StorageError> {
-    sqlx::query_as!(
+    let rows = sqlx::query_as!(
         Row,
         r#"SELECT id, name, declaration AS "declaration: _", version, generation, deleted_at, created_at, updated_at
            FROM pull_secrets WHERE id = ANY($1)"#,
         ids,
     )
     .fetch_all(conn)
-    .await?
-    .into_iter()
-    .map(StoredPullSecret::try_from)
-    .collect()
+    .await?;
+    let is_damaged = |error: &StorageError| tracing::error!(%error, "a pull secret cannot be worked on");
+    Ok(rows.into_iter().filter_map(|row| StoredPullSecret::try_from(row).inspect_err(is_damaged).ok()).collect())
 }
 
 /// Whether there is a pull secret of this id.
@@ -285,6 +287,23 @@ pub async fn delete_empty(conn: &mut PgConnection, id: Uuid) -> Result<bool, Sto
     .execute(conn)
     .await?;
     Ok(deleted.rows_affected() > 0)
+}
+
+/// Deletes all pull secrets that are to go and have no target any more: a process that ended between the last target and
+/// [`delete_empty`] left them.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.delete_all_empty", skip_all)]
+pub async fn delete_all_empty(conn: &mut PgConnection) -> Result<(), StorageError> {
+    sqlx::query!(
+        "DELETE FROM pull_secrets WHERE deleted_at IS NOT NULL
+             AND NOT EXISTS (SELECT FROM pull_secret_targets WHERE pull_secret_id = pull_secrets.id)"
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// An account that a declaration names.
@@ -536,19 +555,6 @@ pub async fn raise(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StorageE
     notify(conn).await
 }
 
-/// Raises the generation of a pull secret above one that a cluster has, as after a backup was restored.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
-#[tracing::instrument(level = "debug", name = "db.pull_secrets.raise_above", skip_all, fields(pull_secret.id = %id))]
-pub async fn raise_above(conn: &mut PgConnection, id: Uuid, generation: i64) -> Result<(), StorageError> {
-    sqlx::query!("UPDATE pull_secrets SET generation = $2 WHERE id = $1 AND generation <= $2", id, generation)
-        .execute(&mut *conn)
-        .await?;
-    raise(conn, &[id]).await
-}
-
 /// Wakes the workers of all replicas when the transaction commits: once, however often it is said in one.
 ///
 /// # Errors
@@ -559,31 +565,29 @@ pub async fn notify(conn: &mut PgConnection) -> Result<(), StorageError> {
     Ok(())
 }
 
-/// Listens for [`notify`], on a connection of its own.
-pub struct Wakes(PgListener);
+/// A connection of its own on which [`notify`] is heard.
+pub struct Wakes(Notifications);
 
 impl Wakes {
-    /// Begins to listen.
+    /// Connects beside `pool`, with its options, and begins to listen.
     ///
     /// # Errors
     ///
-    /// [`StorageError`] if Postgres cannot be asked.
-    pub async fn listen(pool: &PgPool) -> Result<Self, StorageError> {
-        let mut listener = PgListener::connect_with(pool).await?;
-        listener.listen(CHANNEL).await?;
-        Ok(Self(listener))
+    /// [`StorageError`] if Postgres cannot be reached within `timeout`, or refuses.
+    pub async fn listen(pool: &PgPool, timeout: Duration) -> Result<Self, StorageError> {
+        Ok(Self(Notifications::listen(pool, WAKES_APPLICATION, &[CHANNEL], timeout).await?))
     }
 
-    /// Waits for the next wake. A connection that was lost counts as one: something may have been missed.
+    /// Waits for the next wake, `patience` at most; whether there was one.
     ///
     /// # Errors
     ///
-    /// [`StorageError`] if the connection is lost and none can be had.
-    pub async fn next(&mut self) -> Result<(), StorageError> {
-        self.0.try_recv().await?;
+    /// [`StorageError::Unavailable`] if the connection is lost, and with it perhaps a wake.
+    pub async fn next(&mut self, patience: Duration) -> Result<bool, StorageError> {
+        let woken = self.0.next(patience).await?.is_some();
         // One is enough for all that came meanwhile.
-        while self.0.next_buffered().is_some() {}
-        Ok(())
+        while self.0.next_arrived().is_some() {}
+        Ok(woken)
     }
 }
 
@@ -615,38 +619,26 @@ impl Progress {
 }
 
 /// A connection of its own on which [`announce_progress`] and [`notify`] are heard.
-pub struct ProgressListener(PgListener);
+pub struct ProgressListener(Notifications);
 
 impl ProgressListener {
     /// Connects beside `pool`, with its options, and begins to listen.
     ///
     /// # Errors
     ///
-    /// [`StorageError`] if Postgres cannot be reached within `patience`, or refuses.
-    pub async fn connect(pool: &PgPool, patience: Duration) -> Result<Self, StorageError> {
-        let options = (*pool.connect_options()).clone().application_name(PROGRESS_APPLICATION);
-        let own = pool::lazy(options, 1, patience);
-        let listening = async {
-            let mut listener = PgListener::connect_with(&own).await?;
-            listener.eager_reconnect(false);
-            listener.listen_all([CHANNEL, PROGRESS_CHANNEL]).await?;
-            Ok(Self(listener))
-        };
-        tokio::time::timeout(patience, listening).await.unwrap_or(Err(sqlx::Error::PoolTimedOut.into()))
+    /// [`StorageError`] if Postgres cannot be reached within `timeout`, or refuses.
+    pub async fn connect(pool: &PgPool, timeout: Duration) -> Result<Self, StorageError> {
+        let channels = [CHANNEL, PROGRESS_CHANNEL];
+        Ok(Self(Notifications::listen(pool, PROGRESS_APPLICATION, &channels, timeout).await?))
     }
 
     /// Waits for news, `patience` at most; `None` if there was none.
     ///
     /// # Errors
     ///
-    /// [`StorageError`] if the connection is lost, and with it perhaps some news.
+    /// [`StorageError::Unavailable`] if the connection is lost, and with it perhaps some news.
     pub async fn next(&mut self, patience: Duration) -> Result<Option<Progress>, StorageError> {
-        match tokio::time::timeout(patience, self.0.try_recv()).await {
-            Err(_) => Ok(None),
-            Ok(Ok(Some(notification))) => Ok(Some(Progress::parse(notification.payload()))),
-            Ok(Ok(None)) => Err(sqlx::Error::WorkerCrashed.into()),
-            Ok(Err(error)) => Err(error.into()),
-        }
+        Ok(self.0.next(patience).await?.as_deref().map(Progress::parse))
     }
 }
 

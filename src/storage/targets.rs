@@ -93,14 +93,46 @@ pub async fn forget_unwanted(conn: &mut PgConnection, id: Uuid) -> Result<(), St
 /// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.poke", skip_all, fields(pull_secret.id = %id))]
 pub async fn poke(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
-    sqlx::query!("UPDATE pull_secret_targets SET next_attempt_at = now(), attempts = 0 WHERE pull_secret_id = $1", id)
-        .execute(&mut *conn)
-        .await?;
+    // Comparisons first, as whoever declares does it.
     sqlx::query!(
         "UPDATE cluster_comparisons SET next_at = now() WHERE cluster_id IN (
              SELECT cluster_id FROM pull_secret_clusters WHERE pull_secret_id = $1 AND selects ORDER BY cluster_id
          )",
         id,
+    )
+    .execute(&mut *conn)
+    .await?;
+    // Pending, so that whoever waits for it waits until each was looked at.
+    sqlx::query!(
+        "UPDATE pull_secret_targets
+         SET state = 'pending', next_attempt_at = now(), attempts = 0, pending_since = coalesce(pending_since, now())
+         WHERE pull_secret_id = $1",
+        id,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Has all targets of a cluster looked at again now, and its namespaces compared: it is another one.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.poke_cluster", skip_all, fields(cluster.id = %cluster))]
+pub async fn poke_cluster(conn: &mut PgConnection, cluster: Uuid) -> Result<(), StorageError> {
+    sqlx::query!("UPDATE cluster_comparisons SET next_at = now() WHERE cluster_id = $1", cluster)
+        .execute(&mut *conn)
+        .await?;
+    // In the order of the key, as a rotation comes to them.
+    sqlx::query!(
+        "UPDATE pull_secret_targets
+         SET state = 'pending', next_attempt_at = now(), attempts = 0, pending_since = coalesce(pending_since, now())
+         WHERE cluster_id = $1 AND (pull_secret_id, namespace) IN (
+             SELECT pull_secret_id, namespace FROM pull_secret_targets WHERE cluster_id = $1
+             ORDER BY pull_secret_id, namespace FOR NO KEY UPDATE
+         )",
+        cluster,
     )
     .execute(conn)
     .await?;
@@ -188,28 +220,29 @@ pub struct ClaimedTarget {
     pub last_error_type: Option<String>,
 }
 
-/// The clusters that have targets that are due.
+/// The clusters that have targets that are due, with their versions.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.due_clusters", skip_all)]
-pub async fn due_clusters(conn: &mut PgConnection) -> Result<Vec<Uuid>, StorageError> {
-    let ids = sqlx::query_scalar!(
-        "SELECT id FROM clusters WHERE EXISTS (
+pub async fn due_clusters(conn: &mut PgConnection) -> Result<Vec<(Uuid, i64)>, StorageError> {
+    let clusters = sqlx::query!(
+        "SELECT id, version FROM clusters WHERE EXISTS (
              SELECT FROM pull_secret_targets
              WHERE cluster_id = clusters.id AND next_attempt_at <= now()
                  AND (lease_until IS NULL OR lease_until <= now())
          )"
     );
-    Ok(ids.fetch_all(conn).await?)
+    Ok(clusters.fetch_all(conn).await?.into_iter().map(|row| (row.id, row.version)).collect())
 }
 
-/// Takes targets of a cluster that are due, those that wait longest first, so that nobody else takes them within the lease.
+/// Takes targets of a cluster that are due, those that wait longest first, so that nobody else takes them within the lease. A row
+/// that is damaged is left out: it keeps no other one waiting, and is tried again, and logged, once a lease.
 ///
 /// # Errors
 ///
-/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.claim", skip_all, fields(cluster.id = %cluster))]
 pub async fn claim(
     conn: &mut PgConnection,
@@ -241,27 +274,27 @@ pub async fn claim(
     )
     .fetch_all(conn)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            let id = row.pull_secret_id;
-            let attached = row.attached.iter().map(|name| ServiceAccountName::parse(name)).collect::<Result<_, _>>();
-            Ok(ClaimedTarget {
-                pull_secret_id: id,
-                cluster_id: cluster,
-                namespace: NamespaceName::parse(&row.namespace).map_err(corrupt(TABLE, id, "namespace"))?,
-                wanted: row.wanted,
-                state: row.state,
-                generation: row.generation,
-                applied_generation: row.applied_generation,
-                applied_version: row.applied_version,
-                written: Written { uid: row.uid, resource_version: row.resource_version, content_mac: row.content_mac },
-                attached: attached.map_err(corrupt(TABLE, id, "attached"))?,
-                attempts: row.attempts,
-                lease_token: row.lease_token,
-                last_error_type: row.last_error_type,
-            })
+    let targets = rows.into_iter().map(|row| {
+        let id = row.pull_secret_id;
+        let attached = row.attached.iter().map(|name| ServiceAccountName::parse(name)).collect::<Result<_, _>>();
+        Ok(ClaimedTarget {
+            pull_secret_id: id,
+            cluster_id: cluster,
+            namespace: NamespaceName::parse(&row.namespace).map_err(corrupt(TABLE, id, "namespace"))?,
+            wanted: row.wanted,
+            state: row.state,
+            generation: row.generation,
+            applied_generation: row.applied_generation,
+            applied_version: row.applied_version,
+            written: Written { uid: row.uid, resource_version: row.resource_version, content_mac: row.content_mac },
+            attached: attached.map_err(corrupt(TABLE, id, "attached"))?,
+            attempts: row.attempts,
+            lease_token: row.lease_token,
+            last_error_type: row.last_error_type,
         })
-        .collect()
+    });
+    let is_damaged = |error: &StorageError| tracing::error!(%error, "a target of a pull secret cannot be worked on");
+    Ok(targets.filter_map(|target| target.inspect_err(is_damaged).ok()).collect())
 }
 
 /// What a try came to.
@@ -319,6 +352,9 @@ pub async fn settle(
     });
     // Old values are read from the rows that are locked, so that what others changed meanwhile counts.
     // A lease that has ended was ended by whoever stored this result before: it is not stored twice.
+    // The rows are found and locked apart from the update, and one by one (LATERAL), here and wherever rows are named. All of it as one
+    // join would be as quick with fresh statistics; without them, as it is in the first fan-out of a pull secret, Postgres may walk
+    // through all targets of the cluster for each of the results.
     let rows = sqlx::query!(
         r#"WITH held AS (
                SELECT target.pull_secret_id, target.namespace, target.pending_since,
@@ -329,10 +365,12 @@ pub async fn settle(
                    $9::text[], $10::bytea[], $11::text[], $12::text[], $13::text[], $14::double precision[])
                    WITH ORDINALITY AS result (id, namespace, token, state, generation, version, uid,
                        resource_version, content_mac, attached, error_type, error_detail, again_after, position)
-               JOIN pull_secret_targets AS target ON target.pull_secret_id = result.id AND target.cluster_id = $1
-                   AND target.namespace = result.namespace
-               WHERE target.lease_token = result.token AND target.lease_until IS NOT NULL
-               FOR UPDATE OF target SKIP LOCKED
+               CROSS JOIN LATERAL (
+                   SELECT pull_secret_id, namespace, pending_since, next_attempt_at, lease_until FROM pull_secret_targets
+                   WHERE pull_secret_id = result.id AND cluster_id = $1 AND namespace = result.namespace
+                       AND lease_token = result.token AND lease_until IS NOT NULL
+                   FOR UPDATE SKIP LOCKED
+               ) AS target
            )
            UPDATE pull_secret_targets AS target
            SET state = CASE WHEN held.changed THEN 'pending' ELSE held.state END,
@@ -435,28 +473,36 @@ pub async fn delete_removed(
     )
     .fetch_all(conn)
     .await?;
-    Ok(positions.into_iter().filter_map(|position| usize::try_from(position).ok()?.checked_sub(1)).collect())
+    Ok(places(positions))
 }
 
-/// Gives targets back that were not worked on: they are due after `after`, and the try does not count.
+/// Gives targets back that were not worked on: they are due after `after`, and the try does not count. As [`settle`] does, this
+/// leaves out what others have locked. Gives the places of those that were given back.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.release", skip_all)]
-pub async fn release(conn: &mut PgConnection, targets: &[ClaimedTarget], after: Duration) -> Result<(), StorageError> {
+pub async fn release(
+    conn: &mut PgConnection,
+    targets: &[&ClaimedTarget],
+    after: Duration,
+) -> Result<Vec<usize>, StorageError> {
     let ids: Vec<Uuid> = targets.iter().map(|target| target.pull_secret_id).collect();
     let clusters: Vec<Uuid> = targets.iter().map(|target| target.cluster_id).collect();
-    let namespaces: Vec<String> = targets.iter().map(|target| target.namespace.to_string()).collect();
+    let namespaces: Vec<&str> = targets.iter().map(|target| target.namespace.as_str()).collect();
     let tokens: Vec<i64> = targets.iter().map(|target| target.lease_token).collect();
-    sqlx::query!(
-        "WITH held AS (
-             SELECT target.pull_secret_id, target.cluster_id, target.namespace
-             FROM pull_secret_targets AS target
-             JOIN unnest($1::uuid[], $2::uuid[], $3::text[], $4::bigint[]) AS mine (id, cluster_id, namespace, token)
-                 ON target.pull_secret_id = mine.id AND target.cluster_id = mine.cluster_id
-                 AND target.namespace = mine.namespace AND target.lease_token = mine.token
-             ORDER BY target.pull_secret_id, target.cluster_id, target.namespace FOR UPDATE OF target
+    let positions = sqlx::query_scalar!(
+        r#"WITH held AS (
+             SELECT target.pull_secret_id, target.cluster_id, target.namespace, mine.position
+             FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::bigint[]) WITH ORDINALITY
+                 AS mine (id, cluster_id, namespace, token, position)
+             CROSS JOIN LATERAL (
+                 SELECT pull_secret_id, cluster_id, namespace FROM pull_secret_targets
+                 WHERE pull_secret_id = mine.id AND cluster_id = mine.cluster_id AND namespace = mine.namespace
+                     AND lease_token = mine.token AND lease_until IS NOT NULL
+                 FOR UPDATE SKIP LOCKED
+             ) AS target
          )
          UPDATE pull_secret_targets AS target
          SET lease_until = NULL, attempts = greatest(attempts - 1, 0),
@@ -465,16 +511,22 @@ pub async fn release(conn: &mut PgConnection, targets: &[ClaimedTarget], after: 
              END
          FROM held
          WHERE target.pull_secret_id = held.pull_secret_id AND target.cluster_id = held.cluster_id
-             AND target.namespace = held.namespace",
+             AND target.namespace = held.namespace
+         RETURNING held.position AS "position!""#,
         &ids,
         &clusters,
-        &namespaces,
+        &namespaces as &[&str],
         &tokens,
         after.as_secs_f64(),
     )
-    .execute(conn)
+    .fetch_all(conn)
     .await?;
-    Ok(())
+    Ok(places(positions))
+}
+
+/// Places among what was given, which Postgres counts from one.
+fn places(positions: Vec<i64>) -> Vec<usize> {
+    positions.into_iter().filter_map(|position| usize::try_from(position).ok()?.checked_sub(1)).collect()
 }
 
 /// Whether somebody still holds the lease of a target.
@@ -544,7 +596,7 @@ pub struct Counts {
     pub removing: i64,
     /// Clusters whose namespaces were not compared with this version's selectors yet.
     pub uncompared: i64,
-    /// The generation that all targets have.
+    /// The generation that all targets have; an older one as long as it is not known which targets there are.
     pub observed_generation: i64,
 }
 
@@ -602,10 +654,11 @@ pub async fn count(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Counts>,
         Counts,
         r#"SELECT counted.desired AS "desired!", counted.synced AS "synced!", counted.pending AS "pending!",
                counted.failed AS "failed!", counted.conflict AS "conflict!", counted.removing AS "removing!",
-               (SELECT count(*) FROM pull_secret_clusters AS link
-                WHERE link.pull_secret_id = one.id AND link.selects AND link.compared_version < pull_secrets.version)
-                   AS "uncompared!",
-               coalesce(counted.observed_generation, pull_secrets.generation) AS "observed_generation!"
+               compared.uncompared AS "uncompared!",
+               least(
+                   coalesce(counted.observed_generation, pull_secrets.generation),
+                   pull_secrets.generation - (compared.uncompared > 0)::integer
+               ) AS "observed_generation!"
            FROM unnest($1::uuid[]) WITH ORDINALITY AS one (id, position)
            JOIN pull_secrets ON pull_secrets.id = one.id
            CROSS JOIN LATERAL (
@@ -618,6 +671,10 @@ pub async fn count(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Counts>,
                    min(applied_generation) FILTER (WHERE wanted) AS observed_generation
                FROM pull_secret_targets WHERE pull_secret_id = one.id
            ) AS counted
+           CROSS JOIN LATERAL (
+               SELECT count(*) AS uncompared FROM pull_secret_clusters AS link
+               WHERE link.pull_secret_id = one.id AND link.selects AND link.compared_version < pull_secrets.version
+           ) AS compared
            ORDER BY one.position"#,
         ids,
     );
@@ -850,8 +907,9 @@ pub async fn settle_comparison(
     )
     .execute(&mut *conn)
     .await?;
+    // Not where somebody wants one meanwhile: whether anything is selected is looked up as it was when this statement began.
     sqlx::query!(
-        "DELETE FROM cluster_comparisons WHERE cluster_id = $1 AND lease_until IS NULL AND NOT EXISTS (
+        "DELETE FROM cluster_comparisons WHERE cluster_id = $1 AND lease_until IS NULL AND next_at > now() AND NOT EXISTS (
              SELECT FROM pull_secret_clusters WHERE cluster_id = $1 AND selects
          )",
         comparison.cluster_id,
@@ -1042,16 +1100,21 @@ pub async fn poke_secrets(
     changed: &ChangedSecrets,
 ) -> Result<u64, StorageError> {
     let poked = sqlx::query!(
-        "UPDATE pull_secret_targets AS target SET next_attempt_at = now()
-         WHERE (pull_secret_id, cluster_id, namespace) IN (
-             SELECT target.pull_secret_id, target.cluster_id, target.namespace
+        "WITH found AS (
+             SELECT target.pull_secret_id, target.namespace
              FROM unnest($2::uuid[], $3::text[], $4::text[]) AS changed (id, namespace, resource_version)
-             JOIN pull_secret_targets AS target ON target.pull_secret_id = changed.id AND target.cluster_id = $1
-                 AND target.namespace = changed.namespace
-             WHERE target.lease_until IS NULL AND target.state = 'synced'
-                 AND target.resource_version IS DISTINCT FROM changed.resource_version
-             ORDER BY target.pull_secret_id, target.namespace FOR UPDATE OF target SKIP LOCKED
-         )",
+             CROSS JOIN LATERAL (
+                 SELECT pull_secret_id, namespace FROM pull_secret_targets
+                 WHERE pull_secret_id = changed.id AND cluster_id = $1 AND namespace = changed.namespace
+                     AND lease_until IS NULL AND state = 'synced'
+                     AND resource_version IS DISTINCT FROM changed.resource_version
+                 FOR UPDATE SKIP LOCKED
+             ) AS target
+         )
+         UPDATE pull_secret_targets AS target SET next_attempt_at = now()
+         FROM found
+         WHERE target.pull_secret_id = found.pull_secret_id AND target.cluster_id = $1
+             AND target.namespace = found.namespace",
         cluster,
         &changed.ids,
         &changed.namespaces,

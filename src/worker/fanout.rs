@@ -5,11 +5,16 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    fmt,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::{
     sync::{Notify, mpsc},
     task::JoinSet,
@@ -18,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::breaker::{Allowance, Breaker};
+use super::breaker::{Allowance, Breaker, Place};
 use crate::{
     clients::cluster::{ClusterClient, ClusterError},
     service::{
@@ -32,6 +37,8 @@ const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 /// How long what is under way may take to end when the worker is told to stop; what does not is taken by others once its
 /// lease is over.
 const STOPPING: Duration = Duration::from_secs(5);
+/// How long it is listened for one wake; then for the next.
+const LISTENING: Duration = Duration::from_mins(1);
 /// How often it is looked how all targets are doing, for the metrics.
 const SURVEYS: Duration = Duration::from_secs(15);
 /// Clusters whose namespaces are compared at a time.
@@ -42,8 +49,8 @@ const ROUNDS: i64 = 4;
 const CLAIMED_AHEAD: usize = 2;
 /// The most results that are stored at a time.
 const GROUP: usize = 64;
-/// How long results are gathered for a group: some of the time that one call takes.
-const GATHERED: Duration = Duration::from_millis(20);
+/// How long results are gathered for a group at most, while calls are under way.
+const GATHERED: Duration = Duration::from_millis(100);
 /// How often a group of results is tried to be stored.
 const SETTLE_TRIES: u32 = 5;
 
@@ -63,12 +70,17 @@ pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationT
     let spawn_others = |tasks: &mut JoinSet<Option<Uuid>>| {
         tasks.spawn(until_stopped(listen(reconciler.clone(), Arc::clone(&wakes)), stop.clone()));
         tasks.spawn(until_stopped(compare(reconciler.clone(), Arc::clone(&wakes), settings.poll), stop.clone()));
-        tasks.spawn(until_stopped(watch(reconciler.clone(), settings.poll), stop.clone()));
+        let watching = watch(reconciler.clone(), settings.poll, stop.clone());
+        tasks.spawn(async move {
+            watching.await;
+            None
+        });
         tasks.spawn(until_stopped(survey(reconciler.clone()), stop.clone()));
         tasks.spawn(until_stopped(announce(reconciler.clone()), stop.clone()));
     };
     spawn_others(&mut tasks);
-    let mut breakers: HashMap<Uuid, Arc<Breaker>> = HashMap::new();
+    // A cluster that was changed is another one.
+    let mut breakers: HashMap<Uuid, (i64, Arc<Breaker>)> = HashMap::new();
     let mut running: Vec<Uuid> = Vec::new();
     let mut ticks = tokio::time::interval(settings.poll);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -82,7 +94,6 @@ pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationT
                     Ok(Some(cluster)) => running.retain(|one| *one != cluster),
                     Ok(None) => {}
                     Err(error) if error.is_cancelled() => {}
-                    // Whose lane it was cannot be told: all begin again.
                     Err(error) => {
                         tracing::error!(%error, "a task of the worker panicked; all of them begin again");
                         tasks.abort_all();
@@ -100,8 +111,12 @@ pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationT
                 continue;
             }
         };
-        for cluster in due {
-            let breaker = Arc::clone(breakers.entry(cluster).or_default());
+        for (cluster, version) in due {
+            let known = breakers.entry(cluster).or_default();
+            if known.0 != version {
+                *known = (version, Arc::default());
+            }
+            let breaker = Arc::clone(&known.1);
             if !running.contains(&cluster) && breaker.allowance(Instant::now()) != Allowance::Nothing {
                 running.push(cluster);
                 let lane = Lane {
@@ -110,11 +125,15 @@ pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationT
                     breaker,
                     settings,
                     stop: stop.clone(),
+                    under_way: AtomicUsize::default(),
                     left: Mutex::default(),
                     gave_up: Mutex::default(),
                 };
                 tasks.spawn(async move {
-                    lane.run().await;
+                    // What goes wrong with one cluster is nothing to the others. Its targets are taken again when their leases are over.
+                    if AssertUnwindSafe(lane.run()).catch_unwind().await.is_err() {
+                        tracing::error!(cluster.id = %cluster, "the work on a cluster panicked; it begins again");
+                    }
                     Some(cluster)
                 });
             }
@@ -141,17 +160,33 @@ struct WakeUps {
     comparisons: Notify,
 }
 
+impl WakeUps {
+    fn wake(&self) {
+        self.lanes.notify_one();
+        self.comparisons.notify_one();
+    }
+}
+
+fn report_deaf(error: &impl fmt::Display) {
+    tracing::warn!(%error, "the worker hears of no changes and polls for them; it tries again");
+}
+
 /// Wakes the worker whenever somebody notifies.
 async fn listen(reconciler: Reconciler, wakes: Arc<WakeUps>) {
     loop {
         match reconciler.listen().await {
             Ok(mut listener) => {
-                while listener.next().await.is_ok() {
-                    wakes.lanes.notify_one();
-                    wakes.comparisons.notify_one();
+                // Nobody heard what came before.
+                wakes.wake();
+                loop {
+                    match listener.next(LISTENING).await {
+                        Ok(true) => wakes.wake(),
+                        Ok(false) => {}
+                        Err(error) => break report_deaf(&error),
+                    }
                 }
             }
-            Err(error) => tracing::warn!(%error, "the worker hears of no changes and polls for them; it tries again"),
+            Err(error) => report_deaf(&error),
         }
         tokio::time::sleep(DATABASE_PAUSE).await;
     }
@@ -178,17 +213,17 @@ async fn compare(reconciler: Reconciler, wakes: Arc<WakeUps>, poll: Duration) {
     }
 }
 
-/// Watches the clusters that nobody else watches.
-async fn watch(reconciler: Reconciler, poll: Duration) {
+/// Watches the clusters that nobody else watches, and gives them back when it is told to stop.
+async fn watch(reconciler: Reconciler, poll: Duration, stop: CancellationToken) {
     let mut watches: JoinSet<()> = JoinSet::new();
-    loop {
+    while !stop.is_cancelled() {
         while watches.try_join_next().is_some() {}
         match reconciler.claim_watches().await {
             Ok(claimed) => {
                 for one in claimed {
-                    let reconciler = reconciler.clone();
+                    let (reconciler, stop) = (reconciler.clone(), stop.clone());
                     watches.spawn(async move {
-                        if let Err(error) = reconciler.watch(one).await {
+                        if let Err(error) = reconciler.watch(one, stop.cancelled()).await {
                             tracing::info!(cluster.id = %one.cluster_id, %error, "a cluster is not watched for now");
                         }
                     });
@@ -196,8 +231,9 @@ async fn watch(reconciler: Reconciler, poll: Duration) {
             }
             Err(error) => report(Err(error)),
         }
-        tokio::time::sleep(poll).await;
+        stop.run_until_cancelled(tokio::time::sleep(poll)).await;
     }
+    while watches.join_next().await.is_some() {}
 }
 
 /// Looks how all targets are doing.
@@ -224,6 +260,8 @@ struct Lane {
     breaker: Arc<Breaker>,
     settings: Settings,
     stop: CancellationToken,
+    /// How many targets were claimed and not finished.
+    under_way: AtomicUsize,
     /// What was claimed and not worked on.
     left: Mutex<Vec<Job>>,
     /// Why the cluster is left alone, where it is since this lane runs.
@@ -275,11 +313,23 @@ impl Lane {
         !self.stop.is_cancelled() && self.breaker.allowance(Instant::now()) == Allowance::All
     }
 
-    /// Claims until nothing is due any more. The next claim begins while there is still something to do.
+    /// Claims until nothing is due any more and nothing is under way: a call that hangs keeps no target waiting that becomes due
+    /// meanwhile. The next claim begins while there is still something to do.
     async fn claim_ahead(&self, claimed: mpsc::Sender<(Arc<Called>, Job)>) {
         let limit = i64::try_from(self.settings.concurrency).unwrap_or(i64::MAX).saturating_mul(ROUNDS);
+        let mut polled = Instant::now();
         while self.may_go_on() {
-            let Some((called, jobs)) = self.claim(limit).await else { return };
+            let Some((called, jobs)) = self.claim(limit).await else {
+                while self.under_way.load(Ordering::SeqCst) > 0 && polled.elapsed() < self.settings.poll {
+                    tokio::time::sleep(GATHERED).await;
+                }
+                if self.under_way.load(Ordering::SeqCst) == 0 {
+                    return;
+                }
+                polled = Instant::now();
+                continue;
+            };
+            self.under_way.fetch_add(jobs.len(), Ordering::SeqCst);
             for job in jobs {
                 if let Err(unsent) = claimed.send((Arc::clone(&called), job)).await {
                     self.leave(unsent.0.1);
@@ -293,17 +343,22 @@ impl Lane {
         let jobs = stream::unfold(jobs, |mut jobs| async move { jobs.recv().await.map(|job| (job, jobs)) });
         let done = &done;
         jobs.for_each_concurrent(self.settings.concurrency, |(called, job)| async move {
-            // First, so that the wait for it counts as part of the lease.
-            let Ok(place) = done.reserve().await else { return self.leave(job) };
-            if !self.may_go_on() {
-                return self.leave(job);
-            }
-            match self.work(&called, &job).await {
-                Some(outcome) => place.send((called, Try { job, outcome })),
-                None => self.leave(job),
-            }
+            self.call_one(called, job, done).await;
+            self.under_way.fetch_sub(1, Ordering::SeqCst);
         })
         .await;
+    }
+
+    async fn call_one(&self, called: Arc<Called>, job: Job, done: &mpsc::Sender<(Arc<Called>, Try)>) {
+        // First, so that the wait for it counts as part of the lease.
+        let Ok(place) = done.reserve().await else { return self.leave(job) };
+        if !self.may_go_on() {
+            return self.leave(job);
+        }
+        match self.work(&called, &job).await {
+            Some(outcome) => place.send((called, Try { job, outcome })),
+            None => self.leave(job),
+        }
     }
 
     /// Stores results. A group is what came while the one before was stored, and a little more as long as some are under way: each
@@ -335,7 +390,7 @@ impl Lane {
                 return None;
             }
             Err(error) => {
-                self.give_up(error, None).await;
+                self.give_up(error, None, None).await;
                 return None;
             }
         };
@@ -360,13 +415,14 @@ impl Lane {
             }
         };
         match &outcome.ill {
-            None => self.breaker.succeeded(),
-            Some(error) => self.give_up(ServiceError::Cluster(error.clone()), Some(error)).await,
+            Some(error) => self.give_up(ServiceError::Cluster(error.clone()), Some(job.place()), Some(error)).await,
+            None if outcome.reached => self.breaker.succeeded(Instant::now()),
+            None => {}
         }
         Some(outcome)
     }
 
-    async fn give_up(&self, error: ServiceError, ill: Option<&ClusterError>) {
+    async fn give_up(&self, error: ServiceError, at: Option<Place>, ill: Option<&ClusterError>) {
         let asked = match ill {
             Some(ClusterError::Overloaded { retry_after }) => retry_after.or(Some(Duration::from_secs(1))),
             _ => None,
@@ -376,7 +432,7 @@ impl Lane {
             ill,
             Some(ClusterError::Unreachable { .. } | ClusterError::Timeout { .. } | ClusterError::Overloaded { .. })
         );
-        if self.breaker.failed(Instant::now(), is_certain, asked) {
+        if self.breaker.failed(Instant::now(), at, is_certain, asked) {
             tracing::warn!(cluster.id = %self.cluster, %error, "a cluster is left alone for a while");
             report(self.reconciler.mark_waiting(self.cluster, &error).await);
             *self.gave_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);

@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use regcred::storage::{StorageError, pool};
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, PgPool};
 
@@ -172,6 +173,28 @@ async fn a_postgres_that_stands_still_for_a_while_is_used_again_afterwards() {
     for answer in join_all((0..32).map(|_| client.get("/v1/me"))).await {
         answer.expect(200);
     }
+}
+
+/// As that of a replica that was stopped, or whose host is gone.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_transaction_in_which_nothing_is_said_keeps_nobody_waiting_for_long(pool: PgPool) {
+    let service = pool::lazy(pool::bounded((*pool.connect_options()).clone()), 2, PATIENCE);
+    let mut still = service.begin().await.expect("a transaction");
+    let lock = "UPDATE pull_secrets SET version = version + 1";
+    sqlx::query("INSERT INTO pull_secrets (id, name, declaration) VALUES (gen_random_uuid(), 'team-a', '{}')")
+        .execute(&pool)
+        .await
+        .expect("a pull secret");
+    sqlx::query(lock).execute(&mut *still).await.expect("locked");
+
+    let start = Instant::now();
+    sqlx::query(lock).execute(&service).await.expect("nobody has it locked any more");
+
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+    let lost = sqlx::query("SELECT 1").execute(&mut *still).await.expect_err("it was ended");
+    assert!(matches!(StorageError::from(lost), StorageError::Unavailable(_)));
+    let longest: String = sqlx::query_scalar("SHOW statement_timeout").fetch_one(&service).await.expect("a setting");
+    assert_eq!(longest, "30s");
 }
 
 // ---- Clusters ----

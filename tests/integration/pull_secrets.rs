@@ -15,6 +15,7 @@ use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
+use regcred::domain::pull_secret::GENERATION_ANNOTATION;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
@@ -848,7 +849,78 @@ async fn a_database_that_is_older_than_the_cluster_catches_up(pool: PgPool) {
         (password(&kubernetes::secret(&namespace, "team-a-pull").await) == "restored").then_some(())
     })
     .await;
-    let shown = settled(&admin, "team-a").await;
-    assert!(shown["generation"].as_i64().unwrap() > 3, "{shown}");
+    settled(&admin, "team-a").await;
     target_becomes(&admin, "team-a", "synced", "").await;
+}
+
+/// Whoever may edit a Secret in his namespace may write any generation on it.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_generation_that_somebody_made_up_keeps_nobody_from_rotating(pool: PgPool) {
+    let (app, _broker) = app_with_broker(pool, &[]).await;
+    let admin = app.admin();
+    let (theirs, ours) = (kubernetes::new_namespace().await, kubernetes::new_namespace().await);
+    let body = declaration(&["martin-5000"], "dev", &[&theirs, &ours]);
+    put(&admin, "team-a", &body).await.expect(201);
+    let numbers = ["9223372036854775806", "9223372036854775807", "-9223372036854775808", "none"];
+    for number in numbers {
+        let edit = json!({"metadata": {"annotations": {GENERATION_ANNOTATION: number}}});
+        secret_patched(&theirs, "team-a-pull", edit).await;
+        sync(&admin, "team-a").await;
+        let password_now = format!("after{number}");
+        admin.patch("/v1/registry-accounts/martin-5000", &json!({"password": password_now})).await.expect(200);
+        let shown = settled(&admin, "team-a").await;
+        assert_holds(&shown["status"], &json!({"synced": 2}));
+        for namespace in [&theirs, &ours] {
+            assert_eq!(password(&kubernetes::secret(namespace, "team-a-pull").await), password_now);
+        }
+    }
+    assert_eq!(settled(&admin, "team-a").await["generation"], 1 + numbers.len());
+    put(&admin, "team-a", &declaration(&["martin-6000"], "dev", &[&theirs, &ours])).await.expect(200);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_sync_that_is_waited_for_is_over_when_everything_was_looked_at(pool: PgPool) {
+    // It may not watch Secrets.
+    let (app, _broker) = app_with_broker(pool, &[]).await;
+    let admin = app.admin();
+    let namespace = kubernetes::new_namespace().await;
+    put(&admin, "team-a", &declaration(&["martin-5000"], "dev", &[&namespace])).await.expect(201);
+    for _ in 0..3 {
+        let secrets = Api::<Secret>::namespaced(kubernetes::admin(), &namespace);
+        secrets.delete("team-a-pull", &DeleteParams::default()).await.expect("deleted");
+        let shown = sync(&admin, "team-a").await;
+        assert_holds(&shown["status"], &json!({"synced": 1, "pending": 0}));
+        assert!(find_secret(&namespace, "team-a-pull").await.is_some(), "{shown}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn what_was_written_is_known_where_it_could_not_be_attached(pool: PgPool) {
+    let (app, broker) = app_with_broker(pool, &[]).await;
+    let admin = app.admin();
+    let namespace = kubernetes::new_namespace().await;
+    for name in ["default", "builder"] {
+        service_account(&namespace, name, &[]).await;
+    }
+    let only =
+        PolicyRule { resource_names: Some(vec!["default".to_owned()]), ..rule("serviceaccounts", &["get", "patch"]) };
+    broker.set_rules(vec![rule("secrets", &["create", "get", "patch", "delete"]), only]).await;
+    let mut body = declaration(&["martin-5000"], "dev", &[&namespace]);
+    body["serviceAccounts"] = json!(["default", "builder"]);
+    put(&admin, "team-a", &body).await.expect(201);
+
+    let target = target_becomes(&admin, "team-a", "failed", "cluster-forbidden").await;
+
+    let uid = kubernetes::secret(&namespace, "team-a-pull").await.metadata.uid;
+    assert_eq!((&target["appliedGeneration"], target["uid"].as_str()), (&json!(1), uid.as_deref()), "{target}");
+    assert_eq!(entries(&namespace, "default").await, ["team-a-pull"]);
+    admin.patch("/v1/registry-accounts/martin-5000", &json!({"password": "rotated"})).await.expect(200);
+    eventually("the Secret follows all the same", async || {
+        (password(&kubernetes::secret(&namespace, "team-a-pull").await) == "rotated").then_some(())
+    })
+    .await;
+    // What it was attached to is known, too.
+    broker.set_rules(rules()).await;
+    assert_eq!(admin.delete("/v1/pull-secrets/team-a").await.status, 202);
+    eventually("it is detached", async || entries(&namespace, "default").await.is_empty().then_some(())).await;
 }

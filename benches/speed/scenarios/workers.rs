@@ -30,8 +30,10 @@ struct Seen {
     refused: usize,
     /// Versions of Secrets with an older generation than the one before.
     older: usize,
-    /// Writes of which no version was seen, or the other way round.
-    unseen: usize,
+    /// Writes that made no version.
+    without_version: usize,
+    /// Versions that nobody is known to have written.
+    unwritten: usize,
     /// Secrets that are old in the end.
     stale: usize,
 }
@@ -39,8 +41,14 @@ struct Seen {
 /// F7.
 pub fn many(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let fleet = stage.fleet()?;
-    let mut rows =
-        vec![row(["replicas", "a rotation s", "share of the busiest", "claims of a target", "late writes refused"])];
+    let mut rows = vec![row([
+        "replicas",
+        "a rotation s",
+        "share of the busiest",
+        "claims of a target",
+        "late writes refused",
+        "late writes that changed nothing",
+    ])];
     for count in [2, 5] {
         let logs: Vec<PathBuf> = (0..count)
             .map(|number| std::env::temp_dir().join(format!("regcred-f7-{}-{number}.log", std::process::id())))
@@ -59,10 +67,11 @@ pub fn many(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
             float(steady.older + still.older),
         );
         goals.at_most(
-            &name("writes in the audit log of which no version was seen, or none for one"),
+            &name("versions without a write in the audit log"),
             0.0,
-            float(steady.unseen + still.unseen),
+            float(steady.unwritten + still.unwritten),
         );
+        goals.at_most(&name("writes that changed nothing"), 0.0, float(steady.without_version));
         goals.at_most(&name("Secrets that are old in the end"), 0.0, float(steady.stale + still.stale));
     }
     table(&format!("F7: rotations in {COUNT} namespaces, 8 workers each"), &rows)?;
@@ -131,6 +140,7 @@ fn with_replicas(
         format!("{:.2}", float(busiest) / float(done.iter().sum::<usize>().max(1))),
         format!("{:.3}", float(usize::try_from(claimed)?) / float(COUNT * ROTATIONS)),
         still.refused.to_string(),
+        still.without_version.to_string(),
     ]);
     declared.retire(&replicas[0])?;
     Ok((steady, still))
@@ -159,8 +169,14 @@ impl Seen {
                 self.older += 1;
             }
         }
-        let difference = |(namespace, count): (&&str, &usize)| stored.get(namespace).unwrap_or(&0).abs_diff(*count);
-        self.unseen += written.iter().map(difference).sum::<usize>();
+        for (namespace, written) in &written {
+            let stored = stored.get(namespace).copied().unwrap_or_default();
+            self.without_version += written.saturating_sub(stored);
+        }
+        for (namespace, stored) in &stored {
+            let written = written.get(namespace).copied().unwrap_or_default();
+            self.unwritten += stored.saturating_sub(written);
+        }
         Ok(())
     }
 }

@@ -21,7 +21,9 @@ use crate::domain::{
 
 const METADATA_LIST_ONLY: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 /// Namespaces in one page of a list: their metadata fits into an answer's bound by far.
-const PAGE: &str = "250";
+const PAGE: usize = 250;
+/// The most pages of a list: a hundred thousand namespaces are more than any cluster has.
+const PAGES_MAX: usize = 400;
 /// How often a change of a `ServiceAccount` that met another one is tried again.
 const ATTACH_TRIES: usize = 5;
 
@@ -131,7 +133,7 @@ struct Metadata {
 #[derive(Deserialize)]
 struct List {
     metadata: ListMetadata,
-    #[serde(default)]
+    // An API server always writes them: an answer without is none to a list, and must not be taken for an empty one.
     items: Vec<Object>,
 }
 
@@ -224,23 +226,25 @@ impl ClusterClient {
         }
     }
 
-    /// Deletes a Secret, if it still is this very object. One that is gone, or another one, is none of ours: that is fine.
+    /// Deletes a Secret, if it still is this very object at this version. One that is gone is fine.
     ///
     /// # Errors
     ///
-    /// See [`ClusterError`].
+    /// See [`ClusterError`]; [`ClusterError::Changed`] if it is another one by now.
     pub async fn delete_secret(
         &self,
         namespace: &NamespaceName,
         name: &SecretName,
-        uid: &str,
+        found: &FoundSecret,
     ) -> Result<(), ClusterError> {
-        let body = json!({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}});
+        let preconditions = json!({"uid": found.uid, "resourceVersion": found.resource_version});
+        let body = json!({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions});
         let path = secret_path(namespace, name);
         let request = request(Method::DELETE, &path, Some("application/json"), body.to_string().into_bytes())?;
         let answer = self.call(accepting(request, METADATA_ONLY), self.deadline()).await?;
         match answer.status {
-            404 | 409 => Ok(()),
+            404 => Ok(()),
+            409 => Err(ClusterError::Changed),
             _ if answer.is_success() => Ok(()),
             _ => Err(self.failure(&answer, "delete", "Secrets", namespace)),
         }
@@ -332,7 +336,7 @@ impl ClusterClient {
     pub async fn list_namespaces(&self) -> Result<Vec<FoundNamespace>, ClusterError> {
         let mut namespaces = Vec::new();
         let mut next: Option<String> = None;
-        loop {
+        for _ in 0..PAGES_MAX {
             let mut path = format!("/api/v1/namespaces?limit={PAGE}");
             if let Some(next) = &next {
                 path.push_str("&continue=");
@@ -354,6 +358,9 @@ impl ClusterClient {
                 return Ok(namespaces);
             }
         }
+        let detail =
+            format!("{} has more than {} namespaces, or its list does not end", self.server(), PAGE * PAGES_MAX);
+        Err(ClusterError::Unreachable { detail })
     }
 
     fn deadline(&self) -> Instant {

@@ -35,9 +35,6 @@ const GIVEN_UP: Duration = Duration::from_secs(SECONDS as u64 + 30);
 /// broken off, and a watch resumed.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
 
-/// The longest that a watch waits because an overloaded API server asks for it.
-const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
-
 /// What is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Watched {
@@ -172,7 +169,7 @@ impl ClusterClient {
                 if let (StatusCode::TOO_MANY_REQUESTS, Some(asked)) =
                     (response.status(), retry_after(response.headers()))
                 {
-                    sleep(asked.min(RETRY_AFTER_MAX)).await;
+                    sleep(asked).await;
                 }
                 Ok::<_, BoxError>(response.map(|body| {
                     Limited::new(StreamBody::new(BodyStream::new(body).take_until(sleep(GIVEN_UP))), ANSWER_MAX)

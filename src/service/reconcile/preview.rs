@@ -129,12 +129,23 @@ impl Reconciler {
                     adopt: declaration.adopt,
                 };
                 let is_ours = found.as_ref().is_some_and(|found| found.owner(wanted.id, written) == Owner::Us);
+                let is_other_type =
+                    existing.is_some_and(|existing| existing.declaration.secret_type != declaration.secret_type);
+                if is_ours && is_other_type {
+                    let error = ServiceError::Cluster(ClusterError::TypeFixed);
+                    return PreviewedTarget::unknown(cluster, Some(namespace.as_str()), &error);
+                }
                 let action = match plan(&wanted, written, found.as_ref()) {
                     Step::Create => PreviewAction::Create,
                     Step::Leave => PreviewAction::Unchanged,
-                    Step::Apply { .. } if is_ours => PreviewAction::Update,
-                    Step::Apply { .. } | Step::ConflictUnlessGone(_) => PreviewAction::Adopt,
-                    Step::Conflict | Step::Superseded { .. } => PreviewAction::Conflict,
+                    Step::Apply { .. } | Step::Superseded { .. } if is_ours => PreviewAction::Update,
+                    Step::Apply { .. } | Step::Superseded { .. } => PreviewAction::Adopt,
+                    Step::ConflictUnlessGone(owner) => match self.is_there(owner).await {
+                        Ok(false) => PreviewAction::Adopt,
+                        Ok(true) => PreviewAction::Conflict,
+                        Err(error) => return PreviewedTarget::unknown(cluster, Some(namespace.as_str()), &error),
+                    },
+                    Step::Conflict => PreviewAction::Conflict,
                 };
                 PreviewedTarget::new(cluster, namespace.as_str(), action)
             }

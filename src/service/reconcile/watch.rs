@@ -40,12 +40,12 @@ impl Reconciler {
         Ok(storage::targets::claim_watches(&mut conn, self.settings.lease).await?)
     }
 
-    /// Watches a cluster until it is changed, or another replica has the lease.
+    /// Watches a cluster until it is changed, another replica has the lease, or it shall `stop`.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Cluster`] if it cannot be watched; the lease is left to run out then, so that it is not tried all the time.
-    pub async fn watch(&self, watch: ClaimedWatch) -> Result<(), ServiceError> {
+    pub async fn watch(&self, watch: ClaimedWatch, stop: impl Future<Output = ()>) -> Result<(), ServiceError> {
         let (name, client) = self.client(watch.cluster_id).await?;
         let (sender, receiver) = mpsc::channel(WAITING);
         tokio::select! {
@@ -53,6 +53,7 @@ impl Reconciler {
             ended = self.forward(&name, &client, Watched::Secrets, &sender) => ended?,
             followed = self.follow(watch.cluster_id, receiver) => followed?,
             held = self.hold(watch) => held?,
+            () = stop => {}
         }
         let mut conn = connection(&self.pool).await?;
         Ok(storage::targets::release_watch(&mut conn, watch).await?)
@@ -133,13 +134,15 @@ impl Reconciler {
                 secrets_changed.resource_versions.push(resource_version);
             }
             let mut tx = self.pool.begin().await?;
-            let mut poked = storage::targets::poke_secrets(&mut tx, cluster, &secrets_changed).await?;
+            let mut poked = 0;
+            // Comparisons first, as whoever declares does it.
+            if !namespaces.is_empty() {
+                poked += storage::targets::poke_namespaces(&mut tx, cluster, &namespaces).await?;
+            }
+            poked += storage::targets::poke_secrets(&mut tx, cluster, &secrets_changed).await?;
             if let Some(all) = all_secrets {
                 let (ids, names): (Vec<Uuid>, Vec<String>) = all.into_iter().unzip();
                 poked += storage::targets::poke_missing(&mut tx, cluster, (&ids, &names)).await?;
-            }
-            if !namespaces.is_empty() {
-                poked += storage::targets::poke_namespaces(&mut tx, cluster, &namespaces).await?;
             }
             if poked > 0 {
                 storage::pull_secrets::notify(&mut tx).await?;

@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use regcred::{
     domain::pull_secret::{TargetState, Written},
-    storage::targets::{ClaimedTarget, Settlement, claim, delete_removed, is_settled, release, settle, wait_for},
+    storage::{
+        pull_secrets::delete_all_empty,
+        targets::{ClaimedTarget, Settlement, claim, delete_removed, is_settled, release, settle, wait_for},
+    },
 };
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
@@ -149,12 +152,65 @@ async fn a_target_that_is_wanted_again_is_not_deleted(pool: PgPool) {
 
     let names: Vec<&str> = deleted.iter().map(|index| claimed[*index].namespace.as_str()).collect();
     assert_eq!(names, ["n-1"]);
-    release(&mut conn, &claimed, Duration::ZERO).await.expect("released");
+    // The other one has no row any more.
+    assert_eq!(release(&mut conn, &removed, Duration::ZERO).await.expect("released").len(), 1);
     let again = claim(&mut conn, cluster, 2, LEASE).await.expect("claimed");
     assert_eq!(again.iter().map(|target| target.namespace.as_str()).collect::<Vec<_>>(), ["n-2"]);
     assert!(!is_settled(&mut conn, id, 1).await.expect("an answer"));
     settled(&mut conn, &[(&again[0], &synced("11"))]).await;
     assert!(is_settled(&mut conn, id, 1).await.expect("an answer"));
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn what_is_given_back_is_due_again_and_waits_for_nobody(pool: PgPool) {
+    let (_, cluster) = declare(&pool, 2).await;
+    let mut conn = pool.acquire().await.expect("a connection");
+    let claimed = claim(&mut conn, cluster, 2, LEASE).await.expect("claimed");
+    let both: Vec<&ClaimedTarget> = claimed.iter().collect();
+    let mut rotation = pool.begin().await.expect("a transaction");
+    sqlx::query("UPDATE pull_secret_targets SET generation = 2, next_attempt_at = now() WHERE namespace = $1")
+        .bind(both[1].namespace.as_str())
+        .execute(&mut *rotation)
+        .await
+        .expect("raised");
+
+    assert_eq!(release(&mut conn, &both, Duration::ZERO).await.expect("released"), [0]);
+    rotation.commit().await.expect("committed");
+    assert_eq!(release(&mut conn, &both, Duration::ZERO).await.expect("released"), [1]);
+    assert!(release(&mut conn, &both, Duration::ZERO).await.expect("an answer").is_empty());
+
+    let again = claim(&mut conn, cluster, 2, LEASE).await.expect("claimed");
+    assert_eq!(again.iter().map(|target| target.attempts).collect::<Vec<_>>(), [1, 1]);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_damaged_row_keeps_no_other_one_waiting(pool: PgPool) {
+    let (_, cluster) = declare(&pool, 2).await;
+    sqlx::query("UPDATE pull_secret_targets SET namespace = 'Not A Name' WHERE namespace = 'n-1'")
+        .execute(&pool)
+        .await
+        .expect("damaged");
+    let mut conn = pool.acquire().await.expect("a connection");
+
+    let claimed = claim(&mut conn, cluster, 2, LEASE).await.expect("claimed");
+
+    assert_eq!(claimed.iter().map(|target| target.namespace.as_str()).collect::<Vec<_>>(), ["n-2"]);
+    assert!(claim(&mut conn, cluster, 2, LEASE).await.expect("claimed").is_empty(), "it is tried once a lease");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn what_a_process_did_not_come_to_delete_is_deleted(pool: PgPool) {
+    let (id, _) = declare(&pool, 1).await;
+    let mut conn = pool.acquire().await.expect("a connection");
+    let there = async |conn: &mut PgConnection| -> bool {
+        delete_all_empty(conn).await.expect("deleted");
+        let there = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pull_secrets WHERE id = $1)").bind(id);
+        there.fetch_one(conn).await.expect("an answer")
+    };
+    sqlx::query("UPDATE pull_secrets SET deleted_at = now()").execute(&mut *conn).await.expect("to be deleted");
+    assert!(there(&mut conn).await, "it has a target");
+    sqlx::query("DELETE FROM pull_secret_targets").execute(&mut *conn).await.expect("no target");
+    assert!(!there(&mut conn).await);
 }
 
 /// 100,000 targets of 1,000 pull secrets in 20 clusters, nearly all of them in order and not due.
@@ -198,32 +254,72 @@ fn scans<'a>(node: &'a Value, found: &mut Vec<&'a Value>) {
 /// What the metrics tell is of all targets: a process with a worker counts them, every 15 seconds.
 const COUNTS_ALL: &str = "AS \"oldest_pending_seconds!\"";
 
-/// The queries are those of `.sqlx`, word by word: what is compiled in is checked against it at every build.
-#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn no_query_reads_all_targets(pool: PgPool) {
-    let mut conn = pool.acquire().await.expect("a connection");
-    fill(&mut conn).await;
-    // The plan for any values, which is the one that a busy connection comes to use.
+/// The plans of the queries of targets, for any values, which are those that a busy connection comes to use. The queries are those of
+/// `.sqlx`, word by word: what is compiled in is checked against it at every build.
+async fn plans(conn: &mut PgConnection, is_meant: impl Fn(&str) -> bool) -> Vec<(String, Value)> {
     sqlx::query("SET plan_cache_mode = force_generic_plan").execute(&mut *conn).await.expect("set");
-    let mut seen = 0;
+    let mut plans = Vec::new();
     for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx")).expect(".sqlx") {
         let file = fs::read_to_string(file.expect("a file").path()).expect("text");
         let described: Value = serde_json::from_str(&file).expect("JSON");
         let query = described["query"].as_str().expect("a query");
-        if !query.contains(TABLE) || query.contains(COUNTS_ALL) {
+        if !query.contains(TABLE) || !is_meant(query) {
             continue;
         }
-        seen += 1;
         let parameters = described["describe"]["parameters"]["Left"].as_array().map_or(0, Vec::len);
         let values = vec!["NULL"; parameters].join(", ");
         let values = if values.is_empty() { values } else { format!("({values})") };
         sqlx::raw_sql(AssertSqlSafe(format!("PREPARE one AS {query}"))).execute(&mut *conn).await.expect(query);
         let explained = sqlx::query_scalar(AssertSqlSafe(format!("EXPLAIN (FORMAT JSON) EXECUTE one{values}")));
-        let plan: Value = explained.fetch_one(&mut *conn).await.expect(query);
-        let mut found = Vec::new();
-        scans(&plan, &mut found);
-        assert!(found.is_empty(), "{query}\n{plan:#}");
+        plans.push((query.to_owned(), explained.fetch_one(&mut *conn).await.expect(query)));
         sqlx::query("DEALLOCATE one").execute(&mut *conn).await.expect("forgotten");
     }
-    assert!(seen >= 20, "only {seen} queries of targets were found");
+    plans
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn no_query_reads_all_targets(pool: PgPool) {
+    let mut conn = pool.acquire().await.expect("a connection");
+    fill(&mut conn).await;
+    let plans = plans(&mut conn, |query| !query.contains(COUNTS_ALL)).await;
+    for (query, plan) in &plans {
+        let mut found = Vec::new();
+        scans(plan, &mut found);
+        assert!(found.is_empty(), "{query}\n{plan:#}");
+    }
+    assert!(plans.len() >= 20, "only {} queries of targets were found", plans.len());
+}
+
+/// How the table of targets is read in a plan: by which index, or what else.
+fn reads(node: &Value, found: &mut Vec<String>) {
+    match node {
+        Value::Object(members) => {
+            let text = |member: &str| members.get(member).and_then(Value::as_str).unwrap_or_default();
+            if text("Relation Name") == TABLE && text("Node Type").ends_with("Scan") {
+                found.push(format!("{} {}", text("Node Type"), text("Index Name")));
+            }
+            members.values().for_each(|member| reads(member, found));
+        }
+        Value::Array(members) => members.iter().for_each(|member| reads(member, found)),
+        _ => {}
+    }
+}
+
+/// A pull secret that was declared a moment ago has its fan-outs before Postgres has looked what is in the table.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn what_is_named_is_looked_up_by_name_before_anything_is_known_of_the_table(pool: PgPool) {
+    sqlx::query("ALTER TABLE pull_secret_targets SET (autovacuum_enabled = false)").execute(&pool).await.expect("set");
+    declare(&pool, 1_000).await;
+    let mut conn = pool.acquire().await.expect("a connection");
+    let is_meant = |query: &str| query.contains("LATERAL") && query.contains("UPDATE pull_secret_targets AS target");
+    let plans = plans(&mut conn, is_meant).await;
+    for (query, plan) in &plans {
+        // The rows are found first, and once.
+        let found = plan.pointer("/0/Plan/Plans/0").expect("a part of its own");
+        assert_eq!(found["Parent Relationship"], "InitPlan", "{query}\n{plan:#}");
+        let mut how = Vec::new();
+        reads(found, &mut how);
+        assert_eq!(how, ["Index Scan pull_secret_targets_pkey"], "{query}\n{plan:#}");
+    }
+    assert_eq!(plans.len(), 3);
 }
