@@ -124,6 +124,7 @@ impl App {
         let stop_recorder = CancellationToken::new();
         let recorder = Recorder::start(&pool, audit_key, stop_recorder.clone()).await;
         let (recorder, recorder_task) = recorder.map_err(no_record)?;
+        let trail = trail.counted_in(recorder.tally());
         let content_key = config.pepper.content_key();
         let checker = Arc::new(key_checker(config.pepper));
         let mut settings = config.clusters;
@@ -134,14 +135,13 @@ impl App {
             DockerConfigs::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), recorder.clone());
         let clusters = Clusters::new(pool.clone(), Arc::clone(&sealer), settings, trail.clone());
         let accounts = Accounts::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), trail.clone());
-        let verify = config.verify;
+        let (verify, pull_secrets) = (config.verify, config.pull_secrets);
         let worker = worker::Settings {
             verifies: verify.background,
             poll: verify.poll,
             check_timeout: verify.registries.timeout,
-            fanout: FanoutSettings { poll: config.pull_secrets.poll, concurrency: config.pull_secrets.concurrency },
+            fanout: FanoutSettings { poll: pull_secrets.poll, concurrency: pull_secrets.concurrency },
         };
-        let pull_secrets = config.pull_secrets;
         let reconciler = Reconciler::new(
             pool.clone(),
             clusters.clone(),
@@ -374,14 +374,16 @@ pub async fn grant(pool: &PgPool, role: &str) -> Result<(), AppError> {
     })
 }
 
-/// A pool on a database whose schema is up to date, or is brought up to date with `migrate`.
+/// The pool of a service, on a database whose schema is up to date, or is brought up to date with `migrate`.
 async fn open_database(config: &DatabaseConfig, migrate: bool) -> Result<PgPool, AppError> {
-    let pool = connect(config).await?;
+    // A migration may take long. Nothing that a service does may.
+    let unbounded = connect(config).await?;
     if migrate {
-        self::migrate(&pool).await?;
+        self::migrate(&unbounded).await?;
     }
-    require_schema(&pool).await?;
-    Ok(pool)
+    require_schema(&unbounded).await?;
+    unbounded.close().await;
+    Ok(pool::lazy(pool::bounded(config.options.clone()), config.max_connections, config.acquire_timeout))
 }
 
 async fn require_schema(pool: &PgPool) -> Result<(), AppError> {

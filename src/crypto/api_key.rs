@@ -9,13 +9,17 @@
 //!    never reaches argon2, so argon2 is no lever for a denial of service;
 //! 3. the memory of rows whose key argon2 has verified: it holds the HMAC and the hash of the row, and no other text than the
 //!    one that was verified has this HMAC;
-//! 4. argon2id, once for each key however many requests wait for it, on few permits.
+//! 4. argon2id, once for each key however many requests wait for it, on few permits. A run that has begun goes on though nobody
+//!    waits for it any more, keeps its permit until it is over, and its verdict is remembered.
 //!
 //! Whether the key is revoked or expired is the caller's question, at every request.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -26,7 +30,7 @@ use argon2::{
 use aws_lc_rs::{hmac, rand};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -42,7 +46,7 @@ const REMEMBERED_FOR: Duration = Duration::from_mins(10);
 const REMEMBERED_MAX: usize = 10_000;
 
 /// The system failed at a cryptographic step that needs no secret to explain.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("{0}")]
 pub struct CryptoError(&'static str);
 
@@ -50,6 +54,14 @@ impl CryptoError {
     /// The system's generator failed.
     pub(in crate::crypto) const fn no_random_bytes() -> Self {
         Self("the system gave no random bytes")
+    }
+
+    const fn pool_closed() -> Self {
+        Self("the argon2 pool is closed")
+    }
+
+    const fn ended_early() -> Self {
+        Self("the argon2 task ended early")
     }
 }
 
@@ -199,37 +211,28 @@ pub fn generate(pepper: &Pepper) -> Result<NewKey, CryptoError> {
     Ok(NewKey { id, text: SecretString::from(body.as_str()), verifier })
 }
 
+/// What argon2 says of a key.
+type Verdict = Result<bool, CryptoError>;
+
 /// Checks shown keys against their rows; see the module's text for the road.
 #[derive(Debug)]
 pub struct KeyChecker {
     pepper: Pepper,
-    /// Bound to the whole row's part, so that a changed row is verified anew.
-    remembered: Mutex<HashMap<KeyVerifier, Instant>>,
-    in_flight: Mutex<HashMap<KeyVerifier, Arc<OnceCell<bool>>>>,
-    permits: Semaphore,
-    /// The memory of runs that are over, for the next ones: no more pieces than permits. Allocated anew in each run, on
-    /// whichever thread that is, it would stay with the allocator once for each of these threads.
-    spare_blocks: Mutex<Vec<Vec<Block>>>,
-    runs: std::sync::atomic::AtomicU64,
+    /// Shared with the runs, which outlive whoever began them.
+    runs: Arc<Runs>,
 }
 
 impl KeyChecker {
     /// Makes a checker with `permits` argon2 runs at a time, 19 MiB each.
     #[must_use]
     pub fn new(pepper: Pepper, permits: usize) -> Self {
-        Self {
-            pepper,
-            remembered: Mutex::default(),
-            in_flight: Mutex::default(),
-            permits: Semaphore::new(permits.max(1)),
-            spare_blocks: Mutex::default(),
-            runs: std::sync::atomic::AtomicU64::new(0),
-        }
+        Self { pepper, runs: Arc::new(Runs::new(permits)) }
     }
 
     /// How often argon2 has run.
+    #[must_use]
     pub fn argon2_runs(&self) -> u64 {
-        self.runs.load(std::sync::atomic::Ordering::Relaxed)
+        self.runs.count.load(Ordering::Relaxed)
     }
 
     /// Makes a key, on one of the permits: it costs as much as a verification.
@@ -238,10 +241,24 @@ impl KeyChecker {
     ///
     /// [`CryptoError`] if the system gives no random bytes or the task could not be run.
     pub async fn generate(&self) -> Result<NewKey, CryptoError> {
-        let _permit = self.permits.acquire().await.map_err(|_| CryptoError("the argon2 pool is closed"))?;
+        let permit = self.runs.permit().await?;
         let pepper = self.pepper.clone();
-        let made = tokio::task::spawn_blocking(move || generate(&pepper)).await;
-        made.map_err(|_| CryptoError("the argon2 task ended early"))?
+        let made = tokio::task::spawn_blocking(move || {
+            let made = generate(&pepper);
+            drop(permit);
+            made
+        });
+        made.await.map_err(|_| CryptoError::ended_early())?
+    }
+
+    /// Whether `shown` has the HMAC of the row that `verifier` was read from; `None` stands for no such row, and takes as long
+    /// as a wrong secret. Only who has the key can show what has it, but the row's hash was not looked at.
+    #[must_use]
+    pub fn has_right_mac(&self, shown: ShownKey<'_>, verifier: Option<&KeyVerifier>) -> bool {
+        let dummy = [0_u8; 32];
+        let mac = verifier.map_or(&dummy[..], |v| &v.mac);
+        let is_right = hmac::verify(&self.pepper.0, shown.text.as_bytes(), mac).is_ok();
+        is_right && verifier.is_some()
     }
 
     /// Whether `shown` is the key of the row that `verifier` was read from; `None` stands for no such row, and
@@ -251,17 +268,43 @@ impl KeyChecker {
     ///
     /// [`CryptoError`] if the stored hash cannot be read or the check could not be run.
     pub async fn check(&self, shown: ShownKey<'_>, verifier: Option<&KeyVerifier>) -> Result<bool, CryptoError> {
-        let dummy = [0_u8; 32];
-        let mac = verifier.map_or(&dummy[..], |v| &v.mac);
-        let mac_is_right = hmac::verify(&self.pepper.0, shown.text.as_bytes(), mac).is_ok();
-        let Some(verifier) = verifier else { return Ok(false) };
-        if !mac_is_right {
-            return Ok(false);
-        }
-        if self.remembers(verifier) {
+        let is_right = self.has_right_mac(shown, verifier);
+        let Some(verifier) = verifier.filter(|_| is_right) else { return Ok(false) };
+        if self.runs.remembers(verifier) {
             return Ok(true);
         }
-        self.verify_once(shown.text, verifier).await
+        self.runs.verify_once(shown.text, verifier).await
+    }
+}
+
+/// The runs of argon2, and what came of them.
+#[derive(Debug)]
+struct Runs {
+    /// Bound to the whole row's part, so that a changed row is verified anew.
+    remembered: Mutex<HashMap<KeyVerifier, Instant>>,
+    /// Where the verdicts of runs will be that are not over.
+    in_flight: Mutex<HashMap<KeyVerifier, watch::Receiver<Option<Verdict>>>>,
+    /// Each is kept by the thread that runs argon2, not by whoever waits for it.
+    permits: Arc<Semaphore>,
+    /// The memory of runs that are over, for the next ones: no more pieces than permits. Allocated anew in each run, on
+    /// whichever thread that is, it would stay with the allocator once for each of these threads.
+    spare_blocks: Mutex<Vec<Vec<Block>>>,
+    count: AtomicU64,
+}
+
+impl Runs {
+    fn new(permits: usize) -> Self {
+        Self {
+            remembered: Mutex::default(),
+            in_flight: Mutex::default(),
+            permits: Arc::new(Semaphore::new(permits.max(1))),
+            spare_blocks: Mutex::default(),
+            count: AtomicU64::new(0),
+        }
+    }
+
+    async fn permit(&self) -> Result<OwnedSemaphorePermit, CryptoError> {
+        Arc::clone(&self.permits).acquire_owned().await.map_err(|_| CryptoError::pool_closed())
     }
 
     fn remembers(&self, verifier: &KeyVerifier) -> bool {
@@ -283,31 +326,60 @@ impl KeyChecker {
     }
 
     /// Runs argon2 once for all requests that show the same key at the same time.
-    async fn verify_once(&self, text: &str, verifier: &KeyVerifier) -> Result<bool, CryptoError> {
-        let cell = {
-            let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(in_flight.entry(verifier.clone()).or_default())
-        };
-        let verdict = cell.get_or_try_init(|| self.verify(text, &verifier.hash)).await.copied();
-        if let Ok(true) = verdict {
-            self.remember(verifier);
-        }
-        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(verifier);
-        verdict
+    async fn verify_once(self: &Arc<Self>, text: &str, verifier: &KeyVerifier) -> Verdict {
+        let Some(mut verdict) = self.run_of(text, verifier) else { return Ok(true) };
+        let found = verdict.wait_for(Option::is_some).await.map(|found| *found);
+        found.ok().flatten().unwrap_or(Err(CryptoError::ended_early()))
     }
 
-    async fn verify(&self, text: &str, hash: &str) -> Result<bool, CryptoError> {
-        let _permit = self.permits.acquire().await.map_err(|_| CryptoError("the argon2 pool is closed"))?;
-        self.runs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let (text, hash) = (Zeroizing::new(text.to_owned()), hash.to_owned());
-        let mut blocks = self.spare_blocks().pop().unwrap_or_default();
+    /// Where the verdict of the run for this key will be, which is begun if there is none; nothing if it has become known to
+    /// be right meanwhile.
+    fn run_of(self: &Arc<Self>, text: &str, verifier: &KeyVerifier) -> Option<watch::Receiver<Option<Verdict>>> {
+        let mut in_flight = self.in_flight();
+        if let Some(verdict) = in_flight.get(verifier) {
+            return Some(verdict.clone());
+        }
+        if self.remembers(verifier) {
+            return None;
+        }
+        let (tell, verdict) = watch::channel(None);
+        in_flight.insert(verifier.clone(), verdict.clone());
+        // In a task of its own: whoever waits may go away, and the next one who shows the key must find what came of it.
+        tokio::spawn(Arc::clone(self).run(Zeroizing::new(text.to_owned()), verifier.clone(), tell));
+        Some(verdict)
+    }
+
+    async fn run(
+        self: Arc<Self>,
+        text: Zeroizing<String>,
+        verifier: KeyVerifier,
+        tell: watch::Sender<Option<Verdict>>,
+    ) {
+        let verdict = Arc::clone(&self).verify(text, verifier.hash.clone()).await;
+        if let Ok(true) = verdict {
+            self.remember(&verifier);
+        }
+        // After it is remembered, so that nobody finds neither.
+        self.in_flight().remove(&verifier);
+        tell.send_replace(Some(verdict));
+    }
+
+    async fn verify(self: Arc<Self>, text: Zeroizing<String>, hash: String) -> Verdict {
+        let permit = self.permit().await?;
+        self.count.fetch_add(1, Ordering::Relaxed);
         let run = tokio::task::spawn_blocking(move || {
+            let mut blocks = self.spare_blocks().pop().unwrap_or_default();
             let verdict = is_key_of(text.as_bytes(), &hash, &mut blocks);
-            (verdict, blocks)
+            self.spare_blocks().push(blocks);
+            // Not before: who has the permit next finds the memory.
+            drop(permit);
+            verdict
         });
-        let (verdict, blocks) = run.await.map_err(|_| CryptoError("the argon2 task ended early"))?;
-        self.spare_blocks().push(blocks);
-        verdict
+        run.await.map_err(|_| CryptoError::ended_early())?
+    }
+
+    fn in_flight(&self) -> MutexGuard<'_, HashMap<KeyVerifier, watch::Receiver<Option<Verdict>>>> {
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn spare_blocks(&self) -> MutexGuard<'_, Vec<Vec<Block>>> {
@@ -372,6 +444,63 @@ mod tests {
         }
         assert!(checker.check(shown, Some(&key.verifier)).await.unwrap());
         assert_eq!(checker.argon2_runs(), 1);
+    }
+
+    /// Waits until no run is under way or waits for a permit.
+    async fn until_quiet(checker: &KeyChecker) {
+        while !checker.runs.in_flight().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn who_hangs_up_makes_no_more_runs_than_there_are_permits_and_the_verdict_is_kept() {
+        let checker = KeyChecker::new(pepper(1), 2);
+        let keys: Vec<NewKey> = (0..6).map(|_| generate(&pepper(1)).unwrap()).collect();
+        for _ in 0..10 {
+            for key in &keys {
+                let shown = ShownKey::parse(key.text.expose_secret()).unwrap();
+                // Long enough to begin, and too short to end.
+                let check = checker.check(shown, Some(&key.verifier));
+                let _ = tokio::time::timeout(Duration::from_millis(1), check).await;
+            }
+        }
+
+        until_quiet(&checker).await;
+
+        assert_eq!(checker.argon2_runs(), keys.len() as u64);
+        // Each run takes a piece of memory, and a new one only where all others are in use.
+        assert!(checker.runs.spare_blocks().len() <= 2);
+        for key in &keys {
+            assert!(checker.runs.remembers(&key.verifier));
+            let shown = ShownKey::parse(key.text.expose_secret()).unwrap();
+            assert!(checker.check(shown, Some(&key.verifier)).await.unwrap());
+        }
+        assert_eq!(checker.argon2_runs(), keys.len() as u64);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_nobody_waits_for_any_more_is_made_on_its_permit() {
+        let checker = KeyChecker::new(pepper(1), 1);
+        let key = generate(&pepper(1)).unwrap();
+        let shown = ShownKey::parse(key.text.expose_secret()).unwrap();
+        let given_up = tokio::time::timeout(Duration::from_millis(1), checker.generate()).await;
+        if given_up.is_err() {
+            assert_eq!(checker.runs.permits.available_permits(), 0, "the permit ended with whoever waited");
+        }
+        assert!(checker.check(shown, Some(&key.verifier)).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_right_mac_is_told_without_argon2() {
+        let key = generate(&pepper(1)).unwrap();
+        let other = generate(&pepper(1)).unwrap();
+        let checker = KeyChecker::new(pepper(1), 1);
+        let shown = ShownKey::parse(key.text.expose_secret()).unwrap();
+        assert!(checker.has_right_mac(shown, Some(&key.verifier)));
+        assert!(!checker.has_right_mac(shown, Some(&other.verifier)));
+        assert!(!checker.has_right_mac(shown, None));
+        assert_eq!(checker.argon2_runs(), 0);
     }
 
     #[tokio::test]

@@ -1,6 +1,9 @@
 //! `/v1/audit-events`
 
-use std::future::{Ready, ready};
+use std::{
+    future::{Ready, ready},
+    time::{Duration, Instant},
+};
 
 use actix_web::{
     FromRequest, HttpRequest, HttpResponse,
@@ -11,7 +14,7 @@ use actix_web::{
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use url::form_urlencoded;
@@ -21,22 +24,23 @@ use uuid::Uuid;
 use crate::{
     domain::{
         audit::{EventFilter, LinkedEvent, Resource, hex},
+        caller::Permission,
         invalid::FieldErrors,
     },
     http::{
-        auth::{Caller, permission::ReadAudit},
+        auth::{Caller, Shown, ShownAgain, permission::ReadAudit},
+        connection::LongAnswer,
         paging::Page,
         problem::ApiError,
     },
-    service::{
-        ServiceError,
-        audit::{AuditEvents, Export},
-    },
+    service::audit::{AuditEvents, Export},
 };
 
 const LIMIT_DEFAULT: usize = 50;
 const LIMIT_MAX: usize = 500;
 const NDJSON: &str = "application/x-ndjson";
+/// How old an answer of the door counts while all events are being sent.
+const KNOWN_FOR: Duration = Duration::from_secs(5);
 
 /// Who did it.
 #[derive(Debug, Serialize, ToSchema)]
@@ -227,13 +231,15 @@ pub async fn list_audit_events(
     caller: Caller<ReadAudit>,
     events: Data<AuditEvents>,
     query: EventQuery,
+    request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
     let EventQuery { filter, before, limit, as_lines } = query;
     let mut response = HttpResponse::Ok();
     response.insert_header((CACHE_CONTROL, "no-store")).insert_header((VARY, "Accept"));
     if as_lines {
         let export = events.export(&caller.identity, filter).await?;
-        return Ok(response.content_type(NDJSON).streaming(lines(export)));
+        let lines = Lines::begin(export, &request)?;
+        return Ok(response.content_type(NDJSON).force_close().streaming(lines.into_stream()));
     }
     // One more than asked for, to know whether there is a next page.
     let mut found =
@@ -245,17 +251,55 @@ pub async fn list_audit_events(
     Ok(response.json(Page::<AuditEvent> { items, next }))
 }
 
-/// One chunk for each page, which is read when the one before was taken. If Postgres goes away in between, the transfer
-/// breaks off, so that nobody takes a part for the whole.
-fn lines(export: Export) -> impl stream::Stream<Item = Result<Bytes, ServiceError>> {
-    stream::try_unfold(export, async |mut export| {
-        let Some(page) = export.next().await? else { return Ok(None) };
+/// An export on its way to a caller. It may take long to read and to send all of it; whoever takes nothing for long is cut off
+/// all the same.
+struct Lines {
+    export: Export,
+    shown: Shown,
+    /// When the door was asked last.
+    known: Instant,
+    _answer: LongAnswer,
+}
+
+impl Lines {
+    fn begin(export: Export, request: &HttpRequest) -> Result<Self, ApiError> {
+        let shown = Shown::of(request)?;
+        let answer = LongAnswer::begin(request).ok_or(ApiError::BadRequest)?;
+        Ok(Self { export, shown, known: Instant::now(), _answer: answer })
+    }
+
+    /// One chunk for each page, which is read when the one before was taken. If Postgres goes away in between, or the caller may
+    /// not read it any more, the transfer breaks off, so that nobody takes a part for the whole.
+    fn into_stream(self) -> impl Stream<Item = Result<Bytes, ApiError>> {
+        stream::try_unfold(self, async |mut lines| {
+            let chunk = lines.next().await;
+            chunk.map(|chunk| Some((chunk?, lines)))
+        })
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
+        self.ask().await?;
+        let Some(page) = self.export.next().await? else { return Ok(None) };
         let mut text = Vec::with_capacity(page.len() * 512);
         for event in page {
             line(event, &mut text);
         }
-        Ok(Some((Bytes::from(text), export)))
-    })
+        Ok(Some(Bytes::from(text)))
+    }
+
+    /// Asks at the door again, if the last answer is old.
+    async fn ask(&mut self) -> Result<(), ApiError> {
+        if self.known.elapsed() < KNOWN_FOR {
+            return Ok(());
+        }
+        match self.shown.again().await {
+            ShownAgain::Known(identity) if identity.role.allows(Permission::ReadAudit) => {
+                self.known = Instant::now();
+                Ok(())
+            }
+            _ => Err(ApiError::Forbidden),
+        }
+    }
 }
 
 fn line(event: LinkedEvent, text: &mut Vec<u8>) {

@@ -8,11 +8,13 @@ use crate::{
     domain::{
         audit::{Action, Resource, nobody},
         caller::{Actor, Identity},
+        grants::Grants,
     },
     http::{arrival::Arrival, problem::ApiError},
     service::{
         ServiceError,
         audit::{recorder::Recorder, refusals::Refusal},
+        clusters::OWN_CLUSTER,
     },
 };
 
@@ -87,7 +89,8 @@ fn refused(error: &ApiError, identity: Option<&Identity>) -> Option<(&'static st
     let named = |kind: &str, name: &str| {
         let path = match kind {
             "registry account" => "registry-accounts",
-            "cluster" => "clusters",
+            "cluster" | OWN_CLUSTER => "clusters",
+            "pull secret" => "pull-secrets",
             _ => return Vec::new(),
         };
         Resource::parse(&format!("{path}/{name}")).into_iter().collect()
@@ -97,8 +100,9 @@ fn refused(error: &ApiError, identity: Option<&Identity>) -> Option<(&'static st
         ApiError::Service(ServiceError::NotGranted { kind, name } | ServiceError::Hidden { kind, name }) => {
             Some(("not-granted", named(kind, name)))
         }
+        ApiError::Service(ServiceError::Trusted { name, .. }) => Some(("trusted", named("cluster", name))),
         // To somebody who reaches everything, what is not there was not refused.
-        ApiError::Service(ServiceError::UnknownAccounts { names, .. }) if identity?.role.takes_grants() => {
+        ApiError::Service(ServiceError::UnknownAccounts { names, .. }) if identity?.grants != Grants::everything() => {
             Some(("not-granted", names.iter().map(Resource::account).collect()))
         }
         _ => None,

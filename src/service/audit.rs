@@ -2,15 +2,20 @@
 //! ([`Recorder`](recorder::Recorder)), and how they are read and checked.
 //!
 //! Every process writes chains of its own: one for what is written in groups, and a few for changes. A change keeps its
-//! chain from its event to its commit, and so never makes a reveal wait, and rarely another change.
+//! chain from its event to its commit, and so never makes a reveal wait, and rarely another change. The process knows where it
+//! left each of them; on one that it finds elsewhere it writes nothing more, and opens another that says how long that one was.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use chrono::Utc;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
+use tokio::{sync::Mutex, time::timeout};
 use uuid::Uuid;
 
 use crate::{
@@ -19,16 +24,28 @@ use crate::{
         audit::{Action, Chain, Event, EventFilter, Head, LinkedEvent, NewEvent, Opening, Resource},
         caller::Call,
     },
-    service::{ServiceError, audit::recorder::Recorder},
-    storage::{self, StorageError},
+    service::{
+        ServiceError,
+        audit::{
+            kept::KeptChain,
+            recorder::{Recorder, Tally},
+        },
+    },
+    storage::{self, StorageError, audit::LockedChain},
 };
 
+mod kept;
 pub mod recorder;
 pub mod refusals;
 pub mod verify;
 
 /// Events that are read at a time for an export.
 const EXPORT_PAGE: i64 = 500;
+/// How long it may take to open a chain in place of another. The change waits in its transaction meanwhile, which
+/// [`storage::pool::bounded`] gives 5 s.
+const REPLACE: Duration = Duration::from_secs(4);
+/// How many chains a change tries one after the other, where somebody changes each of them.
+const CHAINS_TRIED: usize = 3;
 
 /// Why an event was not written; what it is about was not done then.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +53,8 @@ pub enum AuditError {
     /// Postgres refused it.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// Somebody removed the chain of this process.
-    #[error("the audit chain {0} is gone from the database")]
+    /// Somebody removes or changes the chains of this process faster than it opens others.
+    #[error("the audit chain {0} is gone from the database, or was changed there")]
     ChainGone(Uuid),
     /// More events wait than are kept waiting.
     #[error("too many audit events wait to be written")]
@@ -60,11 +77,15 @@ impl From<AuditError> for ServiceError {
 /// Writes the events of changes, each in the transaction of its change: neither is ever there without the other.
 #[derive(Debug, Clone)]
 pub struct Trail {
+    pool: PgPool,
     key: Arc<AuditKey>,
     /// Taken in turn. Each is one row that one transaction at a time has: with one alone, Postgres could not make the
     /// commits of several changes durable together.
-    chains: Arc<[Uuid]>,
+    chains: Arc<[KeptChain]>,
     turn: Arc<AtomicUsize>,
+    tally: Arc<Tally>,
+    /// Had by whoever opens a chain in place of another.
+    replacing: Arc<Mutex<()>>,
 }
 
 impl Trail {
@@ -75,17 +96,30 @@ impl Trail {
     /// [`AuditError::Storage`] if they cannot be opened.
     pub async fn open(pool: &PgPool, key: Arc<AuditKey>, chains: usize) -> Result<Self, AuditError> {
         let mut tx = pool.begin().await.map_err(StorageError::from)?;
-        let mut ids = Vec::with_capacity(chains);
+        let mut opened = Vec::with_capacity(chains);
         for _ in 0..chains.max(1) {
-            ids.push(open_chain(&mut tx, &key, None).await?.opening.id);
+            opened.push(KeptChain::new(open_chain(&mut tx, &key, None).await?));
         }
         tx.commit().await.map_err(StorageError::from)?;
-        Ok(Self { key, chains: ids.into(), turn: Arc::default() })
+        Ok(Self {
+            pool: pool.clone(),
+            key,
+            chains: opened.into(),
+            turn: Arc::default(),
+            tally: Arc::default(),
+            replacing: Arc::default(),
+        })
     }
 
-    fn next_chain(&self) -> Uuid {
+    /// Counts chains that are not as this process left them together with those of somebody else.
+    #[must_use]
+    pub fn counted_in(self, tally: Arc<Tally>) -> Self {
+        Self { tally, ..self }
+    }
+
+    fn next_chain(&self) -> Option<&KeptChain> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        self.chains.get(turn % self.chains.len().max(1)).copied().unwrap_or_default()
+        self.chains.get(turn % self.chains.len().max(1))
     }
 
     /// Writes events in a transaction. Other changes of this process wait from here to its commit, so this is the last
@@ -103,15 +137,60 @@ impl Trail {
         if events.is_empty() {
             return Ok(());
         }
-        let chain_id = self.next_chain();
-        let head = storage::audit::lock_head(&mut *conn, chain_id).await?;
-        let before = head.ok_or(AuditError::ChainGone(chain_id))?;
+        let kept = self.next_chain().ok_or(AuditError::NotWritten)?;
+        let locked = self.lock(&mut *conn, kept).await?;
+        let (chain_id, before) = (locked.chain.opening.id, &locked.chain.head);
         let mut head = before.clone();
         let linked: Vec<LinkedEvent> =
             events.into_iter().map(|event| self.key.link(chain_id, &mut head, event)).collect();
         let seal = self.key.seal(chain_id, &head);
+        kept.send(&locked, head.clone());
         let is_added = storage::audit::append(conn, chain_id, before.sequence, &head, &seal, &linked).await?;
         if is_added { Ok(()) } else { Err(AuditError::ChainGone(chain_id)) }
+    }
+
+    /// Keeps others from a chain that is where this process left it; where it is not, from one that goes on for it.
+    async fn lock(&self, conn: &mut PgConnection, kept: &KeptChain) -> Result<LockedChain, AuditError> {
+        for _ in 0..CHAINS_TRIED {
+            let (chain_id, _) = kept.left_at();
+            let locked = storage::audit::lock_chain(&mut *conn, chain_id).await?;
+            let found = locked.as_ref().map(|locked| locked.chain.head.sequence);
+            if let Some(locked) = locked
+                && self.key.is_sealed(&locked.chain)
+                && kept.is_where_left(&locked)
+            {
+                return Ok(locked);
+            }
+            self.replace(kept, chain_id, found).await?;
+        }
+        let (chain_id, _) = kept.left_at();
+        Err(AuditError::ChainGone(chain_id))
+    }
+
+    /// Opens a chain in place of one that is not as this process left it.
+    async fn replace(&self, kept: &KeptChain, broken: Uuid, found: Option<i64>) -> Result<(), AuditError> {
+        let _alone = self.replacing.lock().await;
+        let (chain_id, expected) = kept.left_at();
+        if chain_id != broken {
+            // Somebody else was faster.
+            return Ok(());
+        }
+        log_break(chain_id, expected, found);
+        self.tally.count_break();
+        let opening = timeout(REPLACE, self.open_beside((chain_id, expected))).await;
+        kept.replace(opening.map_err(|_| AuditError::NotWritten)??);
+        Ok(())
+    }
+
+    /// Opens a chain that goes on for another. It stays, whatever becomes of the change that needs it; and not on a connection of the
+    /// pool, of which that one has one already: all of them could wait for one more.
+    async fn open_beside(&self, continues: (Uuid, i64)) -> Result<Chain, AuditError> {
+        let options = self.pool.connect_options();
+        let mut conn = PgConnection::connect_with(&options).await.map_err(StorageError::from)?;
+        let mut tx = conn.begin().await.map_err(StorageError::from)?;
+        let chain = open_chain(&mut tx, &self.key, Some(continues)).await?;
+        tx.commit().await.map_err(StorageError::from)?;
+        Ok(chain)
     }
 
     /// Writes one event in a transaction of its own.
@@ -124,6 +203,14 @@ impl Trail {
         self.record(&mut tx, [event]).await?;
         Ok(tx.commit().await.map_err(StorageError::from)?)
     }
+}
+
+fn log_break(chain_id: Uuid, expected: i64, found: Option<i64>) {
+    tracing::error!(
+        %chain_id, expected, found,
+        "the audit chain is not as this process left it: somebody changed it, or the database lost what it had confirmed. Going \
+         on with a new chain; run `regcred audit verify`"
+    );
 }
 
 fn stamp(event: NewEvent) -> Event {

@@ -11,6 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
+use tokio::sync::Semaphore;
 
 use self::reviews::Reviews;
 pub use self::tally::{Outcome, Tally};
@@ -29,6 +30,9 @@ use crate::{
 
 /// When it is worth to ask a cluster again that did not answer.
 const RETRY_CLUSTER_AFTER: Duration = Duration::from_secs(5);
+/// How many tokens' providers are looked up in Postgres at a time: a flood of tokens that are nobody's leaves the other connections
+/// to those who have a good one, or a key.
+const PROVIDER_READS: usize = 4;
 
 /// What the door says of a shown token.
 #[derive(Debug)]
@@ -58,6 +62,7 @@ enum No {
 #[derive(Clone)]
 pub struct TokenDoor {
     pool: PgPool,
+    provider_reads: Arc<Semaphore>,
     issuers: Arc<Issuers>,
     clusters: Clusters,
     reviews: Arc<Reviews>,
@@ -77,7 +82,9 @@ impl TokenDoor {
         review_remembered: Duration,
     ) -> Result<Self, CryptoError> {
         let tally = Arc::new(Tally::new(Arc::clone(&issuers)));
-        Ok(Self { pool, issuers, clusters, reviews: Arc::new(Reviews::new(review_remembered)?), tally })
+        let provider_reads = Arc::new(Semaphore::new(PROVIDER_READS));
+        let reviews = Arc::new(Reviews::new(review_remembered)?);
+        Ok(Self { pool, provider_reads, issuers, clusters, reviews, tally })
     }
 
     /// What is counted.
@@ -136,6 +143,10 @@ impl TokenDoor {
             return Ok(Vec::new());
         }
         let issuer = token.claims.text("iss").filter(is_text);
+        // Waited for no longer than a connection is.
+        let patience = self.pool.options().get_acquire_timeout();
+        let permit = tokio::time::timeout(patience, self.provider_reads.acquire()).await;
+        let _permit = permit.map_err(|_| sqlx::Error::PoolTimedOut)?;
         let mut conn = connection(&self.pool).await?;
         Ok(storage::identity_providers::find_for_token(&mut conn, issuer, &audiences).await?)
     }

@@ -136,8 +136,14 @@ impl Verifications {
         let account = self.accounts.find(caller, name).await?;
         parse_repository(repository, &account.registry)?;
         // The stored password is about to be shown to its registry. What that says of it is stored with the account.
-        self.recorder.record(NewEvent::of(caller, Action::AccountVerify, Resource::account(name))).await?;
+        self.record_showing(caller, name).await?;
         self.verify_account(&account, repository, Trigger::Request).await
+    }
+
+    /// Records that a caller has the stored password of an account shown to its registry, before it is.
+    async fn record_showing(&self, caller: &Call, name: &Name) -> Result<(), ServiceError> {
+        let event = NewEvent::of(caller, Action::AccountVerify, Resource::account(name));
+        Ok(self.recorder.record(event).await?)
     }
 
     async fn verify_account(
@@ -184,8 +190,8 @@ impl Verifications {
     ///
     /// # Errors
     ///
-    /// As [`Accounts::change`]; and [`ServiceError::VerificationFailed`] if the changed login did not prove to work. Nothing is
-    /// changed then. An account that somebody else changes while its login is checked is [`ServiceError::Stale`].
+    /// As [`Accounts::change`]; and [`ServiceError::VerificationFailed`] if the changed login did not prove to work,
+    /// [`ServiceError::Audit`] if it cannot be recorded that the stored password is shown to its registry. Nothing is changed then. An account that somebody else changes while its login is checked is [`ServiceError::Stale`].
     pub async fn change(
         &self,
         caller: &Call,
@@ -209,6 +215,9 @@ impl Verifications {
         change.clone().apply(&mut changed).map_err(|invalid| ServiceError::field("labels", invalid))?;
         require_granted(caller, name, &changed.labels)?;
         let repository = parse_repository(first.repository.as_deref(), &changed.registry)?;
+        if change.password.is_none() {
+            self.record_showing(caller, name).await?;
+        }
         let finding = require_valid(self.check(&changed, &password, repository.as_ref(), Trigger::Request).await)?;
         let mut account = self.accounts.change(caller, name, change, Some(version)).await?;
         account.verification = Some(self.record(&account, finding).await?);

@@ -39,6 +39,60 @@ impl From<ChainRow> for Chain {
     }
 }
 
+/// A transaction of Postgres, by the number that it has there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransactionId(String);
+
+impl From<String> for TransactionId {
+    fn from(number: String) -> Self {
+        Self(number)
+    }
+}
+
+/// A chain that nobody else goes on with.
+#[derive(Debug)]
+pub struct LockedChain {
+    /// The chain as it is stored.
+    pub chain: Chain,
+    /// The transaction that others wait for.
+    pub transaction: TransactionId,
+    /// The transaction, or the part of one, that wrote the row. To put back what stood in it before is another one.
+    pub written_by: TransactionId,
+}
+
+struct LockedChainRow {
+    id: Uuid,
+    number: i64,
+    opened_at: DateTime<Utc>,
+    continues_id: Option<Uuid>,
+    continues_sequence: Option<i64>,
+    opening: Vec<u8>,
+    key_id: String,
+    sequence: i64,
+    hash: Vec<u8>,
+    seal: Vec<u8>,
+    transaction: String,
+    written_by: String,
+}
+
+impl From<LockedChainRow> for LockedChain {
+    fn from(row: LockedChainRow) -> Self {
+        let chain = ChainRow {
+            id: row.id,
+            number: row.number,
+            opened_at: row.opened_at,
+            continues_id: row.continues_id,
+            continues_sequence: row.continues_sequence,
+            opening: row.opening,
+            key_id: row.key_id,
+            sequence: row.sequence,
+            hash: row.hash,
+            seal: row.seal,
+        };
+        Self { chain: chain.into(), transaction: row.transaction.into(), written_by: row.written_by.into() }
+    }
+}
+
 struct EventRow {
     chain_id: Uuid,
     sequence: i64,
@@ -130,15 +184,21 @@ pub async fn insert_chain(conn: &mut PgConnection, chain: &Chain) -> Result<(), 
     Ok(())
 }
 
-/// Finds where a chain is, and keeps others from going on with it until the transaction ends.
+/// Finds a chain, and keeps others from going on with it until the transaction ends.
 ///
 /// # Errors
 ///
 /// [`StorageError`] if Postgres cannot be asked.
-#[tracing::instrument(level = "debug", name = "db.audit_chains.lock_head", skip_all)]
-pub async fn lock_head(conn: &mut PgConnection, chain_id: Uuid) -> Result<Option<Head>, StorageError> {
-    let head = sqlx::query_as!(Head, "SELECT sequence, hash FROM audit_chains WHERE id = $1 FOR UPDATE", chain_id);
-    Ok(head.fetch_optional(conn).await?)
+#[tracing::instrument(level = "debug", name = "db.audit_chains.lock", skip_all)]
+pub async fn lock_chain(conn: &mut PgConnection, chain_id: Uuid) -> Result<Option<LockedChain>, StorageError> {
+    let row = sqlx::query_as!(
+        LockedChainRow,
+        r#"SELECT id, number, opened_at, continues_id, continues_sequence, opening, key_id, sequence, hash, seal,
+               pg_current_xact_id()::text AS "transaction!", xmin::text AS "written_by!"
+           FROM audit_chains WHERE id = $1 FOR UPDATE"#,
+        chain_id,
+    );
+    Ok(row.fetch_optional(conn).await?.map(LockedChain::from))
 }
 
 /// Finds where a chain is.

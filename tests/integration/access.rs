@@ -6,6 +6,10 @@ use std::{
     time::Duration,
 };
 
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
 use futures_util::future::join_all;
 use regcred::http;
 use serde_json::{Value, json};
@@ -15,7 +19,8 @@ use uuid::Uuid;
 use crate::support::{
     app::TestApp,
     client::{Answer, Client},
-    kubernetes,
+    eventually, kubernetes,
+    postgres::superuser,
 };
 
 const CANARY: &str = "canary-of-a-password";
@@ -467,7 +472,6 @@ async fn an_operator_cannot_lead_an_account_out_of_his_grants_or_into_them(pool:
 
 /// Every string in an answer, and what the strings hold that are base64, any number of times.
 fn holds(text: &str, canary: &str) -> bool {
-    use base64::{Engine, prelude::BASE64_STANDARD};
     text.contains(canary)
         || text.split(|c: char| !(c.is_ascii_alphanumeric() || "+/=".contains(c))).any(|word| {
             let decoded = (word.len() > 12).then(|| BASE64_STANDARD.decode(word).ok()).flatten();
@@ -693,13 +697,7 @@ async fn a_flood_of_wrong_keys_is_limited_and_locks_out_nobody(pool: PgPool) {
     let (good, other) = (app.admin().with_key(&text), app.caller("other", "viewer", None).await);
     good.get("/v1/me").await.expect(200);
     other.get("/v1/me").await.expect(200);
-    let argon2_runs = async || {
-        let metrics = app.anonymous().get("/metrics").await.body;
-        let line =
-            metrics.lines().find(|line| line.starts_with("regcred_api_key_argon2_runs_total")).map(str::to_owned);
-        line.expect("a counter")
-    };
-    let before = argon2_runs().await;
+    let before = argon2_runs(&app).await;
 
     let mut statuses = BTreeMap::<u16, u32>::new();
     for number in 0..60 {
@@ -728,7 +726,98 @@ async fn a_flood_of_wrong_keys_is_limited_and_locks_out_nobody(pool: PgPool) {
     assert!(unknown.contains(&429), "{unknown:?}");
     app.anonymous().with_key("rgc_nonsense").get("/v1/me").await.problem(401, "unauthenticated");
     app.anonymous().get("/v1/me").await.problem(401, "unauthenticated");
-    assert_eq!(argon2_runs().await, before);
+    assert_eq!(argon2_runs(&app).await, before);
+}
+
+/// The line of the metrics that says how often argon2 has run.
+async fn argon2_runs(app: &TestApp) -> String {
+    let metrics = app.anonymous().get("/metrics").await.body;
+    let line = metrics.lines().find(|line| line.starts_with("regcred_api_key_argon2_runs_total")).map(str::to_owned);
+    line.expect("a counter")
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_key_that_has_ended_costs_no_argon2(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let made = app.admin().post("/v1/api-keys", &json!({"name": "ci", "role": "viewer"})).await.expect(201);
+    let id = made["id"].as_str().expect("an id");
+    assert_eq!(app.admin().delete(&format!("/v1/api-keys/{id}")).await.status, 204);
+    let expired = app.new_key("expired", Some(chrono::Utc::now() - chrono::TimeDelta::minutes(1))).await;
+    let before = argon2_runs(&app).await;
+    for key in [made["key"].as_str().expect("a key"), &expired] {
+        for _ in 0..3 {
+            app.anonymous().with_key(key).get("/v1/me").await.problem(401, "unauthenticated");
+        }
+    }
+    assert_eq!(argon2_runs(&app).await, before);
+}
+
+/// A token with a time, an issuer and an audience, and a signature that is nobody's.
+fn forged_token(number: u32) -> String {
+    let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    let end = chrono::Utc::now().timestamp() + 600;
+    let claims = json!({"iss": "https://issuer.example.com", "aud": "regcred", "exp": end, "sub": number.to_string()});
+    let signature = BASE64_URL_SAFE_NO_PAD.encode("forged");
+    format!("{}.{}.{signature}", part(&json!({"alg": "RS256", "kid": "1"})), part(&claims))
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_flood_of_forged_tokens_leaves_connections_to_those_who_have_a_key(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    app.admin().get("/v1/me").await.expect(200);
+    let (mut holder, mut watcher) = (superuser(&app.pool).await, superuser(&app.pool).await);
+    // Whoever looks for a token's provider waits, on the connection that he has.
+    let lock = sqlx::raw_sql("BEGIN; LOCK TABLE identity_providers IN ACCESS EXCLUSIVE MODE");
+    lock.execute(&mut holder).await.expect("locked");
+    let mut waiting = async || -> i64 {
+        let count = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        sqlx::query_scalar(count).fetch_one(&mut watcher).await.expect("a number")
+    };
+    // More than the app has connections.
+    let flood = join_all(
+        (0..24).map(async |number| app.anonymous().with_key(&forged_token(number)).get("/v1/me").await.status),
+    );
+    let work = async {
+        eventually("tokens are looked up", async || (waiting().await > 0).then_some(())).await;
+        for _ in 0..10 {
+            app.admin().get("/v1/registry-accounts").await.expect(200);
+            assert!(waiting().await <= 4);
+        }
+        sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("unlocked");
+    };
+
+    let (statuses, ()) = tokio::join!(flood, work);
+
+    // Who waited for longer than for a connection was told to come again.
+    assert!(statuses.iter().all(|status| [401, 429, 503].contains(status)), "{statuses:?}");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn the_cluster_that_regcred_runs_in_is_for_those_to_whom_all_clusters_are_granted(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let narrow = app.caller("narrow", "operator", Some(json!({"clusters": ["in-*"]}))).await;
+    let wide = app.caller("wide", "operator", Some(json!({"clusters": ["in-*", "*"]}))).await;
+    let own = json!({"auth": {"type": "inCluster"}});
+    let own_named = |name: &str| json!({"name": name, "auth": {"type": "inCluster"}});
+
+    let problem = narrow.post("/v1/clusters", &own_named("in-own")).await.problem(403, "forbidden");
+    assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("`inCluster`")), "{problem}");
+    narrow.post("/v1/clusters", &cluster("in-one")).await.expect(201);
+    narrow.patch("/v1/clusters/in-one", &own).await.problem(403, "forbidden");
+    assert_eq!(narrow.get("/v1/clusters/in-one").await.expect(200)["server"], "https://127.0.0.1:1");
+    // Whether the name is in use or not.
+    let taken = narrow.post("/v1/clusters", &own_named("in-one")).await.problem(403, "forbidden");
+    assert_eq!(taken["detail"], problem["detail"].as_str().expect("a detail").replace("in-own", "in-one"));
+
+    wide.post("/v1/clusters", &own_named("in-own")).await.expect(201);
+    wide.patch("/v1/clusters/in-one", &own).await.expect(200);
+    app.caller("unsaid", "operator", None).await.post("/v1/clusters", &own_named("own")).await.expect(201);
+    app.admin().post("/v1/clusters", &own_named("out-own")).await.expect(201);
+    // One that it is already may be changed by whoever has the name.
+    let elsewhere = json!({"server": "https://127.0.0.1:1", "auth": {"type": "none"}});
+    narrow.patch("/v1/clusters/in-own", &elsewhere).await.expect(200);
+    narrow.patch("/v1/clusters/in-own", &own).await.problem(403, "forbidden");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]

@@ -1,21 +1,43 @@
 //! The audit record: nothing is done without its event, no event can be changed unseen, and nobody fills the disk with it.
 
-use std::{collections::BTreeMap, collections::BTreeSet, fs, time::Duration};
+use std::{
+    collections::BTreeMap,
+    collections::BTreeSet,
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt, future::join_all, stream};
-use regcred::service::audit::verify::{Finding, Report, Watcher, verify};
+use regcred::{
+    domain::{
+        audit::{Action, NewEvent, Resource},
+        caller::{Actor, ActorKind},
+    },
+    service::audit::{
+        Trail,
+        recorder::Tally,
+        verify::{Finding, Report, Watcher, verify},
+    },
+};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, PgPool};
 
-use crate::support::{
-    app::{TestApp, audit_key},
-    client::{Answer, Client},
-    eventually,
-    files::TempDir,
-    given, kubernetes,
-    listener::refusing_server,
-    postgres::{service_url, superuser},
-    process::{Exit, Installation},
+use crate::{
+    support::{
+        PATIENCE,
+        app::{TestApp, audit_key},
+        client::{Answer, Client},
+        eventually,
+        files::TempDir,
+        given, kubernetes,
+        listener::refusing_server,
+        postgres::{service_url, superuser},
+        process::{Exit, Installation},
+    },
+    verify::listening::{answer, serve},
 };
 
 const CANARY: &str = "canary-of-a-password";
@@ -329,13 +351,28 @@ async fn what_is_refused_is_on_record_whether_for_want_of_a_key_a_role_or_a_gran
     let path = "/v1/clusters/mine/namespaces/kube-system/secrets";
     deliverer.post(path, &json!({"name": "pull", "accounts": ["mine"]})).await.problem(404, "namespace-not-found");
     operator.get("/v1/audit-events").await.problem(403, "forbidden");
+    let own = json!({"name": "mine", "auth": {"type": "inCluster"}});
+    operator.post("/v1/clusters", &own).await.problem(403, "forbidden");
+    let pods = json!({"name": "pods", "type": "tokenReview", "cluster": "mine", "audience": "regcred-mine",
+        "rules": [{"claims": {"namespace": "mine", "serviceAccount": "ci"}, "role": "viewer"}]});
+    app.admin().post("/v1/identity-providers", &pods).await.expect(201);
+    operator.patch("/v1/clusters/mine", &json!({"server": "https://127.0.0.1:2"})).await.problem(403, "forbidden");
+    let declare = async |client: &Client, name: &str, cluster: &str| {
+        let declaration = json!({"accounts": ["foreign"], "secret": {"name": "pull"}, "deletionPolicy": "retain",
+            "targets": [{"cluster": cluster, "namespaces": ["mine"]}]});
+        client.send(client.request("PUT", &format!("/v1/pull-secrets/{name}")).json(&declaration)).await
+    };
+    declare(&app.admin(), "hidden", "foreign").await.expect(201);
+    operator.get("/v1/pull-secrets/hidden").await.problem(404, "not-found");
+    declare(&operator, "new", "mine").await.problem(422, "invalid-request");
     // Not refused, but not there, or not well-formed.
+    operator.get("/v1/pull-secrets/nothing").await.problem(404, "not-found");
     renderer.get("/v1/registry-accounts/nothing").await.problem(404, "not-found");
     renderer.post("/v1/docker-configs", &json!({"accounts": []})).await.problem(422, "invalid-request");
     app.admin().post("/v1/docker-configs", &json!({"accounts": ["nothing"]})).await.problem(422, "invalid-request");
     app.anonymous().get("/v1/me").await.problem(401, "unauthenticated");
 
-    let found = denied(&app, "", 10).await;
+    let found = denied(&app, "", 14).await;
 
     let mut short: Vec<String> = found
         .iter()
@@ -357,7 +394,11 @@ async fn what_is_refused_is_on_record_whether_for_want_of_a_key_a_role_or_a_gran
             "deliverer secret.deliver clusters/mine/namespaces/kube-system/secrets/pull not-granted",
             "ended caller.authenticate - ended-key",
             "operator audit.read audit-events role",
+            "operator cluster.create clusters/mine not-granted",
             "operator cluster.delete clusters/foreign not-granted",
+            "operator cluster.update clusters/mine trusted",
+            "operator pullSecret.declare registry-accounts/foreign not-granted",
+            "operator pullSecret.read pull-secrets/hidden not-granted",
             "operator registryAccount.create registry-accounts/new not-granted",
             "renderer dockerConfig.reveal registry-accounts/foreign not-granted",
             "renderer registryAccount.read registry-accounts/foreign not-granted",
@@ -496,6 +537,32 @@ async fn what_cannot_be_recorded_is_not_done(pool: PgPool) {
     }
     admin.patch("/v1/registry-accounts/a", &json!({"password": "another"})).await.expect(200);
     assert_whole(&app.pool).await;
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_stored_password_is_shown_to_its_registry_only_once_that_is_on_record(pool: PgPool) {
+    let app = TestApp::configured(pool, &[("REGCRED_OUTBOUND_ALLOW", "127.0.0.0/8")]).await;
+    let (registry, requests) = serve(|_| answer("401 Unauthorized", &[("WWW-Authenticate", "Basic realm=x")], ""));
+    let body = json!({"name": "a", "registry": registry.to_string(), "username": "martin", "password": CANARY,
+        "plainHttp": true});
+    app.admin().post("/v1/registry-accounts", &body).await.expect(201);
+    let change = async |body: Value| app.admin().patch("/v1/registry-accounts/a?verify=true", &body).await;
+    let mut superuser = superuser(&app.pool).await;
+
+    run(&mut superuser, "ALTER TABLE audit_events RENAME TO elsewhere").await.expect("broken");
+    change(json!({"username": "lena"})).await.problem(503, "audit-unavailable");
+    assert_eq!(requests.count(), 0);
+    run(&mut superuser, "ALTER TABLE elsewhere RENAME TO audit_events").await.expect("mended");
+
+    let shown = change(json!({"username": "lena"})).await;
+    shown.problem(422, "verification-failed");
+    assert!(requests.count() > 0);
+    // A password that the caller says himself is not the stored one.
+    change(json!({"password": "another"})).await.problem(422, "verification-failed");
+    let found = events(&app.admin(), "action=registryAccount.verify").await;
+    let found: Vec<(String, &Value)> = found.iter().map(|event| (short(event), &event["requestId"])).collect();
+    let expected = "registryAccount.verify registry-accounts/a success".to_owned();
+    assert_eq!(found, [(expected, &json!(shown.header("x-request-id")))]);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
@@ -912,4 +979,151 @@ async fn a_process_notices_that_its_chain_was_changed_behind_its_back(pool: PgPo
     let reveals = events(&app.admin(), "action=dockerConfig.reveal").await;
     assert_eq!(reveals.len(), 3);
     assert!(!given("REGCRED_TEST_PG_SERVICE_URL").is_empty());
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_process_notices_that_a_chain_for_changes_was_set_back(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let register = async |number: u32| {
+        app.admin().post("/v1/registry-accounts", &account(&format!("a-{number}"))).await.expect(201);
+    };
+    for number in 0..8 {
+        register(number).await;
+    }
+    let set_back = "WITH last AS (DELETE FROM audit_events WHERE resource = 'registry-accounts/a-7' RETURNING chain_id, previous_hash)
+        UPDATE audit_chains SET sequence = sequence - 1, hash = last.previous_hash FROM last WHERE audit_chains.id = last.chain_id";
+    assert_eq!(run(&mut superuser(&app.pool).await, set_back).await.expect("set back"), 1);
+
+    // Each chain in its turn.
+    for number in 8..16 {
+        register(number).await;
+    }
+
+    let metrics = app.anonymous().get("/metrics").await.body;
+    assert!(metrics.lines().any(|line| line == "regcred_audit_chain_breaks_total 1"), "{metrics}");
+    let (_, findings) = verified(&app.pool).await;
+    assert!(findings.iter().any(|finding| finding.ends_with("event 2: is missing")), "{findings:#?}");
+    assert_eq!(events(&app.admin(), "action=registryAccount.create").await.len(), 15);
+}
+
+/// A trail of one chain, and where it counts.
+async fn trail(pool: &PgPool) -> (Trail, Arc<Tally>) {
+    let tally = Arc::new(Tally::default());
+    let trail = Trail::open(pool, Arc::new(audit_key()), 1).await.expect("a chain");
+    (trail.counted_in(Arc::clone(&tally)), tally)
+}
+
+fn rotation() -> NewEvent {
+    let actor = Actor { kind: ActorKind::CommandLine, id: None, name: "somebody".to_owned() };
+    NewEvent::by(&actor, Action::MasterKeyRotate, Resource::master_keys())
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_chain_for_changes_that_was_set_back_is_not_gone_on_with(pool: PgPool) {
+    let mut superuser = superuser(&pool).await;
+    let copied = "(SELECT seal FROM kept_chains WHERE kept_chains.id = last.id)";
+    for (round, seal) in ["seal", "'\\x00'::bytea", copied].into_iter().enumerate() {
+        let (trail, tally) = trail(&pool).await;
+        let record = async || trail.record_alone(&pool, rotation()).await.expect("recorded");
+        record().await;
+        let keep = "DROP TABLE IF EXISTS kept_chains; CREATE TABLE kept_chains AS SELECT * FROM audit_chains";
+        run(&mut superuser, keep).await.expect("kept");
+        record().await;
+        let set_back = "WITH c AS (SELECT id, sequence FROM audit_chains ORDER BY number DESC LIMIT 1),
+                 last AS (DELETE FROM audit_events USING c WHERE chain_id = c.id AND audit_events.sequence = c.sequence
+                          RETURNING previous_hash, c.id)
+             UPDATE audit_chains SET sequence = sequence - 1, hash = last.previous_hash, seal = {seal}
+             FROM last WHERE audit_chains.id = last.id";
+        assert_eq!(run(&mut superuser, &set_back.replace("{seal}", seal)).await.expect("set back"), 1);
+
+        record().await;
+        assert_eq!(tally.breaks(), 1, "{seal}");
+        record().await;
+        assert_eq!(tally.breaks(), 1, "{seal}");
+
+        let (_, findings) = verified(&pool).await;
+        let missing = findings.iter().filter(|finding| finding.ends_with("event 2: is missing")).count();
+        assert_eq!(missing, round + 1, "{seal}: {findings:#?}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_chain_for_changes_that_is_gone_is_gone_on_for(pool: PgPool) {
+    let mut superuser = superuser(&pool).await;
+    let (trail, tally) = trail(&pool).await;
+    trail.record_alone(&pool, rotation()).await.expect("recorded");
+    assert_eq!(run(&mut superuser, "DELETE FROM audit_chains").await.expect("deleted"), 1);
+    trail.record_alone(&pool, rotation()).await.expect("recorded");
+    assert_eq!(tally.breaks(), 1);
+    let (_, findings) = verified(&pool).await;
+    assert!(!findings.is_empty());
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_change_that_is_rolled_back_or_cut_off_breaks_no_chain(pool: PgPool) {
+    let mut superuser = superuser(&pool).await;
+    let (trail, tally) = trail(&pool).await;
+    for round in 0..3 {
+        trail.record_alone(&pool, rotation()).await.expect("recorded");
+        let mut tx = pool.begin().await.expect("a transaction");
+        // Twice, as nobody does yet.
+        trail.record(&mut tx, [rotation()]).await.expect("written");
+        trail.record(&mut tx, [rotation(), rotation()]).await.expect("written");
+        match round {
+            0 => tx.commit().await.expect("committed"),
+            1 => tx.rollback().await.expect("rolled back"),
+            _ => {
+                let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *tx).await.expect("a pid");
+                run(&mut superuser, &format!("SELECT pg_terminate_backend({pid})")).await.expect("cut off");
+                // Whether it was committed is not to be known here.
+                let _ = tx.commit().await;
+            }
+        }
+    }
+    trail.record_alone(&pool, rotation()).await.expect("recorded");
+
+    assert_eq!(tally.breaks(), 0);
+    let report = assert_whole(&pool).await;
+    assert_eq!(report.anchors.len(), 1);
+}
+
+// ---- Who takes the record with him ----
+
+/// Reads an answer slowly for this time, and then the rest of it.
+fn read_slowly(mut stream: TcpStream, slow_for: Duration) -> String {
+    const PIECE: usize = 512 * 1024;
+    let (start, mut read) = (Instant::now(), Vec::new());
+    while start.elapsed() < slow_for {
+        let mut piece = vec![0; PIECE];
+        let count = stream.read(&mut piece).expect("the connection is open");
+        assert!(count > 0, "closed after {} bytes and {:?}", read.len(), start.elapsed());
+        read.extend_from_slice(&piece[..count]);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    stream.read_to_end(&mut read).expect("the rest");
+    String::from_utf8(read).expect("UTF-8")
+}
+
+/// More than the buffers of a system hold, and for longer than a client may take for an answer that is ready.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_export_may_take_as_long_as_somebody_takes_it(pool: PgPool) {
+    const COUNT: usize = 40_000;
+    let app = TestApp::spawn(pool).await;
+    let many = format!(
+        "INSERT INTO audit_events (chain_id, sequence, id, at, actor_type, action, outcome, details, previous_hash, hash)
+         SELECT gen_random_uuid(), n, gen_random_uuid(), now(), 'worker', 'pullSecret.apply', 'success',
+             json_build_object('padding', repeat('x', 600)), '', '' FROM generate_series(1, {COUNT}) AS n"
+    );
+    run(&mut superuser(&app.pool).await, &many).await.expect("inserted");
+    let mut stream = TcpStream::connect(app.address).expect("a connection");
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    let (path, key) = ("/v1/audit-events?format=ndjson", app.admin().key().to_owned());
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("sent");
+
+    let answer = read_slowly(stream, Duration::from_secs(14));
+
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"));
+    assert_eq!(answer.matches(r#""action":"pullSecret.apply""#).count(), COUNT);
+    assert!(answer.ends_with("\r\n0\r\n\r\n"), "it was cut off");
 }

@@ -22,7 +22,7 @@ use crate::{
     crypto::audit::AuditKey,
     domain::audit::{Event, Head, LinkedEvent, NewEvent, Outcome},
     service::audit::{
-        AuditError, open_chain,
+        AuditError, log_break, open_chain,
         refusals::{Refusal, Refusals},
         stamp,
     },
@@ -62,9 +62,13 @@ impl Tally {
         self.groups.load(Ordering::Relaxed)
     }
 
-    /// How often the chain was not as this process had left it.
+    /// How often a chain was not as this process had left it.
     pub fn breaks(&self) -> u64 {
         self.breaks.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_break(&self) {
+        self.breaks.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -323,13 +327,8 @@ impl Writer {
             self.settle(head);
             return Ok(is_this);
         }
-        let found = found.map(|head| head.sequence);
-        tracing::error!(
-            %chain_id, expected = self.head.sequence, found,
-            "the audit chain is not as this process left it: somebody changed it, or the database lost what it had \
-             confirmed. Going on with a new chain; run `regcred audit verify`"
-        );
-        self.tally.breaks.fetch_add(1, Ordering::Relaxed);
+        log_break(chain_id, self.head.sequence, found.map(|head| head.sequence));
+        self.tally.count_break();
         self.open(Some((chain_id, self.head.sequence))).await?;
         Ok(false)
     }

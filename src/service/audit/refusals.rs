@@ -1,5 +1,6 @@
 //! What was refused, gathered so that nobody can fill the disk with it: at most one event a minute for each who, what and
-//! from where, with a count, and for few of these at a time.
+//! from where, with a count, and for few of these at a time. Those who are known have places of their own, so that no flood of
+//! strangers hides what one of them tries.
 
 use std::{
     collections::HashMap,
@@ -15,8 +16,10 @@ use crate::domain::{
     caller::{Actor, ActorKind},
 };
 
-/// How many are told apart at a time. With one more for all others, this is how many events there are a minute at most.
-const KINDS_MAX: usize = 60;
+/// How many are told apart at a time, of those who are known and of those who are not. With one more for all others, this is
+/// how many events there are a minute at most.
+const KNOWN_KINDS_MAX: usize = 60;
+const ANONYMOUS_KINDS_MAX: usize = 30;
 /// How long one that was written is counted before it is written again.
 const WINDOW: Duration = Duration::from_mins(1);
 /// How many resources one event names.
@@ -53,6 +56,10 @@ impl Kind {
         let network = refusal.source.map(network);
         Self { actor: (*kind, *id, name.clone()), action: refusal.action, reason: refusal.reason, network }
     }
+
+    fn is_anonymous(&self) -> bool {
+        self.actor.0 == ActorKind::Anonymous
+    }
 }
 
 /// Of an IPv6 address, the network that one customer has to himself.
@@ -72,13 +79,11 @@ struct Slot {
 }
 
 impl Slot {
-    fn count(&mut self, refusal: Refusal) {
+    fn count(&mut self, mut refusal: Refusal) {
         self.count += 1;
-        let Some(first) = &mut self.first else {
-            self.first = Some(refusal);
-            return;
-        };
-        for resource in refusal.resources {
+        let resources = std::mem::take(&mut refusal.resources);
+        let first = self.first.get_or_insert(refusal);
+        for resource in resources {
             if first.resources.len() < RESOURCES_MAX && !first.resources.contains(&resource) {
                 first.resources.push(resource);
             }
@@ -117,6 +122,14 @@ struct Slots {
     others: Slot,
 }
 
+impl Slots {
+    fn have_room_for(&self, kind: &Kind) -> bool {
+        let is_anonymous = kind.is_anonymous();
+        let most = if is_anonymous { ANONYMOUS_KINDS_MAX } else { KNOWN_KINDS_MAX };
+        self.by_kind.keys().filter(|other| other.is_anonymous() == is_anonymous).count() < most
+    }
+}
+
 /// What was refused since it was written last.
 #[derive(Debug, Default)]
 pub struct Refusals(Mutex<Slots>);
@@ -132,7 +145,7 @@ impl Refusals {
         let kind = Kind::of(&refusal);
         if let Some(slot) = slots.by_kind.get_mut(&kind) {
             slot.count(refusal);
-        } else if slots.by_kind.len() < KINDS_MAX {
+        } else if slots.have_room_for(&kind) {
             slots.by_kind.entry(kind).or_default().count(refusal);
         } else {
             let reason = "too-many-kinds";
@@ -208,9 +221,40 @@ mod tests {
             }
             events.extend(refusals.take(start + Duration::from_secs(second)));
         }
-        assert_eq!(events.len(), KINDS_MAX + 1);
+        assert_eq!(events.len(), ANONYMOUS_KINDS_MAX + 1);
         events.extend(refusals.take_all());
         assert_eq!(events.iter().map(count_of).sum::<u64>(), 60 * 256);
+    }
+
+    fn known(name: &str, refusal: Refusal) -> Refusal {
+        Refusal { actor: Actor { kind: ActorKind::ApiKey, id: None, name: name.to_owned() }, ..refusal }
+    }
+
+    #[test]
+    fn a_flood_of_strangers_hides_nobody_who_is_known() {
+        let refusals = Refusals::default();
+        for last in 0..=255 {
+            refusals.count(refusal(&format!("192.0.2.{last}"), Action::Authenticate, "docker-configs"));
+        }
+        for number in 0..=KNOWN_KINDS_MAX {
+            let name = format!("ci-{number}");
+            refusals.count(known(&name, refusal("198.51.100.1", Action::Reveal, "docker-configs")));
+        }
+        let events = refusals.take(Instant::now());
+        let known = events.iter().filter(|event| event.actor.kind == ActorKind::ApiKey);
+        assert_eq!(known.count(), KNOWN_KINDS_MAX);
+        assert_eq!(events.len(), KNOWN_KINDS_MAX + ANONYMOUS_KINDS_MAX + 1);
+    }
+
+    #[test]
+    fn one_refusal_of_many_resources_names_few_of_them() {
+        let refusals = Refusals::default();
+        let names = (0..1_000).map(|number| Resource::parse(&format!("registry-accounts/a-{number}")).unwrap());
+        let one = Refusal { resources: names.collect(), ..refusal("192.0.2.1", Action::Reveal, "docker-configs") };
+        refusals.count(one);
+        let events = refusals.take(Instant::now());
+        assert_eq!((events.len(), events[0].related.len()), (1, RESOURCES_MAX - 1));
+        assert_eq!(count_of(&events[0]), 1);
     }
 
     #[test]
@@ -220,8 +264,7 @@ mod tests {
         refusals.count(refusal("2001:db8::2", Action::Reveal, "docker-configs"));
         refusals.count(refusal("2001:db8::2", Action::Deliver, "docker-configs"));
         refusals.count(refusal("2001:db8:0:1::2", Action::Deliver, "docker-configs"));
-        let named = Actor { kind: ActorKind::ApiKey, id: None, name: "ci".to_owned() };
-        refusals.count(Refusal { actor: named, ..refusal("2001:db8::1", Action::Reveal, "docker-configs") });
+        refusals.count(known("ci", refusal("2001:db8::1", Action::Reveal, "docker-configs")));
         assert_eq!(refusals.take(Instant::now()).len(), 4);
     }
 }
