@@ -1087,8 +1087,8 @@ pub struct ChangedSecrets {
     pub resource_versions: Vec<Option<String>>,
 }
 
-/// Has the targets of changed Secrets looked at again now, but not those that are at this very version, nor those that somebody
-/// works on: most changes are regcred's own. How many.
+/// Has the targets of changed Secrets looked at again now, but not those that are at this very version, nor those that are due or that
+/// somebody works on: most changes are regcred's own. How many.
 ///
 /// # Errors
 ///
@@ -1099,6 +1099,7 @@ pub async fn poke_secrets(
     cluster: Uuid,
     changed: &ChangedSecrets,
 ) -> Result<u64, StorageError> {
+    // IS FALSE, so that the index of what is due looks no better than the key.
     let poked = sqlx::query!(
         "WITH found AS (
              SELECT target.pull_secret_id, target.namespace
@@ -1106,7 +1107,7 @@ pub async fn poke_secrets(
              CROSS JOIN LATERAL (
                  SELECT pull_secret_id, namespace FROM pull_secret_targets
                  WHERE pull_secret_id = changed.id AND cluster_id = $1 AND namespace = changed.namespace
-                     AND lease_until IS NULL AND state = 'synced'
+                     AND lease_until IS NULL AND (next_attempt_at <= now()) IS FALSE
                      AND resource_version IS DISTINCT FROM changed.resource_version
                  FOR UPDATE SKIP LOCKED
              ) AS target
@@ -1141,7 +1142,7 @@ pub async fn poke_missing(
         "UPDATE pull_secret_targets AS target SET next_attempt_at = now()
          WHERE cluster_id = $1 AND (pull_secret_id, namespace) IN (
              SELECT target.pull_secret_id, target.namespace FROM pull_secret_targets AS target
-             WHERE target.cluster_id = $1 AND target.lease_until IS NULL AND target.state = 'synced'
+             WHERE target.cluster_id = $1 AND target.lease_until IS NULL AND target.next_attempt_at > now()
                  AND NOT EXISTS (
                      SELECT FROM unnest($2::uuid[], $3::text[]) AS there (id, namespace)
                      WHERE there.id = target.pull_secret_id AND there.namespace = target.namespace

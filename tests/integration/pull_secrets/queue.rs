@@ -6,7 +6,10 @@ use regcred::{
     domain::pull_secret::{TargetState, Written},
     storage::{
         pull_secrets::delete_all_empty,
-        targets::{ClaimedTarget, Settlement, claim, delete_removed, is_settled, release, settle, wait_for},
+        targets::{
+            ChangedSecrets, ClaimedTarget, Settlement, claim, delete_removed, is_settled, poke_secrets, release,
+            settle, wait_for,
+        },
     },
 };
 use serde_json::Value;
@@ -181,6 +184,33 @@ async fn what_is_given_back_is_due_again_and_waits_for_nobody(pool: PgPool) {
 
     let again = claim(&mut conn, cluster, 2, LEASE).await.expect("claimed");
     assert_eq!(again.iter().map(|target| target.attempts).collect::<Vec<_>>(), [1, 1]);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_change_of_a_secret_is_looked_at_unless_that_is_to_be_done_anyway(pool: PgPool) {
+    let (id, cluster) = declare(&pool, 3).await;
+    let mut conn = pool.acquire().await.expect("a connection");
+    // One is in order, one waits for something else, and one is due.
+    sqlx::query(
+        "UPDATE pull_secret_targets SET resource_version = '1',
+             state = CASE WHEN namespace = 'n-1' THEN 'synced' ELSE 'pending' END,
+             next_attempt_at = CASE WHEN namespace = 'n-3' THEN now() ELSE now() + interval '30 seconds' END",
+    )
+    .execute(&mut *conn)
+    .await
+    .expect("set");
+    let mut changed = async |version: Option<&str>| {
+        let changed = ChangedSecrets {
+            ids: vec![id; 3],
+            namespaces: ["n-1", "n-2", "n-3"].map(str::to_owned).into(),
+            resource_versions: vec![version.map(str::to_owned); 3],
+        };
+        poke_secrets(&mut conn, cluster, &changed).await.expect("an answer")
+    };
+
+    assert_eq!(changed(Some("1")).await, 0, "it is what was written");
+    assert_eq!(changed(None).await, 2);
+    assert_eq!(changed(Some("2")).await, 0, "all are due by now");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
