@@ -164,6 +164,12 @@ impl Grants {
         })
     }
 
+    /// Whether they include every cluster, those that are registered later too.
+    #[must_use]
+    pub fn include_all_clusters(&self) -> bool {
+        self.clusters.iter().any(NamePattern::is_everything)
+    }
+
     /// Whether they include the cluster of this name.
     #[must_use]
     pub fn include_cluster(&self, name: &str) -> bool {

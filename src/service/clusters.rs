@@ -15,7 +15,6 @@ use crate::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity, Permission},
         cluster::{AuthType, CaCertificate, ClusterAuth, ClusterConnection, ServerUrl},
-        grants::NamePattern,
         invalid::{FieldError, Invalid},
         names::Name,
         rights::Needs,
@@ -466,8 +465,7 @@ async fn providers_of(conn: &mut PgConnection, stored: &StoredCluster) -> Result
 /// Refuses to show regcred's own `ServiceAccount` on the word of somebody to whom a few names are granted: what it may do has
 /// nothing to do with these.
 fn refuse_own_cluster(caller: &Identity, name: &Name, auth: &ClusterAuth) -> Result<(), ServiceError> {
-    let is_everything = |pattern: &NamePattern| matches!(pattern, NamePattern::Prefix(prefix) if prefix.is_empty());
-    if auth.auth_type() == AuthType::InCluster && !caller.grants.clusters.iter().any(is_everything) {
+    if auth.auth_type() == AuthType::InCluster && !caller.grants.include_all_clusters() {
         return Err(ServiceError::NotGranted { kind: OWN_CLUSTER, name: name.to_string() });
     }
     Ok(())

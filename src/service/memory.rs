@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use crate::{
     domain::caller::{Identity, KeyVerifier},
-    service::{ServiceError, connection},
+    service::{ServiceError, connection, turn},
     storage::{
         self, StorageError,
         accounts::SealedCredential,
@@ -188,10 +188,7 @@ impl Memory {
         if let Some(known) = self.recall(&self.api_keys, &id) {
             return Ok(Some(known));
         }
-        // Waited for no longer than a connection is.
-        let patience = self.pool.options().get_acquire_timeout();
-        let permit = tokio::time::timeout(patience, self.key_reads.acquire()).await;
-        let _permit = permit.map_err(|_| sqlx::Error::PoolTimedOut)?;
+        let _turn = turn(&self.pool, &self.key_reads).await?;
         // In a box that is made now: to read takes kilobytes, and those who wait for their turn may be many.
         Box::pin(self.read_api_key(id)).await
     }

@@ -191,7 +191,8 @@ impl Verifications {
     /// # Errors
     ///
     /// As [`Accounts::change`]; and [`ServiceError::VerificationFailed`] if the changed login did not prove to work,
-    /// [`ServiceError::Audit`] if it cannot be recorded that the stored password is shown to its registry. Nothing is changed then. An account that somebody else changes while its login is checked is [`ServiceError::Stale`].
+    /// [`ServiceError::Audit`] if it cannot be recorded that the stored password is shown to its registry. Nothing is changed then.
+    /// An account that somebody else changes while its login is checked is [`ServiceError::Stale`].
     pub async fn change(
         &self,
         caller: &Call,

@@ -51,6 +51,8 @@ const CLAIMED_AHEAD: usize = 2;
 const GROUP: usize = 64;
 /// How long results are gathered for a group at most, while calls are under way.
 const GATHERED: Duration = Duration::from_millis(100);
+/// How often a lane for which nothing is due looks whether its last calls are over.
+const LANE_LOOKS: Duration = Duration::from_millis(100);
 /// How often a group of results is tried to be stored.
 const SETTLE_TRIES: u32 = 5;
 
@@ -317,16 +319,15 @@ impl Lane {
     /// meanwhile. The next claim begins while there is still something to do.
     async fn claim_ahead(&self, claimed: mpsc::Sender<(Arc<Called>, Job)>) {
         let limit = i64::try_from(self.settings.concurrency).unwrap_or(i64::MAX).saturating_mul(ROUNDS);
-        let mut polled = Instant::now();
         while self.may_go_on() {
             let Some((called, jobs)) = self.claim(limit).await else {
-                while self.under_way.load(Ordering::SeqCst) > 0 && polled.elapsed() < self.settings.poll {
-                    tokio::time::sleep(GATHERED).await;
+                let again_at = Instant::now() + self.settings.poll;
+                while Instant::now() < again_at {
+                    if self.under_way.load(Ordering::SeqCst) == 0 {
+                        return;
+                    }
+                    tokio::time::sleep(LANE_LOOKS).await;
                 }
-                if self.under_way.load(Ordering::SeqCst) == 0 {
-                    return;
-                }
-                polled = Instant::now();
                 continue;
             };
             self.under_way.fetch_add(jobs.len(), Ordering::SeqCst);
