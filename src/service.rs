@@ -72,12 +72,14 @@ pub enum ServiceError {
     #[error("nothing was done, since it could not be recorded in the audit record")]
     Audit(#[source] AuditError),
     /// The caller's role includes this, and his grants do not include the name.
-    #[error("your grants do not include a {kind} named `{name}` with these labels")]
+    #[error("your grants do not include a {kind} named `{name}`{as_it_is}")]
     NotGranted {
         /// What it would be.
         kind: &'static str,
         /// Its name.
         name: String,
+        /// What of it beside its name matters to grants; empty, or with a space before it.
+        as_it_is: &'static str,
     },
     /// Nobody could make API keys any more.
     #[error("this is the last admin's key, or the last one that does not expire; make another one first")]

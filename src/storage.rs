@@ -24,7 +24,7 @@ pub mod verifications;
 /// What can go wrong between a service and Postgres.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// Postgres cannot be reached or is shutting down; trying again later may help.
+    /// Postgres cannot be reached, is shutting down, or has put an end to what waited for too long; trying again later may help.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
     /// Another row has this name.
@@ -56,7 +56,7 @@ impl From<sqlx::Error> for StorageError {
     }
 }
 
-/// Whether an error says that the server is away, and nothing about the statement.
+/// Whether an error says that the server is away or busy, and nothing about the statement.
 fn is_unavailable(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)
@@ -66,9 +66,12 @@ fn is_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::Protocol(_)
         | sqlx::Error::WorkerCrashed => true,
         // 08: connection exception; 57P: shutting down, crashed, starting up; 53300: too many connections;
-        // 25006: read-only, as a server is that was failed over; 57014 and 25P03: what `pool::bounded` has ended.
+        // 25006: read-only, as a server is that was failed over; 57014 and 25P03: what `pool::bounded` has ended; 40P01: a circle
+        // of waits, of which Postgres ends one, who has changed nothing then and may try again.
         sqlx::Error::Database(db) => db.code().is_some_and(|code| {
-            code.starts_with("08") || code.starts_with("57P") || ["53300", "25006", "57014", "25P03"].contains(&&*code)
+            code.starts_with("08")
+                || code.starts_with("57P")
+                || ["53300", "25006", "57014", "25P03", "40P01"].contains(&&*code)
         }),
         _ => false,
     }

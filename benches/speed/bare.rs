@@ -1,4 +1,5 @@
-//! What regcred is compared with: the same libraries, workers, pool and runtime, and nothing around them.
+//! What regcred is compared with: the same libraries, workers, pool and runtime, and nothing around them, but for one hello that is
+//! logged.
 
 use std::{net::TcpListener, time::Duration};
 
@@ -6,18 +7,26 @@ use actix_web::{
     App, HttpResponse, HttpServer,
     error::ErrorInternalServerError,
     get,
-    web::{Data, Path},
+    web::{Data, Path, scope},
 };
 use anyhow::Context;
 use regcred::storage::pool;
 use secrecy::SecretString;
 use sqlx::PgPool;
+use tracing_actix_web::TracingLogger;
 
 /// With this argument the bench is the bare server: `--bare ADDRESS WORKERS CONNECTIONS`, the database in `DATABASE_URL`.
 pub const ARGUMENT: &str = "--bare";
 
 #[get("/hello")]
 async fn hello() -> &'static str {
+    "hello"
+}
+
+/// The same with the line that a service writes for each request, as the libraries write it if nobody does anything about it.
+#[get("/hello")]
+async fn hello_logged() -> &'static str {
+    tracing::info!("request done");
     "hello"
 }
 
@@ -45,11 +54,14 @@ pub fn serve(arguments: &[String]) -> anyhow::Result<()> {
         anyhow::bail!("usage: {ARGUMENT} ADDRESS WORKERS CONNECTIONS")
     };
     let url = SecretString::from(std::env::var("DATABASE_URL").context("DATABASE_URL")?);
+    tracing_subscriber::fmt().json().with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let pool = pool::lazy(pool::parse_url(&url)?, connections.parse()?, Duration::from_secs(3));
         let pool = Data::new(pool);
-        let server = HttpServer::new(move || App::new().app_data(pool.clone()).service(hello).service(select));
+        let logged = || scope("/logged").wrap(TracingLogger::default()).service(hello_logged);
+        let server =
+            HttpServer::new(move || App::new().app_data(pool.clone()).service(hello).service(select).service(logged()));
         Ok(server.workers(workers.parse()?).listen(TcpListener::bind(address)?)?.run().await?)
     })
 }

@@ -175,7 +175,7 @@ fn first_check_case() -> anyhow::Result<Case> {
         black_box(checked.check(&checked.checker()));
     };
     let argon2 = move || {
-        // Parameters of the hash; the default has the same.
+        // With the parameters of the hash, not those of the default.
         let _ = black_box(Argon2::default().verify_password(key.as_bytes(), hash.as_str()));
     };
     Ok(Case { name: "verify a key for the first time".to_owned(), work: Box::new(first), plain: Box::new(argon2) })

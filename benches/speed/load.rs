@@ -87,7 +87,7 @@ pub fn run_mix(ask: &Ask<'_>, connections: usize, time: Duration) -> anyhow::Res
             .map(|thread| {
                 scope.spawn(move || {
                     let mine = (thread..connections).step_by(threads);
-                    let loops = mine.map(|first| keep_asking(ask, first, start + time));
+                    let loops = mine.map(|first| keep_asking(ask, (first, connections), start + time));
                     on_this_thread(futures_util::future::try_join_all(loops))
                 })
             })
@@ -110,9 +110,14 @@ pub fn on_this_thread<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyho
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
-async fn keep_asking(ask: &Ask<'_>, first: usize, until: Instant) -> anyhow::Result<Vec<Duration>> {
+/// One of so many connections, which share the requests among them.
+async fn keep_asking(
+    ask: &Ask<'_>,
+    (first, connections): (usize, usize),
+    until: Instant,
+) -> anyhow::Result<Vec<Duration>> {
     let mut connection = Connection::open(ask.address).await?;
-    let mut requests = ask.requests.iter().cycle().skip(first % ask.requests.len());
+    let mut requests = ask.requests.iter().cycle().skip(first % ask.requests.len()).step_by(connections);
     let mut latencies = Vec::new();
     let mut sent = Instant::now();
     while sent < until {

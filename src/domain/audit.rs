@@ -144,6 +144,12 @@ impl Resource {
         Self(format!("registry-accounts/{name}"))
     }
 
+    /// Registry accounts, some or all of them.
+    #[must_use]
+    pub fn accounts() -> Self {
+        Self("registry-accounts".to_owned())
+    }
+
     /// A cluster.
     #[must_use]
     pub fn cluster(name: &Name) -> Self {

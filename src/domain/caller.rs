@@ -51,6 +51,14 @@ pub enum Permission {
     ReadAudit,
 }
 
+impl Permission {
+    /// Whether it shows what belongs to everybody, so that whoever reaches a part alone does not have it.
+    #[must_use]
+    pub fn needs_all_grants(self) -> bool {
+        matches!(self, Permission::ReadIdentityProviders | Permission::ReadAudit)
+    }
+}
+
 /// What an API key is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -62,7 +70,7 @@ pub enum Role {
     Deliverer,
     /// Obtains docker configs of granted accounts.
     Renderer,
-    /// Sees accounts and clusters, and changes nothing.
+    /// Sees everything but passwords and keys, and changes nothing.
     Viewer,
 }
 
@@ -85,9 +93,9 @@ const TABLE: &[(Permission, [bool; Role::ALL.len()])] = &[
     (Permission::WritePullSecrets,  [YES,  YES,     NO_,      NO_,     NO_]),
     (Permission::ReadApiKeys,       [YES,  NO_,     NO_,      NO_,     NO_]),
     (Permission::WriteApiKeys,      [YES,  NO_,     NO_,      NO_,     NO_]),
-    (Permission::ReadIdentityProviders,  [YES, NO_, NO_,      NO_,     NO_]),
+    (Permission::ReadIdentityProviders,  [YES, NO_, NO_,      NO_,     YES]),
     (Permission::WriteIdentityProviders, [YES, NO_, NO_,      NO_,     NO_]),
-    (Permission::ReadAudit,         [YES,  NO_,     NO_,      NO_,     NO_]),
+    (Permission::ReadAudit,         [YES,  NO_,     NO_,      NO_,     YES]),
 ];
 
 impl Role {
@@ -191,6 +199,14 @@ pub struct Identity {
     pub grants: Grants,
     /// When it ends, if ever.
     pub expires_at: Option<DateTime<Utc>>,
+}
+
+impl Identity {
+    /// Whether his role includes `permission`, and his grants are wide enough for it.
+    #[must_use]
+    pub fn may(&self, permission: Permission) -> bool {
+        self.role.allows(permission) && (!permission.needs_all_grants() || self.grants.include_everything())
+    }
 }
 
 /// A caller in one of his requests: what is recorded of who did something.

@@ -140,6 +140,12 @@ impl Grants {
         Self { accounts: vec![AccountRule::Names(all())], clusters: vec![all()], namespaces: vec![all()] }
     }
 
+    /// Whether they include everything, what is made later too.
+    #[must_use]
+    pub fn include_everything(&self) -> bool {
+        self.include_accounts_with(&BTreeMap::new()) && self.include_all_clusters() && self.include_all_namespaces()
+    }
+
     /// Whether they include every account that has all of these labels, whatever its name is.
     #[must_use]
     pub fn include_accounts_with(&self, labels: &BTreeMap<String, String>) -> bool {

@@ -293,7 +293,7 @@ impl Lines {
             return Ok(());
         }
         match self.shown.again().await {
-            ShownAgain::Known(identity) if identity.role.allows(Permission::ReadAudit) => {
+            ShownAgain::Known(identity) if identity.may(Permission::ReadAudit) => {
                 self.known = Instant::now();
                 Ok(())
             }

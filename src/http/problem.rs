@@ -77,6 +77,9 @@ pub enum ApiError {
     /// The caller may see this but not do it.
     #[error("your role does not include this")]
     Forbidden,
+    /// The caller's role includes this, and what he reaches is too little for it.
+    #[error("this shows what belongs to everybody: it needs grants of all accounts, clusters and namespaces")]
+    NeedsAllGrants,
     /// There is no such route.
     #[error("there is nothing at this path")]
     NoRoute,
@@ -124,7 +127,7 @@ impl ApiError {
             }
             Self::TooManyAttempts { .. } => (S::TOO_MANY_REQUESTS, "too-many-attempts", "Too many attempts"),
             Self::TooManyRequests { .. } => (S::TOO_MANY_REQUESTS, "too-many-requests", "Too many requests"),
-            Self::Forbidden => (S::FORBIDDEN, "forbidden", "Not allowed"),
+            Self::Forbidden | Self::NeedsAllGrants => (S::FORBIDDEN, "forbidden", "Not allowed"),
             Self::NoRoute => (S::NOT_FOUND, "not-found", "Not found"),
             Self::MethodNotAllowed(_) => (S::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed"),
             Self::BadRequest => (S::BAD_REQUEST, "bad-request", "The request is not well-formed"),

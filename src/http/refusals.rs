@@ -14,7 +14,6 @@ use crate::{
     service::{
         ServiceError,
         audit::{recorder::Recorder, refusals::Refusal},
-        clusters::OWN_CLUSTER,
     },
 };
 
@@ -89,7 +88,7 @@ fn refused(error: &ApiError, identity: Option<&Identity>) -> Option<(&'static st
     let named = |kind: &str, name: &str| {
         let path = match kind {
             "registry account" => "registry-accounts",
-            "cluster" | OWN_CLUSTER => "clusters",
+            "cluster" => "clusters",
             "pull secret" => "pull-secrets",
             _ => return Vec::new(),
         };
@@ -97,7 +96,8 @@ fn refused(error: &ApiError, identity: Option<&Identity>) -> Option<(&'static st
     };
     match error {
         ApiError::Forbidden => Some(("role", Vec::new())),
-        ApiError::Service(ServiceError::NotGranted { kind, name } | ServiceError::Hidden { kind, name }) => {
+        ApiError::NeedsAllGrants => Some(("not-granted", Vec::new())),
+        ApiError::Service(ServiceError::NotGranted { kind, name, .. } | ServiceError::Hidden { kind, name }) => {
             Some(("not-granted", named(kind, name)))
         }
         ApiError::Service(ServiceError::Trusted { name, .. }) => Some(("trusted", named("cluster", name))),

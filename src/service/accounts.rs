@@ -15,7 +15,13 @@ use crate::{
         names::{Labels, Name},
         registry::RegistryScope,
     },
-    service::{ExpectedVersion, ServiceError, audit::Trail, check_version, connection, memory::Memory, pull_secrets},
+    service::{
+        ExpectedVersion, ServiceError,
+        audit::Trail,
+        check_version, connection,
+        memory::Memory,
+        pull_secrets::{self, AccountEvent},
+    },
     storage::{self, PageRequest, StorageError, accounts::AccountFilter, changes::Change, sealed::SealedColumn},
 };
 
@@ -51,7 +57,7 @@ impl Accounts {
             StorageError::NameTaken => ServiceError::NameTaken(new.name.to_string()),
             other => other.into(),
         })?;
-        pull_secrets::follow_account(&mut tx, None, Some(&account), true).await?;
+        pull_secrets::follow_accounts(&mut tx, &[AccountEvent::Made(&account)]).await?;
         let event = NewEvent::of(caller, Action::AccountCreate, Resource::account(&account.name));
         self.trail.record(&mut tx, [event.details(Details::default().version(account.version))]).await?;
         tx.commit().await?;
@@ -113,7 +119,8 @@ impl Accounts {
         change.apply(&mut account).map_err(|invalid| ServiceError::field("labels", invalid))?;
         require_granted(caller, name, &account.labels)?;
         let changed = storage::accounts::update(&mut tx, &account, password.as_ref()).await?;
-        pull_secrets::follow_account(&mut tx, Some(&before), Some(&changed), password.is_some()).await?;
+        let event = AccountEvent::Changed { before: &before, after: &changed, has_new_password: password.is_some() };
+        pull_secrets::follow_accounts(&mut tx, &[event]).await?;
         let action = if password.is_some() { Action::AccountRotate } else { Action::AccountUpdate };
         let details = Details::default().fields(&fields).version(changed.version);
         self.trail.record(&mut tx, [NewEvent::of(caller, action, Resource::account(name)).details(details)]).await?;
@@ -136,7 +143,7 @@ impl Accounts {
         let users = storage::pull_secrets::naming_account(&mut tx, account.id).await?;
         pull_secrets::refuse_used(&mut tx, caller, "registry account", name, users).await?;
         storage::accounts::delete(&mut tx, account.id).await?;
-        pull_secrets::follow_account(&mut tx, Some(&account), None, true).await?;
+        pull_secrets::follow_accounts(&mut tx, &[AccountEvent::Removed(&account)]).await?;
         let details = Details::default().version(account.version);
         let event = NewEvent::of(caller, Action::AccountDelete, Resource::account(name)).details(details);
         self.trail.record(&mut tx, [event]).await?;
@@ -150,13 +157,13 @@ pub(super) fn not_found(name: &Name) -> ServiceError {
     ServiceError::NotFound { kind: "registry account", name: name.to_string() }
 }
 
+pub(super) fn not_granted(name: &Name) -> ServiceError {
+    ServiceError::NotGranted { kind: "registry account", name: name.to_string(), as_it_is: " with these labels" }
+}
+
 /// Refuses an account that would not be granted to the caller.
 pub(super) fn require_granted(caller: &Identity, name: &Name, labels: &Labels) -> Result<(), ServiceError> {
-    if caller.grants.include_account(name.as_str(), labels.as_map()) {
-        Ok(())
-    } else {
-        Err(ServiceError::NotGranted { kind: "registry account", name: name.to_string() })
-    }
+    if caller.grants.include_account(name.as_str(), labels.as_map()) { Ok(()) } else { Err(not_granted(name)) }
 }
 
 /// The account, if it is there for this caller.

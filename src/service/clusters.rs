@@ -29,8 +29,6 @@ use crate::{
     storage::{self, PageRequest, StorageError, clusters::StoredCluster, sealed::SealedColumn},
 };
 
-/// What a caller is refused who would have regcred show its own `ServiceAccount`, and may not.
-pub const OWN_CLUSTER: &str = "cluster with `inCluster` (which needs a grant of all clusters)";
 /// How many clusters' clients are kept between calls.
 const CLIENTS_KEPT: usize = 256;
 /// The most namespaces that a check looks at beside those that are declared.
@@ -180,7 +178,7 @@ impl Clusters {
         connection: &ClusterConnection,
     ) -> Result<StoredCluster, ServiceError> {
         if !caller.grants.include_cluster(name.as_str()) {
-            return Err(ServiceError::NotGranted { kind: "cluster", name: name.to_string() });
+            return Err(not_granted(name, ""));
         }
         refuse_own_cluster(caller, name, &connection.auth)?;
         let id = Uuid::now_v7();
@@ -241,7 +239,7 @@ impl Clusters {
         refuse_redirection(&stored, &input)?;
         let fields = input.fields();
         let changed = input.over(&stored, || self.open(&stored))?;
-        if is_led_elsewhere(&stored, &changed) && !caller.role.allows(Permission::WriteIdentityProviders) {
+        if is_led_elsewhere(&stored, &changed) && !caller.may(Permission::WriteIdentityProviders) {
             let by = providers_of(&mut tx, &stored).await?;
             if !by.is_empty() {
                 return Err(ServiceError::Trusted { name: stored.name, by });
@@ -316,7 +314,7 @@ impl Clusters {
             Err(other) => return Err(other),
         };
         let mut check = client.check(namespaces).await;
-        if check.reachable && check.problem.is_none() && caller.role.allows(Permission::ReadPullSecrets) {
+        if check.reachable && check.problem.is_none() && caller.may(Permission::ReadPullSecrets) {
             self.add_missing_rights(caller, (stored.id, name), &client, &mut check).await?;
         }
         Ok(check)
@@ -462,11 +460,15 @@ async fn providers_of(conn: &mut PgConnection, stored: &StoredCluster) -> Result
     Ok(names.into_iter().map(|name| format!("identity-providers/{name}")).collect())
 }
 
+fn not_granted(name: &Name, as_it_is: &'static str) -> ServiceError {
+    ServiceError::NotGranted { kind: "cluster", name: name.to_string(), as_it_is }
+}
+
 /// Refuses to show regcred's own `ServiceAccount` on the word of somebody to whom a few names are granted: what it may do has
 /// nothing to do with these.
 fn refuse_own_cluster(caller: &Identity, name: &Name, auth: &ClusterAuth) -> Result<(), ServiceError> {
     if auth.auth_type() == AuthType::InCluster && !caller.grants.include_all_clusters() {
-        return Err(ServiceError::NotGranted { kind: OWN_CLUSTER, name: name.to_string() });
+        return Err(not_granted(name, " with `inCluster`, which needs a grant of all clusters"));
     }
     Ok(())
 }

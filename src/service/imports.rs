@@ -26,7 +26,13 @@ use crate::{
         names::{Labels, Name},
         registry::RegistryScope,
     },
-    service::{ServiceError, audit::Trail, beside_requests, memory::Memory, pull_secrets},
+    service::{
+        ServiceError, accounts,
+        audit::Trail,
+        beside_requests,
+        memory::Memory,
+        pull_secrets::{self, AccountEvent},
+    },
     storage::{self, changes::Change, sealed::SealedColumn},
 };
 
@@ -121,7 +127,8 @@ impl Imports {
             existing.into_iter().map(|(account, sealed)| (account.name.to_string(), (account, sealed))).collect();
         refuse_not_granted(caller, &planned, &existing)?;
         refuse_other_registries(&planned, &existing)?;
-        let mut events = Vec::new();
+        let compared: Vec<Resource> = existing.values().map(|(account, _)| Resource::account(&account.name)).collect();
+        let (mut events, mut accounts) = (Vec::new(), Vec::new());
         for Planned { position, new } in planned {
             let name = new.name.clone();
             let mut done = |action: Action| {
@@ -139,7 +146,7 @@ impl Imports {
                         storage::StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
                         other => other.into(),
                     })?;
-                    pull_secrets::follow_account(&mut tx, None, Some(&inserted), true).await?;
+                    accounts.push((None, inserted, true));
                     done(Action::AccountCreate);
                     Outcome::Created
                 }
@@ -152,7 +159,7 @@ impl Imports {
                         changed => {
                             let password = self.sealer.seal(slot, new.password.secret())?;
                             let updated = storage::accounts::update(&mut tx, &changed, Some(&password)).await?;
-                            pull_secrets::follow_account(&mut tx, Some(&account), Some(&updated), true).await?;
+                            accounts.push((Some(account), updated, !has_password));
                             done(if has_password { Action::AccountUpdate } else { Action::AccountRotate });
                             Outcome::Updated
                         }
@@ -160,12 +167,24 @@ impl Imports {
                 }
             };
         }
-        if !dry_run {
-            self.trail.record(&mut tx, events).await?;
-            tx.commit().await?;
-            for name in names {
-                self.memory.forget(&Change::RegistryAccount(name));
+        if dry_run {
+            drop(tx);
+            // `unchanged` tells that a password is the stored one.
+            if !compared.is_empty() {
+                let event = NewEvent::of(caller, Action::AccountImport, Resource::accounts()).related(compared);
+                self.trail.record_alone(&self.pool, event.details(Details::default().dry_run(true))).await?;
             }
+            return Ok(ImportReport { items, warnings });
+        }
+        let accounts = accounts.iter().map(|(before, after, has_new_password)| match before {
+            None => AccountEvent::Made(after),
+            Some(before) => AccountEvent::Changed { before, after, has_new_password: *has_new_password },
+        });
+        pull_secrets::follow_accounts(&mut tx, &accounts.collect::<Vec<_>>()).await?;
+        self.trail.record(&mut tx, events).await?;
+        tx.commit().await?;
+        for name in names {
+            self.memory.forget(&Change::RegistryAccount(name));
         }
         Ok(ImportReport { items, warnings })
     }
@@ -261,7 +280,7 @@ fn refuse_not_granted<S>(
     for Planned { new, .. } in planned {
         let labels = existing.get(new.name.as_str()).map_or(&new.labels, |(account, _)| &account.labels);
         if !caller.grants.include_account(new.name.as_str(), labels.as_map()) {
-            return Err(ServiceError::NotGranted { kind: "registry account", name: new.name.to_string() });
+            return Err(accounts::not_granted(&new.name));
         }
     }
     Ok(())

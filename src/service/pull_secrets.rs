@@ -20,6 +20,7 @@ use crate::{
         invalid::{FieldError, FieldErrors},
         names::Name,
         pull_secret::{Accounts, Declaration, DeletionPolicy, Namespaces, TargetState},
+        selector::LabelSelector,
     },
     service::{ExpectedVersion, ServiceError, audit::Trail, check_version, connection},
     storage::{
@@ -459,38 +460,80 @@ fn refuse_targets(
     }
 }
 
-/// Raises the generation of everything that uses an account which was made, changed or deleted. Within the transaction of that
-/// change; whoever calls has taken [`storage::pull_secrets::lock_selectors_shared`] before.
-pub(super) async fn follow_account(
-    conn: &mut PgConnection,
-    before: Option<&Account>,
-    after: Option<&Account>,
-    has_new_password: bool,
-) -> Result<(), ServiceError> {
-    let is_other = match (before, after) {
-        (Some(before), Some(after)) => {
-            has_new_password
-                || before.registry != after.registry
-                || before.username != after.username
-                || before.email != after.email
+/// What happened to an account.
+pub(super) enum AccountEvent<'a> {
+    Made(&'a Account),
+    Changed { before: &'a Account, after: &'a Account, has_new_password: bool },
+    Removed(&'a Account),
+}
+
+impl<'a> AccountEvent<'a> {
+    fn before(&self) -> Option<&'a Account> {
+        match self {
+            Self::Made(_) => None,
+            Self::Changed { before, .. } | Self::Removed(before) => Some(before),
         }
-        _ => true,
-    };
-    let mut ids = BTreeSet::new();
-    if let (Some(_), Some(after), true) = (before, after, is_other) {
-        ids.extend(storage::pull_secrets::ids_naming(conn, after.id).await?);
     }
-    let has_same_labels = before.map(|account| &account.labels) == after.map(|account| &account.labels);
-    if is_other || !has_same_labels {
-        let labels: Vec<_> = [before, after].into_iter().flatten().map(|account| account.labels.as_map()).collect();
-        for (id, selector) in storage::pull_secrets::selecting(conn, &labels).await? {
-            let selects =
-                |account: Option<&Account>| account.is_some_and(|account| selector.matches(account.labels.as_map()));
-            let (was, is) = (selects(before), selects(after));
-            if was != is || (is && is_other) {
-                ids.insert(id);
+
+    fn after(&self) -> Option<&'a Account> {
+        match self {
+            Self::Made(after) | Self::Changed { after, .. } => Some(after),
+            Self::Removed(_) => None,
+        }
+    }
+
+    /// Whether a docker config with the account looks different.
+    fn shows(&self) -> bool {
+        match self {
+            Self::Made(_) | Self::Removed(_) => true,
+            Self::Changed { before, after, has_new_password } => {
+                *has_new_password
+                    || before.registry != after.registry
+                    || before.username != after.username
+                    || before.email != after.email
             }
         }
+    }
+
+    /// The account whose users by name get another docker config. Nothing names one that is made or removed.
+    fn named(&self) -> Option<Uuid> {
+        match self {
+            Self::Changed { after, .. } if self.shows() => Some(after.id),
+            _ => None,
+        }
+    }
+
+    /// Whether what somebody selects by label may give another docker config.
+    fn may_concern_selectors(&self) -> bool {
+        self.shows() || self.before().map(|account| &account.labels) != self.after().map(|account| &account.labels)
+    }
+
+    /// Whether what this selector selects gives another docker config.
+    fn concerns(&self, selector: &LabelSelector) -> bool {
+        let selects =
+            |account: Option<&Account>| account.is_some_and(|account| selector.matches(account.labels.as_map()));
+        let (was, is) = (selects(self.before()), selects(self.after()));
+        was != is || (is && self.shows())
+    }
+}
+
+/// Raises the generation of everything that uses accounts to which something happened: once, and all at a time, so that two who
+/// do so never wait for each other in a circle. Within the transaction of that change; whoever calls has taken
+/// [`storage::pull_secrets::lock_selectors_shared`] before.
+pub(super) async fn follow_accounts(conn: &mut PgConnection, events: &[AccountEvent<'_>]) -> Result<(), ServiceError> {
+    let named: Vec<Uuid> = events.iter().filter_map(AccountEvent::named).collect();
+    let mut ids = BTreeSet::new();
+    if !named.is_empty() {
+        ids.extend(storage::pull_secrets::ids_naming(conn, &named).await?);
+    }
+    let events: Vec<_> = events.iter().filter(|event| event.may_concern_selectors()).collect();
+    let accounts = events.iter().flat_map(|event| [event.before(), event.after()]).flatten();
+    let labels: BTreeSet<_> = accounts.map(|account| account.labels.as_map()).collect();
+    if !labels.is_empty() {
+        let labels: Vec<_> = labels.into_iter().collect();
+        let selecting = storage::pull_secrets::selecting(conn, &labels).await?.into_iter();
+        let concerned = selecting.filter(|(_, selector)| events.iter().any(|event| event.concerns(selector)));
+        ids.extend(concerned.map(|(id, _)| id));
     }
     let ids: Vec<Uuid> = ids.into_iter().collect();
     Ok(storage::pull_secrets::raise(conn, &ids).await?)

@@ -325,6 +325,7 @@ impl Reconciler {
                 if stored.is_empty() {
                     // Its Secret was removed, and somebody wants it again.
                     storage::targets::release(&mut tx, &[&one.job.target], Duration::ZERO).await?;
+                    self.record(&mut tx, cluster, [one]).await?;
                 }
                 tx.commit().await?;
                 self.tell(cluster, &[one], &stored);
@@ -422,11 +423,24 @@ impl Reconciler {
             let deleted = storage::targets::delete_removed(&mut *conn, cluster, &removed).await?;
             stored.extend(deleted.into_iter().map(|index| Settled { index: removed_places[index], seconds: None }));
         }
-        let damaged = |reason| StorageError::Corrupt { table: "clusters", id: cluster, column: "name", reason };
-        let name = Name::parse(cluster_name).map_err(damaged)?;
-        let events = stored.iter().filter_map(|one| event(&name, tries[one.index]));
-        self.trail.record(conn, events).await?;
+        self.record(conn, cluster_name, stored.iter().map(|one| tries[one.index])).await?;
         Ok(stored)
+    }
+
+    /// Records what was done in a cluster, where something was.
+    async fn record(
+        &self,
+        conn: &mut PgConnection,
+        cluster: &str,
+        tries: impl IntoIterator<Item = &Try>,
+    ) -> Result<(), ServiceError> {
+        let mut events = Vec::new();
+        for one in tries {
+            let id = one.job.target.cluster_id;
+            let damaged = |reason| StorageError::Corrupt { table: "clusters", id, column: "name", reason };
+            events.extend(event(&Name::parse(cluster).map_err(damaged)?, one));
+        }
+        Ok(self.trail.record(conn, events).await?)
     }
 
     /// Gives targets back that were not worked on.

@@ -17,7 +17,7 @@ use crate::{
     crypto::sealer::Sealer,
     domain::{
         account::{Account, AccountChange, NewAccount},
-        audit::{Action, NewEvent, Resource},
+        audit::{Action, NewEvent, Resource, worker},
         caller::Call,
         names::Name,
         registry::{RegistryScope, RepositoryName},
@@ -236,7 +236,7 @@ impl Verifications {
         Ok(names.iter().filter_map(|name| Name::parse(name).ok()).collect())
     }
 
-    /// Verifies an account whose check is due, and says in the log when that changed what is known of it.
+    /// Verifies an account whose check is due, after that was recorded, and says in the log when it changed what is known of it.
     ///
     /// # Errors
     ///
@@ -247,6 +247,7 @@ impl Verifications {
         drop(conn);
         let before = found.ok_or_else(|| not_found(name))?;
         let known = before.verification.as_ref().map(|verification| verification.result);
+        self.recorder.record(NewEvent::by(&worker(), Action::AccountVerify, Resource::account(name))).await?;
         let found = self.verify_account(&before, None, Trigger::Background).await?;
         let (account, registry, result) = (name.as_str(), before.registry.as_str(), found.result.as_str());
         match (known, found.result) {

@@ -520,8 +520,11 @@ pub async fn selecting(
 ///
 /// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.ids_naming", skip_all)]
-pub async fn ids_naming(conn: &mut PgConnection, account: Uuid) -> Result<Vec<Uuid>, StorageError> {
-    let ids = sqlx::query_scalar!("SELECT pull_secret_id FROM pull_secret_accounts WHERE account_id = $1", account);
+pub async fn ids_naming(conn: &mut PgConnection, accounts: &[Uuid]) -> Result<Vec<Uuid>, StorageError> {
+    let ids = sqlx::query_scalar!(
+        "SELECT DISTINCT pull_secret_id FROM pull_secret_accounts WHERE account_id = ANY($1)",
+        accounts,
+    );
     Ok(ids.fetch_all(conn).await?)
 }
 
@@ -542,6 +545,7 @@ pub async fn raise(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StorageE
     sqlx::query!("UPDATE pull_secrets SET generation = generation + 1 WHERE id = ANY($1)", ids)
         .execute(&mut *conn)
         .await?;
+    super::targets::lock(&mut *conn, ids).await?;
     sqlx::query!(
         "UPDATE pull_secret_targets AS target
          SET generation = pull_secrets.generation, state = 'pending', attempts = 0, next_attempt_at = now(),

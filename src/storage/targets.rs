@@ -86,6 +86,26 @@ pub async fn forget_unwanted(conn: &mut PgConnection, id: Uuid) -> Result<(), St
     Ok(())
 }
 
+/// Locks all targets of pull secrets, in the order of the key: so that of two who change many, one waits for the other, and never
+/// both.
+///
+/// # Errors
+///
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.lock", skip_all)]
+pub async fn lock(conn: &mut PgConnection, pull_secrets: &[Uuid]) -> Result<(), StorageError> {
+    sqlx::query!(
+        "SELECT count(*) FROM (
+             SELECT FROM pull_secret_targets WHERE pull_secret_id = ANY($1)
+             ORDER BY pull_secret_id, cluster_id, namespace FOR NO KEY UPDATE
+         ) AS locked",
+        pull_secrets,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(())
+}
+
 /// Has all targets of a pull secret looked at again now.
 ///
 /// # Errors
@@ -102,6 +122,7 @@ pub async fn poke(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError>
     )
     .execute(&mut *conn)
     .await?;
+    lock(&mut *conn, &[id]).await?;
     // Pending, so that whoever waits for it waits until each was looked at.
     sqlx::query!(
         "UPDATE pull_secret_targets
@@ -124,7 +145,7 @@ pub async fn poke_cluster(conn: &mut PgConnection, cluster: Uuid) -> Result<(), 
     sqlx::query!("UPDATE cluster_comparisons SET next_at = now() WHERE cluster_id = $1", cluster)
         .execute(&mut *conn)
         .await?;
-    // In the order of the key, as a rotation comes to them.
+    // In the order of the key, as `lock` has it.
     sqlx::query!(
         "UPDATE pull_secret_targets
          SET state = 'pending', next_attempt_at = now(), attempts = 0, pending_since = coalesce(pending_since, now())

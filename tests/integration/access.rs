@@ -16,11 +16,14 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::support::{
-    app::TestApp,
-    client::{Answer, Client},
-    eventually, kubernetes,
-    postgres::superuser,
+use crate::{
+    pull_secrets::{declaration, put},
+    support::{
+        app::TestApp,
+        client::{Answer, Client, assert_holds},
+        eventually, kubernetes,
+        postgres::superuser,
+    },
 };
 
 const CANARY: &str = "canary-of-a-password";
@@ -281,6 +284,14 @@ async fn the_table_holds_for_every_route_and_every_role(pool: PgPool) {
     let in_table: BTreeSet<&str> = rows.iter().map(|row| row.operation).collect();
     let in_document: BTreeSet<&str> = operations.keys().map(String::as_str).collect();
     assert_eq!(in_table, in_document, "every route needs a row");
+    // A route that names one thing has a row for each that there may be: none of them stands for another.
+    for (operation, _) in operations.iter().filter(|(_, (_, path))| path.contains('{')) {
+        let tried: Vec<&str> = rows.iter().filter(|row| row.operation == operation).map(|row| row.on).collect();
+        // Nothing can be granted of API keys and identity providers: they are foreign to all but admins.
+        let is_granted = !operation.ends_with("api_key") && !operation.ends_with("identity_provider");
+        let needed: &[&str] = if is_granted { &["granted", "foreign", "missing"] } else { &["foreign", "missing"] };
+        assert_eq!(tried, needed, "{operation}");
+    }
 
     let granted_namespace = kubernetes::new_namespace().await;
     let foreign_namespace = kubernetes::new_namespace().await;
@@ -530,6 +541,59 @@ async fn a_deliverer_places_secrets_and_sees_no_password_by_any_road(pool: PgPoo
     deliverer.post(&secrets, &foreign).await.problem(422, "invalid-request");
     let names = kubernetes::secret_names(&namespace).await;
     assert!(!names.contains(&"foreign".to_owned()) && !names.contains(&"dry".to_owned()), "{names:?}");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn whoever_may_not_reveal_sees_no_password_of_what_a_pull_secret_places(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let namespace = kubernetes::new_namespace().await;
+    app.register_cluster("dev").await;
+    app.admin().post("/v1/registry-accounts", &account("in-one")).await.expect(201);
+    let mut declared = declaration(&["in-one"], "dev", &[&namespace]);
+    let shown = put(&app.admin(), "team-a", &declared).await.expect(201);
+    assert_holds(&shown["status"], &json!({"desired": 1, "synced": 1}));
+    let grants = json!({"accounts": ["in-*"], "clusters": ["dev"], "namespaces": [namespace]});
+    let deliverer = app.caller("ci", "deliverer", Some(grants.clone())).await;
+    let operator = app.caller("team-a", "operator", Some(grants)).await;
+
+    // What a stream tells while a rotation gets on.
+    let request = deliverer.request("GET", "/v1/pull-secrets/team-a/events");
+    let mut stream = request.send().await.expect("an answer");
+    let rotated = format!("{CANARY}-rotated");
+    app.admin().patch("/v1/registry-accounts/in-one", &json!({"password": rotated})).await.expect(200);
+    let mut told = String::new();
+    while !told.contains(r#""observedGeneration":2"#) {
+        let chunk = stream.chunk().await.expect("whole events").expect("the stream goes on");
+        told.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
+    }
+    assert!(!holds(&told, CANARY), "{told}");
+    assert!(holds(&kubernetes::document(&kubernetes::secret(&namespace, "team-a-pull").await), &rotated));
+
+    declared["dryRun"] = json!(true);
+    let import = json!({"auths": {"in-two.example.com": {"username": "martin", "password": CANARY}}});
+    let check = format!("/v1/clusters/dev/check?namespace={namespace}");
+    // With what the deliverer is answered, and the operator, who is let onto more roads.
+    let roads = [
+        ("GET", "/v1/pull-secrets", Value::Null, [200, 200]),
+        ("GET", "/v1/pull-secrets/team-a", Value::Null, [200, 200]),
+        ("GET", "/v1/pull-secrets/team-a/targets", Value::Null, [200, 200]),
+        ("GET", "/v1/pull-secrets/team-a/events", Value::Null, [200, 200]),
+        ("PUT", "/v1/pull-secrets/team-a", declared, [403, 200]),
+        ("POST", "/v1/pull-secrets/team-a/sync", Value::Null, [403, 202]),
+        ("POST", "/v1/clusters/dev/check", Value::Null, [200, 200]),
+        ("POST", &check, Value::Null, [200, 200]),
+        ("POST", "/v1/registry-accounts:import?dryRun=true", import, [403, 200]),
+        ("POST", "/v1/registry-accounts/in-one/verify", Value::Null, [403, 200]),
+        ("POST", "/v1/docker-configs", json!({"accounts": ["in-one"]}), [403, 403]),
+    ];
+    for (which, caller) in [&deliverer, &operator].into_iter().enumerate() {
+        for (method, path, body, statuses) in &roads {
+            let request = caller.request(method, path);
+            let answer = caller.send(if body.is_null() { request } else { request.json(body) }).await;
+            assert_eq!(answer.status, statuses[which], "{method} {path}: {answer:?}");
+            assert!(!holds(&format!("{answer:?}"), CANARY), "{method} {path}: {answer:?}");
+        }
+    }
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]

@@ -136,6 +136,12 @@ async fn every_change_and_every_reveal_says_who_did_what_to_what_and_when_and_no
         let config = json!({"auths": {"https://index.docker.io/v1/": {"username": "martin", "password": CANARY}}});
         admin.post("/v1/registry-accounts:import?namePrefix=c", &config).await
     });
+    done("registryAccount.import registry-accounts", {
+        let config = json!({"auths": {"https://index.docker.io/v1/": {"username": "martin", "password": CANARY}}});
+        let answer = admin.post("/v1/registry-accounts:import?namePrefix=c&dryRun=true", &config).await;
+        assert_eq!(answer.expect(200)["items"][0]["outcome"], "unchanged");
+        answer
+    });
     let cluster = json!({"name": "k", "server": "https://127.0.0.1:1", "auth": {"type": "token", "token": CANARY}});
     done("cluster.create clusters/k", admin.post("/v1/clusters", &cluster).await);
     let allow = json!({"auth": {"type": "token", "token": CANARY}});
@@ -160,7 +166,7 @@ async fn every_change_and_every_reveal_says_who_did_what_to_what_and_when_and_no
     done("apiKey.create api-keys/", admin.post("/v1/api-keys", &key).await);
     let id = admin.get("/v1/api-keys").await.expect(200)["items"][1]["id"].as_str().expect("an id").to_owned();
     done("apiKey.revoke api-keys/", admin.delete(&format!("/v1/api-keys/{id}")).await);
-    // Not again: nothing was done.
+    // Not again: nothing was done. Nor where there is nothing to compare with.
     assert_eq!(admin.delete(&format!("/v1/api-keys/{id}")).await.status, 204);
     assert_eq!(admin.post("/v1/registry-accounts:import?dryRun=true", &json!({"auths": {}})).await.status, 200);
 
@@ -186,6 +192,9 @@ async fn every_change_and_every_reveal_says_who_did_what_to_what_and_when_and_no
         by_admin.filter(|e| !known.contains(&e["requestId"].as_str().unwrap().to_owned())).map(short).collect();
     assert_eq!(others, ["cluster.create clusters/dev success", "audit.export audit-events success"]);
 
+    let compared = found.iter().find(|event| event["action"] == "registryAccount.import").expect("an event");
+    assert_eq!(compared["details"], json!({"dryRun": true}));
+    assert_eq!(compared["related"], json!(["registry-accounts/cdocker-io"]));
     let of = |action: &str| found.iter().find(|event| event["action"] == action).expect("an event");
     assert_eq!(of("registryAccount.rotate")["details"], json!({"fields": ["password"], "version": 3}));
     let several = found.iter().find(|event| event["resource"] == "docker-configs").expect("an event");
@@ -563,6 +572,30 @@ async fn a_stored_password_is_shown_to_its_registry_only_once_that_is_on_record(
     let found: Vec<(String, &Value)> = found.iter().map(|event| (short(event), &event["requestId"])).collect();
     let expected = "registryAccount.verify registry-accounts/a success".to_owned();
     assert_eq!(found, [(expected, &json!(shown.header("x-request-id")))]);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_viewer_reads_the_record_and_identity_providers_if_he_reaches_everything(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let everything = json!({"accounts": ["*"], "clusters": ["*"], "namespaces": ["*"]});
+    let viewers = [app.caller("unbounded", "viewer", None).await, app.caller("wide", "viewer", Some(everything)).await];
+    for viewer in viewers {
+        for path in ["/v1/audit-events", "/v1/audit-events?format=ndjson", "/v1/identity-providers"] {
+            assert_eq!(viewer.get(path).await.status, 200, "{path}");
+        }
+        assert_eq!(viewer.get("/v1/api-keys").await.status, 403);
+        assert_eq!(viewer.post("/v1/identity-providers", &json!({})).await.status, 403);
+    }
+    for kind in ["accounts", "clusters", "namespaces"] {
+        let mut grants = json!({"accounts": ["*"], "clusters": ["*"], "namespaces": ["*"]});
+        grants[kind] = json!(["a-*"]);
+        let viewer = app.caller(kind, "viewer", Some(grants)).await;
+        for path in ["/v1/audit-events", "/v1/audit-events?format=ndjson", "/v1/identity-providers"] {
+            let refused = viewer.get(path).await;
+            refused.problem(403, "forbidden");
+            assert!(refused.body.contains("needs grants of all accounts, clusters and namespaces"), "{refused:?}");
+        }
+    }
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]

@@ -28,8 +28,8 @@ use serde_json::{Value, json};
 use sqlx::{ConnectOptions, PgPool};
 
 use crate::support::{
-    client::Answer,
-    given, kubernetes,
+    client::{Answer, Client},
+    eventually, given, kubernetes,
     listener::{listen, read_request},
     process::{Installation, Service},
 };
@@ -146,8 +146,10 @@ fn echoing_cluster() -> String {
             "details": {"kind": "secrets", "causes": [{"reason": request, "message": request, "field": "data"}]},
         })
         .to_string();
+        let (echo, length) = (request.len(), body.len());
+        // Each connection is for one request, and a client that did not know could lose its next one there.
         let head =
-            format!("HTTP/1.1 {status} X\r\nX-Echo: {}\r\nContent-Length: {}\r\n\r\n", request.len(), body.len());
+            format!("HTTP/1.1 {status} X\r\nX-Echo: {echo}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
         // regcred may have hung up.
         let _ = stream.write_all(format!("{head}{body}").as_bytes());
     });
@@ -280,6 +282,66 @@ async fn misuse(service: &Service, key: &str, secret: &str, outputs: &mut Output
     }
 }
 
+/// Sends a request, which must be answered with this status, and takes the answer.
+async fn ask(
+    client: &Client,
+    outputs: &mut Outputs,
+    (status, method, path, body): (u16, &str, &str, &Value),
+) -> Answer {
+    let request = client.request(method, path);
+    let answer = client.send(if body.is_null() { request } else { request.json(body) }).await;
+    assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
+    outputs.take_answer(format!("{method} {path}"), &answer);
+    answer
+}
+
+/// A member of each of these objects, which is a word.
+fn words(objects: &Value, member: &str) -> Vec<String> {
+    let objects = objects.as_array().expect("objects");
+    objects.iter().map(|object| object[member].as_str().expect("a word").to_owned()).collect()
+}
+
+/// Has the worker deliver: to the cluster that repeats everything, where it takes over a Secret in the namespace s200 and makes one in
+/// s404, and to a real one. Takes whatever tells how that gets on.
+async fn deliver_by_pull_secret(client: &Client, namespace: &str, outputs: &mut Outputs) {
+    const PATH: &str = "/v1/pull-secrets/good";
+    let targets = [
+        json!({"cluster": "echo", "namespaces": ["s200", "s403", "s404"]}),
+        json!({"cluster": "real", "namespaces": [namespace]}),
+        json!({"cluster": "echo", "namespaceSelector": {"matchLabels": {"team": "a"}}}),
+    ];
+    let declaration = |targets: &[Value], dry_run: bool| {
+        let secret = json!({"name": "declared"});
+        json!({"accounts": ["good"], "secret": secret, "targets": targets, "adopt": true, "dryRun": dry_run})
+    };
+    let dry_run = declaration(&targets[..2], true);
+    let previewed = ask(client, outputs, (200, "PUT", PATH, &dry_run)).await.json();
+    assert_eq!(words(&previewed["targets"], "action"), ["adopt", "unknown", "create", "create"], "{previewed}");
+    // With a list of namespaces that is none.
+    ask(client, outputs, (200, "PUT", PATH, &declaration(&targets, true))).await;
+    ask(client, outputs, (201, "PUT", PATH, &declaration(&targets, false))).await;
+    eventually("the worker has tried everything", async || {
+        let shown = client.get(PATH).await.expect(200);
+        (shown["status"]["pending"] == 0 && shown["selections"][0]["lastError"].is_object()).then_some(())
+    })
+    .await;
+
+    let shown = ask(client, outputs, (200, "GET", &format!("{PATH}/targets"), &Value::Null)).await.json();
+    assert_eq!(words(&shown["items"], "state"), ["synced", "failed", "failed", "synced"], "{shown}");
+    // To look and find nothing is no failure: what failed here is the request with the document.
+    let detail = shown["items"][2]["lastError"]["detail"].as_str().expect("a sentence");
+    assert!(detail.contains("(status 404)"), "{detail}");
+    for (status, method, path, body) in [
+        (200, "GET", PATH, Value::Null),
+        (200, "GET", "/v1/pull-secrets", Value::Null),
+        (200, "GET", "/v1/pull-secrets/good/events", Value::Null),
+        (200, "PUT", PATH, dry_run),
+        (202, "POST", "/v1/pull-secrets/good/sync", Value::Null),
+    ] {
+        ask(client, outputs, (status, method, path, &body)).await;
+    }
+}
+
 /// A dump of the database, sealed values and all.
 fn dump(pool: &PgPool) -> String {
     let mut url = pool.connect_options().to_url_lossy();
@@ -386,11 +448,7 @@ async fn no_secret_comes_out_but_where_it_is_asked_for(pool: PgPool) {
     let new_key = client.post("/v1/api-keys", &new_key).await.expect(201);
     let new_key_canary = Canary::new("new API key", &new_key["key"].as_str().expect("a key")[37..101]);
     for (status, method, path, body) in requests {
-        let request = client.request(method, path);
-        let request = if body.is_null() { request } else { request.json(&body) };
-        let answer = client.send(request).await;
-        assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
-        outputs.take_answer(format!("{method} {path}"), &answer);
+        ask(&client, &mut outputs, (status, method, path, &body)).await;
     }
     for cluster in ["echo", "kubeconfig"] {
         for status in [200, 201, 302, 400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504] {
@@ -398,6 +456,7 @@ async fn no_secret_comes_out_but_where_it_is_asked_for(pool: PgPool) {
             outputs.take_answer(path.clone(), &client.post(&path, &pull).await);
         }
     }
+    deliver_by_pull_secret(&client, &namespace, &mut outputs).await;
     misuse(&service, &key, &misused, &mut outputs).await;
 
     // A docker config is where a password may be: the search would find it. Of the others not even there.
@@ -422,7 +481,15 @@ async fn no_secret_comes_out_but_where_it_is_asked_for(pool: PgPool) {
     service.process.signal("TERM");
     let exit = service.process.wait().await;
     // The most verbose level there is, and of every request.
-    for words in ["\"level\":\"TRACE\"", "\"level\":\"DEBUG\"", "request done", "cluster.create_secret"] {
+    for words in [
+        "\"level\":\"TRACE\"",
+        "\"level\":\"DEBUG\"",
+        "request done",
+        "cluster.create_secret",
+        "a target of a pull secret is in order",
+        "a target of a pull secret is not in order",
+        "namespaces could not be compared with selectors",
+    ] {
         assert!(exit.stderr.contains(words), "{words} is not in the log");
     }
     assert!(exit.stderr.lines().count() > outputs.0.len(), "{} lines", exit.stderr.lines().count());

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::{TimeDelta, Utc};
 use futures_util::future::join_all;
 use regcred::{
     crypto::sealer::{KeyRing, Sealer},
@@ -129,6 +130,19 @@ async fn what_operators_ask_for_needs_no_key(pool: PgPool) {
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn every_route_of_the_document_needs_a_key(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
+    // Keys that were good for everything.
+    let expired = app.new_key("expired", Some(Utc::now() - TimeDelta::seconds(1))).await;
+    let revoked = app.caller("revoked", "admin", None).await;
+    let me = revoked.get("/v1/me").await.expect(200);
+    let key = format!("/v1/api-keys/{}", me["id"].as_str().expect("an id"));
+    assert_eq!(app.admin().delete(&key).await.status, 204);
+    let nobody = app.anonymous();
+    let callers = [
+        ("no key", nobody.clone()),
+        ("what is no key", nobody.with_key("rgc_wrong")),
+        ("an expired key", nobody.with_key(&expired)),
+        ("a revoked key", revoked),
+    ];
     let document = serde_json::to_value(regcred::http::document()).expect("JSON");
     let mut asked = 0;
     for (path, operations) in document["paths"].as_object().expect("paths") {
@@ -137,15 +151,16 @@ async fn every_route_of_the_document_needs_a_key(pool: PgPool) {
         }
         let filled = path.split('/').map(|part| if part.starts_with('{') { "x" } else { part }).collect::<Vec<_>>();
         for method in operations.as_object().expect("operations").keys().map(|method| method.to_uppercase()) {
-            for client in [app.anonymous(), app.anonymous().with_key("rgc_wrong")] {
+            for (shown, client) in &callers {
                 let answer = client.send(client.request(&method, &filled.join("/")).json(&json!({}))).await;
-                assert_eq!((answer.status, answer.slug().as_str()), (401, "unauthenticated"), "{method} {path}");
+                let refused = (answer.status, answer.slug());
+                assert_eq!(refused, (401, "unauthenticated".to_owned()), "{method} {path} with {shown}");
                 assert!(answer.header("www-authenticate").starts_with("Bearer"), "{method} {path}: {answer:?}");
                 asked += 1;
             }
         }
     }
-    assert!(asked >= 28, "only {asked} requests");
+    assert!(asked >= 120, "only {asked} requests");
 }
 
 // ---- Stop ----

@@ -853,6 +853,38 @@ async fn a_database_that_is_older_than_the_cluster_catches_up(pool: PgPool) {
     target_becomes(&admin, "team-a", "synced", "").await;
 }
 
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_import_is_one_change_however_many_accounts_it_rotates(pool: PgPool) {
+    let (app, _broker) = app_with_broker(pool, &[]).await;
+    let admin = app.admin();
+    let namespace = kubernetes::new_namespace().await;
+    let import = async |password: &str| {
+        let login = json!({"username": "martin", "password": password});
+        let document = json!({"auths": {"registry.martin.com:7000": login, "registry.martin.com:8000": login}});
+        let request = admin.request("POST", "/v1/registry-accounts:import");
+        let answer = admin.send(request.header("Content-Type", "application/json").body(document.to_string())).await;
+        answer.expect(200)["items"].clone()
+    };
+    let items = import("first").await;
+    let names = [0, 1].map(|item| items[item]["name"].as_str().expect("a name").to_owned());
+    put(&admin, "team-a", &declaration(&names.each_ref().map(String::as_str), "dev", &[&namespace])).await.expect(201);
+
+    let items = import("second").await;
+
+    assert_eq!([&items[0]["outcome"], &items[1]["outcome"]], ["updated", "updated"]);
+    let shown = settled(&admin, "team-a").await;
+    assert_holds(&shown, &json!({"generation": 2, "observedGeneration": 2}));
+    let secret = kubernetes::secret(&namespace, "team-a-pull").await;
+    let (_, documents) = kubernetes::meaning(&secret);
+    for port in [7000, 8000] {
+        let auth = &documents[".dockerconfigjson"]["auths"][format!("registry.martin.com:{port}")];
+        assert_eq!(auth["password"], "second");
+    }
+    // The same logins again are no change.
+    import("second").await;
+    assert_eq!(settled(&admin, "team-a").await["generation"], 2);
+}
+
 /// Whoever may edit a Secret in his namespace may write any generation on it.
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn a_generation_that_somebody_made_up_keeps_nobody_from_rotating(pool: PgPool) {

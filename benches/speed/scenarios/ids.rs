@@ -3,48 +3,67 @@
 use std::{net::SocketAddr, time::Instant};
 
 use anyhow::ensure;
+use serde_json::{Value, json};
 
 use super::Stage;
 use crate::{
     load::{self, Connection, on_this_thread},
     report::{Goals, Rounds},
+    sandbox::ACCOUNT,
 };
 
 const TRIES: usize = 10_000;
-/// The name of an account that there is none of, as long as that of the one that there is.
+/// The name of what there is none of, as long as that of what there is: an account, a cluster and a pull secret.
 const MISSING: &str = "nobody-5000";
 
-/// S3: to somebody to whom it is not granted, an account that is there is as one that is not: in words and in time. Where
-/// rows are read, and where they are remembered because somebody else uses them.
+/// S3: to somebody to whom it is not granted, what is there is as what is not: in words and in time. Where rows are read, and
+/// where those of accounts are remembered because somebody else uses them.
 pub fn timing(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
-    ensure!(MISSING.len() == crate::sandbox::ACCOUNT.len(), "the names differ in length");
+    ensure!(MISSING.len() == ACCOUNT.len(), "the names differ in length");
     let server = stage.sandbox.serve()?;
+    // Nobody answers there, so the worker has hardly anything to do.
+    let cluster =
+        json!({"name": ACCOUNT, "server": "http://127.0.0.1:1", "auth": {"type": "none"}, "allowPlainHttp": true});
+    stage.call(&server, "POST", "/v1/clusters", &cluster)?;
+    let declaration = json!({"accounts": [ACCOUNT], "secret": {"name": "pull"}, "deletionPolicy": "retain",
+        "targets": [{"cluster": ACCOUNT, "namespaces": ["default"]}]});
+    let pull_secret = format!("/v1/pull-secrets/{ACCOUNT}");
+    stage.call(&server, "PUT", &pull_secret, &declaration)?;
     let render = |name: &str, key: &str| {
         load::request("POST", "/v1/docker-configs", Some(key), &format!(r#"{{"accounts":["{name}"]}}"#))
     };
-    let owner = render(crate::sandbox::ACCOUNT, &stage.key);
+    let owner = render(ACCOUNT, &stage.key);
     for _ in 0..2 {
         let (status, body) = load::once(server.address, &owner)?;
         ensure!(status == 200, "not rendered: {status} {body}");
     }
 
     let viewer = stranger(stage, server.address, "viewer")?;
-    let read = |name: &str| load::request("GET", &format!("/v1/registry-accounts/{name}"), Some(&viewer), "");
-    compare(goals, "read", server.address, 404, read)?;
+    for (what, path) in
+        [("read", "registry-accounts"), ("read of a cluster", "clusters"), ("read of a pull secret", "pull-secrets")]
+    {
+        let read = |name: &str| load::request("GET", &format!("/v1/{path}/{name}"), Some(&viewer), "");
+        compare(goals, what, server.address, 404, read)?;
+    }
     let renderer = stranger(stage, server.address, "renderer")?;
-    compare(goals, "render", server.address, 422, |name| render(name, &renderer))
+    compare(goals, "render", server.address, 422, |name| render(name, &renderer))?;
+    // The scenarios that follow know of no cluster that is away.
+    stage.call(&server, "DELETE", &pull_secret, &Value::Null)?;
+    stage.call(&server, "DELETE", &format!("/v1/clusters/{ACCOUNT}"), &Value::Null)?;
+    Ok(())
 }
 
-/// The key of somebody to whom neither of the accounts is granted.
+/// The key of somebody to whom nothing of it is granted.
 fn stranger(stage: &Stage, address: SocketAddr, role: &str) -> anyhow::Result<String> {
-    let key = format!(r#"{{"name":"stranger-{role}","role":"{role}","grants":{{"accounts":["mine-*"]}}}}"#);
+    let grants = r#"{"accounts":["mine-*"],"clusters":["mine-*"]}"#;
+    let key = format!(r#"{{"name":"stranger-{role}","role":"{role}","grants":{grants}}}"#);
     let (status, made) = load::once(address, &load::request("POST", "/v1/api-keys", Some(&stage.key), &key))?;
     ensure!(status == 201, "the key was not made: {status} {made}");
-    let made: serde_json::Value = serde_json::from_str(&made)?;
+    let made: Value = serde_json::from_str(&made)?;
     Ok(made["key"].as_str().unwrap_or_default().to_owned())
 }
 
-/// Asks for the account that is there and for the one that is not, again and again in turns.
+/// Asks for what is there and for what is not, again and again in turns.
 fn compare(
     goals: &mut Goals,
     what: &str,
@@ -52,7 +71,7 @@ fn compare(
     expected: u16,
     ask: impl Fn(&str) -> Vec<u8>,
 ) -> anyhow::Result<()> {
-    let asks = [crate::sandbox::ACCOUNT, MISSING].map(ask);
+    let asks = [ACCOUNT, MISSING].map(ask);
     let [foreign, missing] = on_this_thread(async {
         let mut connection = Connection::open(address).await?;
         let mut took = [Vec::new(), Vec::new()];
@@ -85,9 +104,9 @@ fn compare(
 }
 
 /// A problem without what differs in any two answers.
-fn without_names(body: &str) -> serde_json::Value {
-    let mut problem: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
-    problem["requestId"] = serde_json::Value::Null;
-    let text = problem.to_string().replace(MISSING, "…").replace(crate::sandbox::ACCOUNT, "…");
+fn without_names(body: &str) -> Value {
+    let mut problem: Value = serde_json::from_str(body).unwrap_or_default();
+    problem["requestId"] = Value::Null;
+    let text = problem.to_string().replace(MISSING, "…").replace(ACCOUNT, "…");
     serde_json::from_str(&text).unwrap_or_default()
 }

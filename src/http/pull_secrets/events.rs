@@ -321,7 +321,7 @@ impl Events {
             return Ok(());
         }
         match self.until_stopped(self.shown.again()).await? {
-            ShownAgain::Known(identity) if identity.role.allows(Permission::ReadPullSecrets) => {
+            ShownAgain::Known(identity) if identity.may(Permission::ReadPullSecrets) => {
                 (self.identity, self.known) = (identity, Instant::now());
                 Ok(())
             }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -22,8 +22,11 @@ use crate::{
 
 /// How long a dry run looks through one cluster.
 const PREVIEW_TIME: Duration = Duration::from_secs(20);
-/// How many Secrets a dry run looks at at a time.
+/// How many clusters it looks through at a time.
+const PREVIEW_CLUSTERS: usize = 8;
+/// How many Secrets of a cluster it looks at at a time.
 const PREVIEW_CONCURRENCY: usize = 16;
+
 /// What would become of a target.
 #[derive(Debug)]
 pub struct PreviewedTarget {
@@ -74,23 +77,28 @@ impl Reconciler {
         let names: Vec<&str> = declaration.clusters().into_keys().map(Name::as_str).collect();
         clusters.extend(storage::pull_secrets::find_clusters(&mut conn, &names).await?);
         drop(conn);
-        let mut previewed = Vec::new();
-        for (name, id) in clusters {
-            let known = known.iter().filter(|target| target.cluster_id == id);
+        let looks = clusters.iter().map(|(name, &id)| {
+            let (content, known) = (&content, known.iter().filter(move |target| target.cluster_id == id));
             let known = known.map(|target| (target.namespace.as_str(), &target.written)).collect();
-            let looked = self.preview_cluster(declaration, existing, (&name, id), &known, &content);
-            // A cluster that cannot be asked keeps nothing back of what is known of the others.
-            match timeout(PREVIEW_TIME, looked).await {
-                Ok(Ok(targets)) => previewed.extend(targets),
-                Ok(Err(error @ ServiceError::Storage(_))) => return Err(error),
-                Ok(Err(error)) => previewed.push(PreviewedTarget::unknown(&name, None, &error)),
-                Err(_) => {
-                    let detail = format!("the cluster was not looked through within {} s", PREVIEW_TIME.as_secs());
-                    let error = ClusterError::Timeout { detail }.into();
-                    previewed.push(PreviewedTarget::unknown(&name, None, &error));
+            async move {
+                let looked = self.preview_cluster(declaration, existing, (name, id), &known, content);
+                // A cluster that cannot be asked keeps nothing back of what is known of the others.
+                match timeout(PREVIEW_TIME, looked).await {
+                    Ok(Ok(targets)) => Ok(targets),
+                    Ok(Err(error @ ServiceError::Storage(_))) => Err(error),
+                    Ok(Err(error)) => Ok(vec![PreviewedTarget::unknown(name, None, &error)]),
+                    Err(_) => {
+                        let detail = format!("the cluster was not looked through within {} s", PREVIEW_TIME.as_secs());
+                        let error = ClusterError::Timeout { detail }.into();
+                        Ok(vec![PreviewedTarget::unknown(name, None, &error)])
+                    }
                 }
             }
-        }
+        });
+        // Unordered: a cluster that hangs keeps one of the places, and nobody else waiting.
+        let previewed: Vec<_> = stream::iter(looks).buffer_unordered(PREVIEW_CLUSTERS).try_collect().await?;
+        let mut previewed: Vec<PreviewedTarget> = previewed.into_iter().flatten().collect();
+        previewed.sort_by(|one, other| (&one.cluster, &one.namespace).cmp(&(&other.cluster, &other.namespace)));
         Ok(previewed)
     }
 
@@ -157,7 +165,6 @@ impl Reconciler {
         };
         let given_up = known.keys().filter(|namespace| !meant.iter().any(|name| name.as_str() == **namespace));
         previewed.extend(given_up.map(|namespace| PreviewedTarget::new(cluster, namespace, lost)));
-        previewed.sort_by(|one, other| one.namespace.cmp(&other.namespace));
         Ok(previewed)
     }
 }

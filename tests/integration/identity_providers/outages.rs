@@ -119,8 +119,9 @@ async fn a_flood_of_tokens_makes_one_fetch(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_new_key_is_taken_soon_and_an_old_one_not_for_long(pool: PgPool) {
-    let variables = [ALLOW, ("REGCRED_ISSUER_REFRESH_SECONDS", "1"), ("REGCRED_ISSUER_KEYS_SECONDS", "2")];
+async fn a_new_key_is_taken_soon(pool: PgPool) {
+    // What is known lasts: only a token of a key that is unknown leads to a fetch.
+    let variables = [ALLOW, ("REGCRED_ISSUER_REFRESH_SECONDS", "1"), ("REGCRED_ISSUER_KEYS_SECONDS", "3600")];
     let app = TestApp::configured(pool, &variables).await;
     let (old, new) = (TestKey::p256("old"), TestKey::rsa("new"));
     let issuer = TestIssuer::start(&[&old]);
@@ -133,6 +134,18 @@ async fn a_new_key_is_taken_soon_and_an_old_one_not_for_long(pool: PgPool) {
     })
     .await;
     me(&app, &issuer.token(&old, json!({}))).await.expect(200);
+    assert_eq!(issuer.requests(KEYS), 2);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_old_key_is_not_taken_for_long(pool: PgPool) {
+    let variables = [ALLOW, ("REGCRED_ISSUER_REFRESH_SECONDS", "1"), ("REGCRED_ISSUER_KEYS_SECONDS", "2")];
+    let app = TestApp::configured(pool, &variables).await;
+    let (old, new) = (TestKey::p256("old"), TestKey::rsa("new"));
+    let issuer = TestIssuer::start(&[&old, &new]);
+    trust(&app, "ci", &issuer).await;
+    me(&app, &issuer.token(&old, json!({}))).await.expect(200);
+
     // Nobody shows a token of an unknown key: it is the lifetime that tells.
     issuer.publish(vec![new.jwk()]);
     eventually("the old key is not taken any more", async || {

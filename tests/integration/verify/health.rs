@@ -1,6 +1,6 @@
 //! Health over time: checks in the background, and warnings before a password ends.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use chrono::{TimeDelta, Utc};
 use serde_json::{Value, json};
@@ -54,6 +54,15 @@ async fn accounts_with_an_interval_are_verified_in_the_background(pool: PgPool) 
     })
     .await;
     assert_eq!(result_of(&client, "quiet").await, Value::Null);
+    let events = client.get("/v1/audit-events?action=registryAccount.verify").await.expect(200)["items"].clone();
+    let events = events.as_array().expect("items").iter();
+    let shown: BTreeSet<[&str; 3]> = events
+        .map(|event| {
+            [&event["actor"]["type"], &event["resource"], &event["outcome"]].map(|text| text.as_str().unwrap())
+        })
+        .collect();
+    let event = |resource| ["worker", resource, "success"];
+    assert_eq!(shown, ["registry-accounts/fails", "registry-accounts/works"].map(event).into());
     // After the interval again, a tenth more or less.
     let in_bounds: bool = sqlx::query_scalar(
         "SELECT bool_and(next_verification_at - last_verified_at
