@@ -50,6 +50,17 @@ pub enum StorageError {
     Sql(#[source] sqlx::Error),
 }
 
+impl StorageError {
+    /// The same, for one more who waited for what failed.
+    #[must_use]
+    pub fn for_another(&self) -> Self {
+        match self {
+            Self::Unavailable(source) => Self::Unavailable(sqlx::Error::Protocol(source.to_string())),
+            other => Self::Sql(sqlx::Error::Protocol(other.to_string())),
+        }
+    }
+}
+
 impl From<sqlx::Error> for StorageError {
     fn from(error: sqlx::Error) -> Self {
         if is_unavailable(&error) { Self::Unavailable(error) } else { Self::Sql(error) }

@@ -38,6 +38,10 @@ use crate::{
 /// when he may, is slowed down by it, and takes less from the others.
 const HELD_FOR: Duration = Duration::from_millis(250);
 
+/// How long after a request its answer comes that says that there is no such thing. What is there and not granted takes some
+/// microseconds more to look at than what is not there: nobody shall be able to tell.
+const HIDDEN_FOR: Duration = Duration::from_millis(5);
+
 /// Middleware that finds out who calls, before anything of the body is read, and whether he may send one more request.
 pub async fn authenticate(
     mut request: ServiceRequest,
@@ -52,10 +56,16 @@ pub async fn authenticate(
         // As a response: an error would pass by all other middleware, and with it by what writes the problem.
         Err(error) => return Ok(request.error_response(error).map_into_right_body()),
     };
+    let sees_everything = identity.grants.include_everything();
     request.extensions_mut().insert(identity);
     let response = next.call(request).await?;
+    let mut may_hide = false;
     if let Some(error) = response.response().error().and_then(Error::as_error) {
         refusals::note(response.request(), error);
+        may_hide = error.may_hide() && !sees_everything;
+    }
+    if let Some(arrival) = Arrival::of(response.request()).filter(|_| may_hide) {
+        tokio::time::sleep_until((arrival.at + HIDDEN_FOR).into()).await;
     }
     Ok(response.map_into_left_body())
 }

@@ -101,6 +101,12 @@ impl From<Vec<FieldError>> for ApiError {
 }
 
 impl ApiError {
+    /// Whether it says of something that there is none, where there may be one that the caller shall not know of.
+    pub fn may_hide(&self) -> bool {
+        use ServiceError as E;
+        matches!(self, Self::Service(E::NotFound { .. } | E::Hidden { .. } | E::UnknownAccounts { .. }))
+    }
+
     /// One refused field.
     pub fn field(field: &str, detail: impl ToString) -> Self {
         vec![FieldError::new(field, detail)].into()

@@ -12,9 +12,10 @@
 //! While there is no such connection, every request asks Postgres, which is always right.
 
 use std::{
+    collections::{HashMap, HashSet, VecDeque},
     hash::Hash,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -22,16 +23,16 @@ use std::{
 
 use quick_cache::sync::Cache;
 use sqlx::PgPool;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
 use crate::{
     domain::caller::{Identity, KeyVerifier},
-    service::{ServiceError, connection, turn},
+    service::{ServiceError, connection},
     storage::{
         self, StorageError,
         accounts::SealedCredential,
-        api_keys::StoredKey,
+        api_keys::{FoundKey, StoredKey},
         changes::{Change, Listener},
     },
 };
@@ -46,9 +47,13 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 /// The most rows of a kind, a kilobyte or less each.
 const ROWS_MAX: usize = 10_000;
-/// How many keys are looked up in Postgres at a time: a flood of keys that there are not leaves the other connections to those
-/// who have one.
-const KEY_READS: usize = 4;
+/// How many reads of keys are under way at a time. Who asks meanwhile waits for the next one, which is for all who wait: so a flood of
+/// keys that there are not is a few reads, and keeps nobody waiting for longer than two of them take.
+const KEY_READS: usize = 2;
+/// How long whoever waits for one leaves it to others to go on.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// How many keys a read is for.
+const KEYS_AT_A_TIME: usize = 256;
 
 /// A key's row, as it was when it was read.
 #[derive(Debug)]
@@ -78,6 +83,17 @@ impl KnownKey {
         !self.is_revoked && self.ends_at.is_none_or(|end| Instant::now() < end)
     }
 }
+
+/// Somebody who waits for the row of a key. A read is for those alone who asked before it began: what is revoked before somebody asks
+/// is revoked for him.
+#[derive(Debug)]
+struct WaitingKey {
+    id: Uuid,
+    tell: oneshot::Sender<LookedUp>,
+}
+
+/// What he is told.
+type LookedUp = Result<Option<Arc<KnownKey>>, StorageError>;
 
 /// The rows of one kind.
 #[derive(Debug)]
@@ -159,7 +175,9 @@ impl Trust {
 pub struct Memory {
     pool: PgPool,
     api_keys: Rows<Uuid, KnownKey>,
-    key_reads: Semaphore,
+    /// Those who wait for the row of a key.
+    waiting_keys: Mutex<VecDeque<WaitingKey>>,
+    key_reads: Arc<Semaphore>,
     accounts: Rows<String, SealedCredential>,
     trust: Trust,
     is_followed: AtomicBool,
@@ -172,7 +190,8 @@ impl Memory {
         Self {
             pool,
             api_keys: Rows::new(),
-            key_reads: Semaphore::new(KEY_READS),
+            waiting_keys: Mutex::default(),
+            key_reads: Arc::new(Semaphore::new(KEY_READS)),
             accounts: Rows::new(),
             trust: Trust::new(),
             is_followed: AtomicBool::new(false),
@@ -184,29 +203,104 @@ impl Memory {
     /// # Errors
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn api_key(&self, id: Uuid) -> Result<Option<Arc<KnownKey>>, ServiceError> {
+    pub async fn api_key(self: &Arc<Self>, id: Uuid) -> Result<Option<Arc<KnownKey>>, ServiceError> {
         if let Some(known) = self.recall_api_key(id) {
             return Ok(Some(known));
         }
-        let _turn = turn(&self.pool, &self.key_reads).await?;
-        // In a box that is made now: to read takes kilobytes, and those who wait for their turn may be many.
-        Box::pin(self.read_api_key(id)).await
+        let (start, patience) = (Instant::now(), self.pool.options().get_acquire_timeout());
+        let mut told = self.wait_for_key(id);
+        // Whoever reads it may end before he is done, as a thread of the server does that has no requests left when it stops.
+        while start.elapsed() < patience {
+            self.read_waiting_keys();
+            match tokio::time::timeout(LOOK_AGAIN_AFTER, &mut told).await {
+                Ok(Ok(found)) => return Ok(found?),
+                Ok(Err(_)) => told = self.wait_for_key(id),
+                Err(_) => {}
+            }
+        }
+        Err(StorageError::from(sqlx::Error::PoolTimedOut).into())
+    }
+
+    fn wait_for_key(&self, id: Uuid) -> oneshot::Receiver<LookedUp> {
+        let (tell, told) = oneshot::channel();
+        self.waiting_keys().push_back(WaitingKey { id, tell });
+        told
+    }
+
+    /// Starts to read the rows that are waited for, if there is a turn for it. Otherwise whoever has one goes on with them.
+    fn read_waiting_keys(self: &Arc<Self>) {
+        let Ok(turn) = Arc::clone(&self.key_reads).try_acquire_owned() else { return };
+        let memory = Arc::clone(self);
+        // In a task of its own: it is not for the one alone who began it, and he may hang up.
+        tokio::spawn(async move {
+            loop {
+                let waiting = memory.next_waiting_keys();
+                if waiting.is_empty() {
+                    break;
+                }
+                memory.read_api_keys(waiting).await;
+            }
+            drop(turn);
+            // Who came between the last look and this has found no turn.
+            if !memory.waiting_keys().is_empty() {
+                memory.read_waiting_keys();
+            }
+        });
+    }
+
+    /// Those who have waited longest, without those who do not wait any more.
+    fn next_waiting_keys(&self) -> Vec<WaitingKey> {
+        let mut waiting = self.waiting_keys();
+        std::iter::from_fn(|| waiting.pop_front()).filter(|one| !one.tell.is_closed()).take(KEYS_AT_A_TIME).collect()
+    }
+
+    /// Reads rows of keys for all who asked for them before, and tells them.
+    async fn read_api_keys(&self, waiting: Vec<WaitingKey>) {
+        let ticket = self.api_keys.ticket();
+        let ids: Vec<Uuid> = waiting.iter().map(|one| one.id).collect::<HashSet<_>>().into_iter().collect();
+        // Nobody waits for longer, and others shall have their turn.
+        let read = tokio::time::timeout(self.pool.options().get_acquire_timeout(), self.stored_api_keys(&ids)).await;
+        let read = read.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut.into()));
+        let mut found: HashMap<Uuid, LookedUp> = match read {
+            Ok((asked_at, stored)) => {
+                let known = |stored| Ok(Some(Arc::new(KnownKey::new(stored, asked_at))));
+                stored.into_iter().map(|(id, stored)| (id, stored.and_then(known))).collect()
+            }
+            Err(error) => ids.into_iter().map(|id| (id, Err(error.for_another()))).collect(),
+        };
+        for (id, known) in &found {
+            if let Ok(Some(known)) = known {
+                self.api_keys.remember(ticket, id, known);
+            }
+        }
+        for WaitingKey { id, tell } in waiting {
+            let known = match found.get_mut(&id) {
+                None => Ok(None),
+                Some(Ok(known)) => Ok(known.clone()),
+                Some(Err(error)) => {
+                    let another = error.for_another();
+                    Err(std::mem::replace(error, another))
+                }
+            };
+            // Who does not wait any more need not be told.
+            let _ = tell.send(known);
+        }
+    }
+
+    async fn stored_api_keys(&self, ids: &[Uuid]) -> Result<(Instant, Vec<FoundKey>), StorageError> {
+        let mut conn = connection(&self.pool).await?;
+        let asked_at = Instant::now();
+        Ok((asked_at, storage::api_keys::find_many(&mut conn, ids).await?))
+    }
+
+    fn waiting_keys(&self) -> MutexGuard<'_, VecDeque<WaitingKey>> {
+        self.waiting_keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Finds the row of an API key without asking Postgres, if it is remembered.
     #[must_use]
     pub fn recall_api_key(&self, id: Uuid) -> Option<Arc<KnownKey>> {
         self.recall(&self.api_keys, &id)
-    }
-
-    async fn read_api_key(&self, id: Uuid) -> Result<Option<Arc<KnownKey>>, ServiceError> {
-        let ticket = self.api_keys.ticket();
-        let mut conn = connection(&self.pool).await?;
-        let asked_at = Instant::now();
-        let Some(stored) = storage::api_keys::find(&mut conn, id).await? else { return Ok(None) };
-        let known = Arc::new(KnownKey::new(stored, asked_at));
-        self.api_keys.remember(ticket, &id, &known);
-        Ok(Some(known))
     }
 
     /// Finds the credentials of these accounts, in no particular order, as far as there are any and they are `granted`.

@@ -38,25 +38,27 @@ fn rights(id: Uuid, role: &str, grants: GrantsDocument) -> Result<(Role, Grants)
     Ok((role, grants))
 }
 
-/// Finds a key by id, for the door.
+/// A key that there is by its id, or what is wrong with its row.
+pub type FoundKey = (Uuid, Result<StoredKey, StorageError>);
+
+/// Finds keys by id, for the door: those that there are.
 ///
 /// # Errors
 ///
-/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
-#[tracing::instrument(level = "debug", name = "db.api_keys.find", skip_all)]
-pub async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Option<StoredKey>, StorageError> {
-    let row = sqlx::query!(
+/// [`StorageError`] if Postgres cannot be asked.
+#[tracing::instrument(level = "debug", name = "db.api_keys.find_many", skip_all, fields(keys = ids.len()))]
+pub async fn find_many(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<FoundKey>, StorageError> {
+    let rows = sqlx::query!(
         r#"SELECT id, name, role, grants AS "grants: Json<GrantsDocument>", mac, hash, expires_at,
                revoked_at IS NOT NULL AS "is_revoked!",
                extract(epoch FROM expires_at - now())::float8 AS expires_in_seconds
-           FROM api_keys WHERE id = $1"#,
-        id,
+           FROM api_keys WHERE id = ANY($1)"#,
+        ids,
     )
-    .fetch_optional(conn)
+    .fetch_all(conn)
     .await?;
-    row.map(|row| {
-        let (role, grants) = rights(row.id, &row.role, row.grants.0)?;
-        Ok(StoredKey {
+    let found = rows.into_iter().map(|row| {
+        let stored = rights(row.id, &row.role, row.grants.0).map(|(role, grants)| StoredKey {
             identity: Identity {
                 actor: Actor { kind: ActorKind::ApiKey, id: Some(row.id), name: row.name },
                 role,
@@ -66,9 +68,10 @@ pub async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Option<StoredKey>
             verifier: KeyVerifier { mac: row.mac, hash: row.hash },
             is_revoked: row.is_revoked,
             expires_in_seconds: row.expires_in_seconds,
-        })
-    })
-    .transpose()
+        });
+        (row.id, stored)
+    });
+    Ok(found.collect())
 }
 
 /// A key as others see it: nothing of its secret.

@@ -816,6 +816,42 @@ async fn a_key_that_has_ended_costs_no_argon2(pool: PgPool) {
     assert_eq!(argon2_runs(&app).await, before);
 }
 
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_flood_of_forged_keys_is_few_reads_and_holds_up_no_key_that_was_not_seen_yet(pool: PgPool) {
+    let app = TestApp::configured(pool, &[("REGCRED_DATABASE_ACQUIRE_TIMEOUT_SECONDS", "60")]).await;
+    let good = app.admin().with_key(&app.new_key("good", None).await);
+    let (mut holder, mut watcher) = (superuser(&app.pool).await, superuser(&app.pool).await);
+    // Whoever looks for a key waits, on the connection that he has.
+    sqlx::raw_sql("BEGIN; LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE").execute(&mut holder).await.expect("locked");
+    let mut waiting = async || -> i64 {
+        let count = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        sqlx::query_scalar(count).fetch_one(&mut watcher).await.expect("a number")
+    };
+    let first = app.anonymous().with_key(&forged(&Uuid::now_v7().simple().to_string(), 0));
+    let hangs_up = tokio::spawn(async move { first.get("/v1/me").await.status });
+    eventually("a key is looked up", async || (waiting().await == 1).then_some(())).await;
+    // Each of another id, so that none is told to wait for its sake.
+    let flood = join_all((1..25).map(async |number| {
+        let id = Uuid::now_v7().simple().to_string();
+        app.anonymous().with_key(&forged(&id, number)).get("/v1/me").await.status
+    }));
+    let work = async {
+        eventually("the next read has begun", async || (waiting().await == 2).then_some(())).await;
+        hangs_up.abort();
+        for _ in 0..10 {
+            assert_eq!(app.anonymous().get("/healthz").await.status, 200);
+            assert_eq!(waiting().await, 2);
+        }
+        sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("unlocked");
+    };
+
+    let (statuses, answer, ()) = tokio::join!(flood, good.get("/v1/me"), work);
+
+    answer.expect(200);
+    assert!(statuses.iter().all(|status| *status == 401), "{statuses:?}");
+}
+
 /// A token with a time, an issuer and an audience, and a signature that is nobody's.
 fn forged_token(number: u32) -> String {
     let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
