@@ -233,8 +233,10 @@ impl App {
         let handle = self.server.handle();
         let mut server = tokio::spawn(self.server);
         let ring = tokio::spawn(watch_ring(self.sealer));
-        let memory = self.memory;
+        let memory = Arc::clone(&self.memory);
         let changes = tokio::spawn(async move { memory.follow_changes().await });
+        let memory = self.memory;
+        let mut keys = tokio::spawn(async move { memory.read_keys().await });
         let certificate = tokio::spawn(watch_certificate(self.certificate));
         let streams = Arc::clone(&self.streams);
         let progress = tokio::spawn(async move { streams.follow().await });
@@ -246,6 +248,7 @@ impl App {
         let uninvited = tokio::select! {
             ended = &mut server => Some(format!("the HTTP server ended by itself: {ended:?}")),
             ended = &mut worker => Some(format!("the worker ended by itself: {ended:?}")),
+            ended = &mut keys => Some(format!("the reader of API keys ended by itself: {ended:?}")),
             ended = &mut recorder => Some(format!("the writer of the audit record ended by itself: {ended:?}")),
             signal = signals.next() => {
                 tracing::info!(signal, grace_seconds = self.grace.as_secs(), "stopping: no new connections, draining");
@@ -271,6 +274,8 @@ impl App {
             () = drained => tracing::info!("stopped"),
             signal = signals.next() => tracing::warn!(signal, "stopped at once by a second signal"),
         }
+        // Not before: requests that were under way may have asked for one.
+        keys.abort();
         Ok(())
     }
 }

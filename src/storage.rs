@@ -2,6 +2,8 @@
 //!
 //! Transactions belong to the services. A row that is not a valid domain value is an error, never a panic.
 
+use std::io;
+
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -55,8 +57,13 @@ impl StorageError {
     #[must_use]
     pub fn for_another(&self) -> Self {
         match self {
-            Self::Unavailable(source) => Self::Unavailable(sqlx::Error::Protocol(source.to_string())),
-            other => Self::Sql(sqlx::Error::Protocol(other.to_string())),
+            Self::Unavailable(source) => Self::Unavailable(sqlx::Error::Io(io::Error::other(source.to_string()))),
+            Self::Sql(source) => Self::Sql(sqlx::Error::Protocol(source.to_string())),
+            Self::NameTaken => Self::NameTaken,
+            Self::AudienceTaken => Self::AudienceTaken,
+            Self::Corrupt { table, id, column, reason } => {
+                Self::Corrupt { table, id: *id, column, reason: reason.clone() }
+            }
         }
     }
 }

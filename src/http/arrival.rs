@@ -1,6 +1,6 @@
 //! What is known of a request before anybody looks at what it wants: which one it is, and where it comes from.
 
-use std::{fmt, net::IpAddr, time::Instant};
+use std::{fmt, net::IpAddr};
 
 use actix_web::{
     HttpMessage, HttpRequest,
@@ -49,13 +49,11 @@ pub struct Arrival {
     /// The address that it comes from: what is limited, logged and recorded. That of the connection, unless a proxy that is
     /// trusted says another one.
     pub source: Option<IpAddr>,
-    /// When.
-    pub at: Instant,
 }
 
 impl Arrival {
     /// Looks at a request that arrives.
-    pub fn new(request: &HttpRequest, at: Instant, proxies: &Proxies) -> Self {
+    pub fn new(request: &HttpRequest, proxies: &Proxies) -> Self {
         let headers = request.headers();
         let forwarded = match proxies.header {
             ForwardingHeader::XForwardedFor => header::X_FORWARDED_FOR,
@@ -63,7 +61,7 @@ impl Arrival {
         };
         let lines = headers.get_all(forwarded).map(HeaderValue::as_bytes);
         let source = request.peer_addr().map(|peer| proxies.client(peer.ip(), lines));
-        Self { id: RequestId::of(headers), source, at }
+        Self { id: RequestId::of(headers), source }
     }
 
     /// What was found out when this request arrived; nothing where it did not come by way of the edge.

@@ -5,7 +5,7 @@ use std::{
     future::{Ready, ready},
     marker::PhantomData,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use actix_web::{
@@ -24,6 +24,7 @@ use crate::{
     http::{
         arrival::Arrival,
         attempts::{Attempts, Source},
+        body::BodyRead,
         problem::ApiError,
         refusals,
         request_limit::RequestLimit,
@@ -38,8 +39,8 @@ use crate::{
 /// when he may, is slowed down by it, and takes less from the others.
 const HELD_FOR: Duration = Duration::from_millis(250);
 
-/// How long after a request its answer comes that says that there is no such thing. What is there and not granted takes some
-/// microseconds more to look at than what is not there: nobody shall be able to tell.
+/// How long after a request was read its answer comes that says that there is no such thing, or twice as long, or again. What is
+/// there and not granted takes some microseconds more to look at than what is not there: nobody shall be able to tell.
 const HIDDEN_FOR: Duration = Duration::from_millis(5);
 
 /// Middleware that finds out who calls, before anything of the body is read, and whether he may send one more request.
@@ -58,16 +59,28 @@ pub async fn authenticate(
     };
     let sees_everything = identity.grants.include_everything();
     request.extensions_mut().insert(identity);
+    let admitted = Instant::now();
     let response = next.call(request).await?;
     let mut may_hide = false;
     if let Some(error) = response.response().error().and_then(Error::as_error) {
         refusals::note(response.request(), error);
         may_hide = error.may_hide() && !sees_everything;
     }
-    if let Some(arrival) = Arrival::of(response.request()).filter(|_| may_hide) {
-        tokio::time::sleep_until((arrival.at + HIDDEN_FOR).into()).await;
+    if may_hide {
+        let body = response.request().extensions().get::<BodyRead>().map(|BodyRead(at)| *at);
+        tokio::time::sleep_until(hidden_until(body.unwrap_or(admitted)).into()).await;
     }
     Ok(response.map_into_left_body())
+}
+
+/// When the answer to a request comes that was read at this time, and that may hide something.
+fn hidden_until(read_at: Instant) -> Instant {
+    let took = read_at.elapsed();
+    let mut held = HIDDEN_FOR;
+    while held < took {
+        held *= 2;
+    }
+    read_at + held
 }
 
 /// Identifies a caller and counts his request.

@@ -1,6 +1,10 @@
 //! Request bodies: read within limits of size and time, parsed, and refused with the name of the field.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 use actix_web::{
     FromRequest, HttpMessage, HttpRequest,
@@ -99,6 +103,9 @@ fn read_as(
     async move { if is_right { body.await } else { Err(ApiError::UnsupportedMediaType(media_types)) } }
 }
 
+/// When the body of a request was whole: whoever sends it decides when that is.
+pub struct BodyRead(pub Instant);
+
 /// Reads a body of at most `limit` bytes; one that announces more is refused unread.
 fn read(
     request: &HttpRequest,
@@ -110,6 +117,7 @@ fn read(
         .get(actix_web::http::header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse::<usize>().ok())
         .unwrap_or_default();
+    let request = request.clone();
     async move {
         if announced > limit {
             return Err(ApiError::BodyTooLarge(limit));
@@ -125,7 +133,9 @@ fn read(
             }
             Ok(body.freeze())
         };
-        tokio::time::timeout(READ_WITHIN, all).await.map_err(|_| ApiError::BodyTimeout)?
+        let body = tokio::time::timeout(READ_WITHIN, all).await.map_err(|_| ApiError::BodyTimeout)?;
+        request.extensions_mut().insert(BodyRead(Instant::now()));
+        body
     }
 }
 

@@ -49,7 +49,7 @@ pub async fn pass(
     if let Some(clock) = &clock {
         clock.ours();
     }
-    let arrival = Arrival::new(request.request(), start, &edge.proxies);
+    let arrival = Arrival::new(request.request(), &edge.proxies);
     request.extensions_mut().insert(arrival);
 
     let mut answer = next.call(request).await;

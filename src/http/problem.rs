@@ -104,7 +104,10 @@ impl ApiError {
     /// Whether it says of something that there is none, where there may be one that the caller shall not know of.
     pub fn may_hide(&self) -> bool {
         use ServiceError as E;
-        matches!(self, Self::Service(E::NotFound { .. } | E::Hidden { .. } | E::UnknownAccounts { .. }))
+        matches!(
+            self,
+            Self::Service(E::NotFound { .. } | E::Hidden { .. } | E::NotGranted { .. } | E::UnknownAccounts { .. })
+        )
     }
 
     /// One refused field.

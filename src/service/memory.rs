@@ -12,18 +12,19 @@
 //! While there is no such connection, every request asks Postgres, which is always right.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     hash::Hash,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use quick_cache::sync::Cache;
 use sqlx::PgPool;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::{
@@ -32,7 +33,7 @@ use crate::{
     storage::{
         self, StorageError,
         accounts::SealedCredential,
-        api_keys::{FoundKey, StoredKey},
+        api_keys::StoredKey,
         changes::{Change, Listener},
     },
 };
@@ -48,12 +49,14 @@ const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 /// The most rows of a kind, a kilobyte or less each.
 const ROWS_MAX: usize = 10_000;
 /// How many reads of keys are under way at a time. Who asks meanwhile waits for the next one, which is for all who wait: so a flood of
-/// keys that there are not is a few reads, and keeps nobody waiting for longer than two of them take.
+/// keys that there are not is a few reads, and keeps nobody waiting for much longer than two of them take.
 const KEY_READS: usize = 2;
-/// How long whoever waits for one leaves it to others to go on.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// How many keys a read is for.
 const KEYS_AT_A_TIME: usize = 256;
+/// How many may wait for a read.
+const WAITING_MAX: usize = 10_000;
+/// How long a read may take: longer than Postgres lets a statement take, so that this ends only what gets no answer at all.
+const READ_MAX: Duration = Duration::from_secs(35);
 
 /// A key's row, as it was when it was read.
 #[derive(Debug)]
@@ -175,23 +178,25 @@ impl Trust {
 pub struct Memory {
     pool: PgPool,
     api_keys: Rows<Uuid, KnownKey>,
-    /// Those who wait for the row of a key.
-    waiting_keys: Mutex<VecDeque<WaitingKey>>,
-    key_reads: Arc<Semaphore>,
+    /// Where rows of keys are asked for, and those who wait for them.
+    asked_for: mpsc::Sender<WaitingKey>,
+    waiting_keys: Mutex<mpsc::Receiver<WaitingKey>>,
     accounts: Rows<String, SealedCredential>,
     trust: Trust,
     is_followed: AtomicBool,
 }
 
 impl Memory {
-    /// Makes a memory that reads through this pool. It remembers nothing until [`Memory::follow_changes`] runs.
+    /// Makes a memory that reads through this pool. It finds no key until [`Memory::read_keys`] runs, and remembers nothing until
+    /// [`Memory::follow_changes`] does.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
+        let (asked_for, waiting_keys) = mpsc::channel(WAITING_MAX);
         Self {
             pool,
             api_keys: Rows::new(),
-            waiting_keys: Mutex::default(),
-            key_reads: Arc::new(Semaphore::new(KEY_READS)),
+            asked_for,
+            waiting_keys: Mutex::new(waiting_keys),
             accounts: Rows::new(),
             trust: Trust::new(),
             is_followed: AtomicBool::new(false),
@@ -203,98 +208,69 @@ impl Memory {
     /// # Errors
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn api_key(self: &Arc<Self>, id: Uuid) -> Result<Option<Arc<KnownKey>>, ServiceError> {
+    pub async fn api_key(&self, id: Uuid) -> Result<Option<Arc<KnownKey>>, ServiceError> {
         if let Some(known) = self.recall_api_key(id) {
             return Ok(Some(known));
         }
-        let (start, patience) = (Instant::now(), self.pool.options().get_acquire_timeout());
-        let mut told = self.wait_for_key(id);
-        // Whoever reads it may end before he is done, as a thread of the server does that has no requests left when it stops.
-        while start.elapsed() < patience {
-            self.read_waiting_keys();
-            match tokio::time::timeout(LOOK_AGAIN_AFTER, &mut told).await {
-                Ok(Ok(found)) => return Ok(found?),
-                Ok(Err(_)) => told = self.wait_for_key(id),
-                Err(_) => {}
+        let (tell, told) = oneshot::channel();
+        let unavailable = || StorageError::from(sqlx::Error::PoolTimedOut);
+        self.asked_for.try_send(WaitingKey { id, tell }).map_err(|_| unavailable())?;
+        match tokio::time::timeout(self.pool.options().get_acquire_timeout(), told).await {
+            Ok(Ok(found)) => Ok(found?),
+            Ok(Err(_)) | Err(_) => Err(unavailable().into()),
+        }
+    }
+
+    /// Reads the rows of keys that are asked for, for as long as it is polled. Without it no key is found.
+    pub async fn read_keys(&self) {
+        join_all((0..KEY_READS).map(|_| self.keep_reading_keys())).await;
+    }
+
+    async fn keep_reading_keys(&self) {
+        loop {
+            let mut waiting = Vec::new();
+            self.waiting_keys.lock().await.recv_many(&mut waiting, KEYS_AT_A_TIME).await;
+            waiting.retain(|one| !one.tell.is_closed());
+            if !waiting.is_empty() {
+                self.read_api_keys(waiting).await;
             }
         }
-        Err(StorageError::from(sqlx::Error::PoolTimedOut).into())
-    }
-
-    fn wait_for_key(&self, id: Uuid) -> oneshot::Receiver<LookedUp> {
-        let (tell, told) = oneshot::channel();
-        self.waiting_keys().push_back(WaitingKey { id, tell });
-        told
-    }
-
-    /// Starts to read the rows that are waited for, if there is a turn for it. Otherwise whoever has one goes on with them.
-    fn read_waiting_keys(self: &Arc<Self>) {
-        let Ok(turn) = Arc::clone(&self.key_reads).try_acquire_owned() else { return };
-        let memory = Arc::clone(self);
-        // In a task of its own: it is not for the one alone who began it, and he may hang up.
-        tokio::spawn(async move {
-            loop {
-                let waiting = memory.next_waiting_keys();
-                if waiting.is_empty() {
-                    break;
-                }
-                memory.read_api_keys(waiting).await;
-            }
-            drop(turn);
-            // Who came between the last look and this has found no turn.
-            if !memory.waiting_keys().is_empty() {
-                memory.read_waiting_keys();
-            }
-        });
-    }
-
-    /// Those who have waited longest, without those who do not wait any more.
-    fn next_waiting_keys(&self) -> Vec<WaitingKey> {
-        let mut waiting = self.waiting_keys();
-        std::iter::from_fn(|| waiting.pop_front()).filter(|one| !one.tell.is_closed()).take(KEYS_AT_A_TIME).collect()
     }
 
     /// Reads rows of keys for all who asked for them before, and tells them.
     async fn read_api_keys(&self, waiting: Vec<WaitingKey>) {
         let ticket = self.api_keys.ticket();
         let ids: Vec<Uuid> = waiting.iter().map(|one| one.id).collect::<HashSet<_>>().into_iter().collect();
-        // Nobody waits for longer, and others shall have their turn.
-        let read = tokio::time::timeout(self.pool.options().get_acquire_timeout(), self.stored_api_keys(&ids)).await;
-        let read = read.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut.into()));
-        let mut found: HashMap<Uuid, LookedUp> = match read {
-            Ok((asked_at, stored)) => {
-                let known = |stored| Ok(Some(Arc::new(KnownKey::new(stored, asked_at))));
-                stored.into_iter().map(|(id, stored)| (id, stored.and_then(known))).collect()
-            }
-            Err(error) => ids.into_iter().map(|id| (id, Err(error.for_another()))).collect(),
-        };
-        for (id, known) in &found {
-            if let Ok(Some(known)) = known {
-                self.api_keys.remember(ticket, id, known);
+        let found = self.stored_api_keys(&ids).await;
+        if let Ok(found) = &found {
+            for (id, known) in found {
+                if let Ok(known) = known {
+                    self.api_keys.remember(ticket, id, known);
+                }
             }
         }
         for WaitingKey { id, tell } in waiting {
-            let known = match found.get_mut(&id) {
-                None => Ok(None),
-                Some(Ok(known)) => Ok(known.clone()),
-                Some(Err(error)) => {
-                    let another = error.for_another();
-                    Err(std::mem::replace(error, another))
-                }
+            let known = match &found {
+                Ok(found) => found.get(&id).map(|known| known.as_ref().map(Arc::clone)).transpose(),
+                Err(error) => Err(error),
             };
             // Who does not wait any more need not be told.
-            let _ = tell.send(known);
+            let _ = tell.send(known.map_err(StorageError::for_another));
         }
     }
 
-    async fn stored_api_keys(&self, ids: &[Uuid]) -> Result<(Instant, Vec<FoundKey>), StorageError> {
+    async fn stored_api_keys(
+        &self,
+        ids: &[Uuid],
+    ) -> Result<HashMap<Uuid, Result<Arc<KnownKey>, StorageError>>, StorageError> {
         let mut conn = connection(&self.pool).await?;
         let asked_at = Instant::now();
-        Ok((asked_at, storage::api_keys::find_many(&mut conn, ids).await?))
-    }
-
-    fn waiting_keys(&self) -> MutexGuard<'_, VecDeque<WaitingKey>> {
-        self.waiting_keys.lock().unwrap_or_else(PoisonError::into_inner)
+        let Ok(found) = tokio::time::timeout(READ_MAX, storage::api_keys::find_many(&mut conn, ids)).await else {
+            conn.close_on_drop();
+            return Err(sqlx::Error::PoolTimedOut.into());
+        };
+        let known = |stored| Arc::new(KnownKey::new(stored, asked_at));
+        Ok(found?.into_iter().map(|(id, stored)| (id, stored.map(known))).collect())
     }
 
     /// Finds the row of an API key without asking Postgres, if it is remembered.

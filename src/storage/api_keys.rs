@@ -49,16 +49,19 @@ pub type FoundKey = (Uuid, Result<StoredKey, StorageError>);
 #[tracing::instrument(level = "debug", name = "db.api_keys.find_many", skip_all, fields(keys = ids.len()))]
 pub async fn find_many(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<FoundKey>, StorageError> {
     let rows = sqlx::query!(
-        r#"SELECT id, name, role, grants AS "grants: Json<GrantsDocument>", mac, hash, expires_at,
+        r#"SELECT id, name, role, grants, mac, hash, nullif(expires_at, 'infinity') AS expires_at,
                revoked_at IS NOT NULL AS "is_revoked!",
-               extract(epoch FROM expires_at - now())::float8 AS expires_in_seconds
+               extract(epoch FROM nullif(expires_at, 'infinity') - now())::float8 AS expires_in_seconds
            FROM api_keys WHERE id = ANY($1)"#,
         ids,
     )
     .fetch_all(conn)
     .await?;
     let found = rows.into_iter().map(|row| {
-        let stored = rights(row.id, &row.role, row.grants.0).map(|(role, grants)| StoredKey {
+        // Read row by row: one that a newer version wrote keeps no other key out.
+        let grants = serde_json::from_value(row.grants);
+        let grants = grants.map_err(|error| corrupt(TABLE, row.id, "grants")(Invalid::new(error.to_string())));
+        let stored = grants.and_then(|grants| rights(row.id, &row.role, grants)).map(|(role, grants)| StoredKey {
             identity: Identity {
                 actor: Actor { kind: ActorKind::ApiKey, id: Some(row.id), name: row.name },
                 role,

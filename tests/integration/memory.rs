@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use regcred::storage::api_keys::find_many;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection, PgPool};
+use uuid::Uuid;
 
 use crate::support::{
     PATIENCE,
@@ -66,6 +68,35 @@ async fn a_remembered_row_is_not_asked_for_again(pool: PgPool) {
     }
     assert_eq!(password_of(&app.admin(), "a").await.as_deref(), Some("first"));
     assert_eq!(app.admin().get("/v1/registry-accounts/a").await.status, 500);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_damaged_row_of_a_key_keeps_no_other_key_out(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let keys = [app.new_key("good", None).await, app.new_key("bad", None).await];
+    // As a later version might write it.
+    let later = "UPDATE api_keys SET grants = '{\"registries\": []}' WHERE name = 'bad'";
+    sqlx::query(later).execute(&app.pool).await.expect("changed");
+    let ids = keys.each_ref().map(|key| Uuid::parse_str(key.split('_').nth(1).expect("an id")).expect("a UUID"));
+
+    let mut conn = app.pool.acquire().await.expect("a connection");
+    let found = find_many(&mut conn, &ids).await.expect("both are read");
+
+    let is_good = |id| found.iter().find(|(found, _)| *found == id).expect("it is there").1.is_ok();
+    assert_eq!(ids.map(is_good), [true, false]);
+    let [good, bad] = keys.map(|key| app.anonymous().with_key(&key));
+    good.get("/v1/me").await.expect(200);
+    bad.get("/v1/me").await.problem(500, "internal");
+}
+
+/// Postgres knows a time that is later than all others, and whoever has the database can write it.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_key_that_ends_at_the_end_of_time_is_good(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let key = app.new_key("good", None).await;
+    let endless = "UPDATE api_keys SET expires_at = 'infinity' WHERE name = 'good'";
+    sqlx::query(endless).execute(&app.pool).await.expect("changed");
+    app.anonymous().with_key(&key).get("/v1/me").await.expect(200);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
