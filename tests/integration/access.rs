@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use base64::{
@@ -14,6 +14,10 @@ use futures_util::future::join_all;
 use regcred::http;
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -744,6 +748,38 @@ async fn the_last_admin_cannot_be_revoked(pool: PgPool) {
     assert_eq!(left.len(), 1, "{left:?}");
     // Whoever has the database may.
     app.revoke_key(&left[0], true).await.expect("revoked");
+}
+
+/// The time of an answer that there is no such thing, for whoever does not reach everything.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_answer_that_may_hide_something_is_held_back_from_the_end_of_the_request_on(pool: PgPool) {
+    const HELD: Duration = Duration::from_millis(5);
+    let app = TestApp::spawn(pool).await;
+    app.admin().post("/v1/registry-accounts", &account("foreign")).await.expect(201);
+    let new_key = json!({"name": "in", "role": "operator", "grants": {"accounts": ["in-*"]}});
+    let made = app.admin().post("/v1/api-keys", &new_key).await.expect(201);
+    let key = made["key"].as_str().expect("a key");
+    let narrow = app.anonymous().with_key(key);
+    for path in ["registry-accounts/foreign", "registry-accounts/missing", "clusters/missing", "pull-secrets/missing"] {
+        let start = Instant::now();
+        narrow.get(&format!("/v1/{path}")).await.problem(404, "not-found");
+        assert!(start.elapsed() >= HELD, "{path}");
+    }
+
+    // Whoever sends the end of a body late is told as late.
+    let body = r#"{"accounts":["foreign"],"image":"foreign.example.com/a"}"#;
+    let head = format!("POST /v1/docker-configs/explain HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n");
+    let head = format!("{head}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+    let (begin, end) = body.split_at(body.len() - 1);
+    let mut stream = TcpStream::connect(app.address).await.expect("a connection");
+    stream.write_all(format!("{head}{begin}").as_bytes()).await.expect("sent");
+    tokio::time::sleep(4 * HELD).await;
+    let start = Instant::now();
+    stream.write_all(end.as_bytes()).await.expect("sent");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 422");
+    assert!(start.elapsed() >= HELD);
 }
 
 /// A key with the id of another one, a secret of its own, and a right checksum.
