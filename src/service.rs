@@ -1,7 +1,6 @@
 //! Use cases: each is one transaction, and knows nothing of HTTP.
 
 use sqlx::{PgPool, Postgres, pool::PoolConnection};
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
     clients::cluster::ClusterError,
@@ -211,10 +210,4 @@ where
 
 async fn connection(pool: &PgPool) -> Result<PoolConnection<Postgres>, StorageError> {
     Ok(pool.acquire().await?)
-}
-
-/// One of a few turns to ask Postgres, where anybody can have it asked. Waited for no longer than a connection is.
-async fn turn<'a>(pool: &PgPool, turns: &'a Semaphore) -> Result<SemaphorePermit<'a>, StorageError> {
-    let permit = tokio::time::timeout(pool.options().get_acquire_timeout(), turns.acquire()).await;
-    permit.ok().and_then(Result::ok).ok_or_else(|| sqlx::Error::PoolTimedOut.into())
 }

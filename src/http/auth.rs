@@ -57,18 +57,21 @@ pub async fn authenticate(
         // As a response: an error would pass by all other middleware, and with it by what writes the problem.
         Err(error) => return Ok(request.error_response(error).map_into_right_body()),
     };
-    let sees_everything = identity.grants.include_everything();
     request.extensions_mut().insert(identity);
     let admitted = Instant::now();
     let response = next.call(request).await?;
-    let mut may_hide = false;
+    let mut hidden = None;
     if let Some(error) = response.response().error().and_then(Error::as_error) {
         refusals::note(response.request(), error);
-        may_hide = error.may_hide() && !sees_everything;
+        let extensions = response.request().extensions();
+        let identity = extensions.get::<Arc<Identity>>();
+        if error.may_hide() && identity.is_none_or(|identity| !identity.grants.include_everything()) {
+            let body_read = extensions.get::<BodyRead>().map(|BodyRead(at)| *at);
+            hidden = Some(hidden_until(body_read.unwrap_or(admitted)));
+        }
     }
-    if may_hide {
-        let body = response.request().extensions().get::<BodyRead>().map(|BodyRead(at)| *at);
-        tokio::time::sleep_until(hidden_until(body.unwrap_or(admitted)).into()).await;
+    if let Some(until) = hidden {
+        tokio::time::sleep_until(until.into()).await;
     }
     Ok(response.map_into_left_body())
 }

@@ -8,7 +8,6 @@ use crate::{
     domain::{
         audit::{Action, Resource, nobody},
         caller::{Actor, Identity},
-        grants::Grants,
     },
     http::{arrival::Arrival, problem::ApiError},
     service::{
@@ -102,7 +101,7 @@ fn refused(error: &ApiError, identity: Option<&Identity>) -> Option<(&'static st
         }
         ApiError::Service(ServiceError::Trusted { name, .. }) => Some(("trusted", named("cluster", name))),
         // To somebody who reaches everything, what is not there was not refused.
-        ApiError::Service(ServiceError::UnknownAccounts { names, .. }) if identity?.grants != Grants::everything() => {
+        ApiError::Service(ServiceError::UnknownAccounts { names, .. }) if !identity?.grants.include_everything() => {
             Some(("not-granted", names.iter().map(Resource::account).collect()))
         }
         _ => None,

@@ -20,7 +20,7 @@ use crate::{
         audit::Trail,
         check_version, connection,
         memory::Memory,
-        pull_secrets::{self, AccountEvent},
+        pull_secrets::{self, AccountTransition},
     },
     storage::{self, PageRequest, StorageError, accounts::AccountFilter, changes::Change, sealed::SealedColumn},
 };
@@ -57,7 +57,7 @@ impl Accounts {
             StorageError::NameTaken => ServiceError::NameTaken(new.name.to_string()),
             other => other.into(),
         })?;
-        pull_secrets::follow_accounts(&mut tx, &[AccountEvent::Made(&account)]).await?;
+        pull_secrets::follow_accounts(&mut tx, &[AccountTransition::Made(&account)]).await?;
         let event = NewEvent::of(caller, Action::AccountCreate, Resource::account(&account.name));
         self.trail.record(&mut tx, [event.details(Details::default().version(account.version))]).await?;
         tx.commit().await?;
@@ -119,8 +119,9 @@ impl Accounts {
         change.apply(&mut account).map_err(|invalid| ServiceError::field("labels", invalid))?;
         require_granted(caller, name, &account.labels)?;
         let changed = storage::accounts::update(&mut tx, &account, password.as_ref()).await?;
-        let event = AccountEvent::Changed { before: &before, after: &changed, has_new_password: password.is_some() };
-        pull_secrets::follow_accounts(&mut tx, &[event]).await?;
+        let transition =
+            AccountTransition::Changed { before: &before, after: &changed, has_new_password: password.is_some() };
+        pull_secrets::follow_accounts(&mut tx, &[transition]).await?;
         let action = if password.is_some() { Action::AccountRotate } else { Action::AccountUpdate };
         let details = Details::default().fields(&fields).version(changed.version);
         self.trail.record(&mut tx, [NewEvent::of(caller, action, Resource::account(name)).details(details)]).await?;
@@ -143,7 +144,7 @@ impl Accounts {
         let users = storage::pull_secrets::naming_account(&mut tx, account.id).await?;
         pull_secrets::refuse_used(&mut tx, caller, "registry account", name, users).await?;
         storage::accounts::delete(&mut tx, account.id).await?;
-        pull_secrets::follow_accounts(&mut tx, &[AccountEvent::Removed(&account)]).await?;
+        pull_secrets::follow_accounts(&mut tx, &[AccountTransition::Removed(&account)]).await?;
         let details = Details::default().version(account.version);
         let event = NewEvent::of(caller, Action::AccountDelete, Resource::account(name)).details(details);
         self.trail.record(&mut tx, [event]).await?;

@@ -31,7 +31,7 @@ use crate::{
         audit::Trail,
         beside_requests,
         memory::Memory,
-        pull_secrets::{self, AccountEvent},
+        pull_secrets::{self, AccountTransition},
     },
     storage::{self, changes::Change, sealed::SealedColumn},
 };
@@ -177,8 +177,8 @@ impl Imports {
             return Ok(ImportReport { items, warnings });
         }
         let accounts = accounts.iter().map(|(before, after, has_new_password)| match before {
-            None => AccountEvent::Made(after),
-            Some(before) => AccountEvent::Changed { before, after, has_new_password: *has_new_password },
+            None => AccountTransition::Made(after),
+            Some(before) => AccountTransition::Changed { before, after, has_new_password: *has_new_password },
         });
         pull_secrets::follow_accounts(&mut tx, &accounts.collect::<Vec<_>>()).await?;
         self.trail.record(&mut tx, events).await?;

@@ -35,6 +35,7 @@ use crate::{
         accounts::SealedCredential,
         api_keys::StoredKey,
         changes::{Change, Listener},
+        pool::STATEMENT_MAX,
     },
 };
 
@@ -56,7 +57,7 @@ const KEYS_AT_A_TIME: usize = 256;
 /// How many may wait for a read.
 const WAITING_MAX: usize = 10_000;
 /// How long a read may take: longer than Postgres lets a statement take, so that this ends only what gets no answer at all.
-const READ_MAX: Duration = Duration::from_secs(35);
+const READ_MAX: Duration = Duration::from_secs(STATEMENT_MAX.as_secs() + 5);
 
 /// A key's row, as it was when it was read.
 #[derive(Debug)]

@@ -461,13 +461,13 @@ fn refuse_targets(
 }
 
 /// What happened to an account.
-pub(super) enum AccountEvent<'a> {
+pub(super) enum AccountTransition<'a> {
     Made(&'a Account),
     Changed { before: &'a Account, after: &'a Account, has_new_password: bool },
     Removed(&'a Account),
 }
 
-impl<'a> AccountEvent<'a> {
+impl<'a> AccountTransition<'a> {
     fn before(&self) -> Option<&'a Account> {
         match self {
             Self::Made(_) => None,
@@ -520,19 +520,22 @@ impl<'a> AccountEvent<'a> {
 /// Raises the generation of everything that uses accounts to which something happened: once, and all at a time, so that two who
 /// do so never wait for each other in a circle. Within the transaction of that change; whoever calls has taken
 /// [`storage::pull_secrets::lock_selectors_shared`] before.
-pub(super) async fn follow_accounts(conn: &mut PgConnection, events: &[AccountEvent<'_>]) -> Result<(), ServiceError> {
-    let named: Vec<Uuid> = events.iter().filter_map(AccountEvent::named).collect();
+pub(super) async fn follow_accounts(
+    conn: &mut PgConnection,
+    transitions: &[AccountTransition<'_>],
+) -> Result<(), ServiceError> {
+    let named: Vec<Uuid> = transitions.iter().filter_map(AccountTransition::named).collect();
     let mut ids = BTreeSet::new();
     if !named.is_empty() {
         ids.extend(storage::pull_secrets::ids_naming(conn, &named).await?);
     }
-    let events: Vec<_> = events.iter().filter(|event| event.may_concern_selectors()).collect();
-    let accounts = events.iter().flat_map(|event| [event.before(), event.after()]).flatten();
+    let transitions: Vec<_> = transitions.iter().filter(|one| one.may_concern_selectors()).collect();
+    let accounts = transitions.iter().flat_map(|one| [one.before(), one.after()]).flatten();
     let labels: BTreeSet<_> = accounts.map(|account| account.labels.as_map()).collect();
     if !labels.is_empty() {
         let labels: Vec<_> = labels.into_iter().collect();
         let selecting = storage::pull_secrets::selecting(conn, &labels).await?.into_iter();
-        let concerned = selecting.filter(|(_, selector)| events.iter().any(|event| event.concerns(selector)));
+        let concerned = selecting.filter(|(_, selector)| transitions.iter().any(|one| one.concerns(selector)));
         ids.extend(concerned.map(|(id, _)| id));
     }
     let ids: Vec<Uuid> = ids.into_iter().collect();

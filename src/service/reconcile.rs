@@ -325,7 +325,7 @@ impl Reconciler {
                 if stored.is_empty() {
                     // Its Secret was removed, and somebody wants it again.
                     storage::targets::release(&mut tx, &[&one.job.target], Duration::ZERO).await?;
-                    self.record(&mut tx, cluster, [one]).await?;
+                    self.record(&mut tx, cluster, &[one]).await?;
                 }
                 tx.commit().await?;
                 self.tell(cluster, &[one], &stored);
@@ -423,24 +423,18 @@ impl Reconciler {
             let deleted = storage::targets::delete_removed(&mut *conn, cluster, &removed).await?;
             stored.extend(deleted.into_iter().map(|index| Settled { index: removed_places[index], seconds: None }));
         }
-        self.record(conn, cluster_name, stored.iter().map(|one| tries[one.index])).await?;
+        let stored_tries: Vec<&Try> = stored.iter().map(|one| tries[one.index]).collect();
+        self.record(conn, cluster_name, &stored_tries).await?;
         Ok(stored)
     }
 
     /// Records what was done in a cluster, where something was.
-    async fn record(
-        &self,
-        conn: &mut PgConnection,
-        cluster: &str,
-        tries: impl IntoIterator<Item = &Try>,
-    ) -> Result<(), ServiceError> {
-        let mut events = Vec::new();
-        for one in tries {
-            let id = one.job.target.cluster_id;
-            let damaged = |reason| StorageError::Corrupt { table: "clusters", id, column: "name", reason };
-            events.extend(event(&Name::parse(cluster).map_err(damaged)?, one));
-        }
-        Ok(self.trail.record(conn, events).await?)
+    async fn record(&self, conn: &mut PgConnection, cluster: &str, tries: &[&Try]) -> Result<(), ServiceError> {
+        let Some(first) = tries.first() else { return Ok(()) };
+        let id = first.job.target.cluster_id;
+        let damaged = |reason| StorageError::Corrupt { table: "clusters", id, column: "name", reason };
+        let name = Name::parse(cluster).map_err(damaged)?;
+        Ok(self.trail.record(conn, tries.iter().filter_map(|one| event(&name, one))).await?)
     }
 
     /// Gives targets back that were not worked on.

@@ -24,7 +24,7 @@ use crate::{
         identity_provider::{Issuer, Voucher},
         token::{Claims, NotNow, ShownToken},
     },
-    service::{ServiceError, clusters::Clusters, connection, turn},
+    service::{ServiceError, clusters::Clusters, connection},
     storage::{self, identity_providers::StoredProvider},
 };
 
@@ -143,7 +143,10 @@ impl TokenDoor {
             return Ok(Vec::new());
         }
         let issuer = token.claims.text("iss").filter(is_text);
-        let _turn = turn(&self.pool, &self.provider_reads).await?;
+        // Waited for no longer than a connection is.
+        let patience = self.pool.options().get_acquire_timeout();
+        let turn = tokio::time::timeout(patience, self.provider_reads.acquire()).await;
+        let _turn = turn.map_err(|_| sqlx::Error::PoolTimedOut)?;
         let mut conn = connection(&self.pool).await?;
         Ok(storage::identity_providers::find_for_token(&mut conn, issuer, &audiences).await?)
     }

@@ -29,12 +29,16 @@ pub fn parse_url(url: &SecretString) -> Result<PgConnectOptions, Invalid> {
         .map_err(|_| Invalid::new("must be a URL such as postgres://user:password@host:5432/regcred"))
 }
 
-/// Has Postgres end what a service never means to do: a statement that takes longer than half a minute, and a transaction in which
+/// How long a statement of a service may take.
+pub const STATEMENT_MAX: Duration = Duration::from_secs(30);
+
+/// Has Postgres end what a service never means to do: a statement that takes longer than [`STATEMENT_MAX`], and a transaction in which
 /// nothing is said for 5 s. The latter is that of a process that stands still or has lost its host. It may have locked rows, or the head
 /// of an audit chain, that all other replicas wait for.
 #[must_use]
 pub fn bounded(options: PgConnectOptions) -> PgConnectOptions {
-    options.options([("statement_timeout", "30s"), ("idle_in_transaction_session_timeout", "5s")])
+    let statement = format!("{}s", STATEMENT_MAX.as_secs());
+    options.options([("statement_timeout", statement.as_str()), ("idle_in_transaction_session_timeout", "5s")])
 }
 
 /// Makes a pool without connecting: requests fail as long as Postgres is away, and work once it is back.

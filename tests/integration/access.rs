@@ -13,7 +13,7 @@ use base64::{
 use futures_util::future::join_all;
 use regcred::http;
 use serde_json::{Value, json};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -852,6 +852,13 @@ async fn a_key_that_has_ended_costs_no_argon2(pool: PgPool) {
     assert_eq!(argon2_runs(&app).await, before);
 }
 
+/// How many connections to this database wait for what another one has locked.
+async fn waiting_for_locks(watcher: &mut PgConnection) -> i64 {
+    let count = "SELECT count(*) FROM pg_stat_activity
+                 WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    sqlx::query_scalar(count).fetch_one(watcher).await.expect("a number")
+}
+
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn a_flood_of_forged_keys_is_few_reads_and_holds_up_no_key_that_was_not_seen_yet(pool: PgPool) {
     let app = TestApp::configured(pool, &[("REGCRED_DATABASE_ACQUIRE_TIMEOUT_SECONDS", "60")]).await;
@@ -859,11 +866,7 @@ async fn a_flood_of_forged_keys_is_few_reads_and_holds_up_no_key_that_was_not_se
     let (mut holder, mut watcher) = (superuser(&app.pool).await, superuser(&app.pool).await);
     // Whoever looks for a key waits, on the connection that he has.
     sqlx::raw_sql("BEGIN; LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE").execute(&mut holder).await.expect("locked");
-    let mut waiting = async || -> i64 {
-        let count = "SELECT count(*) FROM pg_stat_activity
-                     WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        sqlx::query_scalar(count).fetch_one(&mut watcher).await.expect("a number")
-    };
+    let mut waiting = async || waiting_for_locks(&mut watcher).await;
     let first = app.anonymous().with_key(&forged(&Uuid::now_v7().simple().to_string(), 0));
     let hangs_up = tokio::spawn(async move { first.get("/v1/me").await.status });
     eventually("a key is looked up", async || (waiting().await == 1).then_some(())).await;
@@ -905,11 +908,7 @@ async fn a_flood_of_forged_tokens_leaves_connections_to_those_who_have_a_key(poo
     // Whoever looks for a token's provider waits, on the connection that he has.
     let lock = sqlx::raw_sql("BEGIN; LOCK TABLE identity_providers IN ACCESS EXCLUSIVE MODE");
     lock.execute(&mut holder).await.expect("locked");
-    let mut waiting = async || -> i64 {
-        let count = "SELECT count(*) FROM pg_stat_activity
-                     WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        sqlx::query_scalar(count).fetch_one(&mut watcher).await.expect("a number")
-    };
+    let mut waiting = async || waiting_for_locks(&mut watcher).await;
     // More than the app has connections.
     let flood = join_all(
         (0..24).map(async |number| app.anonymous().with_key(&forged_token(number)).get("/v1/me").await.status),
