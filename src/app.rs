@@ -26,25 +26,25 @@ use crate::{
     service::{
         ServiceError,
         accounts::Accounts,
-        api_keys::{ApiKeys, Door},
-        audit::{AuditError, AuditEvents, Trail, recorder::Recorder},
+        api_keys::{ApiKeyAuthenticator, ApiKeys},
+        audit::{AuditError, AuditEvents, TransactionalAudit, writer::AuditWriter},
         clusters::Clusters,
         docker_configs::DockerConfigs,
         health,
         identity_providers::IdentityProviders,
         imports::Imports,
         master_keys,
-        memory::Memory,
         progress::Streams,
         pull_secrets::PullSecrets,
         reconcile::{self, Reconciler},
+        row_cache::RowCache,
         secrets::Secrets,
-        tokens::TokenDoor,
+        tokens::TokenAuthenticator,
         verification::Verifications,
     },
     shutdown::Signals,
     storage::{pool, schema},
-    worker::{self, FanoutSettings},
+    worker::{self, FanoutConfig},
 };
 
 /// How often the master key ring is looked at again, so that every replica seals under a new key soon.
@@ -77,13 +77,13 @@ pub enum AppError {
 pub struct App {
     server: Server,
     sealer: Arc<Sealer>,
-    memory: Arc<Memory>,
+    row_cache: Arc<RowCache>,
     certificate: Option<Arc<ServerCertificate>>,
     services: worker::Services,
-    worker: worker::Settings,
+    worker: worker::WorkerConfig,
     works: bool,
-    recorder: JoinHandle<()>,
-    stop_recorder: CancellationToken,
+    audit_writer: JoinHandle<()>,
+    stop_audit_writer: CancellationToken,
     streams: Arc<Streams>,
     grace: Duration,
     /// Where it listens, also where port 0 was asked for.
@@ -120,35 +120,35 @@ impl App {
         let pool = open_database(&config.database, migrate).await?;
         let sealer = Arc::new(open_ring(&pool, config.master_keys).await?);
         let audit_key = Arc::new(AuditKey::of(&config.pepper));
-        let trail = open_trail(&pool, Arc::clone(&audit_key), CHANGE_CHAINS).await?;
-        let stop_recorder = CancellationToken::new();
-        let recorder = Recorder::start(&pool, audit_key, stop_recorder.clone()).await;
-        let (recorder, recorder_task) = recorder.map_err(no_record)?;
-        let trail = trail.counted_in(recorder.tally());
+        let audit = open_audit(&pool, Arc::clone(&audit_key), CHANGE_CHAINS).await?;
+        let stop_audit_writer = CancellationToken::new();
+        let audit_writer = AuditWriter::start(&pool, audit_key, stop_audit_writer.clone()).await;
+        let (audit_writer, audit_writer_task) = audit_writer.map_err(no_record)?;
+        let audit = audit.counted_in(audit_writer.metrics());
         let content_key = config.pepper.content_key();
         let checker = Arc::new(key_checker(config.pepper));
         let mut settings = config.clusters;
         settings.runtime = Some(tokio::runtime::Handle::current());
         let cluster_calls = settings.calls.clone();
-        let memory = Arc::new(Memory::new(pool.clone()));
+        let row_cache = Arc::new(RowCache::new(pool.clone()));
         let docker_configs =
-            DockerConfigs::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), recorder.clone());
-        let clusters = Clusters::new(pool.clone(), Arc::clone(&sealer), settings, trail.clone());
-        let accounts = Accounts::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), trail.clone());
+            DockerConfigs::new(pool.clone(), Arc::clone(&row_cache), Arc::clone(&sealer), audit_writer.clone());
+        let clusters = Clusters::new(pool.clone(), Arc::clone(&sealer), settings, audit.clone());
+        let accounts = Accounts::new(pool.clone(), Arc::clone(&row_cache), Arc::clone(&sealer), audit.clone());
         let (verify, pull_secrets) = (config.verify, config.pull_secrets);
-        let worker = worker::Settings {
+        let worker = worker::WorkerConfig {
             verifies: verify.background,
             poll: verify.poll,
             check_timeout: verify.registries.timeout,
-            fanout: FanoutSettings { poll: pull_secrets.poll, concurrency: pull_secrets.concurrency },
+            fanout: FanoutConfig { poll: pull_secrets.poll, concurrency: pull_secrets.concurrency },
         };
         let reconciler = Reconciler::new(
             pool.clone(),
             clusters.clone(),
             docker_configs.clone(),
             content_key,
-            trail.clone(),
-            reconcile::Settings {
+            audit.clone(),
+            reconcile::ReconcileConfig {
                 lease: pull_secrets.lease,
                 resync: pull_secrets.resync,
                 compare: pull_secrets.compare,
@@ -157,43 +157,44 @@ impl App {
         let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
         let certificate = config.http.certificate.take().map(Arc::new);
         let seal = Arc::clone(&sealer);
-        let verifications = Verifications::new(pool.clone(), seal, accounts.clone(), registries, recorder.clone());
+        let verifications = Verifications::new(pool.clone(), seal, accounts.clone(), registries, audit_writer.clone());
         let mut identity = config.identity;
         identity.issuers.runtime = Some(tokio::runtime::Handle::current());
         let issuers = Arc::new(Issuers::new(Guard::new(identity.allowed), identity.issuers));
-        let token_door = TokenDoor::new(pool.clone(), issuers, clusters.clone(), identity.review_remembered)
-            .map_err(|error| AppError::Internal(error.to_string()))?;
-        let pull_secrets = PullSecrets::new(pool.clone(), trail.clone());
+        let token_authenticator =
+            TokenAuthenticator::new(pool.clone(), issuers, clusters.clone(), identity.review_remembered)
+                .map_err(|error| AppError::Internal(error.to_string()))?;
+        let pull_secrets = PullSecrets::new(pool.clone(), audit.clone());
         let streams = Arc::new(Streams::new(pool.clone(), pull_secrets.clone()));
         let metrics = Metrics::new(Sources {
             pool: pool.clone(),
-            memory: Arc::clone(&memory),
+            row_cache: Arc::clone(&row_cache),
             checker: Arc::clone(&checker),
-            verifications: verifications.tally(),
-            audit: recorder.tally(),
-            tokens: token_door.tally(),
-            pull_secrets: reconciler.tally(),
+            verifications: verifications.metrics(),
+            audit: audit_writer.metrics(),
+            tokens: token_authenticator.metrics(),
+            pull_secrets: reconciler.metrics(),
             cluster_calls,
             streams: Arc::clone(&streams),
             certificate: certificate.clone(),
         });
         let state = State {
-            door: Data::new(Door::new(Arc::clone(&memory), Arc::clone(&checker))),
-            token_door: Data::new(token_door),
-            identity_providers: Data::new(IdentityProviders::new(pool.clone(), trail.clone())),
-            api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&memory), checker, trail.clone())),
-            imports: Data::new(Imports::new(pool.clone(), Arc::clone(&memory), Arc::clone(&sealer), trail.clone())),
+            authenticator: Data::new(ApiKeyAuthenticator::new(Arc::clone(&row_cache), Arc::clone(&checker))),
+            token_authenticator: Data::new(token_authenticator),
+            identity_providers: Data::new(IdentityProviders::new(pool.clone(), audit.clone())),
+            api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&row_cache), checker, audit.clone())),
+            imports: Data::new(Imports::new(pool.clone(), Arc::clone(&row_cache), Arc::clone(&sealer), audit.clone())),
             accounts: Data::new(accounts),
             verifications: Data::new(verifications.clone()),
             pull_secrets: Data::new(pull_secrets),
             streams: Data::from(Arc::clone(&streams)),
             previews: Data::new(reconciler.clone()),
-            secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone(), recorder.clone())),
+            secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone(), audit_writer.clone())),
             docker_configs: Data::new(docker_configs),
             clusters: Data::new(clusters),
             metrics: Data::new(metrics),
-            audit_events: Data::new(AuditEvents::new(pool.clone(), recorder.clone())),
-            recorder: Data::new(recorder),
+            audit_events: Data::new(AuditEvents::new(pool.clone(), audit_writer.clone())),
+            audit_writer: Data::new(audit_writer),
             pool: Data::new(pool),
         };
         let internal = |error: std::io::Error| AppError::Internal(format!("the listener cannot be used: {error}"));
@@ -204,13 +205,13 @@ impl App {
         Ok(Self {
             server,
             sealer,
-            memory,
+            row_cache,
             certificate,
             services: worker::Services { verifications, reconciler },
             worker,
             works: true,
-            recorder: recorder_task,
-            stop_recorder,
+            audit_writer: audit_writer_task,
+            stop_audit_writer,
             streams,
             grace,
             address,
@@ -233,10 +234,10 @@ impl App {
         let handle = self.server.handle();
         let mut server = tokio::spawn(self.server);
         let ring = tokio::spawn(watch_ring(self.sealer));
-        let memory = Arc::clone(&self.memory);
-        let changes = tokio::spawn(async move { memory.follow_changes().await });
-        let memory = self.memory;
-        let mut keys = tokio::spawn(async move { memory.read_keys().await });
+        let row_cache = Arc::clone(&self.row_cache);
+        let changes = tokio::spawn(async move { row_cache.follow_changes().await });
+        let row_cache = self.row_cache;
+        let mut keys = tokio::spawn(async move { row_cache.read_keys().await });
         let certificate = tokio::spawn(watch_certificate(self.certificate));
         let streams = Arc::clone(&self.streams);
         let progress = tokio::spawn(async move { streams.follow().await });
@@ -244,12 +245,12 @@ impl App {
         let (works, stopped) = (self.works, stop.clone());
         let work = Box::pin(worker::run(self.services, self.worker, stop.clone()));
         let mut worker = tokio::spawn(async move { if works { work.await } else { stopped.cancelled().await } });
-        let mut recorder = self.recorder;
+        let mut audit_writer = self.audit_writer;
         let uninvited = tokio::select! {
             ended = &mut server => Some(format!("the HTTP server ended by itself: {ended:?}")),
             ended = &mut worker => Some(format!("the worker ended by itself: {ended:?}")),
             ended = &mut keys => Some(format!("the reader of API keys ended by itself: {ended:?}")),
-            ended = &mut recorder => Some(format!("the writer of the audit record ended by itself: {ended:?}")),
+            ended = &mut audit_writer => Some(format!("the writer of the audit record ended by itself: {ended:?}")),
             signal = signals.next() => {
                 tracing::info!(signal, grace_seconds = self.grace.as_secs(), "stopping: no new connections, draining");
                 None
@@ -267,8 +268,8 @@ impl App {
         // What was refused in the last requests is to be written, too.
         let drained = async {
             let _ = tokio::join!(handle.stop(true), worker);
-            self.stop_recorder.cancel();
-            let _ = recorder.await;
+            self.stop_audit_writer.cancel();
+            let _ = audit_writer.await;
         };
         tokio::select! {
             () = drained => tracing::info!("stopped"),
@@ -301,9 +302,9 @@ fn edge(
     config: HttpConfig,
     routes: Serves,
     certificate: Option<Arc<ServerCertificate>>,
-) -> Result<http::server::Settings, AppError> {
+) -> Result<http::server::ServerConfig, AppError> {
     let tls = certificate.map(ServerCertificate::server_config).transpose();
-    Ok(http::server::Settings {
+    Ok(http::server::ServerConfig {
         serves: routes,
         workers: config.workers,
         grace: config.shutdown_grace,
@@ -357,8 +358,8 @@ pub async fn migrate(pool: &PgPool) -> Result<(), AppError> {
 /// # Errors
 ///
 /// [`AppError::Dependency`] if the database does not take it.
-pub async fn open_trail(pool: &PgPool, key: Arc<AuditKey>, chains: usize) -> Result<Trail, AppError> {
-    Trail::open(pool, key, chains).await.map_err(no_record)
+pub async fn open_audit(pool: &PgPool, key: Arc<AuditKey>, chains: usize) -> Result<TransactionalAudit, AppError> {
+    TransactionalAudit::open(pool, key, chains).await.map_err(no_record)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]

@@ -27,7 +27,7 @@ use crate::{
         names::Name,
     },
     http,
-    service::{ServiceError, api_keys, audit::Trail, master_keys},
+    service::{ServiceError, api_keys, audit::TransactionalAudit, master_keys},
     shutdown::Signals,
     storage::api_keys::ApiKey,
     telemetry::{self, Delivery, Log},
@@ -343,11 +343,11 @@ impl ApiKeyCommand {
                 let (config, pepper) = (reader.database(), reader.pepper());
                 let (config, pepper) = reader.finish(|| config.zip(pepper))?;
                 let pool = app::connect(&config).await?;
-                let (trail, actor) = (audit::trail(&pool, &pepper).await?, audit::actor());
+                let (audit, actor) = (audit::audit(&pool, &pepper).await?, audit::actor());
                 if even_last_admin {
-                    api_keys::revoke_even_last_admin(&pool, &trail, &actor, &name).await?;
+                    api_keys::revoke_even_last_admin(&pool, &audit, &actor, &name).await?;
                 } else {
-                    api_keys::revoke(&pool, &trail, &actor, &name).await?;
+                    api_keys::revoke(&pool, &audit, &actor, &name).await?;
                 }
                 eprintln!("The API key `{name}` is revoked.");
                 Ok(())
@@ -369,8 +369,8 @@ impl CreateApiKey {
         let (config, pepper) = (reader.database(), reader.pepper());
         let (config, pepper) = reader.finish(|| config.zip(pepper))?;
         let pool = app::connect(&config).await?;
-        let (trail, actor) = (audit::trail(&pool, &pepper).await?, audit::actor());
-        let (stored, key) = api_keys::create(&pool, &trail, &actor, &pepper, &new).await?;
+        let (audit, actor) = (audit::audit(&pool, &pepper).await?, audit::actor());
+        let (stored, key) = api_keys::create(&pool, &audit, &actor, &pepper, &new).await?;
         eprintln!("The API key `{}`, {}; it is shown this once:", stored.name, rights(&stored));
         print_line(key.text.expose_secret())
     }
@@ -459,8 +459,8 @@ impl MasterKeyCommand {
             Self::Rotate => {
                 let mut reader = Reader::new(&variable);
                 let pepper = reader.pepper();
-                let trail = audit::trail(&pool, &reader.finish(|| pepper)?).await?;
-                rotate_master_key(&pool, &sealer, &trail).await
+                let audit = audit::audit(&pool, &reader.finish(|| pepper)?).await?;
+                rotate_master_key(&pool, &sealer, &audit).await
             }
         }
     }
@@ -481,10 +481,10 @@ async fn list_master_keys(pool: &sqlx::PgPool, sealer: &Sealer) -> Result<(), Cl
     Ok(())
 }
 
-async fn rotate_master_key(pool: &sqlx::PgPool, sealer: &Sealer, trail: &Trail) -> Result<(), CliError> {
+async fn rotate_master_key(pool: &sqlx::PgPool, sealer: &Sealer, audit: &TransactionalAudit) -> Result<(), CliError> {
     eprintln!("Re-sealing under {} …", sealer.sealing_key_id());
     let progress = |so_far: &master_keys::Rotation| eprintln!("  {} values re-sealed", so_far.resealed);
-    let rotation = master_keys::rotate_on_record(pool, sealer, trail, &audit::actor(), progress).await?;
+    let rotation = master_keys::rotate_on_record(pool, sealer, audit, &audit::actor(), progress).await?;
     if rotation.unreadable > 0 {
         return Err(CliError::Failed(format!(
             "{} values re-sealed; {} did not open and were left as they are: see the log above",

@@ -97,7 +97,7 @@ pub struct VerifyConfig {
     /// What may be called beside public addresses.
     pub allowed: AllowList,
     /// How registries are called.
-    pub registries: registry::Settings,
+    pub registries: registry::RegistryClientConfig,
     /// Whether accounts that have an interval are verified in the background, by this process.
     pub background: bool,
     /// How often it is looked for accounts that are due.
@@ -110,7 +110,7 @@ pub struct IdentityConfig {
     /// Where issuers may be, beside public addresses.
     pub allowed: AllowList,
     /// How issuers are called.
-    pub issuers: oidc::Settings,
+    pub issuers: oidc::IssuerClientConfig,
     /// How long the answer of a cluster to a token counts.
     pub review_remembered: Duration,
 }
@@ -142,7 +142,7 @@ pub struct ServeConfig {
     /// What API keys are checked with.
     pub pepper: Pepper,
     /// How clusters are called.
-    pub clusters: cluster::Settings,
+    pub clusters: cluster::ClusterClientConfig,
     /// How logins are verified.
     pub verify: VerifyConfig,
     /// How pull secrets are kept right.
@@ -264,14 +264,14 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads `REGCRED_CLUSTER_…`, and where the pod's own API server is.
-    pub fn clusters(&mut self) -> Option<cluster::Settings> {
-        let default = cluster::Settings::default();
+    pub fn clusters(&mut self) -> Option<cluster::ClusterClientConfig> {
+        let default = cluster::ClusterClientConfig::default();
         let timeout = self.seconds("REGCRED_CLUSTER_TIMEOUT_SECONDS", default.timeout.as_secs());
         let connect = self.seconds("REGCRED_CLUSTER_CONNECT_TIMEOUT_SECONDS", default.connect_timeout.as_secs());
         let directory = self.get("REGCRED_CLUSTER_SERVICE_ACCOUNT_DIR").map(PathBuf::from);
         let allowed = self.get("REGCRED_CLUSTER_ALLOW").unwrap_or_else(|| CLUSTER_ALLOW_DEFAULT.to_owned());
         let allowed = self.keep("REGCRED_CLUSTER_ALLOW", allowed.parse::<AllowList>());
-        Some(cluster::Settings {
+        Some(cluster::ClusterClientConfig {
             timeout: timeout?,
             connect_timeout: connect?,
             service_account_dir: directory.unwrap_or(default.service_account_dir),
@@ -285,7 +285,7 @@ impl<'a> Reader<'a> {
 
     /// Reads `REGCRED_VERIFY_…` and `REGCRED_OUTBOUND_ALLOW`.
     pub fn verify(&mut self) -> Option<VerifyConfig> {
-        let default = registry::Settings::default();
+        let default = registry::RegistryClientConfig::default();
         let allowed = self.get("REGCRED_OUTBOUND_ALLOW").unwrap_or_default();
         let allowed = self.keep("REGCRED_OUTBOUND_ALLOW", allowed.parse());
         let timeout = self.number("REGCRED_VERIFY_TIMEOUT_SECONDS", default.timeout.as_secs(), 1..=60);
@@ -293,7 +293,7 @@ impl<'a> Reader<'a> {
         let per_host = self.number("REGCRED_VERIFY_CHECKS_PER_HOST", default.checks_per_host, 1..=64);
         let background = self.parsed("REGCRED_VERIFY_BACKGROUND", "true", "true or false");
         let poll = self.seconds("REGCRED_VERIFY_POLL_SECONDS", 5);
-        let registries = registry::Settings {
+        let registries = registry::RegistryClientConfig {
             timeout: Duration::from_secs(timeout?),
             connect_timeout: Duration::from_secs(connect?),
             checks_per_host: per_host?,
@@ -303,7 +303,7 @@ impl<'a> Reader<'a> {
 
     /// Reads `REGCRED_ISSUER_…` and `REGCRED_TOKEN_REVIEW_SECONDS`.
     pub fn identity(&mut self) -> Option<IdentityConfig> {
-        let default = oidc::Settings::default();
+        let default = oidc::IssuerClientConfig::default();
         let allowed = self.get("REGCRED_ISSUER_ALLOW").unwrap_or_default();
         let allowed = self.keep("REGCRED_ISSUER_ALLOW", allowed.parse());
         let timeout = self.number("REGCRED_ISSUER_TIMEOUT_SECONDS", default.timeout.as_secs(), 1..=60);
@@ -311,7 +311,7 @@ impl<'a> Reader<'a> {
         let refresh = self.seconds("REGCRED_ISSUER_REFRESH_SECONDS", default.refresh_interval.as_secs());
         let stale = self.number("REGCRED_ISSUER_STALE_SECONDS", default.stale_lifetime.as_secs(), 0..=86_400);
         let review = self.number("REGCRED_TOKEN_REVIEW_SECONDS", 30, 0..=cluster::REVIEW_REMEMBERED_MAX);
-        let issuers = oidc::Settings {
+        let issuers = oidc::IssuerClientConfig {
             timeout: Duration::from_secs(timeout?),
             keys_lifetime: keys?,
             refresh_interval: refresh?,

@@ -10,8 +10,8 @@ use crate::{
     service::{
         ServiceError,
         accounts::Accounts,
-        api_keys::{ApiKeys, Door},
-        audit::{AuditEvents, recorder::Recorder},
+        api_keys::{ApiKeyAuthenticator, ApiKeys},
+        audit::{AuditEvents, writer::AuditWriter},
         clusters::Clusters,
         docker_configs::DockerConfigs,
         identity_providers::IdentityProviders,
@@ -20,19 +20,17 @@ use crate::{
         pull_secrets::PullSecrets,
         reconcile::Reconciler,
         secrets::Secrets,
-        tokens::TokenDoor,
+        tokens::TokenAuthenticator,
         verification::Verifications,
     },
 };
 
 mod accounts;
 mod api_keys;
-mod arrival;
 mod attempts;
 mod audit;
 mod auth;
 mod body;
-mod buckets;
 mod clusters;
 mod conditional;
 mod connection;
@@ -49,8 +47,10 @@ mod paging;
 mod prefer;
 mod problem;
 mod pull_secrets;
+mod rate_limit;
 mod refusals;
 mod request_limit;
+mod request_meta;
 mod root_span;
 mod secrets;
 mod security_headers;
@@ -65,9 +65,9 @@ pub use openapi::document;
 #[derive(Clone)]
 pub struct State {
     /// Who is at the door.
-    pub door: Data<Door>,
+    pub authenticator: Data<ApiKeyAuthenticator>,
     /// Who is at the door with a token.
-    pub token_door: Data<TokenDoor>,
+    pub token_authenticator: Data<TokenAuthenticator>,
     /// API keys.
     pub api_keys: Data<ApiKeys>,
     /// Identity providers.
@@ -93,7 +93,7 @@ pub struct State {
     /// The audit record.
     pub audit_events: Data<AuditEvents>,
     /// What is refused is recorded here.
-    pub recorder: Data<Recorder>,
+    pub audit_writer: Data<AuditWriter>,
     /// Postgres, for readiness alone.
     pub pool: Data<sqlx::PgPool>,
     /// What is counted.

@@ -1,12 +1,8 @@
 //! What is counted, in a registry that is a value: nothing global, so that tests do not share counts.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
+use parking_lot::RwLock;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
@@ -24,7 +20,10 @@ use sqlx::PgPool;
 use crate::{
     clients::cluster::Calls,
     crypto::{api_key::KeyChecker, certificate::ServerCertificate},
-    service::{audit::recorder, memory::Memory, progress::Streams, reconcile, tokens, verification::Tally},
+    service::{
+        audit::writer::AuditMetrics, progress::Streams, reconcile, row_cache::RowCache, tokens,
+        verification::VerificationMetrics,
+    },
 };
 
 /// From half a millisecond, as a read takes, to 16 s, as a cluster that hangs does.
@@ -96,7 +95,7 @@ impl Metrics {
     /// Counts one request. `route` is the pattern of the route that took it.
     pub fn count_request(&self, method: &str, route: Option<&str>, status: u16, took: Duration) {
         let (route, kind) = (route.unwrap_or("none"), (known_method(method), status));
-        let known = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.routes.read();
         if let Some(series) = known.get(route)
             && let Some(requests) = series.requests.get(&kind)
         {
@@ -105,7 +104,7 @@ impl Metrics {
             return;
         }
         drop(known);
-        let mut known = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.routes.write();
         let series = known.entry(route.to_owned()).or_insert_with(|| RouteSeries {
             durations: self.durations.get_or_create_owned(&RouteLabels { route: route.to_owned() }),
             requests: HashMap::new(),
@@ -144,17 +143,17 @@ pub struct Sources {
     /// Connections to Postgres.
     pub pool: PgPool,
     /// Whether rows are remembered.
-    pub memory: Arc<Memory>,
+    pub row_cache: Arc<RowCache>,
     /// How often argon2 has run.
     pub checker: Arc<KeyChecker>,
     /// What checks of logins found.
-    pub verifications: Arc<Tally>,
+    pub verifications: Arc<VerificationMetrics>,
     /// What became of audit events.
-    pub audit: Arc<recorder::Tally>,
+    pub audit: Arc<AuditMetrics>,
     /// What became of tokens.
-    pub tokens: Arc<tokens::Tally>,
+    pub tokens: Arc<tokens::TokenMetrics>,
     /// What the worker does to pull secrets.
-    pub pull_secrets: reconcile::Tally,
+    pub pull_secrets: reconcile::ReconcileMetrics,
     /// Calls to clusters.
     pub cluster_calls: Calls,
     /// Streams of events.
@@ -180,7 +179,7 @@ impl Collector for Sources {
             let unit = Some(&Unit::Seconds);
             end.encode(encoder.encode_descriptor("tls_certificate_not_after", help, unit, end.metric_type())?)?;
         }
-        let trusted = ConstGauge::new(i64::from(self.memory.is_trusted()));
+        let trusted = ConstGauge::new(i64::from(self.row_cache.is_trusted()));
         let help = "1 where changes of rows are heard, so that rows are remembered; 0 where each request asks Postgres";
         trusted.encode(encoder.encode_descriptor("rows_remembered", help, None, trusted.metric_type())?)?;
         let streams = ConstGauge::new(i64::try_from(self.streams.open()).unwrap_or(i64::MAX));

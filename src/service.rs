@@ -27,11 +27,11 @@ pub mod health;
 pub mod identity_providers;
 pub mod imports;
 pub mod master_keys;
-pub mod memory;
 pub mod progress;
 pub mod pull_secrets;
 pub mod reconcile;
 pub mod rights;
+pub mod row_cache;
 pub mod secrets;
 pub mod tokens;
 pub mod verification;
@@ -200,7 +200,7 @@ fn check_version(expected: ExpectedVersion, current: i64) -> Result<(), ServiceE
 
 /// Does what may take a processor for long, such as reading a document that somebody made to be hard to read, while other
 /// requests are served.
-async fn beside_requests<T, F>(work: F) -> Result<T, ServiceError>
+async fn spawn_blocking<T, F>(work: F) -> Result<T, ServiceError>
 where
     T: Send + 'static,
     F: FnOnce() -> Result<T, ServiceError> + Send + 'static,

@@ -1,6 +1,11 @@
-//! The only SQL: free functions on a connection, one file per table.
+//! SQL: free functions on a connection, one file per table. No other module contains SQL.
 //!
 //! Transactions belong to the services. A row that is not a valid domain value is an error, never a panic.
+//!
+//! Every function returns [`StorageError::Unavailable`] if Postgres cannot be reached, and
+//! [`StorageError::Corrupt`] if a row does not parse. Only other errors are documented on the function.
+
+#![expect(clippy::missing_errors_doc, reason = "the module documentation states the errors that all functions share")]
 
 use std::io;
 

@@ -12,7 +12,7 @@ use crate::service::{ServiceError, reconcile::Reconciler, verification::Verifica
 mod breaker;
 mod fanout;
 
-pub use fanout::Settings as FanoutSettings;
+pub use fanout::FanoutConfig;
 
 /// Checks that run at a time.
 const CONCURRENCY: usize = 8;
@@ -23,7 +23,7 @@ const LOOK_AROUND: Duration = Duration::from_mins(1);
 
 /// How the worker works.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct WorkerConfig {
     /// Whether logins are verified; only those of accounts that have an interval ever are.
     pub verifies: bool,
     /// How often it is looked for logins that are due.
@@ -31,7 +31,7 @@ pub struct Settings {
     /// How long a check may take.
     pub check_timeout: Duration,
     /// How pull secrets are kept right.
-    pub fanout: FanoutSettings,
+    pub fanout: FanoutConfig,
 }
 
 /// What the worker works with.
@@ -44,16 +44,16 @@ pub struct Services {
 }
 
 /// Works until it is told to stop.
-pub async fn run(services: Services, settings: Settings, stop: CancellationToken) {
+pub async fn run(services: Services, config: WorkerConfig, stop: CancellationToken) {
     let Services { verifications, reconciler } = services;
-    tokio::join!(fanout::run(reconciler, settings.fanout, stop.clone()), verify(verifications, settings, stop.clone()),);
+    tokio::join!(fanout::run(reconciler, config.fanout, stop.clone()), verify(verifications, config, stop.clone()),);
 }
 
 /// Verifies until it is told to stop. A check that is under way then is given up: its account is taken again by
 /// another replica, or at the next start, when the lease is over.
-async fn verify(verifications: Verifications, settings: Settings, stop: CancellationToken) {
+async fn verify(verifications: Verifications, config: WorkerConfig, stop: CancellationToken) {
     let working = async {
-        let mut ticks = tokio::time::interval(settings.poll);
+        let mut ticks = tokio::time::interval(config.poll);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looked: Option<Instant> = None;
         loop {
@@ -62,8 +62,8 @@ async fn verify(verifications: Verifications, settings: Settings, stop: Cancella
                 looked = Some(Instant::now());
                 report(verifications.look_around().await);
             }
-            if settings.verifies {
-                report(verify_due(&verifications, settings.check_timeout).await);
+            if config.verifies {
+                report(verify_due(&verifications, config.check_timeout).await);
             }
         }
     };

@@ -23,7 +23,7 @@ use crate::{
     },
     http,
     service::audit::{
-        Export, Trail,
+        Export, TransactionalAudit,
         verify::{Anchor, Finding, Watcher, verify},
     },
 };
@@ -177,8 +177,8 @@ impl ExportEvents {
 }
 
 /// Opens the one chain of the events of this command.
-pub(super) async fn trail(pool: &sqlx::PgPool, pepper: &Pepper) -> Result<Trail, CliError> {
-    Ok(app::open_trail(pool, Arc::new(AuditKey::of(pepper)), 1).await?)
+pub(super) async fn audit(pool: &sqlx::PgPool, pepper: &Pepper) -> Result<TransactionalAudit, CliError> {
+    Ok(app::open_audit(pool, Arc::new(AuditKey::of(pepper)), 1).await?)
 }
 
 /// Who runs this command, by what the kernel says and not by a variable that anybody can set.

@@ -80,8 +80,8 @@ struct Report {
 impl Verify {
     pub(super) async fn run(self) -> Result<(), CliError> {
         let mut reader = Reader::new(&variable);
-        let settings = reader.verify();
-        let settings = reader.finish(|| settings)?;
+        let config = reader.verify();
+        let config = reader.finish(|| config)?;
         let path = self.config_path()?;
         let document = fs::read(&path).map_err(|error| failed(&path, error))?;
         let document = Config::parse(&document).map_err(|error| failed(&path, error))?;
@@ -96,7 +96,7 @@ impl Verify {
             ImportOutcome::Found(account) => Some(account),
             ImportOutcome::Skipped { .. } => None,
         });
-        let engine = engine(settings, accounts.clone().map(|account| &account.scope));
+        let engine = engine(config, accounts.clone().map(|account| &account.scope));
         let findings = check_all(&engine, &accounts.collect::<Vec<_>>(), ca.as_ref()).await;
         let mut findings = findings.into_iter();
         let lines: Vec<Line> = items
@@ -133,10 +133,10 @@ impl Verify {
 
 /// The registries of the document are the caller's own choice, wherever they are; the token services that they
 /// name are not.
-fn engine<'a>(settings: VerifyConfig, scopes: impl Iterator<Item = &'a RegistryScope>) -> Registries {
-    let mut allowed: AllowList = settings.allowed;
+fn engine<'a>(config: VerifyConfig, scopes: impl Iterator<Item = &'a RegistryScope>) -> Registries {
+    let mut allowed: AllowList = config.allowed;
     scopes.for_each(|scope| allowed.allow_host(scope.host()));
-    Registries::new(Guard::new(allowed), settings.registries)
+    Registries::new(Guard::new(allowed), config.registries)
 }
 
 /// Checks all of them, some at a time; the findings are in their order.

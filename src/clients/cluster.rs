@@ -1,6 +1,6 @@
 //! A Kubernetes API server, called with the credential of one cluster.
 //!
-//! Three things hold for every call: it ends within [`Settings::timeout`], it is sent once (a POST is never repeated), and what comes
+//! Three things hold for every call: it ends within [`ClusterClientConfig::timeout`], it is sent once (a POST is never repeated), and what comes
 //! back reaches neither log nor error text, because an API server may repeat what it was sent. For the last reason answers are read
 //! here and not by `kube::Api`, which logs the whole body of an answer that it cannot read; and of created objects only their
 //! metadata is asked for.
@@ -63,7 +63,7 @@ const USER_AGENT: &str = concat!("regcred/", env!("CARGO_PKG_VERSION"));
 
 /// How clusters are called.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct ClusterClientConfig {
     /// The time after which a call is over, whatever it is waiting for.
     pub timeout: Duration,
     /// The part of it in which a connection must have come about, TLS included.
@@ -85,7 +85,7 @@ pub struct Settings {
     pub calls: Calls,
 }
 
-impl Default for Settings {
+impl Default for ClusterClientConfig {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(15),
@@ -162,8 +162,8 @@ impl ClusterClient {
     ///
     /// [`ClusterError::Misconfigured`] if regcred does not run in a cluster though `inCluster` says so, or the host has no trust
     /// store and no CA certificate was given.
-    pub fn connect(connection: &ClusterConnection, settings: &Settings) -> Result<Self, ClusterError> {
-        Self::connect_at(connection, None, settings)
+    pub fn connect(connection: &ClusterConnection, config: &ClusterClientConfig) -> Result<Self, ClusterError> {
+        Self::connect_at(connection, None, config)
     }
 
     /// Makes a client that connects to `pinned`, whatever the host's name means by then. The certificate has to bear the
@@ -175,36 +175,36 @@ impl ClusterClient {
     pub fn connect_at(
         connection: &ClusterConnection,
         pinned: Option<IpAddr>,
-        settings: &Settings,
+        config: &ClusterClientConfig,
     ) -> Result<Self, ClusterError> {
-        let (mut config, peer) = match &connection.server {
+        let (mut kube_config, peer) = match &connection.server {
             Some(server) => {
-                let mut config = Config::new(to_uri(server.as_str())?);
+                let mut kube_config = Config::new(to_uri(server.as_str())?);
                 if let Some(address) = pinned {
-                    pinning::pin(&mut config, server.is_https(), address)?;
+                    pinning::pin(&mut kube_config, server.is_https(), address)?;
                 }
-                config.root_cert = match &connection.ca_certificate {
+                kube_config.root_cert = match &connection.ca_certificate {
                     Some(ca) => Some(ca.as_der().map(<[u8]>::to_vec).collect()),
                     // Without TLS no trust store is needed, and none may be there to load.
                     None if !server.is_https() => Some(Vec::new()),
                     None => None,
                 };
                 if connection.tls_server_name.is_some() {
-                    config.tls_server_name.clone_from(&connection.tls_server_name);
+                    kube_config.tls_server_name.clone_from(&connection.tls_server_name);
                 }
                 let peer = Peer {
                     server: server.to_string(),
                     expected_name: connection.tls_server_name.clone().unwrap_or_else(|| server.host().to_owned()),
                     own_ca: connection.ca_certificate.is_some(),
                 };
-                (config, peer)
+                (kube_config, peer)
             }
-            None => in_cluster(settings)?,
+            None => in_cluster(config)?,
         };
         match &connection.auth {
-            ClusterAuth::Token { token } => config.auth_info.token = Some(token.clone()),
+            ClusterAuth::Token { token } => kube_config.auth_info.token = Some(token.clone()),
             ClusterAuth::ClientCertificate { certificate, key } => {
-                config.auth_info = AuthInfo {
+                kube_config.auth_info = AuthInfo {
                     client_certificate_data: Some(STANDARD.encode(certificate)),
                     client_key_data: Some(STANDARD.encode(key.expose_secret()).into()),
                     ..AuthInfo::default()
@@ -212,12 +212,12 @@ impl ClusterClient {
             }
             ClusterAuth::InCluster | ClusterAuth::None => {}
         }
-        config.connect_timeout = Some(settings.connect_timeout.min(settings.timeout));
+        kube_config.connect_timeout = Some(config.connect_timeout.min(config.timeout));
         // A repeated POST could meet its own first try as a 409; and waiting is up to the caller.
-        config.default_retry = false;
-        config.headers.push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
-        let _runtime = settings.runtime.as_ref().map(Handle::enter);
-        let client = Client::try_from(config).map_err(|_| ClusterError::Misconfigured {
+        kube_config.default_retry = false;
+        kube_config.headers.push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
+        let _runtime = config.runtime.as_ref().map(Handle::enter);
+        let client = Client::try_from(kube_config).map_err(|_| ClusterError::Misconfigured {
             detail: format!(
                 "TLS for {} cannot be set up: the CA or client certificate, or the host's trust store, is unusable",
                 peer.server
@@ -226,10 +226,10 @@ impl ClusterClient {
         Ok(Self {
             client,
             peer: Arc::new(peer),
-            timeout: settings.timeout,
-            runtime: settings.runtime.clone(),
+            timeout: config.timeout,
+            runtime: config.runtime.clone(),
             pinned,
-            calls: settings.calls.clone(),
+            calls: config.calls.clone(),
             name: Arc::from("unnamed"),
         })
     }
@@ -431,9 +431,9 @@ fn to_uri(server: &str) -> Result<http::Uri, ClusterError> {
 }
 
 /// The configuration that the kubelet gives to every pod.
-fn in_cluster(settings: &Settings) -> Result<(Config, Peer), ClusterError> {
+fn in_cluster(config: &ClusterClientConfig) -> Result<(Config, Peer), ClusterError> {
     let missing = |detail: &str| ClusterError::Misconfigured { detail: detail.to_owned() };
-    let (Some(host), Some(port)) = (&settings.service_host, &settings.service_port) else {
+    let (Some(host), Some(port)) = (&config.service_host, &config.service_port) else {
         return Err(missing(
             "regcred does not run in a cluster: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set",
         ));
@@ -441,11 +441,11 @@ fn in_cluster(settings: &Settings) -> Result<(Config, Peer), ClusterError> {
     let port: u16 = port.parse().map_err(|_| missing("KUBERNETES_SERVICE_PORT is not a port"))?;
     let server = if host.contains(':') { format!("https://[{host}]:{port}") } else { format!("https://{host}:{port}") };
 
-    let ca_file = settings.service_account_dir.join("ca.crt");
+    let ca_file = config.service_account_dir.join("ca.crt");
     let ca = std::fs::read_to_string(&ca_file).map_err(|_| missing("the ServiceAccount's ca.crt cannot be read"))?;
     let ca =
         CaCertificate::parse(&ca).map_err(|_| missing("the ServiceAccount's ca.crt holds no usable certificate"))?;
-    let token_file = settings.service_account_dir.join("token");
+    let token_file = config.service_account_dir.join("token");
     let token: SecretString =
         std::fs::read_to_string(&token_file).map_err(|_| missing("the ServiceAccount's token cannot be read"))?.into();
     if token.expose_secret().is_empty() || !token.expose_secret().bytes().all(|byte| byte.is_ascii_graphic()) {

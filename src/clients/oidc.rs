@@ -1,6 +1,6 @@
 //! An OIDC issuer, asked for the keys that it signs tokens with (`OpenID` Connect Discovery 1.0).
 //!
-//! What holds for every fetch: it ends within [`Settings::timeout`]; only hosts that the [`Guard`] admits are called, at the addresses
+//! What holds for every fetch: it ends within [`IssuerClientConfig::timeout`]; only hosts that the [`Guard`] admits are called, at the addresses
 //! that it saw; no redirect is followed; what comes is read within bounds; the document has to name the very issuer that was
 //! asked for; and nothing that came over the wire reaches a log or an error. A fetch lives on its own, so whoever waits for it
 //! may go away, and all who need the keys of one issuer wait for the same one.
@@ -11,13 +11,14 @@ mod kept;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
+use parking_lot::Mutex;
 use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
 use serde::Deserialize;
 use tokio::{runtime::Handle, time::Instant};
@@ -40,7 +41,7 @@ const KEYS_MAX: usize = 256 * 1024;
 
 /// How issuers are called.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct IssuerClientConfig {
     /// The time after which a fetch of keys is over, both documents together.
     pub timeout: Duration,
     /// How long keys are used without a look whether they are still the issuer's.
@@ -53,7 +54,7 @@ pub struct Settings {
     pub runtime: Option<Handle>,
 }
 
-impl Default for Settings {
+impl Default for IssuerClientConfig {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(5),
@@ -118,7 +119,7 @@ type Asked = (Issuer, Option<String>);
 #[derive(Debug)]
 pub struct Issuers {
     guard: Guard,
-    settings: Settings,
+    config: IssuerClientConfig,
     kept: Mutex<HashMap<Asked, Arc<Mutex<Kept>>>>,
     fetches: Fetches,
     /// The host's trust store, read once.
@@ -128,8 +129,8 @@ pub struct Issuers {
 impl Issuers {
     /// Gets ready; nothing is called yet.
     #[must_use]
-    pub fn new(guard: Guard, settings: Settings) -> Self {
-        Self { guard, settings, kept: Mutex::default(), fetches: Fetches::default(), roots: OnceLock::new() }
+    pub fn new(guard: Guard, config: IssuerClientConfig) -> Self {
+        Self { guard, config, kept: Mutex::default(), fetches: Fetches::default(), roots: OnceLock::new() }
     }
 
     /// What fetches came to.
@@ -141,7 +142,7 @@ impl Issuers {
     /// The least time between two fetches from one issuer: when it is worth to ask again.
     #[must_use]
     pub const fn refresh_interval(&self) -> Duration {
-        self.settings.refresh_interval
+        self.config.refresh_interval
     }
 
     /// The keys of an issuer. They are fetched if there are none, if they have not been looked at for long, or if `key_id` is
@@ -176,13 +177,13 @@ impl Issuers {
     }
 
     fn times(&self) -> Times {
-        let Settings { keys_lifetime, refresh_interval, stale_lifetime, .. } = self.settings;
+        let IssuerClientConfig { keys_lifetime, refresh_interval, stale_lifetime, .. } = self.config;
         Times { keys_lifetime, refresh_interval: refresh_interval.min(keys_lifetime), stale_lifetime }
     }
 
     fn kept(&self, issuer: &Issuer, ca_certificate: Option<&CaCertificate>) -> Arc<Mutex<Kept>> {
         let asked = (issuer.clone(), ca_certificate.map(|ca| ca.as_pem().to_owned()));
-        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.kept.lock();
         if all.len() >= ISSUERS_KEPT
             && !all.contains_key(&asked)
             && let Some(oldest) =
@@ -202,7 +203,7 @@ impl Issuers {
     ) -> BoxFuture<'static, ()> {
         let issuers = Arc::clone(self);
         let task = async move {
-            let deadline = Instant::now() + issuers.settings.timeout;
+            let deadline = Instant::now() + issuers.config.timeout;
             let fetched = issuers.fetch(&issuer, ca_certificate.as_ref(), deadline).await;
             issuers.fetches.count(&fetched);
             match &fetched {
@@ -211,7 +212,7 @@ impl Issuers {
             }
             lock(&kept).land(fetched, Instant::now());
         };
-        let handle = self.settings.runtime.clone().unwrap_or_else(Handle::current);
+        let handle = self.config.runtime.clone().unwrap_or_else(Handle::current);
         handle.spawn(task).map(drop).boxed()
     }
 
@@ -254,7 +255,7 @@ impl Issuers {
     }
 }
 
-fn lock(kept: &Mutex<Kept>) -> std::sync::MutexGuard<'_, Kept> {
+fn lock(kept: &Mutex<Kept>) -> parking_lot::MutexGuard<'_, Kept> {
     // Nothing in there can panic halfway through a change.
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
+    kept.lock()
 }

@@ -1,6 +1,6 @@
 //! A registry, asked whether a login works (OCI distribution specification; `distribution`, `docs/spec/auth/token.md`).
 //!
-//! What holds for every check: it ends within [`Settings::timeout`]; only hosts that the [`Guard`] admits are called, at the
+//! What holds for every check: it ends within [`RegistryClientConfig::timeout`]; only hosts that the [`Guard`] admits are called, at the
 //! addresses that it saw; the login goes to the registry and to the token service that it names, over TLS unless the account
 //! has `plainHttp`; no redirect is followed; and nothing that came over the wire reaches a log, an error or a result.
 
@@ -47,7 +47,7 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, applicati
 
 /// How registries are called.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct RegistryClientConfig {
     /// The time after which a check is over, whatever it is waiting for.
     pub timeout: Duration,
     /// The part of it in which a connection must have come about, TLS included.
@@ -56,7 +56,7 @@ pub struct Settings {
     pub checks_per_host: usize,
 }
 
-impl Default for Settings {
+impl Default for RegistryClientConfig {
     fn default() -> Self {
         Self { timeout: Duration::from_secs(10), connect_timeout: Duration::from_secs(5), checks_per_host: 4 }
     }
@@ -81,7 +81,7 @@ pub struct Login<'a> {
 #[derive(Debug)]
 pub struct Registries {
     guard: Guard,
-    settings: Settings,
+    config: RegistryClientConfig,
     hosts: Hosts,
     /// The host's trust store, read once.
     roots: OnceLock<RootCertStore>,
@@ -90,15 +90,15 @@ pub struct Registries {
 impl Registries {
     /// Gets ready; nothing is called yet.
     #[must_use]
-    pub fn new(guard: Guard, settings: Settings) -> Self {
-        Self { guard, hosts: Hosts::new(settings.checks_per_host), settings, roots: OnceLock::new() }
+    pub fn new(guard: Guard, config: RegistryClientConfig) -> Self {
+        Self { guard, hosts: Hosts::new(config.checks_per_host), config, roots: OnceLock::new() }
     }
 
     /// Finds out whether a login works and, where a repository is named, whether it may be pulled.
     #[tracing::instrument(name = "registry.verify", skip_all, fields(registry = login.registry.authority()))]
     pub async fn verify(&self, login: &Login<'_>, repository: Option<&RepositoryName>) -> Finding {
         let begin = Instant::now();
-        let check = Check { registries: self, login, repository, deadline: begin + self.settings.timeout };
+        let check = Check { registries: self, login, repository, deadline: begin + self.config.timeout };
         let finding = check.run().await.unwrap_or_else(|end| end);
         let duration_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::debug!(result = %finding.result, duration_ms, "a login was checked");

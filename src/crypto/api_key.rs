@@ -17,7 +17,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -29,6 +29,7 @@ use argon2::{
 };
 use aws_lc_rs::{hmac, rand};
 use base64::{Engine, prelude::BASE64_STANDARD};
+use parking_lot::{Mutex, MutexGuard};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use uuid::Uuid;
@@ -215,7 +216,7 @@ pub fn generate(pepper: &Pepper) -> Result<NewKey, CryptoError> {
 }
 
 /// What argon2 says of a key.
-type Verdict = Result<bool, CryptoError>;
+type CheckResult = Result<bool, CryptoError>;
 
 /// Checks shown keys against their rows; see the module's text for the road.
 #[derive(Debug)]
@@ -292,7 +293,7 @@ struct Runs {
     /// Bound to the whole row's part, so that a changed row is verified anew.
     remembered: Mutex<HashMap<KeyVerifier, Instant>>,
     /// Where the verdicts of runs will be that are not over.
-    in_flight: Mutex<HashMap<KeyVerifier, watch::Receiver<Option<Verdict>>>>,
+    in_flight: Mutex<HashMap<KeyVerifier, watch::Receiver<Option<CheckResult>>>>,
     /// Each is kept by the thread that runs argon2, not by whoever waits for it.
     permits: Arc<Semaphore>,
     /// The memory of runs that are over, for the next ones: no more pieces than permits. Allocated anew in each run, on
@@ -317,12 +318,12 @@ impl Runs {
     }
 
     fn remembers(&self, verifier: &KeyVerifier) -> bool {
-        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let remembered = self.remembered.lock();
         remembered.get(verifier).is_some_and(|at| at.elapsed() < REMEMBERED_FOR)
     }
 
     fn remember(&self, verifier: &KeyVerifier) {
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut remembered = self.remembered.lock();
         if remembered.len() >= REMEMBERED_MAX {
             remembered.retain(|_, at| at.elapsed() < REMEMBERED_FOR);
         }
@@ -335,7 +336,7 @@ impl Runs {
     }
 
     /// Runs argon2 once for all requests that show the same key at the same time.
-    async fn verify_once(self: &Arc<Self>, text: &str, verifier: &KeyVerifier) -> Verdict {
+    async fn verify_once(self: &Arc<Self>, text: &str, verifier: &KeyVerifier) -> CheckResult {
         let Some(mut verdict) = self.run_of(text, verifier) else { return Ok(true) };
         let found = verdict.wait_for(Option::is_some).await.map(|found| *found);
         found.ok().flatten().unwrap_or(Err(CryptoError::ended_early()))
@@ -343,7 +344,7 @@ impl Runs {
 
     /// Where the verdict of the run for this key will be, which is begun if there is none; nothing if it has become known to
     /// be right meanwhile.
-    fn run_of(self: &Arc<Self>, text: &str, verifier: &KeyVerifier) -> Option<watch::Receiver<Option<Verdict>>> {
+    fn run_of(self: &Arc<Self>, text: &str, verifier: &KeyVerifier) -> Option<watch::Receiver<Option<CheckResult>>> {
         let mut in_flight = self.in_flight();
         if let Some(verdict) = in_flight.get(verifier) {
             return Some(verdict.clone());
@@ -362,7 +363,7 @@ impl Runs {
         self: Arc<Self>,
         text: Zeroizing<String>,
         verifier: KeyVerifier,
-        tell: watch::Sender<Option<Verdict>>,
+        tell: watch::Sender<Option<CheckResult>>,
     ) {
         let verdict = Arc::clone(&self).verify(text, verifier.hash.clone()).await;
         if let Ok(true) = verdict {
@@ -373,7 +374,7 @@ impl Runs {
         tell.send_replace(Some(verdict));
     }
 
-    async fn verify(self: Arc<Self>, text: Zeroizing<String>, hash: String) -> Verdict {
+    async fn verify(self: Arc<Self>, text: Zeroizing<String>, hash: String) -> CheckResult {
         let permit = self.permit().await?;
         self.count.fetch_add(1, Ordering::Relaxed);
         let run = tokio::task::spawn_blocking(move || {
@@ -387,12 +388,12 @@ impl Runs {
         run.await.map_err(|_| CryptoError::ended_early())?
     }
 
-    fn in_flight(&self) -> MutexGuard<'_, HashMap<KeyVerifier, watch::Receiver<Option<Verdict>>>> {
-        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
+    fn in_flight(&self) -> MutexGuard<'_, HashMap<KeyVerifier, watch::Receiver<Option<CheckResult>>>> {
+        self.in_flight.lock()
     }
 
     fn spare_blocks(&self) -> MutexGuard<'_, Vec<Vec<Block>>> {
-        self.spare_blocks.lock().unwrap_or_else(PoisonError::into_inner)
+        self.spare_blocks.lock()
     }
 }
 

@@ -3,11 +3,12 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::Arc,
 };
 
 use aws_lc_rs::digest;
 use chrono::{DateTime, Utc};
+use parking_lot::{Mutex, RwLock};
 use rustls::{
     ServerConfig,
     crypto::aws_lc_rs::default_provider,
@@ -69,21 +70,21 @@ impl ServerCertificate {
         let files = Files::read(&self.certificate_file, &self.key_file)?;
         let fingerprint = files.fingerprint();
         {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut seen = self.seen.lock();
             if *seen == fingerprint {
                 return Ok(false);
             }
             *seen = fingerprint;
         }
         let served = files.parse(&self.certificate_file, &self.key_file)?;
-        *self.served.write().unwrap_or_else(PoisonError::into_inner) = served;
+        *self.served.write() = served;
         Ok(true)
     }
 
     /// When the certificate that is shown now ends.
     #[must_use]
     pub fn not_after(&self) -> DateTime<Utc> {
-        self.served.read().unwrap_or_else(PoisonError::into_inner).not_after
+        self.served.read().not_after
     }
 
     /// How TLS is spoken: 1.2 or 1.3, HTTP/1.1, without client certificates.
@@ -107,7 +108,7 @@ struct Shown(Arc<ServerCertificate>);
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0.served.read().unwrap_or_else(PoisonError::into_inner).key))
+        Some(Arc::clone(&self.0.served.read().key))
     }
 }
 

@@ -5,17 +5,14 @@
 //! table, row and column and opens nowhere else. GCM-SIV, because a repeated random nonce then shows at most
 //! that two plaintexts are equal, where GCM would give the key stream away.
 
-use std::{
-    fmt,
-    path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use aws_lc_rs::{
     aead::{AES_256_GCM_SIV, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
     rand,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
+use parking_lot::RwLock;
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -188,7 +185,7 @@ impl Sealer {
             KeyRing::parse(&SecretString::from(text)).map_err(|e| Invalid::new(format!("{}: {e}", file.display())))?;
         if !ring.ids().eq(self.ring().ids()) {
             tracing::info!(keys = ?ring, "the master key ring changed");
-            *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ring);
+            *self.ring.write() = Arc::new(ring);
         }
         Ok(())
     }
@@ -196,7 +193,7 @@ impl Sealer {
     /// The ring in use now.
     #[must_use]
     pub fn ring(&self) -> Arc<KeyRing> {
-        Arc::clone(&self.ring.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.ring.read())
     }
 
     /// Id of the key that seals now.

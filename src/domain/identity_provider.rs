@@ -137,7 +137,7 @@ pub struct ProviderDocument {
 
 /// A provider, without its name.
 #[derive(Debug, Clone)]
-pub struct ProviderSettings {
+pub struct ProviderConfig {
     /// Who vouches for its tokens.
     pub voucher: Voucher,
     /// Whom its tokens must have been made for.
@@ -146,7 +146,7 @@ pub struct ProviderSettings {
     pub rules: Vec<Rule>,
 }
 
-impl ProviderSettings {
+impl ProviderConfig {
     /// Checks the parts and that they fit together.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use std::{
 
 use uuid::Uuid;
 
-use crate::http::buckets::{Buckets, Rate};
+use crate::http::rate_limit::{Rate, RateLimiter};
 
 /// How many buckets each kind has, whoever comes: two that share one share its tokens.
 const BUCKETS: usize = 4096;
@@ -37,13 +37,13 @@ impl Source {
 /// The attempts of one process.
 #[derive(Debug)]
 pub struct Attempts {
-    keys: Buckets,
-    sources: Buckets,
+    keys: RateLimiter,
+    sources: RateLimiter,
 }
 
 impl Default for Attempts {
     fn default() -> Self {
-        Self { keys: Buckets::new(BUCKETS, PER_KEY), sources: Buckets::new(BUCKETS, PER_SOURCE) }
+        Self { keys: RateLimiter::new(BUCKETS, PER_KEY), sources: RateLimiter::new(BUCKETS, PER_SOURCE) }
     }
 }
 

@@ -22,16 +22,16 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::{
     domain::caller::{Call, Identity, Permission},
     http::{
-        arrival::Arrival,
         attempts::{Attempts, Source},
         body::BodyRead,
         problem::ApiError,
         refusals,
         request_limit::RequestLimit,
+        request_meta::RequestMeta,
     },
     service::{
-        api_keys::{Door, Verdict},
-        tokens::{TokenDoor, TokenVerdict},
+        api_keys::{ApiKeyAuthenticator, Authentication},
+        tokens::{TokenAuthenticator, TokenVerdict},
     },
 };
 
@@ -104,31 +104,32 @@ async fn identify(request: &mut ServiceRequest) -> Result<Arc<Identity>, ApiErro
         // In a box: it takes kilobytes, which a request with a key need not have.
         return Box::pin(identify_token(request, key)).await;
     }
-    let door =
-        request.app_data::<Data<Door>>().ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door")))?;
-    let verdict = if let Some(verdict) = door.identify_at_once(key) {
-        verdict
+    let authenticator = request
+        .app_data::<Data<ApiKeyAuthenticator>>()
+        .ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door")))?;
+    let authentication = if let Some(authentication) = authenticator.identify_at_once(key) {
+        authentication
     } else {
-        let (door, key) = (door.clone(), SecretString::from(key));
+        let (authenticator, key) = (authenticator.clone(), SecretString::from(key));
         leave_no_empty_room(request.headers_mut());
         // In a box, as above.
-        Box::pin(async move { door.identify(key.expose_secret()).await }).await?
+        Box::pin(async move { authenticator.identify(key.expose_secret()).await }).await?
     };
     // One sentence for every reason, so that nobody learns which keys exist.
     let refused = ApiError::Unauthenticated("the API key is unknown, mistyped, revoked or expired");
     let note = |owner, reason| refusals::note_at_the_door(request.request(), owner, reason);
-    match verdict {
-        Verdict::Known(identity) => Ok(identity),
-        Verdict::Refused => {
+    match authentication {
+        Authentication::Known(identity) => Ok(identity),
+        Authentication::Refused => {
             note(None, "malformed-key");
             Err(refused)
         }
-        Verdict::Ended(identity) => {
+        Authentication::Ended(identity) => {
             note(Some(identity.actor.clone()), "ended-key");
             Err(refused)
         }
         // Counted only now: a right key is never asked how many wrong ones came before it.
-        Verdict::Wrong(id) => {
+        Authentication::Wrong(id) => {
             note(None, "wrong-key");
             match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count(id, source_of(request))) {
                 Some(Err(retry_after)) => Err(ApiError::TooManyAttempts { retry_after }),
@@ -147,9 +148,10 @@ fn leave_no_empty_room(headers: &mut HeaderMap) {
 
 async fn identify_token(request: &ServiceRequest, token: &str) -> Result<Arc<Identity>, ApiError> {
     let note = |reason| refusals::note_at_the_door(request.request(), None, reason);
-    let door = request.app_data::<Data<TokenDoor>>();
-    let door = door.ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door for tokens")))?;
-    match door.identify(token).await? {
+    let authenticator = request.app_data::<Data<TokenAuthenticator>>();
+    let authenticator =
+        authenticator.ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door for tokens")))?;
+    match authenticator.identify(token).await? {
         TokenVerdict::Known(identity) => Ok(Arc::new(identity)),
         TokenVerdict::NoRule => {
             note("no-matching-rule");
@@ -169,7 +171,7 @@ async fn identify_token(request: &ServiceRequest, token: &str) -> Result<Arc<Ide
 }
 
 fn source_of(request: &ServiceRequest) -> Option<Source> {
-    Arrival::of(request.request())?.source.map(Source::of)
+    RequestMeta::of(request.request())?.source.map(Source::of)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -180,8 +182,8 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 /// What a caller showed at the door, for an answer that goes on for long: it is shown again at intervals.
 pub struct Shown {
-    door: Data<Door>,
-    token_door: Data<TokenDoor>,
+    authenticator: Data<ApiKeyAuthenticator>,
+    token_authenticator: Data<TokenAuthenticator>,
     text: SecretString,
 }
 
@@ -200,8 +202,8 @@ impl Shown {
     pub fn of(request: &HttpRequest) -> Result<Self, ApiError> {
         let missing = || ApiError::Internal(anyhow::anyhow!("a handler outside /v1 asks what was shown at the door"));
         Ok(Self {
-            door: request.app_data::<Data<Door>>().cloned().ok_or_else(missing)?,
-            token_door: request.app_data::<Data<TokenDoor>>().cloned().ok_or_else(missing)?,
+            authenticator: request.app_data::<Data<ApiKeyAuthenticator>>().cloned().ok_or_else(missing)?,
+            token_authenticator: request.app_data::<Data<TokenAuthenticator>>().cloned().ok_or_else(missing)?,
             text: bearer(request.headers()).ok_or_else(missing)?.into(),
         })
     }
@@ -210,15 +212,15 @@ impl Shown {
     pub async fn again(&self) -> ShownAgain {
         let text = self.text.expose_secret();
         if text.contains('.') {
-            return match self.token_door.identify(text).await {
+            return match self.token_authenticator.identify(text).await {
                 Ok(TokenVerdict::Known(identity)) => ShownAgain::Known(Arc::new(identity)),
                 Ok(TokenVerdict::Refused | TokenVerdict::NoRule) => ShownAgain::Ended,
                 Ok(TokenVerdict::Unavailable { .. }) | Err(_) => ShownAgain::Unavailable,
             };
         }
-        match self.door.identify(text).await {
-            Ok(Verdict::Known(identity)) => ShownAgain::Known(identity),
-            Ok(Verdict::Refused | Verdict::Ended(_) | Verdict::Wrong(_)) => ShownAgain::Ended,
+        match self.authenticator.identify(text).await {
+            Ok(Authentication::Known(identity)) => ShownAgain::Known(identity),
+            Ok(Authentication::Refused | Authentication::Ended(_) | Authentication::Wrong(_)) => ShownAgain::Ended,
             Err(_) => ShownAgain::Unavailable,
         }
     }
@@ -265,9 +267,9 @@ impl<P: Requires> FromRequest for Caller<P> {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let extensions = request.extensions();
         let identity = extensions.get::<Arc<Identity>>().cloned();
-        ready(match (identity, extensions.get::<Arrival>()) {
-            (Some(identity), Some(arrival)) if identity.may(P::PERMISSION) => {
-                let identity = Call { identity, request_id: arrival.id.uuid(), source: arrival.source };
+        ready(match (identity, extensions.get::<RequestMeta>()) {
+            (Some(identity), Some(meta)) if identity.may(P::PERMISSION) => {
+                let identity = Call { identity, request_id: meta.id.uuid(), source: meta.source };
                 Ok(Self { identity, permission: PhantomData })
             }
             (Some(identity), Some(_)) if identity.role.allows(P::PERMISSION) => Err(ApiError::NeedsAllGrants),

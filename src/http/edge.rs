@@ -15,8 +15,8 @@ use actix_web::{
 use crate::{
     domain::proxies::Proxies,
     http::{
-        arrival::{Arrival, X_REQUEST_ID},
         connection::Clock,
+        request_meta::{RequestMeta, X_REQUEST_ID},
         security_headers,
     },
     metrics::Metrics,
@@ -36,7 +36,7 @@ pub struct Edge {
 /// Middleware that
 ///
 /// - tells the connection's clock that it is our turn now, and after the answer that it is the client's;
-/// - notes which request this is and where it comes from ([`Arrival`]);
+/// - notes which request this is and where it comes from ([`RequestMeta`]);
 /// - gives the answer the request's id, and its headers for browsers;
 /// - counts and times the request, by the route's pattern, never the path: callers must not be able to make new series.
 pub async fn pass(
@@ -49,8 +49,8 @@ pub async fn pass(
     if let Some(clock) = &clock {
         clock.ours();
     }
-    let arrival = Arrival::new(request.request(), &edge.proxies);
-    request.extensions_mut().insert(arrival);
+    let meta = RequestMeta::new(request.request(), &edge.proxies);
+    request.extensions_mut().insert(meta);
 
     let mut answer = next.call(request).await;
 
@@ -61,7 +61,7 @@ pub async fn pass(
             let method = answer.request().method().as_str();
             edge.metrics.count_request(method, route.as_deref(), answer.status().as_u16(), start.elapsed());
             closes = answer.response().head().connection_type() == ConnectionType::Close;
-            if let Ok(id) = arrival.id.with_text(HeaderValue::from_str) {
+            if let Ok(id) = meta.id.with_text(HeaderValue::from_str) {
                 answer.headers_mut().insert(X_REQUEST_ID, id);
             }
             security_headers::add(answer, edge.speaks_tls);

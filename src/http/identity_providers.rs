@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         cluster::CaCertificate,
-        identity_provider::{ProviderDocument, ProviderSettings, ProviderType, RuleDocument, Voucher},
+        identity_provider::{ProviderConfig, ProviderDocument, ProviderType, RuleDocument, Voucher},
         invalid::{FieldError, FieldErrors},
         names::Name,
     },
@@ -59,10 +59,10 @@ pub struct CreateIdentityProvider {
 }
 
 impl CreateIdentityProvider {
-    fn parse(self) -> Result<(Name, ProviderSettings), Vec<FieldError>> {
+    fn parse(self) -> Result<(Name, ProviderConfig), Vec<FieldError>> {
         let mut errors = FieldErrors::default();
         let name = errors.take("name", Name::parse(&self.name));
-        let settings = errors.take_all(ProviderSettings::parse(ProviderDocument {
+        let config = errors.take_all(ProviderConfig::parse(ProviderDocument {
             provider_type: self.provider_type,
             issuer: self.issuer,
             ca_certificate: self.ca_certificate,
@@ -70,7 +70,7 @@ impl CreateIdentityProvider {
             audience: self.audience,
             rules: self.rules,
         }));
-        errors.finish(|| name.zip(settings))
+        errors.finish(|| name.zip(config))
     }
 }
 
@@ -138,8 +138,8 @@ pub struct IdentityProvider {
 
 impl From<StoredProvider> for IdentityProvider {
     fn from(stored: StoredProvider) -> Self {
-        let provider_type = stored.settings.voucher.provider_type();
-        let (issuer, ca_certificate, cluster) = match &stored.settings.voucher {
+        let provider_type = stored.config.voucher.provider_type();
+        let (issuer, ca_certificate, cluster) = match &stored.config.voucher {
             Voucher::Oidc { issuer, ca_certificate } => {
                 let ca_certificate = ca_certificate.as_ref().map(CaCertificate::as_pem);
                 (Some(issuer.to_string()), ca_certificate.map(str::to_owned), None)
@@ -153,8 +153,8 @@ impl From<StoredProvider> for IdentityProvider {
             issuer,
             ca_certificate,
             cluster,
-            audience: stored.settings.audience.as_str().to_owned(),
-            rules: stored.settings.rules.iter().map(RuleDocument::from).collect(),
+            audience: stored.config.audience.as_str().to_owned(),
+            rules: stored.config.rules.iter().map(RuleDocument::from).collect(),
             version: stored.version,
             created_at: stored.created_at,
             updated_at: stored.updated_at,
@@ -179,8 +179,8 @@ pub async fn create_identity_provider(
     providers: Data<IdentityProviders>,
     body: Json<CreateIdentityProvider>,
 ) -> Result<HttpResponse, ApiError> {
-    let (name, settings) = body.0.parse()?;
-    let provider = providers.create(&caller.identity, &name, &settings).await?;
+    let (name, config) = body.0.parse()?;
+    let provider = providers.create(&caller.identity, &name, &config).await?;
     Ok(HttpResponse::Created()
         .insert_header((LOCATION, format!("/v1/identity-providers/{name}")))
         .insert_header(etag(provider.version))

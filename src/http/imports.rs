@@ -15,7 +15,7 @@ use crate::{
         body::Document,
         problem::ApiError,
     },
-    service::imports::{ImportReport, Imported, Imports, Outcome},
+    service::imports::{EntryOutcome, ImportReport, Imported, Imports},
 };
 
 /// What became of a docker config.
@@ -68,10 +68,10 @@ impl From<Imported> for ImportResultItem {
             format!("left out: {}; an account holds a user, a password and a valid address", names.join(", "))
         });
         let (outcome, reason, detail) = match imported.outcome {
-            Outcome::Created => (ImportOutcome::Created, None, left_out),
-            Outcome::Updated => (ImportOutcome::Updated, None, left_out),
-            Outcome::Unchanged => (ImportOutcome::Unchanged, None, left_out),
-            Outcome::Skipped { reason, detail } => (ImportOutcome::Skipped, Some(reason), Some(detail)),
+            EntryOutcome::Created => (ImportOutcome::Created, None, left_out),
+            EntryOutcome::Updated => (ImportOutcome::Updated, None, left_out),
+            EntryOutcome::Unchanged => (ImportOutcome::Unchanged, None, left_out),
+            EntryOutcome::Skipped { reason, detail } => (ImportOutcome::Skipped, Some(reason), Some(detail)),
         };
         Self { key: imported.key, registry, name, outcome, reason, detail }
     }

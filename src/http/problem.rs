@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use crate::{
     clients::cluster::ClusterError,
     domain::{docker_config::RenderError, invalid::FieldError},
-    http::arrival::Arrival,
+    http::request_meta::RequestMeta,
     service::ServiceError,
     storage::StorageError,
 };
@@ -353,7 +353,7 @@ fn respond(error: &ApiError, response: &ServiceResponse) -> HttpResponse {
         tracing::debug!(problem = slug, "the request was refused");
     }
     let request = response.request();
-    let request_id = Arrival::of(request).map(|arrival| arrival.id.to_string());
+    let request_id = RequestMeta::of(request).map(|meta| meta.id.to_string());
     let fields = error.errors().iter().cloned().chain(error.remote_field());
     let problem = Problem {
         problem_type: format!("{TYPE_BASE}{slug}"),

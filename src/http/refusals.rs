@@ -9,10 +9,10 @@ use crate::{
         audit::{Action, Resource, nobody},
         caller::{Actor, Identity},
     },
-    http::{arrival::Arrival, problem::ApiError},
+    http::{problem::ApiError, request_meta::RequestMeta},
     service::{
         ServiceError,
-        audit::{recorder::Recorder, refusals::Refusal},
+        audit::{refusals::Refusal, writer::AuditWriter},
     },
 };
 
@@ -76,10 +76,10 @@ pub fn note_at_the_door(request: &HttpRequest, owner: Option<Actor>, reason: &'s
 }
 
 fn count(request: &HttpRequest, actor: Actor, action: Action, resources: Vec<Resource>, reason: &'static str) {
-    let Some(recorder) = request.app_data::<Data<Recorder>>() else { return };
-    let arrival = Arrival::of(request);
-    let (request_id, source) = (arrival.map(|arrival| arrival.id.uuid()), arrival.and_then(|arrival| arrival.source));
-    recorder.refuse(Refusal { actor, action, resources, reason, request_id, source });
+    let Some(audit_writer) = request.app_data::<Data<AuditWriter>>() else { return };
+    let meta = RequestMeta::of(request);
+    let (request_id, source) = (meta.map(|meta| meta.id.uuid()), meta.and_then(|meta| meta.source));
+    audit_writer.refuse(Refusal { actor, action, resources, reason, request_id, source });
 }
 
 /// Why, and which resources, where the path does not say it. Nothing for what did not fail for want of a right.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     domain::caller::Actor,
-    http::buckets::{Buckets, Rate},
+    http::rate_limit::{Rate, RateLimiter},
 };
 
 /// Half a megabyte. Two callers share a bucket by chance alone; of a hundred, one pair in ten processes.
@@ -12,12 +12,12 @@ const BUCKETS: usize = 65_536;
 
 /// The limit of one process; `None` where there is none.
 #[derive(Debug)]
-pub struct RequestLimit(Option<Buckets>);
+pub struct RequestLimit(Option<RateLimiter>);
 
 impl RequestLimit {
     /// Makes a limit of so many requests each second and so many at once.
     pub fn new(rate: Option<Rate>) -> Self {
-        Self(rate.map(|rate| Buckets::new(BUCKETS, rate)))
+        Self(rate.map(|rate| RateLimiter::new(BUCKETS, rate)))
     }
 
     /// Counts a request of a caller whose key was found good; an error says when to try again.

@@ -10,7 +10,7 @@ use actix_web::{
 use tracing::Span;
 use tracing_actix_web::RootSpanBuilder;
 
-use crate::{domain::caller::Identity, http::arrival::Arrival};
+use crate::{domain::caller::Identity, http::request_meta::RequestMeta};
 
 /// Records the path without its query and no header at all: both may hold what does not belong in a log.
 ///
@@ -19,13 +19,13 @@ pub struct RootSpan;
 
 impl RootSpanBuilder for RootSpan {
     fn on_request_start(request: &ServiceRequest) -> Span {
-        let arrival = Arrival::of(request.request());
+        let meta = RequestMeta::of(request.request());
         tracing::info_span!(
             "request",
-            request_id = arrival.map(|arrival| arrival.id).map(tracing::field::display),
+            request_id = meta.map(|meta| meta.id).map(tracing::field::display),
             method = request.method().as_str(),
             path = request.path(),
-            peer = arrival.and_then(|arrival| arrival.source).map(tracing::field::display),
+            peer = meta.and_then(|meta| meta.source).map(tracing::field::display),
         )
     }
 

@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-pub use crate::http::buckets::Rate;
+pub use crate::http::rate_limit::Rate;
 
 /// How long the first head of a connection may take, and a TLS handshake before it.
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
@@ -43,7 +43,7 @@ const LINGER_FOR: Duration = Duration::from_secs(1);
 
 /// How to serve.
 #[derive(Debug)]
-pub struct Settings {
+pub struct ServerConfig {
     /// What is served.
     pub serves: Serves,
     /// Worker threads.
@@ -65,26 +65,23 @@ pub struct Settings {
 /// # Errors
 ///
 /// What the operating system says of the listener.
-pub fn start(listener: TcpListener, state: State, settings: Settings) -> std::io::Result<Server> {
-    let (routes, has_documents) = (settings.serves.routes(), settings.serves == Serves::Everything);
+pub fn start(listener: TcpListener, state: State, config: ServerConfig) -> std::io::Result<Server> {
+    let (routes, has_documents) = (config.serves.routes(), config.serves == Serves::Everything);
     let document = openapi::document_of(routes);
     let document_json = Data::new(DocumentJson(serde_json::to_string(&document)?));
     let methods = Data::new(Methods::of(document));
     let attempts = Data::new(Attempts::default());
-    let limit = Data::new(RequestLimit::new(settings.requests));
-    let has_origins = !settings.origins.is_empty();
-    let origins = Data::new(settings.origins);
-    let edge = Edge {
-        metrics: state.metrics.clone(),
-        proxies: Arc::new(settings.proxies),
-        speaks_tls: settings.tls.is_some(),
-    };
-    let acceptor = settings.tls.map(|config| TlsAcceptor::from(Arc::new(config)));
+    let limit = Data::new(RequestLimit::new(config.requests));
+    let has_origins = !config.origins.is_empty();
+    let origins = Data::new(config.origins);
+    let edge =
+        Edge { metrics: state.metrics.clone(), proxies: Arc::new(config.proxies), speaks_tls: config.tls.is_some() };
+    let acceptor = config.tls.map(|config| TlsAcceptor::from(Arc::new(config)));
     let app = move || {
         let edge = Rc::new(edge.clone());
         let (app, _) = App::new().into_utoipa_app().openapi(openapi::frame()).configure(routes).split_for_parts();
-        app.app_data(state.door.clone())
-            .app_data(state.token_door.clone())
+        app.app_data(state.authenticator.clone())
+            .app_data(state.token_authenticator.clone())
             .app_data(attempts.clone())
             .app_data(limit.clone())
             .app_data(origins.clone())
@@ -100,7 +97,7 @@ pub fn start(listener: TcpListener, state: State, settings: Settings) -> std::io
             .app_data(state.streams.clone())
             .app_data(state.previews.clone())
             .app_data(state.audit_events.clone())
-            .app_data(state.recorder.clone())
+            .app_data(state.audit_writer.clone())
             .app_data(state.pool.clone())
             .app_data(state.metrics.clone())
             .app_data(document_json.clone())
@@ -118,8 +115,7 @@ pub fn start(listener: TcpListener, state: State, settings: Settings) -> std::io
             .wrap(from_fn(move |request, next| edge::pass(Rc::clone(&edge), request, next)))
     };
     // As `HttpServer` does it, but that the streams are `Timed`.
-    let builder =
-        Server::build().workers(settings.workers).shutdown_timeout(settings.grace.as_secs()).disable_signals();
+    let builder = Server::build().workers(config.workers).shutdown_timeout(config.grace.as_secs()).disable_signals();
     let stopping = builder.graceful_shutdown_signal();
     let builder = builder.listen("http", listener, move || {
         let (acceptor, stopping) = (acceptor.clone(), stopping.clone());

@@ -17,10 +17,10 @@ use crate::{
     },
     service::{
         ExpectedVersion, ServiceError,
-        audit::Trail,
+        audit::TransactionalAudit,
         check_version, connection,
-        memory::Memory,
         pull_secrets::{self, AccountTransition},
+        row_cache::RowCache,
     },
     storage::{self, PageRequest, StorageError, accounts::AccountFilter, changes::Change, sealed::SealedColumn},
 };
@@ -29,16 +29,16 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Accounts {
     pool: PgPool,
-    memory: Arc<Memory>,
+    row_cache: Arc<RowCache>,
     sealer: Arc<Sealer>,
-    trail: Trail,
+    audit: TransactionalAudit,
 }
 
 impl Accounts {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>, trail: Trail) -> Self {
-        Self { pool, memory, sealer, trail }
+    pub fn new(pool: PgPool, row_cache: Arc<RowCache>, sealer: Arc<Sealer>, audit: TransactionalAudit) -> Self {
+        Self { pool, row_cache, sealer, audit }
     }
 
     /// Registers an account; its password is sealed before it is stored.
@@ -59,8 +59,7 @@ impl Accounts {
         })?;
         pull_secrets::follow_accounts(&mut tx, &[AccountTransition::Made(&account)]).await?;
         let event = NewEvent::of(caller, Action::AccountCreate, Resource::account(&account.name));
-        self.trail.record(&mut tx, [event.details(Details::default().version(account.version))]).await?;
-        tx.commit().await?;
+        self.audit.commit(tx, [event.details(Details::default().version(account.version))]).await?;
         Ok(account)
     }
 
@@ -124,9 +123,8 @@ impl Accounts {
         pull_secrets::follow_accounts(&mut tx, &[transition]).await?;
         let action = if password.is_some() { Action::AccountRotate } else { Action::AccountUpdate };
         let details = Details::default().fields(&fields).version(changed.version);
-        self.trail.record(&mut tx, [NewEvent::of(caller, action, Resource::account(name)).details(details)]).await?;
-        tx.commit().await?;
-        self.memory.forget(&Change::RegistryAccount(name.to_string()));
+        self.audit.commit(tx, [NewEvent::of(caller, action, Resource::account(name)).details(details)]).await?;
+        self.row_cache.forget(&Change::RegistryAccount(name.to_string()));
         Ok(changed)
     }
 
@@ -147,9 +145,8 @@ impl Accounts {
         pull_secrets::follow_accounts(&mut tx, &[AccountTransition::Removed(&account)]).await?;
         let details = Details::default().version(account.version);
         let event = NewEvent::of(caller, Action::AccountDelete, Resource::account(name)).details(details);
-        self.trail.record(&mut tx, [event]).await?;
-        tx.commit().await?;
-        self.memory.forget(&Change::RegistryAccount(name.to_string()));
+        self.audit.commit(tx, [event]).await?;
+        self.row_cache.forget(&Change::RegistryAccount(name.to_string()));
         Ok(())
     }
 }

@@ -14,9 +14,9 @@ use crate::{
     },
     service::{
         ServiceError,
-        audit::Trail,
+        audit::TransactionalAudit,
         connection,
-        memory::{KnownKey, Memory},
+        row_cache::{KnownKey, RowCache},
     },
     storage::{
         self, StorageError,
@@ -27,14 +27,14 @@ use crate::{
 
 /// The door: says whom a shown key stands for.
 #[derive(Debug, Clone)]
-pub struct Door {
-    memory: Arc<Memory>,
+pub struct ApiKeyAuthenticator {
+    row_cache: Arc<RowCache>,
     checker: Arc<KeyChecker>,
 }
 
 /// What the door says of a shown key.
 #[derive(Debug)]
-pub enum Verdict {
+pub enum Authentication {
     /// It is the key of this caller.
     Known(Arc<Identity>),
     /// It is no key.
@@ -45,11 +45,11 @@ pub enum Verdict {
     Wrong(Uuid),
 }
 
-impl Door {
+impl ApiKeyAuthenticator {
     /// Puts the service together.
     #[must_use]
-    pub fn new(memory: Arc<Memory>, checker: Arc<KeyChecker>) -> Self {
-        Self { memory, checker }
+    pub fn new(row_cache: Arc<RowCache>, checker: Arc<KeyChecker>) -> Self {
+        Self { row_cache, checker }
     }
 
     /// Says whom a key stands for. Whether it is revoked or expired is asked at each request.
@@ -57,38 +57,38 @@ impl Door {
     /// # Errors
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn identify(&self, key: &str) -> Result<Verdict, ServiceError> {
-        let Some(shown) = ShownKey::parse(key) else { return Ok(Verdict::Refused) };
-        let known = self.memory.api_key(shown.id).await?;
-        if let Some(verdict) = self.judge(shown, known.as_deref()) {
-            return Ok(verdict);
+    pub async fn identify(&self, key: &str) -> Result<Authentication, ServiceError> {
+        let Some(shown) = ShownKey::parse(key) else { return Ok(Authentication::Refused) };
+        let known = self.row_cache.api_key(shown.id).await?;
+        if let Some(authentication) = self.judge(shown, known.as_deref()) {
+            return Ok(authentication);
         }
         let is_right = self.checker.check(shown, known.as_ref().map(|key| &key.verifier)).await?;
         Ok(match known {
-            Some(key) if is_right && key.is_active() => Verdict::Known(Arc::clone(&key.identity)),
-            Some(key) if is_right => Verdict::Ended(Arc::clone(&key.identity)),
-            _ => Verdict::Wrong(shown.id),
+            Some(key) if is_right && key.is_active() => Authentication::Known(Arc::clone(&key.identity)),
+            Some(key) if is_right => Authentication::Ended(Arc::clone(&key.identity)),
+            _ => Authentication::Wrong(shown.id),
         })
     }
 
     /// The same, if neither Postgres nor argon2 needs to be waited for.
     #[must_use]
-    pub fn identify_at_once(&self, key: &str) -> Option<Verdict> {
-        let Some(shown) = ShownKey::parse(key) else { return Some(Verdict::Refused) };
-        let known = self.memory.recall_api_key(shown.id)?;
+    pub fn identify_at_once(&self, key: &str) -> Option<Authentication> {
+        let Some(shown) = ShownKey::parse(key) else { return Some(Authentication::Refused) };
+        let known = self.row_cache.recall_api_key(shown.id)?;
         self.judge(shown, Some(&known))
     }
 
     /// What can be said of a key without argon2. The HMAC proves the secret, and argon2 is for those who may come in.
-    fn judge(&self, shown: ShownKey<'_>, known: Option<&KnownKey>) -> Option<Verdict> {
+    fn judge(&self, shown: ShownKey<'_>, known: Option<&KnownKey>) -> Option<Authentication> {
         let is_right = self.checker.has_right_mac(shown, known.map(|key| &key.verifier));
         match known {
-            Some(key) if is_right && !key.is_active() => Some(Verdict::Ended(Arc::clone(&key.identity))),
+            Some(key) if is_right && !key.is_active() => Some(Authentication::Ended(Arc::clone(&key.identity))),
             Some(key) if is_right && self.checker.remembers(&key.verifier) => {
-                Some(Verdict::Known(Arc::clone(&key.identity)))
+                Some(Authentication::Known(Arc::clone(&key.identity)))
             }
             Some(_) if is_right => None,
-            _ => Some(Verdict::Wrong(shown.id)),
+            _ => Some(Authentication::Wrong(shown.id)),
         }
     }
 }
@@ -97,16 +97,16 @@ impl Door {
 #[derive(Debug, Clone)]
 pub struct ApiKeys {
     pool: PgPool,
-    memory: Arc<Memory>,
+    row_cache: Arc<RowCache>,
     checker: Arc<KeyChecker>,
-    trail: Trail,
+    audit: TransactionalAudit,
 }
 
 impl ApiKeys {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, memory: Arc<Memory>, checker: Arc<KeyChecker>, trail: Trail) -> Self {
-        Self { pool, memory, checker, trail }
+    pub fn new(pool: PgPool, row_cache: Arc<RowCache>, checker: Arc<KeyChecker>, audit: TransactionalAudit) -> Self {
+        Self { pool, row_cache, checker, audit }
     }
 
     /// Makes a key; its text is in the answer and nowhere else.
@@ -117,7 +117,7 @@ impl ApiKeys {
     pub async fn create(&self, caller: &Call, new: &NewApiKey) -> Result<(ApiKey, NewKey), ServiceError> {
         let key = self.checker.generate().await?;
         let event = NewEvent::of(caller, Action::KeyCreate, Resource::api_key(key.id));
-        insert(&self.pool, &self.trail, new, key, event).await
+        insert(&self.pool, &self.audit, new, key, event).await
     }
 
     /// Lists keys, revoked and expired ones too, the oldest first: at most `limit` after the one with the id `after`.
@@ -147,8 +147,8 @@ impl ApiKeys {
     /// keys any more.
     pub async fn revoke(&self, caller: &Call, id: Uuid) -> Result<(), ServiceError> {
         let event = NewEvent::of(caller, Action::KeyRevoke, Resource::api_key(id));
-        revoke_id(&self.pool, &self.trail, id, event, false).await?;
-        self.memory.forget(&Change::ApiKey(id));
+        revoke_id(&self.pool, &self.audit, id, event, false).await?;
+        self.row_cache.forget(&Change::ApiKey(id));
         Ok(())
     }
 }
@@ -160,19 +160,19 @@ impl ApiKeys {
 /// [`ServiceError::NameTaken`] if a key that is not revoked has the name.
 pub async fn create(
     pool: &PgPool,
-    trail: &Trail,
+    audit: &TransactionalAudit,
     actor: &Actor,
     pepper: &Pepper,
     new: &NewApiKey,
 ) -> Result<(ApiKey, NewKey), ServiceError> {
     let key = api_key::generate(pepper)?;
     let event = NewEvent::by(actor, Action::KeyCreate, Resource::api_key(key.id));
-    insert(pool, trail, new, key, event).await
+    insert(pool, audit, new, key, event).await
 }
 
 async fn insert(
     pool: &PgPool,
-    trail: &Trail,
+    audit: &TransactionalAudit,
     new: &NewApiKey,
     key: NewKey,
     event: NewEvent,
@@ -183,8 +183,7 @@ async fn insert(
         Err(StorageError::NameTaken) => return Err(ServiceError::NameTaken(new.name.to_string())),
         Err(other) => return Err(other.into()),
     };
-    trail.record(&mut tx, [event.details(Details::default().name(&new.name).role(new.role))]).await?;
-    tx.commit().await?;
+    audit.commit(tx, [event.details(Details::default().name(&new.name).role(new.role))]).await?;
     Ok((inserted, key))
 }
 
@@ -204,10 +203,10 @@ pub async fn list(pool: &PgPool, after: Option<Uuid>, limit: i64) -> Result<Vec<
 ///
 /// [`ServiceError::NotFound`] if no key that is not revoked has the name, [`ServiceError::LastAdmin`] as for
 /// [`ApiKeys::revoke`].
-pub async fn revoke(pool: &PgPool, trail: &Trail, actor: &Actor, name: &Name) -> Result<(), ServiceError> {
+pub async fn revoke(pool: &PgPool, audit: &TransactionalAudit, actor: &Actor, name: &Name) -> Result<(), ServiceError> {
     let id = find_id(pool, name).await?;
     let event = NewEvent::by(actor, Action::KeyRevoke, Resource::api_key(id));
-    revoke_id(pool, trail, id, event, false).await
+    revoke_id(pool, audit, id, event, false).await
 }
 
 /// As [`revoke`], and the last admin's key too: whoever has the database can make another.
@@ -217,13 +216,13 @@ pub async fn revoke(pool: &PgPool, trail: &Trail, actor: &Actor, name: &Name) ->
 /// [`ServiceError::NotFound`] if no key that is not revoked has the name.
 pub async fn revoke_even_last_admin(
     pool: &PgPool,
-    trail: &Trail,
+    audit: &TransactionalAudit,
     actor: &Actor,
     name: &Name,
 ) -> Result<(), ServiceError> {
     let id = find_id(pool, name).await?;
     let event = NewEvent::by(actor, Action::KeyRevoke, Resource::api_key(id));
-    revoke_id(pool, trail, id, event, true).await
+    revoke_id(pool, audit, id, event, true).await
 }
 
 async fn find_id(pool: &PgPool, name: &Name) -> Result<Uuid, ServiceError> {
@@ -234,7 +233,7 @@ async fn find_id(pool: &PgPool, name: &Name) -> Result<Uuid, ServiceError> {
 
 async fn revoke_id(
     pool: &PgPool,
-    trail: &Trail,
+    audit: &TransactionalAudit,
     id: Uuid,
     event: NewEvent,
     even_last_admin: bool,
@@ -248,10 +247,9 @@ async fn revoke_id(
     if storage::api_keys::revoke(&mut tx, id).await? {
         let name = Name::parse(&key.name).ok();
         let details = name.map_or_else(Details::default, |name| Details::default().name(&name));
-        trail.record(&mut tx, [event.details(details.role(key.role))]).await?;
+        return Ok(audit.commit(tx, [event.details(details.role(key.role))]).await?);
     }
-    tx.commit().await?;
-    Ok(())
+    Ok(tx.commit().await?)
 }
 
 /// Of the keys that open the door today, one must be left; and where one never expires, one such must be left, for

@@ -1,5 +1,5 @@
-//! The audit record: events of changes in the transaction of the change ([`Trail`]), all others in groups
-//! ([`Recorder`](recorder::Recorder)), and how they are read and checked.
+//! The audit record: events of changes in the transaction of the change ([`TransactionalAudit`]), all others in groups
+//! ([`AuditWriter`](recorder::AuditWriter)), and how they are read and checked.
 //!
 //! Every process writes chains of its own: one for what is written in groups, and a few for changes. A change keeps its
 //! chain from its event to its commit, and so never makes a reveal wait, and rarely another change. The process knows where it
@@ -14,7 +14,7 @@ use std::{
 };
 
 use chrono::Utc;
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 use tokio::{sync::Mutex, time::timeout};
 use uuid::Uuid;
 
@@ -28,16 +28,16 @@ use crate::{
         ServiceError,
         audit::{
             kept::KeptChain,
-            recorder::{Recorder, Tally},
+            writer::{AuditMetrics, AuditWriter},
         },
     },
     storage::{self, StorageError, audit::LockedChain},
 };
 
 mod kept;
-pub mod recorder;
 pub mod refusals;
 pub mod verify;
+pub mod writer;
 
 /// Events that are read at a time for an export.
 const EXPORT_PAGE: i64 = 500;
@@ -76,19 +76,19 @@ impl From<AuditError> for ServiceError {
 
 /// Writes the events of changes, each in the transaction of its change: neither is ever there without the other.
 #[derive(Debug, Clone)]
-pub struct Trail {
+pub struct TransactionalAudit {
     pool: PgPool,
     key: Arc<AuditKey>,
     /// Taken in turn. Each is one row that one transaction at a time has: with one alone, Postgres could not make the
     /// commits of several changes durable together.
     chains: Arc<[KeptChain]>,
     turn: Arc<AtomicUsize>,
-    tally: Arc<Tally>,
+    metrics: Arc<AuditMetrics>,
     /// Had by whoever opens a chain in place of another.
     replacing: Arc<Mutex<()>>,
 }
 
-impl Trail {
+impl TransactionalAudit {
     /// Opens so many chains for this process.
     ///
     /// # Errors
@@ -106,15 +106,15 @@ impl Trail {
             key,
             chains: opened.into(),
             turn: Arc::default(),
-            tally: Arc::default(),
+            metrics: Arc::default(),
             replacing: Arc::default(),
         })
     }
 
     /// Counts chains that are not as this process left them together with those of somebody else.
     #[must_use]
-    pub fn counted_in(self, tally: Arc<Tally>) -> Self {
-        Self { tally, ..self }
+    pub fn counted_in(self, metrics: Arc<AuditMetrics>) -> Self {
+        Self { metrics, ..self }
     }
 
     fn next_chain(&self) -> Option<&KeptChain> {
@@ -176,7 +176,7 @@ impl Trail {
             return Ok(());
         }
         log_break(chain_id, expected, found);
-        self.tally.count_break();
+        self.metrics.count_break();
         let opening = timeout(REPLACE, self.open_beside((chain_id, expected))).await;
         kept.replace(opening.map_err(|_| AuditError::NotWritten)??);
         Ok(())
@@ -193,15 +193,30 @@ impl Trail {
         Ok(chain)
     }
 
+    /// Writes events in a transaction and commits it: the change and its events are durable together,
+    /// or neither is.
+    ///
+    /// # Errors
+    ///
+    /// [`AuditError`] if the events could not be written or the commit failed. After a connection that
+    /// broke during the commit, the change may be durable all the same.
+    pub async fn commit(
+        &self,
+        mut tx: Transaction<'_, Postgres>,
+        events: impl IntoIterator<Item = NewEvent>,
+    ) -> Result<(), AuditError> {
+        self.record(&mut tx, events).await?;
+        Ok(tx.commit().await.map_err(StorageError::from)?)
+    }
+
     /// Writes one event in a transaction of its own.
     ///
     /// # Errors
     ///
     /// [`AuditError`] if it was not written.
     pub async fn record_alone(&self, pool: &PgPool, event: NewEvent) -> Result<(), AuditError> {
-        let mut tx = pool.begin().await.map_err(StorageError::from)?;
-        self.record(&mut tx, [event]).await?;
-        Ok(tx.commit().await.map_err(StorageError::from)?)
+        let tx = pool.begin().await.map_err(StorageError::from)?;
+        self.commit(tx, [event]).await
     }
 }
 
@@ -238,14 +253,14 @@ async fn open_chain(
 #[derive(Clone)]
 pub struct AuditEvents {
     pool: PgPool,
-    recorder: Recorder,
+    audit_writer: AuditWriter,
 }
 
 impl AuditEvents {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, recorder: Recorder) -> Self {
-        Self { pool, recorder }
+    pub fn new(pool: PgPool, audit_writer: AuditWriter) -> Self {
+        Self { pool, audit_writer }
     }
 
     /// Lists events that `filter` lets through, the newest first: at most `limit` before the one with the id `before`.
@@ -270,7 +285,7 @@ impl AuditEvents {
     /// [`ServiceError::Audit`] if that event was not written.
     pub async fn export(&self, caller: &Call, filter: EventFilter) -> Result<Export, ServiceError> {
         let event = NewEvent::of(caller, Action::AuditExport, Resource::audit_events());
-        self.recorder.record(event).await?;
+        self.audit_writer.record(event).await?;
         Ok(Export::new(self.pool.clone(), filter))
     }
 }

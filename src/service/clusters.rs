@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     clients::cluster::{
-        Check, ClusterClient, ClusterClients, ClusterError, LackingPullSecret, Settings, admit, kubeconfig,
+        Check, ClusterClient, ClusterClientConfig, ClusterClients, ClusterError, LackingPullSecret, admit, kubeconfig,
     },
     crypto::sealer::{OpenError, Sealer},
     domain::{
@@ -22,7 +22,7 @@ use crate::{
     },
     service::{
         ExpectedVersion, ServiceError,
-        audit::Trail,
+        audit::TransactionalAudit,
         check_version, connection, pull_secrets,
         rights::{self, Needed},
     },
@@ -109,7 +109,7 @@ impl ConnectionInput {
     }
 
     /// Puts what was said over a connection that is there.
-    fn over(
+    fn merge_into(
         self,
         stored: &StoredCluster,
         open: impl FnOnce() -> Result<ClusterAuth, ServiceError>,
@@ -154,15 +154,15 @@ pub struct Clusters {
     pool: PgPool,
     sealer: Arc<Sealer>,
     clients: Arc<ClusterClients>,
-    settings: Settings,
-    trail: Trail,
+    config: ClusterClientConfig,
+    audit: TransactionalAudit,
 }
 
 impl Clusters {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>, settings: Settings, trail: Trail) -> Self {
-        Self { pool, sealer, clients: Arc::new(ClusterClients::new(CLIENTS_KEPT)), settings, trail }
+    pub fn new(pool: PgPool, sealer: Arc<Sealer>, config: ClusterClientConfig, audit: TransactionalAudit) -> Self {
+        Self { pool, sealer, clients: Arc::new(ClusterClients::new(CLIENTS_KEPT)), config, audit }
     }
 
     /// Registers a cluster; its credential is sealed before it is stored. Nothing is sent to it.
@@ -190,8 +190,7 @@ impl Clusters {
             other => other.into(),
         })?;
         let event = NewEvent::of(caller, Action::ClusterCreate, Resource::cluster(name));
-        self.trail.record(&mut tx, [event.details(Details::default().version(cluster.version))]).await?;
-        tx.commit().await?;
+        self.audit.commit(tx, [event.details(Details::default().version(cluster.version))]).await?;
         Ok(cluster)
     }
 
@@ -238,7 +237,7 @@ impl Clusters {
         check_version(expected, stored.version)?;
         refuse_redirection(&stored, &input)?;
         let fields = input.fields();
-        let changed = input.over(&stored, || self.open(&stored))?;
+        let changed = input.merge_into(&stored, || self.open(&stored))?;
         if is_led_elsewhere(&stored, &changed) && !caller.may(Permission::WriteIdentityProviders) {
             let by = providers_of(&mut tx, &stored).await?;
             if !by.is_empty() {
@@ -252,8 +251,7 @@ impl Clusters {
         let updated = storage::clusters::update(&mut tx, stored.id, &changed, credential.as_ref()).await?;
         let details = Details::default().fields(&fields).version(updated.version);
         let event = NewEvent::of(caller, Action::ClusterUpdate, Resource::cluster(name)).details(details);
-        self.trail.record(&mut tx, [event]).await?;
-        tx.commit().await?;
+        self.audit.commit(tx, [event]).await?;
         self.clients.remove(stored.id);
         if let Err(error) = self.look_again(stored.id).await {
             tracing::warn!(cluster = %name, %error, "the Secrets of a cluster that was changed are looked at when they are due");
@@ -265,7 +263,7 @@ impl Clusters {
     /// one's lock on the cluster, and this waits for targets.
     async fn look_again(&self, cluster: Uuid) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
-        storage::targets::poke_cluster(&mut tx, cluster).await?;
+        storage::targets::mark_cluster_due(&mut tx, cluster).await?;
         storage::pull_secrets::notify(&mut tx).await?;
         tx.commit().await?;
         Ok(())
@@ -292,8 +290,7 @@ impl Clusters {
         storage::clusters::delete(&mut tx, stored.id).await?;
         let details = Details::default().version(stored.version);
         let event = NewEvent::of(caller, Action::ClusterDelete, Resource::cluster(name)).details(details);
-        self.trail.record(&mut tx, [event]).await?;
-        tx.commit().await?;
+        self.audit.commit(tx, [event]).await?;
         self.clients.remove(stored.id);
         Ok(())
     }
@@ -405,7 +402,7 @@ impl Clusters {
         let connect = || {
             let stored_connection = self.stored_connection(stored)?;
             let pinned = addresses.first().copied();
-            let client = ClusterClient::connect_at(&stored_connection, pinned, &self.settings)?;
+            let client = ClusterClient::connect_at(&stored_connection, pinned, &self.config)?;
             Ok::<_, ServiceError>(client.named(&stored.name))
         };
         let kept = self.clients.get_or_connect(stored.id, stored.version, connect)?;
@@ -419,7 +416,7 @@ impl Clusters {
 
     /// Where a cluster that has a name may be called. Where regcred's own pod is, nobody named.
     async fn admit(&self, stored: &StoredCluster) -> Result<Vec<IpAddr>, ServiceError> {
-        match (&self.settings.guard, &stored.server) {
+        match (&self.config.guard, &stored.server) {
             (Some(guard), Some(server)) => Ok(admit(guard, server).await?),
             _ => Ok(Vec::new()),
         }

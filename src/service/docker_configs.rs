@@ -17,7 +17,7 @@ use crate::{
         names::Name,
         selector::LabelSelector,
     },
-    service::{ServiceError, audit::recorder::Recorder, beside_requests, connection, memory::Memory},
+    service::{ServiceError, audit::writer::AuditWriter, connection, row_cache::RowCache, spawn_blocking},
     storage::{self, accounts::SealedCredential, sealed::SealedColumn},
 };
 
@@ -55,9 +55,9 @@ pub enum Subject {
 #[derive(Debug, Clone)]
 pub struct DockerConfigs {
     pool: PgPool,
-    memory: Arc<Memory>,
+    row_cache: Arc<RowCache>,
     sealer: Arc<Sealer>,
-    recorder: Recorder,
+    audit_writer: AuditWriter,
 }
 
 /// A rendered docker config, and the accounts that are in it.
@@ -72,8 +72,8 @@ pub struct Assembled {
 impl DockerConfigs {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>, recorder: Recorder) -> Self {
-        Self { pool, memory, sealer, recorder }
+    pub fn new(pool: PgPool, row_cache: Arc<RowCache>, sealer: Arc<Sealer>, audit_writer: AuditWriter) -> Self {
+        Self { pool, row_cache, sealer, audit_writer }
     }
 
     /// Renders accounts for a reader, and hands the passwords out only after that was recorded for good.
@@ -91,7 +91,7 @@ impl DockerConfigs {
         let assembled = self.assemble(caller, profile, choice).await;
         if let Err(ServiceError::Open(_)) = assembled {
             let event = NewEvent::of(caller, Action::Reveal, Resource::docker_configs());
-            self.recorder.note_damage(event.details(details.clone())).await;
+            self.audit_writer.note_damage(event.details(details.clone())).await;
         }
         let Assembled { rendered, accounts } = assembled?;
         // Of one account it is the account that people look for; of several, the document.
@@ -100,7 +100,7 @@ impl DockerConfigs {
             Err(accounts) => (Resource::docker_configs(), accounts),
         };
         let event = NewEvent::of(caller, Action::Reveal, resource).related(related);
-        self.recorder.record(event.details(details)).await?;
+        self.audit_writer.record(event.details(details)).await?;
         Ok(rendered)
     }
 
@@ -173,7 +173,7 @@ impl DockerConfigs {
                     sealed.iter().map(|one| ScopedAccount { name: &one.name, scope: &one.registry }).collect();
                 Ok(explain_accounts(&accounts, &image))
             }
-            Subject::Config(text) => beside_requests(move || explain_text(&text, &image)).await,
+            Subject::Config(text) => spawn_blocking(move || explain_text(&text, &image)).await,
         }
     }
 
@@ -189,8 +189,8 @@ impl DockerConfigs {
                 let names = parse_names(accounts)?;
                 let granted = |account: &SealedCredential| grants.include_account(&account.name, &account.labels);
                 let found = match reading {
-                    Reading::Remembered => self.memory.credentials(&names, granted).await?,
-                    Reading::Stored => self.memory.stored_credentials(&names, granted).await?,
+                    Reading::Remembered => self.row_cache.credentials(&names, granted).await?,
+                    Reading::Stored => self.row_cache.stored_credentials(&names, granted).await?,
                 };
                 in_order(accounts, found)
             }

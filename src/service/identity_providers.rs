@@ -7,11 +7,11 @@ use crate::{
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
-        identity_provider::{ProviderDocument, ProviderSettings, RuleDocument, Voucher},
+        identity_provider::{ProviderConfig, ProviderDocument, RuleDocument, Voucher},
         invalid::Invalid,
         names::Name,
     },
-    service::{ExpectedVersion, ServiceError, audit::Trail, check_version, connection},
+    service::{ExpectedVersion, ServiceError, audit::TransactionalAudit, check_version, connection},
     storage::{self, PageRequest, StorageError, identity_providers::StoredProvider},
 };
 
@@ -44,7 +44,7 @@ impl ProviderChange {
     }
 
     /// Puts what was said over what is there. The whole is checked anew.
-    fn over(self, stored: &ProviderSettings) -> ProviderDocument {
+    fn merge_into(self, stored: &ProviderConfig) -> ProviderDocument {
         let (issuer, ca_certificate, cluster) = match &stored.voucher {
             Voucher::Oidc { issuer, ca_certificate } => {
                 (Some(issuer.to_string()), ca_certificate.as_ref().map(|ca| ca.as_pem().to_owned()), None)
@@ -67,14 +67,14 @@ impl ProviderChange {
 #[derive(Debug, Clone)]
 pub struct IdentityProviders {
     pool: PgPool,
-    trail: Trail,
+    audit: TransactionalAudit,
 }
 
 impl IdentityProviders {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, trail: Trail) -> Self {
-        Self { pool, trail }
+    pub fn new(pool: PgPool, audit: TransactionalAudit) -> Self {
+        Self { pool, audit }
     }
 
     /// Starts to trust a provider. Nothing is sent to it.
@@ -87,16 +87,15 @@ impl IdentityProviders {
         &self,
         caller: &Call,
         name: &Name,
-        settings: &ProviderSettings,
+        config: &ProviderConfig,
     ) -> Result<StoredProvider, ServiceError> {
         let mut tx = self.pool.begin().await?;
-        let cluster_id = reviewer(&mut tx, settings).await?;
-        let inserted = storage::identity_providers::insert(&mut tx, Uuid::now_v7(), name, settings, cluster_id).await;
+        let cluster_id = reviewer(&mut tx, config).await?;
+        let inserted = storage::identity_providers::insert(&mut tx, Uuid::now_v7(), name, config, cluster_id).await;
         inserted.map_err(|error| taken(name, error))?;
         let created = storage::identity_providers::find(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
         let event = NewEvent::of(caller, Action::ProviderCreate, Resource::identity_provider(name));
-        self.trail.record(&mut tx, [event.details(Details::default().version(created.version))]).await?;
-        tx.commit().await?;
+        self.audit.commit(tx, [event.details(Details::default().version(created.version))]).await?;
         Ok(created)
     }
 
@@ -137,15 +136,14 @@ impl IdentityProviders {
         let mut tx = self.pool.begin().await?;
         let stored = storage::identity_providers::lock(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
         check_version(expected, stored.version)?;
-        let settings = ProviderSettings::parse(change.over(&stored.settings))?;
-        let cluster_id = reviewer(&mut tx, &settings).await?;
-        let updated = storage::identity_providers::update(&mut tx, stored.id, &settings, cluster_id).await;
+        let config = ProviderConfig::parse(change.merge_into(&stored.config))?;
+        let cluster_id = reviewer(&mut tx, &config).await?;
+        let updated = storage::identity_providers::update(&mut tx, stored.id, &config, cluster_id).await;
         updated.map_err(|error| taken(name, error))?;
         let changed = storage::identity_providers::find(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
         let event = NewEvent::of(caller, Action::ProviderUpdate, Resource::identity_provider(name));
         let details = Details::default().fields(&fields).version(changed.version);
-        self.trail.record(&mut tx, [event.details(details)]).await?;
-        tx.commit().await?;
+        self.audit.commit(tx, [event.details(details)]).await?;
         Ok(changed)
     }
 
@@ -160,15 +158,14 @@ impl IdentityProviders {
         check_version(expected, stored.version)?;
         storage::identity_providers::delete(&mut tx, stored.id).await?;
         let event = NewEvent::of(caller, Action::ProviderDelete, Resource::identity_provider(name));
-        self.trail.record(&mut tx, [event.details(Details::default().version(stored.version))]).await?;
-        tx.commit().await?;
+        self.audit.commit(tx, [event.details(Details::default().version(stored.version))]).await?;
         Ok(())
     }
 }
 
 /// The cluster that reviews the tokens, which has to be there.
-async fn reviewer(conn: &mut PgConnection, settings: &ProviderSettings) -> Result<Option<Uuid>, ServiceError> {
-    let Voucher::TokenReview { cluster } = &settings.voucher else { return Ok(None) };
+async fn reviewer(conn: &mut PgConnection, config: &ProviderConfig) -> Result<Option<Uuid>, ServiceError> {
+    let Voucher::TokenReview { cluster } = &config.voucher else { return Ok(None) };
     // Locked, so that it is not deleted or led elsewhere meanwhile.
     let found = storage::clusters::lock(conn, cluster).await?;
     let missing = || ServiceError::field("cluster", Invalid::new(format!("there is no cluster named `{cluster}`")));

@@ -28,10 +28,10 @@ use crate::{
     },
     service::{
         ServiceError, accounts,
-        audit::Trail,
-        beside_requests,
-        memory::Memory,
+        audit::TransactionalAudit,
         pull_secrets::{self, AccountTransition},
+        row_cache::RowCache,
+        spawn_blocking,
     },
     storage::{self, changes::Change, sealed::SealedColumn},
 };
@@ -44,14 +44,14 @@ pub struct Imported {
     /// Registry and name of its account, if it has one.
     pub account: Option<(String, Name)>,
     /// What became of it.
-    pub outcome: Outcome,
+    pub outcome: EntryOutcome,
     /// The names of the entry's fields that its account does not hold.
     pub left_out: Vec<String>,
 }
 
 /// What became of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum EntryOutcome {
     /// A new account.
     Created,
     /// An account that was there has this login now.
@@ -80,9 +80,9 @@ pub struct ImportReport {
 #[derive(Debug, Clone)]
 pub struct Imports {
     pool: PgPool,
-    memory: Arc<Memory>,
+    row_cache: Arc<RowCache>,
     sealer: Arc<Sealer>,
-    trail: Trail,
+    audit: TransactionalAudit,
 }
 
 /// An entry that becomes an account, with its name.
@@ -94,8 +94,8 @@ struct Planned {
 impl Imports {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, memory: Arc<Memory>, sealer: Arc<Sealer>, trail: Trail) -> Self {
-        Self { pool, memory, sealer, trail }
+    pub fn new(pool: PgPool, row_cache: Arc<RowCache>, sealer: Arc<Sealer>, audit: TransactionalAudit) -> Self {
+        Self { pool, row_cache, sealer, audit }
     }
 
     /// Imports a document in any of its forms. An account is named after its registry, with `prefix` before it;
@@ -118,7 +118,7 @@ impl Imports {
                 .map_err(|error| ServiceError::field("", Invalid::new(error.to_string())))?;
             Ok((plan(Import::of(&config), &prefix)?, lint_config(&config)))
         };
-        let ((mut items, planned), warnings) = beside_requests(judge).await?;
+        let ((mut items, planned), warnings) = spawn_blocking(judge).await?;
         let mut tx = self.pool.begin().await?;
         storage::pull_secrets::lock_selectors_shared(&mut tx).await?;
         let names: Vec<String> = planned.iter().map(|planned| planned.new.name.to_string()).collect();
@@ -148,20 +148,20 @@ impl Imports {
                     })?;
                     accounts.push((None, inserted, true));
                     done(Action::AccountCreate);
-                    Outcome::Created
+                    EntryOutcome::Created
                 }
                 Some((account, sealed)) => {
                     let slot = SealedColumn::AccountPassword.slot(account.id);
                     let password = self.sealer.open(slot, &sealed)?;
                     let has_password = password.expose_secret() == new.password.secret().expose_secret();
                     match with_login(account.clone(), &new) {
-                        same if same == account && has_password => Outcome::Unchanged,
+                        same if same == account && has_password => EntryOutcome::Unchanged,
                         changed => {
                             let password = self.sealer.seal(slot, new.password.secret())?;
                             let updated = storage::accounts::update(&mut tx, &changed, Some(&password)).await?;
                             accounts.push((Some(account), updated, !has_password));
                             done(if has_password { Action::AccountUpdate } else { Action::AccountRotate });
-                            Outcome::Updated
+                            EntryOutcome::Updated
                         }
                     }
                 }
@@ -172,7 +172,7 @@ impl Imports {
             // `unchanged` tells that a password is the stored one.
             if !compared.is_empty() {
                 let event = NewEvent::of(caller, Action::AccountImport, Resource::accounts()).related(compared);
-                self.trail.record_alone(&self.pool, event.details(Details::default().dry_run(true))).await?;
+                self.audit.record_alone(&self.pool, event.details(Details::default().dry_run(true))).await?;
             }
             return Ok(ImportReport { items, warnings });
         }
@@ -181,10 +181,9 @@ impl Imports {
             Some(before) => AccountTransition::Changed { before, after, has_new_password: *has_new_password },
         });
         pull_secrets::follow_accounts(&mut tx, &accounts.collect::<Vec<_>>()).await?;
-        self.trail.record(&mut tx, events).await?;
-        tx.commit().await?;
+        self.audit.commit(tx, events).await?;
         for name in names {
-            self.memory.forget(&Change::RegistryAccount(name));
+            self.row_cache.forget(&Change::RegistryAccount(name));
         }
         Ok(ImportReport { items, warnings })
     }
@@ -214,7 +213,7 @@ fn plan(import: Import, prefix: &str) -> Result<(Vec<Imported>, Vec<Planned>), S
                     Ok((new, left_out)) => {
                         let account = Some((new.registry.to_string(), name));
                         planned.push(Planned { position, new });
-                        Imported { key, account, outcome: Outcome::Created, left_out }
+                        Imported { key, account, outcome: EntryOutcome::Created, left_out }
                     }
                     Err(invalid) => skipped(key, SkipReason::InvalidEntry, invalid.to_string()),
                 }
@@ -227,7 +226,7 @@ fn plan(import: Import, prefix: &str) -> Result<(Vec<Imported>, Vec<Planned>), S
 }
 
 fn skipped(key: String, reason: SkipReason, detail: String) -> Imported {
-    Imported { key, account: None, outcome: Outcome::Skipped { reason, detail }, left_out: Vec::new() }
+    Imported { key, account: None, outcome: EntryOutcome::Skipped { reason, detail }, left_out: Vec::new() }
 }
 
 /// The names do not depend on the order of the entries: the same entries in another order are the same accounts.

@@ -9,7 +9,7 @@ use crate::{
         audit::{Action, Details, NewEvent, Outcome, Resource},
         caller::Actor,
     },
-    service::{ServiceError, audit::Trail, connection},
+    service::{ServiceError, audit::TransactionalAudit, connection},
     storage::sealed::{self, KeyUse, SealedColumn},
 };
 
@@ -58,19 +58,19 @@ pub async fn rotate(
 pub async fn rotate_on_record(
     pool: &PgPool,
     sealer: &Sealer,
-    trail: &Trail,
+    audit: &TransactionalAudit,
     actor: &Actor,
     progress: impl FnMut(&Rotation),
 ) -> Result<Rotation, ServiceError> {
     let event = NewEvent::by(actor, Action::MasterKeyRotate, Resource::master_keys());
-    trail.record_alone(pool, event.clone().outcome(Outcome::Attempt)).await?;
+    audit.record_alone(pool, event.clone().outcome(Outcome::Attempt)).await?;
     let rotation = rotate(pool, sealer, progress).await;
     let (outcome, count) = match &rotation {
         Ok(rotation) if rotation.unreadable == 0 => (Outcome::Success, rotation.resealed),
         Ok(rotation) => (Outcome::Failure, rotation.resealed),
         Err(_) => (Outcome::Failure, 0),
     };
-    let recorded = trail.record_alone(pool, event.outcome(outcome).details(Details::default().count(count))).await;
+    let recorded = audit.record_alone(pool, event.outcome(outcome).details(Details::default().count(count))).await;
     let rotation = rotation?;
     recorded?;
     Ok(rotation)

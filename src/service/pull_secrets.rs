@@ -22,7 +22,7 @@ use crate::{
         pull_secret::{Accounts, Declaration, DeletionPolicy, Namespaces, TargetState},
         selector::LabelSelector,
     },
-    service::{ExpectedVersion, ServiceError, audit::Trail, check_version, connection},
+    service::{ExpectedVersion, ServiceError, audit::TransactionalAudit, check_version, connection},
     storage::{
         self, PageRequest, StorageError,
         pull_secrets::StoredPullSecret,
@@ -69,7 +69,7 @@ const LOOKING: usize = 64;
 #[derive(Debug, Clone)]
 pub struct PullSecrets {
     pool: PgPool,
-    trail: Trail,
+    audit: TransactionalAudit,
     /// One for each who waits.
     waiting: Arc<()>,
 }
@@ -77,8 +77,8 @@ pub struct PullSecrets {
 impl PullSecrets {
     /// Puts the service together.
     #[must_use]
-    pub fn new(pool: PgPool, trail: Trail) -> Self {
-        Self { pool, trail, waiting: Arc::default() }
+    pub fn new(pool: PgPool, audit: TransactionalAudit) -> Self {
+        Self { pool, audit, waiting: Arc::default() }
     }
 
     /// Stores a declaration and has its targets brought up to date. The same declaration again changes nothing.
@@ -144,8 +144,7 @@ impl PullSecrets {
         let shown = shown(&mut tx, stored).await?;
         let version = Details::default().version(shown.stored.version);
         let event = NewEvent::of(caller, Action::PullSecretDeclare, Resource::pull_secret(name)).details(version);
-        self.trail.record(&mut tx, [event.related(named(declaration))]).await?;
-        tx.commit().await?;
+        self.audit.commit(tx, [event.related(named(declaration))]).await?;
         Ok((declared, shown))
     }
 
@@ -237,12 +236,11 @@ impl PullSecrets {
         // As whoever changes it does: two who lock its targets do not wait for each other in a circle.
         storage::pull_secrets::lock(&mut tx, name).await?;
         let stored = granted(&mut tx, caller, name).await?;
-        storage::targets::poke(&mut tx, stored.id).await?;
+        storage::targets::mark_due(&mut tx, stored.id).await?;
         storage::pull_secrets::notify(&mut tx).await?;
         let shown = shown(&mut tx, stored).await?;
         let event = NewEvent::of(caller, Action::PullSecretSync, Resource::pull_secret(name));
-        self.trail.record(&mut tx, [event]).await?;
-        tx.commit().await?;
+        self.audit.commit(tx, [event]).await?;
         Ok(shown)
     }
 
@@ -271,8 +269,7 @@ impl PullSecrets {
         storage::pull_secrets::notify(&mut tx).await?;
         let version = Details::default().version(stored.version);
         let event = NewEvent::of(caller, Action::PullSecretDelete, Resource::pull_secret(name)).details(version);
-        self.trail.record(&mut tx, [event]).await?;
-        tx.commit().await?;
+        self.audit.commit(tx, [event]).await?;
         Ok(())
     }
 
@@ -539,7 +536,7 @@ pub(super) async fn follow_accounts(
         ids.extend(concerned.map(|(id, _)| id));
     }
     let ids: Vec<Uuid> = ids.into_iter().collect();
-    Ok(storage::pull_secrets::raise(conn, &ids).await?)
+    Ok(storage::pull_secrets::bump_generation(conn, &ids).await?)
 }
 
 /// Refuses to delete what pull secrets use, and says which; of those that the caller may not see, how many.

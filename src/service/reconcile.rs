@@ -8,10 +8,11 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use secrecy::ExposeSecret;
 use sqlx::{PgConnection, PgPool};
 use tokio::time::{Instant, timeout};
@@ -28,7 +29,7 @@ use crate::{
     },
     service::{
         ServiceError,
-        audit::Trail,
+        audit::TransactionalAudit,
         clusters::Clusters,
         connection,
         docker_configs::{AccountChoice, DockerConfigs},
@@ -41,12 +42,12 @@ use crate::{
     },
 };
 
+mod metrics;
 mod preview;
-mod tally;
 mod watch;
 
+pub use metrics::ReconcileMetrics;
 pub use preview::PreviewedTarget;
-pub use tally::Tally;
 
 /// How long a rendered document is used for further targets of the same generation.
 const RENDERED_FOR: Duration = Duration::from_secs(5);
@@ -59,7 +60,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// How targets are worked on.
 #[derive(Debug, Clone, Copy)]
-pub struct Settings {
+pub struct ReconcileConfig {
     /// How long a claimed target is nobody else's.
     pub lease: Duration,
     /// How often a target that is in order is compared with the cluster all the same.
@@ -133,19 +134,19 @@ pub struct Reconciler {
     clusters: Clusters,
     docker_configs: DockerConfigs,
     content_key: ContentKey,
-    trail: Trail,
-    settings: Settings,
+    audit: TransactionalAudit,
+    config: ReconcileConfig,
     /// The declarations that were read last.
     declarations: Arc<Mutex<HashMap<Uuid, Arc<StoredPullSecret>>>>,
     /// The documents of the fan-outs under way, for seconds: rendering for each target would open every password thousands of times.
     renders: Arc<Mutex<HashMap<Uuid, RenderSlot>>>,
-    tally: Tally,
+    metrics: ReconcileMetrics,
     announcer: Announcer,
 }
 
 impl fmt::Debug for Reconciler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reconciler").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("Reconciler").field("settings", &self.config).finish_non_exhaustive()
     }
 }
 
@@ -157,27 +158,27 @@ impl Reconciler {
         clusters: Clusters,
         docker_configs: DockerConfigs,
         content_key: ContentKey,
-        trail: Trail,
-        settings: Settings,
+        audit: TransactionalAudit,
+        config: ReconcileConfig,
     ) -> Self {
         Self {
             pool,
             clusters,
             docker_configs,
             content_key,
-            trail,
-            settings,
+            audit,
+            config,
             declarations: Arc::default(),
             renders: Arc::default(),
-            tally: Tally::default(),
+            metrics: ReconcileMetrics::default(),
             announcer: Announcer::default(),
         }
     }
 
     /// What is counted.
     #[must_use]
-    pub fn tally(&self) -> Tally {
-        self.tally.clone()
+    pub fn metrics(&self) -> ReconcileMetrics {
+        self.metrics.clone()
     }
 
     /// Looks how all targets are doing, for those who read the metrics, and ends the deletions that a process did not come to
@@ -193,7 +194,7 @@ impl Reconciler {
             storage::targets::survey(&mut conn).await
         };
         let surveyed = surveyed.await;
-        self.tally.note_survey(surveyed.as_ref().ok().copied());
+        self.metrics.note_survey(surveyed.as_ref().ok().copied());
         Ok(surveyed.map(drop)?)
     }
 
@@ -230,7 +231,7 @@ impl Reconciler {
     pub async fn claim(&self, cluster: Uuid, limit: i64) -> Result<Vec<Job>, ServiceError> {
         let claimed = Instant::now();
         let mut conn = connection(&self.pool).await?;
-        let targets = storage::targets::claim(&mut conn, cluster, limit, self.settings.lease).await?;
+        let targets = storage::targets::claim(&mut conn, cluster, limit, self.config.lease).await?;
         if targets.is_empty() {
             return Ok(Vec::new());
         }
@@ -282,12 +283,16 @@ impl Reconciler {
     /// [`ServiceError::Storage`] if Postgres cannot be asked: nothing is known then, and the lease runs out.
     pub async fn work(&self, client: &ClusterClient, job: &Job) -> Result<Option<Outcome>, ServiceError> {
         // A third of the lease is left to store the result.
-        let budget = self.settings.lease * 2 / 3;
+        let budget = self.config.lease * 2 / 3;
         let Some(left) = budget.checked_sub(job.claimed.elapsed()).filter(|left| *left > budget / 2) else {
             return Ok(None);
         };
         let done = timeout(left, async {
-            if job.target.wanted { self.place(client, job).await } else { self.take_away(client, job).await.map(done) }
+            if job.target.wanted {
+                self.place(client, job).await
+            } else {
+                self.remove_secret(client, job).await.map(done)
+            }
         });
         let result = done.await.unwrap_or_else(|_| {
             let detail = format!("the target took more than {} s: several calls were slow", left.as_secs());
@@ -350,7 +355,7 @@ impl Reconciler {
     fn tell(&self, cluster: &str, tries: &[&Try], stored: &[Settled]) {
         for Settled { index, seconds } in stored {
             if let Some(seconds) = seconds {
-                self.tally.sync_durations.observe(*seconds);
+                self.metrics.sync_durations.observe(*seconds);
             }
             let Try { job, outcome } = tries[*index];
             let (target, name) = (&job.target, job.pull_secret.name.as_str());
@@ -434,7 +439,7 @@ impl Reconciler {
         let id = first.job.target.cluster_id;
         let damaged = |reason| StorageError::Corrupt { table: "clusters", id, column: "name", reason };
         let name = Name::parse(cluster).map_err(damaged)?;
-        Ok(self.trail.record(conn, tries.iter().filter_map(|one| event(&name, one))).await?)
+        Ok(self.audit.record(conn, tries.iter().filter_map(|one| event(&name, one))).await?)
     }
 
     /// Gives targets back that were not worked on.
@@ -480,7 +485,7 @@ impl Reconciler {
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
     pub async fn claim_comparison(&self) -> Result<Option<ClaimedComparison>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        Ok(storage::targets::claim_comparison(&mut conn, self.settings.lease).await?)
+        Ok(storage::targets::claim_comparison(&mut conn, self.config.lease).await?)
     }
 
     /// Compares the namespaces of a cluster with the selectors: what matches gets a target, and what does not loses it.
@@ -489,13 +494,13 @@ impl Reconciler {
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
     pub async fn compare(&self, comparison: ClaimedComparison) -> Result<(), ServiceError> {
-        let compared = timeout(self.settings.lease * 2 / 3, self.compare_claimed(comparison)).await;
+        let compared = timeout(self.config.lease * 2 / 3, self.compare_claimed(comparison)).await;
         let compared = compared.unwrap_or_else(|_| {
             let detail = "listing the namespaces of the cluster took too long".to_owned();
             Err(ClusterError::Timeout { detail }.into())
         });
         let (error, again_after) = match compared {
-            Ok(()) => (None, self.settings.compare),
+            Ok(()) => (None, self.config.compare),
             Err(ServiceError::Storage(error)) => return Err(error.into()),
             Err(error) => {
                 tracing::warn!(cluster.id = %comparison.cluster_id, %error, "namespaces could not be compared with selectors");
@@ -595,7 +600,7 @@ impl Reconciler {
                 attached,
                 error: None,
                 // Stored as a tenth more or less: never later than it says, and a little earlier, because it takes some time, too.
-                again_after: self.settings.resync.mul_f64(0.85),
+                again_after: self.config.resync.mul_f64(0.85),
             },
             Some(account) => {
                 let detail = format!("the Secret is there; the ServiceAccount {account} does not exist yet");
@@ -744,7 +749,7 @@ impl Reconciler {
 
     /// Whether the lease of a job was over before a call that nothing else would stop.
     fn has_no_lease(&self, job: &Job) -> bool {
-        job.claimed.elapsed() >= self.settings.lease
+        job.claimed.elapsed() >= self.config.lease
     }
 
     /// Attaches the Secret to the declared `ServiceAccount`s and detaches it from those that are not declared any more, up to the first
@@ -781,7 +786,7 @@ impl Reconciler {
     }
 
     /// Removes the Secret, if it is ours.
-    async fn take_away(&self, client: &ClusterClient, job: &Job) -> Result<Verdict, ServiceError> {
+    async fn remove_secret(&self, client: &ClusterClient, job: &Job) -> Result<Verdict, ServiceError> {
         let (target, name) = (&job.target, &job.pull_secret.declaration.secret_name);
         let found = client.find_secret(&target.namespace, name).await?;
         let ours = found.filter(|found| found.owner(target.pull_secret_id, &target.written) == Owner::Us);
@@ -961,7 +966,7 @@ fn explain(error: &ServiceError) -> (&'static str, String) {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> parking_lot::MutexGuard<'_, T> {
     // Nothing that holds these can panic halfway through a change.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }

@@ -15,7 +15,7 @@ use crate::{
     },
     service::{
         ServiceError,
-        audit::{recorder::Recorder, refusals::Refusal},
+        audit::{refusals::Refusal, writer::AuditWriter},
         clusters::Clusters,
         docker_configs::{AccountChoice, Assembled, DockerConfigs},
     },
@@ -60,14 +60,14 @@ pub struct Delivered {
 pub struct Secrets {
     clusters: Clusters,
     docker_configs: DockerConfigs,
-    recorder: Recorder,
+    audit_writer: AuditWriter,
 }
 
 impl Secrets {
     /// Puts the service together.
     #[must_use]
-    pub fn new(clusters: Clusters, docker_configs: DockerConfigs, recorder: Recorder) -> Self {
-        Self { clusters, docker_configs, recorder }
+    pub fn new(clusters: Clusters, docker_configs: DockerConfigs, audit_writer: AuditWriter) -> Self {
+        Self { clusters, docker_configs, audit_writer }
     }
 
     /// Creates one Secret by one POST, which is never repeated: a Secret of that name that is there stays as
@@ -89,7 +89,7 @@ impl Secrets {
         let resource = Resource::secret(&delivery.cluster, &delivery.namespace, &delivery.name);
         let assembled = self.docker_configs.assemble(caller, profile, &delivery.accounts).await;
         if let Err(ServiceError::Open(_)) = assembled {
-            self.recorder.note_damage(NewEvent::of(caller, Action::Deliver, resource.clone())).await;
+            self.audit_writer.note_damage(NewEvent::of(caller, Action::Deliver, resource.clone())).await;
         }
         let Assembled { rendered: RenderedConfig { document, keys, warnings }, accounts } = assembled?;
         let mut related = vec![Resource::cluster(&delivery.cluster)];
@@ -107,14 +107,14 @@ impl Secrets {
         };
         // It cannot be in one transaction with what a cluster does: so what is about to be done is durable before, and how
         // it went follows.
-        self.recorder.record(event.clone().details(details.clone()).outcome(Outcome::Attempt)).await?;
+        self.audit_writer.record(event.clone().details(details.clone()).outcome(Outcome::Attempt)).await?;
         let created = client.create_secret(&secret, delivery.dry_run).await;
         let (outcome, details) = match &created {
             Ok(_) => (Outcome::Success, details),
             Err(error) => (Outcome::Failure, details.reason(error.slug())),
         };
         // What was done is answered as it was: that it was asked for is on record.
-        if let Err(error) = self.recorder.record(event.details(details).outcome(outcome)).await {
+        if let Err(error) = self.audit_writer.record(event.details(details).outcome(outcome)).await {
             tracing::error!(%error, "how a delivery went is not in the audit record; that it was asked for is");
         }
         let created = created?;
@@ -128,7 +128,7 @@ impl Secrets {
     }
 
     fn refuse(&self, caller: &Call, delivery: &Delivery) {
-        self.recorder.refuse(Refusal {
+        self.audit_writer.refuse(Refusal {
             actor: caller.actor.clone(),
             action: Action::Deliver,
             resources: vec![Resource::secret(&delivery.cluster, &delivery.namespace, &delivery.name)],

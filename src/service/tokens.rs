@@ -4,8 +4,8 @@
 //! vouches for it. A call is made for what can be good alone, at most once for the same token or unknown key, and a provider
 //! that does not answer holds up nobody but its own.
 
+mod metrics;
 mod reviews;
-mod tally;
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,8 +13,8 @@ use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use tokio::sync::Semaphore;
 
+pub use self::metrics::{TokenMetrics, TokenOutcome};
 use self::reviews::Reviews;
-pub use self::tally::{Outcome, Tally};
 use crate::{
     clients::oidc::Issuers,
     crypto::{api_key::CryptoError, jws},
@@ -53,23 +53,23 @@ pub enum TokenVerdict {
 /// Why a token does not open the door, with the reason for the log.
 #[derive(Debug)]
 enum No {
-    Refused(Outcome),
+    Refused(TokenOutcome),
     Unmatched,
     Unavailable(Duration),
 }
 
 /// Says whom a shown token stands for.
 #[derive(Clone)]
-pub struct TokenDoor {
+pub struct TokenAuthenticator {
     pool: PgPool,
     provider_reads: Arc<Semaphore>,
     issuers: Arc<Issuers>,
     clusters: Clusters,
     reviews: Arc<Reviews>,
-    tally: Arc<Tally>,
+    metrics: Arc<TokenMetrics>,
 }
 
-impl TokenDoor {
+impl TokenAuthenticator {
     /// Puts the service together; the answer of a cluster is remembered for so long.
     ///
     /// # Errors
@@ -81,16 +81,16 @@ impl TokenDoor {
         clusters: Clusters,
         review_remembered: Duration,
     ) -> Result<Self, CryptoError> {
-        let tally = Arc::new(Tally::new(Arc::clone(&issuers)));
+        let metrics = Arc::new(TokenMetrics::new(Arc::clone(&issuers)));
         let provider_reads = Arc::new(Semaphore::new(PROVIDER_READS));
         let reviews = Arc::new(Reviews::new(review_remembered)?);
-        Ok(Self { pool, provider_reads, issuers, clusters, reviews, tally })
+        Ok(Self { pool, provider_reads, issuers, clusters, reviews, metrics })
     }
 
     /// What is counted.
     #[must_use]
-    pub fn tally(&self) -> Arc<Tally> {
-        Arc::clone(&self.tally)
+    pub fn metrics(&self) -> Arc<TokenMetrics> {
+        Arc::clone(&self.metrics)
     }
 
     /// Says whom a token stands for. Providers and rules are read at each request, so that a change counts at once.
@@ -101,23 +101,23 @@ impl TokenDoor {
     pub async fn identify(&self, text: &str) -> Result<TokenVerdict, ServiceError> {
         let verdict = match self.verify(text, Utc::now()).await? {
             Ok(identity) => {
-                self.tally.count(Outcome::Accepted);
+                self.metrics.count(TokenOutcome::Accepted);
                 return Ok(TokenVerdict::Known(identity));
             }
             Err(no) => no,
         };
         let (outcome, verdict) = match verdict {
             No::Refused(outcome) => (outcome, TokenVerdict::Refused),
-            No::Unmatched => (Outcome::NoRule, TokenVerdict::NoRule),
-            No::Unavailable(retry_after) => (Outcome::Unavailable, TokenVerdict::Unavailable { retry_after }),
+            No::Unmatched => (TokenOutcome::NoRule, TokenVerdict::NoRule),
+            No::Unavailable(retry_after) => (TokenOutcome::Unavailable, TokenVerdict::Unavailable { retry_after }),
         };
-        self.tally.count(outcome);
+        self.metrics.count(outcome);
         tracing::info!(reason = outcome.as_str(), "a token does not open the door");
         Ok(verdict)
     }
 
     async fn verify(&self, text: &str, now: DateTime<Utc>) -> Result<Result<Identity, No>, ServiceError> {
-        let Some(token) = ShownToken::parse(text) else { return Ok(Err(No::Refused(Outcome::Malformed))) };
+        let Some(token) = ShownToken::parse(text) else { return Ok(Err(No::Refused(TokenOutcome::Malformed))) };
         let end = match token.end(now) {
             Ok(end) => end,
             Err(not_now) => return Ok(Err(No::Refused(not_now.into()))),
@@ -130,7 +130,7 @@ impl TokenDoor {
         match (&with_keys[..], &by_review[..]) {
             ([_, ..], _) => Ok(self.verify_with_keys(&token, &with_keys, end).await),
             ([], [provider]) => Ok(self.verify_by_review(&token, provider, end).await),
-            ([], _) => Ok(Err(No::Refused(Outcome::UnknownProvider))),
+            ([], _) => Ok(Err(No::Refused(TokenOutcome::UnknownProvider))),
         }
     }
 
@@ -158,9 +158,9 @@ impl TokenDoor {
         providers: &[&StoredProvider],
         end: DateTime<Utc>,
     ) -> Result<Identity, No> {
-        let mut no = No::Refused(Outcome::UnknownProvider);
+        let mut no = No::Refused(TokenOutcome::UnknownProvider);
         for provider in providers {
-            let Voucher::Oidc { issuer, ca_certificate } = &provider.settings.voucher else { continue };
+            let Voucher::Oidc { issuer, ca_certificate } = &provider.config.voucher else { continue };
             match self.check_signature(token, issuer, ca_certificate.as_ref()).await {
                 Ok(()) => match identity(provider, &token.claims, end) {
                     Some(identity) => return Ok(identity),
@@ -180,18 +180,18 @@ impl TokenDoor {
         issuer: &Issuer,
         ca_certificate: Option<&CaCertificate>,
     ) -> Result<(), No> {
-        let algorithm = token.algorithm.ok_or(No::Refused(Outcome::Algorithm))?;
+        let algorithm = token.algorithm.ok_or(No::Refused(TokenOutcome::Algorithm))?;
         let key_id = token.key_id.as_deref();
         let keys = self.issuers.keys(issuer, ca_certificate, key_id).await;
         let keys = keys.map_err(|_| No::Unavailable(self.issuers.refresh_interval()))?;
         let mut candidates = keys.candidates(key_id, algorithm).peekable();
         if candidates.peek().is_none() {
-            return Err(No::Refused(Outcome::UnknownKey));
+            return Err(No::Refused(TokenOutcome::UnknownKey));
         }
         if candidates.any(|key| jws::verify(key, algorithm, token.signed(), &token.signature)) {
             Ok(())
         } else {
-            Err(No::Refused(Outcome::Signature))
+            Err(No::Refused(TokenOutcome::Signature))
         }
     }
 
@@ -202,15 +202,15 @@ impl TokenDoor {
         provider: &StoredProvider,
         end: DateTime<Utc>,
     ) -> Result<Identity, No> {
-        let Some(cluster) = provider.cluster else { return Err(No::Refused(Outcome::UnknownProvider)) };
-        let audience = provider.settings.audience.as_str();
+        let Some(cluster) = provider.cluster else { return Err(No::Refused(TokenOutcome::UnknownProvider)) };
+        let audience = provider.config.audience.as_str();
         let ask = async || {
             let client = self.clusters.reviewer(cluster.id).await?;
             Ok::<_, ServiceError>(client.review_token(token.secret(), audience).await?)
         };
         let account = match self.reviews.get(cluster, audience, token, end, ask).await {
             Ok(Some(account)) => account,
-            Ok(None) => return Err(No::Refused(Outcome::NotVouchedFor)),
+            Ok(None) => return Err(No::Refused(TokenOutcome::NotVouchedFor)),
             Err(error) => {
                 tracing::warn!(provider = provider.name, %error, "the cluster of an identity provider cannot be asked");
                 return Err(No::Unavailable(RETRY_CLUSTER_AFTER));
@@ -232,7 +232,7 @@ impl TokenDoor {
 
 /// Who bears these claims, by the first rule that matches.
 fn identity(provider: &StoredProvider, claims: &Claims, end: DateTime<Utc>) -> Option<Identity> {
-    let rule = provider.settings.rules.iter().find(|rule| rule.matches(claims))?;
+    let rule = provider.config.rules.iter().find(|rule| rule.matches(claims))?;
     let name = format!("{}/{}", provider.name, claims.subject_shown());
     Some(Identity {
         actor: Actor { kind: ActorKind::IdentityProvider, id: None, name },
@@ -242,7 +242,7 @@ fn identity(provider: &StoredProvider, claims: &Claims, end: DateTime<Utc>) -> O
     })
 }
 
-impl From<NotNow> for Outcome {
+impl From<NotNow> for TokenOutcome {
     fn from(not_now: NotNow) -> Self {
         match not_now {
             NotNow::Endless => Self::Malformed,

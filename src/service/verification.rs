@@ -26,7 +26,7 @@ use crate::{
     service::{
         ExpectedVersion, ServiceError,
         accounts::{Accounts, not_found, refuse_redirection, require_granted},
-        audit::recorder::Recorder,
+        audit::writer::AuditWriter,
         check_version, connection,
     },
     storage::{self, sealed::SealedColumn, verifications::Expiring},
@@ -53,14 +53,14 @@ pub enum Trigger {
 
 /// What was counted, for the metrics.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct VerificationMetrics {
     requested: [AtomicU64; VerificationResult::ALL.len()],
     background: [AtomicU64; VerificationResult::ALL.len()],
     last_results: [AtomicI64; VerificationResult::ALL.len()],
     expiring: [AtomicI64; EXPIRY_WARNINGS.len()],
 }
 
-impl Tally {
+impl VerificationMetrics {
     fn count(&self, trigger: Trigger, result: VerificationResult) {
         let counts = match trigger {
             Trigger::Request => &self.requested,
@@ -98,8 +98,8 @@ pub struct Verifications {
     sealer: Arc<Sealer>,
     accounts: Accounts,
     registries: Arc<Registries>,
-    recorder: Recorder,
-    tally: Arc<Tally>,
+    audit_writer: AuditWriter,
+    metrics: Arc<VerificationMetrics>,
 }
 
 impl Verifications {
@@ -110,15 +110,15 @@ impl Verifications {
         sealer: Arc<Sealer>,
         accounts: Accounts,
         registries: Registries,
-        recorder: Recorder,
+        audit_writer: AuditWriter,
     ) -> Self {
-        Self { pool, sealer, accounts, registries: Arc::new(registries), recorder, tally: Arc::default() }
+        Self { pool, sealer, accounts, registries: Arc::new(registries), audit_writer, metrics: Arc::default() }
     }
 
     /// What is counted.
     #[must_use]
-    pub fn tally(&self) -> Arc<Tally> {
-        Arc::clone(&self.tally)
+    pub fn metrics(&self) -> Arc<VerificationMetrics> {
+        Arc::clone(&self.metrics)
     }
 
     /// Verifies a stored account and stores what was found with it.
@@ -143,7 +143,7 @@ impl Verifications {
     /// Records that a caller has the stored password of an account shown to its registry, before it is.
     async fn record_showing(&self, caller: &Call, name: &Name) -> Result<(), ServiceError> {
         let event = NewEvent::of(caller, Action::AccountVerify, Resource::account(name));
-        Ok(self.recorder.record(event).await?)
+        Ok(self.audit_writer.record(event).await?)
     }
 
     async fn verify_account(
@@ -247,7 +247,7 @@ impl Verifications {
         drop(conn);
         let before = found.ok_or_else(|| not_found(name))?;
         let known = before.verification.as_ref().map(|verification| verification.result);
-        self.recorder.record(NewEvent::by(&worker(), Action::AccountVerify, Resource::account(name))).await?;
+        self.audit_writer.record(NewEvent::by(&worker(), Action::AccountVerify, Resource::account(name))).await?;
         let found = self.verify_account(&before, None, Trigger::Background).await?;
         let (account, registry, result) = (name.as_str(), before.registry.as_str(), found.result.as_str());
         match (known, found.result) {
@@ -277,14 +277,14 @@ impl Verifications {
         let due = storage::verifications::claim_warnings(&mut conn, &EXPIRY_WARNINGS, WARNINGS_AT_A_TIME).await?;
         due.iter().for_each(warn);
         let expiring = storage::verifications::count_expiring(&mut conn, &EXPIRY_WARNINGS).await?;
-        for (days, gauge) in EXPIRY_WARNINGS.into_iter().zip(&self.tally.expiring) {
+        for (days, gauge) in EXPIRY_WARNINGS.into_iter().zip(&self.metrics.expiring) {
             let counted = expiring.iter().find(|(counted, _)| *counted == days);
             gauge.store(counted.map_or(0, |(_, count)| *count), Ordering::Relaxed);
         }
         let results = storage::verifications::count_results(&mut conn).await?;
         for result in VerificationResult::ALL {
             let counted = results.iter().find(|(counted, _)| counted == result.as_str());
-            self.tally.last_results[result as usize].store(counted.map_or(0, |(_, count)| *count), Ordering::Relaxed);
+            self.metrics.last_results[result as usize].store(counted.map_or(0, |(_, count)| *count), Ordering::Relaxed);
         }
         Ok(())
     }
@@ -316,7 +316,7 @@ impl Verifications {
 
     async fn ask(&self, login: &Login<'_>, repository: Option<&RepositoryName>, trigger: Trigger) -> Finding {
         let finding = self.registries.verify(login, repository).await;
-        self.tally.count(trigger, finding.result);
+        self.metrics.count(trigger, finding.result);
         finding
     }
 

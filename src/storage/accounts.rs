@@ -235,10 +235,6 @@ pub async fn list(
 ///
 /// What was found of another login, or of another way to the registry, is forgotten, and a new look is due soon where
 /// the account is verified in the background.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.update", skip_all, fields(account.id = %account.id))]
 pub async fn update(
     conn: &mut PgConnection,
@@ -288,10 +284,6 @@ pub async fn update(
 }
 
 /// Deletes an account.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.delete", skip_all, fields(account.id = %id))]
 pub async fn delete(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
     sqlx::query!("DELETE FROM registry_accounts WHERE id = $1", id).execute(conn).await?;

@@ -42,10 +42,6 @@ fn rights(id: Uuid, role: &str, grants: GrantsDocument) -> Result<(Role, Grants)
 pub type FoundKey = (Uuid, Result<StoredKey, StorageError>);
 
 /// Finds keys by id, for the door: those that there are.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.api_keys.find_many", skip_all, fields(keys = ids.len()))]
 pub async fn find_many(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<FoundKey>, StorageError> {
     let rows = sqlx::query!(
@@ -194,10 +190,6 @@ pub async fn show(conn: &mut PgConnection, id: Uuid) -> Result<Option<ApiKey>, S
 }
 
 /// Finds the id of the key that has this name and is not revoked.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.api_keys.find_id", skip_all)]
 pub async fn find_id(conn: &mut PgConnection, name: &str) -> Result<Option<Uuid>, StorageError> {
     let found = sqlx::query_scalar!("SELECT id FROM api_keys WHERE name = $1 AND revoked_at IS NULL", name);
@@ -215,10 +207,6 @@ pub struct AdminKey {
 
 /// Finds all admins' keys that are neither revoked nor expired, and keeps others from revoking them until the
 /// transaction ends.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.api_keys.lock_admins", skip_all)]
 pub async fn lock_admins(conn: &mut PgConnection) -> Result<Vec<AdminKey>, StorageError> {
     // In one order, so that two revocations do not wait for each other in a circle.
@@ -233,10 +221,6 @@ pub async fn lock_admins(conn: &mut PgConnection) -> Result<Vec<AdminKey>, Stora
 }
 
 /// Revokes a key, and says whether it did; one that is revoked already stays as it is.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.api_keys.revoke", skip_all, fields(key.id = %id))]
 pub async fn revoke(conn: &mut PgConnection, id: Uuid) -> Result<bool, StorageError> {
     let revoked = sqlx::query!("UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", id)

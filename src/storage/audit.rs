@@ -140,10 +140,6 @@ impl From<EventRow> for LinkedEvent {
 }
 
 /// Keeps others from opening a chain until the transaction ends, and finds the last one that was opened.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.audit_chains.lock_last", skip_all)]
 pub async fn lock_last_chain(conn: &mut PgConnection) -> Result<Option<Chain>, StorageError> {
     // A number that nobody else takes, sqlx's migrations included.
@@ -157,10 +153,6 @@ pub async fn lock_last_chain(conn: &mut PgConnection) -> Result<Option<Chain>, S
 }
 
 /// Inserts a new chain.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.audit_chains.insert", skip_all)]
 pub async fn insert_chain(conn: &mut PgConnection, chain: &Chain) -> Result<(), StorageError> {
     let (continues_id, continues_sequence) = chain.opening.continues.unzip();
@@ -185,10 +177,6 @@ pub async fn insert_chain(conn: &mut PgConnection, chain: &Chain) -> Result<(), 
 }
 
 /// Finds a chain, and keeps others from going on with it until the transaction ends.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.audit_chains.lock", skip_all)]
 pub async fn lock_chain(conn: &mut PgConnection, chain_id: Uuid) -> Result<Option<LockedChain>, StorageError> {
     let row = sqlx::query_as!(
@@ -202,10 +190,6 @@ pub async fn lock_chain(conn: &mut PgConnection, chain_id: Uuid) -> Result<Optio
 }
 
 /// Finds where a chain is.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.audit_chains.find_head", skip_all)]
 pub async fn find_head(conn: &mut PgConnection, chain_id: Uuid) -> Result<Option<Head>, StorageError> {
     let head = sqlx::query_as!(Head, "SELECT sequence, hash FROM audit_chains WHERE id = $1", chain_id);
@@ -286,10 +270,6 @@ async fn plan_for_values(conn: &mut PgConnection) -> Result<(), StorageError> {
 
 /// Lists events that `filter` lets through, the newest first: at most `limit` before the one with the id `before`. To be
 /// called in a transaction.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.audit_events.list", skip_all)]
 pub async fn list(
     conn: &mut PgConnection,
@@ -358,19 +338,11 @@ pub async fn list(
 }
 
 /// Begins to read everything as it is at one moment, whatever is written meanwhile.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 pub async fn snapshot(pool: &PgPool) -> Result<Transaction<'static, Postgres>, StorageError> {
     Ok(pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
 }
 
 /// Lists all chains, in the order in which they were opened.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 pub async fn list_chains(conn: &mut PgConnection) -> Result<Vec<Chain>, StorageError> {
     let rows = sqlx::query_as!(
         ChainRow,
@@ -381,10 +353,6 @@ pub async fn list_chains(conn: &mut PgConnection) -> Result<Vec<Chain>, StorageE
 }
 
 /// Lists events in the order of their chains: at most `limit` after this place.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 pub async fn list_links(
     conn: &mut PgConnection,
     (chain_id, sequence): (Uuid, i64),
@@ -403,10 +371,6 @@ pub async fn list_links(
 }
 
 /// How many events there are by what the chains say of themselves.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 pub async fn count(conn: &mut PgConnection) -> Result<i64, StorageError> {
     let sum = sqlx::query_scalar!(r#"SELECT coalesce(sum(sequence), 0)::bigint AS "sum!" FROM audit_chains"#);
     Ok(sum.fetch_one(conn).await?)

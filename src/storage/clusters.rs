@@ -216,10 +216,6 @@ pub async fn list(
 }
 
 /// Stores another connection for a cluster and raises its version.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.clusters.update", skip_all, fields(cluster.id = %id))]
 pub async fn update(
     conn: &mut PgConnection,
@@ -252,10 +248,6 @@ pub async fn update(
 }
 
 /// Deletes a cluster.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.clusters.delete", skip_all, fields(cluster.id = %id))]
 pub async fn delete(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
     sqlx::query!("DELETE FROM clusters WHERE id = $1", id).execute(conn).await?;

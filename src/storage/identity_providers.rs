@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         cluster::CaCertificate,
-        identity_provider::{Issuer, ProviderDocument, ProviderSettings, RuleDocument, Voucher},
+        identity_provider::{Issuer, ProviderConfig, ProviderDocument, RuleDocument, Voucher},
         invalid::{FieldError, Invalid},
         names::Name,
     },
@@ -24,7 +24,7 @@ pub struct StoredProvider {
     /// Unique name.
     pub name: String,
     /// What it is.
-    pub settings: ProviderSettings,
+    pub config: ProviderConfig,
     /// The cluster that reviews its tokens.
     pub cluster: Option<ReviewingCluster>,
     /// Grows by one with every change.
@@ -72,7 +72,7 @@ impl TryFrom<ProviderRow> for StoredProvider {
             audience: row.audience,
             rules: row.rules.0,
         };
-        let settings = ProviderSettings::parse(document).map_err(|errors| {
+        let config = ProviderConfig::parse(document).map_err(|errors| {
             let all = errors.iter().map(|FieldError { field, detail }| format!("{field} {detail}"));
             corrupt(TABLE, row.id, "settings")(Invalid::new(all.collect::<Vec<_>>().join("; ")))
         })?;
@@ -80,7 +80,7 @@ impl TryFrom<ProviderRow> for StoredProvider {
         Ok(Self {
             id: row.id,
             name: row.name,
-            settings,
+            config,
             cluster,
             version: row.version,
             created_at: row.created_at,
@@ -89,22 +89,22 @@ impl TryFrom<ProviderRow> for StoredProvider {
     }
 }
 
-fn issuer(settings: &ProviderSettings) -> Option<&str> {
-    match &settings.voucher {
+fn issuer(config: &ProviderConfig) -> Option<&str> {
+    match &config.voucher {
         Voucher::Oidc { issuer, .. } => Some(Issuer::as_str(issuer)),
         Voucher::TokenReview { .. } => None,
     }
 }
 
-fn ca_certificate(settings: &ProviderSettings) -> Option<&str> {
-    match &settings.voucher {
+fn ca_certificate(config: &ProviderConfig) -> Option<&str> {
+    match &config.voucher {
         Voucher::Oidc { ca_certificate, .. } => ca_certificate.as_ref().map(CaCertificate::as_pem),
         Voucher::TokenReview { .. } => None,
     }
 }
 
-fn rules(settings: &ProviderSettings) -> Json<Vec<RuleDocument>> {
-    Json(settings.rules.iter().map(RuleDocument::from).collect())
+fn rules(config: &ProviderConfig) -> Json<Vec<RuleDocument>> {
+    Json(config.rules.iter().map(RuleDocument::from).collect())
 }
 
 /// Two providers that would both be meant by one token are one too many.
@@ -129,7 +129,7 @@ pub async fn insert(
     conn: &mut PgConnection,
     id: Uuid,
     name: &Name,
-    settings: &ProviderSettings,
+    config: &ProviderConfig,
     cluster_id: Option<Uuid>,
 ) -> Result<(), StorageError> {
     sqlx::query!(
@@ -137,12 +137,12 @@ pub async fn insert(
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         id,
         name.as_str(),
-        settings.voucher.provider_type().as_str(),
-        issuer(settings),
-        ca_certificate(settings),
+        config.voucher.provider_type().as_str(),
+        issuer(config),
+        ca_certificate(config),
         cluster_id,
-        settings.audience.as_str(),
-        rules(settings) as _,
+        config.audience.as_str(),
+        rules(config) as _,
     )
     .execute(conn)
     .await
@@ -250,10 +250,6 @@ pub async fn find_for_token(
 }
 
 /// Names of the providers whose tokens a cluster reviews.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.identity_providers.names_by_cluster", skip_all)]
 pub async fn names_by_cluster(conn: &mut PgConnection, cluster_id: Uuid) -> Result<Vec<String>, StorageError> {
     let names =
@@ -270,7 +266,7 @@ pub async fn names_by_cluster(conn: &mut PgConnection, cluster_id: Uuid) -> Resu
 pub async fn update(
     conn: &mut PgConnection,
     id: Uuid,
-    settings: &ProviderSettings,
+    config: &ProviderConfig,
     cluster_id: Option<Uuid>,
 ) -> Result<(), StorageError> {
     sqlx::query!(
@@ -279,11 +275,11 @@ pub async fn update(
              version = version + 1, updated_at = now()
          WHERE id = $1",
         id,
-        issuer(settings),
-        ca_certificate(settings),
+        issuer(config),
+        ca_certificate(config),
         cluster_id,
-        settings.audience.as_str(),
-        rules(settings) as _,
+        config.audience.as_str(),
+        rules(config) as _,
     )
     .execute(conn)
     .await
@@ -292,10 +288,6 @@ pub async fn update(
 }
 
 /// Deletes a provider.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.identity_providers.delete", skip_all, fields(provider.id = %id))]
 pub async fn delete(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
     sqlx::query!("DELETE FROM identity_providers WHERE id = $1", id).execute(conn).await?;

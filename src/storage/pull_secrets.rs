@@ -121,10 +121,6 @@ pub async fn insert(
 }
 
 /// Stores another declaration, and raises version and generation.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.update", skip_all, fields(pull_secret.id = %id))]
 pub async fn update(
     conn: &mut PgConnection,
@@ -209,10 +205,6 @@ pub async fn list(conn: &mut PgConnection, page: &PageRequest) -> Result<Vec<Sto
 }
 
 /// The versions of these pull secrets: what was read before at the same version is still right.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.versions", skip_all)]
 pub async fn versions(conn: &mut PgConnection, ids: &[Uuid]) -> Result<BTreeMap<Uuid, i64>, StorageError> {
     let rows = sqlx::query!("SELECT id, version FROM pull_secrets WHERE id = ANY($1)", ids).fetch_all(conn).await?;
@@ -221,10 +213,6 @@ pub async fn versions(conn: &mut PgConnection, ids: &[Uuid]) -> Result<BTreeMap<
 
 /// Finds pull secrets by id, in no particular order. One whose row is damaged, or of a newer version of regcred, is left out and logged:
 /// it keeps no other one from being worked on.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.find_many", skip_all)]
 pub async fn find_many(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<StoredPullSecret>, StorageError> {
     let rows = sqlx::query_as!(
@@ -240,10 +228,6 @@ pub async fn find_many(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Stor
 }
 
 /// Whether there is a pull secret of this id.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.exists", skip_all)]
 pub async fn exists(conn: &mut PgConnection, id: Uuid) -> Result<bool, StorageError> {
     let exists = sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM pull_secrets WHERE id = $1) AS "exists!""#, id);
@@ -251,10 +235,6 @@ pub async fn exists(conn: &mut PgConnection, id: Uuid) -> Result<bool, StorageEr
 }
 
 /// Says that a pull secret is to go, once its targets have gone.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.retire", skip_all, fields(pull_secret.id = %id))]
 pub async fn retire(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
     sqlx::query!(
@@ -273,10 +253,6 @@ pub async fn retire(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageErro
 }
 
 /// Deletes a pull secret that is to go, if it has no target any more.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.delete_empty", skip_all, fields(pull_secret.id = %id))]
 pub async fn delete_empty(conn: &mut PgConnection, id: Uuid) -> Result<bool, StorageError> {
     let deleted = sqlx::query!(
@@ -291,10 +267,6 @@ pub async fn delete_empty(conn: &mut PgConnection, id: Uuid) -> Result<bool, Sto
 
 /// Deletes all pull secrets that are to go and have no target any more: a process that ended between the last target and
 /// [`delete_empty`] left them.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.delete_all_empty", skip_all)]
 pub async fn delete_all_empty(conn: &mut PgConnection) -> Result<(), StorageError> {
     sqlx::query!(
@@ -318,10 +290,6 @@ pub struct NamedAccount {
 }
 
 /// Finds accounts by name, and keeps others from deleting them until the transaction ends.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.find_accounts", skip_all)]
 pub async fn find_accounts(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<NamedAccount>, StorageError> {
     let rows = sqlx::query!(
@@ -335,10 +303,6 @@ pub async fn find_accounts(conn: &mut PgConnection, names: &[&str]) -> Result<Ve
 }
 
 /// Finds accounts by name, to see whether they are granted.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.look_at_accounts", skip_all)]
 pub async fn look_at_accounts(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<NamedAccount>, StorageError> {
     let rows = sqlx::query!(
@@ -352,10 +316,6 @@ pub async fn look_at_accounts(conn: &mut PgConnection, names: &[&str]) -> Result
 }
 
 /// Finds clusters by name, and keeps others from deleting them until the transaction ends.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.find_clusters", skip_all)]
 pub async fn find_clusters(conn: &mut PgConnection, names: &[&str]) -> Result<BTreeMap<String, Uuid>, StorageError> {
     let rows = sqlx::query!(
@@ -368,10 +328,6 @@ pub async fn find_clusters(conn: &mut PgConnection, names: &[&str]) -> Result<BT
 }
 
 /// Stores which accounts a declaration names.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.set_accounts", skip_all, fields(pull_secret.id = %id))]
 pub async fn set_accounts(conn: &mut PgConnection, id: Uuid, accounts: &[Uuid]) -> Result<(), StorageError> {
     sqlx::query!("DELETE FROM pull_secret_accounts WHERE pull_secret_id = $1", id).execute(&mut *conn).await?;
@@ -386,10 +342,6 @@ pub async fn set_accounts(conn: &mut PgConnection, id: Uuid, accounts: &[Uuid]) 
 }
 
 /// Stores which clusters a declaration names, and has the namespaces of those looked at in which it selects by label.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.set_clusters", skip_all, fields(pull_secret.id = %id))]
 pub async fn set_clusters(
     conn: &mut PgConnection,
@@ -422,20 +374,12 @@ pub async fn set_clusters(
 }
 
 /// Waits for those who change accounts, and lets them wait: called before a selector of accounts is stored.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 pub async fn lock_selectors(conn: &mut PgConnection) -> Result<(), StorageError> {
     sqlx::query!("SELECT pg_advisory_xact_lock($1)", SELECTORS_LOCK).execute(conn).await?;
     Ok(())
 }
 
 /// Waits for those who store selectors of accounts: called before an account is changed whose labels select it.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 pub async fn lock_selectors_shared(conn: &mut PgConnection) -> Result<(), StorageError> {
     sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", SELECTORS_LOCK).execute(conn).await?;
     Ok(())
@@ -515,10 +459,6 @@ pub async fn selecting(
 }
 
 /// Those of these pull secrets that name one of these accounts.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.ids_naming", skip_all)]
 pub async fn ids_naming(conn: &mut PgConnection, accounts: &[Uuid]) -> Result<Vec<Uuid>, StorageError> {
     let ids = sqlx::query_scalar!(
@@ -529,12 +469,8 @@ pub async fn ids_naming(conn: &mut PgConnection, accounts: &[Uuid]) -> Result<Ve
 }
 
 /// Raises the generation of pull secrets and of all their targets, which are due with that; and wakes the workers.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.raise", skip_all)]
-pub async fn raise(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StorageError> {
+pub async fn bump_generation(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StorageError> {
     if ids.is_empty() {
         return Ok(());
     }
@@ -560,10 +496,6 @@ pub async fn raise(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StorageE
 }
 
 /// Wakes the workers of all replicas when the transaction commits: once, however often it is said in one.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 pub async fn notify(conn: &mut PgConnection) -> Result<(), StorageError> {
     sqlx::query!("SELECT pg_notify($1, '')", CHANNEL).execute(conn).await?;
     Ok(())
@@ -596,10 +528,6 @@ impl Wakes {
 }
 
 /// Tells whoever listens which pull secrets got on: one notification for all of them.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 pub async fn announce_progress(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StorageError> {
     let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
     let payload = if ids.len() > PROGRESS_IDS_MAX { String::new() } else { ids.join(",") };

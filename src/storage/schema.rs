@@ -57,10 +57,6 @@ pub async fn grant(pool: &PgPool, role: &str) -> Result<(), GrantError> {
 }
 
 /// How many of this binary's migrations the database does not have.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 pub async fn pending(conn: &mut PgConnection) -> Result<usize, StorageError> {
     let exists = sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "exists!""#)
         .fetch_one(&mut *conn)

@@ -51,10 +51,6 @@ pub struct SealedRow {
 }
 
 /// Locks the next rows, in the order of their ids, that another key than `key_id` sealed.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 pub async fn lock_sealed_by_others(
     conn: &mut PgConnection,
     column: SealedColumn,
@@ -92,10 +88,6 @@ pub async fn lock_sealed_by_others(
 }
 
 /// Replaces sealed values, all under one key, in one statement. Versions stay: nothing changed for callers.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 pub async fn replace(
     conn: &mut PgConnection,
     column: SealedColumn,
@@ -144,10 +136,6 @@ pub struct KeyUse {
 }
 
 /// Which master keys are in use, and where.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 pub async fn key_uses(conn: &mut PgConnection) -> Result<Vec<KeyUse>, StorageError> {
     let accounts = sqlx::query!(
         r#"SELECT DISTINCT ON (password_key_id) id, password, password_key_id,

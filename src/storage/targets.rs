@@ -23,10 +23,6 @@ const TABLE: &str = "pull_secret_targets";
 /// Makes the named targets of a pull secret what a declaration says: those that are not named any more are to be removed, or with
 /// [`DeletionPolicy::Retain`] forgotten. Where the declaration selects by label, the comparison of namespaces decides about the rest.
 /// All are due with that.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.declare", skip_all, fields(pull_secret.id = %id))]
 pub async fn declare(
     conn: &mut PgConnection,
@@ -76,10 +72,6 @@ pub async fn declare(
 }
 
 /// Forgets the targets of a pull secret that are not wanted; their Secrets stay.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.forget_unwanted", skip_all, fields(pull_secret.id = %id))]
 pub async fn forget_unwanted(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
     sqlx::query!("DELETE FROM pull_secret_targets WHERE pull_secret_id = $1 AND NOT wanted", id).execute(conn).await?;
@@ -88,10 +80,6 @@ pub async fn forget_unwanted(conn: &mut PgConnection, id: Uuid) -> Result<(), St
 
 /// Locks all targets of pull secrets, in the order of the key: so that of two who change many, one waits for the other, and never
 /// both.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.lock", skip_all)]
 pub async fn lock(conn: &mut PgConnection, pull_secrets: &[Uuid]) -> Result<(), StorageError> {
     sqlx::query!(
@@ -107,12 +95,8 @@ pub async fn lock(conn: &mut PgConnection, pull_secrets: &[Uuid]) -> Result<(), 
 }
 
 /// Has all targets of a pull secret looked at again now.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.poke", skip_all, fields(pull_secret.id = %id))]
-pub async fn poke(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
+pub async fn mark_due(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
     // Comparisons first, as whoever declares does it.
     sqlx::query!(
         "UPDATE cluster_comparisons SET next_at = now() WHERE cluster_id IN (
@@ -136,12 +120,8 @@ pub async fn poke(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError>
 }
 
 /// Has all targets of a cluster looked at again now, and its namespaces compared: it is another one.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.poke_cluster", skip_all, fields(cluster.id = %cluster))]
-pub async fn poke_cluster(conn: &mut PgConnection, cluster: Uuid) -> Result<(), StorageError> {
+pub async fn mark_cluster_due(conn: &mut PgConnection, cluster: Uuid) -> Result<(), StorageError> {
     sqlx::query!("UPDATE cluster_comparisons SET next_at = now() WHERE cluster_id = $1", cluster)
         .execute(&mut *conn)
         .await?;
@@ -164,10 +144,6 @@ pub async fn poke_cluster(conn: &mut PgConnection, cluster: Uuid) -> Result<(), 
 ///
 /// Those of `namespaces` that have no target get one; those that are not among them lose theirs. Neither touches what is as it
 /// shall be. How many were changed.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.select", skip_all, fields(pull_secret.id = %id))]
 pub async fn select(
     conn: &mut PgConnection,
@@ -242,10 +218,6 @@ pub struct ClaimedTarget {
 }
 
 /// The clusters that have targets that are due, with their versions.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.due_clusters", skip_all)]
 pub async fn due_clusters(conn: &mut PgConnection) -> Result<Vec<(Uuid, i64)>, StorageError> {
     let clusters = sqlx::query!(
@@ -260,10 +232,6 @@ pub async fn due_clusters(conn: &mut PgConnection) -> Result<Vec<(Uuid, i64)>, S
 
 /// Takes targets of a cluster that are due, those that wait longest first, so that nobody else takes them within the lease. A row
 /// that is damaged is left out: it keeps no other one waiting, and is tried again, and logged, once a lease.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.claim", skip_all, fields(cluster.id = %cluster))]
 pub async fn claim(
     conn: &mut PgConnection,
@@ -349,10 +317,6 @@ pub struct Settled {
 ///
 /// What others have locked is left out, so that this never waits with some rows locked; [`wait_for`] waits for one. Gives those
 /// that were stored.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.settle", skip_all, fields(results = results.len()))]
 pub async fn settle(
     conn: &mut PgConnection,
@@ -440,10 +404,6 @@ pub async fn settle(
 }
 
 /// Waits for whoever has a target locked, and locks it; whether its lease is still the one under which it was claimed.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.wait_for", skip_all)]
 pub async fn wait_for(conn: &mut PgConnection, target: &ClaimedTarget) -> Result<bool, StorageError> {
     let locked = sqlx::query_scalar!(
@@ -461,10 +421,6 @@ pub async fn wait_for(conn: &mut PgConnection, target: &ClaimedTarget) -> Result
 
 /// Deletes targets of one cluster whose Secrets were removed, where nobody wants them again and nobody else has them by now. As
 /// [`settle`] does, this leaves out what others have locked. Gives the places of those that were deleted.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.delete_removed", skip_all, fields(removed = removed.len()))]
 pub async fn delete_removed(
     conn: &mut PgConnection,
@@ -499,10 +455,6 @@ pub async fn delete_removed(
 
 /// Gives targets back that were not worked on: they are due after `after`, and the try does not count. As [`settle`] does, this
 /// leaves out what others have locked. Gives the places of those that were given back.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.release", skip_all)]
 pub async fn release(
     conn: &mut PgConnection,
@@ -551,10 +503,6 @@ fn places(positions: Vec<i64>) -> Vec<usize> {
 }
 
 /// Whether somebody still holds the lease of a target.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.is_held", skip_all)]
 pub async fn is_held(conn: &mut PgConnection, target: &ClaimedTarget) -> Result<bool, StorageError> {
     let held = sqlx::query_scalar!(
@@ -572,10 +520,6 @@ pub async fn is_held(conn: &mut PgConnection, target: &ClaimedTarget) -> Result<
 }
 
 /// Says of all targets of a cluster that wait for their first try of a change what keeps the cluster from being called.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.mark_waiting", skip_all, fields(cluster.id = %cluster))]
 pub async fn mark_waiting(
     conn: &mut PgConnection,
@@ -643,10 +587,6 @@ pub struct Survey {
 }
 
 /// Looks at all targets: reads the whole table once.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.survey", skip_all)]
 pub async fn survey(conn: &mut PgConnection) -> Result<Survey, StorageError> {
     let survey = sqlx::query_as!(
@@ -665,10 +605,6 @@ pub async fn survey(conn: &mut PgConnection) -> Result<Survey, StorageError> {
 }
 
 /// Counts the targets of these pull secrets, in the order of `ids`.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.count", skip_all)]
 pub async fn count(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Counts>, StorageError> {
     let rows = sqlx::query_as!(
@@ -704,10 +640,6 @@ pub async fn count(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Counts>,
 
 /// Whether every target of a pull secret came to something since the last change (in order, failed or in conflict), and all
 /// namespaces were compared with the selectors of this version. This looks at what is not in order alone, so it may be asked often.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.is_settled", skip_all, fields(pull_secret.id = %id))]
 pub async fn is_settled(conn: &mut PgConnection, id: Uuid, version: i64) -> Result<bool, StorageError> {
     // What is on its way out is never `synced`, and so each part is found by the index of what is not in order.
@@ -758,10 +690,6 @@ pub struct ShownTarget {
 }
 
 /// Lists targets of a pull secret by cluster and namespace; `page.after` is `CLUSTER/NAMESPACE`.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.list", skip_all, fields(pull_secret.id = %id))]
 pub async fn list(
     conn: &mut PgConnection,
@@ -840,10 +768,6 @@ pub struct KnownTarget {
 }
 
 /// All targets of a pull secret.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.known", skip_all, fields(pull_secret.id = %id))]
 pub async fn known(conn: &mut PgConnection, id: Uuid) -> Result<Vec<KnownTarget>, StorageError> {
     let rows = sqlx::query!(
@@ -873,10 +797,6 @@ pub struct ClaimedComparison {
 }
 
 /// Takes a comparison that is due, so that nobody else takes it within the lease.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.cluster_comparisons.claim", skip_all)]
 pub async fn claim_comparison(
     conn: &mut PgConnection,
@@ -900,10 +820,6 @@ pub async fn claim_comparison(
 
 /// Ends a comparison: the next one is due after `again_after`, or at once where somebody wants it. One of a cluster in which
 /// nothing is selected any more goes.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.cluster_comparisons.settle", skip_all, fields(cluster.id = %comparison.cluster_id))]
 pub async fn settle_comparison(
     conn: &mut PgConnection,
@@ -941,10 +857,6 @@ pub async fn settle_comparison(
 }
 
 /// The pull secrets that select namespaces by label in a cluster.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_clusters.selecting", skip_all, fields(cluster.id = %cluster))]
 pub async fn selecting_in(conn: &mut PgConnection, cluster: Uuid) -> Result<Vec<Uuid>, StorageError> {
     let ids = sqlx::query_scalar!(
@@ -955,10 +867,6 @@ pub async fn selecting_in(conn: &mut PgConnection, cluster: Uuid) -> Result<Vec<
 }
 
 /// Locks a pull secret by id at a version, so that its targets are made of the declaration that was read; its generation.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.lock_version", skip_all, fields(pull_secret.id = %id))]
 pub async fn lock_version(conn: &mut PgConnection, id: Uuid, version: i64) -> Result<Option<i64>, StorageError> {
     let generation = sqlx::query_scalar!(
@@ -970,10 +878,6 @@ pub async fn lock_version(conn: &mut PgConnection, id: Uuid, version: i64) -> Re
 }
 
 /// Notes that a cluster's namespaces were compared with a version of a declaration.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_clusters.note_compared", skip_all, fields(pull_secret.id = %id))]
 pub async fn note_compared(conn: &mut PgConnection, id: Uuid, cluster: Uuid, version: i64) -> Result<(), StorageError> {
     sqlx::query!(
@@ -1002,10 +906,6 @@ pub struct Comparison {
 }
 
 /// The clusters in which a pull secret selects by label, by name.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.cluster_comparisons.list", skip_all, fields(pull_secret.id = %id))]
 pub async fn comparisons(conn: &mut PgConnection, id: Uuid) -> Result<Vec<Comparison>, StorageError> {
     let rows = sqlx::query_as!(
@@ -1033,10 +933,6 @@ pub struct ClaimedWatch {
 }
 
 /// Takes the clusters that pull secrets go to and that nobody watches.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.cluster_watches.claim", skip_all)]
 pub async fn claim_watches(conn: &mut PgConnection, lease: Duration) -> Result<Vec<ClaimedWatch>, StorageError> {
     let claimed = sqlx::query_as!(
@@ -1057,10 +953,6 @@ pub async fn claim_watches(conn: &mut PgConnection, lease: Duration) -> Result<V
 
 /// Keeps a watch, and gives the version that the cluster has by now; none if somebody else has the watch, or no pull secret goes
 /// there any more.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.cluster_watches.renew", skip_all, fields(cluster.id = %watch.cluster_id))]
 pub async fn renew_watch(
     conn: &mut PgConnection,
@@ -1081,10 +973,6 @@ pub async fn renew_watch(
 }
 
 /// Gives a watch back.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.cluster_watches.release", skip_all, fields(cluster.id = %watch.cluster_id))]
 pub async fn release_watch(conn: &mut PgConnection, watch: ClaimedWatch) -> Result<(), StorageError> {
     sqlx::query!(
@@ -1110,12 +998,8 @@ pub struct ChangedSecrets {
 
 /// Has the targets of changed Secrets looked at again now, but not those that are at this very version, nor those that are due or that
 /// somebody works on: most changes are regcred's own. How many.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.poke_secrets", skip_all, fields(cluster.id = %cluster))]
-pub async fn poke_secrets(
+pub async fn mark_secrets_due(
     conn: &mut PgConnection,
     cluster: Uuid,
     changed: &ChangedSecrets,
@@ -1149,12 +1033,8 @@ pub async fn poke_secrets(
 
 /// Has the targets looked at again now whose Secret a cluster does not have any more: these are all that it has, as pull secrets
 /// and their namespaces. How many.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.poke_missing", skip_all, fields(cluster.id = %cluster))]
-pub async fn poke_missing(
+pub async fn mark_missing_due(
     conn: &mut PgConnection,
     cluster: Uuid,
     (ids, namespaces): (&[Uuid], &[String]),
@@ -1181,12 +1061,8 @@ pub async fn poke_missing(
 
 /// Has a cluster's namespaces compared with the selectors now, and the targets looked at that wait for one of these namespaces. How
 /// many.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.poke_namespaces", skip_all, fields(cluster.id = %cluster))]
-pub async fn poke_namespaces(
+pub async fn mark_namespaces_due(
     conn: &mut PgConnection,
     cluster: Uuid,
     namespaces: &[String],

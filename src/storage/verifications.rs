@@ -10,10 +10,6 @@ use crate::{
 };
 
 /// Finds the sealed password of an account at one version.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(name = "db.registry_accounts.find_password", skip_all, fields(account.id = %id))]
 pub async fn find_password(conn: &mut PgConnection, id: Uuid, version: i64) -> Result<Option<Sealed>, StorageError> {
     let row = sqlx::query!(
@@ -28,10 +24,6 @@ pub async fn find_password(conn: &mut PgConnection, id: Uuid, version: i64) -> R
 
 /// Stores what a check found, and says when that is by the clock of the database; nothing if the account was changed
 /// since. The next check is due after the account's interval, a tenth more or less.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(name = "db.registry_accounts.record_verification", skip_all, fields(account.id = %id))]
 pub async fn record(
     conn: &mut PgConnection,
@@ -58,10 +50,6 @@ pub async fn record(
 
 /// Takes accounts whose check is due, those that wait longest first, so that no other replica takes them within
 /// `lease_seconds`; their names.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(name = "db.registry_accounts.claim_verifications", skip_all)]
 pub async fn claim(conn: &mut PgConnection, limit: i64, lease_seconds: i32) -> Result<Vec<String>, StorageError> {
     let names = sqlx::query_scalar!(
@@ -93,10 +81,6 @@ pub struct Expiring {
 }
 
 /// Takes the warnings that are due and were not given, each once whatever the number of replicas.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(name = "db.registry_accounts.claim_expiry_warnings", skip_all)]
 pub async fn claim_warnings(conn: &mut PgConnection, days: &[i16], limit: i64) -> Result<Vec<Expiring>, StorageError> {
     let rows = sqlx::query_as!(
@@ -123,10 +107,6 @@ pub async fn claim_warnings(conn: &mut PgConnection, days: &[i16], limit: i64) -
 }
 
 /// Counts the accounts of each last result.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(name = "db.registry_accounts.count_verifications", skip_all)]
 pub async fn count_results(conn: &mut PgConnection) -> Result<Vec<(String, i64)>, StorageError> {
     let rows = sqlx::query!(
@@ -139,10 +119,6 @@ pub async fn count_results(conn: &mut PgConnection) -> Result<Vec<(String, i64)>
 }
 
 /// Counts the accounts whose `expiresAt` is within each of `days`, or past.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked.
 #[tracing::instrument(name = "db.registry_accounts.count_expiring", skip_all)]
 pub async fn count_expiring(conn: &mut PgConnection, days: &[i16]) -> Result<Vec<(i16, i64)>, StorageError> {
     let rows = sqlx::query!(

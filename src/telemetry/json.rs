@@ -178,8 +178,9 @@ fn push_escaped(out: &mut String, text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex, PoisonError};
+    use std::sync::Arc;
 
+    use parking_lot::Mutex;
     use proptest::prelude::*;
     use serde_json::{Value, json};
     use tracing_subscriber::{Layer, fmt, layer::SubscriberExt};
@@ -191,7 +192,7 @@ mod tests {
 
     impl std::io::Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+            self.0.lock().write(bytes)
         }
 
         fn flush(&mut self) -> std::io::Result<()> {
@@ -202,7 +203,7 @@ mod tests {
     impl Lines {
         /// The lines, without what differs from run to run.
         fn parsed(&self) -> Vec<Value> {
-            let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+            let text = String::from_utf8(self.0.lock().clone()).unwrap();
             let lines = text.lines().map(|line| {
                 let mut line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
                 let time = line.as_object_mut().unwrap().remove("timestamp").unwrap();

@@ -1,11 +1,9 @@
 //! Whether a cluster is called at all: after some failures in a row of the cluster as a whole, of several targets, only one try at a
 //! time goes through, and those are further and further apart.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -91,7 +89,7 @@ impl Breaker {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing in here can panic halfway through a change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -8,13 +8,14 @@ use std::{
     fmt,
     panic::AssertUnwindSafe,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use futures_util::{FutureExt, StreamExt, stream};
+use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, mpsc},
     task::JoinSet,
@@ -58,7 +59,7 @@ const SETTLE_TRIES: u32 = 5;
 
 /// How much is done at a time.
 #[derive(Debug, Clone, Copy)]
-pub struct Settings {
+pub struct FanoutConfig {
     /// How often it is looked for what is due, whatever was notified.
     pub poll: Duration,
     /// Targets of one cluster that are worked on at a time.
@@ -66,13 +67,13 @@ pub struct Settings {
 }
 
 /// Works until it is told to stop.
-pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationToken) {
+pub async fn run(reconciler: Reconciler, config: FanoutConfig, stop: CancellationToken) {
     let wakes = Arc::new(WakeUps::default());
     let mut tasks: JoinSet<Option<Uuid>> = JoinSet::new();
     let spawn_others = |tasks: &mut JoinSet<Option<Uuid>>| {
         tasks.spawn(until_stopped(listen(reconciler.clone(), Arc::clone(&wakes)), stop.clone()));
-        tasks.spawn(until_stopped(compare(reconciler.clone(), Arc::clone(&wakes), settings.poll), stop.clone()));
-        let watching = watch(reconciler.clone(), settings.poll, stop.clone());
+        tasks.spawn(until_stopped(compare(reconciler.clone(), Arc::clone(&wakes), config.poll), stop.clone()));
+        let watching = watch(reconciler.clone(), config.poll, stop.clone());
         tasks.spawn(async move {
             watching.await;
             None
@@ -84,7 +85,7 @@ pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationT
     // A cluster that was changed is another one.
     let mut breakers: HashMap<Uuid, (i64, Arc<Breaker>)> = HashMap::new();
     let mut running: Vec<Uuid> = Vec::new();
-    let mut ticks = tokio::time::interval(settings.poll);
+    let mut ticks = tokio::time::interval(config.poll);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -125,7 +126,7 @@ pub async fn run(reconciler: Reconciler, settings: Settings, stop: CancellationT
                     reconciler: reconciler.clone(),
                     cluster,
                     breaker,
-                    settings,
+                    config,
                     stop: stop.clone(),
                     under_way: AtomicUsize::default(),
                     left: Mutex::default(),
@@ -260,7 +261,7 @@ struct Lane {
     reconciler: Reconciler,
     cluster: Uuid,
     breaker: Arc<Breaker>,
-    settings: Settings,
+    config: FanoutConfig,
     stop: CancellationToken,
     /// How many targets were claimed and not finished.
     under_way: AtomicUsize,
@@ -279,14 +280,14 @@ impl Lane {
         if self.breaker.allowance(Instant::now()) == Allowance::One && !self.probe().await {
             return;
         }
-        let concurrency = self.settings.concurrency;
+        let concurrency = self.config.concurrency;
         let (claimed, jobs) = mpsc::channel(concurrency.saturating_mul(CLAIMED_AHEAD));
         let (done, tries) = mpsc::channel(concurrency.saturating_add(GROUP));
         tokio::join!(self.claim_ahead(claimed), self.call(jobs, done), self.settle(tries));
-        let left = std::mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner));
+        let left = std::mem::take(&mut *self.left.lock());
         insist(|| self.reconciler.release(&left, Duration::ZERO)).await;
         // Those that were left were in nobody's sight when it was said of the others.
-        let gave_up = self.gave_up.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let gave_up = self.gave_up.lock().take();
         if let Some(error) = gave_up {
             report(self.reconciler.mark_waiting(self.cluster, &error).await);
         }
@@ -308,7 +309,7 @@ impl Lane {
     }
 
     fn leave(&self, job: Job) {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).push(job);
+        self.left.lock().push(job);
     }
 
     fn may_go_on(&self) -> bool {
@@ -318,10 +319,10 @@ impl Lane {
     /// Claims until nothing is due any more and nothing is under way: a call that hangs keeps no target waiting that becomes due
     /// meanwhile. The next claim begins while there is still something to do.
     async fn claim_ahead(&self, claimed: mpsc::Sender<(Arc<Called>, Job)>) {
-        let limit = i64::try_from(self.settings.concurrency).unwrap_or(i64::MAX).saturating_mul(ROUNDS);
+        let limit = i64::try_from(self.config.concurrency).unwrap_or(i64::MAX).saturating_mul(ROUNDS);
         while self.may_go_on() {
             let Some((called, jobs)) = self.claim(limit).await else {
-                let again_at = Instant::now() + self.settings.poll;
+                let again_at = Instant::now() + self.config.poll;
                 while Instant::now() < again_at {
                     if self.under_way.load(Ordering::SeqCst) == 0 {
                         return;
@@ -343,7 +344,7 @@ impl Lane {
     async fn call(&self, jobs: mpsc::Receiver<(Arc<Called>, Job)>, done: mpsc::Sender<(Arc<Called>, Try)>) {
         let jobs = stream::unfold(jobs, |mut jobs| async move { jobs.recv().await.map(|job| (job, jobs)) });
         let done = &done;
-        jobs.for_each_concurrent(self.settings.concurrency, |(called, job)| async move {
+        jobs.for_each_concurrent(self.config.concurrency, |(called, job)| async move {
             self.call_one(called, job, done).await;
             self.under_way.fetch_sub(1, Ordering::SeqCst);
         })
@@ -436,7 +437,7 @@ impl Lane {
         if self.breaker.failed(Instant::now(), at, is_certain, asked) {
             tracing::warn!(cluster.id = %self.cluster, %error, "a cluster is left alone for a while");
             report(self.reconciler.mark_waiting(self.cluster, &error).await);
-            *self.gave_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            *self.gave_up.lock() = Some(error);
         }
     }
 }

@@ -17,9 +17,9 @@ use regcred::{
         caller::{Actor, ActorKind},
     },
     service::audit::{
-        Trail,
-        recorder::Tally,
+        TransactionalAudit,
         verify::{Finding, Report, Watcher, verify},
+        writer::AuditMetrics,
     },
 };
 use serde_json::{Value, json};
@@ -1040,10 +1040,10 @@ async fn a_process_notices_that_a_chain_for_changes_was_set_back(pool: PgPool) {
 }
 
 /// A trail of one chain, and where it counts.
-async fn trail(pool: &PgPool) -> (Trail, Arc<Tally>) {
-    let tally = Arc::new(Tally::default());
-    let trail = Trail::open(pool, Arc::new(audit_key()), 1).await.expect("a chain");
-    (trail.counted_in(Arc::clone(&tally)), tally)
+async fn audit(pool: &PgPool) -> (TransactionalAudit, Arc<AuditMetrics>) {
+    let metrics = Arc::new(AuditMetrics::default());
+    let audit = TransactionalAudit::open(pool, Arc::new(audit_key()), 1).await.expect("a chain");
+    (audit.counted_in(Arc::clone(&metrics)), metrics)
 }
 
 fn rotation() -> NewEvent {
@@ -1056,8 +1056,8 @@ async fn a_chain_for_changes_that_was_set_back_is_not_gone_on_with(pool: PgPool)
     let mut superuser = superuser(&pool).await;
     let copied = "(SELECT seal FROM kept_chains WHERE kept_chains.id = last.id)";
     for (round, seal) in ["seal", "'\\x00'::bytea", copied].into_iter().enumerate() {
-        let (trail, tally) = trail(&pool).await;
-        let record = async || trail.record_alone(&pool, rotation()).await.expect("recorded");
+        let (audit, metrics) = audit(&pool).await;
+        let record = async || audit.record_alone(&pool, rotation()).await.expect("recorded");
         record().await;
         let keep = "DROP TABLE IF EXISTS kept_chains; CREATE TABLE kept_chains AS SELECT * FROM audit_chains";
         run(&mut superuser, keep).await.expect("kept");
@@ -1070,9 +1070,9 @@ async fn a_chain_for_changes_that_was_set_back_is_not_gone_on_with(pool: PgPool)
         assert_eq!(run(&mut superuser, &set_back.replace("{seal}", seal)).await.expect("set back"), 1);
 
         record().await;
-        assert_eq!(tally.breaks(), 1, "{seal}");
+        assert_eq!(metrics.breaks(), 1, "{seal}");
         record().await;
-        assert_eq!(tally.breaks(), 1, "{seal}");
+        assert_eq!(metrics.breaks(), 1, "{seal}");
 
         let (_, findings) = verified(&pool).await;
         let missing = findings.iter().filter(|finding| finding.ends_with("event 2: is missing")).count();
@@ -1083,11 +1083,11 @@ async fn a_chain_for_changes_that_was_set_back_is_not_gone_on_with(pool: PgPool)
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn a_chain_for_changes_that_is_gone_is_gone_on_for(pool: PgPool) {
     let mut superuser = superuser(&pool).await;
-    let (trail, tally) = trail(&pool).await;
-    trail.record_alone(&pool, rotation()).await.expect("recorded");
+    let (audit, metrics) = audit(&pool).await;
+    audit.record_alone(&pool, rotation()).await.expect("recorded");
     assert_eq!(run(&mut superuser, "DELETE FROM audit_chains").await.expect("deleted"), 1);
-    trail.record_alone(&pool, rotation()).await.expect("recorded");
-    assert_eq!(tally.breaks(), 1);
+    audit.record_alone(&pool, rotation()).await.expect("recorded");
+    assert_eq!(metrics.breaks(), 1);
     let (_, findings) = verified(&pool).await;
     assert!(!findings.is_empty());
 }
@@ -1095,13 +1095,13 @@ async fn a_chain_for_changes_that_is_gone_is_gone_on_for(pool: PgPool) {
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn a_change_that_is_rolled_back_or_cut_off_breaks_no_chain(pool: PgPool) {
     let mut superuser = superuser(&pool).await;
-    let (trail, tally) = trail(&pool).await;
+    let (audit, metrics) = audit(&pool).await;
     for round in 0..3 {
-        trail.record_alone(&pool, rotation()).await.expect("recorded");
+        audit.record_alone(&pool, rotation()).await.expect("recorded");
         let mut tx = pool.begin().await.expect("a transaction");
         // Twice, as nobody does yet.
-        trail.record(&mut tx, [rotation()]).await.expect("written");
-        trail.record(&mut tx, [rotation(), rotation()]).await.expect("written");
+        audit.record(&mut tx, [rotation()]).await.expect("written");
+        audit.record(&mut tx, [rotation(), rotation()]).await.expect("written");
         match round {
             0 => tx.commit().await.expect("committed"),
             1 => tx.rollback().await.expect("rolled back"),
@@ -1113,9 +1113,9 @@ async fn a_change_that_is_rolled_back_or_cut_off_breaks_no_chain(pool: PgPool) {
             }
         }
     }
-    trail.record_alone(&pool, rotation()).await.expect("recorded");
+    audit.record_alone(&pool, rotation()).await.expect("recorded");
 
-    assert_eq!(tally.breaks(), 0);
+    assert_eq!(metrics.breaks(), 0);
     let report = assert_whole(&pool).await;
     assert_eq!(report.anchors.len(), 1);
 }

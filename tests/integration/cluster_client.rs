@@ -28,8 +28,8 @@ use kube::{
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use regcred::{
     clients::cluster::{
-        Change, Check, ClusterClient, ClusterError, CreatedSecret, Interruption, NewSecret, Settings, Watched,
-        kubeconfig,
+        Change, Check, ClusterClient, ClusterClientConfig, ClusterError, CreatedSecret, Interruption, NewSecret,
+        Watched, kubeconfig,
     },
     domain::cluster::{ClusterAuth, ClusterConnection},
 };
@@ -49,8 +49,8 @@ const DATA_KEY: &str = ".dockerconfigjson";
 
 // ---- The real API server ----
 
-fn settings() -> Settings {
-    Settings::default()
+fn config() -> ClusterClientConfig {
+    ClusterClientConfig::default()
 }
 
 fn token(token: impl Into<SecretString>) -> ClusterAuth {
@@ -67,7 +67,7 @@ fn connection(auth: ClusterAuth) -> ClusterConnection {
 }
 
 fn connect(auth: ClusterAuth) -> ClusterClient {
-    ClusterClient::connect(&connection(auth), &settings()).expect("a client")
+    ClusterClient::connect(&connection(auth), &config()).expect("a client")
 }
 
 fn named(name: &str) -> ObjectMeta {
@@ -161,7 +161,7 @@ async fn kubectl_proxy_needs_no_credential() {
     let proxy = given("REGCRED_TEST_KUBE_HTTP");
     let connection =
         ClusterConnection::new(Some(&proxy), None, None, ClusterAuth::None, true).expect("a good connection");
-    let client = ClusterClient::connect(&connection, &settings()).expect("a client");
+    let client = ClusterClient::connect(&connection, &config()).expect("a client");
 
     create(&client, &new_secret(&namespace)).await.expect("created");
 
@@ -190,15 +190,15 @@ async fn the_service_account_of_a_pod_opens_the_cluster() {
     fs::write(dir.path().join("ca.crt"), kubernetes::file("ca.crt")).expect("written");
     let address = server().trim_start_matches("https://").to_owned();
     let (host, port) = address.split_once(':').expect("host and port");
-    let settings = Settings {
+    let config = ClusterClientConfig {
         service_account_dir: dir.path().to_owned(),
         service_host: Some(host.to_owned()),
         service_port: Some(port.to_owned()),
-        ..settings()
+        ..config()
     };
     let connection =
         ClusterConnection::new(None, None, None, ClusterAuth::InCluster, false).expect("a good connection");
-    let client = ClusterClient::connect(&connection, &settings).expect("a client");
+    let client = ClusterClient::connect(&connection, &config).expect("a client");
 
     create(&client, &new_secret(&namespace)).await.expect("created");
 
@@ -210,7 +210,7 @@ async fn the_service_account_of_a_pod_opens_the_cluster() {
 async fn a_kubeconfig_opens_the_cluster() {
     let namespace = new_namespace().await;
     let connection = kubeconfig::parse(&kubernetes::file("kubeconfig").into(), None, false).expect("a good kubeconfig");
-    let client = ClusterClient::connect(&connection, &settings()).expect("a client");
+    let client = ClusterClient::connect(&connection, &config()).expect("a client");
     create(&client, &new_secret(&namespace)).await.expect("created");
 }
 
@@ -435,7 +435,7 @@ async fn a_check_has_the_shape_of_the_api() {
     );
     assert!(shape.get("problem").is_none());
 
-    let check = client_of(&refusing_server(), &settings()).check(&[]).await;
+    let check = client_of(&refusing_server(), &config()).check(&[]).await;
     let shape = serde_json::to_value(&check).expect("JSON");
     assert_eq!((&shape["reachable"], &shape["problem"]["type"]), (&json!(false), &json!("cluster-unreachable")));
     assert!(shape["problem"]["detail"].is_string());
@@ -452,7 +452,7 @@ async fn a_foreign_ca_is_not_believed() {
     let cases =
         [(Some(foreign.as_str()), "is not signed by the given caCertificate"), (None, "give its caCertificate")];
     for (ca, words) in cases {
-        let client = ClusterClient::connect(&connection(ca), &settings()).expect("a client");
+        let client = ClusterClient::connect(&connection(ca), &config()).expect("a client");
         let refused = create(&client, &new_secret("default")).await.expect_err("refused");
         let ClusterError::Tls { detail } = &refused else { panic!("{refused:?}") };
         assert!(detail.contains(words) && detail.contains(&server()), "{detail}");
@@ -470,7 +470,7 @@ async fn the_certificate_must_bear_the_name() {
             admin_token(),
             false,
         );
-        ClusterClient::connect(&connection.expect("a good connection"), &settings()).expect("a client")
+        ClusterClient::connect(&connection.expect("a good connection"), &config()).expect("a client")
     };
     assert!(connect("localhost").check(&[]).await.problem.is_none());
     let refused = create(&connect("other.example.com"), &new_secret("default")).await.expect_err("refused");
@@ -497,7 +497,7 @@ async fn an_expired_server_certificate_is_told() {
     });
     let url = format!("https://localhost:{}", address.port());
     let connection = ClusterConnection::new(Some(&url), Some(&ca), None, token("canary-token"), false);
-    let client = ClusterClient::connect(&connection.expect("a good connection"), &settings()).expect("a client");
+    let client = ClusterClient::connect(&connection.expect("a good connection"), &config()).expect("a client");
 
     let refused = create(&client, &new_secret("default")).await.expect_err("refused");
 
@@ -508,11 +508,11 @@ async fn an_expired_server_certificate_is_told() {
 async fn https_and_http_are_not_confused_in_silence() {
     let plain = given("REGCRED_TEST_KUBE_HTTP").replace("http://", "https://");
     let connection = ClusterConnection::new(Some(&plain), Some(&kubernetes::file("ca.crt")), None, token("t"), false);
-    let client = ClusterClient::connect(&connection.expect("a good connection"), &settings()).expect("a client");
+    let client = ClusterClient::connect(&connection.expect("a good connection"), &config()).expect("a client");
     let refused = create(&client, &new_secret("default")).await.expect_err("refused");
     assert_eq!(refused, ClusterError::Tls { detail: format!("{plain} does not speak TLS: is it an http:// server?") });
 
-    let client = client_of(&server().replace("https://", "http://"), &settings());
+    let client = client_of(&server().replace("https://", "http://"), &config());
     let refused = create(&client, &new_secret("default")).await.expect_err("refused");
     assert_eq!(refused.slug(), "cluster-unreachable", "{refused}");
 }
@@ -522,16 +522,16 @@ async fn outside_a_cluster_in_cluster_says_what_is_missing() {
     let connection =
         ClusterConnection::new(None, None, None, ClusterAuth::InCluster, false).expect("a good connection");
     let dir = TempDir::new();
-    let in_a_pod = Settings {
+    let in_a_pod = ClusterClientConfig {
         service_account_dir: dir.path().to_owned(),
         service_host: Some("10.96.0.1".to_owned()),
         service_port: Some("443".to_owned()),
-        ..settings()
+        ..config()
     };
-    let missing = |settings: &Settings| {
-        ClusterClient::connect(&connection, settings).map(|_| ()).expect_err("misconfigured").to_string()
+    let missing = |config: &ClusterClientConfig| {
+        ClusterClient::connect(&connection, config).map(|_| ()).expect_err("misconfigured").to_string()
     };
-    assert!(missing(&settings()).contains("KUBERNETES_SERVICE_HOST"));
+    assert!(missing(&config()).contains("KUBERNETES_SERVICE_HOST"));
     assert!(missing(&in_a_pod).contains("ca.crt"));
     fs::write(dir.path().join("ca.crt"), kubernetes::file("ca.crt")).expect("written");
     assert!(missing(&in_a_pod).contains("token"));
@@ -557,9 +557,9 @@ async fn a_hung_server_ends_at_the_timeout() {
         stream.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n{").expect("sent");
         thread::sleep(Duration::from_mins(1));
     });
-    let settings = Settings { timeout: Duration::from_millis(300), ..settings() };
+    let config = ClusterClientConfig { timeout: Duration::from_millis(300), ..config() };
     for address in [hung, half] {
-        let client = client_of(&format!("http://{address}"), &settings);
+        let client = client_of(&format!("http://{address}"), &config);
         let start = Instant::now();
         let refused = create(&client, &new_secret("default")).await.expect_err("no answer");
         assert_eq!(refused.slug(), "cluster-timeout", "{refused}");
@@ -571,9 +571,9 @@ async fn a_hung_server_ends_at_the_timeout() {
 #[tokio::test]
 async fn a_hung_tls_handshake_ends_at_the_connect_timeout() {
     let hung = listen(|_stream| thread::sleep(Duration::from_mins(1)));
-    let settings = Settings { connect_timeout: Duration::from_millis(300), ..settings() };
+    let config = ClusterClientConfig { connect_timeout: Duration::from_millis(300), ..config() };
     let connection = ClusterConnection::new(Some(&format!("https://{hung}")), None, None, token("t"), false);
-    let client = ClusterClient::connect(&connection.expect("a good connection"), &settings).expect("a client");
+    let client = ClusterClient::connect(&connection.expect("a good connection"), &config).expect("a client");
     let start = Instant::now();
 
     let refused = create(&client, &new_secret("default")).await.expect_err("no connection");
@@ -588,14 +588,14 @@ async fn a_hung_tls_handshake_ends_at_the_connect_timeout() {
 #[tokio::test]
 async fn a_refused_port_is_unreachable() {
     let server = refusing_server();
-    let refused = create(&client_of(&server, &settings()), &new_secret("default")).await;
+    let refused = create(&client_of(&server, &config()), &new_secret("default")).await;
     let detail = format!("{server} refused the connection: nothing listens there");
     assert_eq!(refused, Err(ClusterError::Unreachable { detail }));
 }
 
 #[tokio::test]
 async fn an_unknown_host_is_unreachable() {
-    let client = client_of("http://regcred-test.invalid", &settings());
+    let client = client_of("http://regcred-test.invalid", &config());
     let refused = create(&client, &new_secret("default")).await.expect_err("no such host");
     assert!(matches!(refused.slug(), "cluster-unreachable" | "cluster-timeout"), "{refused}");
 }
@@ -687,7 +687,7 @@ async fn an_endless_answer_is_not_read() {
         }
     });
     let start = Instant::now();
-    let client = client_of(&format!("http://{endless}"), &settings());
+    let client = client_of(&format!("http://{endless}"), &config());
     let refused = create(&client, &new_secret("default")).await.expect_err("too long");
     assert_eq!(refused.slug(), "cluster-unreachable", "{refused}");
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
@@ -699,7 +699,7 @@ async fn the_request_is_the_one_of_the_walk_through() {
     let url = format!("http://{}/k8s/clusters/c-1/", recorder.address);
     let connection =
         ClusterConnection::new(Some(&url), None, None, token("the-token"), true).expect("a good connection");
-    let client = ClusterClient::connect(&connection, &settings()).expect("a client");
+    let client = ClusterClient::connect(&connection, &config()).expect("a client");
 
     client.create_secret(&new_secret("team-a"), true).await.expect_err("unauthorized");
 
@@ -736,11 +736,11 @@ fn connections_outlive_the_runtime_of_their_first_caller() {
     let own = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     // As a worker of actix-web has it.
     let worker = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let settings = Settings { runtime: Some(own.handle().clone()), ..settings() };
+    let config = ClusterClientConfig { runtime: Some(own.handle().clone()), ..config() };
 
     let first = worker();
     let (namespace, client) = first.block_on(async {
-        let client = ClusterClient::connect(&connection(admin_token()), &settings).expect("a client");
+        let client = ClusterClient::connect(&connection(admin_token()), &config).expect("a client");
         let namespace = new_namespace().await;
         create(&client, &new_secret(&namespace)).await.expect("created");
         (namespace, client)
@@ -799,8 +799,7 @@ async fn neither_log_nor_debug_holds_a_secret() {
             let broken = answering(&format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}"));
             let connection =
                 ClusterConnection::new(Some(&format!("http://{}", broken.address)), None, None, canary(), true);
-            let client =
-                ClusterClient::connect(&connection.expect("a good connection"), &settings()).expect("a client");
+            let client = ClusterClient::connect(&connection.expect("a good connection"), &config()).expect("a client");
             said.push(format!("{client:?} {:?}", create(&client, &new_secret(&namespace)).await));
             said.push(format!("{:?}", client.check(&[&namespace]).await));
         }
@@ -821,9 +820,9 @@ fn problem(check: &Check) -> &str {
     check.problem.as_ref().map_or("", |problem| problem.slug.as_str())
 }
 
-fn client_of(url: &str, settings: &Settings) -> ClusterClient {
+fn client_of(url: &str, config: &ClusterClientConfig) -> ClusterClient {
     let connection = ClusterConnection::new(Some(url), None, None, ClusterAuth::None, true).expect("a good connection");
-    ClusterClient::connect(&connection, settings).expect("a client")
+    ClusterClient::connect(&connection, config).expect("a client")
 }
 
 /// A listener that gives every request the same bytes and closes the connection.
@@ -834,7 +833,7 @@ struct Answering {
 
 impl Answering {
     fn client(&self) -> ClusterClient {
-        client_of(&format!("http://{}", self.address), &settings())
+        client_of(&format!("http://{}", self.address), &config())
     }
 
     fn requests(&self) -> Vec<String> {
@@ -918,7 +917,7 @@ async fn a_watch_that_ends_is_resumed_and_one_that_cannot_be_begins_anew() {
         let _ = stream.write_all(answer.as_bytes());
     });
     let connection = ClusterConnection::new(Some(&format!("http://{address}")), None, None, ClusterAuth::None, true);
-    let client = ClusterClient::connect(&connection.expect("a good connection"), &settings()).expect("a client");
+    let client = ClusterClient::connect(&connection.expect("a good connection"), &config()).expect("a client");
 
     let told: Vec<_> = client.watch(Watched::Namespaces).take(4).collect().await;
 

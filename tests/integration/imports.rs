@@ -610,7 +610,7 @@ async fn arbitrary_bytes_are_imported_or_refused_and_nothing_breaks(pool: PgPool
     assert_eq!(app.rows().await[0], 0);
 }
 
-/// Memory of a process and the most that it ever had, in KiB.
+/// RowCache of a process and the most that it ever had, in KiB.
 fn memory_kib(process: u32) -> [u64; 2] {
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("the process lives");
     ["VmRSS:", "VmHWM:"].map(|field| {

@@ -9,7 +9,7 @@ use base64::{
     prelude::BASE64_STANDARD,
 };
 use regcred::{
-    clients::cluster::{ClusterClient, NewSecret, Settings},
+    clients::cluster::{ClusterClient, ClusterClientConfig, NewSecret},
     config::Reader,
     crypto::{
         api_key::{self, Pepper, ShownKey},
@@ -568,7 +568,7 @@ async fn debug_shows_no_secret() {
     let token = || ClusterAuth::Token { token: hidden() };
     let connection = ClusterConnection::new(Some("https://k"), Some(&kubernetes::file("ca.crt")), None, token(), false);
     let connection = connection.expect("a good connection");
-    let client = ClusterClient::connect(&connection, &Settings::default()).expect("a client");
+    let client = ClusterClient::connect(&connection, &ClusterClientConfig::default()).expect("a client");
     let new_secret = NewSecret {
         namespace: "n".to_owned(),
         name: "s".to_owned(),

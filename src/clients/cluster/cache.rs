@@ -1,12 +1,8 @@
 //! Clients that are kept between calls, so that TLS connections are used again.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, fmt, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -92,7 +88,7 @@ impl ClusterClients {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Kept>> {
         // Nothing in here can panic halfway through a change.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock()
     }
 }
 
@@ -108,7 +104,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        clients::cluster::{ClusterError, Settings},
+        clients::cluster::{ClusterClientConfig, ClusterError},
         domain::cluster::{ClusterAuth, ClusterConnection},
     };
 
@@ -138,7 +134,7 @@ mod tests {
     fn client() -> ClusterClient {
         let connection =
             ClusterConnection::new(Some("http://127.0.0.1:1"), None, None, ClusterAuth::None, true).unwrap();
-        ClusterClient::connect(&connection, &Settings::default()).unwrap()
+        ClusterClient::connect(&connection, &ClusterClientConfig::default()).unwrap()
     }
 
     #[tokio::test]

@@ -1,11 +1,9 @@
 //! Counts the calls to clusters.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashSet, sync::Arc};
 
 use http::{Method, Request};
+use parking_lot::Mutex;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
@@ -63,7 +61,7 @@ impl Calls {
     }
 
     fn label(&self, cluster: &str) -> String {
-        let mut known = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.clusters.lock();
         if !known.contains(cluster) {
             if known.len() >= CLUSTERS_MAX {
                 return "other".to_owned();

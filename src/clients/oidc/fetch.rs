@@ -45,7 +45,7 @@ impl Issuers {
             .retry(reqwest::retry::never())
             .referer(false)
             .http1_only()
-            .timeout(self.settings.timeout)
+            .timeout(self.config.timeout)
             .user_agent(USER_AGENT)
             .build()
             .map_err(|_| unreachable("cannot be asked for: the HTTP client cannot be set up on this host"))?;

@@ -11,7 +11,7 @@ use crate::domain::jwk::KeySet;
 /// A fetch that is under way, for all who wait for it.
 pub(super) type Flight = Shared<BoxFuture<'static, ()>>;
 
-/// See [`Settings`](super::Settings).
+/// See [`IssuerClientConfig`](super::IssuerClientConfig).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Times {
     pub(super) keys_lifetime: Duration,

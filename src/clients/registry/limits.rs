@@ -1,13 +1,10 @@
 //! How often one host is called: few checks at a time, and none while it asks to be left alone.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use http::{HeaderMap, header};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout_at},
@@ -89,7 +86,7 @@ impl Hosts {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Host>> {
         // Nothing in here can panic halfway through a change.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 }
 

@@ -84,8 +84,8 @@ impl<'a> Peer<'a> {
             .referer(false)
             .http1_only()
             .http1_max_headers(HEADERS_MAX)
-            .connect_timeout(registries.settings.connect_timeout)
-            .timeout(registries.settings.timeout)
+            .connect_timeout(registries.config.connect_timeout)
+            .timeout(registries.config.timeout)
             .user_agent(USER_AGENT)
             .build()
             .map_err(|_| Finding::new(Found::Unreachable, "the HTTP client cannot be set up on this host"))?;
@@ -147,7 +147,7 @@ impl<'a> Peer<'a> {
     }
 
     fn too_slow(&self) -> Finding {
-        let seconds = self.registries.settings.timeout.as_secs_f32();
+        let seconds = self.registries.config.timeout.as_secs_f32();
         Finding::new(Found::Unreachable, format!("{} gave no whole answer within {seconds} s", self.label))
     }
 

@@ -31,7 +31,7 @@ fn reviewed(rules: Vec<RuleDocument>) -> ProviderDocument {
 }
 
 fn refused(document: ProviderDocument) -> Vec<String> {
-    let errors = ProviderSettings::parse(document).err().unwrap_or_default();
+    let errors = ProviderConfig::parse(document).err().unwrap_or_default();
     errors.into_iter().map(|error| error.field).collect()
 }
 

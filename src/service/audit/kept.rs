@@ -4,8 +4,7 @@
 //! for the transaction has ended by then: the head is where it was to be after it, or the row is still the one of before. A head
 //! that was set back by somebody is in a row that another transaction wrote.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
+use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use crate::{
@@ -56,7 +55,7 @@ impl KeptChain {
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Which chain, and how many events it has if what was sent last was committed.

@@ -37,7 +37,7 @@ impl Reconciler {
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
     pub async fn claim_watches(&self) -> Result<Vec<ClaimedWatch>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        Ok(storage::targets::claim_watches(&mut conn, self.settings.lease).await?)
+        Ok(storage::targets::claim_watches(&mut conn, self.config.lease).await?)
     }
 
     /// Watches a cluster until it is changed, another replica has the lease, or it shall `stop`.
@@ -62,9 +62,9 @@ impl Reconciler {
     /// Keeps the lease for as long as it can be kept, and the cluster stays as it is.
     async fn hold(&self, watch: ClaimedWatch) -> Result<(), ServiceError> {
         loop {
-            tokio::time::sleep(self.settings.lease / 3).await;
+            tokio::time::sleep(self.config.lease / 3).await;
             let mut conn = connection(&self.pool).await?;
-            let version = storage::targets::renew_watch(&mut conn, watch, self.settings.lease).await?;
+            let version = storage::targets::renew_watch(&mut conn, watch, self.config.lease).await?;
             if version != Some(watch.cluster_version) {
                 return Ok(());
             }
@@ -137,12 +137,12 @@ impl Reconciler {
             let mut poked = 0;
             // Comparisons first, as whoever declares does it.
             if !namespaces.is_empty() {
-                poked += storage::targets::poke_namespaces(&mut tx, cluster, &namespaces).await?;
+                poked += storage::targets::mark_namespaces_due(&mut tx, cluster, &namespaces).await?;
             }
-            poked += storage::targets::poke_secrets(&mut tx, cluster, &secrets_changed).await?;
+            poked += storage::targets::mark_secrets_due(&mut tx, cluster, &secrets_changed).await?;
             if let Some(all) = all_secrets {
                 let (ids, names): (Vec<Uuid>, Vec<String>) = all.into_iter().unzip();
-                poked += storage::targets::poke_missing(&mut tx, cluster, (&ids, &names)).await?;
+                poked += storage::targets::mark_missing_due(&mut tx, cluster, (&ids, &names)).await?;
             }
             if poked > 0 {
                 storage::pull_secrets::notify(&mut tx).await?;

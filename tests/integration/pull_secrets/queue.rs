@@ -7,7 +7,7 @@ use regcred::{
     storage::{
         pull_secrets::delete_all_empty,
         targets::{
-            ChangedSecrets, ClaimedTarget, Settlement, claim, delete_removed, is_settled, poke_secrets, release,
+            ChangedSecrets, ClaimedTarget, Settlement, claim, delete_removed, is_settled, mark_secrets_due, release,
             settle, wait_for,
         },
     },
@@ -205,7 +205,7 @@ async fn a_change_of_a_secret_is_looked_at_unless_that_is_to_be_done_anyway(pool
             namespaces: ["n-1", "n-2", "n-3"].map(str::to_owned).into(),
             resource_versions: vec![version.map(str::to_owned); 3],
         };
-        poke_secrets(&mut conn, cluster, &changed).await.expect("an answer")
+        mark_secrets_due(&mut conn, cluster, &changed).await.expect("an answer")
     };
 
     assert_eq!(changed(Some("1")).await, 0, "it is what was written");

@@ -17,7 +17,7 @@ use std::{
 use regcred::{
     clients::{
         guard::{Guard, Resolve},
-        registry::{Registries, Settings},
+        registry::{Registries, RegistryClientConfig},
     },
     domain::verification::{Finding, VerificationResult::*},
 };
@@ -77,7 +77,10 @@ pub fn names() -> Names {
 
 fn engine_with(names: Arc<Names>, timeout: Duration) -> Registries {
     let guard = Guard::with_resolver("127.0.0.1".parse().expect("it is usable"), names);
-    Registries::new(guard, Settings { timeout, connect_timeout: timeout, ..Settings::default() })
+    Registries::new(
+        guard,
+        RegistryClientConfig { timeout, connect_timeout: timeout, ..RegistryClientConfig::default() },
+    )
 }
 
 fn engine() -> Registries {
@@ -438,5 +441,5 @@ async fn a_host_is_not_called_by_many_at_a_time() {
     let attempts: Vec<Attempt> = (0..16).map(|_| Attempt::plain(&registry, "martin", PASSWORD)).collect();
     let found = futures_util::future::join_all(attempts.iter().map(|attempt| attempt.verify(&engine, None))).await;
     assert!(found.iter().all(|found| found.result == NotARegistry), "{found:?}");
-    assert_eq!(most.load(Ordering::SeqCst), Settings::default().checks_per_host);
+    assert_eq!(most.load(Ordering::SeqCst), RegistryClientConfig::default().checks_per_host);
 }

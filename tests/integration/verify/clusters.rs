@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use regcred::{
     clients::{
-        cluster::{ClusterClient, ClusterError, Settings, admit},
+        cluster::{ClusterClient, ClusterClientConfig, ClusterError, admit},
         guard::Guard,
     },
     domain::cluster::{ClusterAuth, ClusterConnection},
@@ -63,7 +63,8 @@ async fn a_cluster_is_called_where_the_guard_saw_it_and_by_its_name() {
     assert_eq!(seen, ["127.0.0.1".parse::<IpAddr>().expect("an address")]);
     // By the system's resolver the name has no address at all.
     let connection = ClusterConnection::new(Some(&server), None, None, ClusterAuth::None, true).expect("a connection");
-    let client = ClusterClient::connect_at(&connection, seen.first().copied(), &Settings::default()).expect("a client");
+    let client = ClusterClient::connect_at(&connection, seen.first().copied(), &ClusterClientConfig::default())
+        .expect("a client");
     assert!(client.is_at(&seen) && !client.is_at(&["127.0.0.2".parse().expect("an address")]));
     assert_eq!(client.check(&[]).await.version.as_deref(), Some("v1.20.2"));
     assert!(requests.text().contains(&format!("host: registry.example:{}\r\n", address.port())), "{}", requests.text());
@@ -87,7 +88,7 @@ async fn a_certificate_has_to_bear_the_name_and_not_the_address() {
         let server = format!("https://{host}:{port}");
         let connection =
             ClusterConnection::new(Some(&server), Some(&ca), given_name, token(), false).expect("a connection");
-        let client = ClusterClient::connect_at(&connection, there, &Settings::default()).expect("a client");
+        let client = ClusterClient::connect_at(&connection, there, &ClusterClientConfig::default()).expect("a client");
         let found = client.check(&[]).await;
         assert_eq!(found.reachable, is_good, "{host}: {found:?}");
     }

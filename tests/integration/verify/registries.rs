@@ -12,7 +12,7 @@ use std::{
 use regcred::{
     clients::{
         guard::Guard,
-        registry::{Login, Registries, Settings},
+        registry::{Login, Registries, RegistryClientConfig},
     },
     domain::{
         cluster::CaCertificate,
@@ -134,7 +134,7 @@ async fn images() -> &'static Path {
 
 /// The engine alone, with loopback allowed.
 pub fn engine() -> Registries {
-    Registries::new(Guard::new("127.0.0.0/8".parse().expect("it is usable")), Settings::default())
+    Registries::new(Guard::new("127.0.0.0/8".parse().expect("it is usable")), RegistryClientConfig::default())
 }
 
 /// A login to be checked by the engine alone.

@@ -9,7 +9,7 @@ use crate::clients::oidc::Issuers;
 
 /// What became of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum TokenOutcome {
     /// A rule says who its bearer is.
     Accepted,
     /// It is no token, or says no end.
@@ -34,7 +34,7 @@ pub enum Outcome {
     Unavailable,
 }
 
-impl Outcome {
+impl TokenOutcome {
     /// All outcomes.
     pub const ALL: [Self; 11] = [
         Self::Accepted,
@@ -71,23 +71,23 @@ impl Outcome {
 
 /// The counts of one process.
 #[derive(Debug)]
-pub struct Tally {
+pub struct TokenMetrics {
     issuers: Arc<Issuers>,
-    tokens: [AtomicU64; Outcome::ALL.len()],
+    tokens: [AtomicU64; TokenOutcome::ALL.len()],
 }
 
-impl Tally {
+impl TokenMetrics {
     pub(super) fn new(issuers: Arc<Issuers>) -> Self {
-        Self { issuers, tokens: <[AtomicU64; Outcome::ALL.len()]>::default() }
+        Self { issuers, tokens: <[AtomicU64; TokenOutcome::ALL.len()]>::default() }
     }
 
-    pub(super) fn count(&self, outcome: Outcome) {
+    pub(super) fn count(&self, outcome: TokenOutcome) {
         self.tokens[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many tokens came to what.
     pub fn tokens(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        Outcome::ALL.map(|one| (one.as_str(), self.tokens[one as usize].load(Ordering::Relaxed))).into_iter()
+        TokenOutcome::ALL.map(|one| (one.as_str(), self.tokens[one as usize].load(Ordering::Relaxed))).into_iter()
     }
 
     /// How many fetches of issuers' keys came to what.

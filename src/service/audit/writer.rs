@@ -44,14 +44,14 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// What was counted, for the metrics.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct AuditMetrics {
     written: AtomicU64,
     failed: AtomicU64,
     groups: AtomicU64,
     breaks: AtomicU64,
 }
 
-impl Tally {
+impl AuditMetrics {
     /// How many events were written in groups, and how many were not.
     pub fn events(&self) -> [(&'static str, u64); 2] {
         [("written", self.written.load(Ordering::Relaxed)), ("failed", self.failed.load(Ordering::Relaxed))]
@@ -86,10 +86,10 @@ impl Entry {
 
 /// Takes events, and says when they are durable.
 #[derive(Debug, Clone)]
-pub struct Recorder {
+pub struct AuditWriter {
     queue: mpsc::Sender<Entry>,
     refusals: Arc<Refusals>,
-    tally: Arc<Tally>,
+    metrics: Arc<AuditMetrics>,
 }
 
 impl std::fmt::Debug for Entry {
@@ -98,7 +98,7 @@ impl std::fmt::Debug for Entry {
     }
 }
 
-impl Recorder {
+impl AuditWriter {
     /// Opens a chain for this process, and starts to write it until it is told to stop. What waits then is written first.
     ///
     /// # Errors
@@ -119,19 +119,19 @@ impl Recorder {
             is_certain: true,
             perhaps: Vec::new(),
             group: 0,
-            tally: Arc::default(),
+            metrics: Arc::default(),
         };
         writer.open(None).await?;
         let (queue, entries) = mpsc::channel(QUEUE);
-        let recorder = Self { queue, refusals: Arc::default(), tally: Arc::clone(&writer.tally) };
-        let task = tokio::spawn(writer.run(entries, Arc::clone(&recorder.refusals), stop));
-        Ok((recorder, task))
+        let audit_writer = Self { queue, refusals: Arc::default(), metrics: Arc::clone(&writer.metrics) };
+        let task = tokio::spawn(writer.run(entries, Arc::clone(&audit_writer.refusals), stop));
+        Ok((audit_writer, task))
     }
 
     /// What is counted.
     #[must_use]
-    pub fn tally(&self) -> Arc<Tally> {
-        Arc::clone(&self.tally)
+    pub fn metrics(&self) -> Arc<AuditMetrics> {
+        Arc::clone(&self.metrics)
     }
 
     /// Writes an event, and returns when it is durable.
@@ -189,7 +189,7 @@ struct Writer {
     perhaps: Vec<(u64, Head)>,
     /// The number of the group that is being written.
     group: u64,
-    tally: Arc<Tally>,
+    metrics: Arc<AuditMetrics>,
 }
 
 impl Writer {
@@ -229,15 +229,15 @@ impl Writer {
             entries.drain(..).map(|entry| (entry.event, entry.written)).unzip();
         match self.write_events(&events).await {
             Ok(()) => {
-                self.tally.written.fetch_add(count, Ordering::Relaxed);
-                self.tally.groups.fetch_add(1, Ordering::Relaxed);
+                self.metrics.written.fetch_add(count, Ordering::Relaxed);
+                self.metrics.groups.fetch_add(1, Ordering::Relaxed);
                 // Who gave up meanwhile does not hear it.
                 for written in waiting.into_iter().flatten() {
                     let _ = written.send(());
                 }
             }
             Err(error) => {
-                self.tally.failed.fetch_add(count, Ordering::Relaxed);
+                self.metrics.failed.fetch_add(count, Ordering::Relaxed);
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::error!(events = count, %error, cause, "audit events were not written; what they are about is refused");
             }
@@ -328,7 +328,7 @@ impl Writer {
             return Ok(is_this);
         }
         log_break(chain_id, self.head.sequence, found.map(|head| head.sequence));
-        self.tally.count_break();
+        self.metrics.count_break();
         self.open(Some((chain_id, self.head.sequence))).await?;
         Ok(false)
     }

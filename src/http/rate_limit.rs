@@ -20,7 +20,7 @@ pub struct Rate {
 ///
 /// A bucket is the moment at which it is full again, in nanoseconds after the table was made. (They last 580 years.)
 #[derive(Debug)]
-pub struct Buckets {
+pub struct RateLimiter {
     /// Nanoseconds for a token, and for as many as a bucket holds.
     interval: u64,
     capacity: u64,
@@ -30,7 +30,7 @@ pub struct Buckets {
     full_at: Box<[AtomicU64]>,
 }
 
-impl Buckets {
+impl RateLimiter {
     /// Makes a table of so many full buckets.
     pub fn new(count: usize, rate: Rate) -> Self {
         let full_at = (0..count).map(|_| AtomicU64::new(0)).collect();
@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn a_bucket_has_its_burst_and_then_its_rate() {
         let start = Instant::now();
-        let buckets = Buckets::new(16, Rate { burst: 10, interval: Duration::from_secs(6) });
+        let buckets = RateLimiter::new(16, Rate { burst: 10, interval: Duration::from_secs(6) });
         let at = |seconds| start + Duration::from_secs(seconds);
         for _ in 0..10 {
             assert_eq!(buckets.take("one", at(1)), Ok(()));
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn others_have_their_own() {
-        let buckets = Buckets::new(1024, Rate { burst: 1, interval: Duration::from_secs(1) });
+        let buckets = RateLimiter::new(1024, Rate { burst: 1, interval: Duration::from_secs(1) });
         let now = Instant::now();
         assert!(buckets.take(0, now).is_ok() && buckets.take(0, now).is_err());
         // One in a thousand may share the first one's.
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn many_at_once_get_no_more_than_there_is() {
-        let buckets = Buckets::new(1, Rate { burst: 100, interval: Duration::from_hours(1) });
+        let buckets = RateLimiter::new(1, Rate { burst: 100, interval: Duration::from_hours(1) });
         let now = Instant::now();
         let taken: usize = std::thread::scope(|scope| {
             let takers: Vec<_> =

@@ -176,7 +176,7 @@ impl Trust {
 
 /// The memory of one process.
 #[derive(Debug)]
-pub struct Memory {
+pub struct RowCache {
     pool: PgPool,
     api_keys: Rows<Uuid, KnownKey>,
     /// Where rows of keys are asked for, and those who wait for them.
@@ -187,9 +187,9 @@ pub struct Memory {
     is_followed: AtomicBool,
 }
 
-impl Memory {
-    /// Makes a memory that reads through this pool. It finds no key until [`Memory::read_keys`] runs, and remembers nothing until
-    /// [`Memory::follow_changes`] does.
+impl RowCache {
+    /// Makes a memory that reads through this pool. It finds no key until [`RowCache::read_keys`] runs, and remembers nothing until
+    /// [`RowCache::follow_changes`] does.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
         let (asked_for, waiting_keys) = mpsc::channel(WAITING_MAX);

@@ -43,7 +43,7 @@ impl fmt::Display for RequestId {
 
 /// What is known of a request from its arrival on.
 #[derive(Debug, Clone, Copy)]
-pub struct Arrival {
+pub struct RequestMeta {
     /// Which one it is.
     pub id: RequestId,
     /// The address that it comes from: what is limited, logged and recorded. That of the connection, unless a proxy that is
@@ -51,7 +51,7 @@ pub struct Arrival {
     pub source: Option<IpAddr>,
 }
 
-impl Arrival {
+impl RequestMeta {
     /// Looks at a request that arrives.
     pub fn new(request: &HttpRequest, proxies: &Proxies) -> Self {
         let headers = request.headers();
