@@ -1,17 +1,17 @@
-# `make` says what there is. Every gate of .ci/run is a target here.
+# `make` lists the targets. Every gate of .ci/run is one.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-# The SQL is checked against .sqlx, whatever database the shell has set; `make sqlx-check` checks .sqlx itself.
+# The SQL is checked against .sqlx, whatever DATABASE_URL is set; `make sqlx-check` checks .sqlx.
 export SQLX_OFFLINE := true
-# More arguments for `make test`, as in: make test ARGS='--test integration w2_'
+# Additional arguments, as in: make test ARGS='--test integration pull_secrets::'
 ARGS ?=
 
 .PHONY: help
-help: ## Say what there is
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: ## Build and run regcred with its own Postgres and a cluster; Ctrl-C stops all, the data stays
+run: ## Build and run regcred with a private Postgres and a cluster; Ctrl-C stops all, the data stays
 	@dev/run
 
 .PHONY: demo
@@ -19,23 +19,23 @@ demo: ## Show the main job with two real registries
 	@dev/demo
 
 .PHONY: install
-install: ## Install what the sandbox needs (the other targets do it by themselves)
+install: ## Install the programs of the sandbox (other targets do so when needed)
 	@dev/install
 
 .PHONY: test
-test: ## Run all tests beside a Postgres, two Kubernetes API servers and two registries of their own
+test: ## Run all tests with a private Postgres, two Kubernetes API servers and two registries
 	@dev/with-services cargo test --locked $(ARGS)
 
 .PHONY: bench
-bench: ## Measure, each figure beside what it is compared with
+bench: ## Measure; each figure has its reference from the same run
 	@dev/with-services cargo bench --locked $(ARGS)
 
 .PHONY: bench-fanout
-bench-fanout: ## Measure rotations in 1,000 and 5,000 namespaces; make bench-fanout ARGS='300' for another size
+bench-fanout: ## Measure rotations in 1,000 and 5,000 namespaces; ARGS='300' sets another size
 	@REGCRED_TEST_PG_DURABLE=1 dev/with-services cargo bench --locked --bench speed -- --fanout $(ARGS)
 
 .PHONY: scenarios
-scenarios: ## Measure what it withstands: slow clients, floods, too much; make scenarios ARGS='a1 a8' for some
+scenarios: ## Measure slow clients, floods and faults; ARGS='a1 a8' selects scenarios
 	@dev/with-services cargo bench --locked --bench speed -- --scenarios $(ARGS)
 
 .PHONY: fmt
@@ -43,19 +43,23 @@ fmt: ## Format the code
 	cargo fmt
 
 .PHONY: fmt-check
-fmt-check: ## Fail where the code is not formatted
+fmt-check: ## Fail if the code is not formatted
 	cargo fmt --check
 
 .PHONY: lint
-lint: ## Run clippy; a warning is an error
+lint: language-check ## Check the wording, then run clippy; a warning is an error
 	cargo clippy --locked --all-targets -- -D warnings
+
+.PHONY: language-check
+language-check: ## Check the wording of code and documents
+	@dev/language-check
 
 .PHONY: sqlx-prepare
 sqlx-prepare: ## Write .sqlx after a change of SQL or migrations
 	@dev/sqlx prepare
 
 .PHONY: sqlx-check
-sqlx-check: ## Fail where .sqlx is not up to date
+sqlx-check: ## Fail if .sqlx is not up to date
 	@dev/sqlx check
 
 .PHONY: openapi
@@ -63,17 +67,21 @@ openapi: ## Write openapi/openapi.json from the code
 	@dev/openapi write
 
 .PHONY: openapi-check
-openapi-check: ## Fail where openapi/openapi.json is not what the code generates
+openapi-check: ## Fail if openapi/openapi.json differs from the code
 	@dev/openapi check
 
 .PHONY: ci
-ci: ## Run everything that a change must pass
+ci: ## Run all gates of a change
 	@.ci/run
 
+.PHONY: fresh-machine
+fresh-machine: ## Time run, demo and test on a new, minimal Debian 12; needs root
+	@dev/fresh-machine
+
 .PHONY: compose-secrets
-compose-secrets: ## Make the secrets of docker-compose.yml
+compose-secrets: ## Create the secrets of docker-compose.yml
 	@dev/compose-secrets
 
 .PHONY: clean
-clean: ## Remove what was built here (the caches in ~/.cache/regcred stay)
+clean: ## Remove the build output (the caches in ~/.cache/regcred stay)
 	cargo clean
