@@ -1,6 +1,6 @@
 #!/bin/bash
-# Run by the image of Postgres when it makes its data: the role that the service runs as. `regcred migrate --grant-to`
-# gives it its rights.
+# Creates the role of the service. The Postgres image runs this when it creates its data; `regcred migrate --grant-to`
+# grants the rights.
 set -euo pipefail
 psql -v ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" \
     -v password="$REGCRED_SERVICE_PASSWORD" <<'SQL'

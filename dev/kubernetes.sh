@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034,SC2154 # functions set what others read
+# shellcheck disable=SC2034,SC2154 # variables are shared between the sourced files
 # A real Kubernetes API server on loopback: etcd and kube-apiserver, no kubelet, no controllers. Sourced.
 
-# kubernetes_files DIR TOKEN_SUFFIX   a throw-away CA, certificates and tokens, made once
+# kubernetes_files DIR TOKEN_SUFFIX   creates a throw-away CA, certificates and tokens once
 kubernetes_files() {
     [ ! -e "$1/tokens.csv" ] || return 0
     mkdir -p "$1"
@@ -19,8 +19,8 @@ kubernetes_make_files() {
     kubernetes_sign admin /O=system:masters/CN=admin extendedKeyUsage=clientAuth
     openssl genrsa -out sa.key 2048
     printf '%s\n' "admin-token$suffix,admin,1,\"system:masters\"" "broker-token$suffix,broker,2,\"brokers\"" \
-        "nobody-token$suffix,nobody,3,\"nobodies\"" >tokens.csv.new
-    mv tokens.csv.new tokens.csv # last, so that an interrupted start makes everything again
+        "stranger-token$suffix,stranger,3,\"strangers\"" >tokens.csv.new
+    mv tokens.csv.new tokens.csv # last: an interrupted start creates everything anew
 }
 # kubernetes_sign NAME SUBJECT EXTENSIONS
 kubernetes_sign() {
@@ -44,10 +44,10 @@ kubernetes_has_default_account() {
             -d '{"apiVersion":"v1","kind":"ServiceAccount","metadata":{"name":"default"}}'
 }
 
-kubernetes_options=() # more options for kube-apiserver
+kubernetes_options=() # additional options for kube-apiserver
 
-# kubernetes_audit DIR   -> kubernetes_options: it notes in DIR/audit.log who did what to Secrets and ServiceAccounts, in
-# which order and with what result. Metadata alone: no body, and so no password. A request is noted when it is answered.
+# kubernetes_audit DIR   -> kubernetes_options: logs every request for Secrets and ServiceAccounts to DIR/audit.log once it
+# is answered. Metadata only: no bodies, hence no passwords.
 kubernetes_audit() {
     mkdir -p "$1"
     cat >"$1/audit-policy.yaml" <<YAML
@@ -63,8 +63,8 @@ YAML
         --audit-log-maxsize=10240)
 }
 
-# kubernetes_start DIR BIN PORT ETCD_OPTION…   -> kubernetes_server; DIR/kubeconfig is its admin's
-# Call kubernetes_files first, and kubernetes_wait before use: it is not ready yet, so others can start meanwhile.
+# kubernetes_start DIR BIN PORT ETCD_OPTION…   -> kubernetes_server; DIR/kubeconfig is the admin's
+# Call kubernetes_files before, and kubernetes_wait before use. Returns early, so that other services start meanwhile.
 kubernetes_start() {
     local dir=$1 bin=$2 port=$3 etcd
     shift 3
@@ -100,7 +100,7 @@ users:
 YAML
 }
 
-# kubernetes_wait DIR   until it answers; then makes what controllers would have made
+# kubernetes_wait DIR   waits for readiness, then creates the objects that controllers would create
 kubernetes_wait() {
     local dir=$1 launched_pid
     launched_pid=$(<"$dir/kube-apiserver.pid")

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the scripts of this folder share. Sourced, never run.
+# Functions that the scripts of this folder share. Sourced, never run.
 set -euo pipefail
 
 : "${HOME:=$(getent passwd "$(id -u)" | cut -d: -f6)}"
@@ -8,9 +8,9 @@ export HOME
 # shellcheck disable=SC2034
 project_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache_dir=${XDG_CACHE_HOME:-$HOME/.cache}/regcred
-# Programs that were unpacked because the machine has none (see dev/install); its own come first.
+# Programs that dev/install unpacked; those of the machine come first.
 PATH=$PATH:/usr/sbin:/sbin:$cache_dir/tools/bin
-# Everything here is on loopback, which no proxy may see.
+# All services are on loopback: bypass proxies.
 no_proxy=127.0.0.1,localhost${no_proxy:+,$no_proxy}
 NO_PROXY=$no_proxy
 export PATH no_proxy NO_PROXY
@@ -22,13 +22,13 @@ die() {
 }
 # die_with_log MESSAGE LOG
 die_with_log() {
-    say "--- the end of $2:"
+    say "--- last lines of $2:"
     tail -n 25 "$2" >&2 || true
     die "$1"
 }
 is_root() { [ "$(id -u)" = 0 ]; }
 has() { command -v "$1" >/dev/null 2>&1; }
-# Prints the path of libfaketime: that of the machine, or what dev/install unpacked.
+# Prints the path of libfaketime: the installed one, or the one that dev/install unpacked.
 faketime_library() {
     local library
     for library in /usr/lib/*/faketime /usr/lib64/faketime /usr/lib/faketime "$cache_dir/tools/lib"; do
@@ -39,17 +39,17 @@ faketime_library() {
 }
 
 # --- Processes -------------------------------------------------------------------------------------------------------
-# Every process that a script starts is its direct child, in a session of its own (so that a terminal's Ctrl-C reaches
-# the script alone, which then stops them in order), and is told to end by the kernel if the script is killed.
+# Every started process is a direct child in its own session: a terminal's Ctrl-C reaches only the script, which then stops
+# its children in order. If the script is killed, the kernel signals the children.
 
-# "pid signal name", in the order of their start. Signal GROUP means TERM for the process group, TREE for all descendants.
+# "pid signal name" in start order. Signal GROUP means TERM for the process group, TREE for all descendants.
 started=()
-run_as=()  # options of setpriv; a function sets it locally to run something as another user
+run_as=()  # options of setpriv; a function sets it locally to run a command as another user
 launched_pid=0
 launched_port=0
-scratch='' # a folder to remove at the end
+scratch='' # folder to remove at exit
 
-# launch NAME SIGNAL LOG COMMAND…   -> launched_pid; SIGNAL is what ends the process cleanly
+# launch NAME SIGNAL LOG COMMAND…   -> launched_pid; SIGNAL ends the process cleanly
 launch() {
     local name=$1 signal=$2 log=$3
     shift 3
@@ -59,23 +59,23 @@ launch() {
 }
 
 # launch_on_port NAME SIGNAL LOG PORT COMMAND…   -> launched_pid, launched_port
-# PORT 0 takes a free one, again if somebody else was faster. @PORT@ in COMMAND is replaced.
+# PORT 0 means a free port, with retries if another process takes it first. Replaces @PORT@ in COMMAND.
 launch_on_port() {
-    local name=$1 signal=$2 log=$3 port=$4 try
+    local name=$1 signal=$2 log=$3 port=$4 attempt
     shift 4
-    for try in 1 2 3 4 5; do
+    for attempt in 1 2 3 4 5; do
         launched_port=$port
         [ "$port" != 0 ] || launched_port=$(free_port)
         launch "$name" "$signal" "$log" "${@//@PORT@/$launched_port}"
         await "$name" "$log" 60 owns_port "$launched_pid" "$launched_port" && return
         unset 'started[-1]'
-        if [ "$port" != 0 ] || [ "$try" = 5 ] || ! tail -n 20 "$log" | grep -qi 'address already in use'; then
+        if [ "$port" != 0 ] || [ "$attempt" = 5 ] || ! tail -n 20 "$log" | grep -qi 'address already in use'; then
             die_with_log "$name ended at its start" "$log"
         fi
     done
 }
 
-# await NAME LOG SECONDS CONDITION…   waits for the condition; 1 when the process that was launched last has ended
+# await NAME LOG SECONDS CONDITION…   waits for the condition; returns 1 if the process launched last ended
 await() {
     local name=$1 log=$2 deadline=$((SECONDS + $3))
     shift 3
@@ -86,7 +86,7 @@ await() {
     done
 }
 
-# step LABEL LOG COMMAND…   a long command, its output in LOG, with a sign of life every 20 seconds
+# step LABEL LOG COMMAND…   runs a long command with its output in LOG, and prints its progress every 20 seconds
 step() {
     local label=$1 log=$2 begin=$SECONDS spoken=$SECONDS status=0 doing
     shift 2
@@ -97,7 +97,7 @@ step() {
         if ((SECONDS - spoken >= 20)); then
             spoken=$SECONDS
             doing=$(grep '^==> ' "$log" | tail -n 1 || true)
-            say "  … $((SECONDS - begin)) s: ${doing:-still at it}"
+            say "  … $((SECONDS - begin)) s: ${doing:-running}"
         fi
     done
     wait "$launched_pid" || status=$?
@@ -106,19 +106,19 @@ step() {
     say "  done in $((SECONDS - begin)) s"
 }
 
-# kill_tree PID SIGNAL   the process and all that descend from it, wherever they moved
+# kill_tree PID SIGNAL   signals the process and all its descendants, in any session
 kill_tree() {
     local child
     for child in $(cat "/proc/$1/task/"*/children 2>/dev/null || true); do kill_tree "$child" "$2"; done
     kill -"$2" "$1" 2>/dev/null || true
 }
 
-# foreground COMMAND…   runs a command with our terminal, input and output; it may take long, and a signal ends it.
-# It gets all our open files but 9, which dev/run holds its lock with.
+# foreground COMMAND…   runs a command with the script's terminal, input and output; a signal ends it.
+# It inherits all open files except 9, the lock of dev/run.
 foreground() {
     local status=0
-    # Not really in the foreground, where it would keep this script from hearing a signal. In our process group, so that
-    # Ctrl-C reaches it too; a background command would ignore that.
+    # As a background job, because bash handles no signal while it waits for a foreground command. `env` restores the
+    # default action of INT, which bash ignores for background jobs, so that Ctrl-C reaches the command too.
     setpriv --pdeathsig TERM -- env --default-signal=INT,QUIT "$@" <&0 9>&- &
     started+=("$! TREE $1")
     wait $! || status=$?
@@ -126,11 +126,11 @@ foreground() {
     return "$status"
 }
 
-# logged LABEL LOG FUNCTION…   runs a shell function with its output in LOG; its first failing command is its end
+# logged LABEL LOG FUNCTION…   runs a shell function with its output in LOG, until its first failing command
 logged() {
     local label=$1 log=$2 status=0
     shift 2
-    # In the background, because `function || …` would switch `set -e` off in the function.
+    # In the background, because `function || …` disables `set -e` inside the function.
     ("$@") </dev/null >>"$log" 2>&1 &
     started+=("$! TERM $label")
     wait $! || status=$?
@@ -138,7 +138,7 @@ logged() {
     [ "$status" = 0 ] || die_with_log "$label failed" "$log"
 }
 
-# Stops what was started, the last first, each within 15 seconds.
+# Stops all started processes in reverse order, each within 15 seconds.
 stop_started() {
     local entry pid signal name deadline target
     while [ "${#started[@]}" -gt 0 ]; do
@@ -166,7 +166,7 @@ stop_started() {
     done
 }
 
-# Stops everything and removes the scratch folder, however the script ends.
+# Stops everything and removes the scratch folder.
 at_exit() {
     local status=$?
     trap '' INT TERM HUP
@@ -187,22 +187,22 @@ port_is_taken() {
     awk -v port="$(printf ':%04X' "$1")" '$4 == "0A" && substr($2, length($2) - 4) == port { found = 1 }
         END { exit !found }' /proc/net/tcp /proc/net/tcp6 2>/dev/null
 }
-# A port below the range from which outgoing connections take theirs.
+# Prints a free port below the range of outgoing connections.
 free_port() {
     local port
     while port=$((20000 + RANDOM % 12000)) && port_is_taken "$port"; do :; done
     echo "$port"
 }
-# owns_port PID PORT   does this very process listen there? (An answer alone could come from a stranger.)
+# owns_port PID PORT   whether this process listens there; an answer alone could come from another program
 owns_port() {
     local inode
     inode=$(awk -v address="$(printf '0100007F:%04X' "$2")" '$4 == "0A" && $2 == address { print $10 }' /proc/net/tcp)
     [ -n "$inode" ] && find "/proc/$1/fd" -lname "socket:\[$inode\]" 2>/dev/null | grep -q .
 }
 
-# --- Debian packages, unpacked without being installed ----------------------------------------------------------------
+# --- Debian packages, unpacked but not installed ----------------------------------------------------------------------
 
-# apt_in DIR ARGUMENTS…   apt-get with a state of its own in DIR, which apt_setup made
+# apt_in DIR ARGUMENTS…   runs apt-get with its own state in DIR, made by apt_setup
 apt_in() {
     local dir=$1
     shift
@@ -210,11 +210,11 @@ apt_in() {
         -o Dir::State::lists="$dir/lists" -o Dir::Cache="$dir" -o Acquire::Languages=none \
         -o Acquire::GzipIndexes=true -o APT::Sandbox::User=root "$@"
 }
-# Loads the lists of the Debian archive that this machine's apt is configured with.
+# apt_setup DIR   downloads the package lists of the Debian archive that this machine's apt uses
 apt_setup() {
     local dir=$1 archive
     has apt-get || die "this needs apt-get of Debian 12"
-    # shellcheck disable=SC2016 # the words with $ are apt's
+    # shellcheck disable=SC2016 # apt expands these words
     archive=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Identifier: Packages' |
         awk '$2 == "bookworm" && $3 == "main" && $1 ~ /\/debian\/?$/ { print $1; exit }')
     [ -n "$archive" ] || die "apt is not configured with Debian 12's archive (bookworm main)"

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034,SC2154 # functions set what others read
+# shellcheck disable=SC2034,SC2154 # variables are shared between the sourced files
 # Private registries on loopback: Debian's docker-registry behind htpasswd. Sourced.
 
 # registry_start NAME DIR PORT USER PASSWORD [USER PASSWORD]…   -> registry_address; every user may read and write
 registry_start() {
     local name=$1 dir=$2 port=$3
     shift 3
-    has docker-registry || die "there is no docker-registry; run: make install"
+    has docker-registry || die "docker-registry is missing; run: make install"
     mkdir -p "$dir"
     (umask 077 && : >"$dir/htpasswd")
     while [ $# -gt 0 ]; do
@@ -28,13 +28,13 @@ YAML
     registry_address=127.0.0.1:$launched_port
 }
 
-# image_make DIR   -> an OCI layout of one small layer, made by hand: there is nothing to pull it from
+# image_make DIR   -> an OCI layout of one small layer, built here because no registry to pull from is available
 image_make() {
     local dir=$1 layer config manifest
     mkdir -p "$dir/blobs/sha256" "$dir/root/etc"
-    printf 'NAME="a tiny image to test with"\n' >"$dir/root/etc/os-release"
+    printf 'NAME="tiny test image"\n' >"$dir/root/etc/os-release"
     tar -C "$dir/root" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf "$dir/layer" etc
-    # blob FILE   moves it in; says its digest and size
+    # blob FILE   moves the file into the layout; prints its digest and size
     blob() {
         local digest size
         digest=$(sha256sum "$1" | cut -d' ' -f1)
@@ -55,12 +55,12 @@ image_make() {
     printf '{"imageLayoutVersion":"1.0.0"}' >"$dir/oci-layout"
 }
 
-# image_push LAYOUT ADDRESS USER PASSWORD   as os/alpine:3
+# image_push LAYOUT ADDRESS USER PASSWORD   pushes the image as os/alpine:3
 image_push() {
     local auth
     auth=$(umask 077 && mktemp "$1/auth.XXXXXX")
     printf '{"auths":{"%s":{"auth":"%s"}}}' "$2" "$(printf %s "$3:$4" | base64 -w 0)" >"$auth"
     skopeo --insecure-policy copy -q --authfile "$auth" --dest-tls-verify=false "oci:$1:3" "docker://$2/os/alpine:3" >&2 ||
-        die "could not put an image into the registry at $2"
+        die "pushing the image to the registry at $2 failed"
     rm "$auth"
 }

@@ -340,7 +340,7 @@ async fn an_expired_client_certificate_is_unauthorized() {
 #[tokio::test]
 async fn a_missing_right_is_forbidden() {
     let namespace = new_namespace().await;
-    for auth in [token(given("REGCRED_TEST_KUBE_NOBODY_TOKEN")), ClusterAuth::None] {
+    for auth in [token(given("REGCRED_TEST_KUBE_STRANGER_TOKEN")), ClusterAuth::None] {
         let refused = create(&connect(auth), &new_secret(&namespace)).await.expect_err("refused");
         let ClusterError::Forbidden { detail } = refused else { panic!("{refused:?}") };
         assert!(detail.contains(&namespace), "{detail}");
@@ -425,7 +425,7 @@ async fn a_check_without_credential_is_forbidden_to_ask() {
 
 #[tokio::test]
 async fn a_check_has_the_shape_of_the_api() {
-    let check = connect(token(given("REGCRED_TEST_KUBE_NOBODY_TOKEN"))).check(&[]).await;
+    let check = connect(token(given("REGCRED_TEST_KUBE_STRANGER_TOKEN"))).check(&[]).await;
     let shape = serde_json::to_value(&check).expect("JSON");
     assert_eq!(shape["reachable"], true);
     assert!(shape["latencyMs"].is_u64() && shape["version"].is_string());
@@ -939,10 +939,10 @@ async fn a_watch_that_ends_is_resumed_and_one_that_cannot_be_begins_anew() {
 
 #[tokio::test]
 async fn a_watch_that_is_not_allowed_says_so_and_nothing_of_what_the_cluster_wrote() {
-    let client = connect(token(given("REGCRED_TEST_KUBE_NOBODY_TOKEN")));
+    let client = connect(token(given("REGCRED_TEST_KUBE_STRANGER_TOKEN")));
 
     let told = client.watch(Watched::Secrets).next().await;
 
     let Some(Err(Interruption::Refused(error @ ClusterError::Forbidden { .. }))) = told else { panic!("{told:?}") };
-    assert!(!error.to_string().contains("nobody"), "{error}");
+    assert!(!error.to_string().contains("stranger"), "{error}");
 }

@@ -303,8 +303,8 @@ async fn a_credential_that_the_cluster_does_not_take_is_not_the_callers_fault(po
     let (_, check) = try_delivery(&app, &namespace, 502, "cluster-unauthorized").await;
 
     assert_eq!(check["problem"]["type"], "cluster-unauthorized");
-    let nobody = json!({"type": "token", "token": given("REGCRED_TEST_KUBE_NOBODY_TOKEN")});
-    app.admin().patch("/v1/clusters/ill", &json!({"auth": nobody})).await.expect(200);
+    let stranger = json!({"type": "token", "token": given("REGCRED_TEST_KUBE_STRANGER_TOKEN")});
+    app.admin().patch("/v1/clusters/ill", &json!({"auth": stranger})).await.expect(200);
     let (detail, check) = try_delivery(&app, &namespace, 502, "cluster-forbidden").await;
     assert!(detail.contains(&namespace), "{detail}");
     let permissions = check["permissions"].as_array().expect("a list");

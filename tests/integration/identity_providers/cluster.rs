@@ -166,13 +166,13 @@ async fn a_cluster_that_is_down_is_down_for_its_own_tokens_alone(pool: PgPool) {
     app.admin().post("/v1/clusters", &gone).await.expect(201);
     let (gate, hangs) = Gate::cluster("hangs");
     app.admin().post("/v1/clusters", &hangs).await.expect(201);
-    let nobody = given("REGCRED_TEST_KUBE_NOBODY_TOKEN");
-    app.register_cluster_with("nobody", &json!({"type": "token", "token": nobody})).await;
+    let stranger = given("REGCRED_TEST_KUBE_STRANGER_TOKEN");
+    app.register_cluster_with("stranger", &json!({"type": "token", "token": stranger})).await;
     let key = TestKey::rsa("a");
     let issuer = TestIssuer::start(&[&key]);
     trust(&app, "oidc", &issuer).await;
     let end = Utc::now().timestamp() + 300;
-    for cluster in ["gone", "hangs", "nobody"] {
+    for cluster in ["gone", "hangs", "stranger"] {
         trust_cluster(&app, cluster, "a").await;
         let token = key.sign(&json!({"alg": "RS256"}), &claims("a", &format!("regcred-{cluster}"), end));
         let answer = me(&app, &token).await;
