@@ -26,6 +26,10 @@ install: ## Install the programs of the sandbox (other targets do so when needed
 test: ## Run all tests with a private Postgres, two Kubernetes API servers and two registries
 	@dev/with-services cargo test --locked $(ARGS)
 
+.PHONY: build-tests
+build-tests: ## Compile the tests
+	cargo test --locked --no-run
+
 .PHONY: bench
 bench: ## Measure; each figure has its reference from the same run
 	@dev/with-services cargo bench --locked $(ARGS)
