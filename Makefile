@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # The SQL is checked against .sqlx, whatever database the shell has set; `make sqlx-check` checks .sqlx itself.
 export SQLX_OFFLINE := true
-# More arguments for `make test`, as in: make test ARGS='--test integration w2_'
+# More arguments for `make test`, as in: make test ARGS='--test integration walkthrough::'
 ARGS ?=
 
 .PHONY: help
