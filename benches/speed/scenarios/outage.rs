@@ -64,7 +64,7 @@ pub fn api_server_down(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     faulty.until_done(COUNT)?;
     let pair = Pair { server, healthy, faulty, proxy };
 
-    let faults = [
+    let kinds = [
         ("down", Health::Down, Duration::from_secs(seconds)),
         ("hanging", Health::Hangs, FAULT_DURATION),
         (
@@ -86,7 +86,7 @@ pub fn api_server_down(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     ];
     let mut alone = vec![pair.alone()?];
     let mut seen = Vec::new();
-    for (name, health, time) in faults {
+    for (name, health, time) in kinds {
         progress(&format!("F5 API server down: one of two clusters is {name} for {} s", time.as_secs()));
         seen.push(pair.inject(name, health, time)?);
         alone.push(pair.alone()?);

@@ -206,8 +206,8 @@ fn command_line() -> Actor {
     Actor { kind: ActorKind::CommandLine, id: None, name: "test".to_owned() }
 }
 
-/// Initializes the process as `main` does.
-/// Each app listens for signals, which replaces the default action; this restores it.
+/// Initializes the process as `main` does, and ends it on a signal: each app replaces the default
+/// action.
 fn once_for_the_process() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
