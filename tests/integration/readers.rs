@@ -342,7 +342,7 @@ async fn docker_profile_refuses_two_paths_of_one_host(pool: PgPool) {
         let refused = app.admin().post(RENDER, &json!({"accounts": ["os", "team"], "profile": profile})).await;
         let problem = refused.problem(422, "profile-unsupported");
         let detail = problem["detail"].as_str().expect("a text");
-        for part in ["`os`", "`team`", &a.address, "knows only hosts", "`podman`", "`kubernetes`"] {
+        for part in ["`os`", "`team`", &a.address, "matches only hosts", "`podman`", "`kubernetes`"] {
             assert!(detail.contains(part), "{part}: {detail}");
         }
     }
