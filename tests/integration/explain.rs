@@ -111,7 +111,7 @@ const NEAR_MISSES: [(&str, &str, [&str; 3], &str); 9] = [
         "*.example.com",
         "a.b.example.com/app",
         ["globOneLabel", "noWildcards", "noWildcards"],
-        "`*.example.com` has 3 parts, `a.b.example.com` has 4",
+        "`*.example.com` has 3 labels, `a.b.example.com` has 4",
     ),
     ("*.example.com", "a.example.com/app", ["-", "noWildcards", "noWildcards"], "name the host"),
     ("registry.hub.docker.com", "nginx", ["spellingUnknown"; 3], "write `https://index.docker.io/v1/`"),
