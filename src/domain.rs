@@ -1,4 +1,4 @@
-//! The nouns and their rules: pure, no I/O, imports nothing else of regcred.
+//! Domain types and their rules: pure, without I/O, independent of the other modules.
 
 pub mod account;
 pub mod account_name;

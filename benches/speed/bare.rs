@@ -1,5 +1,5 @@
-//! What regcred is compared with: the same libraries, workers, pool and runtime, and nothing around them, but for one hello that is
-//! logged.
+//! Baseline server: the same libraries, workers, pool and runtime as regcred without its code, plus
+//! a hello route that logs.
 
 use std::{net::TcpListener, time::Duration};
 
@@ -15,7 +15,8 @@ use secrecy::SecretString;
 use sqlx::PgPool;
 use tracing_actix_web::TracingLogger;
 
-/// With this argument the bench is the bare server: `--bare ADDRESS WORKERS CONNECTIONS`, the database in `DATABASE_URL`.
+/// First argument that starts the baseline server: `--bare ADDRESS WORKERS CONNECTIONS`. The
+/// database URL is in `DATABASE_URL`.
 pub const ARGUMENT: &str = "--bare";
 
 #[get("/hello")]
@@ -23,7 +24,7 @@ async fn hello() -> &'static str {
     "hello"
 }
 
-/// The same with the line that a service writes for each request, as the libraries write it if nobody does anything about it.
+/// Adds one log line per request, formatted by the libraries' defaults.
 #[get("/hello")]
 async fn hello_logged() -> &'static str {
     tracing::info!("request done");
@@ -37,7 +38,7 @@ struct Row {
     username: String,
 }
 
-/// One row by its unique name, through the pool, as JSON.
+/// Selects one row by its unique name and returns it as JSON.
 #[get("/select/{name}")]
 async fn select(pool: Data<PgPool>, name: Path<String>) -> actix_web::Result<HttpResponse> {
     let row =

@@ -1,5 +1,5 @@
-//! Over HTTP: an authenticated render of one account beside a bare select of one row, and saying who calls beside a bare
-//! hello.
+//! HTTP throughput: an authenticated render of one account against a bare select of one row, and
+//! `GET /v1/me` against a bare hello.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -10,23 +10,23 @@ use crate::{
     sandbox::{ACCOUNT, Sandbox, register},
 };
 
-/// Connections of the load, and of each server to Postgres.
+/// Connections of the load generator, and of each server to Postgres.
 const CONNECTIONS: usize = 32;
-/// An even number, because every other round goes the other way round.
+/// Even, because every second round runs in reverse order.
 const ROUNDS: usize = 8;
 const WARM_UP: Duration = Duration::from_millis(300);
 const WINDOW: Duration = Duration::from_secs(3);
-/// How often regcred is started to see how long it takes.
+/// Number of start-up measurements.
 const STARTS: usize = 5;
 
-/// Programs of other builds of regcred, from `BENCH_AGAINST=PATH[:PATH…]`, to be measured beside this one.
+/// Executables of other builds to measure as well, from `BENCH_AGAINST=PATH[:PATH…]`.
 fn others() -> impl Iterator<Item = String> {
     let paths = std::env::var("BENCH_AGAINST").unwrap_or_default();
     let paths: Vec<String> = paths.split(':').filter(|path| !path.is_empty()).map(str::to_owned).collect();
     paths.into_iter()
 }
 
-/// One of the things that are compared.
+/// Server and request under comparison.
 struct Subject<'a> {
     name: String,
     server: &'a Server,
@@ -34,20 +34,20 @@ struct Subject<'a> {
     samples: Vec<Sample>,
 }
 
-/// What one round gave.
+/// Results of one round.
 struct Sample {
     rate: f64,
-    /// CPU time for each request, in microseconds.
+    /// CPU time per request, in microseconds.
     cpu: f64,
-    /// The same of Postgres, where it can be seen.
+    /// Postgres CPU time per request, if Postgres runs on this machine.
     postgres_cpu: Option<f64>,
-    /// Latencies in milliseconds.
+    /// Latency in milliseconds.
     p50: f64,
     p99: f64,
     resident_mib: f64,
 }
 
-/// Measures rates, CPU time, memory and start of the service.
+/// Measures throughput, CPU time, memory and start-up time.
 pub fn measure(goals: &mut Goals) -> anyhow::Result<()> {
     progress("preparing a database");
     let sandbox = Sandbox::new()?;
@@ -88,16 +88,14 @@ pub fn measure(goals: &mut Goals) -> anyhow::Result<()> {
         }
     }
     report_rates(&subjects)?;
-    let [hello, logged, select, ours @ ..] = subjects.as_slice() else {
-        unreachable!("three that the others are compared with")
-    };
+    let [hello, logged, select, ours @ ..] = subjects.as_slice() else { unreachable!("three baselines") };
     for pair in ours.chunks_exact(2) {
         let [render, me] = pair else { unreachable!("chunks of two") };
         goals.at_least(&rate_of(render, select), 1.0, report_ratios(render, select)?);
         goals.at_least(&rate_of(me, hello), 0.8, report_ratios(me, hello)?);
         report_ratios(me, logged)?;
     }
-    // How much of that a log costs that has a line for each request: what no service has for nothing.
+    // Cost of one log line per request, which every service pays.
     report_ratios(logged, hello)?;
     let render = &ours[0];
     report_process(goals, select, render, at_rest, &starts)
@@ -131,7 +129,7 @@ impl<'a> Subject<'a> {
         self.samples.iter().map(figure).collect::<Rounds>().median()
     }
 
-    /// This to that, round by round.
+    /// Ratios to another subject, round by round.
     fn against(&self, other: &Self, figure: impl Fn(&Sample) -> f64) -> Rounds {
         self.samples.iter().zip(&other.samples).map(|(this, that)| figure(this) / figure(that)).collect()
     }
@@ -151,7 +149,7 @@ fn report_rates(subjects: &[Subject<'_>]) -> anyhow::Result<()> {
         ]);
     }
     let title = format!(
-        "Over HTTP: {CONNECTIONS} connections, {} cores for load, server and Postgres together; medians of {ROUNDS} rounds of {} s",
+        "HTTP throughput: {CONNECTIONS} connections, {} cores shared by load, server and Postgres; medians of {ROUNDS} rounds of {} s",
         cores(),
         WINDOW.as_secs()
     );
@@ -159,10 +157,10 @@ fn report_rates(subjects: &[Subject<'_>]) -> anyhow::Result<()> {
 }
 
 fn rate_of(subject: &Subject<'_>, other: &Subject<'_>) -> String {
-    format!("{}: requests/s, of the {}", subject.name, other.name)
+    format!("{}: requests/s relative to {}", subject.name, other.name)
 }
 
-/// Shows what a subject is of another one; gives its rate of the other's.
+/// Prints a subject's ratios to another and returns that of the request rate.
 fn report_ratios(subject: &Subject<'_>, other: &Subject<'_>) -> anyhow::Result<f64> {
     let rate = subject.against(other, |sample| sample.rate);
     let ratios = [
@@ -175,7 +173,7 @@ fn report_ratios(subject: &Subject<'_>, other: &Subject<'_>) -> anyhow::Result<f
         let [median, spread] = ratio.spread(2);
         rows.push(vec![figure.to_owned(), median, spread]);
     }
-    table(&format!("{}, times the {}", subject.name, other.name), &rows)?;
+    table(&format!("{} relative to {}", subject.name, other.name), &rows)?;
     Ok(rate.median())
 }
 
@@ -194,8 +192,8 @@ fn report_process(
     let head = row(["MiB", "regcred", "bare", "ratio"]);
     table("Resident memory", &[head, memory("at rest", at_rest), memory("under load", [regcred, bare])])?;
     let [median, spread] = starts.spread(3);
-    table("From start to ready", &[vec!["seconds".to_owned(), median, spread]])?;
-    goals.at_most("resident memory under load, MiB", 64.0, regcred);
-    goals.at_most("from start to ready, seconds", 1.0, starts.median());
+    table("Time from start to ready", &[vec!["seconds".to_owned(), median, spread]])?;
+    goals.at_most("Resident memory under load, MiB", 64.0, regcred);
+    goals.at_most("Time from start to ready, s", 1.0, starts.median());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The pure part, without a server: what a call costs, beside a plain piece of work of the same size.
+//! Costs of single calls in process, each against plain work of the same size.
 
 use std::{collections::BTreeMap, hint::black_box, time::Instant};
 
@@ -17,17 +17,17 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::report::{Rounds, progress, row, table};
 
 const ROUNDS: usize = 9;
-/// How long one round of one piece of work takes at least, in seconds.
+/// Minimum duration of a round, in seconds.
 const ROUND_SECONDS: f64 = 0.05;
 
-/// Two pieces of work that are compared.
+/// Work and its baseline.
 struct Case {
     name: String,
     work: Box<dyn Fn()>,
     plain: Box<dyn Fn()>,
 }
 
-/// Measures everything that needs no server. A new subject is a new line in `cases` with what it is compared with.
+/// Measures everything that needs no server. A new subject is a new entry in `cases`.
 pub fn measure() -> anyhow::Result<()> {
     progress("rendering, explaining and checking keys in process");
     let cases = [
@@ -36,7 +36,7 @@ pub fn measure() -> anyhow::Result<()> {
         render_case(100)?,
         explain_case(1_000)?,
         first_check_case()?,
-        remembered_check_case()?,
+        cached_check_case()?,
     ];
     let mut rows = vec![row(["", "µs", "plain µs", "times as long", "spread"])];
     for case in cases {
@@ -51,14 +51,14 @@ pub fn measure() -> anyhow::Result<()> {
         rows.push(vec![case.name, micros(work), micros(plain), median, spread]);
     }
     table(
-        "In process: render beside serde_json writing a plain map of the same content, explain beside a search by prefix, \
-         checks of keys beside argon2id and HMAC alone",
+        "In process: render against serde_json writing a plain map of the same content, explain against a prefix search, \
+         key checks against argon2id and HMAC",
         &rows,
     )?;
     Ok(())
 }
 
-/// How long one run takes, as the mean of enough of them.
+/// Mean duration of one run, from as many runs as a round takes.
 fn seconds(work: &dyn Fn()) -> f64 {
     let start = Instant::now();
     let mut runs = 0_u32;
@@ -81,7 +81,7 @@ struct Account {
     password: SecretString,
 }
 
-/// Rendering accounts for Kubernetes, beside `serde_json` writing maps that hold the same text, base64 and all, already.
+/// Rendering for Kubernetes, against `serde_json` writing prepared maps of the same text.
 fn render_case(count: usize) -> anyhow::Result<Case> {
     let accounts = (0..count)
         .map(|n| {
@@ -120,8 +120,8 @@ fn render_case(count: usize) -> anyhow::Result<Case> {
     })
 }
 
-/// Explaining an image among accounts for all five readers, each of which finds the one in the middle; beside five searches for
-/// the keys that the image's name begins with.
+/// Explaining an image for all five consumers, with the match in the middle of the accounts,
+/// against five searches for keys that prefix the image name.
 fn explain_case(count: usize) -> anyhow::Result<Case> {
     let scopes = (0..count)
         .map(|n| Ok((format!("team-{n}"), RegistryScope::parse(&format!("registry-{n}.example.com:5000"))?)))
@@ -141,7 +141,7 @@ fn explain_case(count: usize) -> anyhow::Result<Case> {
     Ok(Case { name: format!("explain an image among {count}"), work: Box::new(explained), plain: Box::new(searched) })
 }
 
-/// What checking a key needs.
+/// Fixture of the key checks.
 struct Checked {
     runtime: tokio::runtime::Runtime,
     pepper: Pepper,
@@ -166,7 +166,7 @@ impl Checked {
     }
 }
 
-/// A key that was never shown to this process before, beside argon2id with the same parameters and nothing around it.
+/// First check of a key in this process, against argon2id with the same parameters.
 fn first_check_case() -> anyhow::Result<Case> {
     let checked = Checked::new()?;
     let (key, hash) = (checked.key.text.expose_secret().to_owned(), checked.key.verifier.hash.clone());
@@ -175,23 +175,23 @@ fn first_check_case() -> anyhow::Result<Case> {
         black_box(checked.check(&checked.checker()));
     };
     let argon2 = move || {
-        // With the parameters of the hash, not those of the default.
+        // With the parameters of the hash, not the defaults.
         let _ = black_box(Argon2::default().verify_password(key.as_bytes(), hash.as_str()));
     };
     Ok(Case { name: "verify a key for the first time".to_owned(), work: Box::new(first), plain: Box::new(argon2) })
 }
 
-/// A key that is remembered, beside one HMAC over its text.
-fn remembered_check_case() -> anyhow::Result<Case> {
+/// Check of a cached key, against one HMAC over its text.
+fn cached_check_case() -> anyhow::Result<Case> {
     let checked = Checked::new()?;
-    let remembering = checked.checker();
+    let caching = checked.checker();
     let text = checked.key.text.expose_secret().to_owned();
-    anyhow::ensure!(checked.check(&remembering), "a good key was refused");
+    anyhow::ensure!(checked.check(&caching), "a good key was refused");
     let plain_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &[7; 32]);
     Ok(Case {
-        name: "verify a remembered key".to_owned(),
+        name: "verify a cached key".to_owned(),
         work: Box::new(move || {
-            black_box(checked.check(&remembering));
+            black_box(checked.check(&caching));
         }),
         plain: Box::new(move || {
             black_box(aws_lc_rs::hmac::sign(&plain_key, text.as_bytes()));

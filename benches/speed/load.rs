@@ -1,4 +1,4 @@
-//! A closed loop: each connection sends its next request when it has the answer to the one before.
+//! Closed-loop load generator: each connection sends its next request after the previous response.
 
 use std::{
     net::SocketAddr,
@@ -11,18 +11,18 @@ use tokio::{
     net::TcpStream,
 };
 
-/// What a window of load gave.
+/// Results of one window of load.
 pub struct Load {
-    /// Requests in a second.
+    /// Requests per second.
     pub rate: f64,
-    /// How many requests were answered.
+    /// Number of answered requests.
     pub requests: usize,
-    /// How long each took, sorted.
+    /// Sorted.
     latencies: Vec<Duration>,
 }
 
 impl Load {
-    /// The latencies of several windows as one.
+    /// Merges the latencies of several windows.
     pub fn merged(windows: Vec<Self>) -> Self {
         let rate = windows.iter().map(|window| window.rate).sum::<f64>() / super::report::float(windows.len());
         let mut latencies: Vec<Duration> = windows.into_iter().flat_map(|window| window.latencies).collect();
@@ -30,7 +30,7 @@ impl Load {
         Self { rate, requests: latencies.len(), latencies }
     }
 
-    /// The latency that this share of the requests did not exceed.
+    /// Latency at this quantile.
     pub fn quantile(&self, share: f64) -> Duration {
         #[expect(
             clippy::cast_precision_loss,
@@ -43,17 +43,17 @@ impl Load {
     }
 }
 
-/// What is asked: each connection takes the next of these requests in turn.
+/// Requests to send. Each connection cycles through its share.
 pub struct Ask<'a> {
-    /// Whom.
+    /// Server.
     pub address: SocketAddr,
-    /// What, as bytes.
+    /// Raw requests.
     pub requests: &'a [Vec<u8>],
-    /// Which statuses are answers; another one ends the run.
+    /// Accepted statuses. Any other ends the run with an error.
     pub expected: &'static [u16],
 }
 
-/// The bytes of a request.
+/// Serializes a request.
 pub fn request(method: &str, path: &str, key: Option<&str>, body: &str) -> Vec<u8> {
     let authorization = key.map(|key| format!("Authorization: Bearer {key}\r\n")).unwrap_or_default();
     let content = if body.is_empty() {
@@ -64,7 +64,7 @@ pub fn request(method: &str, path: &str, key: Option<&str>, body: &str) -> Vec<u
     format!("{method} {path} HTTP/1.1\r\nHost: bench\r\n{authorization}{content}\r\n{body}").into_bytes()
 }
 
-/// Sends one request on a connection of its own: status and body.
+/// Sends one request on a new connection and returns status and body.
 pub fn once(address: SocketAddr, request: &[u8]) -> anyhow::Result<(u16, String)> {
     on_this_thread(async {
         let mut connection = Connection::open(address).await?;
@@ -73,12 +73,12 @@ pub fn once(address: SocketAddr, request: &[u8]) -> anyhow::Result<(u16, String)
     })
 }
 
-/// Loads a server for a while with one request that must be answered 200.
+/// Sends one request repeatedly. Only status 200 is accepted.
 pub fn run(address: SocketAddr, request: &[u8], connections: usize, time: Duration) -> anyhow::Result<Load> {
     run_mix(&Ask { address, requests: &[request.to_vec()], expected: &[200] }, connections, time)
 }
 
-/// Loads a server for a while, from as many threads as there are cores.
+/// Generates load from one thread per core.
 pub fn run_mix(ask: &Ask<'_>, connections: usize, time: Duration) -> anyhow::Result<Load> {
     let threads = super::process::cores().min(connections);
     let start = Instant::now();
@@ -105,12 +105,12 @@ pub fn run_mix(ask: &Ask<'_>, connections: usize, time: Duration) -> anyhow::Res
     Ok(Load { rate: super::report::float(requests) / took.as_secs_f64(), requests, latencies })
 }
 
-/// Runs a future to its end on this thread alone.
+/// Runs a future on a current-thread runtime.
 pub fn on_this_thread<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
-/// One of so many connections, which share the requests among them.
+/// Runs one connection until `until`. The connections share the requests.
 async fn keep_asking(
     ask: &Ask<'_>,
     (first, connections): (usize, usize),
@@ -121,7 +121,7 @@ async fn keep_asking(
     let mut latencies = Vec::new();
     let mut sent = Instant::now();
     while sent < until {
-        let request = requests.next().context("nothing to ask")?;
+        let request = requests.next().context("no requests")?;
         match connection.exchange(request).await? {
             status if ask.expected.contains(&status) => {}
             status => bail!("{status}: {}", String::from_utf8_lossy(connection.body())),
@@ -133,7 +133,7 @@ async fn keep_asking(
     Ok(latencies)
 }
 
-/// A keep-alive connection with one exchange at a time.
+/// Keep-alive connection with one request in flight.
 pub struct Connection {
     stream: TcpStream,
     answer: Vec<u8>,
@@ -148,12 +148,14 @@ impl Connection {
         Ok(Self { stream, answer: Vec::with_capacity(16 * 1024), body_at: 0 })
     }
 
-    /// The body of the last answer.
+    /// Body of the last response.
     pub fn body(&self) -> &[u8] {
         &self.answer[self.body_at..]
     }
 
-    /// Sends a request and reads its whole answer, which must say its length, or be one that has no body: the status.
+    /// Sends a request, reads the complete response and returns its status.
+    ///
+    /// The response needs `Content-Length` unless it has no body.
     pub async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<u16> {
         self.stream.write_all(request).await?;
         self.answer.clear();
@@ -164,12 +166,12 @@ impl Connection {
             }
         };
         let head = &self.answer[..self.body_at];
-        let status = number(head.get(9..12).context("an answer without a status")?)?;
+        let status = number(head.get(9..12).context("response without a status")?)?;
         if status == 204 {
             return Ok(204);
         }
-        let length_at = find(head, b"\r\ncontent-length: ").context("an answer without a length")? + 18;
-        let length_end = length_at + find(&head[length_at..], b"\r").context("a header without an end")?;
+        let length_at = find(head, b"\r\ncontent-length: ").context("response without Content-Length")? + 18;
+        let length_end = length_at + find(&head[length_at..], b"\r").context("unterminated header")?;
         let end = self.body_at + number(&head[length_at..length_end])?;
         while self.answer.len() < end {
             self.read().await?;

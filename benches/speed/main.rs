@@ -1,8 +1,9 @@
-//! What regcred costs, each figure beside what it is compared with in the same run: `make bench`. And what it withstands, as
-//! far as that has figures: `make scenarios`. How fast a rotation is everywhere: `make bench-fanout`.
+//! Benchmarks. `make bench` measures costs against a baseline in the same run, `make scenarios`
+//! measures behaviour under attack and failure, `make bench-fanout` measures rotations.
 //!
-//! Everything is on loopback: the load, the servers, each a process of its own, and Postgres share the machine's cores. So
-//! no figure stands alone. Rounds alternate between what is compared, and what counts is the median of the rounds' ratios.
+//! Load, servers and Postgres are separate processes that share the machine's cores over loopback,
+//! so absolute figures mean little. Rounds alternate between the subjects; the result is the median
+//! of the rounds' ratios.
 
 mod bare;
 mod fanout;
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
         Some(bare::ARGUMENT) => bare::serve(&arguments[1..]),
         Some(fanout::ARGUMENT) => fanout::run(&arguments[1..]),
         Some(scenarios::ARGUMENT) => scenarios::run(&arguments[1..]),
-        // `cargo bench` says `--bench`.
+        // `cargo bench` passes `--bench`.
         _ => run(),
     };
     match done {

@@ -1,4 +1,4 @@
-//! Processes under test, and what the kernel says of them.
+//! Processes under test and their resource usage from `/proc`.
 
 use std::{
     fs,
@@ -11,37 +11,37 @@ use anyhow::{Context, bail, ensure};
 
 use crate::load;
 
-/// How long a server may take to be ready.
+/// Deadline for readiness.
 const READY_WITHIN: Duration = Duration::from_secs(30);
-/// The kernel counts a process's CPU time in ticks of this length (`USER_HZ`, the same on every Linux).
+/// Length of a CPU time tick (`USER_HZ`, the same on every Linux).
 const TICK: Duration = Duration::from_millis(10);
 
-/// How many cores there are: for workers, and for threads of the load.
+/// Number of cores, used for workers and load threads.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// A port of loopback that was free a moment ago.
+/// Returns a loopback address with a free port.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// A server that ends with this value.
+/// Server process, killed on drop.
 pub struct Server {
     child: Child,
-    /// Where it listens.
+    /// Listening address.
     pub address: SocketAddr,
-    /// From the process's start to its first good answer.
+    /// From process start to the first 200.
     pub ready_after: Duration,
 }
 
 impl Server {
-    /// Starts a server and waits until `path` answers 200. Nobody reads what it logs.
+    /// Starts a server, discards its log, and waits until `path` answers 200.
     pub fn start(command: &mut Command, address: SocketAddr, path: &str) -> anyhow::Result<Self> {
         Self::start_logging(command, address, path, Stdio::null())
     }
 
-    /// The same, with its log.
+    /// Like [`start`](Self::start), with a destination for the log.
     pub fn start_logging(command: &mut Command, address: SocketAddr, path: &str, log: Stdio) -> anyhow::Result<Self> {
         let start = Instant::now();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
@@ -60,14 +60,14 @@ impl Server {
         Ok(server)
     }
 
-    /// Sends it a signal, such as `STOP`.
+    /// Sends a signal, such as `STOP`.
     pub fn signal(&self, signal: &str) -> anyhow::Result<()> {
         let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status()?;
         ensure!(sent.success(), "the process is gone");
         Ok(())
     }
 
-    /// CPU time that it has used, in user mode and in the kernel.
+    /// CPU time used so far, user and system.
     pub fn cpu_time(&self) -> anyhow::Result<Duration> {
         Ok(Stat::read(self.child.id())?.cpu_time)
     }
@@ -77,7 +77,7 @@ impl Server {
         self.status_mib("VmRSS:")
     }
 
-    /// The most resident memory that it ever had, in MiB.
+    /// Peak resident memory, in MiB.
     pub fn peak_mib(&self) -> anyhow::Result<f64> {
         self.status_mib("VmHWM:")
     }
@@ -89,7 +89,7 @@ impl Server {
     }
 }
 
-/// CPU time that this process has used.
+/// CPU time used by this process.
 pub fn own_cpu_time() -> anyhow::Result<Duration> {
     Ok(Stat::read(std::process::id())?.cpu_time)
 }
@@ -101,26 +101,26 @@ impl Drop for Server {
     }
 }
 
-/// A local Postgres, by its main process.
+/// A local Postgres, identified by its postmaster.
 pub struct Postgres(u32);
 
 impl Postgres {
-    /// The Postgres that this backend belongs to; `None` where it runs on another machine.
+    /// The Postgres of this backend; `None` if it runs on another machine.
     pub fn of_backend(pid: u32) -> Option<Self> {
         let backend = Stat::read(pid).ok()?;
         (backend.name == "postgres").then_some(Self(backend.parent))
     }
 
-    /// CPU time of all backends that live.
+    /// CPU time of all running backends.
     pub fn cpu_time(&self) -> anyhow::Result<Duration> {
         let pids = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        // One that ended meanwhile is none of ours.
+        // The process may have ended meanwhile.
         let processes = pids.filter_map(|pid| Stat::read(pid).ok());
         Ok(processes.filter(|process| process.parent == self.0).map(|process| process.cpu_time).sum())
     }
 }
 
-/// The parts of `/proc/PID/stat` that are needed here.
+/// Fields of `/proc/PID/stat`.
 struct Stat {
     name: String,
     parent: u32,
@@ -130,11 +130,12 @@ struct Stat {
 impl Stat {
     fn read(pid: u32) -> anyhow::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // The name is in parentheses and may hold anything.
+        // The name is in parentheses and may contain anything.
         let (before, after) = stat.rsplit_once(") ").context("no name")?;
         let (_, name) = before.split_once('(').context("no name")?;
         let fields: Vec<&str> = after.split(' ').collect();
-        // `proc(5)`: 4 is the parent, 14 and 15 are ticks in user mode and in the kernel; `fields` starts with 3.
+        // `proc(5)`: field 4 is the parent, 14 and 15 are user and system ticks; `fields` starts at
+        // 3.
         let field = |number: usize| fields.get(number - 3).context("too few fields");
         let ticks: u32 = field(14)?.parse::<u32>()? + field(15)?.parse::<u32>()?;
         Ok(Self { name: name.to_owned(), parent: field(4)?.parse()?, cpu_time: TICK * ticks })

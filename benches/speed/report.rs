@@ -1,8 +1,8 @@
-//! What a person reads at the end: tables, and which goals hold.
+//! Report for the reader: tables and goals.
 
 use std::io::{self, Write};
 
-/// Prints a table; the first row is its head, and all but the first column stand at the right.
+/// Prints a table. The first row is the header; all columns but the first are right-aligned.
 pub fn table(title: &str, rows: &[Vec<String>]) -> io::Result<()> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
@@ -22,22 +22,22 @@ pub fn table(title: &str, rows: &[Vec<String>]) -> io::Result<()> {
     Ok(())
 }
 
-/// A row of a table.
+/// Makes a row of a table.
 pub fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 
-/// What figures should be, and what they were.
+/// Measured figures with their bounds.
 #[derive(Default)]
 pub struct Goals(Vec<Vec<String>>);
 
 impl Goals {
-    /// Notes a figure that should be this or more.
+    /// Records a figure with a lower bound.
     pub fn at_least(&mut self, name: &str, bound: f64, figure: f64) {
         self.note(name, &format!("at least {bound}"), figure, figure >= bound);
     }
 
-    /// Notes a figure that should be this or less.
+    /// Records a figure with an upper bound.
     pub fn at_most(&mut self, name: &str, bound: f64, figure: f64) {
         self.note(name, &format!("at most {bound}"), figure, figure <= bound);
     }
@@ -46,18 +46,18 @@ impl Goals {
         self.0.push(row([name, bound, &format!("{figure:.2}"), if holds { "holds" } else { "MISSED" }]));
     }
 
-    /// Prints which goals hold. One that does not is no failure of the run: the machine may be busy.
+    /// Prints all goals. A missed goal is not an error: the machine may be busy.
     pub fn print(&self) -> io::Result<()> {
         table("Goals", &self.0)
     }
 }
 
-/// Says on standard error what is going on: a run takes minutes.
+/// Prints the current step to standard error.
 pub fn progress(what: &str) {
     eprintln!("{what} …");
 }
 
-/// Figures of the same thing from several rounds.
+/// Figures of several rounds, sorted.
 pub struct Rounds(Vec<f64>);
 
 impl FromIterator<f64> for Rounds {
@@ -69,7 +69,7 @@ impl FromIterator<f64> for Rounds {
 }
 
 impl Rounds {
-    /// The one in the middle.
+    /// Returns the median.
     pub fn median(&self) -> f64 {
         let middle = self.0.len() / 2;
         match self.0.get(middle) {
@@ -79,14 +79,14 @@ impl Rounds {
         }
     }
 
-    /// The median, and from where to where the rounds went.
+    /// Returns the median and the range.
     pub fn spread(&self, digits: usize) -> [String; 2] {
         let show = |figure: Option<&f64>| format!("{:.digits$}", figure.copied().unwrap_or(f64::NAN));
         [format!("{:.digits$}", self.median()), format!("{} to {}", show(self.0.first()), show(self.0.last()))]
     }
 }
 
-/// A count as a number to divide by.
+/// Converts a count for a division.
 #[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]
 pub fn float(count: usize) -> f64 {
     count as f64

@@ -1,4 +1,4 @@
-//! A database of its own for the run, and a regcred on it with one account and one API key.
+//! A database for the run, and regcred processes on it with one account and one API key.
 
 use std::{
     fs::File,
@@ -21,11 +21,11 @@ use crate::{
     process::{Postgres, Server, cores, free_address},
 };
 
-/// The program under test, as Cargo built it for this bench.
+/// The executable under test, built by Cargo for this bench.
 const REGCRED: &str = env!("CARGO_BIN_EXE_regcred");
-/// 32 bytes that protect nothing.
-const THROW_AWAY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
-/// The one account.
+/// Test key of 32 bytes.
+const TEST_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+/// Name of the account.
 pub const ACCOUNT: &str = "martin-5000";
 
 /// The database, dropped at the end.
@@ -34,12 +34,12 @@ pub struct Sandbox {
     server: PgConnectOptions,
     name: String,
     url: String,
-    /// The Postgres that it is in.
+    /// Postgres server of the database, if it is local.
     pub postgres: Option<Postgres>,
 }
 
 impl Sandbox {
-    /// Makes the database in the server of `DATABASE_URL`, whose role must have CREATEDB.
+    /// Creates the database on the server of `DATABASE_URL`, whose role needs CREATEDB.
     pub fn new() -> anyhow::Result<Self> {
         let url = std::env::var("DATABASE_URL").context("DATABASE_URL is not set: run this with dev/with-services")?;
         let server = pool::parse_url(&SecretString::from(url.as_str()))?;
@@ -56,24 +56,24 @@ impl Sandbox {
         Ok(Self { runtime, server, name, url, postgres })
     }
 
-    /// A connection to the database, for whoever has a runtime of his own.
+    /// Opens a connection to the database on the caller's runtime.
     pub async fn connect(&self) -> anyhow::Result<PgConnection> {
         Ok(pool::parse_url(&SecretString::from(self.url.as_str()))?.connect().await?)
     }
 
-    /// A command of regcred, configured as in production but for its throw-away keys.
+    /// A regcred command, configured as in production but for its test keys.
     fn regcred(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command
             .args(arguments)
             .env("REGCRED_DATABASE_URL", &self.url)
-            .env("REGCRED_MASTER_KEYS", format!("bench:{THROW_AWAY}"))
-            .env("REGCRED_API_KEY_PEPPER", THROW_AWAY)
+            .env("REGCRED_MASTER_KEYS", format!("bench:{TEST_KEY}"))
+            .env("REGCRED_API_KEY_PEPPER", TEST_KEY)
             .env("REGCRED_LOG_FORMAT", "json");
         command
     }
 
-    /// Brings up the schema, and makes an API key: its text.
+    /// Migrates the database, creates an API key and returns its text.
     pub fn prepare(&self) -> anyhow::Result<String> {
         ensure!(self.regcred(REGCRED, &["migrate"]).output()?.status.success(), "regcred migrate failed");
         let made = self.regcred(REGCRED, &["api-key", "create", "--name", "bench"]).output()?;
@@ -81,23 +81,23 @@ impl Sandbox {
         Ok(String::from_utf8(made.stdout)?.trim().to_owned())
     }
 
-    /// Starts the service, without a limit on what the one caller of the load may send.
+    /// Starts the service without a rate limit.
     pub fn serve(&self) -> anyhow::Result<Server> {
         self.serve_program(REGCRED)
     }
 
-    /// Starts the service with its limits as they are unless somebody sets them.
+    /// Starts the service with its default rate limits.
     pub fn serve_limited(&self) -> anyhow::Result<Server> {
         self.start(REGCRED, &[])
     }
 
-    /// Starts another build of the service.
+    /// Starts another build of the service without a rate limit.
     pub fn serve_program(&self, program: &str) -> anyhow::Result<Server> {
         self.start(program, &[("REGCRED_HTTP_REQUESTS_PER_SECOND", "0")])
     }
 
-    /// Starts a replica that has these variables beside, without a limit on what the caller may send. Its log goes into a file where
-    /// one is named.
+    /// Starts a replica with extra variables and without a rate limit. Its log goes to the given
+    /// file, if any.
     pub fn serve_with(&self, variables: &[(&str, &str)], log: Option<&Path>) -> anyhow::Result<Server> {
         let address = free_address()?;
         let mut command = self.regcred(REGCRED, &["serve"]);
@@ -107,7 +107,7 @@ impl Sandbox {
         Server::start_logging(&mut command, address, "/readyz", log)
     }
 
-    /// The URL of the database, as its owner.
+    /// URL of the database, with its owner's login.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -119,7 +119,8 @@ impl Sandbox {
         Server::start(&mut command, address, "/readyz")
     }
 
-    /// Makes API keys of viewers, one for each number, straight in the database, from as many threads as there are cores: their texts.
+    /// Inserts one viewer API key per number directly into the database, in parallel, and returns
+    /// their texts.
     pub fn make_keys(&self, numbers: std::ops::Range<usize>) -> anyhow::Result<Vec<String>> {
         let threads = cores();
         std::thread::scope(|scope| {
@@ -136,7 +137,7 @@ impl Sandbox {
     }
 
     async fn make_some_keys(&self, numbers: impl Iterator<Item = usize>) -> anyhow::Result<Vec<String>> {
-        let pepper = Pepper::parse(&SecretString::from(THROW_AWAY))?;
+        let pepper = Pepper::parse(&SecretString::from(TEST_KEY))?;
         let mut conn = pool::parse_url(&SecretString::from(self.url.as_str()))?.connect().await?;
         let mut keys = Vec::new();
         for number in numbers {
@@ -149,8 +150,8 @@ impl Sandbox {
         Ok(keys)
     }
 
-    /// The server processes at the other end of the connections on which changes are announced.
-    pub fn announcers(&self) -> anyhow::Result<Vec<i32>> {
+    /// Postgres backends of the connections that listen for change notifications.
+    pub fn listener_backends(&self) -> anyhow::Result<Vec<i32>> {
         let query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'regcred changes' AND datname = $1";
         self.runtime.block_on(async {
             let mut conn = PgConnection::connect_with(&self.server).await?;
@@ -158,7 +159,7 @@ impl Sandbox {
         })
     }
 
-    /// Starts what it is compared with.
+    /// Starts the baseline server.
     pub fn serve_bare(&self, connections: usize) -> anyhow::Result<Server> {
         let address = free_address()?;
         let mut command = Command::new(std::env::current_exe()?);
@@ -168,10 +169,10 @@ impl Sandbox {
     }
 }
 
-/// Registers the one account.
+/// Registers the account.
 pub fn register(server: &Server, key: &str) -> anyhow::Result<()> {
     let account = format!(
-        r#"{{"name":"{ACCOUNT}","registry":"registry.martin.com:5000","username":"martin","password":"xxx1"}}"#
+        r#"{{"name":"{ACCOUNT}","registry":"registry.example.com:5000","username":"martin","password":"xxx1"}}"#
     );
     let request = load::request("POST", "/v1/registry-accounts", Some(key), &account);
     let (status, body) = load::once(server.address, &request)?;

@@ -1,12 +1,15 @@
-//! What regcred withstands, as far as that has figures: `make scenarios`, or `make scenarios ARGS='a1 a4'` for some.
+//! Behaviour under attack and failure, in figures: `make scenarios`, or
+//! `make scenarios ARGS='a1 a4'` to select some.
 //!
-//! The real program, its limits as they are by default, against the Postgres of `dev/with-services`, over loopback. Every scenario
-//! is bounded in time. What has no figures is an integration test.
+//! Each scenario runs the real executable with its default limits against the Postgres of
+//! `dev/with-services`, and is bounded in time. Behaviour without figures is covered by integration
+//! tests.
 
+#[path = "../../tests/integration/support/broker.rs"]
+mod broker;
 mod clients;
 mod drift;
 mod fleet;
-mod ids;
 mod keys;
 mod killed;
 mod outage;
@@ -14,6 +17,7 @@ mod outage;
 mod proxy;
 mod replicas;
 mod skewed;
+mod timing;
 mod workers;
 
 use std::cell::OnceCell;
@@ -29,42 +33,43 @@ use crate::{
     sandbox::{Sandbox, register},
 };
 
-/// With this argument the bench is the scenarios.
+/// First argument that runs the scenarios.
 pub const ARGUMENT: &str = "--scenarios";
 
-/// A scenario: its name, what it is, and what runs it. One more is one more line.
+/// Code, description and function of a scenario.
 type Scenario = (&'static str, &'static str, fn(&Stage, &mut Goals) -> anyhow::Result<()>);
 
 const ALL: [Scenario; 12] = [
-    ("a1", "slow heads, slow bodies, and thousands of half-open connections", clients::slow),
-    ("a2", "bodies and heads that are too much", clients::too_much),
-    ("a4", "a flood of forged keys", keys::forged),
-    ("a5", "a cold start with 1,000 keys", keys::cold_start),
-    ("a8", "one caller's flood", keys::one_floods),
-    ("f1", "one of two replicas is killed at 20 points of a fan-out to 1,000 namespaces", killed::killed),
-    ("f5", "a cluster is away, with 1,000 targets waiting for it, beside one that is not", outage::away),
-    ("f7", "two and five replicas with eight workers", workers::many),
-    ("f8", "the clock of one replica is an hour off", skewed::clocks),
-    ("f15", "somebody edits and deletes 100 of 1,000 Secrets", drift::drift),
-    ("s3", "whether an answer's time tells what exists", ids::timing),
-    ("s7", "a revocation in another replica", replicas::revocation),
+    ("a1", "A1 slow clients: slow heads and bodies, and thousands of half-open connections", clients::slow),
+    ("a2", "A2 oversized requests: bodies and heads beyond the limits", clients::oversized),
+    ("a4", "A4 forged keys: a flood of forged API keys", keys::forged),
+    ("a5", "A5 cold start: 1,000 keys on a new process", keys::cold_start),
+    ("a8", "A8 greedy caller: one caller floods", keys::greedy_caller),
+    ("f1", "F1 replica killed: at 20 points of a fan-out to 1,000 namespaces", killed::replica_killed),
+    ("f5", "F5 API server down: 1,000 targets wait, beside a healthy cluster", outage::api_server_down),
+    ("f7", "F7 many replicas: two and five replicas with eight workers each", workers::many_replicas),
+    ("f8", "F8 skewed clock: one replica's clock is an hour off", skewed::clocks),
+    ("f15", "F15 drift: 100 of 1,000 Secrets are edited or deleted", drift::drift),
+    ("s3", "S3 timing: response times must not reveal resources", timing::timing),
+    ("s7", "S7 revocation: a key revoked through another replica", replicas::revocation),
 ];
 
-/// Scenarios without figures, and the tests that they are.
+/// Scenarios without figures, and the tests that cover them.
 const TESTS: [(&str, &str); 1] =
-    [("f6", "each sickness of an API server has a state and a message: --test integration f6_")];
+    [("f6", "F6 API server faults: each has a state and a message: --test integration pull_secrets::")];
 
-/// What all scenarios have: a database with one account, and an admin's key. Each starts a regcred of its own.
+/// Fixture of all scenarios: a database with one account, and an admin key. Each scenario starts
+/// its own regcred.
 pub struct Stage {
     /// The database.
     pub sandbox: Sandbox,
-    /// An admin's key.
+    /// API key with the admin role.
     pub key: String,
     fleets: [OnceCell<Fleet>; 2],
 }
 
 impl Stage {
-    fn set() -> anyhow::Result<Self> {
+    fn prepare() -> anyhow::Result<Self> {
         progress("preparing a database");
         let sandbox = Sandbox::new()?;
         let key = sandbox.prepare()?;
@@ -73,17 +78,17 @@ impl Stage {
         Ok(stage)
     }
 
-    /// The first cluster, prepared when it is first asked for.
+    /// The first cluster, prepared on first use.
     fn fleet(&self) -> anyhow::Result<&Fleet> {
-        self.prepared(0, "REGCRED_TEST_KUBE")
+        self.fleet_of(0, "REGCRED_TEST_KUBE")
     }
 
-    /// The other one.
+    /// The second cluster, prepared on first use.
     fn second_fleet(&self) -> anyhow::Result<&Fleet> {
-        self.prepared(1, "REGCRED_TEST_KUBE2")
+        self.fleet_of(1, "REGCRED_TEST_KUBE2")
     }
 
-    fn prepared(&self, number: usize, prefix: &'static str) -> anyhow::Result<&Fleet> {
+    fn fleet_of(&self, number: usize, prefix: &'static str) -> anyhow::Result<&Fleet> {
         let cell = &self.fleets[number];
         if let Some(fleet) = cell.get() {
             return Ok(fleet);
@@ -93,7 +98,8 @@ impl Stage {
         Ok(cell.get_or_init(|| fleet))
     }
 
-    /// Calls the API of a replica as admin, which must do what it is asked: its answer.
+    /// Calls the API of a replica with the admin key and returns the response, which must be a
+    /// success.
     fn call(&self, server: &Server, method: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let (status, answer) = load::once(server.address, &load::request(method, path, Some(&self.key), &body))?;
@@ -102,29 +108,29 @@ impl Stage {
     }
 }
 
-/// The one scenario that is a question of speed alone, and so is measured with the others of `make bench`.
+/// Runs the scenario that `make bench` includes, because it measures only speed.
 pub fn forged_keys(goals: &mut Goals) -> anyhow::Result<()> {
-    let stage = Stage::set()?;
+    let stage = Stage::prepare()?;
     progress("a flood of forged keys");
     keys::forged(&stage, goals)
 }
 
-/// Runs the scenarios that are named, or all.
+/// Runs the selected scenarios, or all.
 pub fn run(arguments: &[String]) -> anyhow::Result<()> {
-    // `cargo bench` says `--bench`.
-    let named: Vec<&str> = arguments.iter().map(String::as_str).filter(|name| !name.starts_with("--")).collect();
-    for (name, what) in TESTS.iter().filter(|(name, _)| named.is_empty() || named.contains(name)) {
-        progress(&format!("{name} has no figures, it is tests: {what}"));
+    // `cargo bench` passes `--bench`.
+    let selected: Vec<&str> = arguments.iter().map(String::as_str).filter(|name| !name.starts_with("--")).collect();
+    for (_, description) in TESTS.iter().filter(|(name, _)| selected.is_empty() || selected.contains(name)) {
+        progress(&format!("{description}, covered by tests"));
     }
     let is_known =
         |name: &&&str| ALL.iter().any(|(known, ..)| known == *name) || TESTS.iter().any(|(known, _)| known == *name);
-    if let Some(unknown) = named.iter().find(|name| !is_known(name)) {
-        anyhow::bail!("there is no scenario {unknown}; there are {}", ALL.map(|(name, ..)| name).join(", "));
+    if let Some(unknown) = selected.iter().find(|name| !is_known(name)) {
+        anyhow::bail!("unknown scenario {unknown}; known scenarios are {}", ALL.map(|(name, ..)| name).join(", "));
     }
-    let stage = Stage::set()?;
+    let stage = Stage::prepare()?;
     let mut goals = Goals::default();
-    for (name, what, scenario) in ALL.iter().filter(|(name, ..)| named.is_empty() || named.contains(name)) {
-        progress(&format!("{name}: {what}"));
+    for (_, description, scenario) in ALL.iter().filter(|(name, ..)| selected.is_empty() || selected.contains(name)) {
+        progress(description);
         scenario(&stage, &mut goals)?;
     }
     Ok(goals.print()?)

@@ -1,8 +1,10 @@
-//! The document that a program reads to log in to registries, rendered for that program.
+//! Docker configs: documents from which programs read registry credentials.
 //!
-//! The programs disagree about which fields they accept and under which key they look, so there is no one document for
-//! all: a [`Profile`] names the reader, [`render`] writes what that reader accepts under the key that it finds, and
-//! refuses, with the reason, what it could not be told. The same accounts give the same bytes, whatever their order.
+//! Consumers disagree about accepted fields and about the keys they look up, so no single document
+//! fits all. [`render`] writes the document for a [`Profile`], under the keys that its consumer
+//! finds, and refuses accounts that the document cannot express.
+//!
+//! Rendering is deterministic: the order of the accounts does not matter.
 
 pub(in crate::domain) mod auth;
 mod consumer;
@@ -14,7 +16,7 @@ pub mod parse;
 mod profile;
 pub mod reading;
 mod warning;
-mod wiping;
+mod zeroizing;
 
 use secrecy::SecretString;
 
@@ -26,35 +28,35 @@ pub use self::{
 };
 use super::registry::RegistryScope;
 
-/// One account, opened, on its way into a document.
+/// An account with its password in plain text, ready to render.
 #[derive(Debug, Clone, Copy)]
 pub struct Credential<'a> {
-    /// The account's name: collisions, warnings and explanations call it by this.
+    /// Name of the account, for errors and warnings.
     pub account: &'a str,
-    /// Which registry, or part of one, it is for.
+    /// Registry, or part of one, that the account covers.
     pub scope: &'a RegistryScope,
-    /// The user that the registry knows.
+    /// User name at the registry.
     pub username: &'a str,
     /// The password or token.
     pub password: &'a SecretString,
-    /// An address that `kubectl` would write into the document too. No reader uses it.
+    /// Address that `kubectl` also writes into the document. No consumer uses it.
     pub email: Option<&'a str>,
 }
 
-/// An account without its credential: enough to know where it goes.
+/// An account without its credential, to look up keys.
 #[derive(Debug, Clone, Copy)]
 pub struct ScopedAccount<'a> {
-    /// Its name.
+    /// Name of the account.
     pub name: &'a str,
-    /// Which registry, or part of one, it is for.
+    /// Registry, or part of one, that the account covers.
     pub scope: &'a RegistryScope,
 }
 
-/// Something that goes under the key of its scope.
+/// A value that belongs under the key of a scope.
 pub(in crate::domain) trait Scoped<'a> {
-    /// The account's name.
+    /// Name of the account.
     fn name(&self) -> &'a str;
-    /// Its scope.
+    /// Scope of the account.
     fn scope(&self) -> &'a RegistryScope;
 }
 
@@ -78,47 +80,47 @@ impl<'a> Scoped<'a> for ScopedAccount<'a> {
     }
 }
 
-/// A finished document. `Debug` does not show it.
+/// A rendered document. `Debug` omits the document.
 #[derive(Debug)]
 pub struct RenderedConfig {
     /// Compact JSON on one line, keys sorted.
     pub document: SecretString,
-    /// The keys in the document, sorted.
+    /// Keys in the document, sorted.
     pub keys: Vec<String>,
-    /// What the reader will do otherwise than the accounts say.
+    /// Ways in which the consumer deviates from the accounts.
     pub warnings: Vec<Warning>,
 }
 
-/// Why no document was made. Never contains a secret.
+/// Reason for refusing to render. Never contains a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RenderError {
-    /// Two accounts are for the same scope, and a document has room for one.
+    /// Two accounts have the same scope, and a document holds each key once.
     #[error(
-        "the accounts `{}` and `{}` both claim the key `{key}`, which a document has room for once: leave one of them out",
+        "the accounts `{}` and `{}` use the same key `{key}`, and a document holds each key once: leave one of them out",
         accounts[0], accounts[1]
     )]
     KeyCollision {
-        /// The key in the document.
+        /// Key in the document.
         key: String,
-        /// The names of the two accounts, sorted.
+        /// Names of the two accounts, sorted.
         accounts: [String; 2],
     },
-    /// The reader cannot be told what these accounts mean.
+    /// The consumer cannot express these accounts.
     #[error("{detail}")]
     Unsupported {
-        /// The names of the accounts, sorted.
+        /// Names of the accounts, sorted.
         accounts: Vec<String>,
-        /// Why, and what to do.
+        /// Reason and remedy.
         detail: String,
     },
 }
 
-/// Renders the document that the profile's reader understands.
+/// Renders the document for a profile.
 ///
 /// # Errors
 ///
-/// [`RenderError::KeyCollision`] if two accounts have one scope; [`RenderError::Unsupported`] if the reader would use a
-/// credential where it does not belong, or would not read it back as it is.
+/// [`RenderError::KeyCollision`] if two accounts have the same scope; [`RenderError::Unsupported`]
+/// if the consumer would use a credential for other images, or would read back a different one.
 pub fn render(profile: Profile, credentials: &[Credential<'_>]) -> Result<RenderedConfig, RenderError> {
     for credential in credentials {
         fitness::check(profile, credential)?;
@@ -126,12 +128,12 @@ pub fn render(profile: Profile, credentials: &[Credential<'_>]) -> Result<Render
     let entries = claim_keys(profile, credentials)?;
     Ok(RenderedConfig {
         document: document::write(profile, &entries)?,
-        warnings: warning::about(profile, &entries),
+        warnings: warning::warnings_for(profile, &entries),
         keys: entries.into_iter().map(|(key, _)| key.to_owned()).collect(),
     })
 }
 
-/// Puts each account under the key where the profile's reader finds it, sorted by key.
+/// Assigns each account the key where the profile's consumer finds it. Sorted by key.
 pub(in crate::domain) fn claim_keys<'a, 'b, T: Scoped<'a>>(
     profile: Profile,
     accounts: &'b [T],
@@ -146,14 +148,14 @@ pub(in crate::domain) fn claim_keys<'a, 'b, T: Scoped<'a>>(
             return Err(collision(profile, *one, *other));
         }
     }
-    if let Some(second) = key::second_for_docker_hub(profile, &entries) {
+    if let Some(second) = key::second_docker_hub_key(profile, &entries) {
         entries.insert(0, second);
         entries.sort_by_key(|(key, _)| *key);
     }
     Ok(entries)
 }
 
-/// Two accounts under one key: equal scopes, or scopes that this reader cannot tell apart.
+/// Two accounts under one key: equal scopes, or scopes that this consumer cannot distinguish.
 fn collision<'a, T: Scoped<'a>>(profile: Profile, one: &T, other: &T) -> RenderError {
     let mut accounts = [one.name().to_owned(), other.name().to_owned()];
     accounts.sort_unstable();
@@ -164,7 +166,7 @@ fn collision<'a, T: Scoped<'a>>(profile: Profile, one: &T, other: &T) -> RenderE
     let [first, second] = &accounts;
     RenderError::Unsupported {
         detail: format!(
-            "the accounts `{first}` and `{second}` are for different parts of `{}`, but the docker CLI knows only hosts and \
+            "the accounts `{first}` and `{second}` are for different parts of `{}`, but the docker CLI matches only hosts and \
              would send one's password for the other's images: make a document for each of them, or use the profile \
              `podman` or `kubernetes`",
             one.scope().authority()

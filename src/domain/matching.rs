@@ -1,8 +1,9 @@
-//! Which entry of a docker config a program uses for an image, in what order, and why not another.
+//! Entry selection: the entries of a docker config that a consumer uses for an image, and why
+//! others are not used.
 //!
-//! Each reader looks up keys in its own way; the rules are in one file for each, with their source.
-//! [`explain_accounts`] and [`explain_config`] ask all of them, [`lint`] asks them about images that a key seems to be
-//! meant for.
+//! Each consumer's lookup rules are in a separate file with their source. [`explain_accounts`] and
+//! [`explain_config`] apply all of them to an image; [`lint`] applies them to images that a key
+//! seems to cover.
 
 mod address;
 mod docker;
@@ -23,32 +24,32 @@ pub use self::{
 };
 use crate::domain::docker_config::{Consumer, parse::Form};
 
-/// What a look-up finds among keys.
+/// Result of a lookup among keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Found {
-    /// Places in the list of keys, in the order in which they are tried.
+    /// Indices of keys, in the order of attempts.
     order: Vec<usize>,
-    /// Whether only one of them is tried, and chance decides which.
+    /// Whether the consumer uses only one of them, at random.
     is_ambiguous: bool,
 }
 
 impl Found {
     fn none() -> Self {
-        Self::in_this_order(Vec::new())
+        Self::all_in_order(Vec::new())
     }
 
-    /// All are tried, one after another.
-    fn in_this_order(order: Vec<usize>) -> Self {
+    /// All keys are tried in order.
+    fn all_in_order(order: Vec<usize>) -> Self {
         Self { order, is_ambiguous: false }
     }
 
-    /// One of these is used.
+    /// One of the keys is used.
     fn one_of(candidates: Vec<usize>) -> Self {
         Self { is_ambiguous: candidates.len() > 1, order: candidates }
     }
 }
 
-/// Looks up as the consumer does.
+/// Looks up keys as the consumer does.
 fn look_up(consumer: Consumer, keys: &[&str], form: Form, image: &ImageName) -> Found {
     match consumer {
         Consumer::Kubernetes => kubelet::look_up(keys, image),

@@ -1,7 +1,7 @@
-//! Which registry, and which part of it, an account is for.
+//! Registry scopes: the registry, or part of one, that an account covers.
 //!
-//! A [`RegistryScope`] has one spelling for one meaning: what two people write differently for the same registry is
-//! equal after [`RegistryScope::parse`], and the canonical text parses to itself.
+//! A [`RegistryScope`] has one canonical spelling: different spellings of one registry are equal
+//! after [`RegistryScope::parse`], and the canonical text parses to itself.
 
 mod host;
 mod path;
@@ -14,18 +14,19 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub use self::repository::RepositoryName;
 use super::invalid::Invalid;
 
-/// The name that image references use for Docker Hub.
+/// Name of Docker Hub in image references.
 pub const DOCKER_HUB: &str = "docker.io";
 
-/// Longer than any host, port and repository name together.
+/// Maximum length, above that of host, port and repository name together.
 const MAX_LEN: usize = 1024;
 
-/// `host[:port][/path]`, normalised. Docker Hub in every spelling is host `docker.io`.
+/// `host[:port][/path]`, normalized. Docker Hub in every spelling is host `docker.io`.
 ///
-/// The path is a repository or a parent of repositories: the scope covers it and everything below it.
+/// The path is a repository or a parent of repositories: the scope covers it and everything below
+/// it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RegistryScope {
-    /// The canonical text; the other fields say where its parts are.
+    /// Canonical text. The other fields are positions in it.
     text: String,
     host_end: usize,
     authority_end: usize,
@@ -33,21 +34,23 @@ pub struct RegistryScope {
 }
 
 impl RegistryScope {
-    /// Reads what a person or a docker config calls a registry.
+    /// Parses a registry as written by a person or a docker config.
     ///
-    /// Dropped, because they do not change the meaning: `https://`, the case of the host, a trailing slash, the API
-    /// roots `/v1/` and `/v2/` at the start of the path. The last is what the kubelet does with a key
-    /// (`pkg/credentialprovider/keyring.go`, `Add`), so a repository namespace called `v1` or `v2` cannot be a scope.
+    /// Removes parts without meaning: `https://`, the host's case, a trailing slash, and the API
+    /// roots `/v1/` and `/v2/` at the start of the path. The kubelet removes API roots from keys,
+    /// too (`pkg/credentialprovider/keyring.go`, `Add`), so no scope can start with a namespace
+    /// `v1` or `v2`.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] says what is wrong and what to write instead. It never repeats the input, which may hold a password.
+    /// [`Invalid`] with the reason and a remedy. It never repeats the input, which may contain a
+    /// password.
     pub fn parse(s: &str) -> Result<Self, Invalid> {
-        let rest = without_scheme(plain(s)?)?;
+        let rest = without_scheme(check_characters(s)?)?;
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (spelled_host, port) = host::parse(authority)?;
         let path = path::parse(path)?;
-        let (host, port) = docker_hub(spelled_host, port, &path)?;
+        let (host, port) = canonical_docker_hub(spelled_host, port, &path)?;
         Ok(Self::assemble(host, port, &path))
     }
 
@@ -65,32 +68,32 @@ impl RegistryScope {
         Self { text, host_end, authority_end, port }
     }
 
-    /// The canonical text, `host[:port][/path]`.
+    /// Canonical text, `host[:port][/path]`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The host alone, in lower case; an IPv6 address keeps its brackets.
+    /// Host in lower case. An IPv6 address keeps its brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         self.part(0..self.host_end)
     }
 
-    /// The port, if one was written. `reg.io:443` and `reg.io` are different scopes, because no reader treats them as
-    /// one.
+    /// Port, if given. `reg.io:443` and `reg.io` are different scopes, because every consumer
+    /// distinguishes them.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// `host[:port]`: the part that an image reference starts with.
+    /// `host[:port]`, the first part of an image reference.
     #[must_use]
     pub fn authority(&self) -> &str {
         self.part(0..self.authority_end)
     }
 
-    /// The path without its leading slash, if the scope has one.
+    /// Path without leading slash, if any.
     #[must_use]
     pub fn path(&self) -> Option<&str> {
         (self.authority_end < self.text.len()).then(|| self.part(self.authority_end + 1..self.text.len()))
@@ -107,22 +110,22 @@ impl RegistryScope {
     }
 }
 
-/// Refuses what can be no registry in any reading, before anything is taken apart.
-fn plain(s: &str) -> Result<&str, Invalid> {
+/// Rejects characters that no registry contains, before parsing.
+fn check_characters(s: &str) -> Result<&str, Invalid> {
     if s.is_empty() {
-        return Err(Invalid::new("a registry is needed, for example registry.example.com:5000"));
+        return Err(Invalid::new("a registry is required, for example registry.example.com:5000"));
     }
     if s.len() > MAX_LEN {
         return Err(Invalid::new("a registry has at most 1024 characters"));
     }
     if s.chars().any(char::is_whitespace) {
-        return Err(Invalid::new("a registry has no white space"));
+        return Err(Invalid::new("a registry must not contain white space"));
     }
     if s.chars().any(char::is_control) {
-        return Err(Invalid::new("a registry has no control characters"));
+        return Err(Invalid::new("a registry must not contain control characters"));
     }
     let refused = [
-        ("*", "wildcards are not possible: name one host, and leave off `/*`, since a path covers everything below it"),
+        ("*", "wildcards are not supported: name one host, and omit `/*`, because a path covers everything below it"),
         ("?", "a query (`?`) does not belong in a registry: write host[:port][/path]"),
         ("#", "a fragment (`#`) does not belong in a registry: write host[:port][/path]"),
         ("%", "percent encoding does not belong in a registry: write host[:port][/path]"),
@@ -135,8 +138,8 @@ fn plain(s: &str) -> Result<&str, Invalid> {
     }
 }
 
-/// Drops `https://`. `http://` is no part of a name: whether a registry is spoken to in the clear is a property of the
-/// account.
+/// Removes `https://`. Rejects `http://`: plain HTTP is a property of the account, not of the
+/// registry's name.
 fn without_scheme(s: &str) -> Result<&str, Invalid> {
     let Some((scheme, rest)) = s.split_once("://") else {
         return Ok(s);
@@ -144,17 +147,18 @@ fn without_scheme(s: &str) -> Result<&str, Invalid> {
     if scheme.eq_ignore_ascii_case("https") {
         Ok(rest)
     } else if scheme.eq_ignore_ascii_case("http") {
-        Err(Invalid::new("leave off http:// and set `plainHttp` to true: the scheme is no part of a registry's name"))
+        Err(Invalid::new("omit http:// and set `plainHttp` to true: the scheme is not part of a registry's name"))
     } else {
-        Err(Invalid::new("the only scheme that a registry may have is https://, and it can be left off"))
+        Err(Invalid::new("the only scheme that a registry may have is https://, which can be omitted"))
     }
 }
 
 /// Whether a host, in lower case, is a name of Docker Hub.
 ///
-/// Image references say `docker.io` (`distribution/reference`, `normalize.go`), `docker login` writes
-/// `https://index.docker.io/v1/` (`docker/cli`, `cli/command/registry.go`), the API answers at `registry-1.docker.io`,
-/// and people copy `hub.docker.com` out of the browser, a name that no reader of a docker config ever finds.
+/// - `docker.io`: image references (`distribution/reference`, `normalize.go`).
+/// - `index.docker.io`: `docker login` (`docker/cli`, `cli/command/registry.go`).
+/// - `registry-1.docker.io`: the API.
+/// - `hub.docker.com`: the web site. No consumer of a docker config finds it.
 pub(super) fn is_docker_hub(host: &str) -> bool {
     matches!(
         host,
@@ -162,8 +166,8 @@ pub(super) fn is_docker_hub(host: &str) -> bool {
     )
 }
 
-/// Gives every spelling of Docker Hub its one name.
-fn docker_hub(host: String, port: Option<u16>, path: &str) -> Result<(String, Option<u16>), Invalid> {
+/// Replaces every spelling of Docker Hub by the canonical one.
+fn canonical_docker_hub(host: String, port: Option<u16>, path: &str) -> Result<(String, Option<u16>), Invalid> {
     if !is_docker_hub(&host) {
         return Ok((host, port));
     }
@@ -220,8 +224,8 @@ mod tests {
     use super::*;
 
     #[rstest]
-    #[case("registry.martin.com:5000", "registry.martin.com:5000")]
-    #[case("registry.martin.com:5000/xxxx/rbd-rest-api", "registry.martin.com:5000/xxxx/rbd-rest-api")]
+    #[case("registry.example.com:5000", "registry.example.com:5000")]
+    #[case("registry.example.com:5000/xxxx/rbd-rest-api", "registry.example.com:5000/xxxx/rbd-rest-api")]
     #[case("daocloud.io", "daocloud.io")]
     #[case("localhost", "localhost")]
     #[case("registry", "registry")]
@@ -241,7 +245,7 @@ mod tests {
     #[case("[::1]", "[::1]")]
     #[case("[2001:DB8:0::1]:5000/a", "[2001:db8::1]:5000/a")]
     #[case("reg.io/a_b/c__d/e--f/g.h", "reg.io/a_b/c__d/e--f/g.h")]
-    fn one_meaning_has_one_spelling(#[case] written: &str, #[case] canonical: &str) {
+    fn spelling_is_canonical(#[case] written: &str, #[case] canonical: &str) {
         assert_eq!(RegistryScope::parse(written).unwrap().as_str(), canonical);
     }
 
@@ -272,14 +276,14 @@ mod tests {
     #[case("docker.io/acme")]
     #[case("https://index.docker.io/v1/acme")]
     #[case("registry.hub.docker.com/acme/")]
-    fn a_part_of_docker_hub_keeps_its_path(#[case] spelling: &str) {
+    fn part_of_docker_hub_keeps_its_path(#[case] spelling: &str) {
         let scope = RegistryScope::parse(spelling).unwrap();
         assert_eq!(scope.as_str(), "docker.io/acme");
         assert_eq!(scope.path(), Some("acme"));
     }
 
     #[test]
-    fn the_parts_can_be_asked_for() {
+    fn scope_splits_into_parts() {
         let scope = RegistryScope::parse("[::1]:5000/a/b").unwrap();
         assert_eq!(
             (scope.host(), scope.port(), scope.authority(), scope.path()),
@@ -291,7 +295,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case("", "a registry is needed")]
+    #[case("", "a registry is required")]
     #[case("http://reg.io", "`plainHttp`")]
     #[case("HTTP://reg.io", "`plainHttp`")]
     #[case("oci://reg.io", "the only scheme")]
@@ -336,13 +340,13 @@ mod tests {
     #[case("reg.io/te+am", "lower case")]
     #[case("docker.io:5000", "no other port")]
     #[case("https://hub.docker.com/r/acme/app", "web site")]
-    fn what_is_no_registry_is_refused_with_the_reason(#[case] written: &str, #[case] reason: &str) {
+    fn invalid_registry_is_rejected_with_reason(#[case] written: &str, #[case] reason: &str) {
         let refusal = RegistryScope::parse(written).unwrap_err().to_string();
         assert!(refusal.contains(reason), "{written:?}: {refusal}");
     }
 
     #[test]
-    fn what_is_too_long_is_refused() {
+    fn too_long_registry_is_rejected() {
         let label = "a".repeat(64);
         let host = ["a"; 128].join(".");
         let path = format!("reg.io/{}", "a".repeat(256));
@@ -354,14 +358,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_text_is_parsed_or_refused(written in ".*") {
+        fn arbitrary_text_is_parsed_or_rejected(written in ".*") {
             if let Ok(scope) = RegistryScope::parse(&written) {
                 prop_assert_eq!(&RegistryScope::parse(scope.as_str()).unwrap(), &scope);
             }
         }
 
         #[test]
-        fn the_canonical_text_parses_to_itself(
+        fn canonical_text_parses_to_itself(
             host in "(https://)?([A-Za-z0-9]{1,5}\\.){0,3}[a-z]{2,5}(:[1-9][0-9]{0,3})?",
             path in "(/v[12])?(/[a-z0-9]{1,4}([._-][a-z0-9]{1,3})?){0,3}/?",
         ) {

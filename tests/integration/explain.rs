@@ -79,7 +79,7 @@ async fn each_reader_has_its_own_order(pool: PgPool) {
     assert_eq!(consumers["podman"]["accounts"], json!(["app"]));
     for consumer in ["docker", "dockerAuthConfig"] {
         let problem = consumers[consumer]["problem"].as_str().expect("a problem");
-        assert!(problem.contains("knows only hosts"), "{problem}");
+        assert!(problem.contains("matches only hosts"), "{problem}");
     }
     // The docker CLI can be asked about one of them, and is warned of.
     let said = explain(&app, "reg.io/other-team/app", json!({"accounts": ["other"]})).await;
@@ -105,13 +105,13 @@ const NEAR_MISSES: [(&str, &str, [&str; 3], &str); 9] = [
         "reg.example.com/foo",
         "reg.example.com/bar/app",
         ["pathNotPrefix", "-", "pathNotPrefix"],
-        "`bar/app` is not under the path `foo`",
+        "`bar/app` is not below the path `foo`",
     ),
     (
         "*.example.com",
         "a.b.example.com/app",
         ["globOneLabel", "noWildcards", "noWildcards"],
-        "`*.example.com` has 3 parts, `a.b.example.com` has 4",
+        "`*.example.com` has 3 labels, `a.b.example.com` has 4",
     ),
     ("*.example.com", "a.example.com/app", ["-", "noWildcards", "noWildcards"], "name the host"),
     ("registry.hub.docker.com", "nginx", ["spellingUnknown"; 3], "write `https://index.docker.io/v1/`"),
@@ -198,14 +198,14 @@ async fn what_is_odd_in_a_config_is_said(pool: PgPool) {
         (auths("*.reg.io", auth("u:p")), "missedBySome", "the docker CLI and podman"),
         (auths("reg.io/foo", auth("u:p")), "matchesMore", "`reg.io/foox/app`"),
         (auths("reg .io", auth("u:p")), "invalidKey", "white space"),
-        (auths("reg.io", json!({"auth": "!"})), "refused", "the whole document useless for the kubelet"),
-        (auths("reg.io", json!({})), "holdsNothing", "nothing to log in with"),
+        (auths("reg.io", json!({"auth": "!"})), "refused", "the complete document unusable for the kubelet"),
+        (auths("reg.io", json!({})), "holdsNothing", "no credential for"),
         (
             auths("reg.io", json!({"username": "u", "password": "old", "auth": auth("u:p")["auth"]})),
             "authWins",
             "`auth`",
         ),
-        (json!({"auths": {"reg.io": auth("u:p"), "https://reg.io": auth("u:q")}}), "ambiguous", "by chance"),
+        (json!({"auths": {"reg.io": auth("u:p"), "https://reg.io": auth("u:q")}}), "ambiguous", "at random"),
         (json!({"auths": {"reg.io": {}}, "credsStore": "desktop"}), "helperFirst", "`credsStore`"),
         (
             json!({"kind": "Secret", "type": "Opaque", "data": {".dockerconfigjson": "e30="}}),

@@ -440,7 +440,7 @@ async fn w4_a_stray_hash_is_refused_with_its_place_and_a_sentence_that_helps(poo
             let detail = problem["errors"][0]["detail"].as_str().expect("a text");
             assert_eq!(problem["detail"], detail);
             for part in
-                [place, inside, &format!("a stray `{sign}` stands after the document's last brace: delete it"), "zsh"]
+                [place, inside, &format!("a stray `{sign}` follows the document's last brace: delete it"), "zsh"]
             {
                 assert!(detail.contains(part), "{part}: {detail}");
             }

@@ -1,5 +1,5 @@
-//! No secret gets out: canaries go in through every route, good and bad, with the log at its most verbose, and are looked for in
-//! everything that comes out, in every encoding that something may have put them in.
+//! No secret leaks: canaries enter through every route in valid and invalid requests, with trace
+//! logging, and no output may contain them in any common encoding.
 
 use std::{collections::BTreeMap, fs, io::Write, path::PathBuf, process::Command};
 
@@ -36,14 +36,14 @@ use crate::support::{
 
 // ---- Canaries ----
 
-/// A secret, and how it would look wherever it came out.
+/// A secret and the encodings to search for.
 struct Canary {
     name: &'static str,
     needles: Vec<(&'static str, String)>,
 }
 
 impl Canary {
-    /// `core` is the part of the secret that is looked for: unique, and of characters that neither JSON nor a URL changes.
+    /// `core` is the part to search for: unique, and unchanged by JSON and URL encoding.
     fn new(name: &'static str, core: &str) -> Self {
         assert!(core.len() >= 16 && core.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
         let hex = hex(core.as_bytes());
@@ -52,7 +52,7 @@ impl Canary {
             ("raw", core.to_owned()),
             ("hex", hex.to_uppercase()),
             ("hex", hex),
-            // As `Debug` and JSON show bytes.
+            // As `Debug` and JSON print bytes.
             ("numbers", numbers(", ")),
             ("numbers", numbers(",")),
         ];
@@ -63,12 +63,12 @@ impl Canary {
         Self { name, needles }
     }
 
-    /// A new secret of this kind: its text, and what is looked for.
+    /// Generates a secret and its canary.
     fn random(name: &'static str) -> (String, Self) {
         let line = generate_ring_line().expect("random bytes");
         let (_, key) = line.expose_secret().split_once(':').expect("a key");
         let core: String = key.chars().filter(char::is_ascii_alphanumeric).take(24).collect();
-        // With characters that encodings change; the core is unique without them.
+        // Adds characters that encodings change. The core is unique without them.
         (format!("+/{core}=\""), Self::new(name, &core))
     }
 
@@ -81,14 +81,13 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
-/// How a text looks inside the base64 of a longer one that it starts in at this offset: without the characters that depend on what
-/// stands before and after it.
+/// The part of a longer text's base64 that `text` determines alone, if it starts at this offset.
 fn in_base64(engine: &GeneralPurpose, text: &str, offset: usize) -> String {
     let encoded = engine.encode([&vec![b'x'; offset][..], text.as_bytes()].concat());
     encoded[(offset * 8).div_ceil(6)..(offset + text.len()) * 8 / 6].to_owned()
 }
 
-/// Everything that came out, by where it came from.
+/// Collected outputs with their sources.
 #[derive(Default)]
 struct Outputs(Vec<(String, String)>);
 
@@ -116,7 +115,7 @@ impl Outputs {
 }
 
 #[test]
-fn a_canary_is_found_in_every_encoding() {
+fn canary_is_found_in_every_encoding() {
     let (secret, canary) = Canary::random("canary");
     let url: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
     let hex = hex(secret.as_bytes());
@@ -133,10 +132,10 @@ fn a_canary_is_found_in_every_encoding() {
     assert_eq!(Canary::random("other").1.find_in(&secret), [""; 0]);
 }
 
-// ---- What goes in ----
+// ---- Inputs ----
 
-/// An API server that repeats in its answer everything that it was sent, as careless proxies and admission webhooks do. The namespace
-/// names the status of the answer.
+/// An API server that echoes the request in its response, as some proxies and admission webhooks
+/// do. The namespace sets the response status.
 fn echoing_cluster() -> String {
     let address = listen(|mut stream| {
         let request = read_request(&stream);
@@ -147,16 +146,16 @@ fn echoing_cluster() -> String {
         })
         .to_string();
         let (echo, length) = (request.len(), body.len());
-        // Each connection is for one request, and a client that did not know could lose its next one there.
+        // One request per connection. Without this header the client would reuse it.
         let head =
             format!("HTTP/1.1 {status} X\r\nX-Echo: {echo}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
-        // regcred may have hung up.
+        // regcred may have closed the connection.
         let _ = stream.write_all(format!("{head}{body}").as_bytes());
     });
     format!("http://{address}")
 }
 
-/// Bodies that no route takes, with the secret where it does not belong.
+/// Bodies that no route accepts, with the secret in a wrong place.
 fn bad_bodies(secret: &str) -> Vec<Vec<u8>> {
     let bodies = [
         json!(secret),
@@ -166,7 +165,7 @@ fn bad_bodies(secret: &str) -> Vec<Vec<u8>> {
         json!({"password": format!("{secret}\u{0}")}),
         json!({"name": secret, "password": secret}),
         json!({"name": [secret]}),
-        json!({"registry": format!("https://martin:{secret}@registry.martin.com")}),
+        json!({"registry": format!("https://martin:{secret}@registry.example.com")}),
         json!({"registry": {"host": secret}}),
         json!({"username": format!("martin:{secret}")}),
         json!({"email": format!("{secret} x")}),
@@ -228,7 +227,7 @@ fn bad_bodies(secret: &str) -> Vec<Vec<u8>> {
     bodies
 }
 
-/// Every operation under `/v1` of the OpenAPI document, with names of what is there in its path.
+/// Every operation under `/v1` of the OpenAPI document, with existing names in its path.
 fn operations() -> Vec<(String, String, bool)> {
     let document = serde_json::to_value(regcred::http::document()).expect("JSON");
     let mut operations = Vec::new();
@@ -243,7 +242,7 @@ fn operations() -> Vec<(String, String, bool)> {
     operations
 }
 
-/// Puts a secret into every place of every operation where it does not belong.
+/// Sends the secret in every wrong place of every operation.
 async fn misuse(service: &Service, key: &str, secret: &str, outputs: &mut Outputs) {
     let header = secret.replace('"', "");
     let client = service.client(key);
@@ -282,7 +281,7 @@ async fn misuse(service: &Service, key: &str, secret: &str, outputs: &mut Output
     }
 }
 
-/// Sends a request, which must be answered with this status, and takes the answer.
+/// Sends a request, asserts the status, and collects the response.
 async fn ask(
     client: &Client,
     outputs: &mut Outputs,
@@ -295,14 +294,14 @@ async fn ask(
     answer
 }
 
-/// A member of each of these objects, which is a word.
-fn words(objects: &Value, member: &str) -> Vec<String> {
+/// Collects a string member of each object.
+fn member_of_each(objects: &Value, member: &str) -> Vec<String> {
     let objects = objects.as_array().expect("objects");
-    objects.iter().map(|object| object[member].as_str().expect("a word").to_owned()).collect()
+    objects.iter().map(|object| object[member].as_str().expect("a string").to_owned()).collect()
 }
 
-/// Has the worker deliver: to the cluster that repeats everything, where it takes over a Secret in the namespace s200 and makes one in
-/// s404, and to a real one. Takes whatever tells how that gets on.
+/// Delivers through the worker: to the echoing cluster, which has a Secret to adopt in namespace
+/// s200 and none in s404, and to the real cluster. Collects everything that reports the results.
 async fn deliver_by_pull_secret(client: &Client, namespace: &str, outputs: &mut Outputs) {
     const PATH: &str = "/v1/pull-secrets/good";
     let targets = [
@@ -316,20 +315,24 @@ async fn deliver_by_pull_secret(client: &Client, namespace: &str, outputs: &mut 
     };
     let dry_run = declaration(&targets[..2], true);
     let previewed = ask(client, outputs, (200, "PUT", PATH, &dry_run)).await.json();
-    assert_eq!(words(&previewed["targets"], "action"), ["adopt", "unknown", "create", "create"], "{previewed}");
-    // With a list of namespaces that is none.
+    assert_eq!(
+        member_of_each(&previewed["targets"], "action"),
+        ["adopt", "unknown", "create", "create"],
+        "{previewed}"
+    );
+    // The echoing cluster answers with an invalid list of namespaces.
     ask(client, outputs, (200, "PUT", PATH, &declaration(&targets, true))).await;
     ask(client, outputs, (201, "PUT", PATH, &declaration(&targets, false))).await;
-    eventually("the worker has tried everything", async || {
+    eventually("the worker has attempted every target", async || {
         let shown = client.get(PATH).await.expect(200);
         (shown["status"]["pending"] == 0 && shown["selections"][0]["lastError"].is_object()).then_some(())
     })
     .await;
 
     let shown = ask(client, outputs, (200, "GET", &format!("{PATH}/targets"), &Value::Null)).await.json();
-    assert_eq!(words(&shown["items"], "state"), ["synced", "failed", "failed", "synced"], "{shown}");
-    // To look and find nothing is no failure: what failed here is the request with the document.
-    let detail = shown["items"][2]["lastError"]["detail"].as_str().expect("a sentence");
+    assert_eq!(member_of_each(&shown["items"], "state"), ["synced", "failed", "failed", "synced"], "{shown}");
+    // A 404 on the GET means a missing Secret. The reported failure is that of the apply.
+    let detail = shown["items"][2]["lastError"]["detail"].as_str().expect("a detail");
     assert!(detail.contains("(status 404)"), "{detail}");
     for (status, method, path, body) in [
         (200, "GET", PATH, Value::Null),
@@ -342,10 +345,10 @@ async fn deliver_by_pull_secret(client: &Client, namespace: &str, outputs: &mut 
     }
 }
 
-/// A dump of the database, sealed values and all.
+/// Dumps the database, including sealed values.
 fn dump(pool: &PgPool) -> String {
     let mut url = pool.connect_options().to_url_lossy();
-    // The driver's own parameters, which nobody else knows.
+    // These parameters are specific to the driver.
     url.set_query(None);
     let output = Command::new(PathBuf::from(given("REGCRED_TEST_PG_BIN")).join("pg_dump"))
         .args(["--inserts", "--dbname", url.as_str()])
@@ -355,7 +358,7 @@ fn dump(pool: &PgPool) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// The canaries that stand for the service's own secrets.
+/// Canaries for the service's own secrets.
 fn own_canaries(installation: &Installation, key: &str) -> Vec<Canary> {
     let file = |name: &str| fs::read_to_string(installation.variable(name)).expect("a secret");
     let core = |text: &str| text.trim().trim_end_matches('=').replace(['+', '/'], "\n");
@@ -366,7 +369,7 @@ fn own_canaries(installation: &Installation, key: &str) -> Vec<Canary> {
     let hex = hex(&bytes);
     let url: url::Url = file("REGCRED_DATABASE_URL_FILE").parse().expect("a URL");
     vec![
-        // rgc_ID_SECRET and a checksum: the id is no secret.
+        // Format: `rgc_ID_SECRET` and a checksum. The id is not secret.
         Canary::new("API key", &key[37..101]),
         Canary::new("master key", &hex),
         Canary::new("password of the database", url.password().expect("a password")),
@@ -375,10 +378,10 @@ fn own_canaries(installation: &Installation, key: &str) -> Vec<Canary> {
     ]
 }
 
-// ---- The tests ----
+// ---- Tests ----
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn no_secret_comes_out_but_where_it_is_asked_for(pool: PgPool) {
+async fn secrets_appear_only_in_docker_configs(pool: PgPool) {
     let installation =
         Installation::new(pool.connect_options().to_url_lossy().as_str()).with("REGCRED_LOG_FILTER", "trace");
     let created = installation.run(&["api-key", "create", "--name", "admin"]).await;
@@ -400,7 +403,7 @@ async fn no_secret_comes_out_but_where_it_is_asked_for(pool: PgPool) {
     let mut outputs = Outputs::default();
     outputs.take("api-key create", created.stderr);
 
-    // Everything that goes well.
+    // Valid requests.
     let echo = echoing_cluster();
     let kubeconfig = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",
@@ -459,7 +462,8 @@ async fn no_secret_comes_out_but_where_it_is_asked_for(pool: PgPool) {
     deliver_by_pull_secret(&client, &namespace, &mut outputs).await;
     misuse(&service, &key, &misused, &mut outputs).await;
 
-    // A docker config is where a password may be: the search would find it. Of the others not even there.
+    // A rendered docker config must contain its own password, which proves the search, and no other
+    // secret.
     let mut configs = Outputs::default();
     for body in [
         json!({"accounts": ["good"]}),
@@ -480,8 +484,8 @@ async fn no_secret_comes_out_but_where_it_is_asked_for(pool: PgPool) {
     outputs.take("a dump of the database", dump(&pool));
     service.process.signal("TERM");
     let exit = service.process.wait().await;
-    // The most verbose level there is, and of every request.
-    for words in [
+    // Proves that the log was captured at the most verbose level.
+    for text in [
         "\"level\":\"TRACE\"",
         "\"level\":\"DEBUG\"",
         "request done",
@@ -490,7 +494,7 @@ async fn no_secret_comes_out_but_where_it_is_asked_for(pool: PgPool) {
         "a target of a pull secret is not in order",
         "namespaces could not be compared with selectors",
     ] {
-        assert!(exit.stderr.contains(words), "{words} is not in the log");
+        assert!(exit.stderr.contains(text), "{text} is not in the log");
     }
     assert!(exit.stderr.lines().count() > outputs.0.len(), "{} lines", exit.stderr.lines().count());
     outputs.take("the log", exit.stderr);
@@ -518,10 +522,10 @@ async fn no_secret_comes_out_but_where_it_is_asked_for(pool: PgPool) {
 }
 
 #[tokio::test]
-async fn no_command_shows_the_secrets_that_it_is_configured_with() {
+async fn commands_do_not_print_their_configured_secrets() {
     let (secret, canary) = Canary::random("secret");
     let mut outputs = Outputs::default();
-    // Each is wrong in a way that makes it worth a message.
+    // Each value is invalid in a way that produces a message.
     let wrong = [
         ("REGCRED_DATABASE_URL", format!("postgres://regcred:{secret}@[/x")),
         ("REGCRED_DATABASE_URL", format!("mysql://{secret}")),
@@ -549,7 +553,7 @@ async fn no_command_shows_the_secrets_that_it_is_configured_with() {
 }
 
 #[tokio::test]
-async fn debug_shows_no_secret() {
+async fn debug_output_contains_no_secret() {
     let (secret, canary) = Canary::random("secret");
     let secret = secret.replace(['"', '/', '+', '='], "");
     let hidden = || SecretString::from(secret.clone());

@@ -1,4 +1,5 @@
-//! Tests against real parts: Postgres, kube-apiserver, registries. `dev/with-services` brings them.
+//! Integration tests against real Postgres, API servers and registries, started by
+//! `dev/with-services`.
 
 mod access;
 mod accounts;

@@ -5,11 +5,9 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     ByteString,
     api::{
-        authentication::v1::{TokenRequest, TokenRequestSpec},
         core::v1::{LocalObjectReference, Namespace, Secret, ServiceAccount},
-        rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject},
+        rbac::v1::PolicyRule,
     },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Api,
@@ -21,6 +19,7 @@ use sqlx::PgPool;
 
 use crate::support::{
     app::TestApp,
+    broker::{self, named, rule, rules},
     client::{Answer, Client, assert_holds},
     eventually,
     kubernetes::{self, Cluster},
@@ -42,28 +41,6 @@ pub struct Broker {
     pub token: String,
 }
 
-fn rule(resource: &str, verbs: &[&str]) -> PolicyRule {
-    PolicyRule {
-        api_groups: Some(vec![String::new()]),
-        resources: Some(vec![resource.to_owned()]),
-        verbs: verbs.iter().map(|verb| (*verb).to_owned()).collect(),
-        ..PolicyRule::default()
-    }
-}
-
-/// What pull secrets need, and nothing else.
-fn rules() -> Vec<PolicyRule> {
-    vec![
-        rule("secrets", &["create", "get", "patch", "delete"]),
-        rule("serviceaccounts", &["get", "patch"]),
-        rule("namespaces", &["list", "watch"]),
-    ]
-}
-
-fn named(name: &str) -> ObjectMeta {
-    ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }
-}
-
 impl Broker {
     pub async fn new() -> Self {
         Self::of(kubernetes::FIRST).await
@@ -71,24 +48,7 @@ impl Broker {
 
     pub async fn of(cluster: Cluster) -> Self {
         let broker = Self::without_rights_in(cluster).await;
-        let (name, namespace, client) = (&broker.name, &broker.namespace, cluster.admin());
-        let role = ClusterRole { metadata: named(name), rules: Some(rules()), ..ClusterRole::default() };
-        Api::all(client.clone()).create(&PostParams::default(), &role).await.expect("a role");
-        let binding = ClusterRoleBinding {
-            metadata: named(name),
-            role_ref: RoleRef {
-                api_group: Some("rbac.authorization.k8s.io".to_owned()),
-                kind: "ClusterRole".to_owned(),
-                name: name.clone(),
-            },
-            subjects: Some(vec![Subject {
-                kind: "ServiceAccount".to_owned(),
-                name: name.clone(),
-                namespace: Some(namespace.clone()),
-                ..Subject::default()
-            }]),
-        };
-        Api::all(client).create(&PostParams::default(), &binding).await.expect("a binding");
+        broker::grant(&cluster.admin(), &broker.namespace, &broker.name).await.expect("granted");
         broker
     }
 
@@ -100,26 +60,13 @@ impl Broker {
     async fn without_rights_in(cluster: Cluster) -> Self {
         let namespace = cluster.new_namespace().await;
         let name = format!("{namespace}-broker");
-        let accounts = Api::<ServiceAccount>::namespaced(cluster.admin(), &namespace);
-        let account = ServiceAccount { metadata: named(&name), ..ServiceAccount::default() };
-        accounts.create(&PostParams::default(), &account).await.expect("a ServiceAccount");
-        let request = TokenRequest {
-            spec: Some(TokenRequestSpec {
-                audiences: Some(vec!["https://kubernetes.default.svc".to_owned()]),
-                expiration_seconds: Some(3600),
-                ..TokenRequestSpec::default()
-            }),
-            ..TokenRequest::default()
-        };
-        let made = accounts.create_token_request(&name, &PostParams::default(), &request).await.expect("a token");
-        Self { cluster, name, namespace, token: made.status.expect("a status").token.expect("a token") }
+        let created = broker::create_service_account(&cluster.admin(), &namespace, &name, 3600).await;
+        Self { cluster, name, namespace, token: created.expect("a token") }
     }
 
     /// Gives it other rights.
     pub async fn set_rules(&self, rules: Vec<PolicyRule>) {
-        let api = Api::<ClusterRole>::all(self.cluster.admin());
-        let patch = Patch::Merge(json!({"rules": rules}));
-        api.patch(&self.name, &PatchParams::default(), &patch).await.expect("patched");
+        broker::set_rules(&self.cluster.admin(), &self.name, &rules).await.expect("patched");
     }
 
     /// Takes it away, and with it everything that its token was good for.

@@ -1,6 +1,8 @@
-//! What regcred renders, read by the real programs against real registries: kubectl, skopeo, the docker CLI.
+//! Rendered documents, read by real programs (kubectl, skopeo, the docker CLI) from real
+//! registries.
 //!
-//! Both registries know `martin` by different passwords, and the first also knows `lena`; who has no password gets nothing.
+//! Both registries have a user `martin` with different passwords; the first also has `lena`. Both
+//! refuse anonymous clients.
 
 use std::{
     collections::BTreeMap,
@@ -24,40 +26,31 @@ use crate::support::{
     files::TempDir,
     given,
     kubernetes::kubectl,
-    registry::{self, Registry},
+    registry::{self, Registry, assert_refused, skopeo, skopeo_reads},
 };
 
 const RENDER: &str = "/v1/docker-configs";
 const EXPLAIN: &str = "/v1/docker-configs/explain";
 const PROFILES: [&str; 5] = ["kubernetes", "docker", "dockerAuthConfig", "podman", "dockercfg"];
 
-/// The bare document for a reader of these accounts, as its file would be.
+/// Renders the bare document for a profile, as stored in its file.
 async fn document(app: &TestApp, profile: &str, accounts: &[&str]) -> String {
     let answer = render(app, &json!({"accounts": accounts, "profile": profile, "format": "document"}), "*/*").await;
     assert_eq!(answer.status, 200, "{answer:?}");
     answer.body
 }
 
-/// Renders with an `Accept`.
+/// Renders with this `Accept` header.
 async fn render(app: &TestApp, body: &Value, accept: &str) -> Answer {
     app.admin().send(app.admin().request("POST", RENDER).header("Accept", accept).json(body)).await
 }
 
-/// Registers the registries of these tests under `a` and `b`.
-async fn register_registries(app: &TestApp) -> (Registry, Registry) {
-    let (a, b) = (registry::a(), registry::b());
-    for (name, registry) in [("a", &a), ("b", &b)] {
-        app.register_account(name, &registry.address, &registry.username, &registry.password).await;
-    }
-    (a, b)
-}
-
-/// The image that is in both registries.
+/// Reference of the image that both registries hold.
 fn image(registry: &Registry) -> String {
     format!("{}/{}", registry.address, given("REGCRED_TEST_REGISTRY_IMAGE"))
 }
 
-/// An image under another path of the registry.
+/// Copies that image to another path of the registry and returns its reference.
 fn image_of_team(registry: &Registry) -> String {
     let Registry { address, username, password } = registry;
     let image = format!("{address}/team/app:1");
@@ -70,14 +63,7 @@ fn image_of_team(registry: &Registry) -> String {
     image
 }
 
-/// Reads an image with skopeo, which reads this file and no other; what it says where it is refused.
-fn skopeo_reads(authfile: &str, image: &str) -> Result<(), String> {
-    let folder = TempDir::new();
-    let mut command = skopeo("inspect", &folder, authfile);
-    outcome(&command.arg("--tls-verify=false").arg(format!("docker://{image}")).output().expect("skopeo is on PATH"))
-}
-
-/// Whom skopeo would log in as for a repository, or for a part of a registry.
+/// The user that skopeo selects for a repository or registry.
 fn skopeo_user(authfile: &str, repository: &str) -> Option<String> {
     let folder = TempDir::new();
     let output =
@@ -87,14 +73,7 @@ fn skopeo_user(authfile: &str, repository: &str) -> Option<String> {
     output.status.success().then(|| text(&output.stdout).trim().to_owned())
 }
 
-fn skopeo(command: &str, folder: &TempDir, authfile: &str) -> Command {
-    let authfile = folder.write("auth.json", authfile);
-    let mut skopeo = Command::new("skopeo");
-    skopeo.args([command, "--authfile"]).arg(authfile).env("HOME", folder.path());
-    skopeo
-}
-
-/// Reads an image with the docker CLI, which reads this `config.json` and no other.
+/// Reads an image with the docker CLI and this `config.json` alone.
 fn docker_reads(config_json: &str, image: &str) -> Result<(), String> {
     let folder = TempDir::new();
     folder.write("config.json", config_json);
@@ -115,23 +94,13 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Asserts that a registry refused: any other failure would prove nothing.
-#[track_caller]
-fn assert_refused(read: Result<(), String>) {
-    let said = read.expect_err("the registry must not give the image").to_lowercase();
-    assert!(
-        ["unauthorized", "authentication required", "no basic auth"].iter().any(|words| said.contains(words)),
-        "{said}"
-    );
-}
-
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_kubernetes_profile_is_what_kubectl_makes(pool: PgPool) {
+async fn kubernetes_profile_equals_kubectls_document(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let logins = [
-        ("plain", "registry.martin.com:5000", "martin", "xxx1", Some("hanniusshine@gmail.com")),
-        ("without-address", "registry.martin.com:6000", "martin", "xxx2", None),
-        // Without a server, kubectl means Docker Hub.
+        ("plain", "registry.example.com:5000", "martin", "xxx1", Some("dev@example.com")),
+        ("without-email", "registry.example.com:6000", "martin", "xxx2", None),
+        // Without `--docker-server`, kubectl uses Docker Hub.
         ("hub", "docker.io", "bot", "p\"ä\\ <ss>&:", None),
     ];
     for (name, registry, username, password, email) in logins {
@@ -166,11 +135,11 @@ async fn the_kubernetes_profile_is_what_kubectl_makes(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn skopeo_reads_with_every_document_that_podman_can_read_and_is_refused_without(pool: PgPool) {
+async fn skopeo_pulls_with_every_document_that_has_auths(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    let (a, b) = register_registries(&app).await;
+    let (a, b) = app.register_registries().await;
     assert_refused(skopeo_reads(r#"{"auths":{}}"#, &image(&a)));
-    // podman finds `auth` in every document that has `auths`.
+    // podman reads `auth` in every document that has `auths`.
     for profile in ["podman", "kubernetes", "docker", "dockerAuthConfig"] {
         let both = document(&app, profile, &["a", "b"]).await;
         assert_eq!(skopeo_reads(&both, &image(&a)), Ok(()), "{profile}");
@@ -182,9 +151,9 @@ async fn skopeo_reads_with_every_document_that_podman_can_read_and_is_refused_wi
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_docker_cli_reads_with_the_docker_profile_and_is_refused_without(pool: PgPool) {
+async fn docker_cli_pulls_with_every_document_that_has_auths(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    let (a, b) = register_registries(&app).await;
+    let (a, b) = app.register_registries().await;
     assert_refused(docker_reads("{}", &image(&a)));
     for profile in ["docker", "kubernetes", "dockerAuthConfig", "podman"] {
         let both = document(&app, profile, &["a", "b"]).await;
@@ -194,13 +163,13 @@ async fn the_docker_cli_reads_with_the_docker_profile_and_is_refused_without(poo
         assert_eq!(docker_reads(&one, &image(&a)), Ok(()), "{profile}");
         assert_refused(docker_reads(&one, &image(&b)));
     }
-    // The legacy form is for the kubelet alone.
+    // Only the kubelet reads the legacy format.
     let legacy = document(&app, "dockercfg", &["a"]).await;
-    docker_reads(&legacy, &image(&a)).expect_err("the docker CLI does not read the legacy form");
+    docker_reads(&legacy, &image(&a)).expect_err("the docker CLI does not read the legacy format");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_password_that_changed_is_in_the_next_document(pool: PgPool) {
+async fn changed_password_is_in_the_next_document(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let a = registry::a();
     app.register_account("a", &a.address, &a.username, "old").await;
@@ -213,8 +182,8 @@ async fn a_password_that_changed_is_in_the_next_document(pool: PgPool) {
     assert_eq!(docker_reads(&document(&app, "docker", &["a"]).await, &image(&a)), Ok(()));
 }
 
-/// The rules that an entry's fields are read by, each tried with the real program and with `explain`, which must agree: the
-/// columns say whether skopeo and the docker CLI log in.
+/// Cases of entry fields, each checked with the real programs and with `explain`, which must agree.
+/// The columns say whether skopeo and the docker CLI log in.
 #[rstest]
 #[case::auth_alone(r#"{"auth":"AUTH"}"#, true, true)]
 #[case::as_kubectl_writes_it(
@@ -223,10 +192,14 @@ async fn a_password_that_changed_is_in_the_next_document(pool: PgPool) {
     true
 )]
 #[case::user_and_password_alone(r#"{"username":"martin","password":"xxx1"}"#, false, true)]
-#[case::auth_wins(r#"{"username":"nobody","password":"wrong","auth":"AUTH"}"#, true, true)]
+#[case::auth_wins(r#"{"username":"other","password":"wrong","auth":"AUTH"}"#, true, true)]
 #[case::padding_is_needed(r#"{"auth":"UNPADDED"}"#, false, false)]
 #[case::nothing("{}", false, false)]
-fn an_entry_is_read_as_explain_says(#[case] entry: &str, #[case] by_skopeo: bool, #[case] by_docker: bool) {
+fn explain_agrees_with_skopeo_and_docker_on_an_entry(
+    #[case] entry: &str,
+    #[case] by_skopeo: bool,
+    #[case] by_docker: bool,
+) {
     let a = registry::a();
     assert_eq!((a.username.as_str(), a.password.as_str()), ("martin", "xxx1"));
     let auth = BASE64_STANDARD.encode("martin:xxx1");
@@ -240,16 +213,16 @@ fn an_entry_is_read_as_explain_says(#[case] entry: &str, #[case] by_skopeo: bool
     assert_eq!((said.podman.problem.is_none(), said.docker.problem.is_none()), (by_skopeo, by_docker), "{said:?}");
 }
 
-/// One bad `auth` beside a good one: podman passes over it, and the docker CLI warns and goes on with what it had read by then,
-/// in random order, so this asks until both have been seen.
+/// podman skips an invalid `auth`. The docker CLI warns and continues with the entries read so far,
+/// in random order, so this repeats until both results occurred.
 #[test]
-fn a_bad_entry_leaves_the_docker_cli_to_chance_and_not_podman() {
+fn invalid_entry_makes_the_docker_cli_random_and_not_podman() {
     let a = registry::a();
     let auth = BASE64_STANDARD.encode(format!("{}:{}", a.username, a.password));
     let config = json!({"auths": {a.address.as_str(): {"auth": auth}, "other.example.com": {"auth": "!"}}}).to_string();
 
     assert_eq!(skopeo_reads(&config, &image(&a)), Ok(()));
-    assert_both_are_seen(|| docker_reads(&config, &image(&a)).is_ok());
+    assert_both_occur(|| docker_reads(&config, &image(&a)).is_ok());
 
     let said = explain(&config, &image(&a));
     assert_eq!((said.podman.keys.as_slice(), said.podman.problem), ([a.address].as_slice(), None));
@@ -257,21 +230,21 @@ fn a_bad_entry_leaves_the_docker_cli_to_chance_and_not_podman() {
     assert!(problem.contains("only by chance") && problem.contains("`other.example.com`"), "{problem}");
 }
 
-/// Asks until both answers have been had. One alone for two hundred times is no chance.
+/// Repeats until both results occurred, at most 200 times.
 #[track_caller]
-fn assert_both_are_seen(mut ask: impl FnMut() -> bool) {
+fn assert_both_occur(mut ask: impl FnMut() -> bool) {
     let first = ask();
     assert!((0..200).any(|_| ask() != first), "always {first}");
 }
 
-/// What readers do with a docker config for an image.
+/// Explains how each consumer reads this config for an image.
 fn explain(config: &str, image: &str) -> Consumers {
     let config = Config::parse(config.as_bytes()).expect("a docker config");
     explain_config(&config, &ImageName::parse(image).expect("an image")).consumers
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn podman_takes_for_each_path_the_account_of_that_path(pool: PgPool) {
+async fn podman_uses_the_account_of_the_longest_path(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let a = registry::a();
     let (os, team) = (image(&a), image_of_team(&a));
@@ -287,13 +260,13 @@ async fn podman_takes_for_each_path_the_account_of_that_path(pool: PgPool) {
     assert_eq!((skopeo_user(&both, &elsewhere), skopeo_user(&both, &a.address)), (None, None));
     assert_refused(skopeo_reads(&document(&app, "podman", &["martin-os"]).await, &team));
 
-    // Which entry was used shows when its password is wrong: the other one's would still be right.
+    // A wrong password shows which entry was used: the other one's is still right.
     app.admin().patch("/v1/registry-accounts/lena-team", &json!({"password": "wrong"})).await.expect(200);
     let one_wrong = document(&app, "podman", &["martin-os", "lena-team"]).await;
     assert_eq!(skopeo_reads(&one_wrong, &os), Ok(()));
     assert_refused(skopeo_reads(&one_wrong, &team));
 
-    // An account for the whole registry does not help: the narrowest scope is taken, and it alone.
+    // An account for the registry does not help: podman uses the narrowest scope only.
     app.register_account("martin", &a.address, &a.username, &a.password).await;
     let all = document(&app, "podman", &["martin", "martin-os", "lena-team"]).await;
     assert_refused(skopeo_reads(&all, &team));
@@ -301,12 +274,12 @@ async fn podman_takes_for_each_path_the_account_of_that_path(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn explain_names_the_account_that_skopeo_takes(pool: PgPool) {
+async fn explain_names_the_account_that_skopeo_uses(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let scopes = [
         ("hub", "docker.io"),
         ("hub-acme", "docker.io/acme"),
-        ("whole", "reg.example.com"),
+        ("all", "reg.example.com"),
         ("team", "reg.example.com/team"),
         ("app", "reg.example.com/team/app"),
         ("port", "reg.example.com:5000"),
@@ -314,7 +287,7 @@ async fn explain_names_the_account_that_skopeo_takes(pool: PgPool) {
         ("local", "localhost:5000/a/b"),
     ];
     for (name, scope) in scopes {
-        // Users are called as their accounts.
+        // Each user is named as its account.
         app.register_account(name, scope, name, "pw").await;
     }
     let accounts = scopes.map(|(name, _)| name);
@@ -351,50 +324,51 @@ async fn explain_names_the_account_that_skopeo_takes(pool: PgPool) {
         (taken["nginx"].as_str(), taken["acme/app"].as_str(), taken["acmeworks/app"].as_str()),
         ("hub", "hub-acme", "hub")
     );
-    assert_eq!((taken["reg.example.com/teams/app"].as_str(), taken["quay.io/x"].as_str()), ("whole", ""));
+    assert_eq!((taken["reg.example.com/teams/app"].as_str(), taken["quay.io/x"].as_str()), ("all", ""));
 }
 
-/// Why the profile `docker` refuses two scopes of one host: the docker CLI cuts the path off and takes any of them. Which one is
-/// random, so this asks until both have been seen.
+/// Reason for the `docker` profile's refusal of two scopes on one host: the docker CLI strips the
+/// path and uses either entry. The choice is random, so this repeats until both occurred.
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_docker_cli_confuses_two_paths_of_a_host_and_its_profile_refuses_them(pool: PgPool) {
+async fn docker_profile_refuses_two_paths_of_one_host(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let a = registry::a();
     app.register_account("os", &format!("{}/os", a.address), &a.username, &a.password).await;
     app.register_account("team", &format!("{}/team", a.address), &a.username, "wrong").await;
     let for_podman = document(&app, "podman", &["os", "team"]).await;
-    assert_both_are_seen(|| docker_reads(&for_podman, &image(&a)).is_ok());
+    assert_both_occur(|| docker_reads(&for_podman, &image(&a)).is_ok());
 
     for profile in ["docker", "dockerAuthConfig"] {
         let refused = app.admin().post(RENDER, &json!({"accounts": ["os", "team"], "profile": profile})).await;
         let problem = refused.problem(422, "profile-unsupported");
         let detail = problem["detail"].as_str().expect("a text");
-        for part in ["`os`", "`team`", &a.address, "knows only hosts", "`podman`", "`kubernetes`"] {
+        for part in ["`os`", "`team`", &a.address, "matches only hosts", "`podman`", "`kubernetes`"] {
             assert!(detail.contains(part), "{part}: {detail}");
         }
     }
 
-    // One of them can be had, with a warning that it opens more, and it does.
+    // A single scope renders with a warning that the reader sends it to more repositories.
     let one = app.admin().post(RENDER, &json!({"accounts": ["os"], "profile": "docker"})).await.expect(200);
     assert_eq!(one["warnings"][0]["code"], "matchesMore");
     assert_eq!(docker_reads(&one["config"].to_string(), &image_of_team(&a)), Ok(()));
 }
 
-/// What the docker CLI since 28.3 demands of `DOCKER_AUTH_CONFIG` (`cli/config/configfile/file.go`, `parseEnvConfig`): an object
-/// with `auths` alone, entries with `auth` alone, padded base64, a colon. Any other field makes it ignore the variable.
-fn strictly_read(variable: &str) -> Result<BTreeMap<String, String>, String> {
+/// Parses `DOCKER_AUTH_CONFIG` as the docker CLI does since 28.3 (`cli/config/configfile/file.go`,
+/// `parseEnvConfig`): only `auths`, entries with only `auth`, padded base64, a colon. The CLI
+/// ignores the variable if it has any other field.
+fn parse_docker_auth_config(variable: &str) -> Result<BTreeMap<String, String>, String> {
     let fields: BTreeMap<String, Value> = serde_json::from_str(variable).map_err(|error| error.to_string())?;
     if fields.keys().ne(["auths"]) {
-        return Err(format!("fields beside auths: {:?}", fields.keys()));
+        return Err(format!("fields besides auths: {:?}", fields.keys()));
     }
-    let entries = fields["auths"].as_object().ok_or("auths is no object")?;
+    let entries = fields["auths"].as_object().ok_or("auths is not an object")?;
     let login = |entry: &Value| {
-        let fields = entry.as_object().ok_or("an entry is no object")?;
+        let fields = entry.as_object().ok_or("an entry is not an object")?;
         if fields.keys().ne(["auth"]) {
-            return Err("fields beside auth".to_owned());
+            return Err("fields besides auth".to_owned());
         }
         let auth = BASE64_STANDARD
-            .decode(entry["auth"].as_str().ok_or("auth is no text")?)
+            .decode(entry["auth"].as_str().ok_or("auth is not a string")?)
             .map_err(|error| error.to_string())?;
         let login = String::from_utf8(auth).map_err(|error| error.to_string())?;
         if login.split_once(':').is_none_or(|(user, _)| user.is_empty()) {
@@ -406,12 +380,12 @@ fn strictly_read(variable: &str) -> Result<BTreeMap<String, String>, String> {
     entries.iter().map(|(key, entry)| Ok((key.clone(), login(entry)?))).collect()
 }
 
-/// The installed docker CLI is asked if it is 28.3 or newer, which is where images began to be read with the variable; an older
-/// one ignores it, and then the line is held against the rule as it is documented, and no more than that is shown.
+/// Runs the installed docker CLI if it is 28.3 or newer. Older versions ignore the variable for
+/// `manifest inspect`; there, only [`parse_docker_auth_config`] checks it.
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_variable_for_ci_holds_what_the_docker_cli_takes(pool: PgPool) {
+async fn docker_auth_config_line_is_accepted_by_the_docker_cli(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    let (a, b) = register_registries(&app).await;
+    let (a, b) = app.register_registries().await;
     app.register_account("hub", "docker.io", "bot", "p:w").await;
     let body = json!({"accounts": ["a", "b", "hub"], "profile": "dockerAuthConfig"});
 
@@ -429,9 +403,9 @@ async fn the_variable_for_ci_holds_what_the_docker_cli_takes(pool: PgPool) {
         (b.address.clone(), format!("{}:{}", b.username, b.password)),
         ("https://index.docker.io/v1/".to_owned(), "bot:p:w".to_owned()),
     ];
-    assert_eq!(strictly_read(variable), Ok(BTreeMap::from(expected)));
-    // No other profile's document will do as soon as it has another field.
-    strictly_read(&document(&app, "kubernetes", &["a"]).await).expect_err("it has fields beside auth");
+    assert_eq!(parse_docker_auth_config(variable), Ok(BTreeMap::from(expected)));
+    // Documents of other profiles have fields that the CLI does not accept here.
+    parse_docker_auth_config(&document(&app, "kubernetes", &["a"]).await).expect_err("it has fields beside auth");
 
     let folder = TempDir::new();
     folder.write("config.json", "{}");
@@ -442,13 +416,13 @@ async fn the_variable_for_ci_holds_what_the_docker_cli_takes(pool: PgPool) {
             assert_eq!(outcome(&inspect.output().expect("docker runs")), Ok(()));
         }
     }
-    // A shell takes the line as it is, and so does a file for `docker run --env-file` or a CI runner.
+    // A shell, `docker run --env-file` and CI runners accept the line unchanged.
     let script = r#"export "$1" && printf %s "$DOCKER_AUTH_CONFIG""#;
     let exported = Command::new("sh").args(["-c", script, "sh", line.body.trim_end()]).output().expect("sh runs");
     assert_eq!(text(&exported.stdout), variable);
 }
 
-/// Major and minor version of the docker CLI.
+/// Returns the docker CLI's major and minor version.
 fn docker_version() -> (u32, u32) {
     let folder = TempDir::new();
     let output = docker(folder.path()).arg("--version").output().expect("docker runs");
@@ -461,9 +435,9 @@ fn docker_version() -> (u32, u32) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn every_form_of_every_profile_holds_the_same_document(pool: PgPool) {
+async fn every_format_of_a_profile_holds_the_same_document(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    register_registries(&app).await;
+    app.register_registries().await;
     for profile in PROFILES {
         let as_json = render(&app, &json!({"accounts": ["a", "b"], "profile": profile}), "application/json").await;
         let whole = as_json.expect(200);
@@ -474,7 +448,7 @@ async fn every_form_of_every_profile_holds_the_same_document(pool: PgPool) {
         let base64 = whole["base64"].as_str().expect("base64");
         assert_eq!(text(&BASE64_STANDARD.decode(base64).expect("base64")), bare, "{profile}");
 
-        // A form by the field, in place of `Accept`: what it is called, and what is in it.
+        // The `format` field overrides `Accept`: format, content type, body.
         let forms = [
             ("json", "application/json", None),
             ("document", "application/json", Some(bare.clone())),
@@ -500,9 +474,9 @@ async fn every_form_of_every_profile_holds_the_same_document(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_manifest_has_the_form_that_is_asked_for(pool: PgPool) {
+async fn manifest_has_the_requested_format(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    register_registries(&app).await;
+    app.register_registries().await;
     let types = [
         ("kubernetes.io/dockerconfigjson", ".dockerconfigjson", "kubernetes"),
         ("kubernetes.io/dockercfg", ".dockercfg", "dockercfg"),
@@ -528,7 +502,7 @@ async fn a_manifest_has_the_form_that_is_asked_for(pool: PgPool) {
             let answer = render(&app, &manifest(more), accept).await;
             let headers = ["content-type", "cache-control", "vary"].map(|name| answer.header(name).to_owned());
             assert_eq!(headers, [content_type, "no-store", "Accept"], "{accept}: {answer:?}");
-            // kubectl reads both, and says the same of them.
+            // kubectl reads both formats to the same Secret.
             let read = kubectl(&["create", "--dry-run=client", "-o", "json", "-f", "-"], &answer.body);
             let read: Value = serde_json::from_str(&read).expect("JSON");
             assert_eq!((&read["data"], &read["type"]), (&as_json["data"], &as_json["type"]));
@@ -546,7 +520,7 @@ async fn a_manifest_has_the_form_that_is_asked_for(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_form_without_a_place_for_warnings_has_them_in_headers(pool: PgPool) {
+async fn formats_without_a_warnings_field_use_warning_headers(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     app.register_account("team", "reg.example.com/team", "u", "pw").await;
     let body = |format: &str| json!({"accounts": ["team"], "profile": "docker", "format": format});
@@ -573,7 +547,7 @@ async fn a_form_without_a_place_for_warnings_has_them_in_headers(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_label_selector_chooses_the_accounts(pool: PgPool) {
+async fn label_selector_selects_accounts(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     for (name, labels) in [("a", json!({"team": "a", "stage": "dev"})), ("b", json!({"team": "b"})), ("c", json!({}))] {
         let account = json!({"name": name, "registry": format!("{name}.example.com"), "username": "u", "password": "pw", "labels": labels});

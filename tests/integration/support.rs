@@ -1,7 +1,8 @@
-//! What the tests share: the app as it is put together for production, a client that checks what it is answered, and the
-//! services that `dev/with-services` brings.
+//! Shared test support: the app as production composes it, an API client that checks responses, and
+//! the services of `dev/with-services`.
 
 pub mod app;
+pub mod broker;
 pub mod client;
 pub mod files;
 pub mod kubernetes;
@@ -13,22 +14,22 @@ pub mod registry;
 
 use std::time::{Duration, Instant};
 
-/// Longer than anything takes on a busy machine, so that only what never comes is given up.
+/// Timeout for every wait: longer than any step takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_mins(2);
 
-/// A variable that `dev/with-services` exports.
+/// Reads a variable that `dev/with-services` exports.
 pub fn given(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run the tests with dev/with-services"))
 }
 
-/// Asks again and again until the answer is there.
+/// Polls until `ask` returns a value; panics after [`PATIENCE`].
 pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(Instant::now() < deadline, "this did not come about within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "timed out after {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

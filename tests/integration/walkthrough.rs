@@ -1,5 +1,7 @@
-//! The manual work that regcred replaces, case by case, as a published walk-through shows it: what regcred makes is compared with
-//! what the commands of the walk-through make, and used by a real client against real registries.
+//! The published walk-through of manual pull secrets, step by step.
+//!
+//! Each test compares regcred's result with the walk-through's commands, or uses it with real
+//! clients and registries. The number in a test's name is the number of the walk-through's section.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
@@ -26,26 +28,19 @@ async fn register_martin(app: &TestApp) {
     }
 }
 
-/// Registers the two registries of these tests under `a` and `b`.
-async fn register_registries(app: &TestApp) {
-    for (name, registry) in [("a", registry::a()), ("b", registry::b())] {
-        app.register_account(name, &registry.address, &registry.username, &registry.password).await;
-    }
-}
-
-/// Has a Secret made; the answer.
+/// Creates a Secret through direct delivery and returns the response.
 async fn deliver(app: &TestApp, cluster: &str, namespace: &str, body: &Value) -> Value {
     let path = format!("/v1/clusters/{cluster}/namespaces/{namespace}/secrets");
     app.admin().post(&path, body).await.expect(201)
 }
 
-/// The docker config of a Secret, read back from the API server.
+/// Reads the docker config of a Secret back from the API server.
 async fn read_back(namespace: &str, name: &str) -> String {
     kubernetes::document(&kubernetes::secret(namespace, name).await)
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn w2_a_secret_equals_what_kubectl_makes(pool: PgPool) {
+async fn walkthrough_2_secret_equals_kubectls(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let (by_hand, by_regcred) = (kubernetes::new_namespace().await, kubernetes::new_namespace().await);
     app.register_cluster("dev").await;
@@ -66,11 +61,11 @@ async fn w2_a_secret_equals_what_kubectl_makes(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn w2_docker_hub_has_the_key_that_kubectl_gives_it(pool: PgPool) {
+async fn walkthrough_2_docker_hub_key_equals_kubectls(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let (by_hand, by_regcred) = (kubernetes::new_namespace().await, kubernetes::new_namespace().await);
     app.register_cluster("dev").await;
-    // Without a server kubectl means Docker Hub.
+    // Without `--docker-server`, kubectl uses Docker Hub.
     let login = ["--docker-username=martin", "--docker-password=p\"ä\\ss"];
     kubectl(&[&["create", "secret", "docker-registry", "hub", "--namespace", &by_hand][..], &login[..]].concat(), "");
     app.register_account("hub", "docker.io", "martin", "p\"ä\\ss").await;
@@ -83,13 +78,13 @@ async fn w2_docker_hub_has_the_key_that_kubectl_gives_it(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn w3_two_registries_on_one_host_are_two_accounts_and_two_secrets(pool: PgPool) {
+async fn walkthrough_3_two_registries_on_one_host_need_two_secrets(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let namespace = kubernetes::new_namespace().await;
     let (a, b) = (registry::a(), registry::b());
     assert_eq!((a.address.split(':').next(), &a.username), (b.address.split(':').next(), &b.username));
     app.register_cluster("dev").await;
-    register_registries(&app).await;
+    app.register_registries().await;
 
     let mut image_pull_secrets = Vec::new();
     for account in ["a", "b"] {
@@ -106,7 +101,7 @@ async fn w3_two_registries_on_one_host_are_two_accounts_and_two_secrets(pool: Pg
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn w4_a_manifest_is_what_kubectl_apply_takes(pool: PgPool) {
+async fn walkthrough_4_kubectl_applies_a_rendered_manifest(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let namespace = kubernetes::new_namespace().await;
     register_martin(&app).await;
@@ -134,7 +129,7 @@ async fn w4_a_manifest_is_what_kubectl_apply_takes(pool: PgPool) {
             let document: Value = serde_json::from_str(&kubernetes::document(&applied)).expect("JSON");
             let entries = if short == "json" { &document["auths"] } else { &document };
             assert_eq!(entries["registry.martin.com:6000"]["password"], "xxx2");
-            // On one line: what wraps base64 cannot be pasted into YAML.
+            // Unwrapped: wrapped base64 cannot be pasted into YAML.
             let value = BASE64_STANDARD.encode(kubernetes::document(&applied));
             assert!(manifest.body.contains(&value), "{}", manifest.body);
         }
@@ -142,11 +137,11 @@ async fn w4_a_manifest_is_what_kubectl_apply_takes(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn w5_one_secret_opens_several_registries(pool: PgPool) {
+async fn walkthrough_5_one_secret_serves_several_registries(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let namespace = kubernetes::new_namespace().await;
     app.register_cluster("dev").await;
-    register_registries(&app).await;
+    app.register_registries().await;
 
     let made = deliver(&app, "dev", &namespace, &json!({"name": "registrykey", "accounts": ["a", "b"]})).await;
 
@@ -159,12 +154,12 @@ async fn w5_one_secret_opens_several_registries(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn w6_the_api_road_has_the_result_of_curl(pool: PgPool) {
+async fn walkthrough_6_direct_delivery_equals_the_curl_request(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let proxy = given("REGCRED_TEST_KUBE_HTTP");
     let edge = json!({"name": "edge", "server": proxy, "auth": {"type": "none"}, "allowPlainHttp": true});
     app.admin().post("/v1/clusters", &edge).await.expect(201);
-    // The key that the walk-through scopes with a repository's path.
+    // The walk-through's key with a repository path.
     app.register_account("scoped", "registry.martin.com:5000/xxxx/rbd-rest-api", "martin", "xxx1").await;
     let auth = BASE64_STANDARD.encode("martin:xxx1");
     let entries = json!({
@@ -176,7 +171,7 @@ async fn w6_the_api_road_has_the_result_of_curl(pool: PgPool) {
     ];
     for (data_key, secret_type, document) in types {
         let (by_hand, by_regcred) = (kubernetes::new_namespace().await, kubernetes::new_namespace().await);
-        // What the curl line of the walk-through sends.
+        // Body of the walk-through's curl command.
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "type": secret_type,
             "metadata": {"name": "registrykey-m262-5", "namespace": by_hand},
@@ -212,7 +207,7 @@ async fn w6_the_api_road_has_the_result_of_curl(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn w6_every_way_into_a_cluster_has_the_same_result(pool: PgPool) {
+async fn walkthrough_6_every_cluster_auth_type_writes_the_same_secret(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let namespace = kubernetes::new_namespace().await;
     register_martin(&app).await;
@@ -245,11 +240,11 @@ async fn w6_every_way_into_a_cluster_has_the_same_result(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn w7_with_the_value_that_was_read_back_an_image_comes_from_both_registries(pool: PgPool) {
+async fn walkthrough_7_stored_secret_pulls_from_both_registries(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let namespace = kubernetes::new_namespace().await;
     app.register_cluster("dev").await;
-    register_registries(&app).await;
+    app.register_registries().await;
     let (a, b) = (registry::a(), registry::b());
     for registry in [&a, &b] {
         registry.assert_refuses(r#"{"auths":{}}"#);
@@ -259,7 +254,7 @@ async fn w7_with_the_value_that_was_read_back_an_image_comes_from_both_registrie
 
     let docker_config = read_back(&namespace, "registrykey-m262-5").await;
     assert_eq!((a.read_image(&docker_config), b.read_image(&docker_config)), (Ok(()), Ok(())));
-    // A wrong password is no better than none: it is the value that opens the registries.
+    // Control: a wrong password is refused, so the stored value grants access.
     app.admin().patch("/v1/registry-accounts/a", &json!({"password": "wrong"})).await.expect(200);
     deliver(&app, "dev", &namespace, &json!({"name": "wrong", "accounts": ["a", "b"]})).await;
     let docker_config = read_back(&namespace, "wrong").await;
@@ -268,12 +263,12 @@ async fn w7_with_the_value_that_was_read_back_an_image_comes_from_both_registrie
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn w7_an_account_for_a_path_opens_that_path_alone(pool: PgPool) {
+async fn walkthrough_7_path_scoped_account_pulls_only_its_path(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let namespace = kubernetes::new_namespace().await;
     app.register_cluster("dev").await;
     let a = registry::a();
-    // The image is os/alpine.
+    // The image's repository is os/alpine.
     for (name, path) in [("repository", "os/alpine"), ("group", "os"), ("other", "os/other")] {
         app.register_account(name, &format!("{}/{path}", a.address), &a.username, &a.password).await;
     }
@@ -288,7 +283,7 @@ async fn w7_an_account_for_a_path_opens_that_path_alone(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_dry_run_asks_the_api_server_and_stores_nothing(pool: PgPool) {
+async fn dry_run_is_validated_by_the_api_server_and_not_stored(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let namespace = kubernetes::new_namespace().await;
     app.register_cluster("dev").await;

@@ -1,4 +1,4 @@
-//! Clients that send slowly, or too much.
+//! Clients that send too slowly or too much.
 
 use std::{
     cell::Cell,
@@ -20,14 +20,15 @@ use crate::{
     report::{Goals, float},
 };
 
-/// When a client is given up that should have been cut off.
-const GIVEN_UP: Duration = Duration::from_secs(30);
-/// Connections that are opened and never send a whole head.
+/// Deadline for a connection that the server should have closed.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Connections that send an incomplete head.
 const HALF_OPEN: usize = 4000;
-/// They are cut off after 5 seconds: good requests are measured before that.
+/// Half-open connections are closed after 5 seconds; measuring ends before that.
 const BESIDE_HALF_OPEN: Duration = Duration::from_secs(3);
 
-/// A1: how soon who trickles is cut off, and how well others are served beside many who wait.
+/// A1 slow clients: time until they are cut off, and latency for others beside half-open
+/// connections.
 pub fn slow(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let server = stage.sandbox.serve()?;
     let (address, key) = (server.address, stage.key.as_str());
@@ -46,9 +47,9 @@ pub fn slow(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
         tokio::try_join!(head, bodies)
     })?;
     ensure!(head.1.starts_with("HTTP/1.1 408 "), "a slow head was answered {:?}", head.1);
-    goals.at_most("A1 slow head: 408 after, s", 6.0, head.0.as_secs_f64());
+    goals.at_most("A1 slow clients: 408 to a slow head, s", 6.0, head.0.as_secs_f64());
     let last = bodies.iter().map(|(took, _)| took.as_secs_f64()).fold(0.0, f64::max);
-    goals.at_most("A1 trickled bodies and second heads: cut off after, s", 15.0, last);
+    goals.at_most("A1 slow clients: trickled bodies and second heads cut off, s", 15.0, last);
 
     let request = load::request("GET", "/v1/me", Some(key), "");
     load::run(address, &request, 8, Duration::from_millis(500))?;
@@ -68,26 +69,31 @@ pub fn slow(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
                 Ok(())
             })
         });
-        // It says how many are open, or has failed.
+        // The holder reports the number of open connections, or has failed.
         let count = is_open.recv();
         let load = load::run(address, &request, 8, BESIDE_HALF_OPEN);
         let _ = done.send(());
         holder.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
-        ensure!(count? == HALF_OPEN, "too few are open");
+        ensure!(count? == HALF_OPEN, "too few connections are open");
         load
     })?;
-    goals.at_most("A1 p99 beside 4,000 half-open connections, ms", 50.0, load.quantile(0.99).as_secs_f64() * 1e3);
+    goals.at_most(
+        "A1 slow clients: p99 beside 4,000 half-open connections, ms",
+        50.0,
+        load.quantile(0.99).as_secs_f64() * 1e3,
+    );
     Ok(())
 }
 
-/// Sends a little now and then until the connection is closed: how long that took, and what was answered.
+/// Sends `first`, then `drop` every 200 ms until the connection is closed. Returns the time and the
+/// response.
 async fn trickle(address: SocketAddr, first: String, drop: &str) -> anyhow::Result<(Duration, String)> {
     let start = Instant::now();
     let (mut reader, mut writer) = TcpStream::connect(address).await?.into_split();
     writer.write_all(first.as_bytes()).await?;
     let mut answer = Vec::new();
     let reading = async {
-        // A reset is an end, too.
+        // A reset ends the response, too.
         let _ = reader.read_to_end(&mut answer).await;
     };
     let writing = async {
@@ -95,7 +101,7 @@ async fn trickle(address: SocketAddr, first: String, drop: &str) -> anyhow::Resu
             sleep(Duration::from_millis(200)).await;
         }
     };
-    let _ = timeout(GIVEN_UP, async {
+    let _ = timeout(DEADLINE, async {
         tokio::select! {
             () = reading => (),
             () = writing => (),
@@ -105,8 +111,8 @@ async fn trickle(address: SocketAddr, first: String, drop: &str) -> anyhow::Resu
     Ok((start.elapsed(), String::from_utf8_lossy(&answer).into_owned()))
 }
 
-/// A2: what is refused unread, and what is refused fast.
-pub fn too_much(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
+/// A2 oversized requests: rejected without being read, and quickly.
+pub fn oversized(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let server = stage.sandbox.serve()?;
     let (address, key) = (server.address, stage.key.as_str());
     load::run(address, &load::request("GET", "/v1/me", Some(key), ""), 8, Duration::from_millis(500))?;
@@ -118,10 +124,10 @@ pub fn too_much(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
         "POST /v1/clusters HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n\
          Transfer-Encoding: chunked\r\n\r\nA00000\r\n{large}\r\n0\r\n\r\n"
     );
-    for (name, bytes) in [("10 MB", announced), ("10 MB in chunks", chunked.into_bytes())] {
+    for (name, bytes) in [("10 MB", announced), ("10 MB chunked", chunked.into_bytes())] {
         let asked = ask(address, &bytes)?;
-        ensure!(asked.status == 413, "{name} were answered {}", asked.status);
-        goals.at_most(&format!("A2 {name}: read, MB"), 1.0, float(asked.read) / 1e6);
+        ensure!(asked.status == 413, "{name}: status {}", asked.status);
+        goals.at_most(&format!("A2 oversized requests: {name}, bytes read, MB"), 1.0, float(asked.read) / 1e6);
     }
 
     let import = "/v1/registry-accounts:import?dryRun=true";
@@ -139,30 +145,38 @@ pub fn too_much(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
         (import, &many),
     ] {
         let asked = ask(address, &load::request("POST", path, Some(key), body))?;
-        ensure!((400..500).contains(&asked.status), "{path} answered {}", asked.status);
+        ensure!((400..500).contains(&asked.status), "{path}: status {}", asked.status);
         slowest = slowest.max(asked.answered_after);
     }
-    goals.at_most("A2 200,000 levels, 1,000,000 keys: answered 4xx after, ms", 50.0, slowest.as_secs_f64() * 1e3);
+    goals.at_most(
+        "A2 oversized requests: 4xx to 200,000 levels or 1,000,000 keys, ms",
+        50.0,
+        slowest.as_secs_f64() * 1e3,
+    );
     let asked = ask(address, &load::request("POST", import, Some(key), &fitting))?;
     let took = asked.answered_after.as_secs_f64() * 1e3;
-    goals.at_most(&format!("A2 as many keys as fit into a body: answered {} after, ms", asked.status), 1000.0, took);
+    goals.at_most(
+        &format!("A2 oversized requests: {} to as many keys as fit into a body, ms", asked.status),
+        1000.0,
+        took,
+    );
 
     let headers = (0..10_000).map(|number| format!("X-{number}: y\r\n")).collect::<Vec<_>>().concat();
     let asked = ask(address, format!("GET /healthz HTTP/1.1\r\nHost: x\r\n{headers}\r\n").as_bytes())?;
-    ensure!([400, 431].contains(&asked.status), "10,000 headers were answered {}", asked.status);
-    goals.at_most("A2 memory grew by, MiB", 20.0, server.resident_mib()? - before);
+    ensure!([400, 431].contains(&asked.status), "10,000 headers: status {}", asked.status);
+    goals.at_most("A2 oversized requests: memory growth, MiB", 20.0, server.resident_mib()? - before);
     Ok(())
 }
 
-/// What became of a request that was sent while its answer was read.
+/// Response to a request that is read while the request is still being sent.
 struct Asked {
     status: u16,
     answered_after: Duration,
-    /// How much of it the server has read: what was sent, without what waits in the buffers of the system.
+    /// Bytes that the server has read: those sent, without those in the kernel's buffers.
     read: usize,
 }
 
-/// Sends bytes and reads at the same time, until there is an answer.
+/// Sends bytes and reads at the same time until there is a response.
 fn ask(address: SocketAddr, bytes: &[u8]) -> anyhow::Result<Asked> {
     on_this_thread(async {
         let socket = TcpSocket::new_v4()?;
@@ -174,7 +188,7 @@ fn ask(address: SocketAddr, bytes: &[u8]) -> anyhow::Result<Asked> {
         let sent = Cell::new(0);
         let writing = async {
             for piece in bytes.chunks(8 * 1024) {
-                // It may be closed before all is sent.
+                // The server may close the connection before all bytes are sent.
                 if writer.write_all(piece).await.is_err() {
                     break;
                 }
@@ -187,25 +201,25 @@ fn ask(address: SocketAddr, bytes: &[u8]) -> anyhow::Result<Asked> {
             reader.read_exact(&mut head).await.context("no answer")?;
             let answered_after = start.elapsed();
             let status = str::from_utf8(&head[9..])?.parse()?;
-            // A connection with an unread body is closed after a second; before that nothing more is read.
+            // The server closes a connection with an unread body after a second and reads nothing
+            // until then.
             sleep(Duration::from_millis(300)).await;
             let read = sent.get().saturating_sub(buffered(own_address, address)?);
             anyhow::Ok(Asked { status, answered_after, read })
         };
         tokio::select! {
-            asked = timeout(GIVEN_UP, reading) => asked?,
-            () = writing => unreachable!("it goes on until there is an answer"),
+            asked = timeout(DEADLINE, reading) => asked?,
+            () = writing => unreachable!("pending until there is a response"),
         }
     })
 }
 
-/// How many bytes wait between two ends of a connection on this machine: not yet taken by the other's system, or not yet read
-/// by its program.
+/// Bytes in the kernel's buffers of a loopback connection: unsent at `from` and unread at `to`.
 fn buffered(from: SocketAddr, to: SocketAddr) -> anyhow::Result<usize> {
     let table = std::fs::read_to_string("/proc/net/tcp")?;
     let mut waiting = 0;
     for line in table.lines().skip(1) {
-        // Number, local and remote address, state, and the two queues, as hexadecimal numbers.
+        // Columns: number, local and remote address, state, and both queues in hexadecimal.
         let fields: Vec<&str> = line.split_whitespace().collect();
         let [_, local, remote, _, queues, ..] = fields.as_slice() else { continue };
         let port = |address: &str| address.rsplit_once(':').and_then(|(_, port)| u16::from_str_radix(port, 16).ok());

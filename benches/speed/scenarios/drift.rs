@@ -1,4 +1,4 @@
-//! F15: somebody edits and deletes Secrets.
+//! F15 drift: Secrets are edited and deleted outside regcred.
 
 use std::{
     collections::BTreeMap,
@@ -16,18 +16,18 @@ use serde_json::{Value, json};
 
 use super::{
     Stage,
-    fleet::{COUNT, Declared, Fleet, GIVEN_UP},
+    fleet::{COUNT, DEADLINE, Declared, Fleet},
 };
 use crate::report::{Goals, float, progress};
 
-/// Secrets of somebody else that have the name already.
+/// Secrets of another owner that already have the name.
 const FOREIGN: usize = 20;
-/// Secrets that are edited, and as many that are deleted.
+/// Number of edited Secrets, and of deleted ones.
 const EDITED: usize = 50;
-/// How often a target is compared with its cluster where that is what repairs it, in seconds.
+/// Resync period for the part without watches, in seconds.
 const RESYNC: &str = "30";
 
-/// F15.
+/// Measures the time until drift is repaired, with and without the right to watch Secrets.
 pub fn drift(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let fleet = stage.fleet()?;
     let secret = "f15-pull";
@@ -36,24 +36,24 @@ pub fn drift(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let before = versions(fleet, secret, foreign)?;
     let mark = fleet.audit_mark()?;
 
-    progress("f15: with the right to watch Secrets");
-    fleet.allow_watching(true)?;
+    progress("F15 drift: with the right to watch Secrets");
+    fleet.set_may_watch(true)?;
     let server = stage.sandbox.serve_with(&[], None)?;
     let declared = Declared::everywhere(stage, fleet, &server, "f15", None)?;
     declared.until_done(COUNT - FOREIGN)?;
     until_watched(fleet, &declared, secret)?;
     let watched = repaired(fleet, &declared, secret)?;
 
-    progress("f15: without it");
+    progress("F15 drift: without the right to watch Secrets");
     drop(server);
-    fleet.allow_watching(false)?;
+    fleet.set_may_watch(false)?;
     let server = stage.sandbox.serve_with(&[("REGCRED_PULL_SECRETS_RESYNC_SECONDS", RESYNC)], None)?;
-    // From here on each is compared at the new interval.
+    // A sync puts every target on the new resync period.
     let since = declared.now()?;
     declared.sync(&server)?;
     let start = Instant::now();
     while declared.latencies(since)?.iter().filter(|latency| **latency > 0.0).count() < COUNT - FOREIGN {
-        ensure!(start.elapsed() < GIVEN_UP, "the targets were not looked at");
+        ensure!(start.elapsed() < DEADLINE, "the targets were not checked");
         std::thread::sleep(Duration::from_millis(20));
     }
     let unwatched = repaired(fleet, &declared, secret)?;
@@ -62,16 +62,12 @@ pub fn drift(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let after = versions(fleet, secret, foreign)?;
     let changed = before.iter().filter(|(namespace, version)| after.get(*namespace) != Some(version)).count();
     declared.retire(&server)?;
-    fleet.allow_watching(true)?;
-    goals.at_most(
-        "F15 100 of 1,000 Secrets edited or deleted: repaired with a watch within, s",
-        60.0,
-        watched.as_secs_f64(),
-    );
+    fleet.set_may_watch(true)?;
+    goals.at_most("F15 drift: 100 of 1,000 Secrets repaired with a watch, s", 60.0, watched.as_secs_f64());
     let period: f64 = RESYNC.parse()?;
-    goals.at_most("F15 the same without the watch, in periods of comparison", 1.0, unwatched.as_secs_f64() / period);
+    goals.at_most("F15 drift: the same without a watch, in resync periods", 1.0, unwatched.as_secs_f64() / period);
     goals.at_most(
-        "F15 writes to somebody else's Secrets of the same name, and changes of these",
+        "F15 drift: writes to and changes of another owner's Secrets of the same name",
         0.0,
         float(touched + changed),
     );
@@ -98,7 +94,7 @@ fn versions(fleet: &Fleet, name: &str, namespaces: &[String]) -> anyhow::Result<
     Ok(versions)
 }
 
-/// Waits until an edit is undone, which nothing but a watch sees to so soon.
+/// Waits until an edit is repaired, which only a watch does this early.
 fn until_watched(fleet: &Fleet, declared: &Declared<'_>, name: &str) -> anyhow::Result<()> {
     let namespace = fleet.namespaces.last().context("no namespace")?;
     let secrets = Api::<Secret>::namespaced(fleet.admin.clone(), namespace);
@@ -106,24 +102,24 @@ fn until_watched(fleet: &Fleet, declared: &Declared<'_>, name: &str) -> anyhow::
     fleet.runtime.block_on(secrets.patch(name, &PatchParams::default(), &edit))?;
     let start = Instant::now();
     while declared.stale()? > FOREIGN {
-        ensure!(start.elapsed() < GIVEN_UP, "nobody watches");
+        ensure!(start.elapsed() < DEADLINE, "no watch is active");
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
 }
 
-/// What somebody makes of a Secret.
+/// The edit of a Secret.
 fn edit() -> Value {
     json!({"data": {".dockerconfigjson": ByteString(b"{\"auths\":{}}".to_vec())}})
 }
 
-/// Edits and deletes, and says how long it takes until all are as they shall be.
+/// Edits and deletes Secrets, and measures the time until all are repaired.
 fn repaired(fleet: &Fleet, declared: &Declared<'_>, name: &str) -> anyhow::Result<Duration> {
     // Spread over all namespaces.
     let ours = fleet.namespaces[FOREIGN..].chunks((COUNT - FOREIGN) / (2 * EDITED));
     let chosen: Vec<&String> = ours.filter_map(|chunk| chunk.first()).take(2 * EDITED).collect();
     let edit = edit();
-    let spoil = stream::iter(chosen.iter().enumerate()).map(async |(number, namespace)| {
+    let damage = stream::iter(chosen.iter().enumerate()).map(async |(number, namespace)| {
         let secrets = Api::<Secret>::namespaced(fleet.admin.clone(), namespace);
         if number % 2 == 0 {
             secrets.patch(name, &PatchParams::default(), &Patch::Merge(&edit)).await?;
@@ -133,15 +129,15 @@ fn repaired(fleet: &Fleet, declared: &Declared<'_>, name: &str) -> anyhow::Resul
         anyhow::Ok(())
     });
     let start = Instant::now();
-    fleet.runtime.block_on(spoil.buffer_unordered(16).try_for_each(|()| async { Ok(()) }))?;
-    let spoilt = declared.stale()?;
-    progress(&format!("f15: {} of the Secrets are spoilt", spoilt - FOREIGN));
+    fleet.runtime.block_on(damage.buffer_unordered(16).try_for_each(|()| async { Ok(()) }))?;
+    let damaged = declared.stale()?;
+    progress(&format!("F15 drift: {} Secrets differ", damaged - FOREIGN));
     loop {
-        // Somebody else's are as they were, which is what `stale` means.
+        // `stale` always counts the Secrets of the other owner.
         if declared.stale()? == FOREIGN {
             return Ok(start.elapsed());
         }
-        ensure!(start.elapsed() < GIVEN_UP, "the Secrets are not repaired");
+        ensure!(start.elapsed() < DEADLINE, "the Secrets are not repaired");
         std::thread::sleep(Duration::from_millis(100));
     }
 }

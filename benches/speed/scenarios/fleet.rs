@@ -1,5 +1,5 @@
-//! What the scenarios of pull secrets share: a cluster with a thousand namespaces, what is declared for them, and what the
-//! database, the Secrets and the API server's audit log say of it.
+//! Fixture of the pull secret scenarios: a cluster with a thousand namespaces, the resources
+//! declared for them, and their state in the database, the Secrets and the API server's audit log.
 
 use std::{
     cell::RefCell,
@@ -14,17 +14,13 @@ use std::{
 
 use anyhow::{Context, anyhow, bail, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::{
-    api::{
-        authentication::v1::{TokenRequest, TokenRequestSpec},
-        core::v1::{Namespace, Secret, ServiceAccount},
-        rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject},
-    },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+use k8s_openapi::api::{
+    core::v1::{Namespace, Secret},
+    rbac::v1::PolicyRule,
 };
 use kube::{
     Api, Client, Config,
-    api::{ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+    api::{ListParams, PostParams, WatchEvent, WatchParams},
 };
 use regcred::domain::{cluster::CaCertificate, pull_secret::GENERATION_ANNOTATION};
 use serde_json::{Value, json};
@@ -32,74 +28,80 @@ use sqlx::{Connection, PgConnection};
 use tokio::{runtime::Runtime, task::JoinHandle};
 use uuid::Uuid;
 
-use super::Stage;
+use super::{
+    Stage,
+    broker::{self, named, rule, rules},
+};
 use crate::process::Server;
 
-/// Namespaces of a cluster.
+/// Namespaces per cluster.
 pub const COUNT: usize = 1_000;
-/// Later than anything that is still a measurement.
-pub const GIVEN_UP: Duration = Duration::from_mins(3);
-/// Calls of the preparation at a time.
+/// Deadline for each wait.
+pub const DEADLINE: Duration = Duration::from_mins(3);
+/// Concurrent calls during preparation.
 const PARALLEL: usize = 16;
-/// Where `ServiceAccount`s of regcred live.
+/// Namespace of regcred's `ServiceAccount`, and name of its objects.
 const HOME: &str = "regcred";
+/// Lifetime of the `ServiceAccount`'s token.
+const TOKEN_SECONDS: i64 = 6 * 3600;
 
-/// A cluster of `dev/with-services` with [`COUNT`] namespaces, and a `ServiceAccount` with no more rights than pull secrets need.
+/// A cluster of `dev/with-services` with [`COUNT`] namespaces and a `ServiceAccount` with the
+/// rights that pull secrets need.
 pub struct Fleet {
-    /// What its variables begin with.
+    /// Prefix of the cluster's environment variables.
     prefix: &'static str,
-    /// Where everything that is asked of it runs.
+    /// Runtime of all calls to the cluster.
     pub runtime: Runtime,
-    /// As its administrator.
+    /// Client with administrator rights.
     pub admin: Client,
     token: String,
-    /// The namespaces.
+    /// Names of the namespaces.
     pub namespaces: Vec<String>,
 }
 
-/// A Secret as it is in the cluster.
+/// State of a Secret in the cluster.
 pub struct Found {
-    /// The password of its one account; none where it has no document that says so.
+    /// Password of its one account, if the document is valid.
     pub password: Option<String>,
-    /// Its version.
+    /// `resourceVersion`.
     pub version: String,
 }
 
-/// A write that the API server's audit log has.
+/// A write in the API server's audit log.
 pub struct Write {
-    /// Where.
+    /// Namespace of the Secret.
     pub namespace: String,
-    /// What it was answered.
+    /// Status code of the response.
     pub status: u64,
 }
 
 /// One version of a Secret.
 pub struct Version {
-    /// Where.
+    /// Namespace of the Secret.
     pub namespace: String,
-    /// The generation that is written on it.
+    /// Value of the generation annotation.
     pub generation: Option<i64>,
     version: String,
 }
 
-/// The versions that Secrets had, in the order in which the API server stored them.
-pub struct Followed {
+/// Watch that collects all versions of Secrets in storage order.
+pub struct VersionWatch {
     begin: BTreeMap<String, String>,
     seen: Arc<Mutex<Vec<Version>>>,
     task: JoinHandle<anyhow::Result<Infallible>>,
     name: String,
 }
 
-impl Followed {
-    /// All versions up to now.
+impl VersionWatch {
+    /// Stops the watch once it has reached the present, and returns all versions.
     pub fn end(self, fleet: &Fleet) -> anyhow::Result<Vec<Version>> {
         let now = fleet.secrets(&self.name)?;
         let start = Instant::now();
         loop {
             if self.task.is_finished() {
-                return Err(fleet.runtime.block_on(self.task)?.err().context("the watch has ended")?);
+                return Err(fleet.runtime.block_on(self.task)?.err().context("the watch ended")?);
             }
-            ensure!(start.elapsed() < GIVEN_UP, "the watch is late");
+            ensure!(start.elapsed() < DEADLINE, "the watch is late");
             let mut seen = self.seen.lock().map_err(|_| anyhow!("a thread panicked"))?;
             let mut newest = self.begin.clone();
             newest.extend(seen.iter().map(|version| (version.namespace.clone(), version.version.clone())));
@@ -113,38 +115,22 @@ impl Followed {
     }
 }
 
-fn named(name: &str) -> ObjectMeta {
-    ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }
-}
-
-fn rule(resource: &str, verbs: &[&str]) -> PolicyRule {
-    PolicyRule {
-        api_groups: Some(vec![String::new()]),
-        resources: Some(vec![resource.to_owned()]),
-        verbs: verbs.iter().map(|verb| (*verb).to_owned()).collect(),
-        ..PolicyRule::default()
-    }
-}
-
-fn rules(may_watch: bool) -> Vec<PolicyRule> {
-    let mut rules = vec![
-        rule("secrets", &["create", "get", "patch", "delete"]),
-        rule("serviceaccounts", &["get", "patch"]),
-        rule("namespaces", &["list", "watch"]),
-    ];
+/// Rights of the fleet's `ServiceAccount`.
+fn rights(may_watch: bool) -> Vec<PolicyRule> {
+    let mut rights = rules();
     if may_watch {
-        rules.push(rule("secrets", &["list", "watch"]));
+        rights.push(rule("secrets", &["list", "watch"]));
     }
-    rules
+    rights
 }
 
-/// A variable that `dev/with-services` exports.
+/// Reads a variable that `dev/with-services` exports.
 pub fn given(variable: &str) -> anyhow::Result<String> {
     std::env::var(variable).with_context(|| format!("{variable} is not set: run this with dev/with-services"))
 }
 
 impl Fleet {
-    /// Prepares the cluster whose variables begin so.
+    /// Prepares the cluster whose environment variables have this prefix.
     pub fn prepare(prefix: &'static str) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let variable = |name: &str| given(&format!("{prefix}_{name}"));
@@ -161,7 +147,9 @@ impl Fleet {
                 all.create(&PostParams::default(), &Namespace { metadata: named(name), ..Namespace::default() }).await
             });
             made.buffer_unordered(PARALLEL).try_for_each(|_| async { Ok(()) }).await?;
-            let token = make_broker(&admin).await?;
+            let token = broker::create_service_account(&admin, HOME, HOME, TOKEN_SECONDS).await?;
+            broker::grant(&admin, HOME, HOME).await?;
+            broker::set_rules(&admin, HOME, &rights(true)).await?;
             anyhow::Ok((admin, token, names))
         })?;
         Ok(Self { prefix, runtime, admin, token, namespaces })
@@ -176,23 +164,21 @@ impl Fleet {
         self.variable("SERVER")
     }
 
-    /// The folder of its files.
+    /// Directory of the cluster's files.
     pub fn folder(&self) -> anyhow::Result<PathBuf> {
         Ok(PathBuf::from(self.variable("DIR")?))
     }
 
-    /// What registers it at regcred, at this URL.
+    /// Request body that registers the cluster under `name` with this URL.
     pub fn registration(&self, name: &str, server: &str) -> anyhow::Result<Value> {
         let ca = std::fs::read_to_string(self.folder()?.join("ca.crt"))?;
         let auth = json!({"type": "token", "token": self.token});
         Ok(json!({"name": name, "server": server, "caCertificate": ca, "auth": auth}))
     }
 
-    /// Says whether regcred may watch Secrets.
-    pub fn allow_watching(&self, may_watch: bool) -> anyhow::Result<()> {
-        let roles = Api::<ClusterRole>::all(self.admin.clone());
-        let patch = Patch::Merge(json!({"rules": rules(may_watch)}));
-        self.runtime.block_on(roles.patch(HOME, &PatchParams::default(), &patch))?;
+    /// Grants or revokes the right to watch Secrets.
+    pub fn set_may_watch(&self, may_watch: bool) -> anyhow::Result<()> {
+        self.runtime.block_on(broker::set_rules(&self.admin, HOME, &rights(may_watch)))?;
         Ok(())
     }
 
@@ -204,12 +190,12 @@ impl Fleet {
         Ok(list.items.into_iter().filter_map(found).collect())
     }
 
-    /// Follows the versions of all Secrets of this name from now on.
-    pub fn follow(&self, name: &str) -> anyhow::Result<Followed> {
+    /// Starts to collect the versions of all Secrets of this name.
+    pub fn follow(&self, name: &str) -> anyhow::Result<VersionWatch> {
         let all = Api::<Secret>::all(self.admin.clone());
         let fields = format!("metadata.name={name}");
         let list = self.runtime.block_on(all.list_metadata(&ListParams::default().fields(&fields)))?;
-        let from = list.metadata.resource_version.context("a list without a version")?;
+        let from = list.metadata.resource_version.context("list without resourceVersion")?;
         let begin = list.items.into_iter().filter_map(|secret| {
             let metadata = secret.metadata;
             Some((metadata.namespace?, metadata.resource_version?))
@@ -220,7 +206,7 @@ impl Fleet {
         let params = WatchParams::default().fields(&fields).timeout(290);
         let task = self.runtime.spawn(async move {
             let mut from = from;
-            // The API server ends a watch that is late, too. It goes on where it was: etcd has all versions.
+            // The API server also ends slow watches. Resuming is safe: etcd keeps all versions.
             loop {
                 let mut events = all.watch_metadata(&params, &from).await?.boxed();
                 while let Ok(Some(event)) = events.try_next().await {
@@ -232,22 +218,22 @@ impl Fleet {
                     };
                     let generation = metadata.annotations.and_then(|all| all.get(GENERATION_ANNOTATION)?.parse().ok());
                     let (namespace, version) = (metadata.namespace, metadata.resource_version);
-                    let version = version.context("a Secret without a version")?;
+                    let version = version.context("Secret without resourceVersion")?;
                     from.clone_from(&version);
                     let version = Version { namespace: namespace.unwrap_or_default(), generation, version };
                     noted.lock().map_err(|_| anyhow!("a thread panicked"))?.push(version);
                 }
             }
         });
-        Ok(Followed { begin, seen, task, name: name.to_owned() })
+        Ok(VersionWatch { begin, seen, task, name: name.to_owned() })
     }
 
-    /// A place in the audit log after everything that was answered by now.
+    /// Returns the current end of the audit log.
     pub fn audit_mark(&self) -> anyhow::Result<u64> {
         Ok(self.audit_until_now(0)?.1)
     }
 
-    /// Writes of regcred to Secrets of this name since a place in the audit log, in the order of their ends.
+    /// Writes by regcred to Secrets of this name since a mark, in the order of completion.
     pub fn writes_since(&self, mark: u64, name: &str) -> anyhow::Result<Vec<Write>> {
         let (log, _) = self.audit_until_now(mark)?;
         let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -264,8 +250,9 @@ impl Fleet {
         Ok(writes.collect())
     }
 
-    /// The audit log from a place on, complete up to now, and the place where it ends. A request is noted once it has been answered,
-    /// so it is waited for one of our own.
+    /// Reads the audit log from an offset to the present, and returns the new end.
+    ///
+    /// Requests are logged after their response, so this sends a marker request and waits for it.
     fn audit_until_now(&self, from: u64) -> anyhow::Result<(String, u64)> {
         let marker = Uuid::now_v7().to_string();
         self.runtime.block_on(Api::<Secret>::namespaced(self.admin.clone(), HOME).get_opt(&marker))?;
@@ -281,7 +268,7 @@ impl Fleet {
                     return Ok((log, begin + u64::try_from(end)?));
                 }
             }
-            ensure!(start.elapsed() < GIVEN_UP, "the audit log does not go on");
+            ensure!(start.elapsed() < DEADLINE, "timed out waiting for the audit log");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -296,62 +283,33 @@ fn found(secret: Secret) -> Option<(String, Found)> {
     Some((secret.metadata.namespace?, Found { password, version }))
 }
 
-async fn make_broker(admin: &Client) -> anyhow::Result<String> {
-    let accounts = Api::<ServiceAccount>::namespaced(admin.clone(), HOME);
-    let account = ServiceAccount { metadata: named(HOME), ..ServiceAccount::default() };
-    accounts.create(&PostParams::default(), &account).await?;
-    let role = ClusterRole { metadata: named(HOME), rules: Some(rules(true)), ..ClusterRole::default() };
-    Api::all(admin.clone()).create(&PostParams::default(), &role).await?;
-    let binding = ClusterRoleBinding {
-        metadata: named(HOME),
-        role_ref: RoleRef {
-            api_group: Some("rbac.authorization.k8s.io".to_owned()),
-            kind: "ClusterRole".to_owned(),
-            name: HOME.to_owned(),
-        },
-        subjects: Some(vec![Subject {
-            kind: "ServiceAccount".to_owned(),
-            name: HOME.to_owned(),
-            namespace: Some(HOME.to_owned()),
-            ..Subject::default()
-        }]),
-    };
-    Api::all(admin.clone()).create(&PostParams::default(), &binding).await?;
-    let request = TokenRequest {
-        spec: Some(TokenRequestSpec { expiration_seconds: Some(6 * 3600), ..TokenRequestSpec::default() }),
-        ..TokenRequest::default()
-    };
-    let made = accounts.create_token_request(HOME, &PostParams::default(), &request).await?;
-    made.status.and_then(|status| status.token).context("no token")
-}
-
-/// What is declared for a fleet: one pull secret of a name, with an account and a cluster of its own.
+/// A pull secret declared for a fleet, with its own account and cluster.
 pub struct Declared<'a> {
     stage: &'a Stage,
-    /// Where.
+    /// The fleet.
     pub fleet: &'a Fleet,
-    /// Its name, and that of its account and its cluster.
+    /// Name of the pull secret, its account and its cluster.
     name: String,
-    /// The name of its Secrets.
+    /// Name of its Secrets.
     pub secret: String,
     id: Uuid,
-    /// How many targets it has.
+    /// Number of targets.
     pub targets: usize,
     conn: RefCell<PgConnection>,
     rotations: RefCell<usize>,
 }
 
-/// How far the targets are.
+/// Progress of the targets.
 pub struct Progress {
-    /// Those that have the newest generation.
+    /// Targets with the newest generation.
     pub done: usize,
-    /// Those whose lease ends at that time at the latest.
+    /// Targets with a lease that ends by the given time.
     pub held: usize,
 }
 
 impl<'a> Declared<'a> {
-    /// Declares it for all namespaces of a fleet through this replica. The cluster is the fleet's own API
-    /// server, or as `registration` says.
+    /// Declares the pull secret for all namespaces through this replica. `registration` overrides
+    /// the fleet's own API server.
     pub fn everywhere(
         stage: &'a Stage,
         fleet: &'a Fleet,
@@ -362,7 +320,7 @@ impl<'a> Declared<'a> {
         let registration = registration.map_or_else(|| fleet.registration(name, &fleet.server()?), Ok)?;
         stage.call(server, "POST", "/v1/clusters", &registration)?;
         let account = json!({
-            "name": name, "registry": "registry.martin.com:5000", "username": "martin", "password": format!("{name}-0"),
+            "name": name, "registry": "registry.example.com:5000", "username": "martin", "password": format!("{name}-0"),
         });
         stage.call(server, "POST", "/v1/registry-accounts", &account)?;
         let secret = format!("{name}-pull");
@@ -378,7 +336,7 @@ impl<'a> Declared<'a> {
         Ok(declared)
     }
 
-    /// Rotates its account; the time before, by the clock of the database, in seconds.
+    /// Rotates the account. Returns the database time before that, in seconds.
     pub fn rotate(&self, server: &Server) -> anyhow::Result<f64> {
         let now = self.now()?;
         *self.rotations.borrow_mut() += 1;
@@ -387,24 +345,24 @@ impl<'a> Declared<'a> {
         Ok(now)
     }
 
-    /// The password of the last rotation.
+    /// Password of the last rotation.
     pub fn password(&self) -> String {
         format!("{}-{}", self.name, self.rotations.borrow())
     }
 
-    /// Has all targets looked at now.
+    /// Marks all targets due.
     pub fn sync(&self, server: &Server) -> anyhow::Result<()> {
         self.stage.call(server, "POST", &format!("/v1/pull-secrets/{}/sync", self.name), &json!({}))?;
         Ok(())
     }
 
-    /// The clock of the database, in seconds.
+    /// Database time, in seconds.
     pub fn now(&self) -> anyhow::Result<f64> {
         let clock = sqlx::query_scalar("SELECT extract(epoch FROM clock_timestamp())::double precision");
         Ok(self.fleet.runtime.block_on(clock.fetch_one(&mut *self.conn.borrow_mut()))?)
     }
 
-    /// How far the targets are; leases that end until `lease_end` are counted.
+    /// Counts synced targets, and leases that end by `lease_end`.
     pub fn progress(&self, lease_end: f64) -> anyhow::Result<Progress> {
         let counts = sqlx::query_as(
             "SELECT count(*) FILTER (WHERE state = 'synced' AND applied_generation = generation AND lease_until IS NULL),
@@ -417,17 +375,17 @@ impl<'a> Declared<'a> {
         Ok(Progress { done: usize::try_from(done)?, held: usize::try_from(held)? })
     }
 
-    /// Waits until so many targets have the newest generation; how long that took.
+    /// Waits until this many targets have the newest generation, and returns the duration.
     pub fn until_done(&self, count: usize) -> anyhow::Result<Duration> {
         let start = Instant::now();
         while self.progress(0.0)?.done < count {
-            ensure!(start.elapsed() < GIVEN_UP, "{}: the targets are not in order", self.name);
+            ensure!(start.elapsed() < DEADLINE, "{}: timed out waiting for synced targets", self.name);
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(start.elapsed())
     }
 
-    /// When each target was in order last, after that time, in seconds, sorted.
+    /// Time of each target's last sync relative to `since`, in seconds, sorted.
     pub fn latencies(&self, since: f64) -> anyhow::Result<Vec<f64>> {
         let latencies = sqlx::query_scalar(
             "SELECT extract(epoch FROM last_synced_at)::double precision - $2 AS latency FROM pull_secret_targets
@@ -438,7 +396,7 @@ impl<'a> Declared<'a> {
         Ok(self.fleet.runtime.block_on(latencies)?)
     }
 
-    /// How often each target was claimed so far.
+    /// Claims of each target so far.
     pub fn claims(&self) -> anyhow::Result<BTreeMap<String, i64>> {
         let claims = sqlx::query_as("SELECT namespace, lease_token FROM pull_secret_targets WHERE pull_secret_id = $1");
         let mut conn = self.conn.borrow_mut();
@@ -447,7 +405,7 @@ impl<'a> Declared<'a> {
         Ok(claims.into_iter().collect())
     }
 
-    /// How many Secrets do not have the password of the last rotation, or are missing.
+    /// Number of Secrets that are missing or lack the password of the last rotation.
     pub fn stale(&self) -> anyhow::Result<usize> {
         let (secrets, password) = (self.fleet.secrets(&self.secret)?, Some(self.password()));
         let good = self
@@ -458,7 +416,7 @@ impl<'a> Declared<'a> {
         Ok(self.targets - good.count())
     }
 
-    /// Writes beyond the first to the same Secret, of those that succeeded.
+    /// Successful writes beyond the first to the same Secret.
     pub fn repeated(&self, mark: u64) -> anyhow::Result<usize> {
         let writes = self.fleet.writes_since(mark, &self.secret)?;
         let done: Vec<&str> = writes.iter().filter(|write| write.status < 300).map(|write| &*write.namespace).collect();
@@ -466,7 +424,7 @@ impl<'a> Declared<'a> {
         Ok(done.len() - places.len())
     }
 
-    /// Takes it away; the Secrets stay.
+    /// Deletes the pull secret, its account and its cluster. The Secrets stay.
     pub fn retire(self, server: &Server) -> anyhow::Result<()> {
         let name = &self.name;
         self.stage.call(server, "DELETE", &format!("/v1/pull-secrets/{name}?deletionPolicy=retain"), &Value::Null)?;

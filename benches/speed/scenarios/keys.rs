@@ -1,4 +1,4 @@
-//! Floods of keys, wrong and right.
+//! Floods of API keys, valid and forged.
 
 use std::{
     net::SocketAddr,
@@ -19,30 +19,30 @@ use crate::{
 
 const WARM_UP: Duration = Duration::from_secs(1);
 const WINDOW: Duration = Duration::from_secs(3);
-/// Rounds of good requests alone and beside a flood.
+/// Rounds of good requests, alone and beside a flood.
 const ROUNDS: usize = 4;
-/// Connections of those who are to be served.
+/// Connections with good requests.
 const GOOD: usize = 16;
-/// Connections of a flood of forged keys.
+/// Connections of a flood.
 const FLOOD: usize = 256;
-/// Forged keys, each of another id: more than are shown in a round, so that none is shown again before all others were.
+/// Forged keys with distinct ids: more than a round sends, so that none repeats early.
 const FORGED: usize = 60_000;
-/// Keys that a process has not seen when the flood comes.
+/// Valid keys that the process has not seen when the flood starts.
 const COLD: usize = 8;
 
-/// A4: more connections show forged keys than good ones; all from one address, and each from another one, so that no limit of
-/// attempts holds them back.
+/// A4 forged keys: more connections present forged keys than valid ones, from one address and from
+/// distinct addresses, which no limit on attempts covers.
 pub fn forged(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let keys = stage.sandbox.make_keys(0..GOOD)?;
     let mut cold = stage.sandbox.make_keys(4000..4000 + 2 * COLD)?;
     let good: Vec<Vec<u8>> = keys.iter().map(|key| load::request("GET", "/v1/me", Some(key), "")).collect();
-    // Of callers that there are, and of nobody.
+    // Ids of existing callers, then unknown ids.
     let ids = keys.iter().filter_map(|key| key.split('_').nth(1)).map(str::to_owned);
     let ids: Vec<String> =
         ids.chain(std::iter::repeat_with(|| Uuid::now_v7().simple().to_string())).take(FORGED).collect();
-    let keys: Vec<String> = ids.iter().enumerate().map(|(number, id)| forge(id, number)).collect();
+    let keys: Vec<String> = ids.iter().enumerate().map(|(number, id)| forged_key(id, number)).collect();
     for from in ["one address", "everywhere"] {
-        // It believes what the flood says of its addresses.
+        // The server trusts the flood's `X-Forwarded-For`.
         let server = stage.sandbox.serve_with(&[("REGCRED_HTTP_TRUSTED_PROXIES", "127.0.0.1")], None)?;
         let good = Ask { address: server.address, requests: &good, expected: &[200] };
         let address = |number: usize| if from == "everywhere" { number } else { 0 };
@@ -50,30 +50,30 @@ pub fn forged(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
             keys.iter().enumerate().map(|(number, key)| request_from(address(number), key)).collect();
         let bad = Ask { address: server.address, requests: &bad, expected: &[401, 429] };
         load::run_mix(&good, GOOD, WARM_UP)?;
-        // As many connections as the flood has: what they cost is no matter of keys.
+        // Opens as many connections as the flood, to exclude their memory from the growth.
         load::run(server.address, &load::request("GET", "/healthz", None, ""), FLOOD, WARM_UP)?;
         let (before, runs) = (server.resident_mib()?, argon2_runs(server.address)?);
 
-        let (flood, left) = left_beside((&good, GOOD), (&bad, FLOOD))?;
+        let (flood, left) = share_beside((&good, GOOD), (&bad, FLOOD))?;
 
         let grown = server.resident_mib()? - before;
-        let about = format!("A4 {flood:.0}/s forged keys from {from}");
+        let about = format!("A4 forged keys, {flood:.0}/s from {from}");
         goals.at_most(&format!("{about}: argon2 runs"), 0.0, float(argon2_runs(server.address)? - runs));
-        goals.at_least(&format!("{about}: good requests, of those alone"), 0.7, left);
-        goals.at_most(&format!("{about}: memory grew by, MiB"), 10.0, grown);
-        let slowest = slowest_cold_key(&cold.split_off(cold.len() - COLD), &bad)?;
-        goals.at_most(&format!("{about}: a good key that was not seen yet waits, ms"), 1000.0, slowest);
+        goals.at_least(&format!("{about}: good requests relative to those alone"), 0.7, left);
+        goals.at_most(&format!("{about}: memory growth, MiB"), 10.0, grown);
+        let slowest = slowest_unseen_key(&cold.split_off(cold.len() - COLD), &bad)?;
+        goals.at_most(&format!("{about}: latency of an unseen valid key, ms"), 1000.0, slowest);
     }
-    // Every good request was answered 200: nobody was locked out, or the run would have ended.
+    // Every good request got 200, so no caller was locked out; otherwise the run had failed.
     Ok(())
 }
 
-/// How long good keys wait, in milliseconds, that are shown for the first time while a flood goes on.
-fn slowest_cold_key(keys: &[String], flood: &Ask<'_>) -> anyhow::Result<f64> {
+/// Latency in milliseconds of the slowest valid key that is new to the process, during a flood.
+fn slowest_unseen_key(keys: &[String], flood: &Ask<'_>) -> anyhow::Result<f64> {
     let show = |key: &String| {
         let start = Instant::now();
         let (status, body) = load::once(flood.address, &load::request("GET", "/v1/me", Some(key), ""))?;
-        ensure!(status == 200, "a good key was answered {status}: {body}");
+        ensure!(status == 200, "a valid key got {status}: {body}");
         Ok(start.elapsed().as_secs_f64() * 1e3)
     };
     std::thread::scope(|scope| {
@@ -85,7 +85,7 @@ fn slowest_cold_key(keys: &[String], flood: &Ask<'_>) -> anyhow::Result<f64> {
     })
 }
 
-/// Asks with this key, from an address of a private network.
+/// Request with this key from a private address.
 fn request_from(address: usize, key: &str) -> Vec<u8> {
     let [.., a, b, c] = address.to_be_bytes();
     format!(
@@ -94,7 +94,7 @@ fn request_from(address: usize, key: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// A5: a process that has verified no key yet is shown a thousand at once.
+/// A5 cold start: a process that has verified no keys gets a thousand at once.
 pub fn cold_start(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     const KEYS: usize = 1000;
     let keys = stage.sandbox.make_keys(GOOD..GOOD + KEYS)?;
@@ -109,7 +109,8 @@ pub fn cold_start(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
         let keys = &keys;
         let shower = scope.spawn(move || {
             let shown = on_this_thread(async {
-                // As many connections as there are keys, each of which has answered once: they are part of the base.
+                // One connection per key, each used once, so that the base includes the
+                // connections' memory.
                 let open = (0..keys.len()).map(|_| async {
                     let mut connection = Connection::open(address).await?;
                     connection.exchange(alive_of_key).await?;
@@ -120,7 +121,7 @@ pub fn cold_start(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
                 start.await?;
                 let shown = connections.iter_mut().zip(keys).map(|(connection, key)| async move {
                     let status = connection.exchange(&load::request("GET", "/v1/me", Some(key), "")).await?;
-                    ensure!(status == 200, "a good key was answered {status}");
+                    ensure!(status == 200, "a valid key got {status}");
                     Ok(())
                 });
                 try_join_all(shown).await
@@ -141,18 +142,22 @@ pub fn cold_start(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
         anyhow::Ok((base, peak, Load::merged(slowest)))
     })?;
     let permits = (cores() / 2).max(1);
-    goals.at_most("A5 cold start: argon2 runs for each key", 1.0, float(argon2_runs(address)?) / float(KEYS));
+    goals.at_most("A5 cold start: argon2 runs per key", 1.0, float(argon2_runs(address)?) / float(KEYS));
     goals.at_most(
-        "A5 memory over that with as many idle connections, MiB for each permit",
+        "A5 cold start: memory above that with idle connections, MiB per permit",
         20.0,
         (peak - base) / float(permits),
     );
-    goals.at_most("A5 p99 of another route meanwhile, ms", 100.0, others.quantile(0.99).as_secs_f64() * 1e3);
+    goals.at_most(
+        "A5 cold start: p99 of another route meanwhile, ms",
+        100.0,
+        others.quantile(0.99).as_secs_f64() * 1e3,
+    );
     Ok(())
 }
 
-/// A8: sixteen callers, and one who sends as much as he can.
-pub fn one_floods(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
+/// A8 greedy caller: sixteen callers, and one that sends as fast as it can.
+pub fn greedy_caller(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let keys = stage.sandbox.make_keys(2000..2000 + GOOD)?;
     let server = stage.sandbox.serve_limited()?;
     let path = format!("/v1/registry-accounts/{}", crate::sandbox::ACCOUNT);
@@ -161,21 +166,22 @@ pub fn one_floods(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let good = Ask { address: server.address, requests: &good, expected: &[200, 429] };
     let flood = Ask { address: server.address, requests: &flood, expected: &[200, 429] };
     load::run_mix(&good, GOOD, WARM_UP)?;
-    // What the flood may send at once is gone then.
+    // Uses up the flood's burst allowance.
     load::run_mix(&flood, 64, WARM_UP)?;
 
-    let (flood, left) = left_beside((&good, GOOD), (&flood, 64))?;
+    let (flood, left) = share_beside((&good, GOOD), (&flood, 64))?;
 
     goals.at_least(
-        &format!("A8 others beside one who sends {flood:.0}/s on 64 connections, of those alone"),
+        &format!("A8 greedy caller: others beside {flood:.0}/s on 64 connections, relative to those alone"),
         0.8,
         left,
     );
     Ok(())
 }
 
-/// The rate of a flood, and what it leaves of the rate that others have alone: medians of rounds of both in turn.
-fn left_beside(good: (&Ask<'_>, usize), flood: (&Ask<'_>, usize)) -> anyhow::Result<(f64, f64)> {
+/// Rate of a flood, and rate of good requests beside it relative to those alone: medians of
+/// alternating rounds.
+fn share_beside(good: (&Ask<'_>, usize), flood: (&Ask<'_>, usize)) -> anyhow::Result<(f64, f64)> {
     let (mut floods, mut left) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let alone = load::run_mix(good.0, good.1, WINDOW)?;
@@ -186,7 +192,7 @@ fn left_beside(good: (&Ask<'_>, usize), flood: (&Ask<'_>, usize)) -> anyhow::Res
     Ok((floods.into_iter().collect::<Rounds>().median(), left.into_iter().collect::<Rounds>().median()))
 }
 
-/// Two loads at the same time.
+/// Runs two loads at the same time.
 fn together(one: (&Ask<'_>, usize), other: (&Ask<'_>, usize)) -> anyhow::Result<(Load, Load)> {
     std::thread::scope(|scope| {
         let other = scope.spawn(|| load::run_mix(other.0, other.1, WINDOW));
@@ -195,8 +201,8 @@ fn together(one: (&Ask<'_>, usize), other: (&Ask<'_>, usize)) -> anyhow::Result<
     })
 }
 
-/// A key of the right form for this id, which nobody was given.
-fn forge(id: &str, number: usize) -> String {
+/// Forges a well-formed key for this id.
+fn forged_key(id: &str, number: usize) -> String {
     let body = format!("rgc_{id}_{number:064x}");
     let checksum = crc32fast::hash(body.as_bytes());
     format!("{body}{checksum:08x}")

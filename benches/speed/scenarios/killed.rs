@@ -1,4 +1,4 @@
-//! F1: one of two replicas is killed in the midst of a fan-out.
+//! F1 replica killed: one of two replicas is killed during a fan-out.
 
 use std::{
     path::Path,
@@ -9,40 +9,40 @@ use anyhow::{Context, ensure};
 
 use super::{
     Stage,
-    fleet::{COUNT, Declared, GIVEN_UP},
+    fleet::{COUNT, DEADLINE, Declared},
 };
 use crate::{
     process::Server,
     report::{Goals, float, progress, row, table},
 };
 
-/// How often a replica is killed.
+/// Number of kills.
 const KILLS: usize = 20;
-/// By now the one that lives has settled what it had taken before the kill; what is leased still is the killed one's.
-const SORTED_OUT: Duration = Duration::from_secs(1);
+/// Time for the survivor to finish targets that it held at the kill. Later leases are the victim's.
+const SETTLING: Duration = Duration::from_secs(1);
 
-/// What came after a kill.
+/// Result of one kill.
 pub struct Kill {
-    /// Targets that were done by then.
+    /// Targets done at the kill.
     at: usize,
-    /// Targets that the killed one had leased.
+    /// Targets that the victim had leased.
     left: usize,
-    /// Writes beyond the first to the same Secret.
+    /// Writes to a Secret beyond the first.
     pub repeated: usize,
-    /// Secrets that are missing, or old, in the end.
+    /// Secrets that are missing or outdated at the end.
     pub stale: usize,
-    /// From the kill to the end of the last lease of the killed one, in seconds: by its result, or because another one took it.
-    leases_gone: f64,
-    /// From the kill to the last target in order, in seconds.
+    /// From the kill to the end of the victim's last lease, in seconds, by result or takeover.
+    leases_ended: f64,
+    /// From the kill to the last synced target, in seconds.
     pub converged: f64,
 }
 
-/// How long leases are here, in seconds: `F1_LEASE_SECONDS`, or 5, so that 20 of them take no ten minutes.
+/// Lease duration in seconds: `F1_LEASE_SECONDS`, or 5 to keep the run short.
 pub fn lease() -> anyhow::Result<u32> {
     std::env::var("F1_LEASE_SECONDS").map_or(Ok(5), |seconds| seconds.parse().context("F1_LEASE_SECONDS"))
 }
 
-/// A replica with that lease, and a bound on its calls that fits it.
+/// Starts a replica with that lease and a call timeout that fits it.
 pub fn replica(stage: &Stage, variables: &[(&str, &str)], log: Option<&Path>) -> anyhow::Result<Server> {
     let lease = lease()?;
     let (lease, timeout) = (lease.to_string(), (lease / 2).clamp(1, 15).to_string());
@@ -50,16 +50,16 @@ pub fn replica(stage: &Stage, variables: &[(&str, &str)], log: Option<&Path>) ->
     stage.sandbox.serve_with(&[&usual, variables].concat(), log)
 }
 
-/// F1.
-pub fn killed(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
+/// Kills replicas at points spread over the fan-out.
+pub fn replica_killed(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let fleet = stage.fleet()?;
     let mut replicas = vec![replica(stage, &[], None)?, replica(stage, &[], None)?];
     let declared = Declared::everywhere(stage, fleet, &replicas[0], "f1", None)?;
     declared.until_done(COUNT)?;
     let mut kills = Vec::new();
     for number in 0..KILLS {
-        progress(&format!("f1: kill {} of {KILLS}", number + 1));
-        // Somewhere in each twentieth of the fan-out, and each of the two in turn.
+        progress(&format!("F1 replica killed: kill {} of {KILLS}", number + 1));
+        // A random point in each twentieth of the fan-out; the replicas alternate.
         let random = usize::from(uuid::Uuid::now_v7().as_bytes()[15]);
         let at = COUNT * number / KILLS + random * COUNT / KILLS / 256;
         let victim = replicas.remove(0);
@@ -70,7 +70,7 @@ pub fn killed(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     report(&kills, goals)
 }
 
-/// Rotates, and kills a replica when so many targets are done.
+/// Rotates, and kills a replica once this many targets are done.
 pub fn kill(declared: &Declared<'_>, victim: Server, survivor: &Server, at: usize) -> anyhow::Result<Kill> {
     let lease = f64::from(lease()?);
     let mark = declared.fleet.audit_mark()?;
@@ -82,23 +82,23 @@ pub fn kill(declared: &Declared<'_>, victim: Server, survivor: &Server, at: usiz
         }
         std::thread::sleep(Duration::from_millis(1));
     };
-    // SIGKILL.
+    // Sends SIGKILL.
     drop(victim);
     let (killed, last_lease) = (Instant::now(), declared.now()? + lease);
-    let (mut left, mut leases_gone) = (None, Duration::ZERO);
+    let (mut left, mut leases_ended) = (None, Duration::ZERO);
     let converged = loop {
         let now = declared.progress(last_lease)?;
         let elapsed = killed.elapsed();
         if now.held > 0 {
-            leases_gone = elapsed;
+            leases_ended = elapsed;
         }
-        if elapsed >= SORTED_OUT {
+        if elapsed >= SETTLING {
             left.get_or_insert(now.held);
         }
         if now.done == COUNT {
             break elapsed;
         }
-        ensure!(elapsed < GIVEN_UP, "the targets are not in order: {} of {COUNT}", now.done);
+        ensure!(elapsed < DEADLINE, "timed out: {} of {COUNT} targets are synced", now.done);
         std::thread::sleep(Duration::from_millis(10));
     };
     Ok(Kill {
@@ -106,36 +106,36 @@ pub fn kill(declared: &Declared<'_>, victim: Server, survivor: &Server, at: usiz
         left: left.unwrap_or_default(),
         repeated: declared.repeated(mark)?,
         stale: declared.stale()?,
-        leases_gone: leases_gone.as_secs_f64(),
+        leases_ended: leases_ended.as_secs_f64(),
         converged: converged.as_secs_f64(),
     })
 }
 
 fn report(kills: &[Kill], goals: &mut Goals) -> anyhow::Result<()> {
     let lease = f64::from(lease()?);
-    let mut rows = vec![row(["done at the kill", "left leased", "written again", "leases gone s", "all in order s"])];
+    let mut rows = vec![row(["done at the kill", "left leased", "written again", "leases ended s", "all synced s"])];
     for kill in kills {
         rows.push(vec![
             kill.at.to_string(),
             kill.left.to_string(),
             kill.repeated.to_string(),
-            format!("{:.2}", kill.leases_gone),
+            format!("{:.2}", kill.leases_ended),
             format!("{:.2}", kill.converged),
         ]);
     }
-    table(&format!("F1: one of two replicas killed in a fan-out to {COUNT} namespaces, leases of {lease} s"), &rows)?;
+    table(&format!("F1 replica killed: one of two, in a fan-out to {COUNT} namespaces, leases of {lease} s"), &rows)?;
     let most = |figure: fn(&Kill) -> f64| kills.iter().map(figure).fold(0.0, f64::max);
-    goals.at_most("F1 Secrets that are old or missing in the end: most", 0.0, most(|kill| float(kill.stale)));
+    goals.at_most("F1 replica killed: outdated or missing Secrets, maximum", 0.0, most(|kill| float(kill.stale)));
     goals.at_most(
-        "F1 Secrets written again, beyond those that the killed one had leased: most",
+        "F1 replica killed: Secrets written again beyond the victim's leases, maximum",
         0.0,
         most(|kill| float(kill.repeated.saturating_sub(kill.left))),
     );
     goals.at_most(
-        "F1 leases of the killed one were gone, s after a lease: most",
+        "F1 replica killed: victim's leases ended, s after a lease, maximum",
         1.0,
-        most(|kill| kill.leases_gone) - lease,
+        most(|kill| kill.leases_ended) - lease,
     );
-    goals.at_most("F1 all in order, s after a lease: most", 5.0, most(|kill| kill.converged) - lease);
+    goals.at_most("F1 replica killed: all synced, s after a lease, maximum", 5.0, most(|kill| kill.converged) - lease);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Two processes on one Postgres: when the other one knows.
+//! Two replicas on one database: propagation of changes.
 
 use std::{
     process::Command,
@@ -14,46 +14,49 @@ use crate::{
     report::{Goals, progress},
 };
 
-/// Keys that are revoked while changes are announced, and while they are not.
-const HEARD: usize = 100;
+/// Keys revoked with notifications, and without.
+const NOTIFIED: usize = 100;
 const CUT: usize = 3;
-/// Numbers of keys that no other scenario makes.
+/// First number of the keys; no other scenario uses it.
 const FIRST: usize = 10_000;
-/// Later than anything that is still a measurement.
-const GIVEN_UP: Duration = Duration::from_mins(1);
+/// Deadline for each wait.
+const DEADLINE: Duration = Duration::from_mins(1);
 
-/// S7: a key that one replica revokes is refused by the other, with the announcements of Postgres and without.
+/// S7 revocation: time until one replica refuses a key that the other revoked, with and without
+/// Postgres notifications.
 pub fn revocation(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
-    let keys = stage.sandbox.make_keys(FIRST..FIRST + HEARD + CUT)?;
+    let keys = stage.sandbox.make_keys(FIRST..FIRST + NOTIFIED + CUT)?;
     let (first, second) = (stage.sandbox.serve()?, stage.sandbox.serve()?);
-    until_remembering(&second)?;
-    let (heard, cut) = keys.split_at(HEARD);
+    until_caching(&second)?;
+    let (notified, cut) = keys.split_at(NOTIFIED);
 
-    let mut took = heard.iter().map(|key| revoke(stage, &first, &second, key)).collect::<anyhow::Result<Vec<f64>>>()?;
+    let mut took =
+        notified.iter().map(|key| revoke(stage, &first, &second, key)).collect::<anyhow::Result<Vec<f64>>>()?;
     took.sort_by(f64::total_cmp);
     let most = took.last().copied().context("no key")?;
     // Of a hundred, the last but one.
-    let p99 = took.get(HEARD - 2).copied().context("no key")?;
-    goals.at_most("S7 revoked here, refused there: p99, ms", 100.0, p99 * 1e3);
-    goals.at_most("S7 revoked here, refused there: most, ms", 1000.0, most * 1e3);
+    let p99 = took.get(NOTIFIED - 2).copied().context("no key")?;
+    goals.at_most("S7 revocation: until another replica refuses the key, p99, ms", 100.0, p99 * 1e3);
+    goals.at_most("S7 revocation: until another replica refuses the key, maximum, ms", 1000.0, most * 1e3);
 
     let mut most: f64 = 0.0;
     for key in cut {
-        progress("s7: with the announcements cut off");
-        until_remembering(&second)?;
-        open_the_door(&second, key)?;
-        // The connection stays open and nothing comes through.
-        let hung = Hung::stop(stage.sandbox.announcers()?)?;
+        progress("S7 revocation: with notifications cut off");
+        until_caching(&second)?;
+        cache_key(&second, key)?;
+        // The connection stays open but delivers nothing.
+        let suspended = Suspended::stop(stage.sandbox.listener_backends()?)?;
         most = most.max(revoke(stage, &first, &second, key)?);
-        drop(hung);
+        drop(suspended);
     }
-    goals.at_most("S7 the same with the announcements cut off: most, s", 5.0, most);
+    goals.at_most("S7 revocation: the same without notifications, maximum, s", 5.0, most);
     Ok(())
 }
 
-/// Revokes a key through one replica; for how long after the answer the other one still takes it, in seconds.
+/// Revokes a key through one replica. Returns for how long after that the other one accepts it, in
+/// seconds.
 fn revoke(stage: &Stage, here: &Server, there: &Server, key: &str) -> anyhow::Result<f64> {
-    open_the_door(there, key)?;
+    cache_key(there, key)?;
     let id = key.split('_').nth(1).context("no id")?;
     let revoke = load::request("DELETE", &format!("/v1/api-keys/{id}"), Some(&stage.key), "");
     let me = load::request("GET", "/v1/me", Some(key), "");
@@ -69,42 +72,42 @@ fn revoke(stage: &Stage, here: &Server, there: &Server, key: &str) -> anyhow::Re
             match there.exchange(&me).await? {
                 200 => taken = asked,
                 401 => return Ok(taken.as_secs_f64()),
-                status => return Err(anyhow!("answered {status}")),
+                status => return Err(anyhow!("got status {status}")),
             }
-            ensure!(asked < GIVEN_UP, "the key is still taken");
+            ensure!(asked < DEADLINE, "the key is still accepted");
         }
     })
 }
 
-/// Shows a key twice, so that its row is remembered.
-fn open_the_door(server: &Server, key: &str) -> anyhow::Result<()> {
+/// Presents a key twice, so that its row is cached.
+fn cache_key(server: &Server, key: &str) -> anyhow::Result<()> {
     let me = load::request("GET", "/v1/me", Some(key), "");
     for _ in 0..2 {
         let (status, body) = load::once(server.address, &me)?;
-        ensure!(status == 200, "the key was not taken: {status} {body}");
+        ensure!(status == 200, "the key was refused: {status} {body}");
     }
     Ok(())
 }
 
-fn until_remembering(server: &Server) -> anyhow::Result<()> {
+fn until_caching(server: &Server) -> anyhow::Result<()> {
     let start = Instant::now();
     let metrics = load::request("GET", "/metrics", None, "");
     while !load::once(server.address, &metrics)?.1.contains("\nregcred_rows_remembered 1\n") {
-        ensure!(start.elapsed() < GIVEN_UP, "rows are not remembered");
+        ensure!(start.elapsed() < DEADLINE, "rows are not cached");
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
 }
 
-/// Server processes of Postgres that stand still until this is dropped.
-struct Hung(Vec<i32>);
+/// Postgres backends, suspended until this is dropped.
+struct Suspended(Vec<i32>);
 
-impl Hung {
+impl Suspended {
     fn stop(pids: Vec<i32>) -> anyhow::Result<Self> {
-        ensure!(!pids.is_empty(), "nobody announces changes");
-        let hung = Self(pids);
-        ensure!(hung.signal("STOP"), "Postgres runs as somebody else: only he or root can cut it off");
-        Ok(hung)
+        ensure!(!pids.is_empty(), "no backend delivers notifications");
+        let suspended = Self(pids);
+        ensure!(suspended.signal("STOP"), "cannot suspend Postgres: run as its user or as root");
+        Ok(suspended)
     }
 
     fn signal(&self, signal: &str) -> bool {
@@ -113,9 +116,9 @@ impl Hung {
     }
 }
 
-impl Drop for Hung {
+impl Drop for Suspended {
     fn drop(&mut self) {
-        // One that has ended meanwhile has nothing to go on with.
+        // The backend may have ended meanwhile.
         let _ = self.signal("CONT");
     }
 }

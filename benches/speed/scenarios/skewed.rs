@@ -1,4 +1,5 @@
-//! F8: the clock of one replica is an hour off. Leases are kept in the time of the database, so nothing changes.
+//! F8 skewed clock: one replica's clock is an hour off. Leases use the database's clock, so nothing
+//! changes.
 
 use std::path::Path;
 
@@ -19,28 +20,28 @@ use crate::{
 const ROTATIONS: usize = 4;
 const MINUTE: f64 = 60.0;
 
-/// What was seen of two replicas.
+/// Results of two replicas.
 struct Set {
     name: &'static str,
-    /// How far the other one's log is off, in seconds.
+    /// Clock offset in the other replica's log, in seconds.
     off: f64,
-    /// How long rotations took, in seconds.
+    /// Durations of rotations, in seconds.
     took: Rounds,
     repeated: usize,
     refused: usize,
-    /// The skewed one is killed, then the other one.
+    /// The skewed replica is killed, then the other one.
     kills: Vec<Kill>,
 }
 
-/// F8.
+/// Compares rotations with a skewed clock to those with correct clocks.
 pub fn clocks(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let fleet = stage.fleet()?;
     // Debian's libfaketime.
     let library = given("REGCRED_TEST_FAKETIME")?;
-    // The same before and after, so that what only grows slower counts for both.
-    let sets = [("right", None), ("+1 h", Some("+3600")), ("-1 h", Some("-3600")), ("right again", None)];
+    // Measured before and after, so that a general slowdown affects both.
+    let sets = [("correct", None), ("+1 h", Some("+3600")), ("-1 h", Some("-3600")), ("correct again", None)];
     let sets = sets.into_iter().enumerate().map(|(number, (name, skew))| {
-        progress(&format!("f8: the clock of one of two replicas: {name}"));
+        progress(&format!("F8 skewed clock: {name}"));
         let log = std::env::temp_dir().join(format!("regcred-f8-{}.log", std::process::id()));
         let set = Skew { name, off: skew.map(|skew| (skew, &*library)), log: &log, declared: &format!("f8-{number}") };
         let seen = set.measure(stage, fleet);
@@ -49,7 +50,7 @@ pub fn clocks(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     });
     let sets = sets.collect::<anyhow::Result<Vec<Set>>>()?;
 
-    let mut rows = vec![row(["clock", "off by s", "a rotation s", "all in order after a kill s"])];
+    let mut rows = vec![row(["clock", "offset s", "rotation s", "all synced after a kill s"])];
     for set in &sets {
         let after: Vec<String> = set.kills.iter().map(|kill| format!("{:.2}", kill.converged)).collect();
         rows.push(vec![
@@ -59,84 +60,80 @@ pub fn clocks(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
             after.join(", "),
         ]);
     }
-    table(&format!("F8: two replicas, {COUNT} namespaces, leases of {} s", lease()?), &rows)?;
-    let [right, ahead, behind, again] = &sets[..] else { anyhow::bail!("four sets") };
-    let usual = f64::midpoint(right.took.median(), again.took.median());
+    table(&format!("F8 skewed clock: one of two replicas, {COUNT} namespaces, leases of {} s", lease()?), &rows)?;
+    let [correct, ahead, behind, again] = &sets[..] else { anyhow::bail!("four sets") };
+    let usual = f64::midpoint(correct.took.median(), again.took.median());
     for set in [ahead, behind] {
-        let name = |what: &str| format!("F8 {}: {what}", set.name);
-        goals.at_most(&name("a rotation takes, of that with right clocks"), 1.2, set.took.median() / usual);
+        let name = |what: &str| format!("F8 skewed clock, {}: {what}", set.name);
+        goals.at_most(&name("rotation time relative to correct clocks"), 1.2, set.took.median() / usual);
         goals.at_most(
-            &name("Secrets written twice for a generation, or writes that met another one's"),
+            &name("Secrets written twice for a generation, and conflicting writes"),
             0.0,
             float(set.repeated + set.refused),
         );
         let most = set.kills.iter().map(|kill| kill.converged).fold(0.0, f64::max);
-        goals.at_most(
-            &name("all in order, s after a lease, one of the two killed: most"),
-            5.0,
-            most - f64::from(lease()?),
-        );
+        goals.at_most(&name("all synced after a kill, s after a lease, maximum"), 5.0, most - f64::from(lease()?));
         let old: usize = set.kills.iter().map(|kill| kill.stale).sum();
-        goals.at_most(&name("Secrets that are old in the end"), 0.0, float(old));
+        goals.at_most(&name("outdated Secrets"), 0.0, float(old));
     }
     Ok(())
 }
 
-/// The clock of one of two replicas.
+/// Clock of one of two replicas.
 struct Skew<'a> {
     name: &'static str,
-    /// By how much it is off, in seconds, and the library that does that.
+    /// Offset in seconds, and the library that applies it.
     off: Option<(&'a str, &'a str)>,
     log: &'a Path,
-    /// The name of what is declared.
+    /// Name of the declared resources.
     declared: &'a str,
 }
 
 impl Skew<'_> {
     fn replica(&self, stage: &Stage) -> anyhow::Result<Server> {
         let variables = self.off.map(|(off, library)| {
-            // Only what a clock shows is moved: what has passed is counted as it passes.
+            // Shifts the wall clock only. The monotonic clock stays correct.
             vec![("LD_PRELOAD", library), ("FAKETIME", off), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")]
         });
         replica(stage, &variables.unwrap_or_default(), Some(self.log))
     }
 
     fn measure(&self, stage: &Stage, fleet: &Fleet) -> anyhow::Result<Set> {
-        let (right, other) = (replica(stage, &[], None)?, self.replica(stage)?);
+        let (correct, other) = (replica(stage, &[], None)?, self.replica(stage)?);
         let off = offset(self.log)?;
         let expected = self.off.map_or(0.0, |(off, _)| off.parse().unwrap_or(0.0));
-        ensure!((off - expected).abs() < MINUTE, "the clock is off by {off} s");
+        ensure!((off - expected).abs() < MINUTE, "the clock offset is {off} s");
 
-        // In plain HTTP: for somebody whose clock is behind, certificates that were made minutes ago are not valid yet.
+        // Plain HTTP: to a clock that is behind, certificates made minutes ago are not yet valid.
         let plain = json!({
             "name": self.declared, "server": given("REGCRED_TEST_KUBE_HTTP")?, "auth": {"type": "none"},
             "allowPlainHttp": true,
         });
-        let declared = Declared::everywhere(stage, fleet, &right, self.declared, Some(plain))?;
+        let declared = Declared::everywhere(stage, fleet, &correct, self.declared, Some(plain))?;
         declared.until_done(COUNT)?;
         let (mut took, mut repeated, whole) = (Vec::new(), 0, fleet.audit_mark()?);
         for _ in 0..ROTATIONS {
             let mark = fleet.audit_mark()?;
-            declared.rotate(&right)?;
+            declared.rotate(&correct)?;
             took.push(declared.until_done(COUNT)?.as_secs_f64());
             repeated += declared.repeated(mark)?;
-            ensure!(declared.stale()? == 0, "a Secret is old");
+            ensure!(declared.stale()? == 0, "a Secret is outdated");
         }
         let writes = fleet.writes_since(whole, &declared.secret)?;
         let refused = writes.iter().filter(|write| write.status >= 300).count();
-        let first = kill(&declared, other, &right, COUNT / 3)?;
+        let first = kill(&declared, other, &correct, COUNT / 3)?;
         let other = self.replica(stage)?;
-        let second = kill(&declared, right, &other, COUNT / 3)?;
+        let second = kill(&declared, correct, &other, COUNT / 3)?;
         declared.retire(&other)?;
         let took = took.into_iter().collect();
         Ok(Set { name: self.name, off, took, repeated, refused, kills: vec![first, second] })
     }
 }
 
-/// How far the time stamps of a log are ahead, in seconds.
+/// Offset of the last timestamp in a log, in seconds.
 fn offset(log: &Path) -> anyhow::Result<f64> {
     let text = std::fs::read_to_string(log)?;
-    let line: Value = serde_json::from_str(text.lines().last().context("an empty log")?)?;
-    let at: DateTime<Utc> = line["timestamp"].as_str().context("no time stamp")?.parse()?;
+    let line: Value = serde_json::from_str(text.lines().last().context("the log is empty")?)?;
+    let at: DateTime<Utc> = line["timestamp"].as_str().context("no timestamp")?.parse()?;
     Ok((at - Utc::now()).as_seconds_f64())
 }

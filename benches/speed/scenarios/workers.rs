@@ -1,4 +1,4 @@
-//! F7: several replicas with eight workers each.
+//! F7 many replicas: two and five replicas with eight workers each.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -15,86 +15,86 @@ use crate::{
 };
 
 const ROTATIONS: usize = 5;
-/// Rotations in the midst of which one replica stands still for longer than its leases.
-const STILL: usize = 3;
-/// Rotations that follow each other meanwhile.
+/// Rotations during which one replica is suspended for longer than its leases.
+const SUSPENSIONS: usize = 3;
+/// Rotations in quick succession meanwhile.
 const BURST: usize = 5;
 const BETWEEN: Duration = Duration::from_millis(150);
 
-/// What several replicas did.
+/// Anomalies counted across replicas.
 #[derive(Default)]
-struct Seen {
-    /// Writes of the same Secret for the same generation, beyond the first.
+struct Anomalies {
+    /// Writes beyond the first to a Secret for one generation.
     repeated: usize,
-    /// Writes that met another one.
+    /// Writes refused because of a conflict.
     refused: usize,
-    /// Versions of Secrets with an older generation than the one before.
+    /// Versions of Secrets with an older generation than their predecessor.
     older: usize,
-    /// Writes that made no version.
-    without_version: usize,
-    /// Versions that nobody is known to have written.
+    /// Writes without a new version.
+    without_effect: usize,
+    /// Versions without a write in the audit log.
     unwritten: usize,
-    /// Secrets that are old in the end.
+    /// Secrets that are outdated at the end.
     stale: usize,
 }
 
-/// F7.
-pub fn many(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
+/// Compares rotations of undisturbed replicas with rotations during which one replica is suspended.
+pub fn many_replicas(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let fleet = stage.fleet()?;
     let mut rows = vec![row([
         "replicas",
-        "a rotation s",
-        "share of the busiest",
-        "claims of a target",
+        "rotation s",
+        "busiest replica's share",
+        "claims per target",
         "late writes refused",
-        "late writes that changed nothing",
+        "late writes without effect",
     ])];
     for count in [2, 5] {
         let logs: Vec<PathBuf> = (0..count)
             .map(|number| std::env::temp_dir().join(format!("regcred-f7-{}-{number}.log", std::process::id())))
             .collect();
-        let many = with_replicas(stage, fleet, &logs, &mut rows);
+        let anomalies = with_replicas(stage, fleet, &logs, &mut rows);
         for log in &logs {
             let _ = std::fs::remove_file(log);
         }
-        let (steady, still) = many?;
-        let name = |what: &str| format!("F7 {count} replicas: {what}");
+        let (steady, suspended) = anomalies?;
+        let name = |what: &str| format!("F7 many replicas, {count}: {what}");
         goals.at_most(&name("Secrets written twice for a generation"), 0.0, float(steady.repeated));
-        goals.at_most(&name("writes that met another one's"), 0.0, float(steady.refused));
+        goals.at_most(&name("conflicting writes"), 0.0, float(steady.refused));
         goals.at_most(
-            &name("older generations after newer ones, one standing still"),
+            &name("older generation after a newer one, one suspended"),
             0.0,
-            float(steady.older + still.older),
+            float(steady.older + suspended.older),
         );
         goals.at_most(
             &name("versions without a write in the audit log"),
             0.0,
-            float(steady.unwritten + still.unwritten),
+            float(steady.unwritten + suspended.unwritten),
         );
-        goals.at_most(&name("writes that changed nothing"), 0.0, float(steady.without_version));
-        goals.at_most(&name("Secrets that are old in the end"), 0.0, float(steady.stale + still.stale));
+        goals.at_most(&name("writes without effect"), 0.0, float(steady.without_effect));
+        goals.at_most(&name("outdated Secrets"), 0.0, float(steady.stale + suspended.stale));
     }
-    table(&format!("F7: rotations in {COUNT} namespaces, 8 workers each"), &rows)?;
+    table(&format!("F7 many replicas: rotations in {COUNT} namespaces, 8 workers each"), &rows)?;
     Ok(())
 }
 
-/// What was seen of rotations one after the other, and of those in which one replica stands still.
+/// Counts anomalies of consecutive rotations, and of rotations with one replica suspended.
 fn with_replicas(
     stage: &Stage,
     fleet: &Fleet,
     logs: &[PathBuf],
     rows: &mut Vec<Vec<String>>,
-) -> anyhow::Result<(Seen, Seen)> {
+) -> anyhow::Result<(Anomalies, Anomalies)> {
     let workers = [("REGCRED_PULL_SECRETS_CONCURRENCY", "8")];
     let replicas = logs.iter().map(|log| stage.sandbox.serve_with(&workers, Some(log)));
     let replicas = replicas.collect::<anyhow::Result<Vec<Server>>>()?;
     let declared = Declared::everywhere(stage, fleet, &replicas[0], &format!("f7-{}", replicas.len()), None)?;
     declared.until_done(COUNT)?;
 
-    progress(&format!("f7: {} replicas, rotations one after the other", replicas.len()));
-    let (mut steady, mut took, claims) = (Seen::default(), Vec::new(), declared.claims()?);
-    let begun = done_of(logs)?;
-    let (whole, followed) = (fleet.audit_mark()?, fleet.follow(&declared.secret)?);
+    progress(&format!("F7 many replicas: {}, consecutive rotations", replicas.len()));
+    let (mut steady, mut took, claims) = (Anomalies::default(), Vec::new(), declared.claims()?);
+    let begun = synced_by(logs)?;
+    let (since, followed) = (fleet.audit_mark()?, fleet.follow(&declared.secret)?);
     for _ in 0..ROTATIONS {
         let mark = fleet.audit_mark()?;
         declared.rotate(&replicas[0])?;
@@ -102,22 +102,22 @@ fn with_replicas(
         steady.repeated += declared.repeated(mark)?;
         steady.stale += declared.stale()?;
     }
-    steady.add(&declared, whole, &followed.end(fleet)?)?;
-    let done: Vec<usize> = done_of(logs)?.iter().zip(begun).map(|(after, before)| after - before).collect();
+    steady.add(&declared, since, &followed.end(fleet)?)?;
+    let done: Vec<usize> = synced_by(logs)?.iter().zip(begun).map(|(after, before)| after - before).collect();
     let busiest = done.iter().copied().max().unwrap_or_default();
     let claimed: i64 =
         declared.claims()?.iter().map(|(namespace, after)| after - claims.get(namespace).unwrap_or(&0)).sum();
 
-    progress(&format!("f7: {} replicas, one of which stands still for longer than its leases", replicas.len()));
+    progress(&format!("F7 many replicas: {}, one suspended for longer than its leases", replicas.len()));
     drop(replicas);
-    // With leases that are over soon.
+    // Restarted with shorter leases.
     let replicas = logs.iter().map(|log| replica(stage, &workers, Some(log)));
     let replicas = replicas.collect::<anyhow::Result<Vec<Server>>>()?;
-    let mut still = Seen::default();
-    let (whole, followed) = (fleet.audit_mark()?, fleet.follow(&declared.secret)?);
-    for number in 0..STILL {
+    let mut suspended = Anomalies::default();
+    let (since, followed) = (fleet.audit_mark()?, fleet.follow(&declared.secret)?);
+    for number in 0..SUSPENSIONS {
         declared.rotate(&replicas[0])?;
-        declared.until_done(COUNT * (number + 1) / (STILL + 2))?;
+        declared.until_done(COUNT * (number + 1) / (SUSPENSIONS + 2))?;
         let slow = replicas.last().context("no replica")?;
         slow.signal("STOP")?;
         for _ in 0..BURST {
@@ -127,27 +127,27 @@ fn with_replicas(
         let done = declared.until_done(COUNT);
         slow.signal("CONT")?;
         done?;
-        // What it still does it does within the time of a call, which is less than a lease.
+        // Its remaining calls end within the call timeout, which is less than a lease.
         std::thread::sleep(Duration::from_secs(u64::from(lease()?)));
         declared.until_done(COUNT)?;
-        still.stale += declared.stale()?;
+        suspended.stale += declared.stale()?;
     }
-    still.add(&declared, whole, &followed.end(fleet)?)?;
+    suspended.add(&declared, since, &followed.end(fleet)?)?;
 
     rows.push(vec![
         replicas.len().to_string(),
         format!("{:.2}", took.into_iter().collect::<Rounds>().median()),
         format!("{:.2}", float(busiest) / float(done.iter().sum::<usize>().max(1))),
         format!("{:.3}", float(usize::try_from(claimed)?) / float(COUNT * ROTATIONS)),
-        still.refused.to_string(),
-        still.without_version.to_string(),
+        suspended.refused.to_string(),
+        suspended.without_effect.to_string(),
     ]);
     declared.retire(&replicas[0])?;
-    Ok((steady, still))
+    Ok((steady, suspended))
 }
 
-impl Seen {
-    /// Compares the versions that Secrets had with what the audit log says was written.
+impl Anomalies {
+    /// Compares versions of Secrets with the writes in the audit log.
     fn add(&mut self, declared: &Declared<'_>, mark: u64, versions: &[Version]) -> anyhow::Result<()> {
         let writes = declared.fleet.writes_since(mark, &declared.secret)?;
         let mut written: BTreeMap<&str, usize> = BTreeMap::new();
@@ -171,7 +171,7 @@ impl Seen {
         }
         for (namespace, written) in &written {
             let stored = stored.get(namespace).copied().unwrap_or_default();
-            self.without_version += written.saturating_sub(stored);
+            self.without_effect += written.saturating_sub(stored);
         }
         for (namespace, stored) in &stored {
             let written = written.get(namespace).copied().unwrap_or_default();
@@ -181,8 +181,8 @@ impl Seen {
     }
 }
 
-/// How many targets each replica says it brought in order.
-fn done_of(logs: &[PathBuf]) -> anyhow::Result<Vec<usize>> {
+/// Number of targets that each replica reports as synced.
+fn synced_by(logs: &[PathBuf]) -> anyhow::Result<Vec<usize>> {
     let lines =
         |log: &PathBuf| Ok(std::fs::read_to_string(log)?.matches("a target of a pull secret is in order").count());
     logs.iter().map(lines).collect()

@@ -1,4 +1,4 @@
-//! The field `auth`: base64 of `username:password`, as each reader decodes it.
+//! The `auth` field: base64 of `username:password`, as each consumer decodes it.
 
 use base64::{
     Engine as _, alphabet,
@@ -6,10 +6,10 @@ use base64::{
 };
 use zeroize::Zeroizing;
 
-/// Go's `base64.StdEncoding`: padding required, bits beyond the last byte ignored.
+/// Go's `base64.StdEncoding`: requires padding, ignores trailing bits.
 const PADDED: GeneralPurpose = engine(DecodePaddingMode::RequireCanonical);
 
-/// Go's `base64.RawStdEncoding`: no padding.
+/// Go's `base64.RawStdEncoding`: forbids padding.
 const UNPADDED: GeneralPurpose = engine(DecodePaddingMode::RequireNone);
 
 const fn engine(padding: DecodePaddingMode) -> GeneralPurpose {
@@ -17,12 +17,12 @@ const fn engine(padding: DecodePaddingMode) -> GeneralPurpose {
     GeneralPurpose::new(&alphabet::STANDARD, config)
 }
 
-/// Why an `auth` cannot be used.
+/// Reason why an `auth` cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(in crate::domain) enum AuthProblem {
     #[error("its `auth` is not base64 of the standard alphabet")]
     NotBase64,
-    #[error("its `auth` is base64 without the padding (`=`) that this reader asks for")]
+    #[error("its `auth` is base64 without the padding (`=`) that this consumer requires")]
     NotPadded,
     #[error("its `auth` has no colon between user and password")]
     NoColon,
@@ -30,20 +30,20 @@ pub(in crate::domain) enum AuthProblem {
     NoUser,
 }
 
-/// What an `auth` says. Bytes, since nothing forces them to be UTF-8.
+/// Decoded `auth`. Bytes, because UTF-8 is not guaranteed.
 pub(in crate::domain) struct Login {
     pub(in crate::domain) username: Zeroizing<Vec<u8>>,
     pub(in crate::domain) password: Zeroizing<Vec<u8>>,
 }
 
-/// As the kubelet does: padded if it ends in `=`, else unpadded (`pkg/credentialprovider/config.go`,
-/// `decodeDockerConfigFieldAuth`).
+/// Decodes like the kubelet: padded if it ends in `=`, else unpadded
+/// (`pkg/credentialprovider/config.go`, `decodeDockerConfigFieldAuth`).
 pub(in crate::domain) fn decode_leniently(auth: &str) -> Result<Login, AuthProblem> {
     let engine = if auth.trim_end().ends_with('=') { PADDED } else { UNPADDED };
     split(&decode(&engine, auth).ok_or(AuthProblem::NotBase64)?)
 }
 
-/// As podman does: padded only (`pkg/docker/config/config.go`, `decodeDockerAuth`).
+/// Decodes like podman: padded only (`pkg/docker/config/config.go`, `decodeDockerAuth`).
 pub(in crate::domain) fn decode_padded(auth: &str) -> Result<Login, AuthProblem> {
     let decoded = decode(&PADDED, auth).ok_or_else(|| match decode_leniently(auth) {
         Err(AuthProblem::NotBase64) => AuthProblem::NotBase64,
@@ -52,7 +52,8 @@ pub(in crate::domain) fn decode_padded(auth: &str) -> Result<Login, AuthProblem>
     split(&decoded)
 }
 
-/// As the docker CLI does: padded only, and with a user (`cli/config/configfile/file.go`, `decodeAuth`).
+/// Decodes like the docker CLI: padded only, and with a user (`cli/config/configfile/file.go`,
+/// `decodeAuth`).
 pub(in crate::domain) fn decode_strictly(auth: &str) -> Result<Login, AuthProblem> {
     let login = decode_padded(auth)?;
     if login.username.is_empty() {
@@ -68,7 +69,7 @@ fn decode(engine: &GeneralPurpose, auth: &str) -> Option<Zeroizing<Vec<u8>>> {
     engine.decode(&*packed).ok().map(Zeroizing::new)
 }
 
-/// At the first colon: a password may have more of them.
+/// Splits at the first colon: a password may contain more.
 fn split(decoded: &[u8]) -> Result<Login, AuthProblem> {
     let colon = decoded.iter().position(|byte| *byte == b':').ok_or(AuthProblem::NoColon)?;
     let (username, password) = decoded.split_at(colon);

@@ -1,4 +1,4 @@
-//! The programs that read docker configs, each with its own rules.
+//! Programs that read docker configs, each by its own rules.
 
 use std::fmt;
 
@@ -7,13 +7,14 @@ use utoipa::ToSchema;
 
 use super::Profile;
 
-/// A program that reads docker configs. [`Profile`] says what to write, this says who reads.
+/// A program that reads docker configs. A [`Profile`] is the document written for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Consumer {
     /// The kubelet, which reads image pull secrets.
     Kubernetes,
-    /// Controllers that read image pull secrets through go-containerregistry (Flux, Knative, Tekton, and others).
+    /// Controllers that read image pull secrets through go-containerregistry, such as Flux, Knative
+    /// and Tekton.
     K8schain,
     /// The docker CLI, from its file.
     Docker,
@@ -27,7 +28,7 @@ impl Consumer {
     /// All consumers.
     pub const ALL: [Self; 5] = [Self::Kubernetes, Self::K8schain, Self::Docker, Self::DockerAuthConfig, Self::Podman];
 
-    /// The profile whose documents this program gets.
+    /// Profile of the documents that this program reads.
     #[must_use]
     pub fn profile(self) -> Profile {
         match self {

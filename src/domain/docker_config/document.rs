@@ -1,21 +1,22 @@
-//! The JSON of each profile.
+//! JSON of each profile.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, Serializer};
 use zeroize::Zeroizing;
 
-use super::{Credential, Profile, RenderError, wiping::WipingBuffer};
+use super::{Credential, Profile, RenderError, zeroizing::ZeroizingBuffer};
 
-/// Writes the entries, which are sorted by key, as compact JSON.
+/// Writes the entries, sorted by key, as compact JSON.
 ///
-/// The kubelet reads `username`, `password`, `email` and `auth` (`pkg/credentialprovider/config.go`), and `kubectl
-/// create secret docker-registry` writes these four in this order (`pkg/cmd/create/create_secret_docker.go`). The
-/// docker CLI writes and prefers `auth` (`cli/config/configfile/file.go`), podman reads none of the others
-/// (`pkg/docker/config/config.go`, `dockerAuthConfig`), and in `DOCKER_AUTH_CONFIG` any other field makes the docker
-/// CLI refuse the whole value (`configEnvAuth`).
+/// - The kubelet reads `username`, `password`, `email` and `auth`
+///   (`pkg/credentialprovider/config.go`). `kubectl create secret docker-registry` writes these
+///   four in this order (`pkg/cmd/create/create_secret_docker.go`).
+/// - The docker CLI writes and prefers `auth` (`cli/config/configfile/file.go`). In
+///   `DOCKER_AUTH_CONFIG`, any other field makes it refuse the value (`configEnvAuth`).
+/// - podman reads `auth` only (`pkg/docker/config/config.go`, `dockerAuthConfig`).
 pub(super) fn write(profile: Profile, entries: &[(&str, &Credential<'_>)]) -> Result<SecretString, RenderError> {
-    let mut buffer = WipingBuffer::with_capacity(16 + entries.iter().map(expected_len).sum::<usize>());
+    let mut buffer = ZeroizingBuffer::with_capacity(16 + entries.iter().map(expected_len).sum::<usize>());
     let mut json = serde_json::Serializer::new(&mut buffer);
     let written = match profile {
         Profile::Kubernetes => {
@@ -30,7 +31,7 @@ pub(super) fn write(profile: Profile, entries: &[(&str, &Credential<'_>)]) -> Re
     };
     match (written, buffer.to_secret()) {
         (Ok(()), Some(document)) => Ok(document),
-        // Text only, and into memory: nothing here can fail.
+        // Unreachable: strings serialized into memory.
         _ => Err(RenderError::Unsupported {
             accounts: Vec::new(),
             detail: "the document could not be written".to_owned(),
@@ -38,19 +39,19 @@ pub(super) fn write(profile: Profile, entries: &[(&str, &Credential<'_>)]) -> Re
     }
 }
 
-/// Enough for an entry in which JSON has nothing to escape.
+/// Estimated length of an entry without escapes.
 fn expected_len((key, credential): &(&str, &Credential<'_>)) -> usize {
     let secret = credential.username.len() + 1 + credential.password.expose_secret().len();
     64 + key.len() + secret + secret.div_ceil(3) * 4 + credential.email.map_or(0, str::len)
 }
 
-/// The document of every reader but that of the legacy `.dockercfg`, which is the bare map.
+/// Document of every profile but the legacy `.dockercfg`, which is the bare map.
 #[derive(Serialize)]
 struct Document<T> {
     auths: T,
 }
 
-/// The map from key to entry; the function gives an entry its form.
+/// Map from key to entry. The function builds the entry.
 struct Entries<'a, F>(&'a [(&'a str, &'a Credential<'a>)], F);
 
 impl<'a, F, T> Serialize for Entries<'a, F>
@@ -64,7 +65,7 @@ where
     }
 }
 
-/// An entry as `kubectl` writes it.
+/// Entry as `kubectl` writes it.
 #[derive(Serialize)]
 struct FullEntry<'a> {
     username: &'a str,
@@ -85,7 +86,7 @@ impl<'a> From<&'a Credential<'a>> for FullEntry<'a> {
     }
 }
 
-/// An entry as `docker login` and `podman login` write it.
+/// Entry as `docker login` and `podman login` write it.
 #[derive(Serialize)]
 struct AuthEntry<'a> {
     auth: Auth<'a>,
@@ -97,7 +98,7 @@ impl<'a> From<&'a Credential<'a>> for AuthEntry<'a> {
     }
 }
 
-/// Base64, padded, of `username:password`: what every reader decodes.
+/// Padded base64 of `username:password`, which every consumer decodes.
 struct Auth<'a>(&'a Credential<'a>);
 
 impl Serialize for Auth<'_> {

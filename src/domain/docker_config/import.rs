@@ -1,106 +1,105 @@
-//! Turns a docker config that somebody has into accounts.
+//! Converts an existing docker config into accounts.
 //!
-//! Every entry, and every field beside the entries, comes out as one [`ImportItem`] that says what became of it:
-//! nothing is lost silently.
+//! Every entry and every other field yields one [`ImportItem`], so nothing is dropped silently.
 
+mod duplicates;
 mod entry;
-mod rivals;
 
 use secrecy::SecretString;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-pub(in crate::domain) use self::entry::shown;
+pub(in crate::domain) use self::entry::redact_key;
 use super::parse::{Config, Form};
 use crate::domain::registry::RegistryScope;
 
-/// What a docker config holds.
+/// Result of importing a docker config.
 #[derive(Debug)]
 pub struct Import {
-    /// The form of the document.
+    /// Format of the document.
     pub form: Form,
-    /// The entries in the document's order, then the fields beside them.
+    /// Entries in document order, then the other fields.
     pub items: Vec<ImportItem>,
 }
 
 /// One entry or field of the document.
 #[derive(Debug)]
 pub struct ImportItem {
-    /// The entry's key, or the name of the field. A user or password in it is not shown.
+    /// Key of the entry, or name of the field. A user or password in the key is redacted.
     pub key: String,
-    /// What it holds, or why it is passed over.
+    /// Credential, or reason for skipping.
     pub outcome: ImportOutcome,
 }
 
-/// What an item holds, or why it is passed over.
+/// Credential, or reason for skipping.
 #[derive(Debug)]
 pub enum ImportOutcome {
     /// A credential.
     Found(FoundAccount),
-    /// Nothing that can become an account.
+    /// No account can be made from the item.
     Skipped {
-        /// Why, for programs.
+        /// Reason, for programs.
         reason: SkipReason,
-        /// Why and what can be done, for people. Never contains a secret.
+        /// Reason and remedy, for people. Never contains a secret.
         detail: String,
     },
 }
 
-/// A credential out of a docker config. `Debug` does not show the password.
+/// Credential from a docker config. `Debug` omits the password.
 #[derive(Debug, Clone)]
 pub struct FoundAccount {
-    /// What it is for.
+    /// Scope of the key.
     pub scope: RegistryScope,
-    /// Whether the key says `http://`.
+    /// Whether the key starts with `http://`.
     pub plain_http: bool,
-    /// The user.
+    /// User name.
     pub username: String,
     /// The password or token.
     pub password: SecretString,
-    /// The address, if there is one.
+    /// Mail address, if present.
     pub email: Option<String>,
-    /// The names of the entry's fields that an account has no place for.
+    /// Names of the entry's fields that an account does not store.
     pub left_out: Vec<String>,
 }
 
-/// Why an item is passed over. Fields of the document are called by their own names.
+/// Reason for skipping an item. Document fields keep their own names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum SkipReason {
-    /// The credential is in the store of a helper program, not in the document.
+    /// A helper program stores the credential, not the document.
     CredsStore,
-    /// The credential is with this registry's helper program, not in the document.
+    /// This registry's helper program stores the credential, not the document.
     CredHelpers,
-    /// The entry holds a token that is to be exchanged for others, which the kubelet cannot use.
+    /// The entry holds an identity token, which the kubelet does not support.
     #[serde(rename = "identitytoken")]
     IdentityToken,
-    /// The entry holds a bearer token, which neither the kubelet nor podman can use.
+    /// The entry holds a bearer token, which neither the kubelet nor podman supports.
     #[serde(rename = "registrytoken")]
     RegistryToken,
-    /// Headers that the docker CLI sends; they belong to no registry.
+    /// HTTP headers of the docker CLI, which belong to no registry.
     #[serde(rename = "HttpHeaders")]
     HttpHeaders,
-    /// A field that holds nothing to log in with.
+    /// A field without credentials.
     NotACredential,
-    /// The entry is empty, or lacks the user or the password.
+    /// The entry is empty, or lacks a user or a password.
     Empty,
-    /// The entry's `auth`, or another of its fields, cannot be read.
+    /// The entry's `auth`, or another field, is malformed.
     InvalidEntry,
-    /// The key names no registry that an account can be for.
+    /// The key names no valid registry.
     InvalidRegistry,
-    /// Another key of this document means the same registry and holds the same.
+    /// Another key of this document names the same registry and holds the same credential.
     Duplicate,
-    /// Another key of this document means the same registry and holds something else.
+    /// Another key of this document names the same registry and holds a different credential.
     Conflict,
 }
 
 impl Import {
-    /// Judges everything in the document.
+    /// Imports every entry and field of the document.
     #[must_use]
     pub fn of(config: &Config) -> Self {
-        let mut items: Vec<_> = config.entries.iter().map(|entry| entry::judge(entry, config)).collect();
-        rivals::settle(&mut items);
-        items.extend(beside_the_entries(config));
+        let mut items: Vec<_> = config.entries.iter().map(|entry| entry::import_entry(entry, config)).collect();
+        duplicates::skip_duplicates(&mut items);
+        items.extend(other_fields(config));
         Self { form: config.form, items }
     }
 }
@@ -111,14 +110,14 @@ impl ImportItem {
     }
 }
 
-fn beside_the_entries(config: &Config) -> impl Iterator<Item = ImportItem> {
+fn other_fields(config: &Config) -> impl Iterator<Item = ImportItem> {
     let helpers = config.helpers.iter().map(|helper| {
-        let detail = format!("the credential is with `docker-credential-{}`, not in this document", helper.name);
-        ImportItem::skipped(&shown(&helper.registry), SkipReason::CredHelpers, detail)
+        let detail = format!("`docker-credential-{}` stores the credential, not this document", helper.name);
+        ImportItem::skipped(&redact_key(&helper.registry), SkipReason::CredHelpers, detail)
     });
     let store = config.store.iter().map(|name| {
         let detail =
-            format!("credentials may be in the store of `docker-credential-{name}`, which this document does not hold");
+            format!("`docker-credential-{name}` may store more credentials, which this document does not contain");
         ImportItem::skipped("credsStore", SkipReason::CredsStore, detail)
     });
     let others = config.others.iter().map(|name| {
@@ -126,14 +125,10 @@ fn beside_the_entries(config: &Config) -> impl Iterator<Item = ImportItem> {
             ImportItem::skipped(
                 name,
                 SkipReason::HttpHeaders,
-                "headers belong to no registry; a credential in them is not imported",
+                "headers belong to no registry: a credential in them is not imported",
             )
         } else {
-            ImportItem::skipped(
-                name,
-                SkipReason::NotACredential,
-                "this field holds nothing to log in to a registry with",
-            )
+            ImportItem::skipped(name, SkipReason::NotACredential, "this field holds no registry credential")
         }
     });
     helpers.chain(store).chain(others)

@@ -1,7 +1,7 @@
-//! Takes apart a docker config that somebody has, in whatever form.
+//! Parses an existing docker config in any format.
 //!
-//! Nothing is judged here: what a field means to which reader is said in [`super::reading`], what becomes of it in
-//! [`super::import`]. No error ever repeats the input.
+//! Parsing does not interpret fields: [`super::reading`] says how consumers read them,
+//! [`super::import`] turns them into accounts. Errors never repeat the input.
 
 mod entry;
 mod error;
@@ -20,42 +20,44 @@ use self::{
     node::{Map, Node},
 };
 
-/// Longer input is refused unread. A Secret holds no more than this (`pkg/apis/core/types.go`, `MaxSecretSize`).
+/// Maximum length of the input, equal to that of a Secret (`pkg/apis/core/types.go`,
+/// `MaxSecretSize`).
 pub const MAX_INPUT: usize = 1024 * 1024;
 
-/// A docker config, taken apart.
+/// A parsed docker config.
 pub struct Config {
-    /// Whether it has `auths`, or is the bare map of old.
+    /// Format of the document.
     pub form: Form,
-    /// The entries, in the document's order.
+    /// Entries in document order.
     pub entries: Vec<Entry>,
-    /// `credHelpers`: the registries that have a helper program of their own.
+    /// `credHelpers`: registries with their own helper program.
     pub helpers: Vec<Helper>,
-    /// `credsStore`: the helper program for all other registries.
+    /// `credsStore`: helper program for all other registries.
     pub store: Option<String>,
-    /// Names of the other fields beside `auths`.
+    /// Names of the other fields.
     pub others: Vec<String>,
-    /// The type of the Secret that it came in, if it came in a manifest that says so.
+    /// Type of the Secret, if the document came in a manifest with a type.
     pub secret_type: Option<String>,
 }
 
-/// One line of `credHelpers`.
+/// One field of `credHelpers`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Helper {
-    /// The registry.
+    /// Registry.
     pub registry: String,
-    /// The program is `docker-credential-` and this.
+    /// Suffix of the program's name after `docker-credential-`.
     pub name: String,
 }
 
 impl Config {
-    /// Reads `~/.docker/config.json`, a legacy `.dockercfg`, the base64 value of a Secret with either of them, or such
-    /// a Secret's manifest as JSON or YAML.
+    /// Parses `~/.docker/config.json`, a legacy `.dockercfg`, the base64 value of a Secret with
+    /// either, or that Secret's manifest as JSON or YAML.
     ///
     /// # Errors
     ///
-    /// [`ParseError`] with line and column, if the input is too long, nested too deeply, malformed, or none of these;
-    /// also if a key stands twice in one object, where every reader would silently take the last.
+    /// [`ParseError`] with line and column if the input is too long, nested too deeply, malformed,
+    /// or in another format. A duplicate key in an object is an error, too: consumers would
+    /// silently use the last one.
     pub fn parse(input: &[u8]) -> Result<Self, ParseError> {
         form::open(input)
     }
@@ -89,12 +91,12 @@ fn entries(auths: Node) -> Result<Vec<Entry>, ParseError> {
     match auths {
         Node::Null => Ok(Vec::new()),
         Node::Map(map) => map.into_iter().map(|(key, node)| Entry::new(key, node)).collect(),
-        Node::Text(_) | Node::Other => Err(shape("`auths` is an object with one entry for each registry")),
+        Node::Text(_) | Node::Other => Err(shape("`auths` must be an object with one entry per registry")),
     }
 }
 
 fn helpers(cred_helpers: Node) -> Result<Vec<Helper>, ParseError> {
-    let refused = || shape("`credHelpers` is an object from registries to names of helper programs");
+    let refused = || shape("`credHelpers` must be an object from registries to names of helper programs");
     match cred_helpers {
         Node::Null => Ok(Vec::new()),
         Node::Map(map) => map
@@ -112,7 +114,7 @@ fn store(creds_store: Node) -> Result<Option<String>, ParseError> {
     match creds_store {
         Node::Null => Ok(None),
         Node::Text(name) => Ok(Some(name.to_string()).filter(|name| !name.is_empty())),
-        Node::Map(_) | Node::Other => Err(shape("`credsStore` is the name of a helper program")),
+        Node::Map(_) | Node::Other => Err(shape("`credsStore` must be the name of a helper program")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The programs that a document can be rendered for.
+//! Programs that a document can be rendered for.
 
 use std::{fmt, str::FromStr};
 
@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use crate::domain::invalid::Invalid;
 
-/// Which program will read the document.
+/// Program that reads the document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Profile {
@@ -27,7 +27,7 @@ impl Profile {
     /// All profiles.
     pub const ALL: [Self; 5] = [Self::Kubernetes, Self::Docker, Self::DockerAuthConfig, Self::Podman, Self::Dockercfg];
 
-    /// The name in the API.
+    /// Name in the API.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! What each reader makes of an entry.
+//! How each consumer reads an entry.
 
 use std::borrow::Cow;
 
@@ -7,22 +7,23 @@ use super::{
     parse::{Entry, Field},
 };
 
-/// What a reader makes of an entry. The words continue a sentence about the entry, and never contain a secret.
+/// Result of a consumer reading an entry. The text continues a sentence about the entry and never
+/// contains a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reading {
-    /// It logs in with a user and a password.
+    /// Logs in with user and password.
     Login,
-    /// It logs in with a token.
+    /// Logs in with a token.
     Token,
-    /// It finds nothing to log in with.
+    /// Finds no credential.
     Nothing(Cow<'static, str>),
-    /// It fails, for the images of this entry.
+    /// Fails for images that match this entry.
     Fails(Cow<'static, str>),
-    /// It fails as a whole: no entry of the document can be used, for any image.
+    /// Fails for the complete document, for any image.
     FailsAll(Cow<'static, str>),
 }
 
-/// What a reader makes of an entry.
+/// Reads an entry as the consumer does.
 #[must_use]
 pub fn read(consumer: Consumer, entry: &Entry) -> Reading {
     if entry.is_malformed {
@@ -37,20 +38,24 @@ pub fn read(consumer: Consumer, entry: &Entry) -> Reading {
     }
 }
 
-/// `pkg/credentialprovider/config.go`, `DockerConfigEntry.UnmarshalJSON`: `auth` wins if it is not empty, tokens are
-/// not known, and an error fails the whole Secret, with which `MakeDockerKeyring` fails the whole pull.
+/// `pkg/credentialprovider/config.go`, `DockerConfigEntry.UnmarshalJSON`: a non-empty `auth` takes
+/// precedence, tokens are not supported. An error fails the Secret, and with it the pull
+/// (`MakeDockerKeyring`).
 fn kubelet(entry: &Entry) -> Reading {
     let fields =
         [("username", &entry.username), ("password", &entry.password), ("email", &entry.email), ("auth", &entry.auth)];
-    match malformed(&fields).or_else(|| in_a_secret(entry)) {
+    match malformed(&fields).or_else(|| auth_in_secret(entry)) {
         Some(reading) => reading,
         None if has_login(entry) => Reading::Login,
-        None if has_token(entry) => Reading::Nothing("it holds a token only, and the kubelet knows none".into()),
+        None if has_token(entry) => {
+            Reading::Nothing("it holds only a token, which the kubelet does not support".into())
+        }
         None => nothing(),
     }
 }
 
-/// go-containerregistry, `pkg/authn/authn.go`, `AuthConfig.UnmarshalJSON`: as the kubelet, but tokens are known.
+/// go-containerregistry, `pkg/authn/authn.go`, `AuthConfig.UnmarshalJSON`: like the kubelet, but
+/// with tokens.
 fn k8schain(entry: &Entry) -> Reading {
     let fields = [
         ("username", &entry.username),
@@ -59,7 +64,7 @@ fn k8schain(entry: &Entry) -> Reading {
         ("identitytoken", &entry.identity_token),
         ("registrytoken", &entry.registry_token),
     ];
-    match malformed(&fields).or_else(|| in_a_secret(entry)) {
+    match malformed(&fields).or_else(|| auth_in_secret(entry)) {
         Some(Reading::Login) | None if has_token(entry) => Reading::Token,
         Some(reading) => reading,
         None if has_login(entry) => Reading::Login,
@@ -67,8 +72,8 @@ fn k8schain(entry: &Entry) -> Reading {
     }
 }
 
-/// What both make of an `auth`, if there is one.
-fn in_a_secret(entry: &Entry) -> Option<Reading> {
+/// How both read a non-empty `auth`.
+fn auth_in_secret(entry: &Entry) -> Option<Reading> {
     let auth = Some(entry.auth.text()).filter(|auth| !auth.is_empty())?;
     Some(match auth::decode_leniently(auth) {
         Ok(_) => Reading::Login,
@@ -76,8 +81,9 @@ fn in_a_secret(entry: &Entry) -> Option<Reading> {
     })
 }
 
-/// `cli/config/configfile/file.go`, `LoadFromReader`: `auth` wins if it is not empty. An error ends the loading; the docker
-/// CLI warns, and goes on with those entries that it had read by chance. Releases before 29 also read `email`.
+/// `cli/config/configfile/file.go`, `LoadFromReader`: a non-empty `auth` takes precedence. An error
+/// ends loading; the docker CLI warns and keeps the entries read so far, in random order. Releases
+/// before 29 also read `email`.
 fn docker(entry: &Entry) -> Reading {
     let fields = [
         ("username", &entry.username),
@@ -104,19 +110,19 @@ fn docker(entry: &Entry) -> Reading {
     }
 }
 
-/// `cli/config/configfile/file.go`, `configEnvAuth`: `auth` and nothing else.
+/// `cli/config/configfile/file.go`, `configEnvAuth`: only `auth` is accepted.
 fn docker_auth_config(entry: &Entry) -> Reading {
-    let known = [
+    let other_fields = [
         ("username", &entry.username),
         ("password", &entry.password),
         ("email", &entry.email),
         ("identitytoken", &entry.identity_token),
         ("registrytoken", &entry.registry_token),
     ];
-    let known = known.iter().filter(|(_, field)| field.is_present()).map(|(name, _)| *name);
-    if let Some(name) = known.chain(entry.others.iter().map(String::as_str)).next() {
+    let other_fields = other_fields.iter().filter(|(_, field)| field.is_present()).map(|(name, _)| *name);
+    if let Some(name) = other_fields.chain(entry.others.iter().map(String::as_str)).next() {
         return Reading::FailsAll(
-            format!("it has the field `{name}`, and in DOCKER_AUTH_CONFIG any other than `auth` is refused").into(),
+            format!("it has the field `{name}`, but DOCKER_AUTH_CONFIG accepts only `auth`").into(),
         );
     }
     if let Some(malformed) = malformed(&[("auth", &entry.auth)]) {
@@ -131,8 +137,9 @@ fn docker_auth_config(entry: &Entry) -> Reading {
     }
 }
 
-/// `pkg/docker/config/config.go`, `decodeDockerAuth`: `auth` and `identitytoken` only. Without a colon the entry is
-/// passed over, and with it the token; without user or password `getCredentialsWithHomeDir` passes it over.
+/// `pkg/docker/config/config.go`, `decodeDockerAuth`: reads `auth` and `identitytoken`. Without a
+/// colon it skips the entry and the token; without user or password `getCredentialsWithHomeDir`
+/// skips it.
 fn podman(entry: &Entry) -> Reading {
     if let Some(malformed) = malformed(&[("auth", &entry.auth), ("identitytoken", &entry.identity_token)]) {
         return malformed;
@@ -141,7 +148,7 @@ fn podman(entry: &Entry) -> Reading {
     match auth::decode_padded(entry.auth.text()) {
         Ok(_) if has_token => Reading::Token,
         Ok(login) if login.username.is_empty() || login.password.is_empty() => {
-            Reading::Nothing("podman takes an `auth` without user or password for none".into())
+            Reading::Nothing("podman ignores an `auth` without user or password".into())
         }
         Ok(_) => Reading::Login,
         Err(auth::AuthProblem::NoColon) if entry.auth.text().is_empty() && has_login(entry) => {
@@ -155,7 +162,7 @@ fn podman(entry: &Entry) -> Reading {
 
 fn malformed(fields: &[(&str, &Field)]) -> Option<Reading> {
     let (name, _) = fields.iter().find(|(_, field)| field.is_malformed())?;
-    Some(Reading::FailsAll(format!("its `{name}` is not a text").into()))
+    Some(Reading::FailsAll(format!("its `{name}` is not a string").into()))
 }
 
 fn has_login(entry: &Entry) -> bool {
@@ -177,8 +184,8 @@ mod tests {
     use super::*;
     use crate::domain::docker_config::parse::Config;
 
-    /// What a reader makes of an entry, in one letter: Login, Token, Nothing, `f`ails for this entry, `F`ails as a
-    /// whole.
+    /// How a consumer reads an entry, as one letter: Login, Token, Nothing, `f`ails for this entry,
+    /// `F`ails completely.
     fn letter(consumer: Consumer, entry: &Entry) -> char {
         match read(consumer, entry) {
             Reading::Login => 'L',
@@ -189,13 +196,14 @@ mod tests {
         }
     }
 
-    /// In the order of [`Consumer::ALL`]: kubelet, k8schain, docker CLI, `DOCKER_AUTH_CONFIG`, podman.
+    /// Columns in the order of [`Consumer::ALL`]: kubelet, k8schain, docker CLI,
+    /// `DOCKER_AUTH_CONFIG`, podman.
     #[rstest]
     #[case::auth_is_read_by_all(r#"{"auth":"dTpw"}"#, "LLLLL")]
     #[case::user_and_password(r#"{"username":"u","password":"p"}"#, "LLLFN")]
     #[case::as_kubectl_writes_it(r#"{"username":"u","password":"p","email":"e","auth":"dTpw"}"#, "LLLFL")]
-    #[case::a_good_auth_wins(r#"{"username":5,"auth":"dTpw"}"#, "FFFFL")]
-    #[case::a_bad_auth_wins(r#"{"username":"u","password":"p","auth":"!"}"#, "FFFFf")]
+    #[case::valid_auth_beside_malformed_username(r#"{"username":5,"auth":"dTpw"}"#, "FFFFL")]
+    #[case::invalid_auth_beside_password(r#"{"username":"u","password":"p","auth":"!"}"#, "FFFFf")]
     #[case::padded(r#"{"auth":"dXU6cA=="}"#, "LLLLL")]
     #[case::unpadded(r#"{"auth":"dXU6cA"}"#, "LLFFf")]
     #[case::with_line_breaks(r#"{"auth":"dXU6\r\ncA==\n"}"#, "LLLLL")]
@@ -218,7 +226,7 @@ mod tests {
     #[case::unknown_field(r#"{"auth":"dTpw","serveraddress":"reg.io"}"#, "LLLFL")]
     #[case::names_in_another_case(r#"{"Auth":"dTpw"}"#, "LLLLL")]
     #[case::a_text("\"dTpw\"", "FFFFF")]
-    fn each_reader_reads_other_fields(#[case] entry: &str, #[case] expected: &str) {
+    fn consumers_differ_in_the_fields_they_read(#[case] entry: &str, #[case] expected: &str) {
         let config = Config::parse(format!(r#"{{"auths":{{"reg.io":{entry}}}}}"#).as_bytes()).unwrap();
         let found: String = Consumer::ALL.into_iter().map(|consumer| letter(consumer, &config.entries[0])).collect();
         assert_eq!(found, expected);

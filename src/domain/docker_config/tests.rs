@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// What a test knows of an account: name, scope, user, password.
+/// Name, scope, user and password of an account.
 type Account = (&'static str, &'static str, &'static str, &'static str);
 
 fn try_render(profile: Profile, accounts: &[Account]) -> Result<RenderedConfig, RenderError> {
@@ -28,15 +28,15 @@ fn document(profile: Profile, accounts: &[Account]) -> Value {
     serde_json::from_str(rendered.document.expose_secret()).unwrap()
 }
 
-const MARTIN_5000: Account = ("martin-5000", "registry.martin.com:5000", "martin", "xxx1");
-const MARTIN_6000: Account = ("martin-6000", "registry.martin.com:6000", "martin", "xxx2");
+const MARTIN_5000: Account = ("martin-5000", "registry.example.com:5000", "martin", "xxx1");
+const MARTIN_6000: Account = ("martin-6000", "registry.example.com:6000", "martin", "xxx2");
 const HUB: Account = ("hub", "docker.io", "bot", "pw");
 const TEAM_A: Account = ("team-a", "reg.io/a", "a", "pw-a");
 const TEAM_B: Account = ("team-b", "reg.io/b", "b", "pw-b");
 
 #[test]
-fn w2_the_document_is_kubectls_byte_for_byte() {
-    let scope = RegistryScope::parse("registry.martin.com:5000").unwrap();
+fn kubernetes_document_equals_kubectls_byte_for_byte() {
+    let scope = RegistryScope::parse("registry.example.com:5000").unwrap();
     let password = SecretString::from("xxx1");
     let rendered = render(
         Profile::Kubernetes,
@@ -45,23 +45,26 @@ fn w2_the_document_is_kubectls_byte_for_byte() {
             scope: &scope,
             username: "martin",
             password: &password,
-            email: Some("hanniusshine@gmail.com"),
+            email: Some("dev@example.com"),
         }],
     )
     .unwrap();
     assert_eq!(
         rendered.document.expose_secret(),
-        r#"{"auths":{"registry.martin.com:5000":{"username":"martin","password":"xxx1","email":"hanniusshine@gmail.com","auth":"bWFydGluOnh4eDE="}}}"#
+        r#"{"auths":{"registry.example.com:5000":{"username":"martin","password":"xxx1","email":"dev@example.com","auth":"bWFydGluOnh4eDE="}}}"#
     );
-    assert_eq!(rendered.keys, ["registry.martin.com:5000"]);
+    assert_eq!(rendered.keys, ["registry.example.com:5000"]);
     assert_eq!(rendered.warnings, []);
 }
 
 #[test]
-fn w3_and_w5_one_document_holds_several_registries_sorted_by_key() {
+fn document_is_sorted_by_key_in_any_order_of_accounts() {
     let forwards = try_render(Profile::Kubernetes, &[HUB, MARTIN_5000, MARTIN_6000]).unwrap();
     let backwards = try_render(Profile::Kubernetes, &[MARTIN_6000, MARTIN_5000, HUB]).unwrap();
-    assert_eq!(forwards.keys, ["https://index.docker.io/v1/", "registry.martin.com:5000", "registry.martin.com:6000"]);
+    assert_eq!(
+        forwards.keys,
+        ["https://index.docker.io/v1/", "registry.example.com:5000", "registry.example.com:6000"]
+    );
     assert_eq!(forwards.document.expose_secret(), backwards.document.expose_secret());
 }
 
@@ -71,7 +74,7 @@ fn w3_and_w5_one_document_holds_several_registries_sorted_by_key() {
 #[case(Profile::Podman, json!({"auths": {"reg.io/a": {"auth": "YTpwdy1h"}}}))]
 #[case(Profile::Docker, json!({"auths": {"reg.io": {"auth": "YTpwdy1h"}}}))]
 #[case(Profile::DockerAuthConfig, json!({"auths": {"reg.io": {"auth": "YTpwdy1h"}}}))]
-fn each_reader_gets_the_fields_and_the_key_that_it_understands(#[case] profile: Profile, #[case] expected: Value) {
+fn each_profile_has_the_key_and_fields_of_its_consumer(#[case] profile: Profile, #[case] expected: Value) {
     assert_eq!(document(profile, &[TEAM_A]), expected);
 }
 
@@ -79,13 +82,13 @@ fn each_reader_gets_the_fields_and_the_key_that_it_understands(#[case] profile: 
 #[case(Profile::Kubernetes, r#"{"auths":{}}"#)]
 #[case(Profile::Dockercfg, "{}")]
 #[case(Profile::Podman, r#"{"auths":{}}"#)]
-fn no_account_gives_an_empty_document(#[case] profile: Profile, #[case] expected: &str) {
+fn no_account_renders_an_empty_document(#[case] profile: Profile, #[case] expected: &str) {
     let rendered = try_render(profile, &[]).unwrap();
     assert_eq!(rendered.document.expose_secret(), expected);
 }
 
 #[rstest]
-fn docker_hub_has_one_key_for_every_reader(
+fn docker_hub_has_one_key_in_every_profile(
     #[values(Profile::Kubernetes, Profile::Docker, Profile::DockerAuthConfig, Profile::Podman, Profile::Dockercfg)]
     profile: Profile,
 ) {
@@ -97,13 +100,13 @@ fn docker_hub_has_one_key_for_every_reader(
 #[case(Profile::Dockercfg, "docker.io/acme")]
 #[case(Profile::Podman, "docker.io/acme")]
 #[case(Profile::Docker, "https://index.docker.io/v1/")]
-fn a_part_of_docker_hub_has_the_key_that_its_reader_finds(#[case] profile: Profile, #[case] key: &str) {
+fn part_of_docker_hub_has_the_key_that_its_consumer_finds(#[case] profile: Profile, #[case] key: &str) {
     let acme = ("acme", "docker.io/acme", "bot", "pw");
     assert_eq!(try_render(profile, &[acme]).unwrap().keys, [key]);
 }
 
 #[test]
-fn beside_a_part_of_docker_hub_the_whole_has_a_second_key_for_the_kubelet() {
+fn kubelet_gets_a_second_docker_hub_key_beside_a_part() {
     let acme = ("acme", "docker.io/acme", "bot", "pw");
     let keys = |profile| try_render(profile, &[HUB, acme]).unwrap().keys;
     for profile in [Profile::Kubernetes, Profile::Dockercfg] {
@@ -113,14 +116,14 @@ fn beside_a_part_of_docker_hub_the_whole_has_a_second_key_for_the_kubelet() {
 }
 
 #[rstest]
-fn w5_two_accounts_for_one_key_are_refused_by_name(
+fn two_accounts_for_one_key_are_refused_by_name(
     #[values(Profile::Kubernetes, Profile::Docker, Profile::Podman)] profile: Profile,
 ) {
-    let other = ("a-second", "https://registry.martin.com:5000/v2/", "other", "pw");
+    let other = ("a-second", "https://registry.example.com:5000/v2/", "other", "pw");
     assert_eq!(
         try_render(profile, &[MARTIN_5000, other]).unwrap_err(),
         RenderError::KeyCollision {
-            key: "registry.martin.com:5000".to_owned(),
+            key: "registry.example.com:5000".to_owned(),
             accounts: ["a-second".to_owned(), "martin-5000".to_owned()],
         }
     );
@@ -128,14 +131,14 @@ fn w5_two_accounts_for_one_key_are_refused_by_name(
 
 #[rstest]
 #[case(TEAM_A, TEAM_B)]
-#[case(TEAM_B, ("whole", "reg.io", "w", "pw-w"))]
+#[case(TEAM_B, ("all", "reg.io", "w", "pw-w"))]
 #[case(HUB, ("acme", "docker.io/acme", "bot", "pw"))]
-fn the_docker_cli_cannot_tell_two_scopes_of_one_host_apart(#[case] one: Account, #[case] other: Account) {
+fn docker_profiles_refuse_two_scopes_of_one_host(#[case] one: Account, #[case] other: Account) {
     for profile in [Profile::Docker, Profile::DockerAuthConfig] {
         let refusal = try_render(profile, &[one, other]).unwrap_err();
         let RenderError::Unsupported { accounts, detail } = refusal else { panic!("{refusal:?}") };
         assert_eq!(accounts.len(), 2);
-        assert!(detail.contains("knows only hosts"), "{detail}");
+        assert!(detail.contains("matches only hosts"), "{detail}");
     }
     for profile in [Profile::Kubernetes, Profile::Dockercfg, Profile::Podman] {
         try_render(profile, &[one, other]).unwrap();
@@ -149,11 +152,11 @@ fn the_docker_cli_cannot_tell_two_scopes_of_one_host_apart(#[case] one: Account,
 #[case(Profile::Kubernetes, &[TEAM_A, TEAM_B], &[])]
 #[case(Profile::Kubernetes, &[TEAM_A, ("ab", "reg.io/ab", "u", "p")], &[(WarningCode::MatchesMore, "reg.io/a")])]
 #[case(Profile::Kubernetes, &[TEAM_A, ("below", "reg.io/a/b", "u", "p")], &[])]
-#[case(Profile::Kubernetes, &[("whole", "reg.io", "u", "p"), ("other", "reg.iot", "u", "p")], &[])]
+#[case(Profile::Kubernetes, &[("all", "reg.io", "u", "p"), ("other", "reg.iot", "u", "p")], &[])]
 #[case(Profile::Kubernetes, &[("v6", "[::1]", "u", "p")], &[(WarningCode::NeverMatches, "[::1]")])]
 #[case(Profile::Kubernetes, &[("v6", "[::1]:5000", "u", "p")], &[])]
 #[case(Profile::Podman, &[TEAM_A, ("ab", "reg.io/ab", "u", "p"), ("v6", "[::1]", "u", "p")], &[])]
-fn what_a_reader_does_otherwise_is_said(
+fn deviations_of_a_consumer_give_warnings(
     #[case] profile: Profile,
     #[case] accounts: &[Account],
     #[case] expected: &[(WarningCode, &str)],
@@ -167,7 +170,7 @@ fn what_a_reader_does_otherwise_is_said(
 #[case("", "pw", "no username")]
 #[case("a:b", "pw", "colon")]
 #[case("a", "", "no password")]
-fn what_no_reader_reads_back_is_refused(
+fn credentials_that_do_not_round_trip_are_refused(
     #[case] username: &'static str,
     #[case] password: &'static str,
     #[case] reason: &str,
@@ -179,7 +182,7 @@ fn what_no_reader_reads_back_is_refused(
 }
 
 #[test]
-fn a_nul_that_a_reader_cuts_off_is_refused_for_that_reader() {
+fn nul_is_refused_for_consumers_that_strip_it() {
     for profile in Profile::ALL {
         let reads_back = matches!(profile, Profile::Kubernetes | Profile::Dockercfg);
         for password in ["\0pw", "pw\0"] {
@@ -191,7 +194,7 @@ fn a_nul_that_a_reader_cuts_off_is_refused_for_that_reader() {
 }
 
 #[test]
-fn a_profile_has_one_name_everywhere() {
+fn profile_names_are_consistent() {
     for profile in Profile::ALL {
         let name = profile.as_str();
         assert_eq!(serde_json::to_value(profile).unwrap(), json!(name));
@@ -201,14 +204,14 @@ fn a_profile_has_one_name_everywhere() {
 }
 
 #[test]
-fn debug_shows_no_password() {
+fn debug_omits_passwords() {
     let shown = format!("{:?}", try_render(Profile::Kubernetes, &[MARTIN_5000]).unwrap());
     assert!(!shown.contains("xxx1") && !shown.contains("bWFydGlu"), "{shown}");
 }
 
 proptest! {
     #[test]
-    fn every_field_comes_back_as_it_was(
+    fn fields_round_trip(
         username in "[^:]+",
         password in any::<String>().prop_filter("not empty", |p| !p.is_empty()),
         email in proptest::option::of(any::<String>()),

@@ -1,4 +1,4 @@
-//! What a reader will do otherwise than an account says.
+//! Warnings about consumers that deviate from an account.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -6,48 +6,48 @@ use utoipa::ToSchema;
 use super::{Credential, Profile};
 use crate::domain::registry::RegistryScope;
 
-/// Something that works otherwise than it looks. Never contains a secret.
+/// A consumer's deviation from what a document or account says. Never contains a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Warning {
-    /// What it is, for programs.
+    /// Kind of warning, for programs.
     pub code: WarningCode,
-    /// The account that it is about, where there is one.
+    /// Account concerned, if any.
     pub account: Option<String>,
-    /// The key in the document that it is about, where there is one.
+    /// Key concerned, if any.
     pub key: Option<String>,
-    /// What it is and what can be done, for people.
+    /// Description and remedy, for people.
     pub detail: String,
 }
 
-/// The kinds of warnings.
+/// Kinds of warnings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum WarningCode {
-    /// Because of this entry a reader cannot use the whole document.
+    /// The entry makes the complete document unusable for a consumer.
     Refused,
-    /// The key names no registry that an image can be in.
+    /// The key names no valid registry.
     InvalidKey,
-    /// No reader ever uses the entry, or not the one that the document is for.
+    /// No consumer uses the entry, or not the document's consumer.
     NeverMatches,
-    /// Some readers never use the entry.
+    /// Some consumers do not use the entry.
     MissedBySome,
-    /// A reader uses the entry for more images than it says.
+    /// A consumer uses the entry for more images than intended.
     MatchesMore,
-    /// Several entries are for one registry, and chance decides which one a reader uses.
+    /// Several entries match one registry, and the consumer's choice is random.
     Ambiguous,
-    /// The entry holds nothing that a reader can log in with.
+    /// A consumer finds no credential in the entry.
     HoldsNothing,
-    /// The entry's `auth` says something else than its `username` and `password`.
+    /// The entry's `auth` differs from its `username` and `password`.
     AuthWins,
-    /// A helper program, not the document, holds the credential.
+    /// A helper program stores the credential, not the document.
     HelperFirst,
-    /// The Secret's type is not that of an image pull secret.
+    /// The Secret does not have the type of an image pull secret.
     WrongSecretType,
 }
 
 impl Warning {
-    /// About one key, of one account if there is one.
+    /// Creates a warning about a key.
     pub(in crate::domain) fn new(
         code: WarningCode,
         account: Option<&str>,
@@ -57,14 +57,14 @@ impl Warning {
         Self { code, account: account.map(str::to_owned), key: Some(key.to_owned()), detail: detail.into() }
     }
 
-    /// About the document.
+    /// Creates a warning about the document.
     pub(in crate::domain) fn of_all(code: WarningCode, detail: impl Into<String>) -> Self {
         Self { code, account: None, key: None, detail: detail.into() }
     }
 }
 
-/// Warns about entries that the profile's reader will not use exactly as their accounts say.
-pub(super) fn about(profile: Profile, entries: &[(&str, &Credential<'_>)]) -> Vec<Warning> {
+/// Warns about entries that the profile's consumer uses differently from their accounts.
+pub(super) fn warnings_for(profile: Profile, entries: &[(&str, &Credential<'_>)]) -> Vec<Warning> {
     match profile {
         Profile::Docker | Profile::DockerAuthConfig => paths_cut(entries),
         Profile::Kubernetes | Profile::Dockercfg => {
@@ -76,12 +76,12 @@ pub(super) fn about(profile: Profile, entries: &[(&str, &Credential<'_>)]) -> Ve
     }
 }
 
-/// The docker CLI has one credential for a host (`cli/config/credentials/file_store.go`).
+/// The docker CLI uses one credential per host (`cli/config/credentials/file_store.go`).
 fn paths_cut(entries: &[(&str, &Credential<'_>)]) -> Vec<Warning> {
     let cut = entries.iter().filter(|(_, credential)| credential.scope.path().is_some());
     cut.map(|(key, credential)| {
         Warning::new(WarningCode::MatchesMore, Some(credential.account), key, format!(
-            "the docker CLI knows only hosts: it will send this password for every image of `{}`, not only for `{}`",
+            "the docker CLI matches only hosts: it will send this password for every image of `{}`, not only for `{}`",
             credential.scope.authority(),
             credential.scope,
         ))
@@ -89,8 +89,9 @@ fn paths_cut(entries: &[(&str, &Credential<'_>)]) -> Vec<Warning> {
     .collect()
 }
 
-/// The kubelet compares hosts with `filepath.Match`, which reads the brackets of an IPv6 address as a set of
-/// characters. With a port they are taken off before (`pkg/credentialprovider/keyring.go`, `splitURL`).
+/// The kubelet compares hosts with `filepath.Match`, where the brackets of an IPv6 address are a
+/// character class. With a port, it strips them first (`pkg/credentialprovider/keyring.go`,
+/// `splitURL`).
 fn unreachable_addresses(entries: &[(&str, &Credential<'_>)]) -> Vec<Warning> {
     let bare = entries.iter().filter(|(_, credential)| is_bare_ipv6(credential.scope));
     bare.map(|(key, credential)| {
@@ -98,7 +99,7 @@ fn unreachable_addresses(entries: &[(&str, &Credential<'_>)]) -> Vec<Warning> {
             WarningCode::NeverMatches,
             Some(credential.account),
             key,
-            "the kubelet never finds an IPv6 address without a port: name the registry by host name or with a port",
+            "the kubelet never matches an IPv6 address without a port: use a host name, or add the port",
         )
     })
     .collect()
@@ -108,19 +109,21 @@ fn is_bare_ipv6(scope: &RegistryScope) -> bool {
     scope.host().starts_with('[') && scope.port().is_none()
 }
 
-/// The kubelet compares paths as plain strings (`pkg/credentialprovider/keyring.go`, `urlsMatch`). That is worth a word
-/// only where another account is for what is matched too much: the kubelet then tries both, the longer key first.
+/// The kubelet compares paths as plain strings (`pkg/credentialprovider/keyring.go`, `urlsMatch`).
+///
+/// Warns only if another account covers the images matched in excess: the kubelet then tries both,
+/// the longer key first.
 fn overlapping_prefixes(entries: &[(&str, &Credential<'_>)]) -> Vec<Warning> {
     let mut warnings = Vec::new();
     for (at, (key, credential)) in entries.iter().enumerate() {
         if credential.scope.path().is_none() {
             continue;
         }
-        // Sorted keys: whatever starts with this one follows it at once.
+        // Keys are sorted: those with this prefix follow directly.
         let mut longer = entries[at + 1..].iter().take_while(|(other, _)| other.starts_with(key));
         if let Some((other, _)) = longer.find(|(other, _)| !other[key.len()..].starts_with('/')) {
             warnings.push(Warning::new(WarningCode::MatchesMore, Some(credential.account), key, format!(
-                "the kubelet compares paths as plain text: after the entry `{other}` it tries this one too for the same images",
+                "the kubelet compares paths as plain text: it also tries this entry after `{other}` for the same images",
             )));
         }
     }

@@ -1,18 +1,18 @@
-//! What a person means by a key, however it is written.
+//! Intended meaning of a key, independent of its spelling.
 
 use std::fmt;
 
 use super::ImageName;
 use crate::domain::registry;
 
-/// The parts of a key or an image, taken apart by eye: nothing is refused.
+/// Parts of a key or an image. Splitting never fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Address<'a> {
-    /// The host; an IPv6 address with its brackets.
+    /// Host. An IPv6 address keeps its brackets.
     pub(super) host: &'a str,
-    /// The port, or nothing.
+    /// Port, or empty.
     pub(super) port: &'a str,
-    /// The path, without slashes around it and without API root.
+    /// Path without surrounding slashes and API root.
     pub(super) path: &'a str,
 }
 
@@ -36,19 +36,19 @@ impl<'a> Address<'a> {
         registry::is_docker_hub(&self.host.to_ascii_lowercase()) && matches!(self.port, "" | "443")
     }
 
-    /// The number of parts of the host.
+    /// Number of labels of the host.
     pub(super) fn labels(&self) -> usize {
         self.host.split('.').count()
     }
 
-    /// The host without its first part, if two remain.
+    /// Host without its first label, if two or more remain.
     pub(super) fn parent(&self) -> Option<&'a str> {
         let (_, parent) = self.host.split_once('.')?;
         parent.contains('.').then_some(parent)
     }
 
-    /// Whether the image is meant: of this registry, and under the path or the path itself. A wildcard is taken to mean
-    /// the image's host.
+    /// Whether the key covers the image: same registry, and a path equal to or below its own. A
+    /// wildcard counts as the image's host.
     pub(super) fn covers(&self, image: &ImageName) -> bool {
         let wanted = Address::of_image(image);
         let is_same_registry = if image.is_on_docker_hub() {
@@ -59,7 +59,7 @@ impl<'a> Address<'a> {
         is_same_registry && self.has_below(wanted.path)
     }
 
-    /// Whether another path is this one, or below it.
+    /// Whether a path is equal to or below this one.
     pub(super) fn has_below(&self, path: &str) -> bool {
         let rest = path.strip_prefix(self.path);
         rest.is_some_and(|rest| self.path.is_empty() || rest.is_empty() || rest.starts_with('/'))

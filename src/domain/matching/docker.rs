@@ -1,10 +1,10 @@
-//! How the docker CLI finds an entry: `cli/config/credentials/file_store.go`.
+//! Lookup of the docker CLI: `cli/config/credentials/file_store.go`.
 
 use super::{Found, ImageName, go_url::GoUrl};
 use crate::domain::docker_config::DOCKER_HUB_KEY;
 
-/// From its file (`fileStore.Get`): the exact key, or else any whose host is the image's, the first in the order of a
-/// Go map, which is random. Paths are cut, so two keys of one host are one too many.
+/// Lookup in the file (`fileStore.Get`): the exact key, or else a random key with the image's host,
+/// because Go maps are unordered. Paths are ignored.
 pub(super) fn look_up(keys: &[&str], image: &ImageName) -> Found {
     let exact = look_up_exactly(keys, image);
     if !exact.order.is_empty() {
@@ -15,20 +15,20 @@ pub(super) fn look_up(keys: &[&str], image: &ImageName) -> Found {
     Found::one_of(same_host.map(|(at, _)| at).collect())
 }
 
-/// From `DOCKER_AUTH_CONFIG` (`cli/config/memorystore/store.go`, `Config.Get`): the exact key.
+/// Lookup in `DOCKER_AUTH_CONFIG` (`cli/config/memorystore/store.go`, `Config.Get`): the exact key.
 pub(super) fn look_up_exactly(keys: &[&str], image: &ImageName) -> Found {
     let server = server_address(image);
     Found::one_of(keys.iter().position(|key| *key == server).into_iter().collect())
 }
 
-/// What the docker CLI calls a registry (`cli/command/registry.go`, `GetAuthConfigKey`): Docker Hub by a URL, all
-/// others by their host.
+/// The docker CLI's name of a registry (`cli/command/registry.go`, `GetAuthConfigKey`): a URL for
+/// Docker Hub, the host for others.
 pub(super) fn server_address(image: &ImageName) -> &str {
     if image.is_on_docker_hub() { DOCKER_HUB_KEY } else { image.registry() }
 }
 
-/// `ConvertToHostname`: of a URL the host, an IPv6 address without port also without brackets; of anything else what is
-/// before the path.
+/// `ConvertToHostname`: the host of a URL, with an IPv6 address unbracketed if it has no port. For
+/// other keys, the part before the path.
 pub(super) fn host_of(key: &str) -> String {
     let url = key.split_once("://").filter(|(scheme, _)| is_scheme(scheme));
     let Some(url) = url.and_then(|(_, schemeless)| GoUrl::parse(schemeless)).filter(|url| !url.host.is_empty()) else {
@@ -65,13 +65,13 @@ mod tests {
     #[case("oci://reg.io", "reg.io/app", true)]
     #[case("://reg.io", "reg.io/app", false)]
     #[case("reg.io ", "reg.io/app", false)]
-    fn a_key_is_found_or_not(#[case] key: &str, #[case] image: &str, #[case] expected: bool) {
+    fn key_matches_image(#[case] key: &str, #[case] image: &str, #[case] expected: bool) {
         let found = look_up(&[key], &ImageName::parse(image).unwrap());
         assert_eq!(!found.order.is_empty(), expected);
     }
 
     #[test]
-    fn an_exact_key_wins_and_else_the_pick_is_random() {
+    fn exact_key_wins_and_other_keys_are_random() {
         let image = ImageName::parse("reg.io/a/app").unwrap();
         assert_eq!(look_up(&["reg.io/a", "reg.io", "https://reg.io"], &image), Found::one_of(vec![1]));
         let random = look_up(&["reg.io/a", "reg.io/b", "reg.iot"], &image);
@@ -83,7 +83,7 @@ mod tests {
     #[case("reg.io", true)]
     #[case("https://reg.io", false)]
     #[case("reg.io/a", false)]
-    fn the_variable_knows_exact_keys_only(#[case] key: &str, #[case] expected: bool) {
+    fn docker_auth_config_matches_exact_keys_only(#[case] key: &str, #[case] expected: bool) {
         let found = look_up_exactly(&[key], &ImageName::parse("reg.io/a/app").unwrap());
         assert_eq!(!found.order.is_empty(), expected);
     }

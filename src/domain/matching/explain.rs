@@ -1,4 +1,4 @@
-//! What each reader does for one image.
+//! Explains which entries each consumer uses for an image.
 
 use std::collections::HashSet;
 
@@ -12,28 +12,28 @@ use super::{
 };
 use crate::domain::docker_config::{
     Consumer, RenderError, ScopedAccount, Warning, WarningCode, claim_keys,
-    import::shown,
+    import::redact_key,
     parse::{Config, Form},
     reading::{Reading, read},
 };
 
-/// Which entries each reader uses for an image.
+/// Entries that each consumer uses for an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// The image in full, without tag and digest.
+    /// Full image name without tag and digest.
     pub image: String,
-    /// What each reader does.
+    /// Result of each consumer.
     pub consumers: Consumers,
-    /// What is not as it looks with the entries that are used, or nearly used.
+    /// Warnings about entries that are used, or nearly used.
     pub warnings: Vec<Warning>,
 }
 
-/// What each reader does.
+/// Result of each consumer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Consumers {
-    /// The kubelet, from an image pull secret. It tries all keys, one after another.
+    /// The kubelet, from an image pull secret. It tries all keys in order.
     pub kubernetes: LookUp,
     /// Controllers that read image pull secrets through go-containerregistry.
     pub k8schain: LookUp,
@@ -45,21 +45,21 @@ pub struct Consumers {
     pub podman: LookUp,
 }
 
-/// What one reader does.
+/// Result of one consumer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LookUp {
-    /// The keys of the entries that it uses, in the order in which it tries them.
+    /// Keys of the entries that it uses, in the order of attempts.
     pub keys: Vec<String>,
-    /// The accounts that these entries come from, in the same order.
+    /// Accounts of these entries, in the same order.
     pub accounts: Vec<String>,
-    /// Whether it uses only one of them, and chance decides which.
+    /// Whether it uses only one of them, at random.
     pub ambiguous: bool,
-    /// The helper program `docker-credential-…` that it asks instead of looking at the entries.
+    /// Helper program `docker-credential-…` that it asks instead of reading entries.
     pub helper: Option<String>,
-    /// Why it cannot log in with what it finds, or does not read the document at all.
+    /// Reason why it cannot log in with the entries, or cannot read the document.
     pub problem: Option<String>,
-    /// Where nothing is found: the nearest entries, and why they are not used.
+    /// If nothing matches: the nearest entries with the reasons.
     pub nearest: Vec<Nearest>,
 }
 
@@ -74,7 +74,7 @@ impl Consumers {
         }
     }
 
-    /// What one reader does.
+    /// Result of one consumer.
     #[must_use]
     pub fn get(&self, consumer: Consumer) -> &LookUp {
         match consumer {
@@ -97,9 +97,9 @@ impl LookUp {
     }
 }
 
-/// Says what each reader does for the image with these accounts, rendered for it.
+/// Explains each consumer's lookup among these accounts, rendered for that consumer.
 ///
-/// A reader for which they cannot be rendered together has that as its `problem`.
+/// If the accounts cannot be rendered together for a consumer, its `problem` says so.
 #[must_use]
 pub fn explain_accounts(accounts: &[ScopedAccount<'_>], image: &ImageName) -> Explanation {
     let mut warnings = Vec::new();
@@ -107,14 +107,14 @@ pub fn explain_accounts(accounts: &[ScopedAccount<'_>], image: &ImageName) -> Ex
         Ok(candidates) => {
             let found = search(consumer, &candidates, Form::DockerConfigJson, image);
             warnings.extend(used_for_more(consumer, &candidates, &found, image));
-            answer(consumer, &candidates, found, image)
+            look_up_result(consumer, &candidates, found, image)
         }
         Err(refusal) => LookUp::impossible(refusal.to_string()),
     });
     Explanation { image: image.to_string(), consumers, warnings }
 }
 
-/// Says what each reader does for the image with this document.
+/// Explains each consumer's lookup in this document.
 #[must_use]
 pub fn explain_config(config: &Config, image: &ImageName) -> Explanation {
     let candidates: Vec<_> = config.entries.iter().map(|entry| Candidate::of_key(&entry.key)).collect();
@@ -130,7 +130,7 @@ pub fn explain_config(config: &Config, image: &ImageName) -> Explanation {
         let found = search(consumer, &candidates, config.form, image);
         involved.extend(found.order.iter().copied());
         warnings.extend(used_for_more(consumer, &candidates, &found, image));
-        LookUp { problem: unusable(consumer, config, &found), ..answer(consumer, &candidates, found, image) }
+        LookUp { problem: unusable(consumer, config, &found), ..look_up_result(consumer, &candidates, found, image) }
     });
     warnings.extend(lint::lint_document(config));
     let involved = involved.into_iter().filter_map(|at| config.entries.get(at));
@@ -138,7 +138,7 @@ pub fn explain_config(config: &Config, image: &ImageName) -> Explanation {
     Explanation { image: image.to_string(), consumers, warnings }
 }
 
-/// The accounts under the keys that they have in a document for this reader.
+/// Accounts with their keys in a document for this consumer.
 fn entries<'a>(consumer: Consumer, accounts: &[ScopedAccount<'a>]) -> Result<Vec<Candidate<'a>>, RenderError> {
     let entries = claim_keys(consumer.profile(), accounts)?.into_iter();
     Ok(entries.map(|(key, account)| Candidate::of_account(key, *account)).collect())
@@ -149,22 +149,24 @@ fn search(consumer: Consumer, candidates: &[Candidate<'_>], form: Form, image: &
     look_up(consumer, &keys, form, image)
 }
 
-fn answer(consumer: Consumer, candidates: &[Candidate<'_>], found: Found, image: &ImageName) -> LookUp {
+fn look_up_result(consumer: Consumer, candidates: &[Candidate<'_>], found: Found, image: &ImageName) -> LookUp {
     if found.order.is_empty() {
         return LookUp { nearest: nearest(consumer, candidates, image), ..LookUp::default() };
     }
     let used: Vec<_> = found.order.into_iter().filter_map(|at| candidates.get(at)).collect();
     LookUp {
-        keys: used.iter().map(|candidate| shown(candidate.key).into_owned()).collect(),
+        keys: used.iter().map(|candidate| redact_key(candidate.key).into_owned()).collect(),
         accounts: used.iter().filter_map(|candidate| candidate.account).map(str::to_owned).collect(),
         ambiguous: found.is_ambiguous,
         ..LookUp::default()
     }
 }
 
-/// A helper program comes before the entries (`cli/config/configfile/file.go`, `GetCredentialsStore`;
-/// `containers/image`, `pkg/docker/config/config.go`, `findCredentialsInFile`). podman does not know the store for all
-/// registries; image pull secrets know no helpers.
+/// Helper program that the consumer asks instead of reading entries
+/// (`cli/config/configfile/file.go`, `GetCredentialsStore`; `containers/image`,
+/// `pkg/docker/config/config.go`, `findCredentialsInFile`).
+///
+/// podman does not support `credsStore`; image pull secrets do not support helpers.
 fn helper<'a>(consumer: Consumer, config: &'a Config, image: &ImageName) -> Option<&'a str> {
     let (registry, store) = match consumer {
         Consumer::Docker => (docker::server_address(image), config.store.as_deref()),
@@ -175,14 +177,14 @@ fn helper<'a>(consumer: Consumer, config: &'a Config, image: &ImageName) -> Opti
     helper.map(|helper| helper.name.as_str()).or(store)
 }
 
-/// Why nothing of what was found can be used.
+/// Reason if none of the matching entries can be used.
 fn unusable(consumer: Consumer, config: &Config, found: &Found) -> Option<String> {
     let mut problem = None;
     for entry in found.order.iter().filter_map(|at| config.entries.get(*at)) {
         match read(consumer, entry) {
             Reading::Login | Reading::Token => return None,
             Reading::Nothing(why) | Reading::Fails(why) | Reading::FailsAll(why) => {
-                let key = shown(&entry.key);
+                let key = redact_key(&entry.key);
                 problem.get_or_insert_with(|| format!("{consumer} cannot log in with the entry `{key}`: {why}"));
             }
         }
@@ -190,19 +192,20 @@ fn unusable(consumer: Consumer, config: &Config, found: &Found) -> Option<String
     problem
 }
 
-/// Entries that are used for this image, though they are meant for others. k8schain does as the kubelet does, and the
-/// docker CLI with `DOCKER_AUTH_CONFIG` as the docker CLI.
+/// Warns about entries that match this image but are intended for others.
+///
+/// k8schain behaves like the kubelet, and `DOCKER_AUTH_CONFIG` like the docker CLI's file.
 fn used_for_more(consumer: Consumer, candidates: &[Candidate<'_>], found: &Found, image: &ImageName) -> Vec<Warning> {
     if matches!(consumer, Consumer::K8schain | Consumer::DockerAuthConfig) {
         return Vec::new();
     }
     let used = found.order.iter().filter_map(|at| candidates.get(*at));
-    let unmeant = used.filter(|candidate| !candidate.meant.covers(image));
-    unmeant
+    let unintended = used.filter(|candidate| !candidate.scope.covers(image));
+    unintended
         .map(|candidate| {
-            let key = shown(candidate.key);
+            let key = redact_key(candidate.key);
             let detail =
-                format!("{consumer} sends this password for `{image}` too, though it is for `{}`", candidate.meant);
+                format!("{consumer} also sends this password for `{image}`, although it is for `{}`", candidate.scope);
             Warning::new(WarningCode::MatchesMore, candidate.account, &key, detail)
         })
         .collect()

@@ -1,21 +1,23 @@
-//! URLs as Go's `net/url` takes them apart, so far as it decides whether a key is found.
+//! URL parsing as in Go's `net/url`, as far as key lookup depends on it.
 //!
-//! Go accepts what other parsers refuse (a `*` in a host) and refuses what they accept, and the kubelet passes over a
-//! key that is refused.
+//! Go accepts URLs that other parsers reject, such as `*` in a host, and vice versa. The kubelet
+//! skips a key that Go rejects.
 
 use std::net::Ipv6Addr;
 
 /// Host with port, and path, of an `http` or `https` URL.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct GoUrl {
-    /// As written: case and brackets are kept.
+    /// As written, with case and brackets.
     pub(super) host: String,
-    /// Percent-decoded, empty or with its leading slash.
+    /// Percent-decoded; empty or with a leading slash.
     pub(super) path: String,
 }
 
 impl GoUrl {
-    /// `url.Parse` of `https://` and this; `None` where it fails, and where the path is not UTF-8, which no image's is.
+    /// Parses `https://` followed by `schemeless`, like `url.Parse`.
+    ///
+    /// Also `None` if the path is not UTF-8, which no image's is.
     pub(super) fn parse(schemeless: &str) -> Option<Self> {
         if schemeless.bytes().any(|byte| byte < 0x20 || byte == 0x7f) {
             return None;
@@ -30,8 +32,10 @@ impl GoUrl {
         Some(Self { host: host.to_owned(), path: percent_decoded(path)? })
     }
 
-    /// `net.SplitHostPort`, or else the whole host and no port (`pkg/credentialprovider/keyring.go`, `splitURL`). The
-    /// brackets of an IPv6 address are taken off only where there is a port.
+    /// Splits host and port like `net.SplitHostPort`; without a port, returns the complete host
+    /// (`pkg/credentialprovider/keyring.go`, `splitURL`).
+    ///
+    /// Brackets of an IPv6 address are removed only if there is a port.
     pub(super) fn host_and_port(&self) -> (&str, &str) {
         let host = self.host.as_str();
         match host.rsplit_once(':') {
@@ -45,7 +49,8 @@ impl GoUrl {
     }
 }
 
-/// `parseHost`. Brackets around anything but an IPv6 address are refused since Go 1.25.2 (CVE-2025-47912).
+/// `parseHost`. Rejects brackets around anything but an IPv6 address, as Go does since 1.25.2
+/// (CVE-2025-47912).
 fn is_host(host: &str) -> bool {
     if let Some(bracketed) = host.strip_prefix('[') {
         return bracketed
@@ -56,18 +61,18 @@ fn is_host(host: &str) -> bool {
     is_optional_port(port) && host.bytes().all(|byte| !byte.is_ascii() || is_in_host(byte))
 }
 
-/// Empty, or a colon and digits or nothing.
+/// Empty, or a colon with optional digits.
 fn is_optional_port(port: &str) -> bool {
     port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// What `shouldEscape` lets stand in a host. A percent sign is let stand in very few cases, none of them a host that an
+/// Characters that `shouldEscape` allows in a host. Go allows a percent sign only in hosts that no
 /// image can name.
 fn is_in_host(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-_.~!$&'()*+,;=:<>\"".contains(&byte)
 }
 
-/// `validUserinfo`.
+/// Characters that `validUserinfo` allows.
 fn is_in_userinfo(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._:~!$&'()*+,;=%".contains(&byte)
 }
@@ -93,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    /// Compared with the output of `net/url`.
+    /// Expected values are output of `net/url`.
     #[rstest]
     #[case("reg.io", "reg.io", "")]
     #[case("reg.io/", "reg.io", "/")]
@@ -110,7 +115,7 @@ mod tests {
     #[case("[::1]:5000", "[::1]:5000", "")]
     #[case("HTTPS://reg.io", "HTTPS:", "//reg.io")]
     #[case("", "", "")]
-    fn a_url_has_host_and_path(#[case] url: &str, #[case] host: &str, #[case] path: &str) {
+    fn url_splits_into_host_and_path(#[case] url: &str, #[case] host: &str, #[case] path: &str) {
         let (host, path) = (host.to_owned(), path.to_owned());
         assert_eq!(GoUrl::parse(url), Some(GoUrl { host, path }));
     }
@@ -130,7 +135,7 @@ mod tests {
     #[case("reg%41.io")]
     #[case("reg.io#%")]
     #[case("m\\e@reg.io")]
-    fn what_go_refuses_is_no_url(#[case] url: &str) {
+    fn urls_rejected_by_go_are_rejected(#[case] url: &str) {
         assert_eq!(GoUrl::parse(url), None);
     }
 
@@ -140,7 +145,7 @@ mod tests {
     #[case("reg.io:", "reg.io", "")]
     #[case("[::1]:5000", "::1", "5000")]
     #[case("[::1]", "[::1]", "")]
-    fn the_port_is_split_off(#[case] url: &str, #[case] host: &str, #[case] port: &str) {
+    fn port_is_split_off(#[case] url: &str, #[case] host: &str, #[case] port: &str) {
         assert_eq!(GoUrl::parse(url).unwrap().host_and_port(), (host, port));
     }
 }

@@ -1,4 +1,4 @@
-//! What an image reference names.
+//! Image names.
 
 use std::fmt;
 
@@ -6,13 +6,13 @@ use oci_spec::distribution::{ParseError, Reference};
 
 use crate::domain::{invalid::Invalid, registry::DOCKER_HUB};
 
-/// Longer than any host, name, tag and digest together.
+/// Maximum length, above that of host, name, tag and digest together.
 const MAX_LEN: usize = 1024;
 
-/// A repository with its registry, without tag and digest: what credentials are looked up for.
+/// Registry and repository of an image, without tag and digest.
 ///
-/// Short names are filled in as all readers do (`distribution/reference`, `normalize.go`): `nginx` is
-/// `docker.io/library/nginx`.
+/// Short names are expanded as all consumers do (`distribution/reference`, `normalize.go`): `nginx`
+/// is `docker.io/library/nginx`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ImageName {
     registry: String,
@@ -20,18 +20,18 @@ pub struct ImageName {
 }
 
 impl ImageName {
-    /// Reads an image reference as it stands in a pod or on a command line.
+    /// Parses an image reference as in a pod or on a command line.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] says what is wrong.
+    /// [`Invalid`] with the reason and a remedy.
     pub fn parse(image: &str) -> Result<Self, Invalid> {
         if image.len() > MAX_LEN {
             return Err(Invalid::new("an image reference has at most 1024 characters"));
         }
         if image.contains("://") {
             return Err(Invalid::new(
-                "an image reference has no scheme: write host[:port]/repository[:tag], or a name of Docker Hub",
+                "an image reference has no scheme: write host[:port]/repository[:tag], or a Docker Hub name",
             ));
         }
         let (address, rest) = without_ipv6(image);
@@ -46,8 +46,8 @@ impl ImageName {
         })
     }
 
-    /// A first part in upper case is a host, since no repository has one (`distribution/reference`,
-    /// `splitDockerDomain`).
+    /// Treats an upper case first component as a host: repositories are in lower case
+    /// (`distribution/reference`, `splitDockerDomain`).
     fn of(reference: &Reference) -> Self {
         let (registry, repository) = match reference.repository().split_once('/') {
             Some((host, rest)) if host.bytes().any(|byte| byte.is_ascii_uppercase()) => (host, rest),
@@ -56,18 +56,18 @@ impl ImageName {
         Self { registry: registry.to_owned(), repository: repository.to_owned() }
     }
 
-    /// A name that is put together, not parsed.
+    /// Assembles a name without parsing.
     pub(super) fn assume(registry: &str, repository: &str) -> Self {
         Self { registry: registry.to_owned(), repository: repository.to_owned() }
     }
 
-    /// `host[:port]`, `docker.io` for Docker Hub.
+    /// `host[:port]`; `docker.io` for Docker Hub.
     #[must_use]
     pub fn registry(&self) -> &str {
         &self.registry
     }
 
-    /// The repository below the registry.
+    /// Repository within the registry.
     #[must_use]
     pub fn repository(&self) -> &str {
         &self.repository
@@ -86,7 +86,7 @@ impl fmt::Display for ImageName {
     }
 }
 
-/// `oci_spec` knows no IPv6 addresses, `distribution/reference` does.
+/// Replaces an IPv6 address, which `oci_spec` does not support but `distribution/reference` does.
 fn without_ipv6(image: &str) -> (Option<&str>, &str) {
     let address = image.find(']').and_then(|end| image.split_at_checked(end + 1));
     match address {
@@ -102,7 +102,7 @@ fn is_ipv6(bracketed: &str) -> bool {
 
 fn refusal(error: &ParseError) -> Invalid {
     Invalid::new(match error {
-        ParseError::NameEmpty => "an image is needed, for example registry.example.com/team/app:1.0",
+        ParseError::NameEmpty => "an image is required, for example registry.example.com/team/app:1.0",
         ParseError::NameContainsUppercase => "a repository's name is in lower case",
         ParseError::NameTooLong => "a repository's name has at most 255 characters",
         ParseError::TagInvalidFormat => "a tag has at most 128 letters, digits, dots, underscores and hyphens",
@@ -110,7 +110,7 @@ fn refusal(error: &ParseError) -> Invalid {
             "a digest is sha256: and 64 hexadecimal digits"
         }
         ParseError::ReferenceInvalidFormat => {
-            "this is no image reference: write [host[:port]/]repository[:tag][@digest], the repository in lower case"
+            "invalid image reference: write [host[:port]/]repository[:tag][@digest], the repository in lower case"
         }
     })
 }
@@ -127,7 +127,7 @@ mod tests {
     #[case("acme/app", "docker.io/acme/app")]
     #[case("docker.io/nginx", "docker.io/library/nginx")]
     #[case("index.docker.io/acme/app", "docker.io/acme/app")]
-    #[case("registry.martin.com:5000/os/alpine:3", "registry.martin.com:5000/os/alpine")]
+    #[case("registry.example.com:5000/os/alpine:3", "registry.example.com:5000/os/alpine")]
     #[case("localhost/app", "localhost/app")]
     #[case("localhost:5000/app", "localhost:5000/app")]
     #[case("10.0.0.1:5000/app", "10.0.0.1:5000/app")]
@@ -136,21 +136,21 @@ mod tests {
     #[case("Reg.io/app", "Reg.io/app")]
     #[case("REG/app", "REG/app")]
     #[case("reg.io/app:1@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "reg.io/app")]
-    fn an_image_is_named_in_full(#[case] written: &str, #[case] name: &str) {
+    fn image_name_is_expanded(#[case] written: &str, #[case] name: &str) {
         assert_eq!(ImageName::parse(written).unwrap().to_string(), name);
     }
 
     #[rstest]
-    #[case("", "is needed")]
+    #[case("", "is required")]
     #[case("https://reg.io/app", "no scheme")]
     #[case("reg.io/App", "lower case")]
-    #[case("reg.io/", "no image reference")]
-    #[case("[::1/app", "no image reference")]
-    #[case("[::g]/app", "no image reference")]
-    #[case("[::1]", "no image reference")]
-    #[case("a b", "no image reference")]
+    #[case("reg.io/", "invalid image reference")]
+    #[case("[::1/app", "invalid image reference")]
+    #[case("[::g]/app", "invalid image reference")]
+    #[case("[::1]", "invalid image reference")]
+    #[case("a b", "invalid image reference")]
     #[case("app@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "64 hexadecimal")]
-    fn what_is_no_image_is_refused_with_the_reason(#[case] written: &str, #[case] reason: &str) {
+    fn invalid_image_is_rejected_with_reason(#[case] written: &str, #[case] reason: &str) {
         let refusal = ImageName::parse(written).unwrap_err().to_string();
         assert!(refusal.contains(reason), "{refusal}");
     }

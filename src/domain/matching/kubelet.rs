@@ -1,24 +1,24 @@
-//! How the kubelet, and go-containerregistry after it, find entries: `pkg/credentialprovider/keyring.go`.
+//! Lookup of the kubelet and go-containerregistry: `pkg/credentialprovider/keyring.go`.
 
 use super::{Found, ImageName, go_url::GoUrl};
 
-/// The kubelet (`BasicDockerKeyring.Lookup`): all keys that match are tried, in reverse lexicographic order, until a
-/// pull succeeds.
+/// Lookup of the kubelet (`BasicDockerKeyring.Lookup`): tries all matching keys in reverse
+/// lexicographic order until a pull succeeds.
 ///
-/// Only if none matches, an image of Docker Hub gets what is under `index.docker.io`. So does an image of `localhost`
-/// without a port, because `isDefaultRegistryMatch` takes a first part without dot or colon for no host.
+/// Falls back to `index.docker.io` if no key matches and the image is on Docker Hub, or on a host
+/// without dot or colon such as `localhost` (`isDefaultRegistryMatch`).
 pub(super) fn look_up(keys: &[&str], image: &ImageName) -> Found {
     let found = matching(keys, &image.to_string());
     if !found.is_empty() || !is_default_registry(image.registry()) {
-        return Found::in_this_order(found.into_iter().map(|(_, at)| at).collect());
+        return Found::all_in_order(found.into_iter().map(|(_, at)| at).collect());
     }
     let defaults = slots(keys).filter(|(slot, _)| slot == "index.docker.io");
-    Found::in_this_order(defaults.map(|(_, at)| at).collect())
+    Found::all_in_order(defaults.map(|(_, at)| at).collect())
 }
 
-/// go-containerregistry (`pkg/authn/kubernetes/keyring.go`): the same rules, but Docker Hub is spelled
-/// `index.docker.io`, there is no default, and only the first is used. Two keys in one slot are in the order of a Go
-/// map, which is random.
+/// Lookup of go-containerregistry (`pkg/authn/kubernetes/keyring.go`): the same rules with Docker
+/// Hub spelled `index.docker.io`, without a fallback, and only the first slot. Two keys in one slot
+/// are in the random order of a Go map.
 pub(super) fn look_up_k8schain(keys: &[&str], image: &ImageName) -> Found {
     let registry = if image.is_on_docker_hub() { "index.docker.io" } else { image.registry() };
     let found = matching(keys, &ImageName::assume(registry, image.repository()).to_string());
@@ -33,7 +33,7 @@ fn is_default_registry(registry: &str) -> bool {
     registry == "docker.io" || registry == "index.docker.io" || !registry.contains(['.', ':'])
 }
 
-/// The slots that match, in the order in which they are tried; keys that share a slot by the alphabet.
+/// Matching slots in the order of attempts. Keys of one slot are sorted alphabetically.
 fn matching(keys: &[&str], image: &str) -> Vec<(String, usize)> {
     let Some(target) = GoUrl::parse(image) else {
         return Vec::new();
@@ -47,8 +47,8 @@ fn slots<'a>(keys: &'a [&str]) -> impl Iterator<Item = (String, usize)> + 'a {
     keys.iter().enumerate().filter_map(|(at, key)| Some((slot(key)?, at)))
 }
 
-/// Where the kubelet files a key (`BasicDockerKeyring.Add`): without scheme and API root. A key that is no URL is
-/// passed over.
+/// Normalized form under which the kubelet stores a key (`BasicDockerKeyring.Add`): without scheme
+/// and API root. Keys that are not URLs are skipped.
 pub(super) fn slot(key: &str) -> Option<String> {
     let schemeless = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let url = GoUrl::parse(schemeless)?;
@@ -59,7 +59,8 @@ pub(super) fn slot(key: &str) -> Option<String> {
     Some(if path == "/" { url.host } else { url.host + path })
 }
 
-/// `urlsMatch`: equal ports, as many labels, each matched by its glob, and the path a prefix as plain text.
+/// `urlsMatch`: equal ports, equal number of labels with each matching its glob, and the path as a
+/// plain string prefix.
 fn is_match(slot: &str, target: &GoUrl) -> bool {
     let Some(glob) = GoUrl::parse(slot) else {
         return false;
@@ -72,8 +73,8 @@ fn is_match(slot: &str, target: &GoUrl) -> bool {
         && host.split('.').zip(target_host.split('.')).all(|(glob, label)| is_label_match(glob, label))
 }
 
-/// `filepath.Match` for what can stand in a host: `*` for any characters. Brackets are a set of characters there, so
-/// those of an IPv6 address never match themselves.
+/// `filepath.Match` for hosts: `*` matches any characters. Brackets are a character class, so an
+/// IPv6 address never matches itself.
 pub(super) fn is_label_match(glob: &str, label: &str) -> bool {
     if glob.contains('[') {
         return false;
@@ -143,33 +144,34 @@ mod tests {
     #[case("index.docker.io", "localhost/app", true)]
     #[case("index.docker.io", "localhost:5000/app", false)]
     #[case("docker.io", "localhost/app", false)]
-    fn a_key_is_found_or_not(#[case] key: &str, #[case] image: &str, #[case] expected: bool) {
+    fn key_matches_image(#[case] key: &str, #[case] image: &str, #[case] expected: bool) {
         assert_eq!(finds(key, image), expected);
     }
 
     #[test]
-    fn all_matches_are_tried_in_reverse_order() {
+    fn matches_are_tried_in_reverse_order() {
         let keys = ["reg.io", "reg.io/a", "https://reg.io", "*.io", "reg.io/a/b", "reg.io/b"];
         let image = ImageName::parse("reg.io/a/b/c").unwrap();
-        assert_eq!(look_up(&keys, &image), Found::in_this_order(vec![4, 1, 2, 0, 3]));
+        assert_eq!(look_up(&keys, &image), Found::all_in_order(vec![4, 1, 2, 0, 3]));
         assert_eq!(look_up_k8schain(&keys, &image), Found::one_of(vec![4]));
     }
 
-    /// The two keys of one slot are both tried by the kubelet: that allows for an overlap of two passwords.
+    /// The kubelet tries both keys of a slot, which allows two passwords to overlap during a
+    /// rotation.
     #[test]
-    fn k8schain_takes_any_key_of_a_slot() {
+    fn k8schain_picks_a_random_key_of_a_slot() {
         let keys = ["reg.io", "https://reg.io"];
         let image = ImageName::parse("reg.io/app").unwrap();
-        assert_eq!(look_up(&keys, &image), Found::in_this_order(vec![1, 0]));
+        assert_eq!(look_up(&keys, &image), Found::all_in_order(vec![1, 0]));
         assert_eq!(look_up_k8schain(&keys, &image), Found::one_of(vec![1, 0]));
         assert!(look_up_k8schain(&keys, &image).is_ambiguous);
     }
 
     #[test]
-    fn docker_hubs_default_is_tried_only_if_nothing_matches() {
+    fn docker_hub_fallback_is_tried_only_without_a_match() {
         let image = ImageName::parse("acme/app").unwrap();
         let keys = ["https://index.docker.io/v1/", "docker.io/acme", "index.docker.io"];
-        assert_eq!(look_up(&keys, &image), Found::in_this_order(vec![1]));
-        assert_eq!(look_up(&[keys[0], keys[2]], &image), Found::in_this_order(vec![0, 1]));
+        assert_eq!(look_up(&keys, &image), Found::all_in_order(vec![1]));
+        assert_eq!(look_up(&[keys[0], keys[2]], &image), Found::all_in_order(vec![0, 1]));
     }
 }

@@ -1,6 +1,6 @@
-//! Warnings about entries that do not do what they look like.
+//! Warnings about entries that behave differently from their appearance.
 //!
-//! The readers' own look-ups are asked about images that a key seems to be meant for, and about others.
+//! Applies the consumers' lookups to images that a key seems to cover, and to others.
 
 mod documents;
 mod entries;
@@ -10,12 +10,12 @@ pub use self::documents::lint_config;
 pub(super) use self::{documents::lint_document, entries::lint_entry};
 use crate::domain::docker_config::{Profile, ScopedAccount, Warning, key_for};
 
-/// Warns about what readers will do otherwise than the account says, as soon as it is made.
+/// Warns a new account's owner about consumers that deviate from it.
 #[must_use]
 pub fn lint_account(account: ScopedAccount<'_>) -> Vec<Warning> {
     let key = key_for(Profile::Kubernetes, account.scope);
-    let about_it = |warning: Warning| Warning { account: Some(account.name.to_owned()), ..warning };
-    probes::lint_key(key).into_iter().map(about_it).collect()
+    let with_account = |warning: Warning| Warning { account: Some(account.name.to_owned()), ..warning };
+    probes::lint_key(key).into_iter().map(with_account).collect()
 }
 
 #[cfg(test)]

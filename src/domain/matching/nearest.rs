@@ -1,71 +1,71 @@
-//! The entries that come closest to an image, and why they are not used for it.
+//! Entries that come closest to an image, and why they are not used.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Address, ImageName, kubelet::is_label_match};
 use crate::domain::{
-    docker_config::{Consumer, ScopedAccount, import::shown, key_for},
+    docker_config::{Consumer, ScopedAccount, import::redact_key, key_for},
     registry::RegistryScope,
 };
 
-/// How many are shown.
-const SHOWN: usize = 3;
+/// Maximum number of entries in a result.
+const MAX_NEAREST: usize = 3;
 
-/// An entry that is not used for an image, though it looks as if it could be.
+/// An entry that is not used for an image although it nearly matches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Nearest {
-    /// The entry's key.
+    /// Key of the entry.
     pub key: String,
-    /// The account that it comes from, if it comes from one.
+    /// Account of the entry, if any.
     pub account: Option<String>,
-    /// Why it is not used, for programs.
+    /// Reason, for programs.
     pub mismatch: Mismatch,
-    /// Why it is not used, for people.
+    /// Reason, for people.
     pub detail: String,
 }
 
-/// Why an entry is not used for an image. The first are the nearest.
+/// Reason why an entry is not used for an image. Ordered from near to far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Mismatch {
-    /// The hosts are equal but for upper and lower case.
+    /// The hosts differ only in case.
     CaseDiffers,
-    /// The key means the image's registry, in a spelling that this reader does not know.
+    /// The key names the image's registry in a spelling that this consumer does not match.
     SpellingUnknown,
-    /// The hosts are equal, the ports are not.
+    /// The hosts are equal, the ports differ.
     PortDiffers,
-    /// Host and port are equal, and the image is not under the path.
+    /// Host and port are equal, but the image is not below the path.
     PathNotPrefix,
-    /// A `*` stands for one part of a host, between two dots, not for none or several.
+    /// A `*` matches exactly one label of a host.
     GlobOneLabel,
-    /// This reader does not know `*`.
+    /// This consumer does not support `*`.
     NoWildcards,
-    /// The hosts differ in their first part.
+    /// The hosts differ in their first label.
     HostDiffers,
 }
 
-/// An entry that could be used.
+/// An entry that could match.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Candidate<'a> {
     pub(super) key: &'a str,
     pub(super) account: Option<&'a str>,
-    /// What it is meant for.
-    pub(super) meant: Address<'a>,
+    /// Intended meaning.
+    pub(super) scope: Address<'a>,
 }
 
 impl<'a> Candidate<'a> {
     pub(super) fn of_key(key: &'a str) -> Self {
-        Self { key, account: None, meant: Address::of(key) }
+        Self { key, account: None, scope: Address::of(key) }
     }
 
     pub(super) fn of_account(key: &'a str, account: ScopedAccount<'a>) -> Self {
-        Self { key, account: Some(account.name), meant: Address::of(account.scope.as_str()) }
+        Self { key, account: Some(account.name), scope: Address::of(account.scope.as_str()) }
     }
 }
 
-/// The nearest of the candidates, none of which this reader uses for the image.
+/// Returns the nearest candidates. None of them matches the image for this consumer.
 pub(super) fn nearest(consumer: Consumer, candidates: &[Candidate<'_>], image: &ImageName) -> Vec<Nearest> {
     let name = image.to_string();
     let mut near: Vec<_> = candidates
@@ -76,10 +76,10 @@ pub(super) fn nearest(consumer: Consumer, candidates: &[Candidate<'_>], image: &
         let in_common = candidate.key.bytes().zip(name.bytes()).take_while(|(one, other)| one == other);
         (*mismatch, usize::MAX - in_common.count(), candidate.key)
     });
-    let nearest = near.into_iter().take(SHOWN);
+    let nearest = near.into_iter().take(MAX_NEAREST);
     nearest
         .map(|((mismatch, detail), candidate)| Nearest {
-            key: shown(candidate.key).into_owned(),
+            key: redact_key(candidate.key).into_owned(),
             account: candidate.account.map(str::to_owned),
             mismatch,
             detail,
@@ -87,14 +87,14 @@ pub(super) fn nearest(consumer: Consumer, candidates: &[Candidate<'_>], image: &
         .collect()
 }
 
-/// Why a reader does not use a key for an image, if the two are near.
+/// Returns why a consumer does not use a key for an image, if the two are near.
 pub(super) fn mismatch(consumer: Consumer, key: &str, image: &ImageName) -> Option<(Mismatch, String)> {
     let (entry, wanted) = (Address::of(key), Address::of_image(image));
     if entry.host == wanted.host || entry.is_docker_hub() && image.is_on_docker_hub() {
-        return Some(behind_the_host(consumer, &entry, image));
+        return Some(mismatch_behind_host(consumer, &entry, image));
     }
     if entry.host.eq_ignore_ascii_case(wanted.host) {
-        let detail = format!("hosts are compared with their case: write `{}`", wanted.host);
+        let detail = format!("hosts are compared case-sensitively: write `{}`", wanted.host);
         return Some((Mismatch::CaseDiffers, detail));
     }
     if is_wildcard_for(entry.host, wanted.host) {
@@ -105,7 +105,7 @@ pub(super) fn mismatch(consumer: Consumer, key: &str, image: &ImageName) -> Opti
     is_sibling.then(|| (Mismatch::HostDiffers, detail()))
 }
 
-/// Whether somebody who writes this `*` may think of that host.
+/// Whether the author of this wildcard may have had the host in mind.
 fn is_wildcard_for(glob: &str, host: &str) -> bool {
     glob.contains('*') && (is_label_match(glob, host) || glob.strip_prefix("*.") == Some(host))
 }
@@ -113,18 +113,19 @@ fn is_wildcard_for(glob: &str, host: &str) -> bool {
 fn by_wildcard(consumer: Consumer, entry: &Address<'_>, image: &ImageName) -> (Mismatch, String) {
     let wanted = Address::of_image(image);
     if !matches!(consumer, Consumer::Kubernetes | Consumer::K8schain) {
-        // Newest sources of the docker CLI have `cli/config/internal/hostmatch`; installed ones do not.
+        // Current sources of the docker CLI have `cli/config/internal/hostmatch`; installed
+        // releases do not.
         let detail = match consumer {
-            Consumer::Docker => format!("{consumer} knows `*` only in its newest releases: name the host"),
-            _ => format!("{consumer} does not know `*`: name the host"),
+            Consumer::Docker => format!("{consumer} supports `*` only in its newest releases: name the host"),
+            _ => format!("{consumer} does not support `*`: name the host"),
         };
         return (Mismatch::NoWildcards, detail);
     }
     if entry.labels() == wanted.labels() {
-        return behind_the_host(consumer, entry, image);
+        return mismatch_behind_host(consumer, entry, image);
     }
     let detail = format!(
-        "`*` stands for exactly one part of a host: `{}` has {} parts, `{}` has {}",
+        "`*` matches exactly one label of a host: `{}` has {} labels, `{}` has {}",
         entry.host,
         entry.labels(),
         wanted.host,
@@ -133,30 +134,30 @@ fn by_wildcard(consumer: Consumer, entry: &Address<'_>, image: &ImageName) -> (M
     (Mismatch::GlobOneLabel, detail)
 }
 
-/// The hosts match; then it is the port, or the path, or the way in which it is written.
-fn behind_the_host(consumer: Consumer, entry: &Address<'_>, image: &ImageName) -> (Mismatch, String) {
+/// The hosts match, so the port, the path or the spelling differs.
+fn mismatch_behind_host(consumer: Consumer, entry: &Address<'_>, image: &ImageName) -> (Mismatch, String) {
     let wanted = Address::of_image(image);
     if entry.port != wanted.port && !entry.is_docker_hub() {
         let detail = format!("the entry has {}, the image has {}", port(entry.port), port(wanted.port));
         return (Mismatch::PortDiffers, detail);
     }
     if !entry.has_below(wanted.path) {
-        let detail = format!("`{}` is not under the path `{}`", wanted.path, entry.path);
+        let detail = format!("`{}` is not below the path `{}`", wanted.path, entry.path);
         return (Mismatch::PathNotPrefix, detail);
     }
-    (Mismatch::SpellingUnknown, not_found_so(consumer, entry, &wanted))
+    (Mismatch::SpellingUnknown, unknown_spelling(consumer, entry, &wanted))
 }
 
 fn port(port: &str) -> String {
     if port.is_empty() { "no port".to_owned() } else { format!("port {port}") }
 }
 
-/// The reader has another key for what is meant.
-fn not_found_so(consumer: Consumer, entry: &Address<'_>, wanted: &Address<'_>) -> String {
-    let meant = Address { path: entry.path, ..*wanted };
-    let scope = RegistryScope::parse(&meant.to_string());
-    let known = match &scope {
-        // `index.docker.io` is how go-containerregistry spells it.
+/// Names the key that this consumer finds for the same scope.
+fn unknown_spelling(consumer: Consumer, entry: &Address<'_>, wanted: &Address<'_>) -> String {
+    let scope = Address { path: entry.path, ..*wanted };
+    let scope = RegistryScope::parse(&scope.to_string());
+    let expected = match &scope {
+        // go-containerregistry's spelling.
         Ok(scope) if consumer == Consumer::K8schain && scope.is_docker_hub() && !entry.path.is_empty() => {
             format!("index.docker.io/{}", entry.path)
         }
@@ -166,5 +167,5 @@ fn not_found_so(consumer: Consumer, entry: &Address<'_>, wanted: &Address<'_>) -
     if wanted.host.starts_with('[') && wanted.port.is_empty() {
         return format!("{consumer} finds an IPv6 address only with its port");
     }
-    format!("{consumer} does not find an entry under this key: write `{known}`")
+    format!("{consumer} does not find an entry under this key: write `{expected}`")
 }

@@ -1,11 +1,12 @@
-//! How podman, skopeo and buildah find an entry: `containers/image`, `pkg/docker/config/config.go`,
+//! Lookup of podman, skopeo and buildah: `containers/image`, `pkg/docker/config/config.go`,
 //! `findCredentialsInFile`.
 
 use super::{Found, ImageName};
 use crate::domain::docker_config::parse::Form;
 
-/// The exact repository, then its parents, then the registry; or else any key whose host, in whatever spelling, is the
-/// registry's, the first in the order of a Go map, which is random. The legacy form knows registries only.
+/// The exact repository, then its parents up to the registry; or else a random key with the
+/// registry's host in any spelling, because Go maps are unordered. The legacy format matches
+/// registries only.
 pub(super) fn look_up(keys: &[&str], image: &ImageName, form: Form) -> Found {
     let name = image.to_string();
     let mut wanted = match form {
@@ -21,22 +22,22 @@ pub(super) fn look_up(keys: &[&str], image: &ImageName, form: Form) -> Found {
             None => break,
         }
     }
-    let registry = one_docker_hub(image.registry());
+    let registry = normalize_registry(image.registry());
     let same_host = keys.iter().enumerate().filter(|(_, key)| host_of(key, form) == registry);
     Found::one_of(same_host.map(|(at, _)| at).collect())
 }
 
-/// `normalizeAuthFileKey`: behind a scheme, and everywhere in the legacy form, the path is cut.
+/// `normalizeAuthFileKey`: removes the path after a scheme, and always in the legacy format.
 pub(super) fn host_of(key: &str, form: Form) -> &str {
     let stripped = key.strip_prefix("http://").unwrap_or(key);
     let stripped = stripped.strip_prefix("https://").unwrap_or(stripped);
     let is_cut = form == Form::Dockercfg || stripped.len() < key.len();
     let host = if is_cut { stripped.split('/').next().unwrap_or_default() } else { stripped };
-    one_docker_hub(host)
+    normalize_registry(host)
 }
 
 /// `normalizeRegistry`.
-fn one_docker_hub(registry: &str) -> &str {
+fn normalize_registry(registry: &str) -> &str {
     match registry {
         "registry-1.docker.io" | "docker.io" => "index.docker.io",
         other => other,
@@ -62,13 +63,13 @@ mod tests {
     #[case("Reg.io", "reg.io/app", false)]
     #[case("*.reg.io", "a.reg.io/app", false)]
     #[case("[::1]", "[::1]/app", true)]
-    fn a_key_is_found_or_not(#[case] key: &str, #[case] image: &str, #[case] expected: bool) {
+    fn key_matches_image(#[case] key: &str, #[case] image: &str, #[case] expected: bool) {
         let found = look_up(&[key], &ImageName::parse(image).unwrap(), Form::DockerConfigJson);
         assert_eq!(!found.order.is_empty(), expected);
     }
 
     #[test]
-    fn the_longest_parent_wins() {
+    fn longest_parent_wins() {
         let keys = ["reg.io", "reg.io/a", "reg.io/a/b", "https://reg.io"];
         for (image, expected) in [("reg.io/a/b/c", 2), ("reg.io/a/c", 1), ("reg.io/c", 0)] {
             let found = look_up(&keys, &ImageName::parse(image).unwrap(), Form::DockerConfigJson);
@@ -77,14 +78,14 @@ mod tests {
     }
 
     #[test]
-    fn among_other_spellings_the_pick_is_random() {
+    fn other_spellings_are_picked_at_random() {
         let keys = ["https://reg.io", "http://reg.io/x"];
         let found = look_up(&keys, &ImageName::parse("reg.io/app").unwrap(), Form::DockerConfigJson);
         assert!(found.is_ambiguous);
     }
 
     #[test]
-    fn the_legacy_form_knows_registries_only() {
+    fn legacy_format_matches_registries_only() {
         let image = ImageName::parse("reg.io/a/app").unwrap();
         assert_eq!(look_up(&["reg.io/a"], &image, Form::Dockercfg), Found::one_of(vec![0]));
         let found = look_up(&["reg.io/a", "reg.io/b"], &image, Form::Dockercfg);

@@ -1,72 +1,72 @@
-//! What makes a reader refuse a whole document.
+//! Reasons for which a consumer refuses a complete document.
 
 use super::kubelet;
 use crate::domain::docker_config::{
     Consumer,
-    import::shown,
+    import::redact_key,
     parse::{Config, Form},
     reading::{Reading, read},
 };
 
-/// Why a reader uses no entry of the document, whatever the image.
+/// Returns the reason if the consumer uses no entry of the document for any image.
 pub(super) fn refusal(consumer: Consumer, config: &Config) -> Option<Refusal<'_>> {
-    if let Some(why) = as_a_whole(consumer, config) {
-        return Some(Refusal { key: None, why });
+    if let Some(reason) = document_reason(consumer, config) {
+        return Some(Refusal { key: None, reason });
     }
     config.entries.iter().find_map(|entry| {
-        let why = because_of(consumer, &entry.key, read(consumer, entry))?;
+        let reason = entry_reason(consumer, &entry.key, read(consumer, entry))?;
         let key = Some(entry.key.as_str());
-        Some(Refusal { key, why })
+        Some(Refusal { key, reason })
     })
 }
 
-/// Why a reader refuses a document.
+/// Reason for refusing a document.
 pub(super) struct Refusal<'a> {
-    /// The key of the entry that is to blame, if it is one.
+    /// Key of the offending entry, if any.
     pub(super) key: Option<&'a str>,
-    why: String,
+    reason: String,
 }
 
 impl Refusal<'_> {
-    /// The whole sentence.
+    /// Complete sentence.
     pub(super) fn of(&self, consumer: Consumer) -> String {
         match self.key {
-            None => format!("{consumer} does not read this document: {}", self.why),
+            None => format!("{consumer} does not read this document: {}", self.reason),
             Some(key) => {
                 let effect = match consumer {
-                    // It goes on with what it had read, in the order of a Go map, which is random.
+                    // It keeps the entries read so far, in the random order of a Go map.
                     Consumer::Docker => "warns, and then finds an entry of this document only by chance,",
                     _ => "cannot use this document",
                 };
-                format!("{consumer} {effect} because of the entry `{}`: {}", shown(key), self.why)
+                format!("{consumer} {effect} because of the entry `{}`: {}", redact_key(key), self.reason)
             }
         }
     }
 }
 
-fn as_a_whole(consumer: Consumer, config: &Config) -> Option<String> {
+fn document_reason(consumer: Consumer, config: &Config) -> Option<String> {
     match (consumer, config.form) {
         (Consumer::Docker | Consumer::DockerAuthConfig, Form::Dockercfg) => {
-            Some("it is the legacy form, without `auths`".to_owned())
+            Some("it is the legacy format, without `auths`".to_owned())
         }
         (Consumer::DockerAuthConfig, Form::DockerConfigJson) => {
             let helpers = (!config.helpers.is_empty()).then_some("credHelpers");
             let store = config.store.as_deref().map(|_| "credsStore");
             let name = helpers.or(store).or(config.others.first().map(String::as_str))?;
-            Some(format!("it has the field `{name}`, and any other than `auths` is refused"))
+            Some(format!("it has the field `{name}`, but only `auths` is accepted"))
         }
         _ => None,
     }
 }
 
-/// A key that is no URL is passed over by the kubelet, but go-containerregistry fails on it
+/// The kubelet skips a key that is not a URL; go-containerregistry fails on it
 /// (`pkg/authn/kubernetes/keyring.go`, `NewFromPullSecrets`).
-fn because_of(consumer: Consumer, key: &str, reading: Reading) -> Option<String> {
+fn entry_reason(consumer: Consumer, key: &str, reading: Reading) -> Option<String> {
     if consumer == Consumer::K8schain && kubelet::slot(key).is_none() {
-        return Some("its key is no URL".to_owned());
+        return Some("its key is not a URL".to_owned());
     }
     match reading {
-        Reading::FailsAll(why) => Some(why.into_owned()),
+        Reading::FailsAll(reason) => Some(reason.into_owned()),
         Reading::Login | Reading::Token | Reading::Nothing(_) | Reading::Fails(_) => None,
     }
 }

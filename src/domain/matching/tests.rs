@@ -17,7 +17,8 @@ fn finds(consumer: Consumer, key: &str, written: &str) -> bool {
     !look_up(consumer, &[key], Form::DockerConfigJson, &image(written)).order.is_empty()
 }
 
-/// Which reader finds Docker Hub under which key, for `docker.io/library/nginx`: kubelet, k8schain, podman, docker CLI.
+/// Consumers that find Docker Hub under a key, for `docker.io/library/nginx`: kubelet, k8schain,
+/// podman, docker CLI.
 #[rstest]
 #[case("https://index.docker.io/v1/", "YYYY")]
 #[case("index.docker.io", "YYY-")]
@@ -31,10 +32,10 @@ fn finds(consumer: Consumer, key: &str, written: &str) -> bool {
 #[case("registry.hub.docker.com", "----")]
 #[case("docker.io/library", "Y-Y-")]
 #[case("https://index.docker.io/v1/library", "-YY-")]
-fn docker_hub_is_found_under_other_keys_by_each_reader(#[case] key: &str, #[case] expected: &str) {
-    let readers = [Consumer::Kubernetes, Consumer::K8schain, Consumer::Podman, Consumer::Docker];
+fn consumers_find_docker_hub_under_different_keys(#[case] key: &str, #[case] expected: &str) {
+    let consumers = [Consumer::Kubernetes, Consumer::K8schain, Consumer::Podman, Consumer::Docker];
     let found: String =
-        readers.map(|consumer| if finds(consumer, key, "nginx") { 'Y' } else { '-' }).into_iter().collect();
+        consumers.map(|consumer| if finds(consumer, key, "nginx") { 'Y' } else { '-' }).into_iter().collect();
     assert_eq!(found, expected);
 }
 
@@ -49,7 +50,7 @@ fn explain_document(document: &Value, written: &str) -> Explanation {
     explain_config(&config, &image(written))
 }
 
-/// The reasons of the nearest entries, in the order of [`Consumer::ALL`].
+/// Mismatches of the nearest entries, in the order of [`Consumer::ALL`].
 fn nearest_to(key: &str, written: &str) -> [Option<Mismatch>; 5] {
     let explanation = explain_document(&json!({"auths": {key: {"auth": "dTpw"}}}), written);
     Consumer::ALL.map(|consumer| {
@@ -60,40 +61,40 @@ fn nearest_to(key: &str, written: &str) -> [Option<Mismatch>; 5] {
 }
 
 #[test]
-fn w3_one_host_with_two_ports_is_two_accounts() {
-    let accounts = [("martin-5000", "registry.martin.com:5000"), ("martin-6000", "registry.martin.com:6000")];
-    let explanation = explain(&accounts, "registry.martin.com:5000/os/alpine:3");
-    assert_eq!(explanation.image, "registry.martin.com:5000/os/alpine");
+fn two_ports_of_one_host_are_two_accounts() {
+    let accounts = [("martin-5000", "registry.example.com:5000"), ("martin-6000", "registry.example.com:6000")];
+    let explanation = explain(&accounts, "registry.example.com:5000/os/alpine:3");
+    assert_eq!(explanation.image, "registry.example.com:5000/os/alpine");
     assert_eq!(explanation.warnings, []);
     for consumer in Consumer::ALL {
         let look_up = explanation.consumers.get(consumer);
-        assert_eq!(look_up.keys, ["registry.martin.com:5000"], "{consumer}");
+        assert_eq!(look_up.keys, ["registry.example.com:5000"], "{consumer}");
         assert_eq!(look_up.accounts, ["martin-5000"], "{consumer}");
     }
 }
 
 #[test]
-fn the_answer_has_the_form_of_the_api() {
+fn explanation_serializes_as_in_the_api() {
     let answer = serde_json::to_value(explain(
-        &[("martin-5000", "registry.martin.com:5000")],
-        "registry.martin.com:5000/os/alpine:3",
+        &[("martin-5000", "registry.example.com:5000")],
+        "registry.example.com:5000/os/alpine:3",
     ))
     .unwrap();
-    assert_eq!(answer["consumers"]["kubernetes"]["keys"], json!(["registry.martin.com:5000"]));
+    assert_eq!(answer["consumers"]["kubernetes"]["keys"], json!(["registry.example.com:5000"]));
     assert_eq!(answer["consumers"]["docker"]["accounts"], json!(["martin-5000"]));
     assert_eq!(answer["consumers"]["podman"]["nearest"], json!([]));
     assert_eq!(answer["consumers"]["dockerAuthConfig"]["ambiguous"], json!(false));
     assert_eq!(answer["warnings"], json!([]));
 
     let answer = serde_json::to_value(explain(
-        &[("martin-6000", "registry.martin.com:6000")],
-        "registry.martin.com:5000/os/alpine",
+        &[("martin-6000", "registry.example.com:6000")],
+        "registry.example.com:5000/os/alpine",
     ))
     .unwrap();
     assert_eq!(
         answer["consumers"]["podman"],
         json!({"keys": [], "accounts": [], "ambiguous": false, "helper": null, "problem": null, "nearest": [{
-            "key": "registry.martin.com:6000",
+            "key": "registry.example.com:6000",
             "account": "martin-6000",
             "mismatch": "portDiffers",
             "detail": "the entry has port 6000, the image has port 5000",
@@ -102,31 +103,32 @@ fn the_answer_has_the_form_of_the_api() {
 }
 
 #[test]
-fn the_kubelet_tries_the_longest_path_first_and_podman_takes_it_alone() {
+fn kubelet_tries_all_paths_and_podman_only_the_longest() {
     let explanation =
         explain(&[("all", "reg.io"), ("team", "reg.io/team"), ("app", "reg.io/team/app")], "reg.io/team/app");
     assert_eq!(explanation.consumers.kubernetes.accounts, ["app", "team", "all"]);
     assert_eq!(explanation.consumers.k8schain.accounts, ["app"]);
     assert_eq!(explanation.consumers.podman.accounts, ["app"]);
     let problem = explanation.consumers.docker.problem.as_deref().unwrap();
-    assert!(problem.contains("knows only hosts"), "{problem}");
+    assert!(problem.contains("matches only hosts"), "{problem}");
 }
 
 #[test]
-fn a_password_that_goes_to_images_it_is_not_for_is_warned_about() {
+fn password_for_unintended_images_gives_a_warning() {
     let warned = |written| explain(&[("foo", "reg.io/foo")], written).warnings;
     assert_eq!(warned("reg.io/foo/x"), []);
-    let begins_alike = warned("reg.io/foobar/x");
+    let same_prefix = warned("reg.io/foobar/x");
     let codes: Vec<_> =
-        begins_alike.iter().map(|warning| (warning.code, warning.key.as_deref(), warning.account.as_deref())).collect();
+        same_prefix.iter().map(|warning| (warning.code, warning.key.as_deref(), warning.account.as_deref())).collect();
     let expected = |key| (WarningCode::MatchesMore, Some(key), Some("foo"));
     assert_eq!(codes, [expected("reg.io/foo"), expected("reg.io")]);
-    assert!(begins_alike[0].detail.contains("the kubelet"), "{begins_alike:?}");
-    assert!(begins_alike[1].detail.contains("the docker CLI"), "{begins_alike:?}");
+    assert!(same_prefix[0].detail.contains("the kubelet"), "{same_prefix:?}");
+    assert!(same_prefix[1].detail.contains("the docker CLI"), "{same_prefix:?}");
 }
 
-/// In the order of [`Consumer::ALL`]: kubelet, k8schain, docker CLI, `DOCKER_AUTH_CONFIG`, podman. `-` where it is used; else
-/// Case, Spelling, Port, `/` path, `1` label, `*` unknown, Host.
+/// Columns in the order of [`Consumer::ALL`]: kubelet, k8schain, docker CLI, `DOCKER_AUTH_CONFIG`,
+/// podman. `-` if the entry is used, else the mismatch: Case, Spelling, Port, `/` path, `1` label,
+/// `*` unsupported, Host.
 #[rstest]
 #[case::port("reg.io:6000", "reg.io:5000/app", "PPPPP")]
 #[case::no_port("reg.io", "reg.io:443/app", "PPPPP")]
@@ -142,7 +144,7 @@ fn a_password_that_goes_to_images_it_is_not_for_is_warned_about() {
 #[case::slash("reg.io/foo/", "reg.io/foo/app", "---SS")]
 #[case::ipv6("[::1]", "[::1]/app", "SS---")]
 #[case::sibling("mirror.reg.io", "images.reg.io/app", "HHHHH")]
-fn the_nearest_entry_says_why_it_is_not_used(#[case] key: &str, #[case] written: &str, #[case] expected: &str) {
+fn nearest_entry_has_its_mismatch(#[case] key: &str, #[case] written: &str, #[case] expected: &str) {
     let letters = nearest_to(key, written).map(|mismatch| match mismatch {
         None => '-',
         Some(Mismatch::CaseDiffers) => 'C',
@@ -157,13 +159,13 @@ fn the_nearest_entry_says_why_it_is_not_used(#[case] key: &str, #[case] written:
 }
 
 #[test]
-fn a_far_entry_is_not_near() {
+fn unrelated_entries_are_not_near() {
     let explanation = explain(&[("x", "quay.io"), ("y", "example.com"), ("z", "localhost")], "reg.io/app");
     assert_eq!(explanation.consumers.kubernetes, LookUp::default());
 }
 
 #[test]
-fn the_nearest_come_first_and_are_few() {
+fn nearest_entries_are_sorted_and_limited() {
     let accounts = [
         ("a", "reg.io:1"),
         ("b", "reg.io:2"),
@@ -180,7 +182,7 @@ fn the_nearest_come_first_and_are_few() {
 #[rstest]
 #[case("nginx", "https://index.docker.io/v1/")]
 #[case("acme/app", "docker.io/acme")]
-fn the_detail_names_the_key_to_write(#[case] written: &str, #[case] key: &str) {
+fn detail_names_the_correct_key(#[case] written: &str, #[case] key: &str) {
     let wrong = if written == "nginx" { "hub.docker.com" } else { "hub.docker.com/acme" };
     let explanation = explain_document(&json!({"auths": {wrong: {"auth": "dTpw"}}}), written);
     let detail = &explanation.consumers.kubernetes.nearest[0].detail;
@@ -188,7 +190,7 @@ fn the_detail_names_the_key_to_write(#[case] written: &str, #[case] key: &str) {
 }
 
 #[test]
-fn a_helper_program_is_asked_before_the_entries() {
+fn helper_takes_precedence_over_entries() {
     let document = json!({
         "auths": {"reg.io": {"auth": "dTpw"}, "https://index.docker.io/v1/": {}},
         "credHelpers": {"reg.io": "regtool"},
@@ -210,7 +212,7 @@ fn a_helper_program_is_asked_before_the_entries() {
 }
 
 #[test]
-fn one_bad_entry_breaks_the_kubelet_and_the_docker_cli_and_only_itself_for_podman() {
+fn invalid_entry_breaks_all_consumers_but_podman() {
     let document = json!({"auths": {"reg.io": {"auth": "dTpw"}, "quay.io": {"auth": "!"}}});
     let explanation = explain_document(&document, "reg.io/app");
     for consumer in [Consumer::Kubernetes, Consumer::K8schain, Consumer::Docker, Consumer::DockerAuthConfig] {
@@ -223,16 +225,16 @@ fn one_bad_entry_breaks_the_kubelet_and_the_docker_cli_and_only_itself_for_podma
 }
 
 #[test]
-fn k8schain_fails_on_a_key_that_the_kubelet_passes_over() {
+fn k8schain_fails_on_a_key_that_the_kubelet_skips() {
     let explanation =
         explain_document(&json!({"auths": {"reg.io": {"auth": "dTpw"}, "qu ay.io": {"auth": "dTpw"}}}), "reg.io/app");
     assert_eq!(explanation.consumers.kubernetes.keys, ["reg.io"]);
     let problem = explanation.consumers.k8schain.problem.as_deref().unwrap();
-    assert!(problem.contains("its key is no URL"), "{problem}");
+    assert!(problem.contains("its key is not a URL"), "{problem}");
 }
 
 #[test]
-fn an_entry_with_which_nobody_can_log_in_is_found_all_the_same() {
+fn entry_without_usable_credential_is_still_found() {
     let explanation = explain_document(&json!({"auths": {"reg.io": {"username": "u", "password": "p"}}}), "reg.io/app");
     assert_eq!(explanation.consumers.podman.keys, ["reg.io"]);
     let problem = explanation.consumers.podman.problem.as_deref().unwrap();
@@ -241,23 +243,23 @@ fn an_entry_with_which_nobody_can_log_in_is_found_all_the_same() {
 }
 
 #[test]
-fn the_legacy_form_is_not_read_by_the_docker_cli() {
+fn docker_cli_does_not_read_the_legacy_format() {
     let explanation = explain_document(&json!({"reg.io": {"auth": "dTpw"}}), "reg.io/app");
     assert_eq!(explanation.consumers.kubernetes.keys, ["reg.io"]);
     assert_eq!(explanation.consumers.podman.keys, ["reg.io"]);
     let problem = explanation.consumers.docker.problem.as_deref().unwrap();
-    assert!(problem.contains("legacy form"), "{problem}");
+    assert!(problem.contains("legacy format"), "{problem}");
 }
 
 #[test]
-fn chance_is_called_so() {
+fn random_choice_is_reported_as_ambiguous() {
     let document = json!({"auths": {"reg.io/a": {"auth": "YTpw"}, "reg.io/b": {"auth": "Yjpw"}}});
     let docker = explain_document(&document, "reg.io/c/app").consumers.docker;
     assert_eq!((docker.keys, docker.ambiguous), (vec!["reg.io/a".to_owned(), "reg.io/b".to_owned()], true));
 }
 
 #[test]
-fn a_password_in_a_key_is_never_shown() {
+fn password_in_a_key_is_redacted() {
     let document = json!({"auths": {"https://me:CANARY@reg.io": {"auth": "!"}, "https://me:CANARY@reg.io:80": {}}});
     for written in ["reg.io/app", "reg.io:90/app"] {
         let explanation = explain_document(&document, written);
@@ -267,11 +269,11 @@ fn a_password_in_a_key_is_never_shown() {
     }
 }
 
-/// The readers once more, written down as plainly as their sources allow, over the text of a rendered document.
-mod plainly {
+/// Independent, simple model of the consumers, for rendered documents.
+mod model {
     use super::*;
 
-    /// The passwords that a reader would send for `name`, in its order.
+    /// Passwords that a consumer sends for `name`, in order.
     pub(super) fn passwords(consumer: Consumer, document: &str, name: &str) -> Vec<String> {
         let document: Value = serde_json::from_str(document).unwrap();
         let auths = document["auths"].as_object().unwrap();
@@ -306,7 +308,8 @@ mod plainly {
         found
     }
 
-    /// Rendered keys have no wildcards and one slot each, so a host must be equal and the rest is a plain prefix.
+    /// Rendered keys have no wildcards and one slot each, so hosts must be equal and paths are
+    /// plain prefixes.
     fn prefixes<'a>(keys: &[&'a str], name: &str) -> Vec<&'a str> {
         let slot = |key: &str| {
             if key == "https://index.docker.io/v1/" { "index.docker.io".to_owned() } else { key.to_owned() }
@@ -334,7 +337,7 @@ mod plainly {
     }
 }
 
-fn some_scopes() -> impl Strategy<Value = Vec<&'static str>> {
+fn any_scopes() -> impl Strategy<Value = Vec<&'static str>> {
     subsequence(SCOPES.to_vec(), 0..=SCOPES.len())
 }
 
@@ -365,7 +368,7 @@ fn rendered(consumer: Consumer, accounts: &[(&str, RegistryScope)]) -> Option<Re
     render(consumer.profile(), &credentials).ok()
 }
 
-fn an_image() -> impl Strategy<Value = String> {
+fn any_image() -> impl Strategy<Value = String> {
     let registry = prop_oneof![
         Just(""),
         Just("docker.io/"),
@@ -383,23 +386,23 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
-    fn what_is_rendered_is_found_as_explain_says(chosen in some_scopes(), written in an_image()) {
+    fn explain_agrees_with_the_model_on_rendered_documents(chosen in any_scopes(), written in any_image()) {
         let accounts: Vec<_> = chosen.iter().map(|scope| (*scope, RegistryScope::parse(scope).unwrap())).collect();
         let explanation = explain(&chosen.iter().map(|scope| (*scope, *scope)).collect::<Vec<_>>(), &written);
         for consumer in Consumer::ALL {
-            let said = explanation.consumers.get(consumer);
+            let explained = explanation.consumers.get(consumer);
             let Some(rendered) = rendered(consumer, &accounts) else {
-                prop_assert!(said.problem.is_some());
+                prop_assert!(explained.problem.is_some());
                 continue;
             };
-            let expected: Vec<_> = said.accounts.iter().map(|name| format!("pw of {name}")).collect();
-            let sent = plainly::passwords(consumer, rendered.document.expose_secret(), &explanation.image);
+            let expected: Vec<_> = explained.accounts.iter().map(|name| format!("pw of {name}")).collect();
+            let sent = model::passwords(consumer, rendered.document.expose_secret(), &explanation.image);
             prop_assert_eq!(sent, expected, "{} of {}", consumer, explanation.image);
         }
     }
 
     #[test]
-    fn an_account_is_used_for_what_it_covers(chosen in some_scopes(), written in an_image()) {
+    fn account_is_used_for_images_that_it_covers(chosen in any_scopes(), written in any_image()) {
         let explanation = explain(&chosen.iter().map(|scope| (*scope, *scope)).collect::<Vec<_>>(), &written);
         let covering: Vec<_> = chosen.iter().copied().filter(|scope| {
             explanation.image == *scope || explanation.image.starts_with(&format!("{scope}/"))

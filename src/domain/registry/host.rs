@@ -1,13 +1,13 @@
-//! `host[:port]`: what may stand before the first slash.
+//! `host[:port]`, the part of a scope before the first slash.
 //!
-//! The grammar is the one of image references (`distribution/reference`, `regexp.go`, `domain`): a host that no image
-//! reference can name would be a scope that never matches.
+//! Uses the grammar of image references (`distribution/reference`, `regexp.go`, `domain`): no image
+//! could match a scope with another host.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::domain::invalid::Invalid;
 
-/// Splits off the port and checks both parts; the host comes back in its canonical spelling.
+/// Splits off the port and checks both parts. Returns the canonical host.
 pub(super) fn parse(authority: &str) -> Result<(String, Option<u16>), Invalid> {
     if authority.contains('@') {
         return Err(Invalid::new(
@@ -31,7 +31,7 @@ fn split(authority: &str) -> Result<(&str, Option<&str>), Invalid> {
     }
     match authority.split_once(':') {
         Some((_, port)) if port.contains(':') => {
-            Err(Invalid::new("an IPv6 address stands in brackets, for example [2001:db8::1]:5000"))
+            Err(Invalid::new("an IPv6 address must be in brackets, for example [2001:db8::1]:5000"))
         }
         Some((host, port)) => Ok((host, Some(port))),
         None => Ok((authority, None)),
@@ -39,7 +39,7 @@ fn split(authority: &str) -> Result<(&str, Option<&str>), Invalid> {
 }
 
 fn parse_port(port: &str) -> Result<u16, Invalid> {
-    let refused = || Invalid::new("a port is a number between 1 and 65535");
+    let refused = || Invalid::new("a port must be a number between 1 and 65535");
     if !port.bytes().all(|b| b.is_ascii_digit()) {
         return Err(refused());
     }
@@ -55,7 +55,7 @@ fn ipv6(address: &str) -> Result<String, Invalid> {
 }
 
 fn not_ipv6() -> Invalid {
-    Invalid::new("between the brackets of a host stands an IPv6 address, for example [2001:db8::1]:5000")
+    Invalid::new("the brackets of a host must contain an IPv6 address, for example [2001:db8::1]:5000")
 }
 
 fn name(host: &str) -> Result<String, Invalid> {
@@ -65,7 +65,7 @@ fn name(host: &str) -> Result<String, Invalid> {
         ));
     }
     if !host.is_ascii() {
-        return Err(Invalid::new("a host is written in ASCII: use the xn--… form of an international name"));
+        return Err(Invalid::new("a host must be ASCII: use the xn--… form of an international name"));
     }
     if host.len() > 253 {
         return Err(Invalid::new("a host has at most 253 characters"));
@@ -76,7 +76,7 @@ fn name(host: &str) -> Result<String, Invalid> {
     let last = host.rsplit('.').next().unwrap_or_default();
     if last.bytes().all(|b| b.is_ascii_digit()) && host.parse::<Ipv4Addr>().is_err() {
         return Err(Invalid::new(
-            "a host that ends in a number is an IPv4 address of four numbers from 0 to 255, for example 10.0.0.1",
+            "a host that ends in a number must be an IPv4 address of four numbers from 0 to 255, for example 10.0.0.1",
         ));
     }
     Ok(host.to_ascii_lowercase())
@@ -84,11 +84,11 @@ fn name(host: &str) -> Result<String, Invalid> {
 
 fn check_label(label: &str) -> Result<(), Invalid> {
     let refused = if label.is_empty() {
-        "a host has no empty part: look for a leading, a trailing or a double dot"
+        "a host must not have an empty part: look for a leading, a trailing or a double dot"
     } else if label.len() > 63 {
         "a part of a host (between two dots) has at most 63 characters"
     } else if label.starts_with('-') || label.ends_with('-') {
-        "a part of a host (between two dots) does not start or end with a hyphen"
+        "a part of a host (between two dots) must not start or end with a hyphen"
     } else if !label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
         "a host consists of letters, digits and hyphens, in parts separated by dots"
     } else {

@@ -1,12 +1,13 @@
-//! What may stand behind the first slash: a repository's name, or the first parts of one.
+//! Path of a scope: the name of a repository, or its first components.
 //!
-//! The grammar is that of the OCI distribution specification (`spec.md`, "Pulling manifests", `<name>`):
+//! Uses the grammar of the OCI distribution specification (`spec.md`, "Pulling manifests",
+//! `<name>`):
 //! `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*`.
 
 use crate::domain::invalid::Invalid;
 
-/// Checks a path and drops what does not change its meaning: one trailing slash, and the API roots `v1` and `v2` in
-/// front.
+/// Checks a path. Removes parts without meaning: one trailing slash, and leading API roots `v1` and
+/// `v2`.
 pub(super) fn parse(path: &str) -> Result<String, Invalid> {
     let mut path = path.strip_suffix('/').unwrap_or(path);
     while let Some(rest) = without_api_root(path) {
@@ -19,7 +20,7 @@ pub(super) fn parse(path: &str) -> Result<String, Invalid> {
     Ok(path.to_owned())
 }
 
-/// Checks a whole name of a repository, or the first parts of one.
+/// Checks the name of a repository, or its first components.
 pub(super) fn check(path: &str) -> Result<(), Invalid> {
     if path.len() > 255 {
         return Err(Invalid::new("a path has at most 255 characters"));
@@ -34,7 +35,7 @@ fn without_api_root(path: &str) -> Option<&str> {
 
 fn check_component(component: &str) -> Result<(), Invalid> {
     let refused = if component.is_empty() {
-        "a path has no empty part: look for a double slash"
+        "a path must not have an empty part: look for a double slash"
     } else if component.contains('@') {
         "a digest (`@`) does not belong in a registry: an account is for a repository or a group of them"
     } else if component.contains(':') {
@@ -42,7 +43,7 @@ fn check_component(component: &str) -> Result<(), Invalid> {
     } else if !component.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b)) {
         "a path consists of lower case letters, digits, dots, underscores and hyphens, as in a repository's name"
     } else if !is_well_separated(component) {
-        "in a path, letters and digits are separated by one dot, one or two underscores, or hyphens, and stand at both ends"
+        "in a path, letters and digits are separated by one dot, one or two underscores, or hyphens, and are at both ends"
     } else {
         return Ok(());
     };

@@ -1,20 +1,21 @@
-//! One repository of a registry.
+//! Repositories of a registry.
 
 use std::fmt;
 
 use super::{RegistryScope, path};
 use crate::domain::invalid::Invalid;
 
-/// A repository's name as it stands in the registry's API, such as `os/alpine`: without registry, tag and digest.
+/// Name of a repository in the registry's API, such as `os/alpine`, without registry, tag and
+/// digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepositoryName(String);
 
 impl RepositoryName {
-    /// Reads the name of a repository within `scope`. On Docker Hub `alpine` is `library/alpine`.
+    /// Parses the name of a repository within `scope`. On Docker Hub, `alpine` is `library/alpine`.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if it is no repository's name, or one that is not in the scope.
+    /// [`Invalid`] if the name is malformed or not in the scope.
     pub fn parse(name: &str, scope: &RegistryScope) -> Result<Self, Invalid> {
         path::check(name)?;
         let name =
@@ -25,7 +26,7 @@ impl RepositoryName {
         if is_inside { Ok(Self(name)) } else { Err(Invalid::new("is not in the account's part of the registry")) }
     }
 
-    /// The name as text.
+    /// Name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -62,7 +63,7 @@ mod tests {
     #[case("reg.io", "os/alpine?x=1", None)]
     #[case("reg.io", "os/%2e%2e", None)]
     #[case("reg.io", "OS/alpine", None)]
-    fn a_repository_is_one_of_its_scope(#[case] scope: &str, #[case] name: &str, #[case] parsed: Option<&str>) {
+    fn repository_must_be_in_its_scope(#[case] scope: &str, #[case] name: &str, #[case] parsed: Option<&str>) {
         let scope = RegistryScope::parse(scope).unwrap();
         assert_eq!(RepositoryName::parse(name, &scope).ok().as_ref().map(RepositoryName::as_str), parsed);
     }

@@ -1,4 +1,4 @@
-//! The service, put together by its own composition root, in this process.
+//! The service, built by its own composition root inside the test process.
 
 use std::{
     collections::HashMap,
@@ -25,11 +25,15 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::sync::oneshot;
 
-use super::{client::Client, given, kubernetes, postgres};
+use super::{
+    client::Client,
+    given, kubernetes, postgres,
+    registry::{self, Registry},
+};
 
-/// A regcred of one test, on a port and a database of its own. It stops when it is dropped.
+/// A regcred instance for one test, with its own port and database. Stops when dropped.
 pub struct TestApp {
-    /// The database, to look at past the code under test.
+    /// Direct access to the database, bypassing the code under test.
     pub pool: PgPool,
     pub address: SocketAddr,
     admin: Client,
@@ -42,7 +46,7 @@ impl TestApp {
         Self::configured(pool, &[]).await
     }
 
-    /// Starts with further variables, or others than usual.
+    /// Starts the service with extra or overridden environment variables.
     pub async fn configured(pool: PgPool, variables: &[(&str, &str)]) -> Self {
         let mut app = Self::start(pool, variables).await;
         let key = app.new_key("admin", None).await;
@@ -68,20 +72,21 @@ impl TestApp {
 
         let (started, address) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();
-        // On a runtime of its own, as in production; and everything of it is gone before the database is.
+        // A separate runtime, as in production. The thread is joined before the database is
+        // dropped.
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
             runtime.expect("a runtime").block_on(async {
-                let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-                let app = App::build(config, listener, false).await.expect("it starts");
+                let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+                let app = App::build(config, listener, false).await.expect("the app builds");
                 started.send(app.address).expect("the test waits");
                 tokio::select! {
-                    ended = app.run(Signals::listen().expect("signals")) => panic!("it ended by itself: {ended:?}"),
+                    ended = app.run(Signals::listen().expect("signals")) => panic!("the app ended by itself: {ended:?}"),
                     _ = stopped => {}
                 }
             });
         });
-        let address = address.await.expect("it starts");
+        let address = address.await.expect("the app starts");
         let anonymous = Client::new(format!("http://{address}"), None);
         Self { pool, address, admin: anonymous, stop: Some(stop), thread: Some(thread) }
     }
@@ -93,59 +98,68 @@ impl TestApp {
         app
     }
 
-    /// Somebody who may do everything.
+    /// Client with the admin role and no restrictions.
     pub fn admin(&self) -> Client {
         self.admin.clone()
     }
 
-    /// Somebody without a key.
+    /// Client without a key.
     pub fn anonymous(&self) -> Client {
         Client::new(format!("http://{}", self.address), None)
     }
 
-    /// Makes an API key; its text.
+    /// Creates an admin API key in the database and returns its text.
     pub async fn new_key(&self, name: &str, expires_at: Option<DateTime<Utc>>) -> String {
-        // Of the past where a test wants one that has expired.
+        // Lies before `expires_at`, so that a test can create a key that has expired.
         let now = expires_at.unwrap_or_default() - TimeDelta::hours(1);
         let new = NewApiKey::parse(name, "admin", None, expires_at, now).expect("a good key");
         let (_, key) =
-            api_keys::create(&self.pool, &self.audit().await, &somebody(), &pepper(), &new).await.expect("a key");
+            api_keys::create(&self.pool, &self.audit().await, &command_line(), &pepper(), &new).await.expect("a key");
         key.text.expose_secret().to_owned()
     }
 
-    /// Revokes an API key past the API.
+    /// Revokes an API key in the database, bypassing the API.
     pub async fn revoke_key(&self, name: &str, even_last_admin: bool) -> Result<(), ServiceError> {
         let (name, audit) = (Name::parse(name).expect("a name"), self.audit().await);
         if even_last_admin {
-            return api_keys::revoke_even_last_admin(&self.pool, &audit, &somebody(), &name).await;
+            return api_keys::revoke_even_last_admin(&self.pool, &audit, &command_line(), &name).await;
         }
-        api_keys::revoke(&self.pool, &audit, &somebody(), &name).await
+        api_keys::revoke(&self.pool, &audit, &command_line(), &name).await
     }
 
     async fn audit(&self) -> TransactionalAudit {
         TransactionalAudit::open(&self.pool, Arc::new(audit_key()), 1).await.expect("a chain")
     }
 
-    /// Makes an API key through the API; a client that uses it.
+    /// Creates an API key through the API and returns a client that uses it.
     pub async fn caller(&self, name: &str, role: &str, grants: Option<Value>) -> Client {
         let body = json!({"name": name, "role": role, "grants": grants});
         let created = self.admin.post("/v1/api-keys", &body).await.expect(201);
         self.admin.with_key(created["key"].as_str().expect("a key"))
     }
 
-    /// Registers an account and answers what the API does.
+    /// Registers an account and returns the response.
     pub async fn register_account(&self, name: &str, registry: &str, username: &str, password: &str) -> Value {
         let body = json!({"name": name, "registry": registry, "username": username, "password": password});
         self.admin.post("/v1/registry-accounts", &body).await.expect(201)
     }
 
-    /// Registers the Kubernetes cluster of these tests under this name, with its administrator's token.
+    /// Registers both test registries as accounts `a` and `b`.
+    pub async fn register_registries(&self) -> (Registry, Registry) {
+        let (a, b) = (registry::a(), registry::b());
+        for (name, registry) in [("a", &a), ("b", &b)] {
+            self.register_account(name, &registry.address, &registry.username, &registry.password).await;
+        }
+        (a, b)
+    }
+
+    /// Registers the first test cluster under this name, with its administrator's token.
     pub async fn register_cluster(&self, name: &str) -> Value {
         let token = given("REGCRED_TEST_KUBE_ADMIN_TOKEN");
         self.register_cluster_with(name, &json!({"type": "token", "token": token})).await
     }
 
-    /// Registers the Kubernetes cluster of these tests with other credentials.
+    /// Registers the first test cluster with the given credentials.
     pub async fn register_cluster_with(&self, name: &str, auth: &Value) -> Value {
         let body = json!({
             "name": name, "server": kubernetes::server(), "caCertificate": kubernetes::file("ca.crt"), "auth": auth,
@@ -153,7 +167,7 @@ impl TestApp {
         self.admin.post("/v1/clusters", &body).await.expect(201)
     }
 
-    /// How many rows each table has: accounts, clusters, API keys.
+    /// Row counts of accounts, clusters and API keys.
     pub async fn rows(&self) -> [i64; 3] {
         let counted = sqlx::query_as(
             "SELECT (SELECT count(*) FROM registry_accounts), (SELECT count(*) FROM clusters), (SELECT count(*) FROM api_keys)",
@@ -183,20 +197,21 @@ fn pepper() -> Pepper {
     Pepper::parse(&SecretString::from(pepper_text())).expect("a pepper")
 }
 
-/// What links the audit record of every [`TestApp`].
+/// Key of the audit log of every [`TestApp`].
 pub fn audit_key() -> AuditKey {
     AuditKey::of(&pepper())
 }
 
-fn somebody() -> Actor {
-    Actor { kind: ActorKind::CommandLine, id: None, name: "somebody".to_owned() }
+fn command_line() -> Actor {
+    Actor { kind: ActorKind::CommandLine, id: None, name: "test".to_owned() }
 }
 
-/// What `main` does for the binary; and a signal ends this process, though each app listens for signals too.
+/// Initializes the process as `main` does, and ends it on a signal: each app replaces the default
+/// action.
 fn once_for_the_process() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Another test may have been first.
+        // Fails if another test was first.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         thread::spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -1,4 +1,4 @@
-//! A client of regcred's API that shows a whole answer where a test finds another one than it expects.
+//! Client of regcred's API. Failed expectations print the complete response.
 
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 use serde_json::Value;
@@ -7,7 +7,7 @@ use super::PATIENCE;
 
 const PROBLEM_BASE: &str = "https://regcred.dev/problems/";
 
-/// Somebody who calls the API, with a key or without.
+/// API client, with or without a key.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
@@ -17,23 +17,23 @@ pub struct Client {
 
 impl Client {
     pub fn new(base: impl Into<String>, key: Option<&str>) -> Self {
-        // A connection that was kept while a test ran a program may have been closed meanwhile.
+        // No idle connections: the server may close one while a test runs a program.
         let builder = reqwest::Client::builder().pool_max_idle_per_host(0);
         let http = builder.timeout(PATIENCE).no_proxy().build().expect("a client");
         Self { http, base: base.into(), key: key.map(str::to_owned) }
     }
 
-    /// The same client with another key.
+    /// Returns the same client with another key.
     pub fn with_key(&self, key: &str) -> Self {
         Self { key: Some(key.to_owned()), ..self.clone() }
     }
 
-    /// The key that it uses.
+    /// Returns the key.
     pub fn key(&self) -> &str {
         self.key.as_deref().expect("a key")
     }
 
-    /// A request that a test adds to and then hands to [`send`](Self::send).
+    /// Builds a request, for [`send`](Self::send).
     pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
         let method = Method::from_bytes(method.as_bytes()).expect("a method");
         let request = self.http.request(method, format!("{}{path}", self.base));
@@ -47,11 +47,11 @@ impl Client {
         self.try_send(request).await.expect("an answer")
     }
 
-    /// The answer, or that none came.
+    /// Like [`send`](Self::send), but returns connection errors.
     pub async fn try_send(&self, request: RequestBuilder) -> reqwest::Result<Answer> {
         let mut response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        // Of what goes on for long, what comes at once.
+        // An event stream does not end: read its first chunk.
         let is_stream = headers.get("content-type").is_some_and(|value| value == "text/event-stream");
         let body = if is_stream {
             let first = response.chunk().await?.unwrap_or_default();
@@ -79,7 +79,7 @@ impl Client {
     }
 }
 
-/// A whole answer.
+/// Complete response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -88,24 +88,24 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// A header, empty where it is missing.
+    /// Returns a header, or an empty string if it is missing.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().expect("a header in ASCII"))
     }
 
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("this is not JSON: {self:?}"))
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
     }
 
-    /// The body of an answer with this status.
+    /// Asserts the status and returns the body.
     #[track_caller]
     pub fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{self:?}");
         self.json()
     }
 
-    /// The slug of a problem, all parts of which are there and fit the answer; empty for an answer that is none.
+    /// Returns the slug of a problem after checking all its members; empty if this is no problem.
     #[track_caller]
     pub fn slug(&self) -> String {
         if self.header("content-type") != "application/problem+json" {
@@ -118,17 +118,17 @@ impl Answer {
         }
         assert_eq!(problem["requestId"], self.header("x-request-id"), "{self:?}");
         let problem_type = problem["type"].as_str().expect("a type");
-        problem_type.strip_prefix(PROBLEM_BASE).unwrap_or_else(|| panic!("a foreign type: {self:?}")).to_owned()
+        problem_type.strip_prefix(PROBLEM_BASE).unwrap_or_else(|| panic!("unknown problem type: {self:?}")).to_owned()
     }
 
-    /// Asserts that this is a problem of this status and slug; the problem.
+    /// Asserts status and slug, and returns the problem.
     #[track_caller]
     pub fn problem(&self, status: u16, slug: &str) -> Value {
         assert_eq!((self.status, self.slug().as_str()), (status, slug), "{self:?}");
         self.json()
     }
 
-    /// The fields that a problem names.
+    /// Names of the fields that a problem lists.
     pub fn fields(&self) -> Vec<String> {
         let problem = self.json();
         let errors = problem["errors"].as_array().cloned().unwrap_or_default();
@@ -136,7 +136,7 @@ impl Answer {
     }
 }
 
-/// Asserts that an object has these members with these values. It may have more: the API may grow.
+/// Asserts that an object has these members. Additional members are allowed: the API may grow.
 #[track_caller]
 pub fn assert_holds(object: &Value, members: &Value) {
     for (name, value) in members.as_object().expect("an object") {

@@ -1,4 +1,4 @@
-//! Folders that go with their test.
+//! Temporary directories.
 
 use std::{
     fs,
@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-/// A folder that goes with the test.
+/// Temporary directory, removed on drop.
 pub struct TempDir(PathBuf);
 
 impl TempDir {
@@ -22,7 +22,7 @@ impl TempDir {
         &self.0
     }
 
-    /// Writes a file into the folder; its path.
+    /// Writes a file into the directory and returns its path.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.0.join(name);
         fs::write(&path, content).expect("written");
@@ -32,7 +32,7 @@ impl TempDir {
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        // Nothing depends on it.
+        // Cleanup is best effort.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -1,4 +1,4 @@
-//! The Kubernetes API servers of `dev/with-services`, looked at past the code under test.
+//! Direct access to the API servers of `dev/with-services`, bypassing the code under test.
 
 use std::{
     collections::BTreeMap,
@@ -21,17 +21,17 @@ use serde_json::{Value, json};
 
 use super::{eventually, given};
 
-/// One of the clusters of `dev/with-services`: nothing of the one is good for the other.
+/// A cluster of `dev/with-services`. The clusters share neither credentials nor objects.
 #[derive(Debug, Clone, Copy)]
 pub struct Cluster(&'static str);
 
-/// The cluster that the functions of this module mean.
+/// Cluster that the functions of this module use.
 pub const FIRST: Cluster = Cluster("REGCRED_TEST_KUBE");
-/// The other one.
+/// Second cluster.
 pub const SECOND: Cluster = Cluster("REGCRED_TEST_KUBE2");
 
 impl Cluster {
-    /// What `dev/with-services` exports of it under this name.
+    /// Reads a variable that `dev/with-services` exports for this cluster.
     pub fn given(self, name: &str) -> String {
         given(&format!("{}_{name}", self.0))
     }
@@ -51,12 +51,12 @@ impl Cluster {
         fs::read_to_string(self.path(name)).expect("the cluster's files are there")
     }
 
-    /// What registers it at regcred under this name.
+    /// Request body that registers this cluster under `name`.
     pub fn registration(self, name: &str, auth: &Value) -> Value {
         json!({"name": name, "server": self.server(), "caCertificate": self.file("ca.crt"), "auth": auth})
     }
 
-    /// kube's own client, as administrator.
+    /// A `kube` client with administrator rights.
     pub fn admin(self) -> Client {
         let ca = CaCertificate::parse(&self.file("ca.crt")).expect("a CA");
         let mut config = Config::new(self.server().parse().expect("a URL"));
@@ -65,7 +65,7 @@ impl Cluster {
         Client::try_from(config).expect("a client")
     }
 
-    /// Makes a namespace for one test: the API server is shared by all of them.
+    /// Creates a namespace for one test. All tests share the API server.
     pub async fn new_namespace(self) -> String {
         let metadata = ObjectMeta { generate_name: Some("regcred-test-".to_owned()), ..ObjectMeta::default() };
         let namespaces: Api<Namespace> = Api::all(self.admin());
@@ -73,18 +73,20 @@ impl Cluster {
         created.expect("a namespace").metadata.name.expect("a name")
     }
 
-    /// The Secret of this name, which must be there.
+    /// Returns this Secret, which must exist.
     pub async fn secret(self, namespace: &str, name: &str) -> Secret {
         Api::<Secret>::namespaced(self.admin(), namespace).get(name).await.expect("the Secret is there")
     }
 
-    /// What regcred wrote to Secrets of a namespace, from the API server's audit log: verb, who, and status, in the order of their
-    /// ends. Complete once a later call of somebody else is in it, which this makes.
+    /// Writes by regcred to Secrets of a namespace, from the API server's audit log: verb, user and
+    /// status, in the order of completion.
+    ///
+    /// The log is complete up to a marker request that this function sends.
     pub async fn writes(self, namespace: &str) -> Vec<(String, String, u64)> {
         let marker = uuid::Uuid::now_v7().to_string();
         let found = Api::<Secret>::namespaced(self.admin(), namespace).get_opt(&marker).await;
         assert!(found.expect("an answer").is_none());
-        let log = eventually("the audit log has it", async || {
+        let log = eventually("the audit log contains the marker request", async || {
             let log = fs::read_to_string(self.given("AUDIT_LOG")).expect("an audit log");
             log.contains(&marker).then_some(log)
         });
@@ -120,17 +122,17 @@ pub fn file(name: &str) -> String {
     FIRST.file(name)
 }
 
-/// kube's own client, as administrator.
+/// A `kube` client with administrator rights.
 pub fn admin() -> Client {
     FIRST.admin()
 }
 
-/// Makes a namespace for one test: the API server is shared by all of them.
+/// Creates a namespace for one test. All tests share the API server.
 pub async fn new_namespace() -> String {
     FIRST.new_namespace().await
 }
 
-/// The Secret of this name, which must be there.
+/// Returns this Secret, which must exist.
 pub async fn secret(namespace: &str, name: &str) -> Secret {
     FIRST.secret(namespace, name).await
 }
@@ -141,21 +143,21 @@ pub async fn secret_names(namespace: &str) -> Vec<String> {
     secrets.items.into_iter().filter_map(|secret| secret.metadata.name).collect()
 }
 
-/// What a Secret means: its type, and its documents as JSON under their keys.
+/// Content of a Secret for comparisons: its type, and its documents as JSON by data key.
 pub fn meaning(secret: &Secret) -> (Option<&str>, BTreeMap<&str, Value>) {
     let data = secret.data.iter().flatten();
     let documents = data.map(|(key, value)| (key.as_str(), serde_json::from_slice(&value.0).expect("JSON")));
     (secret.type_.as_deref(), documents.collect())
 }
 
-/// The docker config in a Secret of either type, as text.
+/// Text of the docker config in a Secret of either type.
 pub fn document(secret: &Secret) -> String {
     let data = secret.data.as_ref().expect("data");
     let document = data.get(".dockerconfigjson").or(data.get(".dockercfg")).expect("a docker config");
     String::from_utf8(document.0.clone()).expect("UTF-8")
 }
 
-/// Runs kubectl as administrator; what it printed.
+/// Runs kubectl as administrator and returns its output.
 #[track_caller]
 pub fn kubectl(arguments: &[&str], input: &str) -> String {
     let mut command = Command::new("kubectl");

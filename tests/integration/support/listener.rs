@@ -1,4 +1,4 @@
-//! Listeners that stand for what no healthy server does.
+//! Listeners that misbehave in ways that healthy servers do not.
 
 use std::{
     io::{Read, Write},
@@ -9,15 +9,15 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::eventually;
+use super::{eventually, proxy::is_complete};
 
-/// The URL of a port that nothing listens on.
+/// Returns the URL of a port without a listener.
 pub fn refusing_server() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     format!("http://{}", listener.local_addr().expect("an address"))
 }
 
-/// Serves every connection in a thread of its own, until the process ends.
+/// Serves each connection on its own thread until the process ends.
 pub fn listen(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -31,19 +31,14 @@ pub fn listen(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     address
 }
 
-/// Reads one request with the body that its Content-Length announces.
+/// Reads one request with a body of `Content-Length` bytes.
 pub fn read_request(mut stream: &TcpStream) -> String {
     let mut request = Vec::new();
     let mut chunk = [0; 4096];
     loop {
         let text = String::from_utf8_lossy(&request).into_owned();
-        if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length = head.lines().filter_map(|line| line.split_once(": ")).find_map(|(name, value)| {
-                name.eq_ignore_ascii_case("content-length").then(|| value.parse().unwrap_or(0))
-            });
-            if body.len() >= length.unwrap_or(0) {
-                return text;
-            }
+        if is_complete(&text) {
+            return text;
         }
         match stream.read(&mut chunk) {
             Ok(0) | Err(_) => return text,
@@ -52,7 +47,7 @@ pub fn read_request(mut stream: &TcpStream) -> String {
     }
 }
 
-/// Stands for an API server that takes its time: it holds every request until it is told to answer.
+/// A slow API server: holds every request until [`open`](Self::open).
 pub struct Gate {
     waiting: Mutex<usize>,
     is_open: Mutex<bool>,
@@ -60,7 +55,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Starts to listen; the gate, and the cluster to register.
+    /// Starts listening. Returns the gate and the body that registers it as a cluster.
     pub fn cluster(name: &str) -> (Arc<Self>, Value) {
         let gate = Arc::new(Self { waiting: Mutex::new(0), is_open: Mutex::new(false), opened: Condvar::new() });
         let held = Arc::clone(&gate);
@@ -71,21 +66,21 @@ impl Gate {
             drop(held.opened.wait_while(closed, |is_open| !*is_open).expect("the gate"));
             let body = r#"{"metadata":{"name":"pull","uid":"u-1","resourceVersion":"1"}}"#;
             let answer = format!("HTTP/1.1 201 Created\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-            // regcred may have been ended meanwhile.
+            // regcred may have been stopped meanwhile.
             let _ = stream.write_all(answer.as_bytes());
         });
         let server = format!("http://{address}");
         (gate, json!({"name": name, "server": server, "auth": {"type": "none"}, "allowPlainHttp": true}))
     }
 
-    /// Answers all requests, from now on at once.
+    /// Answers all held requests, and later ones at once.
     pub fn open(&self) {
         *self.is_open.lock().expect("the gate") = true;
         self.opened.notify_all();
     }
 
-    /// Waits until so many requests have come.
+    /// Waits until this many requests are held.
     pub async fn until_waiting(&self, count: usize) {
-        eventually("requests wait at the cluster", async || (*self.waiting.lock().ok()? >= count).then_some(())).await;
+        eventually("requests are held", async || (*self.waiting.lock().ok()? >= count).then_some(())).await;
     }
 }

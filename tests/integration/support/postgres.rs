@@ -1,4 +1,4 @@
-//! A Postgres of one test, which can be stopped and started without disturbing the others.
+//! A Postgres server for one test, which the test can stop and start without affecting others.
 
 use std::{
     fs,
@@ -14,11 +14,13 @@ use url::Url;
 
 use super::{eventually, files::TempDir, given, process::Process};
 
-/// The password in the URL; Postgres itself asks for none here.
+/// Password in the URL. This server does not check it.
 pub const PASSWORD: &str = "canary-of-the-database";
 
-/// A URL of this database for the role that a service runs as: it owns nothing, and has what `regcred migrate --grant-to`
-/// gives it. A database on another server than that of `dev/with-services` has no such role, and keeps its own.
+/// Returns a URL of this database for the service role, which owns nothing and has only the grants
+/// of `regcred migrate --grant-to`.
+///
+/// The role exists only on the server of `dev/with-services`. Other servers keep their own login.
 pub async fn service_url(pool: &PgPool) -> String {
     let options = pool.connect_options();
     let service: PgConnectOptions = given("REGCRED_TEST_PG_SERVICE_URL").parse().expect("a URL");
@@ -29,7 +31,7 @@ pub async fn service_url(pool: &PgPool) -> String {
     with_login_of(&options, &given("REGCRED_TEST_PG_SERVICE_URL"))
 }
 
-/// A connection to this database that may do everything.
+/// Connects to this database as superuser.
 pub async fn superuser(pool: &PgPool) -> PgConnection {
     let url = format!("postgres://postgres:{}@localhost", given("REGCRED_TEST_PG_SUPERUSER_PASSWORD"));
     PgConnection::connect(&with_login_of(&pool.connect_options(), &url)).await.expect("a superuser")
@@ -42,17 +44,17 @@ fn with_login_of(options: &PgConnectOptions, login: &str) -> String {
     url.to_string()
 }
 
-/// A Postgres of one test. It is killed when it is dropped.
+/// A Postgres server for one test. Killed when dropped.
 pub struct Postgres {
     process: Option<Process>,
     port: u16,
     data: PathBuf,
-    // Last, so that it is removed after the server has ended.
+    // Last field: removed after the server has ended.
     _folder: TempDir,
 }
 
 impl Postgres {
-    /// Makes the files of a server without starting it.
+    /// Creates the data directory without starting the server.
     pub fn prepare() -> Self {
         let folder = TempDir::new();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("set");
@@ -68,7 +70,7 @@ impl Postgres {
         Self { process: None, port: free_port(), data, _folder: folder }
     }
 
-    /// Starts the server and waits until it answers.
+    /// Starts the server and waits until it accepts connections.
     pub async fn start(&mut self) {
         for _ in 0..5 {
             let mut server = command("postgres");
@@ -77,7 +79,7 @@ impl Postgres {
                 server.args(["-c", setting]);
             }
             let mut process = Process::start(server);
-            let is_up = eventually("Postgres answers", async || {
+            let is_up = eventually("Postgres accepts connections", async || {
                 if process.ended().is_some() {
                     return Some(false);
                 }
@@ -88,21 +90,21 @@ impl Postgres {
                 self.process = Some(process);
                 return;
             }
-            // Somebody else may have been faster to take the port.
+            // Another process may have taken the port.
             assert!(process.stderr().contains("in use"), "{}", process.stderr());
             self.port = free_port();
         }
         panic!("no free port");
     }
 
-    /// Stops it at once, without a word to its clients, as `pg_ctl stop -m immediate` does.
+    /// Stops the server at once without notice to clients, like `pg_ctl stop -m immediate`.
     pub async fn stop(&mut self) {
-        let process = self.process.take().expect("it runs");
+        let process = self.process.take().expect("the server runs");
         process.signal("QUIT");
         process.wait().await;
     }
 
-    /// Stands still, with all its connections open, until [`thaw`](Self::thaw).
+    /// Suspends the server with its connections open until [`thaw`](Self::thaw).
     pub fn freeze(&self) {
         self.signal_all("STOP");
     }
@@ -113,11 +115,11 @@ impl Postgres {
 
     fn signal_all(&self, signal: &str) {
         let Some(process) = &self.process else { return };
-        // The server first, so that it makes no more children.
+        // The server first, so that it forks no more children.
         process.signal(signal);
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", process.id())).expect("Linux");
         for child in children.split_whitespace() {
-            // It may have ended meanwhile.
+            // The child may have ended meanwhile.
             let _ =
                 Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, child]).stderr(Stdio::null()).status();
         }
@@ -130,19 +132,19 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // What stands still would not notice that the server has gone.
+        // A suspended child would not notice that the server has ended.
         if self.process.as_mut().is_some_and(|process| process.ended().is_none()) {
             self.thaw();
         }
     }
 }
 
-/// The user to run Postgres as, which refuses to be root.
+/// User that runs Postgres, which refuses to run as root.
 fn user() -> Option<String> {
     Some(given("REGCRED_TEST_PG_USER")).filter(|user| !user.is_empty())
 }
 
-/// One of Postgres' programs.
+/// Command for one of the Postgres programs.
 fn command(program: &str) -> Command {
     let program = PathBuf::from(given("REGCRED_TEST_PG_BIN")).join(program);
     let mut command = Command::new("setpriv");
@@ -150,7 +152,7 @@ fn command(program: &str) -> Command {
         let group = text_of(Command::new("id").args(["-g", &user]));
         command.args(["--reuid", &user, "--regid", &group, "--init-groups"]);
     }
-    // It ends with the test, however that ends.
+    // Ends with the test process, even if that crashes.
     command.args(["--pdeathsig", "KILL", "--"]).arg(program).env("LC_ALL", "C").current_dir("/");
     command
 }
@@ -161,7 +163,7 @@ fn text_of(command: &mut Command) -> String {
     String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
 }
 
-/// A port below the range from which outgoing connections take theirs, so that it stays free while nobody listens there.
+/// Finds a port below the ephemeral range, so that no outgoing connection takes it.
 fn free_port() -> u16 {
     let random = || {
         let mut bytes = [0; 2];

@@ -1,4 +1,5 @@
-//! What stands before an API server and can be sick in its place, so that the server itself, which others use too, stays well.
+//! A proxy in front of an API server that fails in its place. The server is shared and stays
+//! healthy.
 
 use std::{
     net::SocketAddr,
@@ -22,21 +23,21 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-/// What becomes of connections. A change cuts those that are open.
+/// How the proxy handles connections. A change closes open connections.
 #[derive(Debug, Clone, Copy)]
 pub enum Health {
-    /// They lead to the server at this address.
+    /// Forwards to the server at this address.
     LeadsTo(SocketAddr),
-    /// They are closed at once, as those to a server that is down.
+    /// Closes connections at once, as if the server were down.
     Down,
-    /// They are taken, and nobody says anything.
+    /// Accepts connections and never answers.
     Hangs,
-    /// To a request with this head the answer is this; without one the server answers. An answer is sent as it stands, and the
-    /// connection is closed.
+    /// Maps a request head to a raw response, after which the connection is closed. Requests mapped
+    /// to `None` reach the server.
     Answers(fn(&str) -> Option<&'static str>),
 }
 
-/// A port that leads to an API server, and bears its certificate. It is gone when this is dropped.
+/// A port in front of an API server with that server's certificate. Closed when dropped.
 pub struct Proxy {
     address: SocketAddr,
     behind: SocketAddr,
@@ -52,7 +53,8 @@ struct Tls {
 }
 
 impl Proxy {
-    /// Opens a port before the API server of this URL, whose folder has `server.crt`, `server.key` and `ca.crt`.
+    /// Opens a port in front of this API server. `folder` holds `server.crt`, `server.key` and
+    /// `ca.crt`.
     pub fn before(server: &str, folder: &Path) -> Self {
         let behind: SocketAddr = server.trim_start_matches("https://").parse().expect("an address");
         let tls = Tls::of(folder);
@@ -63,7 +65,7 @@ impl Proxy {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         listener.set_nonblocking(true).expect("set");
         let address = listener.local_addr().expect("an address");
-        // On a runtime of its own, so that it works while a test waits for a thread.
+        // A separate runtime keeps the proxy running while a test blocks its thread.
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
@@ -91,22 +93,22 @@ impl Proxy {
         Self { address, behind, health, connections, _stop: stop }
     }
 
-    /// The URL to register.
+    /// URL to register.
     pub fn server(&self) -> String {
         format!("https://{}", self.address)
     }
 
-    /// From now on.
+    /// Sets the health, and closes open connections.
     pub fn becomes(&self, health: Health) {
         self.health.send_replace(health);
     }
 
-    /// From now on it leads to its server again.
+    /// Forwards to the server again.
     pub fn heals(&self) {
         self.becomes(Health::LeadsTo(self.behind));
     }
 
-    /// How many connections it took so far.
+    /// Number of connections accepted so far.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
@@ -130,7 +132,7 @@ impl Tls {
     }
 }
 
-/// Whoever is at the other end of a connection may have gone: then there is nothing left to do.
+/// Serves one connection. Errors mean that the peer is gone and are ignored.
 async fn serve(mut stream: TcpStream, health: Health, behind: SocketAddr, tls: &Tls) {
     match health {
         Health::Down => {}
@@ -151,7 +153,7 @@ async fn serve(mut stream: TcpStream, health: Health, behind: SocketAddr, tls: &
             let Ok(server) = TcpStream::connect(behind).await else { return };
             let name = ServerName::try_from("localhost").expect("a name");
             let Ok(mut server) = tls.connector.connect(name, server).await else { return };
-            // One request for each connection, so that none passes unseen.
+            // One request per connection, so that the rule sees each.
             let request = request.replacen("\r\n", "\r\nconnection: close\r\n", 1);
             if server.write_all(request.as_bytes()).await.is_ok() {
                 let _ = copy_bidirectional(&mut client, &mut server).await;
@@ -160,20 +162,26 @@ async fn serve(mut stream: TcpStream, health: Health, behind: SocketAddr, tls: &
     }
 }
 
-/// One request with the body that its Content-Length announces; bodies are text here.
+/// Reads one request with a body of `Content-Length` bytes of text.
 async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
     let (mut request, mut chunk) = (Vec::new(), [0; 4096]);
     loop {
         let count = stream.read(&mut chunk).await.ok().filter(|count| *count > 0)?;
         request.extend_from_slice(&chunk[..count]);
         let text = String::from_utf8_lossy(&request);
-        if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length = head.lines().filter_map(|line| line.split_once(": ")).find_map(|(name, value)| {
-                name.eq_ignore_ascii_case("content-length").then(|| value.parse().unwrap_or(0))
-            });
-            if body.len() >= length.unwrap_or(0) {
-                return Some(text.into_owned());
-            }
+        if is_complete(&text) {
+            return Some(text.into_owned());
         }
     }
+}
+
+/// Whether this is a request with a body of `Content-Length` bytes.
+pub fn is_complete(request: &str) -> bool {
+    request.split_once("\r\n\r\n").is_some_and(|(head, body)| {
+        let length = head
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .find_map(|(name, value)| name.eq_ignore_ascii_case("content-length").then(|| value.parse().unwrap_or(0)));
+        body.len() >= length.unwrap_or(0)
+    })
 }

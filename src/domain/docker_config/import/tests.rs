@@ -11,7 +11,7 @@ fn import(document: &str) -> Import {
     Import::of(&Config::parse(document.as_bytes()).unwrap())
 }
 
-/// What became of each item: the account as `scope user password`, or the reason.
+/// Outcome of each item: the account as `scope user password`, or the reason.
 fn outcomes(document: &str) -> Vec<(String, String)> {
     let shown = |item: ImportItem| match item.outcome {
         ImportOutcome::Found(found) => {
@@ -32,15 +32,15 @@ fn pair(key: &str, outcome: &str) -> (String, String) {
 }
 
 #[test]
-fn w1_every_entry_becomes_an_account_and_the_headers_are_named() {
+fn every_entry_is_imported_and_headers_are_reported() {
     let document = r#"{"auths":{"daocloud.io":{"auth":"bWFydGluOnB3MQ=="},"https://index.docker.io/v1/":{"auth":"bWFydGluOnB3Mg=="},
-        "registry.martin.com:5000":{"auth":"bWFydGluOmlieGcxUTVB"}},"HttpHeaders":{"User-Agent":"Docker-Client/17.09.0-ce (linux)"}}"#;
+        "registry.example.com:5000":{"auth":"bWFydGluOnB3Mw=="}},"HttpHeaders":{"User-Agent":"Docker-Client/17.09.0-ce (linux)"}}"#;
     assert_eq!(
         outcomes(document),
         [
             pair("daocloud.io", "daocloud.io martin pw1"),
             pair("https://index.docker.io/v1/", "docker.io martin pw2"),
-            pair("registry.martin.com:5000", "registry.martin.com:5000 martin ibxg1Q5A"),
+            pair("registry.example.com:5000", "registry.example.com:5000 martin pw3"),
             pair("HttpHeaders", "HttpHeaders"),
         ]
     );
@@ -51,8 +51,8 @@ fn w1_every_entry_becomes_an_account_and_the_headers_are_named() {
 #[case::user_and_password(r#"{"username":"u","password":"p","email":"e"}"#, "reg.io u p")]
 #[case::unpadded(r#"{"auth":"dXU6cA"}"#, "reg.io uu p")]
 #[case::first_colon(r#"{"auth":"dTpwOnA="}"#, "reg.io u p:p")]
-#[case::nul_cut(r#"{"auth":"dTpwAAA="}"#, "reg.io u p")]
-#[case::nul_meant(r#"{"password":"p\u0000\u0000","auth":"dTpwAAA="}"#, "reg.io u p\0\0")]
+#[case::nul_stripped(r#"{"auth":"dTpwAAA="}"#, "reg.io u p")]
+#[case::nul_in_the_password(r#"{"password":"p\u0000\u0000","auth":"dTpwAAA="}"#, "reg.io u p\0\0")]
 #[case::auth_beside_a_token(r#"{"auth":"dTpw","identitytoken":"t"}"#, "reg.io u p")]
 #[case::identity_token(r#"{"identitytoken":"t"}"#, "identitytoken")]
 #[case::identity_token_with_its_user(r#"{"auth":"dTo=","identitytoken":"t"}"#, "identitytoken")]
@@ -67,7 +67,7 @@ fn w1_every_entry_becomes_an_account_and_the_headers_are_named() {
 #[case::no_utf8(r#"{"auth":"dTr/"}"#, "invalidEntry")]
 #[case::no_text(r#"{"auth":1}"#, "invalidEntry")]
 #[case::no_object("\"dTpw\"", "invalidEntry")]
-fn an_entry_is_read_as_its_readers_do(#[case] entry: &str, #[case] expected: &str) {
+fn entry_is_read_as_consumers_do(#[case] entry: &str, #[case] expected: &str) {
     assert_eq!(auths(&format!("\"reg.io\":{entry}")), [pair("reg.io", expected)]);
 }
 
@@ -79,12 +79,12 @@ fn an_entry_is_read_as_its_readers_do(#[case] entry: &str, #[case] expected: &st
 #[case("*.reg.io", "*.reg.io", "invalidRegistry")]
 #[case("https://me:secret@reg.io", "…@reg.io", "invalidRegistry")]
 #[case("", "", "invalidRegistry")]
-fn a_key_becomes_a_scope(#[case] key: &str, #[case] shown: &str, #[case] expected: &str) {
+fn key_becomes_a_scope(#[case] key: &str, #[case] shown: &str, #[case] expected: &str) {
     assert_eq!(auths(&format!("\"{key}\":{{\"auth\":\"dTpw\"}}")), [pair(shown, expected)]);
 }
 
 #[test]
-fn what_a_helper_program_keeps_is_named() {
+fn credentials_of_helpers_are_reported() {
     let document = r#"{"auths":{"https://index.docker.io/v1/":{},"gcr.io":{},"reg.io":{"auth":"dTpw"}},
         "credsStore":"desktop","credHelpers":{"gcr.io":"gcloud","ghcr.io":"gh"},"currentContext":"x"}"#;
     assert_eq!(
@@ -102,7 +102,7 @@ fn what_a_helper_program_keeps_is_named() {
 }
 
 #[test]
-fn w5_two_keys_of_one_registry_are_no_silent_choice() {
+fn two_keys_of_one_registry_are_reported() {
     assert_eq!(
         auths(
             r#""docker.io":{"auth":"dTpw"},"https://index.docker.io/v1/":{"auth":"dTpx"},"index.docker.io":{"auth":"dTpx"}"#
@@ -130,7 +130,7 @@ fn w5_two_keys_of_one_registry_are_no_silent_choice() {
 }
 
 #[test]
-fn what_of_an_entry_is_left_out_is_named() {
+fn ignored_fields_of_an_entry_are_reported() {
     let document =
         r#"{"auths":{"reg.io":{"auth":"dTpw","identitytoken":"t","registrytoken":"","serveraddress":"reg.io"}}}"#;
     let item = import(document).items.remove(0);
@@ -139,14 +139,14 @@ fn what_of_an_entry_is_left_out_is_named() {
 }
 
 #[test]
-fn debug_shows_no_password() {
+fn debug_omits_passwords() {
     let shown = format!("{:?}", import(r#"{"auths":{"reg.io":{"auth":"dTpzZWNyZXQ="}}}"#));
     assert!(!shown.contains("secret") && !shown.contains("dTpz"), "{shown}");
 }
 
 proptest! {
     #[test]
-    fn import_gives_back_what_was_rendered(
+    fn import_reverses_render(
         username in "[^:]+",
         password in any::<String>().prop_filter("not empty", |p| !p.is_empty()),
         email in proptest::option::of("[^@]+@[a-z]+"),
@@ -176,7 +176,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_documents_are_judged(
+    fn arbitrary_documents_are_imported(
         key in ".*",
         username in proptest::option::of(".*"),
         auth in proptest::option::of("[A-Za-z0-9+/]*={0,2}"),

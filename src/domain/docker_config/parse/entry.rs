@@ -1,4 +1,4 @@
-//! One registry's entry.
+//! Entry of one registry.
 
 use std::fmt;
 
@@ -9,9 +9,9 @@ use super::{
     node::{Map, Node},
 };
 
-/// One registry's entry: the fields that some reader reads, as they stand there.
+/// Entry of one registry, with the fields that any consumer reads.
 pub struct Entry {
-    /// The key, which names the registry.
+    /// Key, which names the registry.
     pub key: String,
     /// `username`.
     pub username: Field,
@@ -21,32 +21,32 @@ pub struct Entry {
     pub email: Field,
     /// `auth`: base64 of `username:password`.
     pub auth: Field,
-    /// `identitytoken`: a token to be exchanged for others.
+    /// `identitytoken`: a token to exchange for access tokens.
     pub identity_token: Field,
     /// `registrytoken`: a bearer token.
     pub registry_token: Field,
-    /// The names of all other fields.
+    /// Names of all other fields.
     pub others: Vec<String>,
-    /// Whether this is no object at all.
+    /// Whether the entry is not an object.
     pub is_malformed: bool,
 }
 
-/// One field of an entry.
+/// Field of an entry.
 #[derive(Debug, Default)]
 pub enum Field {
-    /// It is not there.
+    /// Missing.
     #[default]
     Absent,
-    /// It is there, and `null`.
+    /// Present and `null`.
     Null,
-    /// A text.
+    /// A string.
     Text(SecretString),
-    /// Something that cannot stand there, such as a number.
+    /// A value of another type, such as a number.
     Malformed,
 }
 
 impl Field {
-    /// The text; what is absent is empty to every reader.
+    /// The string. Consumers treat a missing field as empty.
     #[must_use]
     pub fn text(&self) -> &str {
         match self {
@@ -55,13 +55,13 @@ impl Field {
         }
     }
 
-    /// Whether the field is there, with whatever value.
+    /// Whether the field is present, with any value.
     #[must_use]
     pub fn is_present(&self) -> bool {
         !matches!(self, Self::Absent)
     }
 
-    /// Whether a reader of this field fails on it.
+    /// Whether a consumer that reads this field fails.
     #[must_use]
     pub fn is_malformed(&self) -> bool {
         matches!(self, Self::Malformed)

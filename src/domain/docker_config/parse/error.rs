@@ -1,34 +1,34 @@
-//! Why a docker config could not be taken apart.
+//! Errors of parsing a docker config.
 
 use std::{borrow::Cow, fmt};
 
-/// Why the input could not be read, and where. Never contains a part of the input.
+/// Reason and position of a parse error. Never contains a part of the input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParseError {
-    /// Where, if it is at one place.
+    /// Position, if there is a single one.
     pub position: Option<Position>,
-    /// What is wrong, and what to do.
+    /// Problem and remedy.
     pub detail: Cow<'static, str>,
 }
 
-/// A place in a text, both counted from 1; columns are bytes.
+/// Position in a text, counted from 1. Columns are bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    /// The line.
+    /// Line.
     pub line: usize,
-    /// The column.
+    /// Column.
     pub column: usize,
 }
 
 impl Position {
-    /// The place of the byte at `offset`.
+    /// Position of the byte at `offset`.
     pub(super) fn at(input: &[u8], offset: usize) -> Self {
         let before = input.get(..offset).unwrap_or(input);
         let mut lines = before.rsplit(|byte| *byte == b'\n');
         Self { column: lines.next().map_or(0, <[u8]>::len) + 1, line: lines.count() + 1 }
     }
 
-    /// The offset of this place's byte.
+    /// Offset of the byte at this position.
     fn offset(self, input: &[u8]) -> usize {
         let lines = input.split_inclusive(|byte| *byte == b'\n');
         let before: usize = lines.take(self.line.saturating_sub(1)).map(<[u8]>::len).sum();
@@ -41,45 +41,46 @@ impl ParseError {
         Self { position: Some(position), detail: detail.into() }
     }
 
-    /// The same error, in a document that was itself found inside of the input.
+    /// Locates the error in a document that is embedded in the input.
     pub(super) fn inside(self, place: &str) -> Self {
         Self { detail: format!("inside {place}: {}", self.detail).into(), ..self }
     }
 }
 
-/// An error of the whole: the input is well formed, and something else than is needed.
+/// Error without a position: the input is well-formed but has the wrong structure.
 pub(super) fn shape(detail: impl Into<Cow<'static, str>>) -> ParseError {
     ParseError { position: None, detail: detail.into() }
 }
 
-/// Says in a sentence what `serde_json` found. Its own words are only compared, since others of them repeat the input.
+/// Translates an error of `serde_json`. Its text is only compared, because some messages quote the
+/// input.
 pub(super) fn json(error: &serde_json::Error, input: &[u8]) -> ParseError {
     let position = position(error, input);
-    let words = error.to_string();
-    let said = |part: &str| words.starts_with(part);
-    let detail = if said("trailing characters") {
-        after_the_end(input, position)
-    } else if said("EOF") {
-        "the document ends too early: is it complete, with its last brace?"
-    } else if said("trailing comma") {
-        "a comma stands before a closing brace or bracket: delete it"
-    } else if said("key must be a string") {
-        "a key stands in double quotes"
-    } else if said("control character") {
-        "a text goes on to the next line, or contains a control character: look for a missing double quote"
-    } else if said("recursion limit") || said(super::node::TOO_DEEP) {
+    let message = error.to_string();
+    let starts_with = |part: &str| message.starts_with(part);
+    let detail = if starts_with("trailing characters") {
+        trailing_characters(input, position)
+    } else if starts_with("EOF") {
+        "the document ends too early: check that it is complete, up to the last brace"
+    } else if starts_with("trailing comma") {
+        "a comma precedes a closing brace or bracket: delete it"
+    } else if starts_with("key must be a string") {
+        "a key must be in double quotes"
+    } else if starts_with("control character") {
+        "a string spans lines or contains a control character: look for a missing double quote"
+    } else if starts_with("recursion limit") || starts_with(super::node::TOO_DEEP) {
         super::node::TOO_DEEP
-    } else if said(super::node::TOO_MANY) {
+    } else if starts_with(super::node::TOO_MANY) {
         super::node::TOO_MANY
-    } else if said(super::node::TWICE) {
+    } else if starts_with(super::node::TWICE) {
         super::node::TWICE
     } else {
-        "this is not JSON: look for a missing double quote, colon, comma or brace just before"
+        "invalid JSON: look for a missing double quote, colon, comma or brace just before"
     };
     ParseError::at(position, detail)
 }
 
-/// `serde_json` calls the end of a line column 0 of the next.
+/// `serde_json` reports the end of a line as column 0 of the next.
 fn position(error: &serde_json::Error, input: &[u8]) -> Position {
     let position = Position { line: error.line(), column: error.column() };
     if position.column > 0 {
@@ -88,16 +89,17 @@ fn position(error: &serde_json::Error, input: &[u8]) -> Position {
     Position::at(input, position.offset(input).saturating_sub(1))
 }
 
-/// zsh marks the end of output without a newline: `%`, for root `#`. Copied along with a file, it ends up here.
-fn after_the_end(input: &[u8], position: Position) -> &'static str {
+/// zsh marks output without a final newline with `%`, for root `#`. Copying a terminal's output
+/// includes it.
+fn trailing_characters(input: &[u8], position: Position) -> &'static str {
     match input.get(position.offset(input)) {
         Some(b'#') => {
-            "a stray `#` stands after the document's last brace: delete it (zsh prints one after output without a newline)"
+            "a stray `#` follows the document's last brace: delete it (zsh prints one after output without a newline)"
         }
         Some(b'%') => {
-            "a stray `%` stands after the document's last brace: delete it (zsh prints one after output without a newline)"
+            "a stray `%` follows the document's last brace: delete it (zsh prints one after output without a newline)"
         }
-        _ => "something stands after the document's last brace: delete it",
+        _ => "there is text after the document's last brace: delete it",
     }
 }
 

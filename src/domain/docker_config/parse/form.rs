@@ -1,4 +1,4 @@
-//! Finds out what the input is, and opens what wraps the document.
+//! Detects the format of the input and unwraps the document.
 
 use base64::{
     Engine as _, alphabet,
@@ -14,17 +14,18 @@ use super::{
     node::{self, Map, Node},
 };
 
-/// The two forms of the document.
+/// Format of the document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Form {
-    /// `{"auths":{…}}`, as in `~/.docker/config.json` and Secrets of type `kubernetes.io/dockerconfigjson`.
+    /// `{"auths":{…}}`, as in `~/.docker/config.json` and Secrets of type
+    /// `kubernetes.io/dockerconfigjson`.
     DockerConfigJson,
     /// The bare map, as in `.dockercfg` and Secrets of type `kubernetes.io/dockercfg`.
     Dockercfg,
 }
 
-/// Base64 with or without padding; what the readers accept of it is their affair.
+/// Accepts base64 with or without padding. Consumers are stricter.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new()
@@ -32,7 +33,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Reads any form.
+/// Parses any format.
 pub(super) fn open(input: &[u8]) -> Result<Config, ParseError> {
     let text = text(input)?;
     if !is_base64(text) {
@@ -45,7 +46,7 @@ pub(super) fn open(input: &[u8]) -> Result<Config, ParseError> {
 
 fn text(input: &[u8]) -> Result<&str, ParseError> {
     if input.len() > MAX_INPUT {
-        return Err(shape("the input is longer than 1 MiB, which is more than a Secret can hold"));
+        return Err(shape("the input is longer than 1 MiB, the maximum size of a Secret"));
     }
     let text = str::from_utf8(input).map_err(|error| {
         ParseError::at(
@@ -56,7 +57,7 @@ fn text(input: &[u8]) -> Result<&str, ParseError> {
     if text.starts_with('\u{feff}') {
         return Err(ParseError::at(
             Position { line: 1, column: 1 },
-            "a byte order mark stands before the document, and no reader accepts it: save the file without one",
+            "the document starts with a byte order mark, which no consumer accepts: save the file without one",
         ));
     }
     if text.trim().is_empty() {
@@ -65,7 +66,7 @@ fn text(input: &[u8]) -> Result<&str, ParseError> {
     Ok(text)
 }
 
-/// The alphabet's characters and white space only. A JSON object has braces, and a manifest colons.
+/// Only base64 characters and white space. A JSON object contains braces, and a manifest colons.
 fn is_base64(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte) || byte.is_ascii_whitespace())
 }
@@ -76,10 +77,10 @@ fn decode(text: &str) -> Result<Zeroizing<Vec<u8>>, ParseError> {
     BASE64
         .decode(&*packed)
         .map(Zeroizing::new)
-        .map_err(|_| shape("the base64 is not valid: was all of it copied, on one line or with its line breaks?"))
+        .map_err(|_| shape("the base64 is invalid: check that it was copied completely"))
 }
 
-/// The document itself: JSON, one of the two forms.
+/// Parses the bare document: JSON in one of the two formats.
 fn document_of(bytes: &[u8]) -> Result<Config, ParseError> {
     let text = text(bytes)?;
     match node::from_json(text)? {
@@ -98,7 +99,7 @@ fn config_or_manifest(node: Node) -> Result<Config, ParseError> {
 }
 
 fn config(fields: Map) -> Result<Config, ParseError> {
-    /// Fields of a `config.json` that are objects, as the entries of a bare map are.
+    /// Object-valued fields of a `config.json`, which would look like entries of a bare map.
     const BESIDE_AUTHS: [&str; 9] = [
         "auths",
         "credHelpers",
@@ -117,10 +118,11 @@ fn config(fields: Map) -> Result<Config, ParseError> {
     }
 }
 
-/// A Secret as `kubectl get secret NAME -o json` or `-o yaml` shows it, or as it was written for `kubectl apply`.
+/// Opens a Secret as printed by `kubectl get secret NAME -o json` or `-o yaml`, or written for
+/// `kubectl apply`.
 fn manifest(mut secret: Map) -> Result<Config, ParseError> {
     if !matches!(secret.take("kind")?, Node::Text(kind) if *kind == "Secret") {
-        return Err(shape("the manifest is not of one Secret: its `kind` is something else"));
+        return Err(shape("the manifest is not a single Secret: its `kind` differs"));
     }
     let (mut data, mut string_data) = (map(secret.take("data")?)?, map(secret.take("stringData")?)?);
     let secret_type = match secret.take("type")? {
@@ -129,7 +131,7 @@ fn manifest(mut secret: Map) -> Result<Config, ParseError> {
     };
     for (name, form) in [(".dockerconfigjson", Form::DockerConfigJson), (".dockercfg", Form::Dockercfg)] {
         let place = format!("`{name}`");
-        // The API server writes `stringData` over `data`.
+        // The API server lets `stringData` override `data`.
         let document = match (string_data.take(name)?, data.take(name)?) {
             (Node::Text(plain), _) => Zeroizing::new(plain.as_bytes().to_vec()),
             (_, Node::Text(value)) => decode(&value).map_err(|error| error.inside(&place))?,
@@ -138,22 +140,22 @@ fn manifest(mut secret: Map) -> Result<Config, ParseError> {
         let config = document_of(&document).map_err(|error| error.inside(&place))?;
         if config.form != form && !config.entries.is_empty() {
             return Err(shape(format!(
-                "{place} holds the form of the other type of Secret: no reader finds an entry in it"
+                "{place} holds the format of the other Secret type: no consumer finds an entry in it"
             )));
         }
         return Ok(Config { form, secret_type, ..config });
     }
-    Err(shape("the Secret has neither `.dockerconfigjson` nor `.dockercfg` in its `data`: it is no image pull secret"))
+    Err(shape("the Secret is not an image pull secret: its `data` has neither `.dockerconfigjson` nor `.dockercfg`"))
 }
 
 fn map(node: Node) -> Result<Map, ParseError> {
     match node {
         Node::Map(map) => Ok(map),
         Node::Null => Ok(Map::default()),
-        Node::Text(_) | Node::Other => Err(shape("`data` and `stringData` of a Secret are objects")),
+        Node::Text(_) | Node::Other => Err(shape("`data` and `stringData` of a Secret must be objects")),
     }
 }
 
 fn not_a_config() -> ParseError {
-    shape("this is no docker config: it is an object with `auths`, its base64, or the manifest of a Secret")
+    shape("not a docker config: provide an object with `auths`, its base64, or the manifest of a Secret")
 }

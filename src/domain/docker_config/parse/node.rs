@@ -1,4 +1,4 @@
-//! A small tree for untrusted JSON and YAML: bounded in depth, without duplicate keys, wiped when dropped.
+//! Tree for untrusted JSON and YAML: bounded in depth, without duplicate keys, zeroed on drop.
 
 use std::{collections::HashSet, fmt};
 
@@ -7,20 +7,20 @@ use zeroize::Zeroizing;
 
 use super::error::{ParseError, Position, shape};
 
-/// A Secret's manifest, which is the deepest of what is read here, needs about ten.
+/// Maximum depth. A Secret's manifest, the deepest supported input, needs about ten.
 const MAX_DEPTH: usize = 32;
 
-/// More than any reader is ever given; it bounds the time that judging entries takes.
+/// Maximum number of fields of an object, which bounds the time to check entries.
 const MAX_FIELDS: usize = 10_000;
 
 pub(super) const TOO_MANY: &str = "an object has more than 10000 fields";
 pub(super) const TOO_DEEP: &str = "braces and brackets are nested too deeply";
-const NEITHER: &str = "this is neither JSON nor YAML, or is nested too deeply";
-const TOO_MUCH: &str = "the YAML is nested too deeply, or repeats too much by its anchors";
+const NEITHER: &str = "the input is neither JSON nor YAML, or is nested too deeply";
+const TOO_MUCH: &str = "the YAML is nested too deeply, or its anchors expand too much";
 pub(super) const TWICE: &str =
-    "a key stands twice in one object, and every reader would silently take the last: delete one";
+    "an object contains a key twice, and every consumer would silently use the last: delete one";
 
-/// One value. Numbers, lists and truth values have no meaning in a docker config, so they are not kept.
+/// A value. Numbers, lists and booleans mean nothing in a docker config and are not kept.
 pub(super) enum Node {
     Null,
     Text(Zeroizing<String>),
@@ -28,18 +28,18 @@ pub(super) enum Node {
     Other,
 }
 
-/// The fields of an object, in their order.
+/// Fields of an object, in order.
 #[derive(Default)]
 pub(super) struct Map(Vec<(String, Node)>);
 
 impl Map {
-    /// Takes out the field of this name. Case does not count, as it does not for Go's `encoding/json`.
+    /// Removes and returns the field with this name. Ignores case, like Go's `encoding/json`.
     pub(super) fn take(&mut self, name: &str) -> Result<Node, ParseError> {
         let mut found = self.0.extract_if(.., |(field, _)| field.eq_ignore_ascii_case(name));
         match (found.next(), found.next()) {
             (None, _) => Ok(Node::Null),
             (Some((_, node)), None) => Ok(node),
-            (Some(_), Some(_)) => Err(shape(format!("the field `{name}` stands twice, in different case"))),
+            (Some(_), Some(_)) => Err(shape(format!("the field `{name}` occurs twice, in different case"))),
         }
     }
 
@@ -56,7 +56,7 @@ impl Map {
         self.0.iter().all(|(_, node)| matches!(node, Node::Map(_)))
     }
 
-    /// The names of the fields, none longer than a name should be.
+    /// Returns the names of the fields, truncated to 64 characters.
     pub(super) fn into_names(self) -> Vec<String> {
         let shortened = |name: String| name.chars().take(64).collect();
         self.0.into_iter().map(|(name, _)| shortened(name)).collect()
@@ -67,14 +67,15 @@ impl Map {
     }
 }
 
-/// Reads JSON.
+/// Parses JSON.
 pub(super) fn from_json(input: &str) -> Result<Node, ParseError> {
     let mut deserializer = serde_json::Deserializer::from_str(input);
     let node = Seed { depth: 0 }.deserialize(&mut deserializer).and_then(|node| deserializer.end().map(|()| node));
     node.map_err(|error| super::error::json(&error, input.as_bytes()))
 }
 
-/// Reads YAML. Its own error would show the lines around, so only the place and the kind are taken from it.
+/// Parses YAML. The library's message would quote the input, so only its position and kind are
+/// used.
 pub(super) fn from_yaml(input: &str) -> Result<Node, ParseError> {
     let read =
         serde_saphyr::with_deserializer_from_str(input, |deserializer| Seed { depth: 0 }.deserialize(deserializer));
@@ -88,7 +89,9 @@ fn yaml_detail(error: &serde_saphyr::Error) -> &'static str {
     use serde_saphyr::Error;
     match error {
         Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => yaml_detail(error),
-        Error::MultipleDocuments { .. } => "there are several YAML documents: give the one Secret alone, without `---`",
+        Error::MultipleDocuments { .. } => {
+            "the input has several YAML documents: provide only the Secret, without `---`"
+        }
         Error::DuplicateMappingKey { .. } => TWICE,
         Error::Budget { .. }
         | Error::AliasReplayLimitExceeded { .. }
@@ -105,7 +108,7 @@ fn position(location: serde_saphyr::Location) -> Option<Position> {
     Some(Position { line: usize::try_from(location.line()).ok()?, column: usize::try_from(location.column()).ok()? })
 }
 
-/// A node at some depth.
+/// Deserializer seed for a node at some depth.
 #[derive(Clone, Copy)]
 struct Seed {
     depth: usize,

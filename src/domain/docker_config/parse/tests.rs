@@ -4,8 +4,8 @@ use rstest::rstest;
 
 use super::*;
 
-/// W1 of the walk-through that regcred replaces: what `docker login` left on a node.
-const W1: &str = r#"{
+/// `config.json` as `docker login` writes it.
+const CONFIG_JSON: &str = r#"{
 	"auths": {
 		"daocloud.io": {
 			"auth": "bWFydGluOnB3MQ=="
@@ -13,8 +13,8 @@ const W1: &str = r#"{
 		"https://index.docker.io/v1/": {
 			"auth": "bWFydGluOnB3Mg=="
 		},
-		"registry.martin.com:5000": {
-			"auth": "bWFydGluOmlieGcxUTVB"
+		"registry.example.com:5000": {
+			"auth": "bWFydGluOnB3Mw=="
 		}
 	},
 	"HttpHeaders": {
@@ -31,16 +31,16 @@ fn refusal(input: impl AsRef<[u8]>) -> ParseError {
 }
 
 #[test]
-fn w1_a_config_json_is_taken_apart() {
-    let config = Config::parse(W1.as_bytes()).unwrap();
+fn config_json_is_parsed() {
+    let config = Config::parse(CONFIG_JSON.as_bytes()).unwrap();
     assert_eq!(config.form, Form::DockerConfigJson);
-    assert_eq!(keys(&config), ["daocloud.io", "https://index.docker.io/v1/", "registry.martin.com:5000"]);
-    assert_eq!(config.entries[2].auth.text(), "bWFydGluOmlieGcxUTVB");
+    assert_eq!(keys(&config), ["daocloud.io", "https://index.docker.io/v1/", "registry.example.com:5000"]);
+    assert_eq!(config.entries[2].auth.text(), "bWFydGluOnB3Mw==");
     assert_eq!(config.others, ["HttpHeaders"]);
 }
 
 #[test]
-fn helpers_and_the_store_are_read() {
+fn helpers_and_store_are_parsed() {
     let config =
         Config::parse(br#"{"credsStore":"desktop","credHelpers":{"gcr.io":"gcloud"},"psFormat":"x"}"#).unwrap();
     assert_eq!(config.store.as_deref(), Some("desktop"));
@@ -51,7 +51,7 @@ fn helpers_and_the_store_are_read() {
 #[rstest]
 #[case(r#"{"reg.io":{"auth":"dTpw"}}"#)]
 #[case(r#"{"reg.io":{"auth":"dTpw"},"https://index.docker.io/v1/":{"auth":"dTpw"}}"#)]
-fn a_legacy_dockercfg_is_the_bare_map(#[case] input: &str) {
+fn bare_map_is_a_legacy_dockercfg(#[case] input: &str) {
     let config = Config::parse(input.as_bytes()).unwrap();
     assert_eq!((config.form, config.entries[0].key.as_str()), (Form::Dockercfg, "reg.io"));
 }
@@ -63,14 +63,14 @@ fn a_legacy_dockercfg_is_the_bare_map(#[case] input: &str) {
 #[case(r#"{"auths":{}}"#)]
 #[case(r#"{"HttpHeaders":{}}"#)]
 #[case(r#"{"proxies":{"default":{}},"plugins":{}}"#)]
-fn a_config_may_have_no_entry(#[case] input: &str) {
+fn config_without_entries_is_accepted(#[case] input: &str) {
     let config = Config::parse(input.as_bytes()).unwrap();
     assert_eq!((config.form, config.entries.len()), (Form::DockerConfigJson, 0));
 }
 
 #[test]
-fn the_base64_of_a_secret_is_opened_with_or_without_padding_and_line_breaks() {
-    let encoded = STANDARD.encode(W1);
+fn base64_is_accepted_with_or_without_padding_and_line_breaks() {
+    let encoded = STANDARD.encode(CONFIG_JSON);
     let wrapped =
         encoded.as_bytes().chunks(76).map(|line| str::from_utf8(line).unwrap()).collect::<Vec<_>>().join("\n");
     for input in [encoded.as_str(), encoded.trim_end_matches('='), &wrapped, &format!("{encoded}\n")] {
@@ -85,14 +85,14 @@ fn the_base64_of_a_secret_is_opened_with_or_without_padding_and_line_breaks() {
 )]
 #[case::yaml_document("---\nkind: Secret\ntype: kubernetes.io/dockerconfigjson\ndata: {.dockerconfigjson: 'VALUE'}\n")]
 #[case::yaml_block("kind: Secret\ntype: kubernetes.io/dockerconfigjson\ndata:\n  .dockerconfigjson: >-\n    VALUE\n")]
-fn w4_the_manifest_of_a_secret_is_opened(#[case] manifest: &str) {
-    let config = Config::parse(manifest.replace("VALUE", &STANDARD.encode(W1)).as_bytes()).unwrap();
+fn manifest_of_a_secret_is_parsed(#[case] manifest: &str) {
+    let config = Config::parse(manifest.replace("VALUE", &STANDARD.encode(CONFIG_JSON)).as_bytes()).unwrap();
     assert_eq!(keys(&config).len(), 3);
     assert_eq!(config.secret_type.as_deref(), Some("kubernetes.io/dockerconfigjson"));
 }
 
 #[test]
-fn string_data_wins_over_data_as_in_the_api_server() {
+fn string_data_overrides_data_as_in_the_api_server() {
     let manifest = format!(
         "kind: Secret\ndata:\n  .dockercfg: {}\nstringData:\n  .dockercfg: |\n    {{\"reg.io\":{{\"auth\":\"dTpw\"}}}}\n",
         STANDARD.encode("{}")
@@ -105,14 +105,14 @@ fn string_data_wins_over_data_as_in_the_api_server() {
 #[case::right_after("#", 16, 2)]
 #[case::on_the_next_line("\n#", 17, 1)]
 #[case::after_a_space(" #\n", 16, 3)]
-fn w4_a_stray_hash_after_the_last_brace_is_found(#[case] stray: &str, #[case] line: usize, #[case] column: usize) {
+fn stray_hash_after_the_last_brace_is_located(#[case] stray: &str, #[case] line: usize, #[case] column: usize) {
     let expected = Position { line, column };
-    let spoilt = format!("{W1}{stray}");
-    let plain = refusal(&spoilt);
+    let damaged = format!("{CONFIG_JSON}{stray}");
+    let plain = refusal(&damaged);
     assert_eq!(plain.position, Some(expected));
-    assert!(plain.to_string().contains("stray `#` stands after the document's last brace"), "{plain}");
+    assert!(plain.to_string().contains("stray `#` follows the document's last brace"), "{plain}");
 
-    let encoded = STANDARD.encode(&spoilt);
+    let encoded = STANDARD.encode(&damaged);
     assert_eq!(refusal(&encoded).position, Some(expected));
     let manifest = refusal(format!("kind: Secret\ndata:\n  .dockerconfigjson: {encoded}\n"));
     assert_eq!(manifest.position, Some(expected));
@@ -122,36 +122,36 @@ fn w4_a_stray_hash_after_the_last_brace_is_found(#[case] stray: &str, #[case] li
 #[rstest]
 #[case("", None, "empty")]
 #[case(" \n", None, "empty")]
-#[case(r#"{"auths":{}} {}"#, Some((1, 14)), "something stands after")]
+#[case(r#"{"auths":{}} {}"#, Some((1, 14)), "there is text after")]
 #[case(r#"{"auths":{}}%"#, Some((1, 13)), "stray `%`")]
 #[case(r#"{"auths":{}"#, Some((1, 11)), "ends too early")]
 #[case("{\"auths\":{},\n}", Some((2, 1)), "comma")]
 #[case("{'auths':{}}", Some((1, 2)), "double quotes")]
 #[case("{\"auths\n\":{}}", Some((1, 8)), "missing double quote")]
-#[case(r#"{"auths" {}}"#, Some((1, 10)), "not JSON")]
-#[case("{\"auths\":{\"reg.io\":{},\n\"reg.io\":{}}}", Some((2, 8)), "stands twice")]
-#[case(r#"{"auths":{"reg.io":{"auth":"a","auth":"b"}}}"#, Some((1, 37)), "stands twice")]
+#[case(r#"{"auths" {}}"#, Some((1, 10)), "invalid JSON")]
+#[case("{\"auths\":{\"reg.io\":{},\n\"reg.io\":{}}}", Some((2, 8)), "a key twice")]
+#[case(r#"{"auths":{"reg.io":{"auth":"a","auth":"b"}}}"#, Some((1, 37)), "a key twice")]
 #[case(r#"{"auths":{},"Auths":{}}"#, None, "twice, in different case")]
 #[case(r#"{"auths":{"reg.io":{"auth":"a","Auth":"b"}}}"#, None, "twice, in different case")]
-#[case(r#"{"auths":[]}"#, None, "`auths` is an object")]
+#[case(r#"{"auths":[]}"#, None, "`auths` must be an object")]
 #[case(r#"{"auths":{},"credHelpers":"x"}"#, None, "`credHelpers`")]
 #[case(r#"{"auths":{},"credHelpers":{"x":1}}"#, None, "`credHelpers`")]
 #[case(r#"{"auths":{},"credsStore":{}}"#, None, "`credsStore`")]
-#[case("[]", None, "no docker config")]
-#[case("eyJhdXRocyI6eX0", Some((1, 10)), "inside the base64: this is not JSON")]
+#[case("[]", None, "not a docker config")]
+#[case("eyJhdXRocyI6eX0", Some((1, 10)), "inside the base64: invalid JSON")]
 #[case("aGVsbG8", Some((1, 1)), "inside the base64")]
-#[case("abcde", None, "base64 is not valid")]
-#[case("kind: Pod\n", None, "not of one Secret")]
-#[case("apiVersion: v1\nkind: List\nitems: []\n", None, "not of one Secret")]
-#[case("kind: Secret\ndata:\n  password: cHc=\n", None, "no image pull secret")]
-#[case("kind: Secret\ndata: x\n", None, "are objects")]
+#[case("abcde", None, "base64 is invalid")]
+#[case("kind: Pod\n", None, "not a single Secret")]
+#[case("apiVersion: v1\nkind: List\nitems: []\n", None, "not a single Secret")]
+#[case("kind: Secret\ndata:\n  password: cHc=\n", None, "not an image pull secret")]
+#[case("kind: Secret\ndata: x\n", None, "must be objects")]
 #[case("kind: Secret\ndata:\n  .dockerconfigjson: '!'\n", None, "inside `.dockerconfigjson`: the base64")]
-#[case("kind: Secret\ndata:\n  .dockerconfigjson: eyJyZWcuaW8iOnt9fQ==\n", None, "other type of Secret")]
+#[case("kind: Secret\ndata:\n  .dockerconfigjson: eyJyZWcuaW8iOnt9fQ==\n", None, "other Secret type")]
 #[case("kind: Secret\n  data: [\n", Some((2, 7)), "neither JSON nor YAML")]
 #[case("kind: Secret\n---\nkind: Secret\n", Some((3, 1)), "several YAML documents")]
-#[case("kind: Secret\ndata: {}\ndata: {}\n", Some((3, 1)), "stands twice")]
+#[case("kind: Secret\ndata: {}\ndata: {}\n", Some((3, 1)), "a key twice")]
 #[case("\u{feff}{}", Some((1, 1)), "byte order mark")]
-fn what_cannot_be_read_is_refused_with_its_place(
+fn invalid_input_is_rejected_with_its_position(
     #[case] input: &str,
     #[case] place: Option<(usize, usize)>,
     #[case] reason: &str,
@@ -163,13 +163,13 @@ fn what_cannot_be_read_is_refused_with_its_place(
 }
 
 #[test]
-fn bytes_that_are_no_text_are_refused_with_their_place() {
+fn invalid_utf8_is_rejected_with_its_position() {
     assert_eq!(refusal(b"{\n\"a\xff\":1}").position, Some(Position { line: 2, column: 3 }));
     assert!(refusal(b"\xff\xfe{\0}\0").to_string().contains("UTF-16"));
 }
 
 #[test]
-fn too_much_is_refused() {
+fn too_large_or_deep_input_is_rejected() {
     let long = format!("{{\"auths\":{{}},\"x\":\"{}\"}}", "x".repeat(MAX_INPUT));
     assert!(refusal(long).to_string().contains("1 MiB"));
     let many: Vec<_> = (0..10_001).map(|at| format!("\"r{at}\":{{}}")).collect();
@@ -188,7 +188,7 @@ fn too_much_is_refused() {
 }
 
 #[test]
-fn no_error_repeats_the_input() {
+fn errors_do_not_repeat_the_input() {
     for input in [
         r#"{"auths":{"reg.io":{"auth":"CANARY"#,
         r#"{"auths":{"reg.io":{"password":CANARY}}}"#,
@@ -206,25 +206,25 @@ fn no_error_repeats_the_input() {
 }
 
 #[test]
-fn debug_shows_no_entry() {
-    let config = Config::parse(W1.as_bytes()).unwrap();
+fn debug_omits_entries() {
+    let config = Config::parse(CONFIG_JSON.as_bytes()).unwrap();
     let shown = format!("{config:?} {:?}", config.entries);
     assert!(!shown.contains("bWFydGlu"), "{shown}");
 }
 
 proptest! {
     #[test]
-    fn arbitrary_bytes_are_read_or_refused(input in any::<Vec<u8>>()) {
+    fn arbitrary_bytes_are_parsed_or_rejected(input in any::<Vec<u8>>()) {
         let _ = Config::parse(&input);
     }
 
     #[test]
-    fn arbitrary_text_around_a_config_is_read_or_refused(before in "[ -~\n]{0,8}", after in "[ -~\n]{0,8}") {
-        let _ = Config::parse(format!("{before}{W1}{after}").as_bytes());
+    fn arbitrary_text_around_a_config_is_parsed_or_rejected(before in "[ -~\n]{0,8}", after in "[ -~\n]{0,8}") {
+        let _ = Config::parse(format!("{before}{CONFIG_JSON}{after}").as_bytes());
     }
 
     #[test]
-    fn arbitrary_yaml_is_read_or_refused(input in "(kind|data|type|[ \n:&*a!|>\\[{-])*") {
+    fn arbitrary_yaml_is_parsed_or_rejected(input in "(kind|data|type|[ \n:&*a!|>\\[{-])*") {
         let _ = Config::parse(input.as_bytes());
     }
 }

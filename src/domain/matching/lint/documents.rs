@@ -1,4 +1,4 @@
-//! Warnings about a document as a whole.
+//! Warnings about a complete document.
 
 use std::collections::BTreeMap;
 
@@ -9,28 +9,28 @@ use super::{
 use crate::domain::{
     docker_config::{
         Consumer, Warning, WarningCode,
-        import::shown,
+        import::redact_key,
         parse::{Config, Form},
     },
     registry::{DOCKER_HUB, is_docker_hub},
 };
 
-/// Warns about everything in a document that does not do what it looks like.
+/// Warns about everything in a document that behaves differently from its appearance.
 #[must_use]
 pub fn lint_config(config: &Config) -> Vec<Warning> {
     let mut warnings = lint_document(config);
-    warnings.extend(rivals(config));
+    warnings.extend(ambiguous_keys(config));
     warnings.extend(config.entries.iter().flat_map(lint_entry));
     warnings
 }
 
-/// Warns about what concerns no entry in particular.
+/// Warns about the document, apart from its entries.
 pub(in crate::domain::matching) fn lint_document(config: &Config) -> Vec<Warning> {
     let mut warnings = Vec::new();
     if config.store.is_some() || !config.helpers.is_empty() {
         warnings.push(Warning::of_all(
             WarningCode::HelperFirst,
-            "`credsStore` and `credHelpers` name programs that hold credentials: image pull secrets know none, and the \
+            "`credsStore` and `credHelpers` name programs that store credentials: image pull secrets do not support them, and the \
              docker CLI and podman need them on the same machine",
         ));
     }
@@ -38,7 +38,7 @@ pub(in crate::domain::matching) fn lint_document(config: &Config) -> Vec<Warning
     warnings
 }
 
-/// The kubelet reads each key only from the Secret's type that belongs to it
+/// The kubelet reads each data key only from the matching Secret type
 /// (`pkg/credentialprovider/secrets/secrets.go`).
 fn wrong_type(config: &Config) -> Option<Warning> {
     let expected = match config.form {
@@ -52,8 +52,8 @@ fn wrong_type(config: &Config) -> Option<Warning> {
     })
 }
 
-/// Warns about keys among which a reader picks one by chance.
-fn rivals(config: &Config) -> Vec<Warning> {
+/// Warns about keys among which a consumer chooses at random.
+fn ambiguous_keys(config: &Config) -> Vec<Warning> {
     let by = |place: &dyn Fn(&str) -> Option<String>| {
         let mut groups = BTreeMap::<String, Vec<&str>>::new();
         for entry in &config.entries {
@@ -67,10 +67,10 @@ fn rivals(config: &Config) -> Vec<Warning> {
     let docker = by(&|key| Some(docker::host_of(key)));
     let podman = by(&|key| Some(podman::host_of(key, config.form).to_owned()));
 
-    // The docker CLI looks for Docker Hub under one key only, and not for its host; podman prefers its name in image
-    // references.
-    let docker = undecided(docker, |host| if is_docker_hub(host) { None } else { Some(host) });
-    let podman = undecided(podman, |host| Some(if host == "index.docker.io" { DOCKER_HUB } else { host }));
+    // The docker CLI looks up Docker Hub under a single key, not by host. podman prefers the name
+    // used in image references.
+    let docker = without_exact_key(docker, |host| if is_docker_hub(host) { None } else { Some(host) });
+    let podman = without_exact_key(podman, |host| Some(if host == "index.docker.io" { DOCKER_HUB } else { host }));
     let k8schain = k8schain.into_values().collect();
     [(Consumer::K8schain, k8schain), (Consumer::Docker, docker), (Consumer::Podman, podman)]
         .into_iter()
@@ -80,17 +80,17 @@ fn rivals(config: &Config) -> Vec<Warning> {
         .collect()
 }
 
-/// The groups in which no key is the exact one, which would be preferred.
-fn undecided(groups: BTreeMap<String, Vec<&str>>, exact: impl Fn(&str) -> Option<&str>) -> Vec<Vec<&str>> {
-    let undecided = groups.into_iter().filter(|(host, keys)| exact(host).is_some_and(|exact| !keys.contains(&exact)));
-    undecided.map(|(_, keys)| keys).collect()
+/// Groups without the exact key, which would be preferred.
+fn without_exact_key(groups: BTreeMap<String, Vec<&str>>, exact: impl Fn(&str) -> Option<&str>) -> Vec<Vec<&str>> {
+    let remaining = groups.into_iter().filter(|(host, keys)| exact(host).is_some_and(|exact| !keys.contains(&exact)));
+    remaining.map(|(_, keys)| keys).collect()
 }
 
 fn ambiguous(consumer: Consumer, keys: &[&str]) -> Option<Warning> {
     let (first, others) = keys.split_first()?;
     (!others.is_empty()).then(|| {
-        let others: Vec<_> = others.iter().map(|key| format!("`{}`", shown(key))).collect();
-        let detail = format!("{consumer} picks this entry or {} by chance", others.join(" or "));
-        Warning::new(WarningCode::Ambiguous, None, &shown(first), detail)
+        let others: Vec<_> = others.iter().map(|key| format!("`{}`", redact_key(key))).collect();
+        let detail = format!("{consumer} picks this entry or {} at random", others.join(" or "));
+        Warning::new(WarningCode::Ambiguous, None, &redact_key(first), detail)
     })
 }

@@ -1,15 +1,16 @@
-//! What readers do with a key, found out by asking them.
+//! Probes consumers with images to find out how they use a key.
 
 use super::super::{Address, ImageName, look_up, nearest::mismatch};
 use crate::domain::{
-    docker_config::{Consumer, Warning, WarningCode, import::shown, parse::Form},
+    docker_config::{Consumer, Warning, WarningCode, import::redact_key, parse::Form},
     registry::RegistryScope,
 };
 
-/// The readers that are asked. A document for `DOCKER_AUTH_CONFIG` is made for it alone.
-const ASKED: [Consumer; 4] = [Consumer::Kubernetes, Consumer::K8schain, Consumer::Docker, Consumer::Podman];
+/// Consumers to probe. A document for `DOCKER_AUTH_CONFIG` is always rendered for that consumer
+/// alone.
+const CONSUMERS: [Consumer; 4] = [Consumer::Kubernetes, Consumer::K8schain, Consumer::Docker, Consumer::Podman];
 
-/// Warns about a key that readers do not find, or use for more than it says.
+/// Warns about a key that consumers do not find, or use for more images than intended.
 pub(super) fn lint_key(key: &str) -> Vec<Warning> {
     match meaning(key) {
         Ok((scope, image)) => {
@@ -18,14 +19,15 @@ pub(super) fn lint_key(key: &str) -> Vec<Warning> {
             warnings.extend(used_for_more(key, &scope, &finders));
             warnings
         }
-        Err(reason) => vec![Warning::new(WarningCode::InvalidKey, None, &shown(key), reason)],
+        Err(reason) => vec![Warning::new(WarningCode::InvalidKey, None, &redact_key(key), reason)],
     }
 }
 
-/// What the key is meant for, and an image of it. A `*` is taken for some part of a host.
+/// Scope of the key, and an image in it. A `*` becomes an arbitrary label.
 fn meaning(key: &str) -> Result<(RegistryScope, ImageName), String> {
-    let meant = Address::of(key);
-    let scope = RegistryScope::parse(&meant.to_string().replace('*', "any")).map_err(|refusal| refusal.to_string())?;
+    let address = Address::of(key);
+    let scope =
+        RegistryScope::parse(&address.to_string().replace('*', "any")).map_err(|refusal| refusal.to_string())?;
     let image = ImageName::assume(scope.authority(), &below(scope.path(), "library/app"));
     Ok((scope, image))
 }
@@ -36,46 +38,49 @@ fn below(path: Option<&str>, name: &str) -> String {
 
 fn finders(key: &str, image: &ImageName) -> Vec<Consumer> {
     let finds = |consumer: &Consumer| !look_up(*consumer, &[key], Form::DockerConfigJson, image).order.is_empty();
-    ASKED.into_iter().filter(finds).collect()
+    CONSUMERS.into_iter().filter(finds).collect()
 }
 
-/// Warns if some reader does not find the key for what it is meant for.
+/// Warns if a consumer does not find the key for its own images.
 fn missed(key: &str, image: &ImageName, finders: &[Consumer]) -> Option<Warning> {
-    let blind: Vec<_> = ASKED.into_iter().filter(|consumer| !finders.contains(consumer)).collect();
+    let blind: Vec<_> = CONSUMERS.into_iter().filter(|consumer| !finders.contains(consumer)).collect();
     let why = blind.first().and_then(|consumer| mismatch(*consumer, key, image));
     let why = why.map_or_else(String::new, |(_, why)| format!(": {why}"));
-    let (code, who) = if blind.is_empty() {
+    let (code, detail) = if blind.is_empty() {
         return None;
     } else if finders.is_empty() {
-        (WarningCode::NeverMatches, "no reader uses this entry for any image".to_owned())
+        (WarningCode::NeverMatches, "no consumer uses this entry for any image".to_owned())
     } else {
         (WarningCode::MissedBySome, format!("not used by {}", list(&blind)))
     };
-    Some(Warning::new(code, None, &shown(key), who + &why))
+    Some(Warning::new(code, None, &redact_key(key), detail + &why))
 }
 
-/// Warns if some reader uses the key for images that are not under its path.
+/// Warns if a consumer uses the key for images outside its path.
 fn used_for_more(key: &str, scope: &RegistryScope, finders: &[Consumer]) -> Option<Warning> {
     let path = scope.path()?;
     let with = |repository: String| ImageName::assume(scope.authority(), &repository);
-    let (alike, stranger) = (with(format!("{path}x/app")), with("another/app".to_owned()));
-    let asked = |image: &ImageName| {
+    let (same_prefix, unrelated) = (with(format!("{path}x/app")), with("another/app".to_owned()));
+    let finders_of = |image: &ImageName| {
         let mut found = self::finders(key, image);
         found.retain(|consumer| finders.contains(consumer));
         found
     };
-    let for_all = asked(&stranger);
-    let mut for_alike = asked(&alike);
-    for_alike.retain(|consumer| !for_all.contains(consumer));
+    let for_all = finders_of(&unrelated);
+    let mut for_same_prefix = finders_of(&same_prefix);
+    for_same_prefix.retain(|consumer| !for_all.contains(consumer));
 
-    let mut said = Vec::new();
-    if !for_alike.is_empty() {
-        said.push(format!("used by {} also for names that begin alike, such as `{alike}`", list(&for_alike)));
+    let mut details = Vec::new();
+    if !for_same_prefix.is_empty() {
+        details.push(format!(
+            "used by {} also for names with the same prefix, such as `{same_prefix}`",
+            list(&for_same_prefix)
+        ));
     }
     if !for_all.is_empty() {
-        said.push(format!("used by {} for every image of `{}`", list(&for_all), scope.authority()));
+        details.push(format!("used by {} for every image of `{}`", list(&for_all), scope.authority()));
     }
-    (!said.is_empty()).then(|| Warning::new(WarningCode::MatchesMore, None, &shown(key), said.join("; ")))
+    (!details.is_empty()).then(|| Warning::new(WarningCode::MatchesMore, None, &redact_key(key), details.join("; ")))
 }
 
 fn list(consumers: &[Consumer]) -> String {

@@ -23,7 +23,7 @@ fn of_key(key: &str) -> Vec<Warning> {
 #[case("https://reg.io")]
 #[case("https://reg.io/v2/")]
 #[case("https://index.docker.io/v1/")]
-fn a_good_key_gives_no_warning(#[case] key: &str) {
+fn valid_key_gives_no_warning(#[case] key: &str) {
     assert_eq!(of_key(key), []);
 }
 
@@ -37,14 +37,14 @@ fn a_good_key_gives_no_warning(#[case] key: &str) {
 #[case(
     "*.reg.io",
     WarningCode::MissedBySome,
-    "not used by the docker CLI and podman: the docker CLI knows `*` only in its newest releases"
+    "not used by the docker CLI and podman: the docker CLI supports `*` only in its newest releases"
 )]
 #[case("[::1]", WarningCode::MissedBySome, "an IPv6 address only with its port")]
 #[case("reg.io/v2", WarningCode::MissedBySome, "not used by the kubelet, k8schain and podman:")]
 #[case("reg.io:http", WarningCode::InvalidKey, "a number between 1 and 65535")]
 #[case("reg .io", WarningCode::InvalidKey, "white space")]
-#[case("", WarningCode::InvalidKey, "a registry is needed")]
-fn a_key_that_is_not_found_is_warned_about(#[case] key: &str, #[case] code: WarningCode, #[case] reason: &str) {
+#[case("", WarningCode::InvalidKey, "a registry is required")]
+fn key_that_is_not_found_gives_a_warning(#[case] key: &str, #[case] code: WarningCode, #[case] reason: &str) {
     let warnings = of_key(key);
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert_eq!(warnings[0].code, code, "{warnings:?}");
@@ -54,14 +54,14 @@ fn a_key_that_is_not_found_is_warned_about(#[case] key: &str, #[case] code: Warn
 #[rstest]
 #[case(
     "reg.io/foo",
-    "used by the kubelet and k8schain also for names that begin alike, such as `reg.io/foox/app`; used by the docker CLI for every image of `reg.io`"
+    "used by the kubelet and k8schain also for names with the same prefix, such as `reg.io/foox/app`; used by the docker CLI for every image of `reg.io`"
 )]
 #[case(
     "https://reg.io/foo",
-    "used by the kubelet and k8schain also for names that begin alike, such as `reg.io/foox/app`; used by the docker CLI and podman for every image of `reg.io`"
+    "used by the kubelet and k8schain also for names with the same prefix, such as `reg.io/foox/app`; used by the docker CLI and podman for every image of `reg.io`"
 )]
 #[case("reg.io/foo/", "used by the docker CLI for every image of `reg.io`")]
-fn a_key_that_is_used_for_more_is_warned_about(#[case] key: &str, #[case] detail: &str) {
+fn key_that_matches_more_gives_a_warning(#[case] key: &str, #[case] detail: &str) {
     let warnings = of_key(key);
     let more = warnings.iter().find(|warning| warning.code == WarningCode::MatchesMore).unwrap();
     assert_eq!(more.detail, detail);
@@ -73,7 +73,7 @@ fn a_key_that_is_used_for_more_is_warned_about(#[case] key: &str, #[case] detail
 #[case::no_auth(r#"{"auths":{"reg.io":{"username":"u","password":"p"}}}"#, WarningCode::HoldsNothing)]
 #[case::stale(r#"{"auths":{"reg.io":{"username":"u","password":"old","auth":"dTpw"}}}"#, WarningCode::AuthWins)]
 #[case::one_slot(r#"{"auths":{"reg.io":{"auth":"dTpw"},"https://reg.io":{"auth":"dTpx"}}}"#, WarningCode::Ambiguous)]
-fn an_entry_is_linted(#[case] document: &str, #[case] code: WarningCode) {
+fn entry_gives_a_warning(#[case] document: &str, #[case] code: WarningCode) {
     let warnings = lint(document);
     assert!(warnings.iter().any(|(found, key)| *found == code && key.is_some()), "{warnings:?}");
 }
@@ -82,7 +82,7 @@ fn an_entry_is_linted(#[case] document: &str, #[case] code: WarningCode) {
 #[case::store(r#"{"auths":{},"credsStore":"desktop"}"#, WarningCode::HelperFirst)]
 #[case::helpers(r#"{"auths":{},"credHelpers":{"reg.io":"x"}}"#, WarningCode::HelperFirst)]
 #[case::opaque("kind: Secret\ntype: Opaque\ndata:\n  .dockerconfigjson: e30=\n", WarningCode::WrongSecretType)]
-fn a_document_is_linted(#[case] document: &str, #[case] code: WarningCode) {
+fn document_gives_a_warning(#[case] document: &str, #[case] code: WarningCode) {
     assert_eq!(lint(document), [(code, None)]);
 }
 
@@ -94,15 +94,15 @@ fn a_document_is_linted(#[case] document: &str, #[case] code: WarningCode) {
     "podman"
 )]
 #[case::k8schain(r#"{"docker.io":{"auth":"dTpw"},"https://docker.io":{"auth":"dTpw"}}"#, "k8schain")]
-fn chance_is_warned_about(#[case] auths: &str, #[case] reader: &str) {
+fn random_choice_gives_a_warning(#[case] auths: &str, #[case] consumer: &str) {
     let config = Config::parse(format!("{{\"auths\":{auths}}}").as_bytes()).unwrap();
     let warnings = lint_config(&config);
-    let ambiguous = |warning: &Warning| warning.code == WarningCode::Ambiguous && warning.detail.starts_with(reader);
+    let ambiguous = |warning: &Warning| warning.code == WarningCode::Ambiguous && warning.detail.starts_with(consumer);
     assert!(warnings.iter().any(ambiguous), "{warnings:?}");
 }
 
 #[test]
-fn an_exact_key_leaves_nothing_to_chance() {
+fn exact_key_is_not_ambiguous() {
     let warnings =
         lint(r#"{"auths":{"reg.io":{"auth":"dTpw"},"reg.io/a":{"auth":"dTpw"},"reg.io/b":{"auth":"dTpw"}}}"#);
     assert!(warnings.iter().all(|(code, _)| *code != WarningCode::Ambiguous), "{warnings:?}");
@@ -114,7 +114,7 @@ fn an_exact_key_leaves_nothing_to_chance() {
 #[case("reg.io/team", &[WarningCode::MatchesMore])]
 #[case("docker.io/acme", &[WarningCode::MissedBySome, WarningCode::MatchesMore])]
 #[case("[::1]", &[WarningCode::MissedBySome])]
-fn a_new_account_is_linted(#[case] scope: &str, #[case] expected: &[WarningCode]) {
+fn new_account_gives_warnings(#[case] scope: &str, #[case] expected: &[WarningCode]) {
     let scope = RegistryScope::parse(scope).unwrap();
     let warnings = lint_account(ScopedAccount { name: "x", scope: &scope });
     assert!(warnings.iter().all(|warning| warning.account.as_deref() == Some("x")));

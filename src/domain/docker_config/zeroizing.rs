@@ -1,21 +1,22 @@
-//! A buffer that leaves no copy of its content behind.
+//! A buffer that leaves no copies of its content in memory.
 
 use std::io::{self, Write};
 
 use secrecy::SecretString;
 use zeroize::Zeroize;
 
-/// Collects bytes that hold secrets. What it outgrows, and the buffer itself, is wiped.
-pub(super) struct WipingBuffer(Vec<u8>);
+/// Collects bytes of secrets. Zeroes its memory when it grows and when it is dropped.
+pub(super) struct ZeroizingBuffer(Vec<u8>);
 
-impl WipingBuffer {
+impl ZeroizingBuffer {
     pub(super) fn with_capacity(capacity: usize) -> Self {
         Self(Vec::with_capacity(capacity))
     }
 
-    /// The content as text, or `None` if it is not UTF-8.
+    /// Returns the content as text, or `None` if it is not UTF-8.
     pub(super) fn to_secret(&self) -> Option<SecretString> {
-        // Copied into a box of its exact size: shrinking the buffer in place could leave a copy behind.
+        // Copies into an allocation of the exact size. Shrinking in place could leave a copy
+        // behind.
         str::from_utf8(&self.0).ok().map(SecretString::from)
     }
 
@@ -27,7 +28,7 @@ impl WipingBuffer {
     }
 }
 
-impl Write for WipingBuffer {
+impl Write for ZeroizingBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let needed = self.0.len() + bytes.len();
         if needed > self.0.capacity() {
@@ -42,7 +43,7 @@ impl Write for WipingBuffer {
     }
 }
 
-impl Drop for WipingBuffer {
+impl Drop for ZeroizingBuffer {
     fn drop(&mut self) {
         self.0.zeroize();
     }

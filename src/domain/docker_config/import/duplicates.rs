@@ -1,4 +1,4 @@
-//! Keys of one document that mean the same registry.
+//! Keys of one document that name the same registry.
 
 use std::collections::HashMap;
 
@@ -10,8 +10,8 @@ use crate::domain::{
     registry::RegistryScope,
 };
 
-/// Leaves one item for each registry; the others say which it is.
-pub(super) fn settle(items: &mut [ImportItem]) {
+/// Keeps one item per registry and skips the others with a reference to it.
+pub(super) fn skip_duplicates(items: &mut [ImportItem]) {
     let winners = winners(items);
     for at in 0..items.len() {
         let winner = account(&items[at]).and_then(|account| winners.get(&account.scope));
@@ -21,7 +21,8 @@ pub(super) fn settle(items: &mut [ImportItem]) {
     }
 }
 
-/// The item for each registry: the one whose key all readers find, or else the first.
+/// Index of the item to keep for each registry: the key that every consumer finds, or else the
+/// first.
 fn winners(items: &[ImportItem]) -> HashMap<RegistryScope, usize> {
     let mut winners = HashMap::new();
     for (at, item) in items.iter().enumerate() {
@@ -42,19 +43,19 @@ fn account(item: &ImportItem) -> Option<&FoundAccount> {
     }
 }
 
-fn skip(items: &mut [ImportItem], rival: usize, winner: usize) {
+fn skip(items: &mut [ImportItem], other: usize, winner: usize) {
     let key = &items[winner].key;
-    let (reason, detail) = if is_same_login(account(&items[rival]), account(&items[winner])) {
-        (SkipReason::Duplicate, format!("the key `{key}` means the same registry and holds the same credential"))
+    let (reason, detail) = if is_same_login(account(&items[other]), account(&items[winner])) {
+        (SkipReason::Duplicate, format!("the key `{key}` names the same registry and holds the same credential"))
     } else {
         (
             SkipReason::Conflict,
             format!(
-                "the key `{key}` means the same registry and holds another credential: import this entry in a document of its own, with another `namePrefix`"
+                "the key `{key}` names the same registry and holds another credential: import this entry in a separate document with another `namePrefix`"
             ),
         )
     };
-    items[rival].outcome = ImportOutcome::Skipped { reason, detail };
+    items[other].outcome = ImportOutcome::Skipped { reason, detail };
 }
 
 fn is_same_login(one: Option<&FoundAccount>, other: Option<&FoundAccount>) -> bool {

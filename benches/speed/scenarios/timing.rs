@@ -1,4 +1,4 @@
-//! Whether somebody learns of what is not his.
+//! Concealment: resources that a caller may not see look like missing ones.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -13,20 +13,20 @@ use crate::{
     sandbox::ACCOUNT,
 };
 
-const TRIES: usize = 10_000;
-/// Tries before these.
+const REQUESTS: usize = 10_000;
+/// Requests before measuring.
 const WARM_UP: usize = 1000;
-/// Few enough that none waits for another: most of the time nothing is done at all.
+/// Few enough that no request waits for another: the server is mostly idle.
 const CONNECTIONS: usize = 4;
-/// The name of what there is none of, as long as that of what there is: an account, a cluster and a pull secret.
-const MISSING: &str = "nobody-5000";
+/// Name of a missing resource, as long as that of the existing account, cluster and pull secret.
+const MISSING: &str = "absent-5000";
 
-/// S3: to somebody to whom it is not granted, what is there is as what is not: in words and in time. Where rows are read, and
-/// where those of accounts are remembered because somebody else uses them.
+/// S3 timing: to a caller without a grant, an existing resource answers like a missing one, in
+/// content and time. Covers rows that are read and account rows that are cached for another caller.
 pub fn timing(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     ensure!(MISSING.len() == ACCOUNT.len(), "the names differ in length");
     let server = stage.sandbox.serve()?;
-    // Nobody answers there, so the worker has hardly anything to do.
+    // The cluster is unreachable, so the worker is idle.
     let cluster =
         json!({"name": ACCOUNT, "server": "http://127.0.0.1:1", "auth": {"type": "none"}, "allowPlainHttp": true});
     stage.call(&server, "POST", "/v1/clusters", &cluster)?;
@@ -44,21 +44,23 @@ pub fn timing(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     }
 
     let viewer = stranger(stage, server.address, "viewer")?;
-    for (what, path) in
-        [("read", "registry-accounts"), ("read of a cluster", "clusters"), ("read of a pull secret", "pull-secrets")]
-    {
+    for (what, path) in [
+        ("read of an account", "registry-accounts"),
+        ("read of a cluster", "clusters"),
+        ("read of a pull secret", "pull-secrets"),
+    ] {
         let read = |name: &str| load::request("GET", &format!("/v1/{path}/{name}"), Some(&viewer), "");
         compare(goals, what, server.address, 404, read)?;
     }
     let renderer = stranger(stage, server.address, "renderer")?;
     compare(goals, "render", server.address, 422, |name| render(name, &renderer))?;
-    // The scenarios that follow know of no cluster that is away.
+    // Later scenarios must not include an unreachable cluster.
     stage.call(&server, "DELETE", &pull_secret, &Value::Null)?;
     stage.call(&server, "DELETE", &format!("/v1/clusters/{ACCOUNT}"), &Value::Null)?;
     Ok(())
 }
 
-/// The key of somebody to whom nothing of it is granted.
+/// Creates a key without a grant on the resource.
 fn stranger(stage: &Stage, address: SocketAddr, role: &str) -> anyhow::Result<String> {
     let grants = r#"{"accounts":["mine-*"],"clusters":["mine-*"]}"#;
     let key = format!(r#"{{"name":"stranger-{role}","role":"{role}","grants":{grants}}}"#);
@@ -68,7 +70,7 @@ fn stranger(stage: &Stage, address: SocketAddr, role: &str) -> anyhow::Result<St
     Ok(made["key"].as_str().unwrap_or_default().to_owned())
 }
 
-/// Asks for what is there and for what is not, again and again in turns.
+/// Requests an existing and a missing resource in alternation, and compares content and time.
 fn compare(
     goals: &mut Goals,
     what: &str,
@@ -77,17 +79,17 @@ fn compare(
     ask: impl Fn(&str) -> Vec<u8>,
 ) -> anyhow::Result<()> {
     let asks = [ACCOUNT, MISSING].map(ask);
-    let ask_in_turns = async || {
+    let alternate = async || {
         let mut connection = Connection::open(address).await?;
         let mut took = [Vec::new(), Vec::new()];
         let mut bodies = [String::new(), String::new()];
-        for round in 0..(TRIES + WARM_UP) / CONNECTIONS {
-            // In turns, and each first in every other round.
+        for round in 0..(REQUESTS + WARM_UP) / CONNECTIONS {
+            // The first of each pair alternates.
             for which in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
                 let start = Instant::now();
                 let status = connection.exchange(&asks[which]).await?;
                 let elapsed = start.elapsed();
-                ensure!(status == expected, "answered {status}");
+                ensure!(status == expected, "got status {status}");
                 if round >= WARM_UP / CONNECTIONS {
                     took[which].push(elapsed.as_secs_f64());
                 }
@@ -95,10 +97,10 @@ fn compare(
             }
         }
         let bodies = bodies.map(|body| without_names(&body));
-        ensure!(bodies[0] == bodies[1], "the answers differ: {bodies:?}");
+        ensure!(bodies[0] == bodies[1], "the responses differ: {bodies:?}");
         Ok(took)
     };
-    let took = on_this_thread(try_join_all((0..CONNECTIONS).map(|_| ask_in_turns())))?;
+    let took = on_this_thread(try_join_all((0..CONNECTIONS).map(|_| alternate())))?;
     let [foreign, missing] = [0, 1].map(|which| {
         let all = took.iter().flat_map(|took| took[which].iter().copied());
         all.collect::<Rounds>().median()
@@ -106,14 +108,14 @@ fn compare(
     // 1 % of the median or 20 microseconds, whichever is more.
     let bound = (missing * 0.01).max(20e-6);
     goals.at_most(
-        &format!("S3 {what}, foreign or missing, median {:.0} µs: they differ by, µs", missing * 1e6),
+        &format!("S3 timing: {what}, foreign against missing at {:.0} µs, difference, µs", missing * 1e6),
         (bound * 1e6).round(),
         (foreign - missing).abs() * 1e6,
     );
     Ok(())
 }
 
-/// A problem without what differs in any two answers.
+/// Removes the parts of a problem that differ between any two responses.
 fn without_names(body: &str) -> Value {
     let mut problem: Value = serde_json::from_str(body).unwrap_or_default();
     problem["requestId"] = Value::Null;
