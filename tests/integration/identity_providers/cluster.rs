@@ -245,6 +245,6 @@ async fn a_token_is_not_shown_to_a_cluster_in_the_clear(pool: PgPool) {
 
     service.process.signal("TERM");
     let exit = service.process.wait().await;
-    let said = "a token is never shown to a cluster over http://";
+    let said = "tokens are not sent to a cluster over http://";
     assert!(exit.stderr.contains(said) && !exit.stderr.contains(&token[token.len() - 40..]), "{exit:?}");
 }
