@@ -23,7 +23,8 @@ pub struct Account {
     pub registry: RegistryScope,
     /// User name of the login.
     pub username: Username,
-    /// E-mail address. `kubectl create secret docker-registry` writes one; no container runtime reads it.
+    /// E-mail address. `kubectl create secret docker-registry` writes one; no container runtime
+    /// reads it.
     pub email: Option<Email>,
     /// Labels that label selectors match.
     pub labels: Labels,
@@ -111,7 +112,8 @@ impl AccountChange {
         fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
     }
 
-    /// Returns the account with the change applied. The password is not part of [`Account`] and is stored separately.
+    /// Returns the account with the change applied. The password is not part of [`Account`] and is
+    /// stored separately.
     ///
     /// # Errors
     ///
@@ -181,12 +183,13 @@ pub struct Username(String);
 impl Username {
     /// Parses a user name.
     ///
-    /// A colon is rejected: readers of `auth` split at the first one, so the rest of the name would become part of the
-    /// password.
+    /// A colon is rejected: readers of `auth` split at the first one, so the rest of the name would
+    /// become part of the password.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if the name is empty, longer than 255 bytes, or contains a colon or a control character.
+    /// [`Invalid`] if the name is empty, longer than 255 bytes, or contains a colon or a control
+    /// character.
     pub fn parse(username: &str) -> Result<Self, Invalid> {
         if username.is_empty() {
             return Err(Invalid::new("must not be empty"));
@@ -253,8 +256,8 @@ impl Email {
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if the address is longer than 254 bytes, lacks a part around `@`, or contains white space or control
-    /// characters.
+    /// [`Invalid`] if the address is longer than 254 bytes, lacks a part around `@`, or contains
+    /// white space or control characters.
     pub fn parse(email: &str) -> Result<Self, Invalid> {
         if email.len() > 254 {
             return Err(Invalid::new("must be at most 254 bytes long"));

@@ -4,10 +4,11 @@ use crate::domain::{invalid::Invalid, names::Name, registry::RegistryScope};
 
 const NAME_MAX: usize = 63;
 
-/// Derives an account name from a registry: `registry.example.com:5000/os` becomes `registry-example-com-5000-os`.
+/// Derives an account name from a registry: `registry.example.com:5000/os` becomes
+/// `registry-example-com-5000-os`.
 ///
-/// A name that is too long or taken (`is_taken`) ends in a digest of the registry instead. The result depends only on
-/// the arguments.
+/// A name that is too long or taken (`is_taken`) ends in a digest of the registry instead. The
+/// result depends only on the arguments.
 ///
 /// # Errors
 ///
@@ -40,7 +41,8 @@ fn slug(prefix: &str, scope: &str) -> String {
     slug.to_ascii_lowercase()
 }
 
-/// Stable across builds, so that a repeated import derives the same name. Collision resistance is not needed.
+/// Stable across builds, so that a repeated import derives the same name. Collision resistance is
+/// not needed.
 fn digest(scope: &RegistryScope) -> u32 {
     crc32fast::hash(scope.to_string().as_bytes())
 }

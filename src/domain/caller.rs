@@ -1,7 +1,7 @@
 //! Callers, their roles and permissions. `TABLE` is the only definition of what a role may do.
 //!
-//! A request is authorized in two steps. The role must include the [`Permission`] of the route, and the [`Grants`]
-//! must include the resource.
+//! A request is authorized in two steps. The role must include the [`Permission`] of the route, and
+//! the [`Grants`] must include the resource.
 
 use std::{
     hash::{Hash, Hasher},
@@ -22,8 +22,8 @@ use crate::domain::{
 
 /// Permission that a route requires.
 ///
-/// Delivering and revealing a credential are separate permissions: placing a Secret in a namespace does not disclose
-/// the password to the caller.
+/// Delivering and revealing a credential are separate permissions: placing a Secret in a namespace
+/// does not disclose the password to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Permission {
     /// Authenticate. Every valid caller has this permission.
@@ -57,8 +57,8 @@ pub enum Permission {
 }
 
 impl Permission {
-    /// Whether the permission also requires grants that include everything, because its resources name resources of all
-    /// callers.
+    /// Whether the permission also requires grants that include everything, because its resources
+    /// name resources of all callers.
     #[must_use]
     pub fn needs_all_grants(self) -> bool {
         matches!(self, Permission::ReadIdentityProviders | Permission::ReadAudit)
@@ -83,9 +83,11 @@ pub enum Role {
 const YES: bool = true;
 const NO_: bool = false;
 
-/// Permissions of each role: one row per permission, one column per role, in the order of [`Role::ALL`].
+/// Permissions of each role: one row per permission, one column per role, in the order of
+/// [`Role::ALL`].
 ///
-/// A permission without a row is denied to every role. `docs/ACCESS.md` publishes this table; a test compares the two.
+/// A permission without a row is denied to every role. `docs/ACCESS.md` publishes this table; a
+/// test compares the two.
 #[rustfmt::skip]
 const TABLE: &[(Permission, [bool; Role::ALL.len()])] = &[
     //                                   admin operator deliverer renderer viewer
@@ -117,7 +119,8 @@ impl Role {
         row.zip(column).is_some_and(|((_, allowed), column)| allowed[column])
     }
 
-    /// Whether a kind of resource that the grants omit is granted completely (`true`) or not at all.
+    /// Whether a kind of resource that the grants omit is granted completely (`true`) or not at
+    /// all.
     #[must_use]
     pub fn grants_all_by_default(self) -> bool {
         match self {
@@ -128,8 +131,8 @@ impl Role {
 
     /// Whether grants can restrict the role.
     ///
-    /// Roles that write API keys or identity providers take no grants, so that no caller can hand out more access than
-    /// it has.
+    /// Roles that write API keys or identity providers take no grants, so that no caller can hand
+    /// out more access than it has.
     #[must_use]
     pub fn takes_grants(self) -> bool {
         self != Role::Admin

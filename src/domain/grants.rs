@@ -56,7 +56,8 @@ impl NamePattern {
 
     /// Returns the half-open range of names, in byte order, that the pattern matches.
     ///
-    /// Names consist of `-`, digits and lower-case letters: `!` sorts before all of these and `~` after.
+    /// Names consist of `-`, digits and lower-case letters: `!` sorts before all of these and `~`
+    /// after.
     #[must_use]
     pub fn range(&self) -> (String, String) {
         match self {
@@ -136,7 +137,8 @@ pub struct Grants {
 }
 
 impl Grants {
-    /// Grants of every resource. Background work uses them: the grants were enforced when the caller declared the work.
+    /// Grants of every resource. Background work uses them: the grants were enforced when the
+    /// caller declared the work.
     #[must_use]
     pub fn everything() -> Self {
         let all = || NamePattern::Prefix(String::new());
@@ -209,7 +211,8 @@ impl Grants {
         self.clusters.iter().collect()
     }
 
-    /// Parses the grants for a role. [`Role::grants_all_by_default`] decides the meaning of an omitted kind.
+    /// Parses the grants for a role. [`Role::grants_all_by_default`] decides the meaning of an
+    /// omitted kind.
     ///
     /// # Errors
     ///
@@ -271,8 +274,8 @@ fn list<I, T>(
 
 /// Resources that an API key or rule can access.
 ///
-/// Names are exact, or a prefix followed by `*`; `*` alone matches everything. An omitted kind grants everything to an
-/// operator or viewer, and nothing to a deliverer or renderer.
+/// Names are exact, or a prefix followed by `*`; `*` alone matches everything. An omitted kind
+/// grants everything to an operator or viewer, and nothing to a deliverer or renderer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(as = Grants)]

@@ -2,7 +2,8 @@
 //!
 //! A provider has three parts:
 //!
-//! - the [`AuthMethod`] that verifies a token: the keys of an OIDC issuer, or a `TokenReview` of a cluster;
+//! - the [`AuthMethod`] that verifies a token: the keys of an OIDC issuer, or a `TokenReview` of a
+//!   cluster;
 //! - the [`Audience`] that a token must contain;
 //! - the [`Rule`]s that map the claims of a token to a role and grants.
 

@@ -16,7 +16,8 @@ pub enum VerificationResult {
     Valid,
     /// The registry or its token service rejects the login: it is wrong, expired or revoked.
     Invalid,
-    /// The registry answers the same with and without the login, so the password is neither confirmed nor rejected.
+    /// The registry answers the same with and without the login, so the password is neither
+    /// confirmed nor rejected.
     Anonymous,
     /// The registry accepts the login, but the login cannot pull from the repository.
     NoAccess,
@@ -122,7 +123,8 @@ impl VerifyInterval {
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if the interval is shorter than five minutes, to protect the registry, or longer than 30 days.
+    /// [`Invalid`] if the interval is shorter than five minutes, to protect the registry, or longer
+    /// than 30 days.
     pub fn from_seconds(seconds: i64) -> Result<Self, Invalid> {
         match i32::try_from(seconds) {
             Ok(seconds) if (300..=30 * 86_400).contains(&seconds) => Ok(Self(seconds)),
@@ -137,7 +139,8 @@ impl VerifyInterval {
     }
 }
 
-/// Days before an account's `expiresAt` at which regcred logs a warning, in descending order. 0 is the expiry itself.
+/// Days before an account's `expiresAt` at which regcred logs a warning, in descending order. 0 is
+/// the expiry itself.
 pub const EXPIRY_WARNINGS: [i16; 6] = [30, 14, 7, 3, 1, 0];
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! Registry accounts: register, find, list, change, remove and verify.
 //!
-//! Every write of an account goes through [`Accounts`]. A caller can require a working login before the write
-//! ([`RequiredVerification`]). Imports use the same steps, for many accounts in one transaction:
+//! Every write of an account goes through [`Accounts`]. A caller can require a working login before
+//! the write ([`RequiredVerification`]). Imports use the same steps, for many accounts in one
+//! transaction:
 //!
 //! 1. [`Accounts::begin`] opens the transaction and takes the lock on label selectors.
 //! 2. [`Accounts::insert`] and [`Accounts::update`] seal the password and store the row.
-//! 3. [`Accounts::commit`] bumps the generation of the pull secrets that use the accounts, commits together with the
-//!    audit events, and invalidates the cached rows.
+//! 3. [`Accounts::commit`] bumps the generation of the pull secrets that use the accounts, commits
+//!    together with the audit events, and invalidates the cached rows.
 
 use std::sync::Arc;
 
@@ -66,7 +67,8 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// - [`ServiceError::NotGranted`] if the grants do not include the account, whether or not the name is in use.
+    /// - [`ServiceError::NotGranted`] if the grants do not include the account, whether or not the
+    ///   name is in use.
     /// - [`ServiceError::NameTaken`] if the name is in use.
     /// - [`ServiceError::VerificationFailed`] if the required verification fails.
     pub async fn register(
@@ -114,15 +116,16 @@ impl Accounts {
         Ok(storage::accounts::list(&mut conn, &caller.grants, page, filter).await?)
     }
 
-    /// Changes an account and increments its version. A new password is a rotation. With `verification`, the changed
-    /// login must work first.
+    /// Changes an account and increments its version. A new password is a rotation. With
+    /// `verification`, the changed login must work first.
     ///
     /// # Errors
     ///
     /// - [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
-    /// - [`ServiceError::Stale`] if the account is not at the expected version, or changes during the verification.
-    /// - [`ServiceError::Invalid`] if the changed labels are not valid, or the change would send the stored password to
-    ///   another registry.
+    /// - [`ServiceError::Stale`] if the account is not at the expected version, or changes during
+    ///   the verification.
+    /// - [`ServiceError::Invalid`] if the changed labels are not valid, or the change would send
+    ///   the stored password to another registry.
     /// - [`ServiceError::NotGranted`] if the grants do not include the changed account.
     /// - [`ServiceError::VerificationFailed`] if the required verification fails.
     pub async fn change(
@@ -144,7 +147,8 @@ impl Accounts {
         self.record_check(changed, check).await
     }
 
-    /// Verifies the login that a change would produce. Returns the account's version, at which the change must be stored.
+    /// Verifies the login that a change would produce. Returns the account's version, at which the
+    /// change must be stored.
     async fn verify_change(
         &self,
         caller: &Call,
@@ -199,8 +203,8 @@ impl Accounts {
         self.commit(tx, &[AccountTransition::Removed(&account)], vec![event]).await
     }
 
-    /// Verifies the stored login of an account at its registry and stores the result. A login that does not work is a
-    /// result, not an error.
+    /// Verifies the stored login of an account at its registry and stores the result. A login that
+    /// does not work is a result, not an error.
     ///
     /// # Errors
     ///
@@ -300,10 +304,11 @@ fn visible(caller: &Identity, name: &Name, found: Option<Account>) -> Result<Acc
     })
 }
 
-/// Rejects a change that would send the stored password to another registry host, or over plain HTTP.
+/// Rejects a change that would send the stored password to another registry host, or over plain
+/// HTTP.
 ///
-/// Otherwise a caller that can change an account, but not read its password, could receive it at a registry of its own.
-/// Another path on the same host is allowed.
+/// Otherwise a caller that can change an account, but not read its password, could receive it at a
+/// registry of its own. Another path on the same host is allowed.
 fn require_password_for_new_destination(account: &Account, change: &AccountChange) -> Result<(), ServiceError> {
     if change.password.is_some() {
         return Ok(());

@@ -83,8 +83,8 @@ impl ApiKeyAuthenticator {
 
     /// Decides without argon2 where the HMAC is sufficient.
     ///
-    /// Returns `None` only for an active key with a correct HMAC whose argon2 hash this process has not verified. Wrong
-    /// keys therefore never cost an argon2 hash.
+    /// Returns `None` only for an active key with a correct HMAC whose argon2 hash this process has
+    /// not verified. Wrong keys therefore never cost an argon2 hash.
     fn check_mac(&self, presented: ShownKey<'_>, row: Option<&CachedKey>) -> Option<Authentication> {
         let is_valid = self.checker.has_right_mac(presented, row.map(|key| &key.verifier));
         match row {
@@ -127,7 +127,8 @@ impl ApiKeys {
         insert(&self.pool, &self.audit, new, key, event).await
     }
 
-    /// Lists keys, including revoked and expired ones, oldest first: at most `limit` after the key with the id `after`.
+    /// Lists keys, including revoked and expired ones, oldest first: at most `limit` after the key
+    /// with the id `after`.
     ///
     /// # Errors
     ///
@@ -213,7 +214,8 @@ pub async fn revoke(pool: &PgPool, audit: &TransactionalAudit, actor: &Actor, na
     revoke_id(pool, audit, id, event, false).await
 }
 
-/// Like [`revoke`], but also revokes the last admin key. With access to the database, a new one can be created.
+/// Like [`revoke`], but also revokes the last admin key. With access to the database, a new one can
+/// be created.
 ///
 /// # Errors
 ///
@@ -256,8 +258,9 @@ async fn revoke_id(
     Ok(tx.commit().await?)
 }
 
-/// Requires that an active admin key remains after the revocation of `id`. If `id` never expires, a remaining key must
-/// never expire either: otherwise administrators would be locked out when the last one expires.
+/// Requires that an active admin key remains after the revocation of `id`. If `id` never expires, a
+/// remaining key must never expire either: otherwise administrators would be locked out when the
+/// last one expires.
 fn require_remaining_admin(admins: &[AdminKey], id: Uuid) -> Result<(), ServiceError> {
     let Some(key) = admins.iter().find(|admin| admin.id == id) else { return Ok(()) };
     if admins.iter().any(|other| other.id != id && (key.expires || !other.expires)) {

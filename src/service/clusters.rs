@@ -32,7 +32,8 @@ use crate::{
 const KIND: &str = "cluster";
 /// Maximum number of cached clients.
 const CACHED_CLIENTS_MAX: usize = 256;
-/// Maximum number of namespaces with leftover Secrets that a check covers, in addition to the declared ones.
+/// Maximum number of namespaces with leftover Secrets that a check covers, in addition to the
+/// declared ones.
 const LEFTOVERS_MAX: usize = 10_000;
 /// Maximum number of pull secrets in a check.
 const LACKING_MAX: usize = 100;
@@ -167,12 +168,13 @@ impl Clusters {
         Self { pool, sealer, clients: Arc::new(ClusterClients::new(CACHED_CLIENTS_MAX)), config, audit }
     }
 
-    /// Registers a cluster. Its credential is sealed before it is stored. The cluster is not contacted.
+    /// Registers a cluster. Its credential is sealed before it is stored. The cluster is not
+    /// contacted.
     ///
     /// # Errors
     ///
-    /// - [`ServiceError::NotGranted`] if the grants do not include the name, whether or not it is in use; or for
-    ///   `inCluster` without a grant of all clusters.
+    /// - [`ServiceError::NotGranted`] if the grants do not include the name, whether or not it is
+    ///   in use; or for `inCluster` without a grant of all clusters.
     /// - [`ServiceError::NameTaken`] if the name is in use.
     pub async fn register(
         &self,
@@ -214,15 +216,17 @@ impl Clusters {
         Ok(storage::clusters::list(&mut conn, &caller.grants, page).await?)
     }
 
-    /// Changes a cluster's connection. Omitted fields keep their values; the merged connection is validated.
+    /// Changes a cluster's connection. Omitted fields keep their values; the merged connection is
+    /// validated.
     ///
     /// # Errors
     ///
     /// - [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
     /// - [`ServiceError::Stale`] if the cluster is not at the expected version.
-    /// - [`ServiceError::Invalid`] if the merged connection is not valid, or the change would send the stored credential
-    ///   to another server.
-    /// - [`ServiceError::Trusted`] if another server would review tokens, and the caller cannot write identity providers.
+    /// - [`ServiceError::Invalid`] if the merged connection is not valid, or the change would send
+    ///   the stored credential to another server.
+    /// - [`ServiceError::Trusted`] if another server would review tokens, and the caller cannot
+    ///   write identity providers.
     /// - [`ServiceError::NotGranted`] for `inCluster` without a grant of all clusters.
     pub async fn change(
         &self,
@@ -261,8 +265,9 @@ impl Clusters {
 
     /// Makes all targets in a cluster due.
     ///
-    /// Runs after the change is committed: a transaction that creates targets waits for the lock on the cluster, and this
-    /// update waits for locks on targets, so one transaction for both could deadlock.
+    /// Runs after the change is committed: a transaction that creates targets waits for the lock on
+    /// the cluster, and this update waits for locks on targets, so one transaction for both could
+    /// deadlock.
     async fn mark_targets_due(&self, cluster: Uuid) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
         storage::targets::mark_cluster_due(&mut tx, cluster).await?;
@@ -277,8 +282,8 @@ impl Clusters {
     ///
     /// - [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
     /// - [`ServiceError::Stale`] if the cluster is not at the expected version.
-    /// - [`ServiceError::InUse`] if a pull secret targets the cluster, or the cluster reviews the tokens of an identity
-    ///   provider.
+    /// - [`ServiceError::InUse`] if a pull secret targets the cluster, or the cluster reviews the
+    ///   tokens of an identity provider.
     pub async fn remove(&self, caller: &Call, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
         let stored = visible(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
@@ -298,8 +303,8 @@ impl Clusters {
         Ok(())
     }
 
-    /// Checks a cluster: connection, version, regcred's rights, and the pull secrets that lack rights. An unreachable
-    /// cluster is a result, not an error.
+    /// Checks a cluster: connection, version, regcred's rights, and the pull secrets that lack
+    /// rights. An unreachable cluster is a result, not an error.
     ///
     /// # Errors
     ///
@@ -373,7 +378,8 @@ impl Clusters {
     ///
     /// # Errors
     ///
-    /// As [`client`](Self::client), and [`ServiceError::Cluster`] if the token would cross the network unencrypted.
+    /// As [`client`](Self::client), and [`ServiceError::Cluster`] if the token would cross the
+    /// network unencrypted.
     pub async fn token_review_client(&self, id: Uuid) -> Result<ClusterClient, ServiceError> {
         let stored = self.find_by_id(id).await?;
         let url = stored.server.as_deref().map(ServerUrl::parse).transpose();
@@ -384,8 +390,8 @@ impl Clusters {
         self.client_for(&stored).await
     }
 
-    /// Returns the name and the client of a cluster, for background work. Grants were checked when a caller declared the
-    /// work.
+    /// Returns the name and the client of a cluster, for background work. Grants were checked when
+    /// a caller declared the work.
     ///
     /// # Errors
     ///
@@ -419,7 +425,8 @@ impl Clusters {
         self.clients.get_or_connect(stored.id, stored.version, connect)
     }
 
-    /// Resolves the API server and checks its addresses. Empty for `inCluster`, whose address no caller chooses.
+    /// Resolves the API server and checks its addresses. Empty for `inCluster`, whose address no
+    /// caller chooses.
     async fn admit(&self, stored: &StoredCluster) -> Result<Vec<IpAddr>, ServiceError> {
         match (&self.config.guard, &stored.server) {
             (Some(guard), Some(server)) => Ok(admit(guard, server).await?),
@@ -435,7 +442,8 @@ impl Clusters {
             self.open(stored)?,
             stored.allow_plain_http,
         )
-        // The connection was valid when it was stored, but validation may be stricter in this version.
+        // The connection was valid when it was stored, but validation may be stricter in this
+        // version.
         .map_err(|errors| {
             let detail = errors.iter().map(|e| format!("{} {}", e.field, e.detail)).collect::<Vec<_>>().join("; ");
             ClusterError::Misconfigured { detail: format!("the stored connection is no longer valid: {detail}") }.into()
@@ -465,8 +473,8 @@ fn not_granted(name: &Name, as_it_is: &'static str) -> ServiceError {
     ServiceError::NotGranted { kind: KIND, name: name.to_string(), as_it_is }
 }
 
-/// Requires a grant of all clusters for `inCluster`: the rights of regcred's own `ServiceAccount` are not limited to the
-/// names that a caller is granted.
+/// Requires a grant of all clusters for `inCluster`: the rights of regcred's own `ServiceAccount`
+/// are not limited to the names that a caller is granted.
 fn require_all_clusters_for_own(caller: &Identity, name: &Name, auth: &ClusterAuth) -> Result<(), ServiceError> {
     if auth.auth_type() == AuthType::InCluster && !caller.grants.include_all_clusters() {
         return Err(not_granted(name, " with `inCluster`, which needs a grant of all clusters"));
@@ -474,7 +482,8 @@ fn require_all_clusters_for_own(caller: &Identity, name: &Name, auth: &ClusterAu
     Ok(())
 }
 
-/// Whether another server could answer after the change. A new credential alone does not change the server.
+/// Whether another server could answer after the change. A new credential alone does not change the
+/// server.
 fn changes_server(stored: &StoredCluster, changed: &ClusterConnection) -> bool {
     stored.server.as_deref() != changed.server.as_ref().map(ServerUrl::as_str)
         || stored.ca_certificate.as_deref() != changed.ca_certificate.as_ref().map(CaCertificate::as_pem)
@@ -485,9 +494,11 @@ fn visible(caller: &Identity, name: &Name, found: Option<StoredCluster>) -> Resu
     require_visible(KIND, name, found, |cluster| caller.grants.include_cluster(&cluster.name))
 }
 
-/// Rejects a change that would send the stored credential to another server, or trust another CA with it.
+/// Rejects a change that would send the stored credential to another server, or trust another CA
+/// with it.
 ///
-/// Otherwise a caller that can change a cluster, but not read its credential, could receive it at a server of its own.
+/// Otherwise a caller that can change a cluster, but not read its credential, could receive it at a
+/// server of its own.
 fn require_auth_for_new_server(stored: &StoredCluster, input: &ConnectionInput) -> Result<(), ServiceError> {
     let keeps_credential = stored.credential.is_some() && input.auth.is_none() && input.kubeconfig.is_none();
     if !keeps_credential {

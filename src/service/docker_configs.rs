@@ -94,7 +94,8 @@ impl DockerConfigs {
             self.audit_writer.note_damage(event.details(details.clone())).await;
         }
         let Assembled { rendered, accounts } = assembled?;
-        // The event of a single account is about that account, so that a search by resource finds it.
+        // The event of a single account is about that account, so that a search by resource finds
+        // it.
         let (resource, related) = match <[Resource; 1]>::try_from(accounts) {
             Ok([account]) => (account, Vec::new()),
             Err(accounts) => (Resource::docker_configs(), accounts),
@@ -121,8 +122,8 @@ impl DockerConfigs {
         self.render_chosen(profile, &self.choose(&caller.grants, choice, ReadMode::Cached).await?)
     }
 
-    /// Renders accounts as stored, for background work. A cached row could be older than the generation that is being
-    /// reconciled. Grants were checked when a caller declared the work.
+    /// Renders accounts as stored, for background work. A cached row could be older than the
+    /// generation that is being reconciled. Grants were checked when a caller declared the work.
     ///
     /// # Errors
     ///

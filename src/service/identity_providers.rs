@@ -175,7 +175,8 @@ impl IdentityProviders {
 /// Locks the cluster that reviews the provider's tokens and returns its id.
 async fn lock_review_cluster(conn: &mut PgConnection, config: &ProviderConfig) -> Result<Option<Uuid>, ServiceError> {
     let AuthMethod::TokenReview { cluster } = &config.auth_method else { return Ok(None) };
-    // The lock keeps the cluster from being removed, or moved to another server, before the provider is stored.
+    // The lock keeps the cluster from being removed, or moved to another server, before the
+    // provider is stored.
     let found = storage::clusters::lock(conn, cluster).await?;
     let missing = || {
         ServiceError::field(

@@ -2,8 +2,10 @@
 //!
 //! An import has three stages:
 //!
-//! 1. **Plan** ([`ImportPlan`]): parse the document, name the accounts, collect skipped entries. Pure.
-//! 2. **Apply**: in one transaction, lock the existing accounts, check grants and registries, write what differs.
+//! 1. **Plan** ([`ImportPlan`]): parse the document, name the accounts, collect skipped entries.
+//!    Pure.
+//! 2. **Apply**: in one transaction, lock the existing accounts, check grants and registries, write
+//!    what differs.
 //! 3. **Report** ([`ImportReport`]): one item per entry, in the document's order.
 
 use std::{
@@ -100,15 +102,15 @@ impl Imports {
 
     /// Imports a document in any supported form.
     ///
-    /// An account is named after its registry, with `prefix` in front. An existing account of that name and registry is
-    /// updated. With `dry_run`, the report is the same and nothing is stored.
+    /// An account is named after its registry, with `prefix` in front. An existing account of that
+    /// name and registry is updated. With `dry_run`, the report is the same and nothing is stored.
     ///
     /// # Errors
     ///
     /// Nothing is stored on an error.
     ///
-    /// - [`ServiceError::Invalid`] if the document does not parse (with line and column), or a name belongs to an
-    ///   account of another registry.
+    /// - [`ServiceError::Invalid`] if the document does not parse (with line and column), or a name
+    ///   belongs to an account of another registry.
     /// - [`ServiceError::NotGranted`] if the grants do not include one of the accounts.
     pub async fn import(
         &self,
@@ -135,8 +137,8 @@ impl Imports {
         Ok(plan.into_report(&writes))
     }
 
-    /// Writes the planned accounts that are new or differ. The result has one element per planned account, `None` for an
-    /// unchanged one.
+    /// Writes the planned accounts that are new or differ. The result has one element per planned
+    /// account, `None` for an unchanged one.
     async fn apply(
         &self,
         conn: &mut PgConnection,
@@ -172,7 +174,8 @@ impl Imports {
         Ok(Some(AccountWrite { before: Some(account.clone()), after, has_new_password }))
     }
 
-    /// Audits a dry run that compared stored passwords: `unchanged` discloses that a password is the stored one.
+    /// Audits a dry run that compared stored passwords: `unchanged` discloses that a password is
+    /// the stored one.
     async fn record_dry_run(&self, caller: &Call, existing: &ExistingAccounts) -> Result<(), ServiceError> {
         if existing.is_empty() {
             return Ok(());
@@ -185,7 +188,8 @@ impl Imports {
 
 /// Entries of a document, before any access to the database.
 struct ImportPlan {
-    /// Entries that become accounts, by name: concurrent imports then lock and insert rows in the same order.
+    /// Entries that become accounts, by name: concurrent imports then lock and insert rows in the
+    /// same order.
     accounts: Vec<PlannedAccount>,
     skipped: Vec<SkippedEntry>,
     warnings: Vec<Warning>,
@@ -352,8 +356,8 @@ fn to_account(found: FoundAccount, name: Name) -> Result<(NewAccount, Vec<String
 
 /// Rejects the import if an account is not granted.
 ///
-/// The error does not disclose whether the account exists: a caller without a grant for an existing account has none
-/// for a new one of that name without labels either.
+/// The error does not disclose whether the account exists: a caller without a grant for an existing
+/// account has none for a new one of that name without labels either.
 fn require_granted(
     caller: &Identity,
     planned: &[PlannedAccount],

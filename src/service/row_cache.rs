@@ -1,28 +1,34 @@
 //! Process-local cache of API key rows and sealed account rows, invalidated by Postgres `NOTIFY`.
 //!
-//! Most requests need one API key and a few accounts. The cache serves both without a query. Passwords stay sealed:
-//! cached rows contain what the tables contain.
+//! Most requests need one API key and a few accounts. The cache serves both without a query.
+//! Passwords stay sealed: cached rows contain what the tables contain.
 //!
 //! # Invalidation
 //!
 //! A trigger on each cached table sends a `NOTIFY` with the row's key when a change commits
-//! ([`storage::changes`](crate::storage::changes)). [`RowCache::follow_changes`] listens on a dedicated connection and
-//! removes the named row. A missed notification would leave a stale row, so three rules bound that risk:
+//! ([`storage::changes`](crate::storage::changes)). [`RowCache::follow_changes`] listens on a
+//! dedicated connection and removes the named row. A missed notification would leave a stale row,
+//! so three rules bound that risk:
 //!
-//! 1. **Trust ends without a heartbeat.** Every second, a ping is sent over the listening connection. Its answer proves
-//!    that earlier notifications have arrived, and cached rows may be used until [`TRUST_DURATION`] after the ping was
-//!    sent. If the connection hangs, the cache stops answering within that time, whatever TCP reports.
-//! 2. **A lost connection clears the cache**, and so does a new one: changes in between were not received.
-//! 3. **A read that overlaps an invalidation is not cached.** Each table has an [`Epoch`], incremented by every
-//!    invalidation. A reader notes the epoch before its query and inserts the row only if the epoch is still the same.
+//! 1. **Trust ends without a heartbeat.** Every second, a ping is sent over the listening
+//!    connection. Its answer proves that earlier notifications have arrived, and cached rows may be
+//!    used until [`TRUST_DURATION`] after the ping was sent. If the connection hangs, the cache
+//!    stops answering within that time, whatever TCP reports.
+//! 2. **A lost connection clears the cache**, and so does a new one: changes in between were not
+//!    received.
+//! 3. **A read that overlaps an invalidation is not cached.** Each table has an [`Epoch`],
+//!    incremented by every invalidation. A reader notes the epoch before its query and inserts the
+//!    row only if the epoch is still the same.
 //!
-//! Without trust, every request reads from Postgres, which is slower and always correct. A process that changes a row
-//! itself also calls [`RowCache::invalidate`] after its commit, so that its next request sees the change.
+//! Without trust, every request reads from Postgres, which is slower and always correct. A process
+//! that changes a row itself also calls [`RowCache::invalidate`] after its commit, so that its next
+//! request sees the change.
 //!
 //! # Reads of keys
 //!
-//! Lookups of uncached keys are batched: at most [`KEY_READS`] queries run at a time, each for all lookups that were
-//! waiting when it started. A flood of unknown keys therefore costs a few batched reads and does not exhaust the pool.
+//! Lookups of uncached keys are batched: at most [`KEY_READS`] queries run at a time, each for all
+//! lookups that were waiting when it started. A flood of unknown keys therefore costs a few batched
+//! reads and does not exhaust the pool.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -68,7 +74,8 @@ const KEY_READS: usize = 2;
 const KEYS_PER_READ: usize = 256;
 /// Maximum number of waiting lookups.
 const PENDING_LOOKUPS_MAX: usize = 10_000;
-/// Timeout of a read of keys. Longer than the statement timeout of Postgres: it only ends reads without any answer.
+/// Timeout of a read of keys. Longer than the statement timeout of Postgres: it only ends reads
+/// without any answer.
 const READ_TIMEOUT: Duration = Duration::from_secs(STATEMENT_MAX.as_secs() + 5);
 
 /// Row of an API key, as of the time of the read.
@@ -102,8 +109,8 @@ impl CachedKey {
 
 /// Pending lookup of a key.
 ///
-/// A read serves only the lookups that were pending when it started, so a lookup sees every revocation that committed
-/// before it.
+/// A read serves only the lookups that were pending when it started, so a lookup sees every
+/// revocation that committed before it.
 #[derive(Debug)]
 struct KeyLookup {
     id: Uuid,
@@ -134,7 +141,8 @@ impl<K: Eq + Hash + Clone, V> Rows<K, V> {
         Epoch(self.epoch.load(Ordering::SeqCst))
     }
 
-    /// Inserts a row that was read since `read_epoch`, unless an invalidation has happened meanwhile.
+    /// Inserts a row that was read since `read_epoch`, unless an invalidation has happened
+    /// meanwhile.
     fn insert(&self, read_epoch: Epoch, key: &K, row: &Arc<V>) {
         if self.epoch() != read_epoch {
             return;
@@ -203,8 +211,8 @@ pub struct RowCache {
 impl RowCache {
     /// Creates an empty cache.
     ///
-    /// Uncached keys are only found while [`RowCache::read_keys`] runs, and rows are only cached while
-    /// [`RowCache::follow_changes`] runs.
+    /// Uncached keys are only found while [`RowCache::read_keys`] runs, and rows are only cached
+    /// while [`RowCache::follow_changes`] runs.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
         let (lookups, pending_lookups) = mpsc::channel(PENDING_LOOKUPS_MAX);
@@ -293,10 +301,11 @@ impl RowCache {
         Ok(found?.into_iter().map(|(id, stored)| (id, stored.map(cached))).collect())
     }
 
-    /// Finds the credentials of accounts, in the cache or in Postgres, in any order. Unknown accounts and those that are
-    /// not `is_granted` are omitted.
+    /// Finds the credentials of accounts, in the cache or in Postgres, in any order. Unknown
+    /// accounts and those that are not `is_granted` are omitted.
     ///
-    /// An account that is not granted costs the same read as an unknown one, so the response time does not disclose it.
+    /// An account that is not granted costs the same read as an unknown one, so the response time
+    /// does not disclose it.
     ///
     /// # Errors
     ///
@@ -320,7 +329,8 @@ impl RowCache {
         Ok(found)
     }
 
-    /// Finds the credentials of accounts as [`credentials`](Self::credentials) does, always in Postgres.
+    /// Finds the credentials of accounts as [`credentials`](Self::credentials) does, always in
+    /// Postgres.
     ///
     /// # Errors
     ///
@@ -351,8 +361,8 @@ impl RowCache {
         self.trust.holds().then(|| rows.cache.get(key)).flatten()
     }
 
-    /// Removes the changed row. Call after the commit of a change in this process; changes of other processes arrive as
-    /// notifications.
+    /// Removes the changed row. Call after the commit of a change in this process; changes of other
+    /// processes arrive as notifications.
     pub fn invalidate(&self, change: &Change) {
         match change {
             Change::ApiKey(id) => self.api_keys.invalidate(id),

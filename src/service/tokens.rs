@@ -1,8 +1,9 @@
 //! Authentication by tokens of identity providers.
 //!
-//! Checks run in order of cost: form, validity period, provider, cached keys or reviews, and finally a call to the issuer
-//! or cluster. Only tokens that can still be valid cause a call, at most one at a time per token or unknown key. A
-//! provider that does not respond delays its own tokens only.
+//! Checks run in order of cost: form, validity period, provider, cached keys or reviews, and
+//! finally a call to the issuer or cluster. Only tokens that can still be valid cause a call, at
+//! most one at a time per token or unknown key. A provider that does not respond delays its own
+//! tokens only.
 
 mod metrics;
 mod reviews;
@@ -30,8 +31,8 @@ use crate::{
 
 /// `Retry-After` for the tokens of a cluster that does not respond.
 const CLUSTER_RETRY_AFTER: Duration = Duration::from_secs(5);
-/// Maximum number of concurrent provider lookups. A flood of invalid tokens leaves the other connections of the pool to
-/// other requests.
+/// Maximum number of concurrent provider lookups. A flood of invalid tokens leaves the other
+/// connections of the pool to other requests.
 const PROVIDER_LOOKUPS: usize = 4;
 
 /// Result of the authentication of a token.
@@ -93,7 +94,8 @@ impl TokenAuthenticator {
         Arc::clone(&self.metrics)
     }
 
-    /// Authenticates a token. Providers and rules are read at every call, so a change applies immediately.
+    /// Authenticates a token. Providers and rules are read at every call, so a change applies
+    /// immediately.
     ///
     /// # Errors
     ///
@@ -127,8 +129,9 @@ impl TokenAuthenticator {
         let providers = self.find_providers(&token).await?;
         let (by_review, by_keys): (Vec<&StoredProvider>, Vec<&StoredProvider>) =
             providers.iter().partition(|provider| provider.cluster.is_some());
-        // Keys first: a check with keys discloses the token to no other system. A review discloses it to a cluster, so a
-        // token with audiences of several clusters is rejected: the cluster that issued it is unknown.
+        // Keys first: a check with keys discloses the token to no other system. A review discloses
+        // it to a cluster, so a token with audiences of several clusters is rejected: the cluster
+        // that issued it is unknown.
         match (&by_keys[..], &by_review[..]) {
             ([_, ..], _) => Ok(self.verify_with_keys(&token, &by_keys, expires_at).await),
             ([], [provider]) => Ok(self.verify_by_review(&token, provider, expires_at).await),
@@ -152,8 +155,8 @@ impl TokenAuthenticator {
         Ok(storage::identity_providers::find_for_token(&mut conn, issuer, &audiences).await?)
     }
 
-    /// Verifies a token with the keys of its issuer. Several providers are possible only for a token with several
-    /// audiences.
+    /// Verifies a token with the keys of its issuer. Several providers are possible only for a
+    /// token with several audiences.
     async fn verify_with_keys(
         &self,
         token: &ShownToken,
@@ -197,7 +200,8 @@ impl TokenAuthenticator {
         }
     }
 
-    /// Verifies a token by a `TokenReview`. Its claimed audience and validity period have already been checked.
+    /// Verifies a token by a `TokenReview`. Its claimed audience and validity period have already
+    /// been checked.
     async fn verify_by_review(
         &self,
         token: &ShownToken,

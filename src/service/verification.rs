@@ -1,7 +1,7 @@
 //! Verification of registry logins: on request, before a write, and in the background.
 //!
-//! A result is stored with its account and has no other effect. In particular, no Secret changes because of a failed
-//! check: the registry itself may be down.
+//! A result is stored with its account and has no other effect. In particular, no Secret changes
+//! because of a failed check: the registry itself may be down.
 
 use std::sync::{
     Arc,
@@ -73,15 +73,16 @@ impl VerificationMetrics {
         by_result("request", &self.requested).into_iter().chain(by_result("background", &self.background))
     }
 
-    /// Returns the number of accounts per last result, as of the last [`Verifications::report_status`].
+    /// Returns the number of accounts per last result, as of the last
+    /// [`Verifications::report_status`].
     pub fn last_results(&self) -> impl Iterator<Item = (&'static str, i64)> {
         VerificationResult::ALL
             .into_iter()
             .map(|result| (result.as_str(), self.last_results[result as usize].load(Ordering::Relaxed)))
     }
 
-    /// Returns the number of accounts that expire within each of [`EXPIRY_WARNINGS`], as of the last
-    /// [`Verifications::report_status`].
+    /// Returns the number of accounts that expire within each of [`EXPIRY_WARNINGS`], as of the
+    /// last [`Verifications::report_status`].
     pub fn expiring(&self) -> impl Iterator<Item = (i16, i64)> {
         EXPIRY_WARNINGS.into_iter().zip(&self.expiring).map(|(days, count)| (days, count.load(Ordering::Relaxed)))
     }
@@ -143,8 +144,8 @@ impl Verifications {
         require_valid(self.check(&login, repository.as_ref(), Trigger::Request).await)
     }
 
-    /// Checks the login of a changed account that is not yet stored. Without a new password, the stored one is used and
-    /// its use is audited.
+    /// Checks the login of a changed account that is not yet stored. Without a new password, the
+    /// stored one is used and its use is audited.
     ///
     /// # Errors
     ///
@@ -167,7 +168,8 @@ impl Verifications {
         require_valid(self.check(&login(changed, &password), repository.as_ref(), Trigger::Request).await)
     }
 
-    /// Claims accounts with a due check and returns their names. No other replica claims them for `lease_seconds`.
+    /// Claims accounts with a due check and returns their names. No other replica claims them for
+    /// `lease_seconds`.
     ///
     /// # Errors
     ///
@@ -178,7 +180,8 @@ impl Verifications {
         Ok(names.iter().filter_map(|name| Name::parse(name).ok()).collect())
     }
 
-    /// Verifies a claimed account, stores the result, and logs it if it differs from the previous one.
+    /// Verifies a claimed account, stores the result, and logs it if it differs from the previous
+    /// one.
     ///
     /// # Errors
     ///
@@ -196,8 +199,8 @@ impl Verifications {
         Ok(())
     }
 
-    /// Logs due expiry warnings and refreshes the gauges. Each warning of [`EXPIRY_WARNINGS`] is logged once, regardless
-    /// of the number of replicas.
+    /// Logs due expiry warnings and refreshes the gauges. Each warning of [`EXPIRY_WARNINGS`] is
+    /// logged once, regardless of the number of replicas.
     ///
     /// # Errors
     ///
@@ -281,7 +284,8 @@ fn parse_repository(
     parsed.map_err(|invalid| ServiceError::field("repository", invalid))
 }
 
-/// Accepts [`VerificationResult::Valid`] only. `Anonymous` is not sufficient: it does not confirm the password.
+/// Accepts [`VerificationResult::Valid`] only. `Anonymous` is not sufficient: it does not confirm
+/// the password.
 fn require_valid(check: LoginCheck) -> Result<LoginCheck, ServiceError> {
     match check.result {
         VerificationResult::Valid => Ok(check),

@@ -100,13 +100,14 @@ pub async fn insert(
     new: &NewAccount,
     password: &Sealed,
 ) -> Result<Account, StorageError> {
+    // The first background verification is due within a random minute: an import must not cause a
+    // burst of checks.
     sqlx::query_as!(
         AccountRow,
         r#"INSERT INTO registry_accounts
                (id, name, registry, username, password, password_key_id, email, labels, plain_http, expires_at,
                 ca_certificate, verify_interval_seconds, next_verification_at)
            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-               -- Soon, and not all of an import at once.
                CASE WHEN $12::integer IS NOT NULL THEN now() + random() * interval '1 minute' END)
            RETURNING id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
                verify_interval_seconds, last_verified_at, last_verification_result,
@@ -173,8 +174,8 @@ pub async fn list(
     filter: &AccountFilter,
 ) -> Result<Vec<Account>, StorageError> {
     let Ranges { low, high } = grants.account_ranges().after(page.after.as_deref());
-    // Takes the first rows of each grant by an index; the page is a subset of them. The cost of a page depends neither on
-    // its position nor on the number of accounts that are not granted.
+    // Takes the first rows of each grant by an index; the page is a subset of them. The cost of a
+    // page depends neither on its position nor on the number of accounts that are not granted.
     sqlx::query_as!(
         AccountRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
@@ -221,8 +222,8 @@ pub async fn list(
 
 /// Stores a changed account, optionally with a new sealed password, and increments its version.
 ///
-/// A change of the login, or of the connection to the registry, clears the last verification and makes the background
-/// verification due within a minute.
+/// A change of the login, or of the connection to the registry, clears the last verification and
+/// makes the background verification due within a minute.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.update", skip_all, fields(account.id = %account.id))]
 pub async fn update(
     conn: &mut PgConnection,
@@ -328,7 +329,8 @@ pub struct SealedCredential {
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.find_credentials", skip_all)]
 pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<SealedCredential>, StorageError> {
     let rows = match names {
-        // Separate statement for the most common case: Postgres caches its plan, and replans the one for arrays each time.
+        // Separate statement for the most common case: Postgres caches its plan, and replans the
+        // one for arrays each time.
         [name] => {
             sqlx::query_as!(
                 CredentialRow,
@@ -362,7 +364,8 @@ pub async fn select_credentials(
     limit: usize,
 ) -> Result<Vec<SealedCredential>, StorageError> {
     let Ranges { low, high } = grants.account_ranges();
-    // SQL evaluates grants and `matchLabels`. `LabelSelector` evaluates the other expressions, row by row.
+    // SQL evaluates grants and `matchLabels`. `LabelSelector` evaluates the other expressions, row
+    // by row.
     let mut rows = sqlx::query_as!(
         CredentialRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id
@@ -397,8 +400,8 @@ fn label_grants(grants: &Grants) -> Vec<Json<&BTreeMap<String, String>>> {
     grants.account_labels().into_iter().map(Json).collect()
 }
 
-/// Finds accounts with their sealed passwords by name and locks them until the transaction ends. Unknown names are
-/// omitted.
+/// Finds accounts with their sealed passwords by name and locks them until the transaction ends.
+/// Unknown names are omitted.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.lock_many", skip_all)]
 pub async fn lock_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<(Account, Sealed)>, StorageError> {
     // Ordered by name, so that concurrent imports cannot deadlock.

@@ -24,7 +24,8 @@ pub struct StoredKey {
     pub verifier: KeyVerifier,
     /// Whether the key is revoked.
     pub is_revoked: bool,
-    /// Seconds until the expiry, by the database's clock. Negative for an expired key, `None` without an expiry.
+    /// Seconds until the expiry, by the database's clock. Negative for an expired key, `None`
+    /// without an expiry.
     pub expires_in_seconds: Option<f64>,
 }
 
@@ -150,7 +151,8 @@ pub async fn insert(
     .try_into()
 }
 
-/// Lists keys, including revoked and expired ones, oldest first: at most `limit` after the key with the id `after`.
+/// Lists keys, including revoked and expired ones, oldest first: at most `limit` after the key with
+/// the id `after`.
 #[tracing::instrument(level = "debug", name = "db.api_keys.list", skip_all)]
 pub async fn list(conn: &mut PgConnection, after: Option<Uuid>, limit: i64) -> Result<Vec<ApiKey>, StorageError> {
     sqlx::query_as!(
@@ -198,7 +200,8 @@ pub struct AdminKey {
     pub expires: bool,
 }
 
-/// Finds all admin keys that are neither revoked nor expired and locks them until the transaction ends.
+/// Finds all admin keys that are neither revoked nor expired and locks them until the transaction
+/// ends.
 #[tracing::instrument(level = "debug", name = "db.api_keys.lock_admins", skip_all)]
 pub async fn lock_admins(conn: &mut PgConnection) -> Result<Vec<AdminKey>, StorageError> {
     // Ordered by id, so that concurrent revocations cannot deadlock.

@@ -208,8 +208,9 @@ pub async fn list(conn: &mut PgConnection, page: &PageRequest) -> Result<Vec<Sto
 
 /// Finds the providers for the issuer and audiences that a token claims, by name.
 ///
-/// An `oidc` provider must match both, a `tokenReview` provider only the audience. Each audience matches at most one
-/// provider per type. Rows that do not parse are logged and omitted, so that they do not affect other providers.
+/// An `oidc` provider must match both, a `tokenReview` provider only the audience. Each audience
+/// matches at most one provider per type. Rows that do not parse are logged and omitted, so that
+/// they do not affect other providers.
 #[tracing::instrument(level = "debug", name = "db.identity_providers.find_for_token", skip_all)]
 pub async fn find_for_token(
     conn: &mut PgConnection,

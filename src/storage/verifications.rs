@@ -24,9 +24,11 @@ pub async fn find_password(conn: &mut PgConnection, id: Uuid, version: i64) -> R
     Ok(row.map(|row| Sealed { key_id: row.password_key_id, bytes: row.password }))
 }
 
-/// Stores the result of a check and schedules the next one after the account's interval, with 10 % jitter.
+/// Stores the result of a check and schedules the next one after the account's interval, with 10 %
+/// jitter.
 ///
-/// Returns the time of the check by the database's clock, or `None` if the account is no longer at `version`.
+/// Returns the time of the check by the database's clock, or `None` if the account is no longer at
+/// `version`.
 #[tracing::instrument(name = "db.registry_accounts.record_verification", skip_all, fields(account.id = %id))]
 pub async fn record(
     conn: &mut PgConnection,
@@ -51,7 +53,8 @@ pub async fn record(
     Ok(checked_at)
 }
 
-/// Claims accounts with a due check for `lease_seconds`, longest overdue first, and returns their names.
+/// Claims accounts with a due check for `lease_seconds`, longest overdue first, and returns their
+/// names.
 #[tracing::instrument(name = "db.registry_accounts.claim_verifications", skip_all)]
 pub async fn claim(conn: &mut PgConnection, limit: i64, lease_seconds: i32) -> Result<Vec<String>, StorageError> {
     let names = sqlx::query_scalar!(

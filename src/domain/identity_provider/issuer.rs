@@ -16,7 +16,8 @@ const DISCOVERY_PATH: &str = "/.well-known/openid-configuration";
 pub struct Issuer(String);
 
 impl Issuer {
-    /// Parses an issuer: an `https://` URL in normal form. `http://` is accepted for loopback only, for sandboxes.
+    /// Parses an issuer: an `https://` URL in normal form. `http://` is accepted for loopback only,
+    /// for sandboxes.
     ///
     /// # Errors
     ///
@@ -31,7 +32,8 @@ impl Issuer {
         if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
             return Err(Invalid::new("must not contain a user, password, query or fragment"));
         }
-        // `iss` is compared byte by byte, so only one spelling can match. This also rejects ambiguous hosts.
+        // `iss` is compared byte by byte, so only one spelling can match. This also rejects
+        // ambiguous hosts.
         if url.as_str() != text && url.as_str().strip_suffix('/') != Some(text) || url.port() == Some(0) {
             return Err(Invalid::new("must be written in its normal form: lower case, no default port, no `..`"));
         }

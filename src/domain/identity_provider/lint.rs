@@ -5,10 +5,11 @@
 use super::{Issuer, Rule};
 use crate::domain::invalid::FieldErrors;
 
-/// Public issuers, and the claims that identify the owner of a token. A rule must have at least one of them.
+/// Public issuers, and the claims that identify the owner of a token. A rule must have at least one
+/// of them.
 ///
-/// Other claims do not identify an owner: every project can have an environment named `production` or a protected
-/// branch, and every project can call a reusable workflow (`job_workflow_ref`).
+/// Other claims do not identify an owner: every project can have an environment named `production`
+/// or a protected branch, and every project can call a reusable workflow (`job_workflow_ref`).
 const PUBLIC_ISSUERS: [(&str, &[&str]); 5] = [
     (
         "token.actions.githubusercontent.com",
@@ -49,8 +50,8 @@ pub(super) fn require_identity_claims(errors: &mut FieldErrors, issuer: &Issuer,
     }
 }
 
-/// Rejects rules for reviewed tokens that name unknown claims or lack `namespace`: every namespace has a
-/// `ServiceAccount` named `default`.
+/// Rejects rules for reviewed tokens that name unknown claims or lack `namespace`: every namespace
+/// has a `ServiceAccount` named `default`.
 pub(super) fn require_namespace_claims(errors: &mut FieldErrors, rules: &[Rule]) {
     for (index, rule) in rules.iter().enumerate() {
         for claim in rule.claims.keys().filter(|claim| !REVIEW_CLAIMS.contains(&claim.as_str())) {

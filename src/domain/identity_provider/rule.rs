@@ -41,7 +41,8 @@ pub struct Rule {
 pub struct RuleDocument {
     /// Required claims with their exact values; at least one.
     ///
-    /// Numbers and booleans of a token are compared as text. A list matches if one of its elements does.
+    /// Numbers and booleans of a token are compared as text. A list matches if one of its elements
+    /// does.
     #[schema(example = json!({"project_id": "42", "ref_protected": "true"}))]
     #[serde(deserialize_with = "unique::map")]
     pub claims: BTreeMap<String, String>,
@@ -107,7 +108,8 @@ fn check_claim(name: &str, value: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Rejects `admin`: the issuer would decide about administrators, and grants cannot restrict the role.
+/// Rejects `admin`: the issuer would decide about administrators, and grants cannot restrict the
+/// role.
 fn reject_admin(role: Role) -> Result<Role, Invalid> {
     match role {
         Role::Admin => Err(Invalid::new(

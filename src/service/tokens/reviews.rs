@@ -28,7 +28,8 @@ use crate::{
 const REVIEWS_MAX: usize = 10_000;
 /// Maximum number of concurrent calls per cluster.
 const CALLS_PER_CLUSTER: usize = 8;
-/// Maximum number of further tokens that wait for a call to the same cluster. Others are rejected with a retry delay.
+/// Maximum number of further tokens that wait for a call to the same cluster. Others are rejected
+/// with a retry delay.
 const WAITING_MAX: usize = 64;
 /// Maximum time that a token waits for a call.
 const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -38,7 +39,8 @@ type Review = Option<ReviewedServiceAccount>;
 /// Result of one call, shared by all requests that wait for it. A failure is not retried by them.
 type SharedReview = Result<Review, Arc<ServiceError>>;
 
-/// Call in progress, held by every request that waits for it. The last one to finish or to be dropped removes the entry.
+/// Call in progress, held by every request that waits for it. The last one to finish or to be
+/// dropped removes the entry.
 struct InFlight<'a> {
     cache: &'a ReviewCache,
     digest: Digest,
@@ -84,8 +86,8 @@ impl ReviewCache {
         })
     }
 
-    /// Returns the cached review of a token, or calls the cluster with `review`. A review is never cached beyond the
-    /// token's expiry.
+    /// Returns the cached review of a token, or calls the cluster with `review`. A review is never
+    /// cached beyond the token's expiry.
     pub(super) async fn get(
         &self,
         cluster: ReviewingCluster,
