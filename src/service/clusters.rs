@@ -445,8 +445,8 @@ impl Clusters {
         // The connection was valid when it was stored, but validation may be stricter in this
         // version.
         .map_err(|errors| {
-            let detail = errors.iter().map(|e| format!("{} {}", e.field, e.detail)).collect::<Vec<_>>().join("; ");
-            ClusterError::Misconfigured { detail: format!("the stored connection is no longer valid: {detail}") }.into()
+            let detail = format!("the stored connection is no longer valid: {}", Invalid::from(errors));
+            ClusterError::Misconfigured { detail }.into()
         })
     }
 

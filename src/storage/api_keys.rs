@@ -8,7 +8,7 @@ use crate::{
     domain::{
         caller::{Actor, ActorKind, Identity, KeyVerifier, NewApiKey, Role},
         grants::{Grants, GrantsDocument},
-        invalid::{FieldError, Invalid},
+        invalid::Invalid,
     },
     storage::{StorageError, corrupt, on_name_taken},
 };
@@ -32,10 +32,7 @@ pub struct StoredKey {
 /// Parses the role and grants of a row.
 fn parse_rights(id: Uuid, role: &str, grants: GrantsDocument) -> Result<(Role, Grants), StorageError> {
     let role = role.parse().map_err(corrupt(TABLE, id, "role"))?;
-    let grants = Grants::parse(role, grants).map_err(|errors| {
-        let all = errors.iter().map(|FieldError { field, detail }| format!("{field} {detail}"));
-        corrupt(TABLE, id, "grants")(Invalid::new(all.collect::<Vec<_>>().join("; ")))
-    })?;
+    let grants = Grants::parse(role, grants).map_err(|errors| corrupt(TABLE, id, "grants")(errors.into()))?;
     Ok((role, grants))
 }
 

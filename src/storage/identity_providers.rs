@@ -8,7 +8,6 @@ use crate::{
     domain::{
         cluster::CaCertificate,
         identity_provider::{AuthMethod, Issuer, ProviderConfig, ProviderDocument, RuleDocument},
-        invalid::{FieldError, Invalid},
         names::Name,
     },
     storage::{PageRequest, StorageError, corrupt, on_name_taken},
@@ -72,10 +71,8 @@ impl TryFrom<ProviderRow> for StoredProvider {
             audience: row.audience,
             rules: row.rules.0,
         };
-        let config = ProviderConfig::parse(document).map_err(|errors| {
-            let all = errors.iter().map(|FieldError { field, detail }| format!("{field} {detail}"));
-            corrupt(TABLE, row.id, "settings")(Invalid::new(all.collect::<Vec<_>>().join("; ")))
-        })?;
+        let config =
+            ProviderConfig::parse(document).map_err(|errors| corrupt(TABLE, row.id, "settings")(errors.into()))?;
         let cluster = row.cluster_id.zip(row.cluster_version).map(|(id, version)| ReviewingCluster { id, version });
         Ok(Self {
             id: row.id,
