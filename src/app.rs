@@ -134,7 +134,6 @@ impl App {
         let docker_configs =
             DockerConfigs::new(pool.clone(), Arc::clone(&row_cache), Arc::clone(&sealer), audit_writer.clone());
         let clusters = Clusters::new(pool.clone(), Arc::clone(&sealer), settings, audit.clone());
-        let accounts = Accounts::new(pool.clone(), Arc::clone(&row_cache), Arc::clone(&sealer), audit.clone());
         let (verify, pull_secrets) = (config.verify, config.pull_secrets);
         let worker = worker::WorkerConfig {
             verifies: verify.background,
@@ -157,7 +156,14 @@ impl App {
         let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
         let certificate = config.http.certificate.take().map(Arc::new);
         let seal = Arc::clone(&sealer);
-        let verifications = Verifications::new(pool.clone(), seal, accounts.clone(), registries, audit_writer.clone());
+        let verifications = Verifications::new(pool.clone(), seal, registries, audit_writer.clone());
+        let accounts = Accounts::new(
+            pool.clone(),
+            Arc::clone(&row_cache),
+            Arc::clone(&sealer),
+            audit.clone(),
+            verifications.clone(),
+        );
         let mut identity = config.identity;
         identity.issuers.runtime = Some(tokio::runtime::Handle::current());
         let issuers = Arc::new(Issuers::new(Guard::new(identity.allowed), identity.issuers));
@@ -183,9 +189,8 @@ impl App {
             token_authenticator: Data::new(token_authenticator),
             identity_providers: Data::new(IdentityProviders::new(pool.clone(), audit.clone())),
             api_keys: Data::new(ApiKeys::new(pool.clone(), Arc::clone(&row_cache), checker, audit.clone())),
-            imports: Data::new(Imports::new(pool.clone(), Arc::clone(&row_cache), Arc::clone(&sealer), audit.clone())),
+            imports: Data::new(Imports::new(pool.clone(), Arc::clone(&sealer), audit.clone(), accounts.clone())),
             accounts: Data::new(accounts),
-            verifications: Data::new(verifications.clone()),
             pull_secrets: Data::new(pull_secrets),
             streams: Data::from(Arc::clone(&streams)),
             previews: Data::new(reconciler.clone()),

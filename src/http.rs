@@ -21,7 +21,6 @@ use crate::{
         reconcile::Reconciler,
         secrets::Secrets,
         tokens::TokenAuthenticator,
-        verification::Verifications,
     },
 };
 
@@ -74,8 +73,6 @@ pub struct State {
     pub identity_providers: Data<IdentityProviders>,
     /// Registry accounts.
     pub accounts: Data<Accounts>,
-    /// Whether their logins work.
-    pub verifications: Data<Verifications>,
     /// Imports of docker configs.
     pub imports: Data<Imports>,
     /// Docker configs.

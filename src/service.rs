@@ -12,7 +12,7 @@ use crate::{
         docker_config::RenderError,
         invalid::{FieldError, Invalid},
         names::Name,
-        verification::Finding,
+        verification::LoginCheck,
     },
     service::audit::AuditError,
     storage::StorageError,
@@ -138,7 +138,7 @@ pub enum ServiceError {
     Cluster(#[from] ClusterError),
     /// The login did not prove to work, and the caller wants nothing stored that does not.
     #[error("nothing was stored, since the login was not verified ({}): {}", .0.result, .0.detail)]
-    VerificationFailed(Finding),
+    VerificationFailed(LoginCheck),
     /// Postgres refused, or could not be reached.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -169,6 +169,10 @@ impl From<sqlx::Error> for ServiceError {
 }
 
 impl ServiceError {
+    fn not_found(kind: &'static str, name: impl ToString) -> Self {
+        Self::NotFound { kind, name: name.to_string() }
+    }
+
     /// One refused field.
     fn field(field: &str, detail: impl Into<Invalid>) -> Self {
         Self::Invalid(vec![FieldError::new(field, detail.into())])
@@ -195,6 +199,30 @@ fn check_version(expected: ExpectedVersion, current: i64) -> Result<(), ServiceE
     match expected {
         Some(expected) if expected != current => Err(ServiceError::Stale { current }),
         _ => Ok(()),
+    }
+}
+
+/// Returns a found resource that the caller may see.
+///
+/// # Errors
+///
+/// [`ServiceError::NotFound`], or [`ServiceError::Hidden`] if the grants do not include the resource.
+fn require_visible<T>(
+    kind: &'static str,
+    name: &Name,
+    found: Option<T>,
+    is_granted: impl FnOnce(&T) -> bool,
+) -> Result<T, ServiceError> {
+    let resource = found.ok_or_else(|| ServiceError::not_found(kind, name))?;
+    if is_granted(&resource) { Ok(resource) } else { Err(ServiceError::Hidden { kind, name: name.to_string() }) }
+}
+
+/// Maps violated unique constraints of a write to the errors of the API.
+fn on_conflict(name: &Name) -> impl FnOnce(StorageError) -> ServiceError {
+    move |error| match error {
+        StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
+        StorageError::AudienceTaken => ServiceError::AudienceTaken,
+        other => other.into(),
     }
 }
 

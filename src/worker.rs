@@ -60,7 +60,7 @@ async fn verify(verifications: Verifications, config: WorkerConfig, stop: Cancel
             ticks.tick().await;
             if looked.is_none_or(|at| at.elapsed() >= LOOK_AROUND) {
                 looked = Some(Instant::now());
-                report(verifications.look_around().await);
+                report(verifications.report_status().await);
             }
             if config.verifies {
                 report(verify_due(&verifications, config.check_timeout).await);

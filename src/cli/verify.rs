@@ -23,7 +23,7 @@ use crate::{
             parse::Config,
         },
         registry::RegistryScope,
-        verification::{Finding, VerificationResult},
+        verification::{LoginCheck, VerificationResult},
     },
 };
 
@@ -140,8 +140,8 @@ fn engine<'a>(config: VerifyConfig, scopes: impl Iterator<Item = &'a RegistrySco
 }
 
 /// Checks all of them, some at a time; the findings are in their order.
-async fn check_all(engine: &Registries, accounts: &[&FoundAccount], ca: Option<&CaCertificate>) -> Vec<Finding> {
-    let mut findings: Vec<(usize, Finding)> = Vec::with_capacity(accounts.len());
+async fn check_all(engine: &Registries, accounts: &[&FoundAccount], ca: Option<&CaCertificate>) -> Vec<LoginCheck> {
+    let mut findings: Vec<(usize, LoginCheck)> = Vec::with_capacity(accounts.len());
     let mut checks = stream::iter(accounts.iter().enumerate())
         .map(|(index, account)| async move { (index, check(engine, account, ca).await) })
         .buffer_unordered(CONCURRENCY);
@@ -154,7 +154,7 @@ async fn check_all(engine: &Registries, accounts: &[&FoundAccount], ca: Option<&
     findings.into_iter().map(|(_, finding)| finding).collect()
 }
 
-async fn check(engine: &Registries, account: &FoundAccount, ca: Option<&CaCertificate>) -> Finding {
+async fn check(engine: &Registries, account: &FoundAccount, ca: Option<&CaCertificate>) -> LoginCheck {
     let login = Login {
         registry: &account.scope,
         plain_http: account.plain_http,
@@ -191,7 +191,7 @@ fn failed(path: &Path, error: impl std::fmt::Display) -> CliError {
     CliError::Failed(format!("{}: {error}", path.display()))
 }
 
-fn checked(key: &str, account: &FoundAccount, finding: Finding) -> Line {
+fn checked(key: &str, account: &FoundAccount, finding: LoginCheck) -> Line {
     Line {
         key: key.to_owned(),
         registry: Some(account.scope.to_string()),

@@ -31,7 +31,7 @@ use crate::{
     domain::{
         cluster::CaCertificate,
         registry::{RegistryScope, RepositoryName},
-        verification::{Finding, VerificationResult as Found},
+        verification::{LoginCheck, VerificationResult as Found},
     },
 };
 
@@ -96,7 +96,7 @@ impl Registries {
 
     /// Finds out whether a login works and, where a repository is named, whether it may be pulled.
     #[tracing::instrument(name = "registry.verify", skip_all, fields(registry = login.registry.authority()))]
-    pub async fn verify(&self, login: &Login<'_>, repository: Option<&RepositoryName>) -> Finding {
+    pub async fn verify(&self, login: &Login<'_>, repository: Option<&RepositoryName>) -> LoginCheck {
         let begin = Instant::now();
         let check = Check { registries: self, login, repository, deadline: begin + self.config.timeout };
         let finding = check.run().await.unwrap_or_else(|end| end);
@@ -121,14 +121,14 @@ pub(super) fn host_roots() -> RootCertStore {
 }
 
 /// A result, or the reason why there is none, which ends the check.
-type Step<T> = Result<T, Finding>;
+type Step<T> = Result<T, LoginCheck>;
 
 fn end<T>(result: Found, detail: impl Into<String>) -> Step<T> {
-    Err(Finding::new(result, detail))
+    Err(LoginCheck::new(result, detail))
 }
 
-fn valid() -> Finding {
-    Finding::new(Found::Valid, "the registry takes this login")
+fn valid() -> LoginCheck {
+    LoginCheck::new(Found::Valid, "the registry takes this login")
 }
 
 /// How a request shows who asks.
@@ -166,7 +166,7 @@ struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    async fn run(&self) -> Step<Finding> {
+    async fn run(&self) -> Step<LoginCheck> {
         let registry = self.registry().await?;
         let hello = self.get_root(&registry, &Show::Nothing).await?;
         match hello.status.as_u16() {
@@ -195,7 +195,7 @@ impl<'a> Check<'a> {
         let scheme = if self.login.plain_http { "http" } else { "https" };
         let authority = if scope.is_docker_hub() { DOCKER_HUB_API } else { scope.authority() };
         let url = parse_url(&format!("{scheme}://{authority}/"), Schemes::HttpAndHttps)
-            .map_err(|reason| Finding::new(Found::Refused, format!("the registry's address {reason}")))?;
+            .map_err(|reason| LoginCheck::new(Found::Refused, format!("the registry's address {reason}")))?;
         self.peer(&url, scope.authority().to_owned()).await
     }
 
@@ -248,7 +248,7 @@ impl<'a> Check<'a> {
     }
 
     /// What web servers say to plain HTTP on their TLS port. The text is compared, and not passed on.
-    async fn explain_bad_request(&self, registry: &Peer<'_>, answer: Answer) -> Step<Finding> {
+    async fn explain_bad_request(&self, registry: &Peer<'_>, answer: Answer) -> Step<LoginCheck> {
         let body = registry.body(answer).await.unwrap_or_default();
         let text = String::from_utf8_lossy(&body).to_ascii_lowercase();
         if text.contains("http request to an https server") || text.contains("plain http request was sent to https") {
@@ -259,7 +259,7 @@ impl<'a> Check<'a> {
     }
 
     /// A registry that lets anybody in, at its door at least.
-    async fn check_open(&self, registry: &Peer<'_>) -> Step<Finding> {
+    async fn check_open(&self, registry: &Peer<'_>) -> Step<LoginCheck> {
         let answer = self.get_root(registry, &Show::Login).await?;
         match (answer.status.as_u16(), challenge::parse(answer.challenges())) {
             (200, _) => {}
@@ -280,14 +280,14 @@ impl<'a> Check<'a> {
         }
     }
 
-    async fn check_challenge(&self, registry: &Peer<'_>, challenge: Challenge) -> Step<Finding> {
+    async fn check_challenge(&self, registry: &Peer<'_>, challenge: Challenge) -> Step<LoginCheck> {
         match challenge {
             Challenge::Basic => self.check_basic(registry).await,
             Challenge::Bearer { realm, service } => self.check_bearer(registry, &realm, service.as_deref()).await,
         }
     }
 
-    async fn check_basic(&self, registry: &Peer<'_>) -> Step<Finding> {
+    async fn check_basic(&self, registry: &Peer<'_>) -> Step<LoginCheck> {
         let answer = self.get_root(registry, &Show::Login).await?;
         match answer.status.as_u16() {
             200 => self.require_registry(registry, answer).await?,
@@ -318,10 +318,10 @@ impl<'a> Check<'a> {
         String::from_utf8_lossy(&body).to_ascii_lowercase().contains("expired")
     }
 
-    async fn check_bearer(&self, registry: &Peer<'_>, realm: &str, service: Option<&str>) -> Step<Finding> {
+    async fn check_bearer(&self, registry: &Peer<'_>, realm: &str, service: Option<&str>) -> Step<LoginCheck> {
         let schemes = if self.login.plain_http { Schemes::HttpAndHttps } else { Schemes::Https };
         let realm = parse_url(realm, schemes).map_err(|reason| {
-            Finding::new(Found::Refused, format!("the URL of the token service that the registry names {reason}"))
+            LoginCheck::new(Found::Refused, format!("the URL of the token service that the registry names {reason}"))
         })?;
         // Two places at one host would be one too many.
         let is_same_host = Url::parse(&self.url("")).is_ok_and(|url| url.origin() == realm.origin());
@@ -355,7 +355,7 @@ impl<'a> Check<'a> {
     }
 
     /// The token service gave nothing: is it the login, the repository, or the way of asking?
-    async fn token_refused(&self, tokens: &TokenService<'_, '_>, status: StatusCode) -> Step<Finding> {
+    async fn token_refused(&self, tokens: &TokenService<'_, '_>, status: StatusCode) -> Step<LoginCheck> {
         let status = status.as_u16();
         if let Some(repository) = self.repository
             && status != 401
@@ -375,7 +375,7 @@ impl<'a> Check<'a> {
     }
 
     /// Without a repository: does the registry take the token, and is it more than anybody gets?
-    async fn check_token(&self, registry: &Peer<'_>, token: &Token, anybody: Option<&Token>) -> Step<Finding> {
+    async fn check_token(&self, registry: &Peer<'_>, token: &Token, anybody: Option<&Token>) -> Step<LoginCheck> {
         let answer = self.get_root(registry, &Show::Token(token)).await?;
         let recognition = token.recognition(anybody);
         match (answer.status.as_u16(), recognition, anybody) {
@@ -403,7 +403,7 @@ impl<'a> Check<'a> {
         repository: &RepositoryName,
         token: &Token,
         anybody: Option<&Token>,
-    ) -> Step<Finding> {
+    ) -> Step<LoginCheck> {
         let recognition = token.recognition(anybody);
         match (self.access(registry, &Show::Token(token), repository).await?, recognition) {
             (Access::Granted, Recognition::Somebody) => Ok(may_read(repository)),
@@ -443,7 +443,7 @@ impl<'a> Check<'a> {
     }
 }
 
-fn no_registry(registry: &Peer<'_>, status: u16) -> Step<Finding> {
+fn no_registry(registry: &Peer<'_>, status: u16) -> Step<LoginCheck> {
     let label = registry.label();
     let detail = match status {
         300..=399 => {
@@ -470,8 +470,8 @@ fn access(answer: &Answer) -> Option<Access> {
     }
 }
 
-fn may_read(repository: &RepositoryName) -> Finding {
-    Finding::new(Found::Valid, format!("the registry takes this login, and it may read {repository}"))
+fn may_read(repository: &RepositoryName) -> LoginCheck {
+    LoginCheck::new(Found::Valid, format!("the registry takes this login, and it may read {repository}"))
 }
 
 fn denied(repository: &RepositoryName) -> String {

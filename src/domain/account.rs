@@ -1,4 +1,4 @@
-//! Registry accounts: one credential for one registry scope.
+//! Registry accounts: a credential for one registry scope.
 
 use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret, SecretString};
@@ -12,92 +12,93 @@ use crate::domain::{
     verification::{Verification, VerifyInterval},
 };
 
-/// A registry account as it is shown: everything but the password.
+/// A registry account, without its password.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
-    /// Identity that survives everything; the sealed password is bound to it.
+    /// Immutable identifier. The ciphertext of the password is bound to it.
     pub id: Uuid,
-    /// Unique name, by which the API addresses the account.
+    /// Unique name that addresses the account in the API.
     pub name: Name,
-    /// What the credential is for.
+    /// Registry, and optionally the path in it, that the credential is valid for.
     pub registry: RegistryScope,
-    /// Who logs in.
+    /// User name of the login.
     pub username: Username,
-    /// Kept because `kubectl create secret docker-registry` writes it; no reader needs it.
+    /// E-mail address. `kubectl create secret docker-registry` writes one; no container runtime
+    /// reads it.
     pub email: Option<Email>,
-    /// What label selectors find the account by.
+    /// Labels that label selectors match.
     pub labels: Labels,
-    /// The registry is spoken to without TLS.
+    /// Whether the registry is called without TLS.
     pub plain_http: bool,
-    /// When the registry will stop taking the password, as far as the operator knows.
+    /// Expiry of the password, as stated by the operator.
     pub expires_at: Option<DateTime<Utc>>,
-    /// Who signs the registry's certificate, beside the authorities that regcred's host trusts.
+    /// CA of the registry's certificate, trusted in addition to the host's trust store.
     pub ca_certificate: Option<CaCertificate>,
-    /// How often the login is verified in the background, if it is.
+    /// Interval of the background verification; `None` disables it.
     pub verify_interval: Option<VerifyInterval>,
-    /// What the last check of this login found.
+    /// Result of the last verification of this login.
     pub verification: Option<Verification>,
-    /// Grows by one with every change.
+    /// Version, incremented by every change.
     pub version: i64,
-    /// Database time of the creation.
+    /// Creation time, by the database's clock.
     pub created_at: DateTime<Utc>,
-    /// Database time of the last change.
+    /// Time of the last change, by the database's clock.
     pub updated_at: DateTime<Utc>,
 }
 
-/// What is needed to register an account.
+/// Validated input for the registration of an account.
 #[derive(Debug)]
 pub struct NewAccount {
     /// Unique name.
     pub name: Name,
-    /// What the credential is for.
+    /// Registry, and optionally the path in it, that the credential is valid for.
     pub registry: RegistryScope,
-    /// Who logs in.
+    /// User name of the login.
     pub username: Username,
-    /// What is sealed.
+    /// Password, sealed before it is stored.
     pub password: Password,
-    /// Optional, for tools that want one.
+    /// E-mail address.
     pub email: Option<Email>,
-    /// What label selectors find the account by.
+    /// Labels that label selectors match.
     pub labels: Labels,
-    /// The registry is spoken to without TLS.
+    /// Whether the registry is called without TLS.
     pub plain_http: bool,
-    /// When the password stops working, if known.
+    /// Expiry of the password, if known.
     pub expires_at: Option<DateTime<Utc>>,
-    /// Who signs the registry's certificate, beside the authorities that regcred's host trusts.
+    /// CA of the registry's certificate, trusted in addition to the host's trust store.
     pub ca_certificate: Option<CaCertificate>,
-    /// How often the login is verified in the background, if it is.
+    /// Interval of the background verification; `None` disables it.
     pub verify_interval: Option<VerifyInterval>,
 }
 
-/// A change of an account; `None` leaves a field as it is.
+/// Change of an account. `None` keeps the field.
 #[derive(Debug, Clone, Default)]
 pub struct AccountChange {
-    /// Another registry scope.
+    /// New registry scope.
     pub registry: Option<RegistryScope>,
-    /// Another user name.
+    /// New user name.
     pub username: Option<Username>,
-    /// A rotation.
+    /// New password: a rotation.
     pub password: Option<Password>,
-    /// Another address, or none.
+    /// New e-mail address; `Some(None)` removes it.
     pub email: Option<Option<Email>>,
-    /// Label by label: set to a value, or removed.
+    /// Change of the labels, key by key.
     pub labels: Option<LabelChange>,
-    /// With or without TLS.
+    /// Whether the registry is called without TLS.
     pub plain_http: Option<bool>,
-    /// Another expiry, or none.
+    /// New expiry; `Some(None)` removes it.
     pub expires_at: Option<Option<DateTime<Utc>>>,
-    /// Another CA, or none.
+    /// New CA; `Some(None)` removes it.
     pub ca_certificate: Option<Option<CaCertificate>>,
-    /// Another interval of verification, or none.
+    /// New verification interval; `Some(None)` disables the background verification.
     pub verify_interval: Option<Option<VerifyInterval>>,
 }
 
 impl AccountChange {
-    /// The fields that it says something of.
+    /// JSON names of the fields that the change sets.
     #[must_use]
     pub fn fields(&self) -> Vec<&'static str> {
-        let said = [
+        let fields = [
             ("registry", self.registry.is_some()),
             ("username", self.username.is_some()),
             ("password", self.password.is_some()),
@@ -108,84 +109,87 @@ impl AccountChange {
             ("caCertificate", self.ca_certificate.is_some()),
             ("verifyInterval", self.verify_interval.is_some()),
         ];
-        said.into_iter().filter(|(_, is_said)| *is_said).map(|(field, _)| field).collect()
+        fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
     }
 
-    /// Applies the change to an account. The password is stored beside it, by whoever stores the account.
+    /// Returns the account with the change applied. The password is not part of [`Account`] and is
+    /// stored separately.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if the changed labels break a rule.
-    pub fn apply(self, account: &mut Account) -> Result<(), Invalid> {
-        if let Some(labels) = self.labels {
-            account.labels = labels.apply(&account.labels)?;
+    /// [`Invalid`] if the changed labels are not valid.
+    pub fn apply_to(&self, account: &Account) -> Result<Account, Invalid> {
+        let mut changed = account.clone();
+        if let Some(labels) = &self.labels {
+            changed.labels = labels.apply_to(&account.labels)?;
         }
-        if let Some(registry) = self.registry {
-            account.registry = registry;
+        if let Some(registry) = &self.registry {
+            changed.registry = registry.clone();
         }
-        if let Some(username) = self.username {
-            account.username = username;
+        if let Some(username) = &self.username {
+            changed.username = username.clone();
         }
-        if let Some(email) = self.email {
-            account.email = email;
+        if let Some(email) = &self.email {
+            changed.email.clone_from(email);
         }
         if let Some(plain_http) = self.plain_http {
-            account.plain_http = plain_http;
+            changed.plain_http = plain_http;
         }
         if let Some(expires_at) = self.expires_at {
-            account.expires_at = expires_at;
+            changed.expires_at = expires_at;
         }
-        if let Some(ca_certificate) = self.ca_certificate {
-            account.ca_certificate = ca_certificate;
+        if let Some(ca_certificate) = &self.ca_certificate {
+            changed.ca_certificate.clone_from(ca_certificate);
         }
         if let Some(verify_interval) = self.verify_interval {
-            account.verify_interval = verify_interval;
+            changed.verify_interval = verify_interval;
         }
-        Ok(())
+        Ok(changed)
     }
 }
 
-/// How a merge patch changes labels: `null` removes all of them or a single one.
+/// Change of labels, with the semantics of a JSON merge patch.
 #[derive(Debug, Clone)]
 pub enum LabelChange {
-    /// All labels go.
+    /// Removes all labels.
     Clear,
-    /// These are set (`Some`) or removed (`None`); others stay.
+    /// Sets (`Some`) or removes (`None`) the listed labels and keeps the others.
     Merge(std::collections::BTreeMap<String, Option<String>>),
 }
 
 impl LabelChange {
-    /// Applies the change.
+    /// Returns the changed labels.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if the result breaks a rule for labels.
-    pub fn apply(self, labels: &Labels) -> Result<Labels, Invalid> {
+    /// [`Invalid`] if the result is not a valid set of labels.
+    pub fn apply_to(&self, labels: &Labels) -> Result<Labels, Invalid> {
         let LabelChange::Merge(changes) = self else { return Ok(Labels::default()) };
         let mut merged = labels.as_map().clone();
         for (key, value) in changes {
             match value {
-                Some(value) => merged.insert(key, value),
-                None => merged.remove(&key),
+                Some(value) => merged.insert(key.clone(), value.clone()),
+                None => merged.remove(key),
             };
         }
         Labels::parse(merged)
     }
 }
 
-/// A user name that fits `base64(username:password)`.
+/// User name that can be encoded in `auth`, which is `base64(username:password)`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Username(String);
 
 impl Username {
     /// Parses a user name.
     ///
-    /// A colon is refused because every reader of `auth` splits at the first one, so the rest of the name
-    /// would become part of the password.
+    /// A colon is rejected: readers of `auth` split at the first one, so the rest of the name would
+    /// become part of the password.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if it is empty, too long, or has a colon or a control character.
+    /// [`Invalid`] if the name is empty, longer than 255 bytes, or contains a colon or a control
+    /// character.
     pub fn parse(username: &str) -> Result<Self, Invalid> {
         if username.is_empty() {
             return Err(Invalid::new("must not be empty"));
@@ -194,7 +198,7 @@ impl Username {
             return Err(Invalid::new("must be at most 255 bytes long"));
         }
         if username.contains(':') {
-            return Err(Invalid::new("must not contain ':', which ends the user name in `auth`"));
+            return Err(Invalid::new("must not contain ':', which separates user name and password in `auth`"));
         }
         if username.chars().any(char::is_control) {
             return Err(Invalid::new("must not contain control characters"));
@@ -202,26 +206,26 @@ impl Username {
         Ok(Self(username.to_owned()))
     }
 
-    /// The name as text.
+    /// Returns the user name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// A password or token of a registry, write-only for every caller.
+/// Password or token for a registry.
 #[derive(Debug, Clone)]
 pub struct Password(SecretString);
 
 impl Password {
-    /// The longest password: long enough for a cloud provider's JSON key.
+    /// Maximum length, sufficient for the JSON key of a cloud provider.
     pub const MAX_BYTES: usize = 32 * 1024;
 
-    /// Parses a password: any Unicode text but NUL, which docker and podman cut off.
+    /// Parses a password: any Unicode text without NUL, at which docker and podman truncate.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if it is empty, too long or has a NUL.
+    /// [`Invalid`] if the password is empty, longer than [`Self::MAX_BYTES`] or contains NUL.
     pub fn parse(password: SecretString) -> Result<Self, Invalid> {
         let text = password.expose_secret();
         if text.is_empty() {
@@ -231,28 +235,29 @@ impl Password {
             return Err(Invalid::new("must be at most 32768 bytes long"));
         }
         if text.contains('\0') {
-            return Err(Invalid::new("must not contain NUL, which docker and podman cut off"));
+            return Err(Invalid::new("must not contain NUL, at which docker and podman truncate the password"));
         }
         Ok(Self(password))
     }
 
-    /// The secret, for sealing.
+    /// Returns the secret.
     #[must_use]
     pub fn secret(&self) -> &SecretString {
         &self.0
     }
 }
 
-/// An e-mail address, as far as a docker config cares: one line of text.
+/// E-mail address. The check is loose because no reader of docker configs uses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Email(String);
 
 impl Email {
-    /// Parses an address.
+    /// Parses an e-mail address.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if it is empty, over 254 bytes, without an `@` or has white space or control characters.
+    /// [`Invalid`] if the address is longer than 254 bytes, lacks a part around `@`, or contains
+    /// white space or control characters.
     pub fn parse(email: &str) -> Result<Self, Invalid> {
         if email.len() > 254 {
             return Err(Invalid::new("must be at most 254 bytes long"));
@@ -266,7 +271,7 @@ impl Email {
         }
     }
 
-    /// The address as text.
+    /// Returns the address as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -288,7 +293,7 @@ mod tests {
     #[case("a:b", false)]
     #[case("a\nb", false)]
     #[case("a\0", false)]
-    fn a_username_fits_auth(#[case] name: &str, #[case] good: bool) {
+    fn username_must_fit_auth(#[case] name: &str, #[case] good: bool) {
         assert_eq!(Username::parse(name).is_ok(), good);
     }
 
@@ -297,22 +302,22 @@ mod tests {
     #[case("with:colon and \"quotes\"\nand a line", true)]
     #[case("", false)]
     #[case("a\0b", false)]
-    fn a_password_is_any_text_without_nul(#[case] password: &str, #[case] good: bool) {
+    fn password_is_any_nonempty_text_without_nul(#[case] password: &str, #[case] good: bool) {
         assert_eq!(Password::parse(SecretString::from(password)).is_ok(), good);
     }
 
     #[test]
-    fn a_password_never_shows_in_debug() {
+    fn debug_output_hides_the_password() {
         let password = Password::parse(SecretString::from("canary")).unwrap();
         assert!(!format!("{password:?}").contains("canary"));
     }
 
     #[test]
-    fn labels_merge_key_by_key() {
+    fn label_change_merges_key_by_key() {
         let labels =
             Labels::parse([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())].into()).unwrap();
         let change = LabelChange::Merge([("a".to_owned(), None), ("c".to_owned(), Some("3".to_owned()))].into());
-        let merged = change.apply(&labels).unwrap();
+        let merged = change.apply_to(&labels).unwrap();
         assert_eq!(merged.into_map(), [("b".to_owned(), "2".to_owned()), ("c".to_owned(), "3".to_owned())].into());
     }
 }

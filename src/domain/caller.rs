@@ -1,4 +1,7 @@
-//! Who calls and what he may do: the one table of permissions.
+//! Callers, their roles and permissions. `TABLE` is the only definition of what a role may do.
+//!
+//! A request is authorized in two steps. The role must include the [`Permission`] of the route, and
+//! the [`Grants`] must include the resource.
 
 use std::{
     hash::{Hash, Hasher},
@@ -17,116 +20,125 @@ use crate::domain::{
     names::Name,
 };
 
-/// A right that a route asks for. *Deliver* and *reveal* are separate on purpose: to place a credential in a
-/// namespace is not to see it.
+/// Permission that a route requires.
+///
+/// Delivering and revealing a credential are separate permissions: placing a Secret in a namespace
+/// does not disclose the password to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Permission {
-    /// Be known: what every valid caller may do.
+    /// Authenticate. Every valid caller has this permission.
     Authenticated,
-    /// See registry accounts, never their passwords.
+    /// Read registry accounts, without their passwords.
     ReadAccounts,
     /// Create, change and delete registry accounts.
     WriteAccounts,
-    /// Receive a docker config, which holds passwords.
+    /// Receive docker configs, which contain passwords.
     RevealCredentials,
-    /// See and check clusters, never their credentials.
+    /// Read and check clusters, without their credentials.
     ReadClusters,
     /// Create, change and delete clusters.
     WriteClusters,
-    /// Have a Secret placed in a namespace.
+    /// Deliver a Secret to a namespace.
     DeliverSecrets,
-    /// See pull secrets and how their targets are doing.
+    /// Read pull secrets and the status of their targets.
     ReadPullSecrets,
-    /// Declare, change and remove pull secrets.
+    /// Create, change and delete pull secrets.
     WritePullSecrets,
-    /// See API keys, never their text.
+    /// Read API keys, without their text.
     ReadApiKeys,
-    /// Make and revoke API keys.
+    /// Create and revoke API keys.
     WriteApiKeys,
-    /// See identity providers.
+    /// Read identity providers.
     ReadIdentityProviders,
     /// Create, change and delete identity providers.
     WriteIdentityProviders,
-    /// Read the audit record: who did what, never a value.
+    /// Read the audit log, which never contains secret values.
     ReadAudit,
 }
 
 impl Permission {
-    /// Whether it shows what belongs to everybody, so that whoever reaches a part alone does not have it.
+    /// Whether the permission also requires grants that include everything, because its resources
+    /// name resources of all callers.
     #[must_use]
     pub fn needs_all_grants(self) -> bool {
         matches!(self, Permission::ReadIdentityProviders | Permission::ReadAudit)
     }
 }
 
-/// What an API key is for.
+/// Role of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Everything.
+    /// Has every permission on every resource. Grants cannot restrict it.
     Admin,
-    /// Accounts and clusters, and where they go; no stored password.
+    /// Manages accounts, clusters and pull secrets. Cannot read passwords.
     Operator,
-    /// Places granted accounts into granted namespaces; no password.
+    /// Delivers granted accounts to granted namespaces. Cannot read passwords.
     Deliverer,
-    /// Obtains docker configs of granted accounts.
+    /// Receives docker configs of granted accounts.
     Renderer,
-    /// Sees everything but passwords and keys, and changes nothing.
+    /// Reads everything except passwords and API keys. Changes nothing.
     Viewer,
 }
 
 const YES: bool = true;
 const NO_: bool = false;
 
-/// Which role has which permission. A permission that has no row is nobody's. `docs/ACCESS.md` shows this table, and
-/// a test compares the two.
+/// Permissions of each role: one row per permission, one column per role, in the order of
+/// [`Role::ALL`].
+///
+/// A permission without a row is denied to every role. `docs/ACCESS.md` publishes this table; a
+/// test compares the two.
 #[rustfmt::skip]
 const TABLE: &[(Permission, [bool; Role::ALL.len()])] = &[
-    //                              admin operator deliverer renderer viewer
-    (Permission::Authenticated,     [YES,  YES,     YES,      YES,     YES]),
-    (Permission::ReadAccounts,      [YES,  YES,     YES,      YES,     YES]),
-    (Permission::WriteAccounts,     [YES,  YES,     NO_,      NO_,     NO_]),
-    (Permission::RevealCredentials, [YES,  NO_,     NO_,      YES,     NO_]),
-    (Permission::ReadClusters,      [YES,  YES,     YES,      NO_,     YES]),
-    (Permission::WriteClusters,     [YES,  YES,     NO_,      NO_,     NO_]),
-    (Permission::DeliverSecrets,    [YES,  YES,     YES,      NO_,     NO_]),
-    (Permission::ReadPullSecrets,   [YES,  YES,     YES,      NO_,     YES]),
-    (Permission::WritePullSecrets,  [YES,  YES,     NO_,      NO_,     NO_]),
-    (Permission::ReadApiKeys,       [YES,  NO_,     NO_,      NO_,     NO_]),
-    (Permission::WriteApiKeys,      [YES,  NO_,     NO_,      NO_,     NO_]),
-    (Permission::ReadIdentityProviders,  [YES, NO_, NO_,      NO_,     YES]),
-    (Permission::WriteIdentityProviders, [YES, NO_, NO_,      NO_,     NO_]),
-    (Permission::ReadAudit,         [YES,  NO_,     NO_,      NO_,     YES]),
+    //                                   admin operator deliverer renderer viewer
+    (Permission::Authenticated,          [YES, YES,     YES,      YES,     YES]),
+    (Permission::ReadAccounts,           [YES, YES,     YES,      YES,     YES]),
+    (Permission::WriteAccounts,          [YES, YES,     NO_,      NO_,     NO_]),
+    (Permission::RevealCredentials,      [YES, NO_,     NO_,      YES,     NO_]),
+    (Permission::ReadClusters,           [YES, YES,     YES,      NO_,     YES]),
+    (Permission::WriteClusters,          [YES, YES,     NO_,      NO_,     NO_]),
+    (Permission::DeliverSecrets,         [YES, YES,     YES,      NO_,     NO_]),
+    (Permission::ReadPullSecrets,        [YES, YES,     YES,      NO_,     YES]),
+    (Permission::WritePullSecrets,       [YES, YES,     NO_,      NO_,     NO_]),
+    (Permission::ReadApiKeys,            [YES, NO_,     NO_,      NO_,     NO_]),
+    (Permission::WriteApiKeys,           [YES, NO_,     NO_,      NO_,     NO_]),
+    (Permission::ReadIdentityProviders,  [YES, NO_,     NO_,      NO_,     YES]),
+    (Permission::WriteIdentityProviders, [YES, NO_,     NO_,      NO_,     NO_]),
+    (Permission::ReadAudit,              [YES, NO_,     NO_,      NO_,     YES]),
 ];
 
 impl Role {
     /// All roles, in the order of the table's columns.
     pub const ALL: [Role; 5] = [Role::Admin, Role::Operator, Role::Deliverer, Role::Renderer, Role::Viewer];
 
-    /// Whether this role includes `permission`.
+    /// Whether the role includes `permission`.
     #[must_use]
     pub fn allows(self, permission: Permission) -> bool {
-        let has = |(_, columns): &(_, [bool; Role::ALL.len()])| {
-            Self::ALL.iter().zip(columns).any(|(role, has)| *role == self && *has)
-        };
-        TABLE.iter().filter(|(of, _)| *of == permission).any(has)
+        let column = Self::ALL.iter().position(|role| *role == self);
+        let row = TABLE.iter().find(|(listed, _)| *listed == permission);
+        row.zip(column).is_some_and(|((_, allowed), column)| allowed[column])
     }
 
-    /// Whether this role reaches everything of a kind that its grants do not mention; else it reaches nothing of it.
+    /// Whether a kind of resource that the grants omit is granted completely (`true`) or not at
+    /// all.
     #[must_use]
-    pub fn reaches_all_by_default(self) -> bool {
+    pub fn grants_all_by_default(self) -> bool {
         match self {
             Role::Admin | Role::Operator | Role::Viewer => true,
             Role::Deliverer | Role::Renderer => false,
         }
     }
 
-    /// Whether grants can narrow this role. Who makes keys has everything, so nobody grants more than he has.
+    /// Whether grants can restrict the role.
+    ///
+    /// Roles that write API keys or identity providers take no grants, so that no caller can hand
+    /// out more access than it has.
     #[must_use]
     pub fn takes_grants(self) -> bool {
         self != Role::Admin
     }
 
-    /// The name in the API and in the database.
+    /// Returns the name in the API and in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -148,23 +160,23 @@ impl FromStr for Role {
     }
 }
 
-/// What kind of caller does something.
+/// Kind of an actor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ActorKind {
-    /// Somebody with an API key.
+    /// Caller with an API key.
     ApiKey,
-    /// Somebody with a token of an identity provider.
+    /// Caller with a token of an identity provider.
     IdentityProvider,
-    /// Somebody at the command line, who has the database and the service's secrets.
+    /// User of the command line, who has access to the database and the service's secrets.
     CommandLine,
-    /// regcred itself, which does what was declared.
+    /// Background work of regcred itself.
     Worker,
-    /// Somebody who was not let in.
+    /// Unauthenticated caller.
     Anonymous,
 }
 
 impl ActorKind {
-    /// The name in the API and in the database.
+    /// Returns the name in the API and in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -177,46 +189,46 @@ impl ActorKind {
     }
 }
 
-/// Who does something, as answers, the log and the record name him.
+/// Originator of an action, as responses, logs and the audit log name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actor {
-    /// What he is.
+    /// Kind of the actor.
     pub kind: ActorKind,
-    /// Id of the API key, where it is one.
+    /// Id of the API key; `None` for other kinds.
     pub id: Option<Uuid>,
-    /// Name of the API key, or of the user at the command line; of somebody with a token, name of the provider and subject.
+    /// Name of the API key, `provider/subject` of a token, or user name at the command line.
     pub name: String,
 }
 
-/// A caller whose key or token was verified. Every use case that serves a caller takes one, and keeps to its grants.
+/// Authenticated caller. Every use case that serves a caller takes one and enforces its grants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Who he is.
+    /// Actor for responses and the audit log.
     pub actor: Actor,
-    /// What he may do.
+    /// Role of the caller.
     pub role: Role,
-    /// What it reaches.
+    /// Resources that the caller can access.
     pub grants: Grants,
-    /// When it ends, if ever.
+    /// Expiry of the key or token.
     pub expires_at: Option<DateTime<Utc>>,
 }
 
 impl Identity {
-    /// Whether his role includes `permission`, and his grants are wide enough for it.
+    /// Whether the role includes `permission` and the grants are sufficient for it.
     #[must_use]
     pub fn may(&self, permission: Permission) -> bool {
         self.role.allows(permission) && (!permission.needs_all_grants() || self.grants.include_everything())
     }
 }
 
-/// A caller in one of his requests: what is recorded of who did something.
+/// Authenticated request of a caller, with the metadata that audit events record.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// Who calls.
+    /// The caller.
     pub identity: Arc<Identity>,
-    /// Id of the request.
+    /// Request id.
     pub request_id: Uuid,
-    /// The address that it comes from.
+    /// Address of the client.
     pub source: Option<IpAddr>,
 }
 
@@ -228,25 +240,25 @@ impl Deref for Call {
     }
 }
 
-/// An API key to be made.
+/// Validated input for the creation of an API key.
 #[derive(Debug)]
 pub struct NewApiKey {
-    /// Unique among the keys that are not revoked.
+    /// Name, unique among the keys that are not revoked.
     pub name: Name,
-    /// What it is for.
+    /// Role of the key.
     pub role: Role,
-    /// What it reaches.
+    /// Resources that the key can access.
     pub grants: Grants,
-    /// When it ends, if ever.
+    /// Expiry; `None` for a key that never expires.
     pub expires_at: Option<DateTime<Utc>>,
 }
 
 impl NewApiKey {
-    /// Parses what somebody wants of a key.
+    /// Validates the fields of a new key.
     ///
     /// # Errors
     ///
-    /// Every field that is refused.
+    /// Every invalid field.
     pub fn parse(
         name: &str,
         role: &str,
@@ -259,7 +271,7 @@ impl NewApiKey {
         let role = errors.take("role", role.parse::<Role>());
         let grants = grants.unwrap_or_default();
         if role.is_some_and(|role| !role.takes_grants()) && grants != GrantsDocument::default() {
-            errors.refuse("grants", "must be left out: an admin reaches everything");
+            errors.refuse("grants", "must be omitted: grants cannot restrict an admin");
         }
         let grants = errors.take_all(Grants::parse(role.unwrap_or(Role::Viewer), grants));
         if expires_at.is_some_and(|at| at <= now) {
@@ -269,16 +281,16 @@ impl NewApiKey {
     }
 }
 
-/// What the row of a key holds of its secret.
+/// Stored verifiers of a key's secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyVerifier {
     /// HMAC-SHA-256 of the whole key under the pepper.
     pub mac: Vec<u8>,
-    /// PHC string of argon2id.
+    /// Argon2id hash, as a PHC string.
     pub hash: String,
 }
 
-/// By the HMAC alone, which tells all keys apart.
+/// Hashes the HMAC only: it is unique per key.
 impl Hash for KeyVerifier {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.mac.hash(state);
@@ -290,13 +302,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_document_shows_the_same_table() {
+    fn documentation_shows_the_same_role_table() {
         let document = include_str!("../../docs/ACCESS.md");
         let cells = |line: &str| -> Vec<String> {
             line.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect()
         };
         let mut rows = document.lines().skip_while(|line| !line.starts_with("| Permission "));
-        let header = cells(rows.next().expect("the table"));
+        let header = cells(rows.next().expect("the table of roles"));
         assert_eq!(header[2..], Role::ALL.map(|role| role.as_str().to_owned()));
         let shown: Vec<Vec<String>> = rows.skip(1).take_while(|line| line.starts_with('|')).map(cells).collect();
         assert_eq!(shown.len(), TABLE.len());
@@ -307,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_grants_more_than_he_has() {
+    fn roles_that_grant_access_cannot_be_restricted() {
         for role in Role::ALL {
             for permission in [Permission::WriteApiKeys, Permission::WriteIdentityProviders] {
                 assert!(!role.allows(permission) || !role.takes_grants(), "{role:?}");
@@ -316,13 +328,13 @@ mod tests {
     }
 
     #[test]
-    fn who_delivers_does_not_reveal() {
+    fn deliverer_cannot_reveal_credentials() {
         assert!(Role::Deliverer.allows(Permission::DeliverSecrets));
         assert!(!Role::Deliverer.allows(Permission::RevealCredentials));
     }
 
     #[test]
-    fn roles_are_read_as_they_are_written() {
+    fn role_names_round_trip() {
         for role in Role::ALL {
             assert_eq!(role.as_str().parse(), Ok(role));
         }

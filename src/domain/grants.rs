@@ -1,4 +1,6 @@
-//! Grants: which accounts, clusters and namespaces a caller reaches. What is not granted does not exist for him.
+//! Grants: the accounts, clusters and namespaces that a caller can access.
+//!
+//! A resource that is not granted behaves as if it did not exist.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +14,15 @@ use crate::domain::{
     unique,
 };
 
-/// The most rules of one kind.
+/// Maximum number of rules per kind of resource.
 const RULES_MAX: usize = 100;
 
-/// Names: exactly one, or all with a prefix (`martin-*`, and `*` for all).
+/// Exact name, or a prefix followed by `*` (`team-a-*`). `*` alone matches every name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NamePattern {
-    /// This name.
+    /// Matches one name.
     Exact(Name),
-    /// All names that begin so.
+    /// Matches every name with the prefix.
     Prefix(String),
 }
 
@@ -29,17 +31,17 @@ impl NamePattern {
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if no name could be of this form.
+    /// [`Invalid`] if no valid name can match.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let Some(prefix) = text.strip_suffix('*') else { return Name::parse(text).map(Self::Exact) };
-        // A prefix is good if a name can begin with it.
+        // A prefix is valid if some name starts with it.
         match Name::parse(&format!("{prefix}0")) {
             Ok(_) => Ok(Self::Prefix(prefix.to_owned())),
-            Err(_) => Err(Invalid::new("must be a name, or the beginning of one and then `*`")),
+            Err(_) => Err(Invalid::new("must be a name, or a prefix of one followed by `*`")),
         }
     }
 
-    /// Whether this names `name`.
+    /// Whether the pattern matches `name`.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
         match self {
@@ -52,8 +54,10 @@ impl NamePattern {
         matches!(self, Self::Prefix(prefix) if prefix.is_empty())
     }
 
-    /// The same as a range in byte order: from the first, up to and without the second. Names consist of `-`, digits
-    /// and lower-case letters; `!` sorts before all of these and `~` after.
+    /// Returns the half-open range of names, in byte order, that the pattern matches.
+    ///
+    /// Names consist of `-`, digits and lower-case letters: `!` sorts before all of these and `~`
+    /// after.
     #[must_use]
     pub fn range(&self) -> (String, String) {
         match self {
@@ -72,12 +76,12 @@ impl std::fmt::Display for NamePattern {
     }
 }
 
-/// Accounts: by name, or by labels that they must all have.
+/// Rule that grants accounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AccountRule {
-    /// By name.
+    /// Accounts whose name matches.
     Names(NamePattern),
-    /// With all of these labels, of which there is at least one.
+    /// Accounts with all of these labels. Never empty.
     Labels(Labels),
 }
 
@@ -93,17 +97,17 @@ impl std::fmt::Display for AccountRule {
     }
 }
 
-/// Ranges of names in byte order, as two columns for SQL's `unnest`.
+/// Half-open ranges of names in byte order, as two columns for SQL's `unnest`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Ranges {
-    /// Where each begins.
+    /// Inclusive lower bounds.
     pub low: Vec<String>,
-    /// What each ends before.
+    /// Exclusive upper bounds.
     pub high: Vec<String>,
 }
 
 impl Ranges {
-    /// What of them comes after a name.
+    /// Restricts the ranges to names after `name`.
     #[must_use]
     pub fn after(self, name: Option<&str>) -> Self {
         let Some(name) = name else { return self };
@@ -121,112 +125,117 @@ impl<'a> FromIterator<&'a NamePattern> for Ranges {
     }
 }
 
-/// What a caller reaches. Of each kind, what no rule names is out of reach.
+/// Resources that a caller can access. A resource that no rule matches is not granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grants {
-    /// Which registry accounts.
+    /// Rules for registry accounts.
     pub accounts: Vec<AccountRule>,
-    /// Which clusters.
+    /// Rules for clusters.
     pub clusters: Vec<NamePattern>,
-    /// Which namespaces, in each of the clusters.
+    /// Rules for namespaces, the same in every granted cluster.
     pub namespaces: Vec<NamePattern>,
 }
 
 impl Grants {
-    /// Everything: what regcred itself works with once somebody has been allowed to declare something.
+    /// Grants of every resource. Background work uses them: the grants were enforced when the
+    /// caller declared the work.
     #[must_use]
     pub fn everything() -> Self {
         let all = || NamePattern::Prefix(String::new());
         Self { accounts: vec![AccountRule::Names(all())], clusters: vec![all()], namespaces: vec![all()] }
     }
 
-    /// Whether they include everything, what is made later too.
+    /// Whether the grants include every resource, including future ones.
     #[must_use]
     pub fn include_everything(&self) -> bool {
         self.include_accounts_with(&BTreeMap::new()) && self.include_all_clusters() && self.include_all_namespaces()
     }
 
-    /// Whether they include every account that has all of these labels, whatever its name is.
+    /// Whether the grants include every account with these labels, regardless of its name.
     #[must_use]
     pub fn include_accounts_with(&self, labels: &BTreeMap<String, String>) -> bool {
         self.accounts.iter().any(|rule| match rule {
             AccountRule::Names(pattern) => pattern.is_everything(),
-            AccountRule::Labels(wanted) => wanted.as_map().iter().all(|(key, value)| labels.get(key) == Some(value)),
+            AccountRule::Labels(required) => contains_all(labels, required.as_map()),
         })
     }
 
-    /// Whether they include every namespace, those that are made later too.
+    /// Whether the grants include every namespace, including future ones.
     #[must_use]
     pub fn include_all_namespaces(&self) -> bool {
         self.namespaces.iter().any(NamePattern::is_everything)
     }
 
-    /// Whether they include an account of this name with these labels.
+    /// Whether the grants include an account with this name and these labels.
     #[must_use]
     pub fn include_account(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
         self.accounts.iter().any(|rule| match rule {
             AccountRule::Names(pattern) => pattern.matches(name),
-            AccountRule::Labels(wanted) => wanted.as_map().iter().all(|(key, value)| labels.get(key) == Some(value)),
+            AccountRule::Labels(required) => contains_all(labels, required.as_map()),
         })
     }
 
-    /// Whether they include every cluster, those that are registered later too.
+    /// Whether the grants include every cluster, including future ones.
     #[must_use]
     pub fn include_all_clusters(&self) -> bool {
         self.clusters.iter().any(NamePattern::is_everything)
     }
 
-    /// Whether they include the cluster of this name.
+    /// Whether the grants include the cluster.
     #[must_use]
     pub fn include_cluster(&self, name: &str) -> bool {
         self.clusters.iter().any(|pattern| pattern.matches(name))
     }
 
-    /// Whether they include the namespace of this name.
+    /// Whether the grants include the namespace.
     #[must_use]
     pub fn include_namespace(&self, name: &str) -> bool {
         self.namespaces.iter().any(|pattern| pattern.matches(name))
     }
 
-    /// The accounts that are granted by name.
+    /// Returns the ranges of account names that are granted.
     #[must_use]
     pub fn account_ranges(&self) -> Ranges {
         self.accounts.iter().filter_map(AccountRule::as_names).collect()
     }
 
-    /// The accounts that are granted by labels.
+    /// Returns the label sets that are granted.
     #[must_use]
     pub fn account_labels(&self) -> Vec<&BTreeMap<String, String>> {
         self.accounts.iter().filter_map(AccountRule::as_labels).collect()
     }
 
-    /// The clusters.
+    /// Returns the ranges of cluster names that are granted.
     #[must_use]
     pub fn cluster_ranges(&self) -> Ranges {
         self.clusters.iter().collect()
     }
 
-    /// Parses grants for a role, which decides what an absent kind means.
+    /// Parses the grants for a role. [`Role::grants_all_by_default`] decides the meaning of an
+    /// omitted kind.
     ///
     /// # Errors
     ///
-    /// Every rule that is refused, by its place below `grants`.
+    /// Every invalid rule, with its JSON path below `grants`.
     pub fn parse(role: Role, document: GrantsDocument) -> Result<Self, Vec<FieldError>> {
         let mut errors = FieldErrors::default();
-        // Everything or nothing.
-        let unsaid = || role.reaches_all_by_default().then(|| NamePattern::Prefix(String::new()));
+        let default_rule = || role.grants_all_by_default().then(|| NamePattern::Prefix(String::new()));
         let accounts = match document.accounts {
             Some(rules) => list(&mut errors, "accounts", rules, AccountGrant::parse),
-            None => Some(unsaid().map(AccountRule::Names).into_iter().collect()),
+            None => Some(default_rule().map(AccountRule::Names).into_iter().collect()),
         };
         let mut names = |kind: &str, patterns: Option<Vec<String>>| match patterns {
             Some(patterns) => list(&mut errors, kind, patterns, |text| NamePattern::parse(&text)),
-            None => Some(unsaid().into_iter().collect()),
+            None => Some(default_rule().into_iter().collect()),
         };
         let clusters = names("clusters", document.clusters);
         let namespaces = names("namespaces", document.namespaces);
         errors.finish(|| Some(Self { accounts: accounts?, clusters: clusters?, namespaces: namespaces? }))
     }
+}
+
+fn contains_all(labels: &BTreeMap<String, String>, required: &BTreeMap<String, String>) -> bool {
+    required.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 impl AccountRule {
@@ -257,47 +266,46 @@ fn list<I, T>(
         return None;
     }
     let parsed = rules.into_iter().enumerate();
-    // All of them first, so that every refused one is named.
+    // Parse every rule before returning, to report all errors.
     let parsed: Vec<Option<T>> =
         parsed.map(|(index, rule)| errors.take(&format!("grants.{kind}[{index}]"), parse(rule))).collect();
     parsed.into_iter().collect()
 }
 
-/// What an API key reaches: in requests, answers and the database. Names are exact, or a prefix and `*`; `*` is
-/// everything. A kind that is left out is everything for an operator or viewer and nothing for a deliverer or renderer.
+/// Resources that an API key or rule can access.
+///
+/// Names are exact, or a prefix followed by `*`; `*` alone matches everything. An omitted kind
+/// grants everything to an operator or viewer, and nothing to a deliverer or renderer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(as = Grants)]
 pub struct GrantsDocument {
-    /// Which registry accounts: by name, or by labels.
+    /// Rules for registry accounts: by name or by labels.
     pub accounts: Option<Vec<AccountGrant>>,
-    /// Which clusters.
+    /// Rules for clusters.
     #[schema(example = json!(["dev"]))]
     pub clusters: Option<Vec<String>>,
-    /// Which namespaces, in each of the clusters.
+    /// Rules for namespaces, the same in every granted cluster.
     #[schema(example = json!(["a-*"]))]
     pub namespaces: Option<Vec<String>>,
 }
 
-/// Which registry accounts.
+/// Rule that grants registry accounts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(
-    untagged,
-    expecting = "not a rule, expected a name, the beginning of one with `*`, or an object with `matchLabels`"
-)]
+#[serde(untagged, expecting = "not a rule, expected a name, a prefix followed by `*`, or an object with `matchLabels`")]
 pub enum AccountGrant {
-    /// A name, or the beginning of names and `*`.
-    #[schema(example = "martin-*")]
+    /// Exact name, or a prefix followed by `*`.
+    #[schema(example = "team-a-*")]
     Names(String),
-    /// Accounts with such labels.
+    /// Accounts with these labels.
     Labels(LabelGrant),
 }
 
-/// Accounts that have all of these labels.
+/// Grant of the accounts that have all of these labels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LabelGrant {
-    /// Labels that must be there with these values; at least one.
+    /// Required labels; at least one.
     #[serde(deserialize_with = "unique::map")]
     pub match_labels: BTreeMap<String, String>,
 }
@@ -307,7 +315,7 @@ impl AccountGrant {
         match self {
             Self::Names(text) => NamePattern::parse(&text).map(AccountRule::Names),
             Self::Labels(LabelGrant { match_labels }) if match_labels.is_empty() => {
-                Err(Invalid::new("must have at least one label; `*` stands for all accounts"))
+                Err(Invalid::new("must have at least one label; use `*` to grant all accounts"))
             }
             Self::Labels(LabelGrant { match_labels }) => Labels::parse(match_labels).map(AccountRule::Labels),
         }
@@ -345,13 +353,13 @@ mod tests {
     }
 
     #[rstest]
-    #[case("martin-5000", "martin-5000", true)]
-    #[case("martin-5000", "martin-50000", false)]
-    #[case("martin-*", "martin-5000", true)]
-    #[case("martin-*", "martin", false)]
-    #[case("martin*", "martin", true)]
+    #[case("team-5000", "team-5000", true)]
+    #[case("team-5000", "team-50000", false)]
+    #[case("team-*", "team-5000", true)]
+    #[case("team-*", "team", false)]
+    #[case("team*", "team", true)]
     #[case("*", "anything", true)]
-    fn a_pattern_names_what_it_says(#[case] pattern: &str, #[case] name: &str, #[case] expected: bool) {
+    fn pattern_matches_exact_names_and_prefixes(#[case] pattern: &str, #[case] name: &str, #[case] expected: bool) {
         let parsed = NamePattern::parse(pattern).unwrap();
         assert_eq!(parsed.matches(name), expected);
         assert_eq!(parsed.to_string(), pattern);
@@ -366,13 +374,13 @@ mod tests {
     #[case("a_*")]
     #[case("a.*")]
     #[case("%")]
-    fn no_other_wildcard_is_taken(#[case] pattern: &str) {
+    fn other_wildcards_are_rejected(#[case] pattern: &str) {
         assert!(NamePattern::parse(pattern).is_err());
     }
 
     proptest! {
         #[test]
-        fn a_range_holds_what_the_pattern_matches(
+        fn range_contains_exactly_the_matching_names(
             pattern in "[a-c-]{0,3}\\*?", name in "[a-c]([a-c0-]{0,4}[a-c])?", after in "[a-c]([a-c0-]{0,2}[a-c])?",
         ) {
             if let Ok(pattern) = NamePattern::parse(&pattern) {
@@ -391,7 +399,7 @@ mod tests {
     #[case(Role::Admin, true)]
     #[case(Role::Deliverer, false)]
     #[case(Role::Renderer, false)]
-    fn a_kind_that_is_left_out_is_everything_or_nothing(#[case] role: Role, #[case] everything: bool) {
+    fn omitted_kind_grants_everything_or_nothing_by_role(#[case] role: Role, #[case] everything: bool) {
         let grants = Grants::parse(role, document("{}")).unwrap();
         assert_eq!(grants.include_account("a", &labels(&[])), everything);
         assert_eq!(grants.include_cluster("a"), everything);
@@ -403,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_must_all_be_there() {
+    fn label_rule_requires_all_of_its_labels() {
         let by_labels = document(r#"{"accounts":[{"matchLabels":{"team":"a","tier":"1"}}]}"#);
         let grants = Grants::parse(Role::Renderer, by_labels).unwrap();
         assert!(grants.include_account("x", &labels(&[("team", "a"), ("tier", "1"), ("other", "")])));
@@ -412,14 +420,14 @@ mod tests {
     }
 
     #[test]
-    fn grants_are_read_as_they_are_written() {
+    fn grants_round_trip_through_json() {
         let text = r#"{"accounts":["a-*",{"matchLabels":{"team":"a"}}],"clusters":["dev"],"namespaces":[]}"#;
         let grants = Grants::parse(Role::Deliverer, document(text)).unwrap();
         assert_eq!(serde_json::to_string(&GrantsDocument::from(&grants)).unwrap(), text);
     }
 
     #[test]
-    fn every_refused_rule_is_named() {
+    fn every_invalid_rule_is_reported() {
         let bad = document(r#"{"accounts":["a","A",{"matchLabels":{}}],"clusters":["a*b"],"namespaces":["*x"]}"#);
         let errors = Grants::parse(Role::Deliverer, bad).unwrap_err();
         let fields: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();

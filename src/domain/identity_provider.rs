@@ -1,7 +1,11 @@
-//! Identity providers: whose tokens are taken in place of API keys, and what they stand for.
+//! Identity providers: issuers whose tokens authenticate callers in place of API keys.
 //!
-//! A provider says who vouches for a token (an OIDC issuer, or a cluster that reviews it), for whom the token must have been
-//! made (the audience), and by its rules who the bearer is here.
+//! A provider has three parts:
+//!
+//! - the [`AuthMethod`] that verifies a token: the keys of an OIDC issuer, or a `TokenReview` of a
+//!   cluster;
+//! - the [`Audience`] that a token must contain;
+//! - the [`Rule`]s that map the claims of a token to a role and grants.
 
 mod issuer;
 mod lint;
@@ -22,23 +26,23 @@ use crate::domain::{
     names::Name,
 };
 
-/// The most rules of one provider.
+/// Maximum number of rules per provider.
 const RULES_MAX: usize = 100;
-/// The longest audience, in bytes.
+/// Maximum length of an audience, in bytes.
 const AUDIENCE_MAX: usize = 256;
 
-/// How the tokens of a provider are verified.
+/// Method that verifies the tokens of a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ProviderType {
-    /// By the keys that the issuer publishes.
+    /// Signature check with the keys that the OIDC issuer publishes.
     Oidc,
-    /// By asking the cluster that made them.
+    /// `TokenReview` by the cluster that issued the token.
     TokenReview,
 }
 
 impl ProviderType {
-    /// The name in the API and in the database.
+    /// Returns the name in the API and in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -63,19 +67,19 @@ impl FromStr for ProviderType {
     }
 }
 
-/// Whom a token must have been made for.
+/// Value that a token must contain in `aud`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Audience(String);
 
 impl Audience {
-    /// Checks an audience.
+    /// Parses an audience.
     ///
     /// # Errors
     ///
-    /// It is empty, too long, or not of visible ASCII.
+    /// [`Invalid`] if the audience is empty, too long, or not visible ASCII.
     pub fn parse(audience: &str) -> Result<Self, Invalid> {
         if audience.is_empty() {
-            return Err(Invalid::new("must not be empty: a token that was made for somebody else is never taken"));
+            return Err(Invalid::new("must not be empty: tokens for other audiences are never accepted"));
         }
         if audience.len() > AUDIENCE_MAX || !audience.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Invalid::new("must be at most 256 visible ASCII characters without spaces"));
@@ -83,32 +87,32 @@ impl Audience {
         Ok(Self(audience.to_owned()))
     }
 
-    /// The audience as text.
+    /// Returns the audience as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Who vouches for a provider's tokens.
+/// Authentication method of a provider, with its parameters.
 #[derive(Debug, Clone)]
-pub enum Voucher {
-    /// An OIDC issuer, with its keys.
+pub enum AuthMethod {
+    /// Signature check with the keys of an OIDC issuer.
     Oidc {
-        /// The `iss` of its tokens, letter by letter.
+        /// Exact `iss` of the tokens.
         issuer: Issuer,
-        /// Who signs the issuer's TLS certificate, beside the authorities that this host trusts.
+        /// CA of the issuer's TLS certificate, trusted in addition to the host's trust store.
         ca_certificate: Option<CaCertificate>,
     },
-    /// The cluster of this name, by a `TokenReview`.
+    /// `TokenReview` by a registered cluster.
     TokenReview {
         /// Name of the cluster.
         cluster: Name,
     },
 }
 
-impl Voucher {
-    /// How tokens are verified.
+impl AuthMethod {
+    /// Returns the type of the method.
     #[must_use]
     pub const fn provider_type(&self) -> ProviderType {
         match self {
@@ -118,53 +122,53 @@ impl Voucher {
     }
 }
 
-/// A provider as a caller describes it: nothing of it is checked.
+/// Configuration of a provider, not yet validated.
 #[derive(Debug, Clone)]
 pub struct ProviderDocument {
-    /// How tokens are verified.
+    /// Method that verifies tokens.
     pub provider_type: ProviderType,
-    /// For `oidc`.
+    /// Exact `iss` of the tokens; `oidc` only.
     pub issuer: Option<String>,
-    /// For `oidc`.
+    /// PEM of the CA of the issuer's TLS certificate; `oidc` only.
     pub ca_certificate: Option<String>,
-    /// For `tokenReview`.
+    /// Name of the cluster; `tokenReview` only.
     pub cluster: Option<String>,
-    /// Whom tokens must have been made for.
+    /// Required audience.
     pub audience: String,
-    /// Who bearers are, in the order in which it is tried.
+    /// Rules, in order of evaluation.
     pub rules: Vec<RuleDocument>,
 }
 
-/// A provider, without its name.
+/// Validated configuration of a provider.
 #[derive(Debug, Clone)]
 pub struct ProviderConfig {
-    /// Who vouches for its tokens.
-    pub voucher: Voucher,
-    /// Whom its tokens must have been made for.
+    /// Method that verifies tokens.
+    pub auth_method: AuthMethod,
+    /// Required audience.
     pub audience: Audience,
-    /// Who bearers are: the first rule that matches decides.
+    /// Rules, in order of evaluation: the first match applies.
     pub rules: Vec<Rule>,
 }
 
 impl ProviderConfig {
-    /// Checks the parts and that they fit together.
+    /// Validates every field and their combination.
     ///
     /// # Errors
     ///
-    /// Every field that is missing, refused or too much.
+    /// Every missing, invalid or inapplicable field.
     pub fn parse(document: ProviderDocument) -> Result<Self, Vec<FieldError>> {
         let mut errors = FieldErrors::default();
         let ProviderDocument { provider_type, issuer, ca_certificate, cluster, audience, rules } = document;
-        let given =
+        let present =
             [("issuer", issuer.is_some()), ("caCertificate", ca_certificate.is_some()), ("cluster", cluster.is_some())];
-        for (field, is_given) in given {
-            let (belongs, is_needed) = match provider_type {
+        for (field, is_present) in present {
+            let (is_allowed, is_required) = match provider_type {
                 ProviderType::Oidc => (field != "cluster", field == "issuer"),
                 ProviderType::TokenReview => (field == "cluster", field == "cluster"),
             };
-            match (belongs, is_needed, is_given) {
-                (_, true, false) => errors.refuse(field, "is missing for this type"),
-                (false, _, true) => errors.refuse(field, "does not belong to this type"),
+            match (is_allowed, is_required, is_present) {
+                (_, true, false) => errors.refuse(field, "is required for this type"),
+                (false, _, true) => errors.refuse(field, "is not allowed for this type"),
                 _ => {}
             }
         }
@@ -173,33 +177,33 @@ impl ProviderConfig {
             errors.take("caCertificate", ca_certificate.as_deref().map(CaCertificate::parse).transpose());
         let issuer = issuer.and_then(|issuer| errors.take("issuer", Issuer::parse(&issuer)));
         let cluster = cluster.and_then(|cluster| errors.take("cluster", Name::parse(&cluster)));
-        let rules = rules_of(&mut errors, rules);
+        let rules = parse_rules(&mut errors, rules);
         if let Some(rules) = &rules {
             match provider_type {
                 ProviderType::Oidc => {
                     if let Some(issuer) = &issuer {
-                        lint::bind_identity(&mut errors, issuer, rules);
+                        lint::require_identity_claims(&mut errors, issuer, rules);
                     }
                 }
-                ProviderType::TokenReview => lint::bind_namespace(&mut errors, rules),
+                ProviderType::TokenReview => lint::require_namespace_claims(&mut errors, rules),
             }
         }
         errors.finish(|| {
-            let voucher = match provider_type {
-                ProviderType::Oidc => Voucher::Oidc { issuer: issuer?, ca_certificate: ca_certificate? },
-                ProviderType::TokenReview => Voucher::TokenReview { cluster: cluster? },
+            let auth_method = match provider_type {
+                ProviderType::Oidc => AuthMethod::Oidc { issuer: issuer?, ca_certificate: ca_certificate? },
+                ProviderType::TokenReview => AuthMethod::TokenReview { cluster: cluster? },
             };
-            Some(Self { voucher, audience: audience?, rules: rules? })
+            Some(Self { auth_method, audience: audience?, rules: rules? })
         })
     }
 }
 
-fn rules_of(errors: &mut FieldErrors, rules: Vec<RuleDocument>) -> Option<Vec<Rule>> {
+fn parse_rules(errors: &mut FieldErrors, rules: Vec<RuleDocument>) -> Option<Vec<Rule>> {
     if rules.is_empty() || rules.len() > RULES_MAX {
-        errors.refuse("rules", "must be 1 to 100 rules: without one nobody is let in");
+        errors.refuse("rules", "must have 1 to 100 rules: a token without a matching rule is rejected");
         return None;
     }
-    // All of them first, so that every refused one is named.
+    // Parse every rule before returning, to report all errors.
     let parsed = rules.into_iter().enumerate();
     let parsed: Vec<Option<Rule>> =
         parsed.map(|(index, rule)| errors.take_all(Rule::parse(&format!("rules[{index}]"), rule))).collect();

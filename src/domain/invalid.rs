@@ -31,6 +31,14 @@ impl FieldError {
     }
 }
 
+impl From<Vec<FieldError>> for Invalid {
+    /// Joins the errors of several fields into one.
+    fn from(errors: Vec<FieldError>) -> Self {
+        let details = errors.into_iter().map(|FieldError { field, detail }| format!("{field} {detail}"));
+        Self::new(details.collect::<Vec<_>>().join("; "))
+    }
+}
+
 /// Gathers the refused fields of one request, so that a caller sees every problem at once.
 #[derive(Debug, Default)]
 pub struct FieldErrors(Vec<FieldError>);

@@ -1,4 +1,4 @@
-//! Whether a login works: what a check of it can find, how often it is looked at, and when its end is near.
+//! Verification of registry logins: results, background interval and expiry warnings.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -8,27 +8,28 @@ use utoipa::ToSchema;
 
 use crate::domain::invalid::Invalid;
 
-/// What a check of a login found.
+/// Result of a login check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum VerificationResult {
-    /// The registry takes the login; where a repository was named, the login may read it.
+    /// The registry accepts the login. If a repository was given, the login can pull from it.
     Valid,
-    /// The registry or its token service does not take the login: it is wrong, expired or revoked.
+    /// The registry or its token service rejects the login: it is wrong, expired or revoked.
     Invalid,
-    /// The registry treats this login as it treats anybody without one, so nothing is known of the password.
+    /// The registry answers the same with and without the login, so the password is neither
+    /// confirmed nor rejected.
     Anonymous,
-    /// The login is taken, but it may not do this.
+    /// The registry accepts the login, but the login cannot pull from the repository.
     NoAccess,
-    /// No answer, or one that says that the registry is not well.
+    /// The registry does not respond, or reports a failure of its own.
     Unreachable,
-    /// The registry could not be shown to be the right one, or one side speaks TLS and the other does not.
+    /// The registry's certificate is not trusted, or only one side uses TLS.
     TlsError,
-    /// Something answers, but not as a registry does.
+    /// The server does not implement the registry API.
     NotARegistry,
-    /// The registry asks to come back later, or too many checks of it are under way.
+    /// The registry limits requests, or too many checks of it are in progress.
     RateLimited,
-    /// regcred does not call this address: it is not public, and the configuration does not allow it.
+    /// The address is not public and the configuration does not allow it. regcred did not call it.
     Refused,
 }
 
@@ -46,7 +47,7 @@ impl VerificationResult {
         Self::Refused,
     ];
 
-    /// The name in the API, in the database and in metrics.
+    /// Returns the name in the API, in the database and in metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -62,7 +63,7 @@ impl VerificationResult {
         }
     }
 
-    /// Whether the login itself is what was found wanting, and not the way to the registry.
+    /// Whether the login itself is at fault, as opposed to the connection to the registry.
     #[must_use]
     pub const fn is_about_login(self) -> bool {
         matches!(self, Self::Invalid | Self::Anonymous | Self::NoAccess)
@@ -80,49 +81,50 @@ impl FromStr for VerificationResult {
 
     fn from_str(result: &str) -> Result<Self, Invalid> {
         let found = Self::ALL.into_iter().find(|known| known.as_str() == result);
-        found.ok_or_else(|| Invalid::new("is no result of a verification"))
+        found.ok_or_else(|| Invalid::new("is not a verification result"))
     }
 }
 
-/// A result with its reason.
+/// Outcome of one login check: the result and its explanation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// What was found, for programs.
+pub struct LoginCheck {
+    /// Machine-readable result.
     pub result: VerificationResult,
-    /// What was found and what to do about it, for people. Nothing in it was written by a registry.
+    /// Explanation and remedy. Contains no text from the registry.
     pub detail: String,
-    /// How long the registry asks to be left alone, where it does.
+    /// Delay that the registry requests before the next call.
     pub retry_after: Option<Duration>,
 }
 
-impl Finding {
-    /// Puts a finding together.
+impl LoginCheck {
+    /// Creates an outcome without a requested delay.
     pub fn new(result: VerificationResult, detail: impl Into<String>) -> Self {
         Self { result, detail: detail.into(), retry_after: None }
     }
 }
 
-/// What the last check of an account found.
+/// Stored outcome of the last login check of an account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verification {
-    /// What was found, for programs.
+    /// Machine-readable result.
     pub result: VerificationResult,
-    /// What was found, for people.
+    /// Explanation and remedy.
     pub detail: String,
-    /// When.
+    /// Time of the check, by the database's clock.
     pub checked_at: DateTime<Utc>,
 }
 
-/// How often an account is verified in the background.
+/// Interval of the background verification of an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VerifyInterval(i32);
 
 impl VerifyInterval {
-    /// Checks an interval in seconds.
+    /// Parses an interval in seconds.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if it is shorter than five minutes, which no registry should have to bear, or longer than 30 days.
+    /// [`Invalid`] if the interval is shorter than five minutes, to protect the registry, or longer
+    /// than 30 days.
     pub fn from_seconds(seconds: i64) -> Result<Self, Invalid> {
         match i32::try_from(seconds) {
             Ok(seconds) if (300..=30 * 86_400).contains(&seconds) => Ok(Self(seconds)),
@@ -130,14 +132,15 @@ impl VerifyInterval {
         }
     }
 
-    /// The interval in seconds.
+    /// Returns the interval in seconds.
     #[must_use]
     pub const fn seconds(self) -> i32 {
         self.0
     }
 }
 
-/// The days before an account's `expiresAt` at which regcred warns, the nearest last; 0 is the end itself.
+/// Days before an account's `expiresAt` at which regcred logs a warning, in descending order. 0 is
+/// the expiry itself.
 pub const EXPIRY_WARNINGS: [i16; 6] = [30, 14, 7, 3, 1, 0];
 
 #[cfg(test)]
@@ -145,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_result_is_read_back() {
+    fn result_names_round_trip() {
         for result in VerificationResult::ALL {
             assert_eq!(result.as_str().parse(), Ok(result));
             assert_eq!(serde_json::to_value(result).unwrap(), result.as_str());
@@ -154,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interval_has_its_bounds() {
+    fn interval_is_five_minutes_to_thirty_days() {
         for (seconds, good) in [(299, false), (300, true), (2_592_000, true), (2_592_001, false), (i64::MAX, false)] {
             assert_eq!(VerifyInterval::from_seconds(seconds).is_ok(), good, "{seconds}");
         }

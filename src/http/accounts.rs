@@ -39,7 +39,7 @@ use crate::{
         problem::ApiError,
         verification::{VerifyParams, VerifyQuery},
     },
-    service::{accounts::Accounts, verification::Verifications},
+    service::accounts::Accounts,
     storage::accounts::AccountFilter,
 };
 
@@ -265,11 +265,11 @@ impl From<Account> for RegistryAccount {
 #[post("/registry-accounts")]
 pub async fn create_account(
     caller: Caller<WriteAccounts>,
-    verifications: Data<Verifications>,
+    accounts: Data<Accounts>,
     first: VerifyQuery,
     body: Json<CreateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
-    let account = verifications.register(&caller.identity, body.0.try_into()?, first.0).await?;
+    let account = accounts.register(&caller.identity, body.0.try_into()?, first.0).await?;
     let location = (LOCATION, format!("/v1/registry-accounts/{}", account.name));
     Ok(HttpResponse::Created()
         .insert_header(location)
@@ -335,14 +335,14 @@ pub async fn get_account(
 #[patch("/registry-accounts/{name}")]
 pub async fn update_account(
     caller: Caller<WriteAccounts>,
-    verifications: Data<Verifications>,
+    accounts: Data<Accounts>,
     path: Path<String>,
     expected: IfMatch,
     first: VerifyQuery,
     body: MergePatch<UpdateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("registry account", &path)?;
-    let account = verifications.change(&caller.identity, &name, body.0.try_into()?, expected.0, first.0).await?;
+    let account = accounts.change(&caller.identity, &name, body.0.try_into()?, expected.0, first.0).await?;
     Ok(HttpResponse::Ok().insert_header(etag(account.version)).json(RegistryAccount::from(account)))
 }
 

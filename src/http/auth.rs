@@ -31,7 +31,7 @@ use crate::{
     },
     service::{
         api_keys::{ApiKeyAuthenticator, Authentication},
-        tokens::{TokenAuthenticator, TokenVerdict},
+        tokens::{TokenAuthentication, TokenAuthenticator},
     },
 };
 
@@ -107,29 +107,29 @@ async fn identify(request: &mut ServiceRequest) -> Result<Arc<Identity>, ApiErro
     let authenticator = request
         .app_data::<Data<ApiKeyAuthenticator>>()
         .ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door")))?;
-    let authentication = if let Some(authentication) = authenticator.identify_at_once(key) {
+    let authentication = if let Some(authentication) = authenticator.authenticate_cached(key) {
         authentication
     } else {
         let (authenticator, key) = (authenticator.clone(), SecretString::from(key));
         leave_no_empty_room(request.headers_mut());
         // In a box, as above.
-        Box::pin(async move { authenticator.identify(key.expose_secret()).await }).await?
+        Box::pin(async move { authenticator.authenticate(key.expose_secret()).await }).await?
     };
     // One sentence for every reason, so that nobody learns which keys exist.
     let refused = ApiError::Unauthenticated("the API key is unknown, mistyped, revoked or expired");
     let note = |owner, reason| refusals::note_at_the_door(request.request(), owner, reason);
     match authentication {
-        Authentication::Known(identity) => Ok(identity),
-        Authentication::Refused => {
+        Authentication::Authenticated(identity) => Ok(identity),
+        Authentication::Malformed => {
             note(None, "malformed-key");
             Err(refused)
         }
-        Authentication::Ended(identity) => {
+        Authentication::Inactive(identity) => {
             note(Some(identity.actor.clone()), "ended-key");
             Err(refused)
         }
         // Counted only now: a right key is never asked how many wrong ones came before it.
-        Authentication::Wrong(id) => {
+        Authentication::WrongSecret(id) => {
             note(None, "wrong-key");
             match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count(id, source_of(request))) {
                 Some(Err(retry_after)) => Err(ApiError::TooManyAttempts { retry_after }),
@@ -151,15 +151,15 @@ async fn identify_token(request: &ServiceRequest, token: &str) -> Result<Arc<Ide
     let authenticator = request.app_data::<Data<TokenAuthenticator>>();
     let authenticator =
         authenticator.ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door for tokens")))?;
-    match authenticator.identify(token).await? {
-        TokenVerdict::Known(identity) => Ok(Arc::new(identity)),
-        TokenVerdict::NoRule => {
+    match authenticator.authenticate(token).await? {
+        TokenAuthentication::Authenticated(identity) => Ok(Arc::new(identity)),
+        TokenAuthentication::NoMatchingRule => {
             note("no-matching-rule");
             Err(ApiError::NoMatchingRule)
         }
-        TokenVerdict::Unavailable { retry_after } => Err(ApiError::IssuerUnavailable { retry_after }),
+        TokenAuthentication::Unavailable { retry_after } => Err(ApiError::IssuerUnavailable { retry_after }),
         // Counted only now: a good token is never asked how many bad ones came before it.
-        TokenVerdict::Refused => {
+        TokenAuthentication::Rejected => {
             note("invalid-token");
             match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count_source(source_of(request))) {
                 Some(Err(retry_after)) => Err(ApiError::TooManyAttempts { retry_after }),
@@ -212,15 +212,17 @@ impl Shown {
     pub async fn again(&self) -> ShownAgain {
         let text = self.text.expose_secret();
         if text.contains('.') {
-            return match self.token_authenticator.identify(text).await {
-                Ok(TokenVerdict::Known(identity)) => ShownAgain::Known(Arc::new(identity)),
-                Ok(TokenVerdict::Refused | TokenVerdict::NoRule) => ShownAgain::Ended,
-                Ok(TokenVerdict::Unavailable { .. }) | Err(_) => ShownAgain::Unavailable,
+            return match self.token_authenticator.authenticate(text).await {
+                Ok(TokenAuthentication::Authenticated(identity)) => ShownAgain::Known(Arc::new(identity)),
+                Ok(TokenAuthentication::Rejected | TokenAuthentication::NoMatchingRule) => ShownAgain::Ended,
+                Ok(TokenAuthentication::Unavailable { .. }) | Err(_) => ShownAgain::Unavailable,
             };
         }
-        match self.authenticator.identify(text).await {
-            Ok(Authentication::Known(identity)) => ShownAgain::Known(identity),
-            Ok(Authentication::Refused | Authentication::Ended(_) | Authentication::Wrong(_)) => ShownAgain::Ended,
+        match self.authenticator.authenticate(text).await {
+            Ok(Authentication::Authenticated(identity)) => ShownAgain::Known(identity),
+            Ok(Authentication::Malformed | Authentication::Inactive(_) | Authentication::WrongSecret(_)) => {
+                ShownAgain::Ended
+            }
             Err(_) => ShownAgain::Unavailable,
         }
     }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         cluster::CaCertificate,
-        identity_provider::{ProviderConfig, ProviderDocument, ProviderType, RuleDocument, Voucher},
+        identity_provider::{AuthMethod, ProviderConfig, ProviderDocument, ProviderType, RuleDocument},
         invalid::{FieldError, FieldErrors},
         names::Name,
     },
@@ -138,13 +138,13 @@ pub struct IdentityProvider {
 
 impl From<StoredProvider> for IdentityProvider {
     fn from(stored: StoredProvider) -> Self {
-        let provider_type = stored.config.voucher.provider_type();
-        let (issuer, ca_certificate, cluster) = match &stored.config.voucher {
-            Voucher::Oidc { issuer, ca_certificate } => {
+        let provider_type = stored.config.auth_method.provider_type();
+        let (issuer, ca_certificate, cluster) = match &stored.config.auth_method {
+            AuthMethod::Oidc { issuer, ca_certificate } => {
                 let ca_certificate = ca_certificate.as_ref().map(CaCertificate::as_pem);
                 (Some(issuer.to_string()), ca_certificate.map(str::to_owned), None)
             }
-            Voucher::TokenReview { cluster } => (None, None, Some(cluster.to_string())),
+            AuthMethod::TokenReview { cluster } => (None, None, Some(cluster.to_string())),
         };
         Self {
             id: stored.id,

@@ -15,7 +15,7 @@ use crate::{
         body::Document,
         problem::ApiError,
     },
-    service::imports::{EntryOutcome, ImportReport, Imported, Imports},
+    service::imports::{EntryOutcome, ImportReport, ImportedEntry, Imports},
 };
 
 /// What became of a docker config.
@@ -60,8 +60,8 @@ pub enum ImportOutcome {
     Skipped,
 }
 
-impl From<Imported> for ImportResultItem {
-    fn from(imported: Imported) -> Self {
+impl From<ImportedEntry> for ImportResultItem {
+    fn from(imported: ImportedEntry) -> Self {
         let (registry, name) = imported.account.map(|(registry, name)| (registry, name.to_string())).unzip();
         let left_out = (!imported.left_out.is_empty()).then(|| {
             let names: Vec<_> = imported.left_out.iter().map(|name| format!("`{name}`")).collect();

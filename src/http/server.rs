@@ -88,7 +88,6 @@ pub fn start(listener: TcpListener, state: State, config: ServerConfig) -> std::
             .app_data(state.api_keys.clone())
             .app_data(state.identity_providers.clone())
             .app_data(state.accounts.clone())
-            .app_data(state.verifications.clone())
             .app_data(state.imports.clone())
             .app_data(state.docker_configs.clone())
             .app_data(state.clusters.clone())

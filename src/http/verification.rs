@@ -24,7 +24,7 @@ use crate::{
         path_name,
         problem::ApiError,
     },
-    service::verification::{Verifications, VerifyFirst},
+    service::{accounts::Accounts, verification::RequiredVerification},
 };
 
 /// What to verify. Without a body the login alone is.
@@ -67,7 +67,7 @@ pub struct VerifyParams {
 }
 
 /// The query of a request that makes or changes an account.
-pub struct VerifyQuery(pub Option<VerifyFirst>);
+pub struct VerifyQuery(pub Option<RequiredVerification>);
 
 impl FromRequest for VerifyQuery {
     type Error = ApiError;
@@ -78,9 +78,9 @@ impl FromRequest for VerifyQuery {
     }
 }
 
-fn parse(query: &str) -> Result<Option<VerifyFirst>, ApiError> {
+fn parse(query: &str) -> Result<Option<RequiredVerification>, ApiError> {
     let mut errors = FieldErrors::default();
-    let (mut is_wanted, mut first) = (false, VerifyFirst::default());
+    let (mut is_wanted, mut first) = (false, RequiredVerification::default());
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
         match (&*key, &*value) {
             ("verify", "true") => is_wanted = true,
@@ -110,13 +110,13 @@ fn parse(query: &str) -> Result<Option<VerifyFirst>, ApiError> {
 #[post("/registry-accounts/{name}/verify")]
 pub async fn verify_account(
     caller: Caller<WriteAccounts>,
-    verifications: Data<Verifications>,
+    accounts: Data<Accounts>,
     path: Path<String>,
     body: OptionalJson<VerifyRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("registry account", &path)?;
     let wanted = body.0.unwrap_or_default();
-    let found = verifications.verify(&caller.identity, &name, wanted.repository.as_deref()).await?;
+    let found = accounts.verify(&caller.identity, &name, wanted.repository.as_deref()).await?;
     Ok(HttpResponse::Ok().json(VerificationOutcome::from(found)))
 }
 

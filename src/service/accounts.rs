@@ -1,83 +1,111 @@
-//! Registry accounts: register, look up, change, remove.
+//! Registry accounts: register, find, list, change, remove and verify.
+//!
+//! Every write of an account goes through [`Accounts`]. A caller can require a working login before
+//! the write ([`RequiredVerification`]). Imports use the same steps, for many accounts in one
+//! transaction:
+//!
+//! 1. [`Accounts::begin`] opens the transaction and takes the lock on label selectors.
+//! 2. [`Accounts::insert`] and [`Accounts::update`] seal the password and store the row.
+//! 3. [`Accounts::commit`] bumps the generation of the pull secrets that use the accounts, commits
+//!    together with the audit events, and invalidates the cached rows.
 
 use std::sync::Arc;
 
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::{
     crypto::sealer::Sealer,
     domain::{
-        account::{Account, AccountChange, NewAccount},
+        account::{Account, AccountChange, NewAccount, Password},
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
         invalid::FieldError,
         names::{Labels, Name},
         registry::RegistryScope,
+        sealed::Sealed,
+        verification::{LoginCheck, Verification},
     },
     service::{
         ExpectedVersion, ServiceError,
         audit::TransactionalAudit,
-        check_version, connection,
+        check_version, connection, on_conflict,
         pull_secrets::{self, AccountTransition},
+        require_visible,
         row_cache::RowCache,
+        verification::{RequiredVerification, Verifications},
     },
-    storage::{self, PageRequest, StorageError, accounts::AccountFilter, changes::Change, sealed::SealedColumn},
+    storage::{self, PageRequest, accounts::AccountFilter, changes::Change, sealed::SealedColumn},
 };
 
-/// The registry accounts.
+const KIND: &str = "registry account";
+
+/// Service for registry accounts.
 #[derive(Debug, Clone)]
 pub struct Accounts {
     pool: PgPool,
     row_cache: Arc<RowCache>,
     sealer: Arc<Sealer>,
     audit: TransactionalAudit,
+    verifications: Verifications,
 }
 
 impl Accounts {
-    /// Puts the service together.
+    /// Creates the service.
     #[must_use]
-    pub fn new(pool: PgPool, row_cache: Arc<RowCache>, sealer: Arc<Sealer>, audit: TransactionalAudit) -> Self {
-        Self { pool, row_cache, sealer, audit }
+    pub fn new(
+        pool: PgPool,
+        row_cache: Arc<RowCache>,
+        sealer: Arc<Sealer>,
+        audit: TransactionalAudit,
+        verifications: Verifications,
+    ) -> Self {
+        Self { pool, row_cache, sealer, audit, verifications }
     }
 
-    /// Registers an account; its password is sealed before it is stored.
+    /// Registers an account. With `verification`, its login must work first.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NameTaken`] if the name is in use, [`ServiceError::NotGranted`] if the account would not be
-    /// granted to the caller, whether the name is in use or not.
-    pub async fn register(&self, caller: &Call, new: NewAccount) -> Result<Account, ServiceError> {
+    /// - [`ServiceError::NotGranted`] if the grants do not include the account, whether or not the
+    ///   name is in use.
+    /// - [`ServiceError::NameTaken`] if the name is in use.
+    /// - [`ServiceError::VerificationFailed`] if the required verification fails.
+    pub async fn register(
+        &self,
+        caller: &Call,
+        new: NewAccount,
+        verification: Option<RequiredVerification>,
+    ) -> Result<Account, ServiceError> {
+        // Before the verification, which calls an address that the caller names.
         require_granted(caller, &new.name, &new.labels)?;
-        let id = Uuid::now_v7();
-        let password = self.sealer.seal(SealedColumn::AccountPassword.slot(id), new.password.secret())?;
-        let mut tx = self.pool.begin().await?;
-        storage::pull_secrets::lock_selectors_shared(&mut tx).await?;
-        let account = storage::accounts::insert(&mut tx, id, &new, &password).await.map_err(|error| match error {
-            StorageError::NameTaken => ServiceError::NameTaken(new.name.to_string()),
-            other => other.into(),
-        })?;
-        pull_secrets::follow_accounts(&mut tx, &[AccountTransition::Made(&account)]).await?;
+        let check = match verification {
+            Some(required) => Some(self.verifications.require_valid_new(&new, &required).await?),
+            None => None,
+        };
+        let mut tx = self.begin().await?;
+        let account = self.insert(&mut tx, &new).await?;
         let event = NewEvent::of(caller, Action::AccountCreate, Resource::account(&account.name));
-        self.audit.commit(tx, [event.details(Details::default().version(account.version))]).await?;
-        Ok(account)
+        let event = event.details(Details::default().version(account.version));
+        self.commit(tx, &[AccountTransition::Made(&account)], vec![event]).await?;
+        self.record_check(account, check).await
     }
 
     /// Finds an account.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name.
+    /// [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
     pub async fn find(&self, caller: &Identity, name: &Name) -> Result<Account, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        granted(caller, name, storage::accounts::find(&mut conn, name).await?)
+        visible(caller, name, storage::accounts::find(&mut conn, name).await?)
     }
 
-    /// Lists granted accounts by name, only those that `filter` lets through.
+    /// Lists the granted accounts that match `filter`, by name.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    /// [`ServiceError::Storage`].
     pub async fn list(
         &self,
         caller: &Identity,
@@ -88,106 +116,212 @@ impl Accounts {
         Ok(storage::accounts::list(&mut conn, &caller.grants, page, filter).await?)
     }
 
-    /// Changes an account; a new password is a rotation. Every change raises the version, so that whoever
-    /// read the account before notices.
+    /// Changes an account and increments its version. A new password is a rotation. With
+    /// `verification`, the changed login must work first.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
-    /// expected version, [`ServiceError::Invalid`] if the changed labels break a rule, [`ServiceError::NotGranted`]
-    /// if with them the account would not be granted to the caller any more.
+    /// - [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
+    /// - [`ServiceError::Stale`] if the account is not at the expected version, or changes during
+    ///   the verification.
+    /// - [`ServiceError::Invalid`] if the changed labels are not valid, or the change would send
+    ///   the stored password to another registry.
+    /// - [`ServiceError::NotGranted`] if the grants do not include the changed account.
+    /// - [`ServiceError::VerificationFailed`] if the required verification fails.
     pub async fn change(
         &self,
         caller: &Call,
         name: &Name,
         change: AccountChange,
         expected: ExpectedVersion,
+        verification: Option<RequiredVerification>,
     ) -> Result<Account, ServiceError> {
-        let mut tx = self.pool.begin().await?;
-        storage::pull_secrets::lock_selectors_shared(&mut tx).await?;
-        let mut account = granted(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
-        check_version(expected, account.version)?;
-        let before = account.clone();
-        refuse_redirection(&account, &change)?;
-        let password = change
-            .password
-            .as_ref()
-            .map(|password| self.sealer.seal(SealedColumn::AccountPassword.slot(account.id), password.secret()))
-            .transpose()?;
-        let fields = change.fields();
-        change.apply(&mut account).map_err(|invalid| ServiceError::field("labels", invalid))?;
-        require_granted(caller, name, &account.labels)?;
-        let changed = storage::accounts::update(&mut tx, &account, password.as_ref()).await?;
-        let transition =
-            AccountTransition::Changed { before: &before, after: &changed, has_new_password: password.is_some() };
-        pull_secrets::follow_accounts(&mut tx, &[transition]).await?;
-        let action = if password.is_some() { Action::AccountRotate } else { Action::AccountUpdate };
-        let details = Details::default().fields(&fields).version(changed.version);
-        self.audit.commit(tx, [NewEvent::of(caller, action, Resource::account(name)).details(details)]).await?;
-        self.row_cache.forget(&Change::RegistryAccount(name.to_string()));
-        Ok(changed)
+        let (expected, check) = match verification {
+            Some(required) => {
+                let (version, check) = self.verify_change(caller, name, &change, expected, &required).await?;
+                (Some(version), Some(check))
+            }
+            None => (expected, None),
+        };
+        let changed = self.store_change(caller, name, &change, expected).await?;
+        self.record_check(changed, check).await
+    }
+
+    /// Verifies the login that a change would produce. Returns the account's version, at which the
+    /// change must be stored.
+    async fn verify_change(
+        &self,
+        caller: &Call,
+        name: &Name,
+        change: &AccountChange,
+        expected: ExpectedVersion,
+        required: &RequiredVerification,
+    ) -> Result<(i64, LoginCheck), ServiceError> {
+        let account = self.find(caller, name).await?;
+        let changed = apply_change(caller, &account, change, expected)?;
+        let check =
+            self.verifications.require_valid_changed(caller, &changed, change.password.as_ref(), required).await?;
+        Ok((account.version, check))
+    }
+
+    async fn store_change(
+        &self,
+        caller: &Call,
+        name: &Name,
+        change: &AccountChange,
+        expected: ExpectedVersion,
+    ) -> Result<Account, ServiceError> {
+        let mut tx = self.begin().await?;
+        let before = visible(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
+        let changed = apply_change(caller, &before, change, expected)?;
+        let after = self.update(&mut tx, &changed, change.password.as_ref()).await?;
+        let has_new_password = change.password.is_some();
+        let action = if has_new_password { Action::AccountRotate } else { Action::AccountUpdate };
+        let details = Details::default().fields(&change.fields()).version(after.version);
+        let event = NewEvent::of(caller, action, Resource::account(name)).details(details);
+        let transition = AccountTransition::Changed { before: &before, after: &after, has_new_password };
+        self.commit(tx, &[transition], vec![event]).await?;
+        Ok(after)
     }
 
     /// Removes an account and its password.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
-    /// expected version, [`ServiceError::InUse`] if a pull secret names it.
+    /// - [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
+    /// - [`ServiceError::Stale`] if the account is not at the expected version.
+    /// - [`ServiceError::InUse`] if a pull secret references the account by name.
     pub async fn remove(&self, caller: &Call, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
-        let mut tx = self.pool.begin().await?;
-        storage::pull_secrets::lock_selectors_shared(&mut tx).await?;
-        let account = granted(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
+        let mut tx = self.begin().await?;
+        let account = visible(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
         check_version(expected, account.version)?;
         let users = storage::pull_secrets::naming_account(&mut tx, account.id).await?;
-        pull_secrets::refuse_used(&mut tx, caller, "registry account", name, users).await?;
+        pull_secrets::refuse_used(&mut tx, caller, KIND, name, users).await?;
         storage::accounts::delete(&mut tx, account.id).await?;
-        pull_secrets::follow_accounts(&mut tx, &[AccountTransition::Removed(&account)]).await?;
         let details = Details::default().version(account.version);
         let event = NewEvent::of(caller, Action::AccountDelete, Resource::account(name)).details(details);
-        self.audit.commit(tx, [event]).await?;
-        self.row_cache.forget(&Change::RegistryAccount(name.to_string()));
+        self.commit(tx, &[AccountTransition::Removed(&account)], vec![event]).await
+    }
+
+    /// Verifies the stored login of an account at its registry and stores the result. A login that
+    /// does not work is a result, not an error.
+    ///
+    /// # Errors
+    ///
+    /// - [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
+    /// - [`ServiceError::Invalid`] if the repository is outside the account's registry scope.
+    pub async fn verify(
+        &self,
+        caller: &Call,
+        name: &Name,
+        repository: Option<&str>,
+    ) -> Result<Verification, ServiceError> {
+        let account = self.find(caller, name).await?;
+        self.verifications.verify(caller, &account, repository).await
+    }
+
+    async fn record_check(&self, mut account: Account, check: Option<LoginCheck>) -> Result<Account, ServiceError> {
+        if let Some(check) = check {
+            account.verification = Some(self.verifications.record(&account, check).await?);
+        }
+        Ok(account)
+    }
+
+    /// Begins a transaction that writes accounts.
+    pub(super) async fn begin(&self) -> Result<Transaction<'static, Postgres>, ServiceError> {
+        let mut tx = self.pool.begin().await?;
+        storage::pull_secrets::lock_selectors_shared(&mut tx).await?;
+        Ok(tx)
+    }
+
+    /// Seals the password and inserts the account.
+    pub(super) async fn insert(&self, conn: &mut PgConnection, new: &NewAccount) -> Result<Account, ServiceError> {
+        let id = Uuid::now_v7();
+        let password = self.seal(id, &new.password)?;
+        storage::accounts::insert(conn, id, new, &password).await.map_err(on_conflict(&new.name))
+    }
+
+    /// Stores a changed account, with a new password if there is one.
+    pub(super) async fn update(
+        &self,
+        conn: &mut PgConnection,
+        changed: &Account,
+        password: Option<&Password>,
+    ) -> Result<Account, ServiceError> {
+        let password = password.map(|password| self.seal(changed.id, password)).transpose()?;
+        Ok(storage::accounts::update(conn, changed, password.as_ref()).await?)
+    }
+
+    fn seal(&self, id: Uuid, password: &Password) -> Result<Sealed, ServiceError> {
+        Ok(self.sealer.seal(SealedColumn::AccountPassword.slot(id), password.secret())?)
+    }
+
+    /// Commits writes of accounts with their audit events.
+    pub(super) async fn commit(
+        &self,
+        mut tx: Transaction<'static, Postgres>,
+        transitions: &[AccountTransition<'_>],
+        events: Vec<NewEvent>,
+    ) -> Result<(), ServiceError> {
+        pull_secrets::follow_accounts(&mut tx, transitions).await?;
+        self.audit.commit(tx, events).await?;
+        for transition in transitions {
+            // A new account has no cached row.
+            if let AccountTransition::Changed { after: account, .. } | AccountTransition::Removed(account) = transition
+            {
+                self.row_cache.invalidate(&Change::RegistryAccount(account.name.to_string()));
+            }
+        }
         Ok(())
     }
 }
 
-pub(super) fn not_found(name: &Name) -> ServiceError {
-    ServiceError::NotFound { kind: "registry account", name: name.to_string() }
+/// Applies a change after checking all of its preconditions.
+fn apply_change(
+    caller: &Identity,
+    account: &Account,
+    change: &AccountChange,
+    expected: ExpectedVersion,
+) -> Result<Account, ServiceError> {
+    check_version(expected, account.version)?;
+    require_password_for_new_destination(account, change)?;
+    let changed = change.apply_to(account).map_err(|invalid| ServiceError::field("labels", invalid))?;
+    require_granted(caller, &changed.name, &changed.labels)?;
+    Ok(changed)
 }
 
-pub(super) fn not_granted(name: &Name) -> ServiceError {
-    ServiceError::NotGranted { kind: "registry account", name: name.to_string(), as_it_is: " with these labels" }
-}
-
-/// Refuses an account that would not be granted to the caller.
+/// Rejects an account that the caller's grants do not include.
 pub(super) fn require_granted(caller: &Identity, name: &Name, labels: &Labels) -> Result<(), ServiceError> {
-    if caller.grants.include_account(name.as_str(), labels.as_map()) { Ok(()) } else { Err(not_granted(name)) }
+    if caller.grants.include_account(name.as_str(), labels.as_map()) {
+        return Ok(());
+    }
+    Err(ServiceError::NotGranted { kind: KIND, name: name.to_string(), as_it_is: " with these labels" })
 }
 
-/// The account, if it is there for this caller.
-fn granted(caller: &Identity, name: &Name, found: Option<Account>) -> Result<Account, ServiceError> {
-    let account = found.ok_or_else(|| not_found(name))?;
-    if caller.grants.include_account(account.name.as_str(), account.labels.as_map()) {
-        Ok(account)
+fn visible(caller: &Identity, name: &Name, found: Option<Account>) -> Result<Account, ServiceError> {
+    require_visible(KIND, name, found, |account| {
+        caller.grants.include_account(account.name.as_str(), account.labels.as_map())
+    })
+}
+
+/// Rejects a change that would send the stored password to another registry host, or over plain
+/// HTTP.
+///
+/// Otherwise a caller that can change an account, but not read its password, could receive it at a
+/// registry of its own. Another path on the same host is allowed.
+fn require_password_for_new_destination(account: &Account, change: &AccountChange) -> Result<(), ServiceError> {
+    if change.password.is_some() {
+        return Ok(());
+    }
+    let is_elsewhere = |registry: &RegistryScope| registry.authority() != account.registry.authority();
+    let field = if change.registry.as_ref().is_some_and(is_elsewhere) {
+        "registry"
+    } else if change.plain_http == Some(true) && !account.plain_http {
+        "plainHttp"
     } else {
-        Err(ServiceError::Hidden { kind: "registry account", name: name.to_string() })
-    }
-}
-
-/// Refuses to have a stored password sent to another registry, or in the clear, than it was given for: otherwise
-/// whoever may change an account could read a password that he cannot see, at a registry of his own. Another part of
-/// the same registry is no such change.
-pub(super) fn refuse_redirection(account: &Account, change: &AccountChange) -> Result<(), ServiceError> {
-    let elsewhere = |registry: &RegistryScope| registry.authority() != account.registry.authority();
-    let moved = [
-        ("registry", change.registry.as_ref().is_some_and(elsewhere)),
-        ("plainHttp", change.plain_http == Some(true) && !account.plain_http),
-    ];
-    match moved.into_iter().find(|(_, is_moved)| *is_moved) {
-        Some((field, _)) if change.password.is_none() => {
-            let detail = "cannot be changed so without `password`: the stored one is not sent anywhere else";
-            Err(vec![FieldError::new(field, detail)].into())
-        }
-        _ => Ok(()),
-    }
+        return Ok(());
+    };
+    let detail =
+        "requires `password` in the same request: the stored password is only sent to the registry that it was set for";
+    Err(vec![FieldError::new(field, detail)].into())
 }

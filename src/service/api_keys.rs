@@ -1,4 +1,4 @@
-//! API keys: who is at the door, and the keys themselves.
+//! API keys: authentication by key, and management of the keys.
 
 use std::sync::Arc;
 
@@ -15,85 +15,92 @@ use crate::{
     service::{
         ServiceError,
         audit::TransactionalAudit,
-        connection,
-        row_cache::{KnownKey, RowCache},
+        connection, on_conflict,
+        row_cache::{CachedKey, RowCache},
     },
     storage::{
-        self, StorageError,
+        self,
         api_keys::{AdminKey, ApiKey},
         changes::Change,
     },
 };
 
-/// The door: says whom a shown key stands for.
+const KIND: &str = "API key";
+
+/// Authenticates callers by API key.
 #[derive(Debug, Clone)]
 pub struct ApiKeyAuthenticator {
     row_cache: Arc<RowCache>,
     checker: Arc<KeyChecker>,
 }
 
-/// What the door says of a shown key.
+/// Result of the authentication of a presented key.
 #[derive(Debug)]
 pub enum Authentication {
-    /// It is the key of this caller.
-    Known(Arc<Identity>),
-    /// It is no key.
-    Refused,
-    /// It is the right key of this caller, and was revoked or has expired.
-    Ended(Arc<Identity>),
-    /// It has the form of a key and a secret that is not the one of this id: somebody guesses.
-    Wrong(Uuid),
+    /// The key is valid.
+    Authenticated(Arc<Identity>),
+    /// The text is not a key.
+    Malformed,
+    /// The secret is correct, but the key is revoked or expired.
+    Inactive(Arc<Identity>),
+    /// No key has this id, or the secret is wrong: possibly a guess.
+    WrongSecret(Uuid),
 }
 
 impl ApiKeyAuthenticator {
-    /// Puts the service together.
+    /// Creates the authenticator.
     #[must_use]
     pub fn new(row_cache: Arc<RowCache>, checker: Arc<KeyChecker>) -> Self {
         Self { row_cache, checker }
     }
 
-    /// Says whom a key stands for. Whether it is revoked or expired is asked at each request.
+    /// Authenticates a key. Revocation and expiry are checked at every call.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn identify(&self, key: &str) -> Result<Authentication, ServiceError> {
-        let Some(shown) = ShownKey::parse(key) else { return Ok(Authentication::Refused) };
-        let known = self.row_cache.api_key(shown.id).await?;
-        if let Some(authentication) = self.judge(shown, known.as_deref()) {
+    /// [`ServiceError::Storage`].
+    pub async fn authenticate(&self, key: &str) -> Result<Authentication, ServiceError> {
+        let Some(presented) = ShownKey::parse(key) else { return Ok(Authentication::Malformed) };
+        let row = self.row_cache.api_key(presented.id).await?;
+        if let Some(authentication) = self.check_mac(presented, row.as_deref()) {
             return Ok(authentication);
         }
-        let is_right = self.checker.check(shown, known.as_ref().map(|key| &key.verifier)).await?;
-        Ok(match known {
-            Some(key) if is_right && key.is_active() => Authentication::Known(Arc::clone(&key.identity)),
-            Some(key) if is_right => Authentication::Ended(Arc::clone(&key.identity)),
-            _ => Authentication::Wrong(shown.id),
+        let is_valid = self.checker.check(presented, row.as_ref().map(|key| &key.verifier)).await?;
+        Ok(match row {
+            Some(key) if is_valid && key.is_active() => Authentication::Authenticated(Arc::clone(&key.identity)),
+            Some(key) if is_valid => Authentication::Inactive(Arc::clone(&key.identity)),
+            _ => Authentication::WrongSecret(presented.id),
         })
     }
 
-    /// The same, if neither Postgres nor argon2 needs to be waited for.
+    /// Authenticates a key if neither a read from Postgres nor an argon2 hash is necessary.
     #[must_use]
-    pub fn identify_at_once(&self, key: &str) -> Option<Authentication> {
-        let Some(shown) = ShownKey::parse(key) else { return Some(Authentication::Refused) };
-        let known = self.row_cache.recall_api_key(shown.id)?;
-        self.judge(shown, Some(&known))
+    pub fn authenticate_cached(&self, key: &str) -> Option<Authentication> {
+        let Some(presented) = ShownKey::parse(key) else { return Some(Authentication::Malformed) };
+        let row = self.row_cache.cached_api_key(presented.id)?;
+        self.check_mac(presented, Some(&row))
     }
 
-    /// What can be said of a key without argon2. The HMAC proves the secret, and argon2 is for those who may come in.
-    fn judge(&self, shown: ShownKey<'_>, known: Option<&KnownKey>) -> Option<Authentication> {
-        let is_right = self.checker.has_right_mac(shown, known.map(|key| &key.verifier));
-        match known {
-            Some(key) if is_right && !key.is_active() => Some(Authentication::Ended(Arc::clone(&key.identity))),
-            Some(key) if is_right && self.checker.remembers(&key.verifier) => {
-                Some(Authentication::Known(Arc::clone(&key.identity)))
+    /// Decides without argon2 where the HMAC is sufficient.
+    ///
+    /// Returns `None` only for an active key with a correct HMAC whose argon2 hash this process has
+    /// not verified. Wrong keys therefore never cost an argon2 hash.
+    fn check_mac(&self, presented: ShownKey<'_>, row: Option<&CachedKey>) -> Option<Authentication> {
+        let is_valid = self.checker.has_right_mac(presented, row.map(|key| &key.verifier));
+        match row {
+            Some(key) if is_valid && !key.is_active() => Some(Authentication::Inactive(Arc::clone(&key.identity))),
+            Some(key) if is_valid && self.checker.remembers(&key.verifier) => {
+                Some(Authentication::Authenticated(Arc::clone(&key.identity)))
             }
-            Some(_) if is_right => None,
-            _ => Some(Authentication::Wrong(shown.id)),
+            Some(_) if is_valid => None,
+            _ => Some(Authentication::WrongSecret(presented.id)),
         }
     }
 }
 
-/// The API keys, for callers. Who may work with them reaches all of them: [`Role::takes_grants`].
+/// Service that manages API keys for API callers.
+///
+/// It checks no grants: only roles without grants may use it ([`Role::takes_grants`]).
 #[derive(Debug, Clone)]
 pub struct ApiKeys {
     pool: PgPool,
@@ -103,13 +110,13 @@ pub struct ApiKeys {
 }
 
 impl ApiKeys {
-    /// Puts the service together.
+    /// Creates the service.
     #[must_use]
     pub fn new(pool: PgPool, row_cache: Arc<RowCache>, checker: Arc<KeyChecker>, audit: TransactionalAudit) -> Self {
         Self { pool, row_cache, checker, audit }
     }
 
-    /// Makes a key; its text is in the answer and nowhere else.
+    /// Creates a key. Its text is returned once and not stored.
     ///
     /// # Errors
     ///
@@ -120,11 +127,12 @@ impl ApiKeys {
         insert(&self.pool, &self.audit, new, key, event).await
     }
 
-    /// Lists keys, revoked and expired ones too, the oldest first: at most `limit` after the one with the id `after`.
+    /// Lists keys, including revoked and expired ones, oldest first: at most `limit` after the key
+    /// with the id `after`.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    /// [`ServiceError::Storage`].
     pub async fn list(&self, _caller: &Identity, after: Option<Uuid>, limit: i64) -> Result<Vec<ApiKey>, ServiceError> {
         list(&self.pool, after, limit).await
     }
@@ -133,27 +141,27 @@ impl ApiKeys {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none with this id.
+    /// [`ServiceError::NotFound`] if no key has the id.
     pub async fn find(&self, _caller: &Identity, id: Uuid) -> Result<ApiKey, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        storage::api_keys::show(&mut conn, id).await?.ok_or_else(|| not_found(id))
+        storage::api_keys::find(&mut conn, id).await?.ok_or_else(|| ServiceError::not_found(KIND, id))
     }
 
-    /// Revokes a key, at once in every replica. To do so again changes nothing.
+    /// Revokes a key in every replica. Idempotent.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none with this id, [`ServiceError::LastAdmin`] if nobody could make
-    /// keys any more.
+    /// - [`ServiceError::NotFound`] if no key has the id.
+    /// - [`ServiceError::LastAdmin`] if no usable admin key would remain.
     pub async fn revoke(&self, caller: &Call, id: Uuid) -> Result<(), ServiceError> {
         let event = NewEvent::of(caller, Action::KeyRevoke, Resource::api_key(id));
         revoke_id(&self.pool, &self.audit, id, event, false).await?;
-        self.row_cache.forget(&Change::ApiKey(id));
+        self.row_cache.invalidate(&Change::ApiKey(id));
         Ok(())
     }
 }
 
-/// Makes a key, for whoever has the database; see [`ApiKeys::create`].
+/// Creates a key from the command line. See [`ApiKeys::create`].
 ///
 /// # Errors
 ///
@@ -178,38 +186,36 @@ async fn insert(
     event: NewEvent,
 ) -> Result<(ApiKey, NewKey), ServiceError> {
     let mut tx = pool.begin().await?;
-    let inserted = match storage::api_keys::insert(&mut tx, key.id, new, &key.verifier).await {
-        Ok(inserted) => inserted,
-        Err(StorageError::NameTaken) => return Err(ServiceError::NameTaken(new.name.to_string())),
-        Err(other) => return Err(other.into()),
-    };
+    let inserted = storage::api_keys::insert(&mut tx, key.id, new, &key.verifier).await;
+    let inserted = inserted.map_err(on_conflict(&new.name))?;
     audit.commit(tx, [event.details(Details::default().name(&new.name).role(new.role))]).await?;
     Ok((inserted, key))
 }
 
-/// Lists keys, for whoever has the database; see [`ApiKeys::list`].
+/// Lists keys from the command line. See [`ApiKeys::list`].
 ///
 /// # Errors
 ///
-/// [`ServiceError::Storage`] if Postgres cannot be asked.
+/// [`ServiceError::Storage`].
 pub async fn list(pool: &PgPool, after: Option<Uuid>, limit: i64) -> Result<Vec<ApiKey>, ServiceError> {
     let mut conn = connection(pool).await?;
     Ok(storage::api_keys::list(&mut conn, after, limit).await?)
 }
 
-/// Revokes the key of this name, for whoever has the database.
+/// Revokes the key with this name from the command line.
 ///
 /// # Errors
 ///
-/// [`ServiceError::NotFound`] if no key that is not revoked has the name, [`ServiceError::LastAdmin`] as for
-/// [`ApiKeys::revoke`].
+/// - [`ServiceError::NotFound`] if no key that is not revoked has the name.
+/// - [`ServiceError::LastAdmin`] if no usable admin key would remain.
 pub async fn revoke(pool: &PgPool, audit: &TransactionalAudit, actor: &Actor, name: &Name) -> Result<(), ServiceError> {
     let id = find_id(pool, name).await?;
     let event = NewEvent::by(actor, Action::KeyRevoke, Resource::api_key(id));
     revoke_id(pool, audit, id, event, false).await
 }
 
-/// As [`revoke`], and the last admin's key too: whoever has the database can make another.
+/// Like [`revoke`], but also revokes the last admin key. With access to the database, a new one can
+/// be created.
 ///
 /// # Errors
 ///
@@ -228,7 +234,7 @@ pub async fn revoke_even_last_admin(
 async fn find_id(pool: &PgPool, name: &Name) -> Result<Uuid, ServiceError> {
     let mut conn = connection(pool).await?;
     let found = storage::api_keys::find_id(&mut conn, name.as_str()).await?;
-    found.ok_or_else(|| ServiceError::NotFound { kind: "API key", name: name.to_string() })
+    found.ok_or_else(|| ServiceError::not_found(KIND, name))
 }
 
 async fn revoke_id(
@@ -239,10 +245,10 @@ async fn revoke_id(
     even_last_admin: bool,
 ) -> Result<(), ServiceError> {
     let mut tx = pool.begin().await?;
-    let key = storage::api_keys::show(&mut tx, id).await?.ok_or_else(|| not_found(id))?;
+    let key = storage::api_keys::find(&mut tx, id).await?.ok_or_else(|| ServiceError::not_found(KIND, id))?;
     if key.role == Role::Admin && !even_last_admin {
         let admins = storage::api_keys::lock_admins(&mut tx).await?;
-        refuse_last_admin(&admins, id)?;
+        require_remaining_admin(&admins, id)?;
     }
     if storage::api_keys::revoke(&mut tx, id).await? {
         let name = Name::parse(&key.name).ok();
@@ -252,18 +258,15 @@ async fn revoke_id(
     Ok(tx.commit().await?)
 }
 
-/// Of the keys that open the door today, one must be left; and where one never expires, one such must be left, for
-/// otherwise the door would close by itself some day.
-fn refuse_last_admin(admins: &[AdminKey], id: Uuid) -> Result<(), ServiceError> {
+/// Requires that an active admin key remains after the revocation of `id`. If `id` never expires, a
+/// remaining key must never expire either: otherwise administrators would be locked out when the
+/// last one expires.
+fn require_remaining_admin(admins: &[AdminKey], id: Uuid) -> Result<(), ServiceError> {
     let Some(key) = admins.iter().find(|admin| admin.id == id) else { return Ok(()) };
     if admins.iter().any(|other| other.id != id && (key.expires || !other.expires)) {
         return Ok(());
     }
     Err(ServiceError::LastAdmin)
-}
-
-fn not_found(id: Uuid) -> ServiceError {
-    ServiceError::NotFound { kind: "API key", name: id.to_string() }
 }
 
 #[cfg(test)]
@@ -279,10 +282,10 @@ mod tests {
     #[case(&[true, true], false)]
     #[case(&[true, false], false)]
     #[case(&[false, false, true], false)]
-    fn one_admin_is_always_left(#[case] expire: &[bool], #[case] refused: bool) {
+    fn revocation_keeps_one_usable_admin_key(#[case] expire: &[bool], #[case] refused: bool) {
         let admins: Vec<AdminKey> =
             expire.iter().map(|expires| AdminKey { id: Uuid::now_v7(), expires: *expires }).collect();
-        assert_eq!(refuse_last_admin(&admins, admins[0].id).is_err(), refused);
-        assert!(refuse_last_admin(&admins, Uuid::now_v7()).is_ok());
+        assert_eq!(require_remaining_admin(&admins, admins[0].id).is_err(), refused);
+        assert!(require_remaining_admin(&admins, Uuid::now_v7()).is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! Clusters: register, look up, change, remove, check, and the client for one.
+//! Clusters: register, find, list, change, remove and check; and their API clients.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -23,41 +23,44 @@ use crate::{
     service::{
         ExpectedVersion, ServiceError,
         audit::TransactionalAudit,
-        check_version, connection, pull_secrets,
+        check_version, connection, on_conflict, pull_secrets, require_visible,
         rights::{self, Needed},
     },
-    storage::{self, PageRequest, StorageError, clusters::StoredCluster, sealed::SealedColumn},
+    storage::{self, PageRequest, clusters::StoredCluster, sealed::SealedColumn},
 };
 
-/// How many clusters' clients are kept between calls.
-const CLIENTS_KEPT: usize = 256;
-/// The most namespaces that a check looks at beside those that are declared.
+const KIND: &str = "cluster";
+/// Maximum number of cached clients.
+const CACHED_CLIENTS_MAX: usize = 256;
+/// Maximum number of namespaces with leftover Secrets that a check covers, in addition to the
+/// declared ones.
 const LEFTOVERS_MAX: usize = 10_000;
-/// The most pull secrets that a check lists, and the most rights of each.
+/// Maximum number of pull secrets in a check.
 const LACKING_MAX: usize = 100;
+/// Maximum number of missing rights per pull secret in a check.
 const MISSING_MAX: usize = 50;
 
-/// What a caller says about a connection; `None` where he says nothing.
+/// Connection fields of a request. `None` for an omitted field.
 #[derive(Debug, Default)]
 pub struct ConnectionInput {
     /// URL of the API server.
     pub server: Option<String>,
-    /// PEM of its CA; `Some(None)` takes it away.
+    /// PEM of the CA of the API server's certificate; `Some(None)` removes it.
     pub ca_certificate: Option<Option<String>>,
-    /// Name that its certificate bears; `Some(None)` takes it away.
+    /// Name in the API server's certificate, if not the host; `Some(None)` removes it.
     pub tls_server_name: Option<Option<String>>,
-    /// How to authenticate.
+    /// Authentication to the API server.
     pub auth: Option<ClusterAuth>,
-    /// `http://` is wanted.
+    /// Whether an `http://` URL is allowed.
     pub allow_plain_http: Option<bool>,
-    /// A kubeconfig in place of server, CA and authentication.
+    /// Kubeconfig that provides server, CA and authentication.
     pub kubeconfig: Option<SecretString>,
-    /// Which context of it, if not its current one.
+    /// Context of the kubeconfig, if not its current one.
     pub context: Option<String>,
 }
 
 impl ConnectionInput {
-    /// Whether the caller said anything.
+    /// Whether every field is omitted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.server.is_none()
@@ -69,9 +72,9 @@ impl ConnectionInput {
             && self.context.is_none()
     }
 
-    /// The fields that it says something of.
+    /// JSON names of the fields that are set.
     fn fields(&self) -> Vec<&'static str> {
-        let said = [
+        let fields = [
             ("server", self.server.is_some()),
             ("caCertificate", self.ca_certificate.is_some()),
             ("tlsServerName", self.tls_server_name.is_some()),
@@ -79,25 +82,25 @@ impl ConnectionInput {
             ("allowPlainHttp", self.allow_plain_http.is_some()),
             ("kubeconfig", self.kubeconfig.is_some()),
         ];
-        said.into_iter().filter(|(_, is_said)| *is_said).map(|(field, _)| field).collect()
+        fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
     }
 
-    /// Makes a connection of what was said alone.
+    /// Builds the connection of a new cluster.
     ///
     /// # Errors
     ///
-    /// Every field that is missing, refused, or said twice.
+    /// Every missing, invalid or duplicate field.
     pub fn into_connection(self) -> Result<ClusterConnection, Vec<FieldError>> {
         let allow_plain_http = self.allow_plain_http.unwrap_or_default();
         if let Some(text) = &self.kubeconfig {
-            self.refuse_beside_kubeconfig()?;
+            self.reject_duplicates_of_kubeconfig()?;
             return kubeconfig::parse(text, self.context.as_deref(), allow_plain_http);
         }
         if self.context.is_some() {
-            return Err(vec![FieldError::new("context", "goes with `kubeconfig`, which is missing")]);
+            return Err(vec![FieldError::new("context", "requires `kubeconfig`")]);
         }
         let Some(auth) = self.auth else {
-            return Err(vec![FieldError::new("auth", "is missing: give `auth` and `server`, or a `kubeconfig`")]);
+            return Err(vec![FieldError::new("auth", "is required: provide `auth` and `server`, or a `kubeconfig`")]);
         };
         ClusterConnection::new(
             self.server.as_deref(),
@@ -108,7 +111,7 @@ impl ConnectionInput {
         )
     }
 
-    /// Puts what was said over a connection that is there.
+    /// Merges the fields into a stored connection. `open` opens its credential.
     fn merge_into(
         self,
         stored: &StoredCluster,
@@ -122,33 +125,33 @@ impl ConnectionInput {
             None => open()?,
         };
         let in_cluster = auth.auth_type() == AuthType::InCluster;
-        let kept = |value: &Option<String>| if in_cluster { None } else { value.clone() };
+        let stored_value = |value: &Option<String>| if in_cluster { None } else { value.clone() };
         Ok(ClusterConnection::new(
-            self.server.or_else(|| kept(&stored.server)).as_deref(),
-            self.ca_certificate.unwrap_or_else(|| kept(&stored.ca_certificate)).as_deref(),
-            self.tls_server_name.unwrap_or_else(|| kept(&stored.tls_server_name)).as_deref(),
+            self.server.or_else(|| stored_value(&stored.server)).as_deref(),
+            self.ca_certificate.unwrap_or_else(|| stored_value(&stored.ca_certificate)).as_deref(),
+            self.tls_server_name.unwrap_or_else(|| stored_value(&stored.tls_server_name)).as_deref(),
             auth,
             self.allow_plain_http.unwrap_or(stored.allow_plain_http),
         )?)
     }
 
-    fn refuse_beside_kubeconfig(&self) -> Result<(), Vec<FieldError>> {
+    fn reject_duplicates_of_kubeconfig(&self) -> Result<(), Vec<FieldError>> {
         let given = [
             ("server", self.server.is_some()),
             ("caCertificate", self.ca_certificate.is_some()),
             ("tlsServerName", self.tls_server_name.is_some()),
             ("auth", self.auth.is_some()),
         ];
-        let twice: Vec<FieldError> = given
+        let duplicates: Vec<FieldError> = given
             .into_iter()
             .filter(|(_, is_given)| *is_given)
-            .map(|(field, _)| FieldError::new(field, "must not stand beside `kubeconfig`, which says it already"))
+            .map(|(field, _)| FieldError::new(field, "must be omitted: `kubeconfig` already provides it"))
             .collect();
-        if twice.is_empty() { Ok(()) } else { Err(twice) }
+        if duplicates.is_empty() { Ok(()) } else { Err(duplicates) }
     }
 }
 
-/// The clusters.
+/// Service for clusters.
 #[derive(Clone)]
 pub struct Clusters {
     pool: PgPool,
@@ -159,18 +162,20 @@ pub struct Clusters {
 }
 
 impl Clusters {
-    /// Puts the service together.
+    /// Creates the service.
     #[must_use]
     pub fn new(pool: PgPool, sealer: Arc<Sealer>, config: ClusterClientConfig, audit: TransactionalAudit) -> Self {
-        Self { pool, sealer, clients: Arc::new(ClusterClients::new(CLIENTS_KEPT)), config, audit }
+        Self { pool, sealer, clients: Arc::new(ClusterClients::new(CACHED_CLIENTS_MAX)), config, audit }
     }
 
-    /// Registers a cluster; its credential is sealed before it is stored. Nothing is sent to it.
+    /// Registers a cluster. Its credential is sealed before it is stored. The cluster is not
+    /// contacted.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NameTaken`] if the name is in use, [`ServiceError::NotGranted`] if it is not granted to the
-    /// caller, whether it is in use or not, or if it would be regcred's own cluster and not all clusters are granted to him.
+    /// - [`ServiceError::NotGranted`] if the grants do not include the name, whether or not it is
+    ///   in use; or for `inCluster` without a grant of all clusters.
+    /// - [`ServiceError::NameTaken`] if the name is in use.
     pub async fn register(
         &self,
         caller: &Call,
@@ -180,15 +185,12 @@ impl Clusters {
         if !caller.grants.include_cluster(name.as_str()) {
             return Err(not_granted(name, ""));
         }
-        refuse_own_cluster(caller, name, &connection.auth)?;
+        require_all_clusters_for_own(caller, name, &connection.auth)?;
         let id = Uuid::now_v7();
         let credential = self.seal(id, connection)?;
         let mut tx = self.pool.begin().await?;
         let inserted = storage::clusters::insert(&mut tx, id, name, connection, credential.as_ref()).await;
-        let cluster = inserted.map_err(|error| match error {
-            StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
-            other => other.into(),
-        })?;
+        let cluster = inserted.map_err(on_conflict(name))?;
         let event = NewEvent::of(caller, Action::ClusterCreate, Resource::cluster(name));
         self.audit.commit(tx, [event.details(Details::default().version(cluster.version))]).await?;
         Ok(cluster)
@@ -198,33 +200,34 @@ impl Clusters {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name.
+    /// [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
     pub async fn find(&self, caller: &Identity, name: &Name) -> Result<StoredCluster, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        granted(caller, name, storage::clusters::find(&mut conn, name).await?)
+        visible(caller, name, storage::clusters::find(&mut conn, name).await?)
     }
 
-    /// Lists granted clusters by name.
+    /// Lists the granted clusters by name.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    /// [`ServiceError::Storage`].
     pub async fn list(&self, caller: &Identity, page: &PageRequest) -> Result<Vec<StoredCluster>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
         Ok(storage::clusters::list(&mut conn, &caller.grants, page).await?)
     }
 
-    /// Changes a cluster's connection: what the caller does not say stays, and the whole is checked anew.
-    ///
-    /// A new server needs the credential said again: otherwise whoever may change a cluster could have a
-    /// credential that he cannot see sent to a server of his own.
+    /// Changes a cluster's connection. Omitted fields keep their values; the merged connection is
+    /// validated.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
-    /// expected version, [`ServiceError::Invalid`] if the changed connection breaks a rule, [`ServiceError::Trusted`] if it
-    /// would be somebody else then who says whose tokens are good, [`ServiceError::NotGranted`] as for
-    /// [`register`](Self::register).
+    /// - [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
+    /// - [`ServiceError::Stale`] if the cluster is not at the expected version.
+    /// - [`ServiceError::Invalid`] if the merged connection is not valid, or the change would send
+    ///   the stored credential to another server.
+    /// - [`ServiceError::Trusted`] if another server would review tokens, and the caller cannot
+    ///   write identity providers.
+    /// - [`ServiceError::NotGranted`] for `inCluster` without a grant of all clusters.
     pub async fn change(
         &self,
         caller: &Call,
@@ -233,19 +236,19 @@ impl Clusters {
         expected: ExpectedVersion,
     ) -> Result<StoredCluster, ServiceError> {
         let mut tx = self.pool.begin().await?;
-        let stored = granted(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
+        let stored = visible(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
         check_version(expected, stored.version)?;
-        refuse_redirection(&stored, &input)?;
+        require_auth_for_new_server(&stored, &input)?;
         let fields = input.fields();
         let changed = input.merge_into(&stored, || self.open(&stored))?;
-        if is_led_elsewhere(&stored, &changed) && !caller.may(Permission::WriteIdentityProviders) {
-            let by = providers_of(&mut tx, &stored).await?;
+        if changes_server(&stored, &changed) && !caller.may(Permission::WriteIdentityProviders) {
+            let by = reviewed_providers(&mut tx, &stored).await?;
             if !by.is_empty() {
                 return Err(ServiceError::Trusted { name: stored.name, by });
             }
         }
         if stored.auth_type != AuthType::InCluster {
-            refuse_own_cluster(caller, name, &changed.auth)?;
+            require_all_clusters_for_own(caller, name, &changed.auth)?;
         }
         let credential = self.seal(stored.id, &changed)?;
         let updated = storage::clusters::update(&mut tx, stored.id, &changed, credential.as_ref()).await?;
@@ -253,15 +256,19 @@ impl Clusters {
         let event = NewEvent::of(caller, Action::ClusterUpdate, Resource::cluster(name)).details(details);
         self.audit.commit(tx, [event]).await?;
         self.clients.remove(stored.id);
-        if let Err(error) = self.look_again(stored.id).await {
-            tracing::warn!(cluster = %name, %error, "the Secrets of a cluster that was changed are looked at when they are due");
+        if let Err(error) = self.mark_targets_due(stored.id).await {
+            // They also become due on their own schedule, only later.
+            tracing::warn!(cluster = %name, %error, "targets of changed cluster not marked due");
         }
         Ok(updated)
     }
 
-    /// Has everything looked at that is to be in a cluster. Not in the transaction of a change: who makes targets there waits for that
-    /// one's lock on the cluster, and this waits for targets.
-    async fn look_again(&self, cluster: Uuid) -> Result<(), ServiceError> {
+    /// Makes all targets in a cluster due.
+    ///
+    /// Runs after the change is committed: a transaction that creates targets waits for the lock on
+    /// the cluster, and this update waits for locks on targets, so one transaction for both could
+    /// deadlock.
+    async fn mark_targets_due(&self, cluster: Uuid) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
         storage::targets::mark_cluster_due(&mut tx, cluster).await?;
         storage::pull_secrets::notify(&mut tx).await?;
@@ -269,23 +276,24 @@ impl Clusters {
         Ok(())
     }
 
-    /// Removes a cluster and its credential. Secrets in it stay.
+    /// Removes a cluster and its credential. Secrets in the cluster are kept.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the
-    /// expected version, [`ServiceError::InUse`] if a pull secret goes there, or an identity provider has its tokens reviewed
-    /// there.
+    /// - [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
+    /// - [`ServiceError::Stale`] if the cluster is not at the expected version.
+    /// - [`ServiceError::InUse`] if a pull secret targets the cluster, or the cluster reviews the
+    ///   tokens of an identity provider.
     pub async fn remove(&self, caller: &Call, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
-        let stored = granted(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
+        let stored = visible(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
         check_version(expected, stored.version)?;
         let users = storage::pull_secrets::using_cluster(&mut tx, stored.id).await?;
-        pull_secrets::refuse_used(&mut tx, caller, "cluster", name, users).await?;
-        // Who would use it waits for the lock on it, and finds it gone.
-        let by = providers_of(&mut tx, &stored).await?;
+        pull_secrets::refuse_used(&mut tx, caller, KIND, name, users).await?;
+        // The row lock keeps new users of the cluster waiting until this transaction ends.
+        let by = reviewed_providers(&mut tx, &stored).await?;
         if !by.is_empty() {
-            return Err(ServiceError::InUse { kind: "cluster", name: stored.name, by, hidden: 0 });
+            return Err(ServiceError::InUse { kind: KIND, name: stored.name, by, hidden: 0 });
         }
         storage::clusters::delete(&mut tx, stored.id).await?;
         let details = Details::default().version(stored.version);
@@ -295,12 +303,13 @@ impl Clusters {
         Ok(())
     }
 
-    /// Looks whether a cluster answers, which version it is, what regcred may do there, and which pull secrets need more.
+    /// Checks a cluster: connection, version, regcred's rights, and the pull secrets that lack
+    /// rights. An unreachable cluster is a result, not an error.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name, [`ClusterError::NamespaceNotFound`] for a namespace
-    /// that is not granted. A cluster that does not answer is no error but what was found.
+    /// - [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
+    /// - [`ClusterError::NamespaceNotFound`] for a namespace that is not granted.
     pub async fn check(&self, caller: &Identity, name: &Name, namespaces: &[&str]) -> Result<Check, ServiceError> {
         let is_granted = namespaces.iter().all(|namespace| caller.grants.include_namespace(namespace));
         let stored = self.find(caller, name).await?;
@@ -317,7 +326,7 @@ impl Clusters {
         Ok(check)
     }
 
-    /// Adds to a check which rights are missing for which of the pull secrets that the caller may see.
+    /// Adds the missing rights of the pull secrets that the caller can see.
     async fn add_missing_rights(
         &self,
         caller: &Identity,
@@ -326,9 +335,9 @@ impl Clusters {
         check: &mut Check,
     ) -> Result<(), ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        let (needed, is_all) = rights::needed_by_visible(&mut conn, caller, cluster, LEFTOVERS_MAX).await?;
+        let (needed, is_complete) = rights::needed_by_visible(&mut conn, caller, cluster, LEFTOVERS_MAX).await?;
         drop(conn);
-        let needs: Vec<&Needs> = needed.iter().map(|one| &one.needs).collect();
+        let needs: Vec<&Needs> = needed.iter().map(|needed| &needed.needs).collect();
         let reviewed = match client.review_needs(&needs).await {
             Ok(reviewed) => reviewed,
             Err(error) => {
@@ -336,65 +345,67 @@ impl Clusters {
                 return Ok(());
             }
         };
-        let mut is_cut = !is_all;
+        let mut is_truncated = !is_complete;
         let mut lacking = Vec::new();
         for Needed { name, needs } in needed {
-            let (mut missing, is_all) = reviewed.missing(&needs);
-            is_cut |= !is_all || missing.len() > MISSING_MAX;
+            let (mut missing, is_complete) = reviewed.missing(&needs);
+            is_truncated |= !is_complete || missing.len() > MISSING_MAX;
             missing.truncate(MISSING_MAX);
             if !missing.is_empty() {
                 lacking.push(LackingPullSecret { name: name.to_string(), missing });
             }
         }
-        is_cut |= lacking.len() > LACKING_MAX;
+        is_truncated |= lacking.len() > LACKING_MAX;
         lacking.truncate(LACKING_MAX);
         check.pull_secrets = Some(lacking);
-        check.pull_secrets_cut = Some(is_cut);
+        check.pull_secrets_cut = Some(is_truncated);
         Ok(())
     }
 
-    /// The client for a cluster, with its connections kept between calls.
+    /// Returns the client of a cluster. Clients and their connections are cached.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Open`] if its credential does
-    /// not open, [`ServiceError::Cluster`] if its connection cannot be used here.
+    /// - [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
+    /// - [`ServiceError::Open`] if the credential does not open.
+    /// - [`ServiceError::Cluster`] if the connection cannot be used by this process.
     pub async fn client(&self, caller: &Identity, name: &Name) -> Result<ClusterClient, ServiceError> {
         let stored = self.find(caller, name).await?;
         self.client_for(&stored).await
     }
 
-    /// The client for a cluster that tokens may be shown to, on nobody's behalf: whose they are is what is to be found out.
+    /// Returns the client for a `TokenReview`. No caller is known yet, so grants are not checked.
     ///
     /// # Errors
     ///
-    /// As [`client`](Self::client); and [`ServiceError::Cluster`] if a token would go over the network in the clear.
-    pub async fn reviewer(&self, id: Uuid) -> Result<ClusterClient, ServiceError> {
-        let stored = {
-            let mut conn = connection(&self.pool).await?;
-            storage::clusters::find_by_id(&mut conn, id).await?
-        };
-        let stored = stored.ok_or_else(|| ServiceError::NotFound { kind: "cluster", name: id.to_string() })?;
+    /// As [`client`](Self::client), and [`ServiceError::Cluster`] if the token would cross the
+    /// network unencrypted.
+    pub async fn token_review_client(&self, id: Uuid) -> Result<ClusterClient, ServiceError> {
+        let stored = self.find_by_id(id).await?;
         let url = stored.server.as_deref().map(ServerUrl::parse).transpose();
         if !url.is_ok_and(|url| url.is_none_or(|url| url.is_https() || url.is_loopback())) {
-            let detail = "a token is never shown to a cluster over http://, where anybody on the way could read it";
+            let detail = "tokens are not sent to a cluster over http://, where they could be read: use an https:// URL";
             return Err(ClusterError::Misconfigured { detail: detail.to_owned() }.into());
         }
         self.client_for(&stored).await
     }
 
-    /// The client for the cluster of this id, and its name, for whoever works on what a caller was allowed to declare before.
+    /// Returns the name and the client of a cluster, for background work. Grants were checked when
+    /// a caller declared the work.
     ///
     /// # Errors
     ///
     /// As [`client`](Self::client).
-    pub(super) async fn client_of(&self, id: Uuid) -> Result<(String, ClusterClient), ServiceError> {
-        let mut conn = connection(&self.pool).await?;
-        let found = storage::clusters::find_by_id(&mut conn, id).await?;
-        drop(conn);
-        let stored = found.ok_or_else(|| ServiceError::NotFound { kind: "cluster", name: id.to_string() })?;
+    pub(super) async fn client_by_id(&self, id: Uuid) -> Result<(String, ClusterClient), ServiceError> {
+        let stored = self.find_by_id(id).await?;
         let client = self.client_for(&stored).await?;
         Ok((stored.name, client))
+    }
+
+    async fn find_by_id(&self, id: Uuid) -> Result<StoredCluster, ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        let found = storage::clusters::find_by_id(&mut conn, id).await?;
+        found.ok_or_else(|| ServiceError::not_found(KIND, id))
     }
 
     async fn client_for(&self, stored: &StoredCluster) -> Result<ClusterClient, ServiceError> {
@@ -405,16 +416,17 @@ impl Clusters {
             let client = ClusterClient::connect_at(&stored_connection, pinned, &self.config)?;
             Ok::<_, ServiceError>(client.named(&stored.name))
         };
-        let kept = self.clients.get_or_connect(stored.id, stored.version, connect)?;
-        if kept.is_at(&addresses) {
-            return Ok(kept);
+        let cached = self.clients.get_or_connect(stored.id, stored.version, connect)?;
+        if cached.is_at(&addresses) {
+            return Ok(cached);
         }
-        // The name means something else now, and the guard admits that too.
+        // The host name resolves to other addresses now, which the guard has admitted.
         self.clients.remove(stored.id);
         self.clients.get_or_connect(stored.id, stored.version, connect)
     }
 
-    /// Where a cluster that has a name may be called. Where regcred's own pod is, nobody named.
+    /// Resolves the API server and checks its addresses. Empty for `inCluster`, whose address no
+    /// caller chooses.
     async fn admit(&self, stored: &StoredCluster) -> Result<Vec<IpAddr>, ServiceError> {
         match (&self.config.guard, &stored.server) {
             (Some(guard), Some(server)) => Ok(admit(guard, server).await?),
@@ -430,11 +442,11 @@ impl Clusters {
             self.open(stored)?,
             stored.allow_plain_http,
         )
-        // Stored connections were checked when they came in; rules may have become stricter since.
+        // The connection was valid when it was stored, but validation may be stricter in this
+        // version.
         .map_err(|errors| {
-            let detail = errors.iter().map(|e| format!("{} {}", e.field, e.detail)).collect::<Vec<_>>().join("; ");
-            ClusterError::Misconfigured { detail: format!("the stored connection is not valid any more: {detail}") }
-                .into()
+            let detail = format!("the stored connection is no longer valid: {}", Invalid::from(errors));
+            ClusterError::Misconfigured { detail }.into()
         })
     }
 
@@ -451,61 +463,58 @@ impl Clusters {
     }
 }
 
-/// Paths of the identity providers that believe a cluster.
-async fn providers_of(conn: &mut PgConnection, stored: &StoredCluster) -> Result<Vec<String>, ServiceError> {
+/// Returns the paths of the identity providers whose tokens the cluster reviews.
+async fn reviewed_providers(conn: &mut PgConnection, stored: &StoredCluster) -> Result<Vec<String>, ServiceError> {
     let names = storage::identity_providers::names_by_cluster(conn, stored.id).await?;
     Ok(names.into_iter().map(|name| format!("identity-providers/{name}")).collect())
 }
 
 fn not_granted(name: &Name, as_it_is: &'static str) -> ServiceError {
-    ServiceError::NotGranted { kind: "cluster", name: name.to_string(), as_it_is }
+    ServiceError::NotGranted { kind: KIND, name: name.to_string(), as_it_is }
 }
 
-/// Refuses to show regcred's own `ServiceAccount` on the word of somebody to whom a few names are granted: what it may do has
-/// nothing to do with these.
-fn refuse_own_cluster(caller: &Identity, name: &Name, auth: &ClusterAuth) -> Result<(), ServiceError> {
+/// Requires a grant of all clusters for `inCluster`: the rights of regcred's own `ServiceAccount`
+/// are not limited to the names that a caller is granted.
+fn require_all_clusters_for_own(caller: &Identity, name: &Name, auth: &ClusterAuth) -> Result<(), ServiceError> {
     if auth.auth_type() == AuthType::InCluster && !caller.grants.include_all_clusters() {
         return Err(not_granted(name, " with `inCluster`, which needs a grant of all clusters"));
     }
     Ok(())
 }
 
-/// Whether somebody else could answer in place of the cluster then. With another credential it is the same one that answers.
-fn is_led_elsewhere(stored: &StoredCluster, changed: &ClusterConnection) -> bool {
+/// Whether another server could answer after the change. A new credential alone does not change the
+/// server.
+fn changes_server(stored: &StoredCluster, changed: &ClusterConnection) -> bool {
     stored.server.as_deref() != changed.server.as_ref().map(ServerUrl::as_str)
         || stored.ca_certificate.as_deref() != changed.ca_certificate.as_ref().map(CaCertificate::as_pem)
         || stored.tls_server_name != changed.tls_server_name
 }
 
-fn not_found(name: &Name) -> ServiceError {
-    ServiceError::NotFound { kind: "cluster", name: name.to_string() }
+fn visible(caller: &Identity, name: &Name, found: Option<StoredCluster>) -> Result<StoredCluster, ServiceError> {
+    require_visible(KIND, name, found, |cluster| caller.grants.include_cluster(&cluster.name))
 }
 
-/// The cluster, if it is there for this caller.
-fn granted(caller: &Identity, name: &Name, found: Option<StoredCluster>) -> Result<StoredCluster, ServiceError> {
-    let cluster = found.ok_or_else(|| not_found(name))?;
-    if caller.grants.include_cluster(&cluster.name) {
-        Ok(cluster)
-    } else {
-        Err(ServiceError::Hidden { kind: "cluster", name: name.to_string() })
-    }
-}
-
-/// Refuses to send a stored credential to another server, or past another trust anchor, than it was given for.
-fn refuse_redirection(stored: &StoredCluster, input: &ConnectionInput) -> Result<(), ServiceError> {
+/// Rejects a change that would send the stored credential to another server, or trust another CA
+/// with it.
+///
+/// Otherwise a caller that can change a cluster, but not read its credential, could receive it at a
+/// server of its own.
+fn require_auth_for_new_server(stored: &StoredCluster, input: &ConnectionInput) -> Result<(), ServiceError> {
     let keeps_credential = stored.credential.is_some() && input.auth.is_none() && input.kubeconfig.is_none();
     if !keeps_credential {
         return Ok(());
     }
-    let moved = [
+    let changes = [
         ("server", input.server.is_some() && input.server != stored.server),
         ("caCertificate", input.ca_certificate.as_ref().is_some_and(|ca| *ca != stored.ca_certificate)),
         ("tlsServerName", input.tls_server_name.as_ref().is_some_and(|name| *name != stored.tls_server_name)),
     ];
-    match moved.into_iter().find(|(_, is_moved)| *is_moved) {
+    match changes.into_iter().find(|(_, is_changed)| *is_changed) {
         Some((field, _)) => Err(ServiceError::field(
             field,
-            Invalid::new("cannot be changed without `auth`: the stored credential is not sent anywhere else"),
+            Invalid::new(
+                "requires `auth` in the same request: the stored credential is only sent to the server that it was set for",
+            ),
         )),
         None => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! Docker configs: accounts looked up, opened and rendered for a reader; and which entry a reader would use.
+//! Docker configs: render accounts for a profile, and explain which entry matches an image.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -21,37 +21,37 @@ use crate::{
     storage::{self, accounts::SealedCredential, sealed::SealedColumn},
 };
 
-/// The most accounts in one docker config.
+/// Maximum number of accounts in one docker config.
 const ACCOUNTS_MAX: usize = 1_000;
 
-/// Which accounts go into a docker config.
+/// Accounts of a docker config.
 #[derive(Debug)]
 pub enum AccountChoice {
-    /// These.
+    /// Accounts with these names, in this order.
     Names(Vec<String>),
-    /// All that have such labels.
+    /// Accounts that the selector matches, by name.
     Selector(LabelSelector),
 }
 
-/// Where accounts are looked for.
+/// Source of account rows.
 #[derive(Debug, Clone, Copy)]
-enum Reading {
-    /// In memory first.
-    Remembered,
-    /// In Postgres alone.
-    Stored,
+enum ReadMode {
+    /// Row cache, then Postgres.
+    Cached,
+    /// Postgres only.
+    Fresh,
 }
 
-/// What an explanation is about.
+/// Subject of an explanation.
 #[derive(Debug)]
 pub enum Subject {
     /// Stored accounts.
     Accounts(AccountChoice),
-    /// A docker config that somebody else made, in any form.
+    /// Docker config from the request, in any supported form.
     Config(SecretString),
 }
 
-/// Renders docker configs.
+/// Service that renders docker configs.
 #[derive(Debug, Clone)]
 pub struct DockerConfigs {
     pool: PgPool,
@@ -60,27 +60,27 @@ pub struct DockerConfigs {
     audit_writer: AuditWriter,
 }
 
-/// A rendered docker config, and the accounts that are in it.
+/// Rendered docker config with its accounts.
 #[derive(Debug)]
 pub struct Assembled {
     /// The docker config.
     pub rendered: RenderedConfig,
-    /// Its accounts, in their order.
+    /// Accounts in the docker config, in order.
     pub accounts: Vec<Resource>,
 }
 
 impl DockerConfigs {
-    /// Puts the service together.
+    /// Creates the service.
     #[must_use]
     pub fn new(pool: PgPool, row_cache: Arc<RowCache>, sealer: Arc<Sealer>, audit_writer: AuditWriter) -> Self {
         Self { pool, row_cache, sealer, audit_writer }
     }
 
-    /// Renders accounts for a reader, and hands the passwords out only after that was recorded for good.
+    /// Renders accounts for a profile. The passwords are returned after the audit event is durable.
     ///
     /// # Errors
     ///
-    /// As [`assemble`](Self::assemble); and [`ServiceError::Audit`] if it cannot be recorded.
+    /// As [`assemble`](Self::assemble), and [`ServiceError::Audit`] if the event cannot be stored.
     pub async fn reveal(
         &self,
         caller: &Call,
@@ -94,7 +94,8 @@ impl DockerConfigs {
             self.audit_writer.note_damage(event.details(details.clone())).await;
         }
         let Assembled { rendered, accounts } = assembled?;
-        // Of one account it is the account that people look for; of several, the document.
+        // The event of a single account is about that account, so that a search by resource finds
+        // it.
         let (resource, related) = match <[Resource; 1]>::try_from(accounts) {
             Ok([account]) => (account, Vec::new()),
             Err(accounts) => (Resource::docker_configs(), accounts),
@@ -104,23 +105,25 @@ impl DockerConfigs {
         Ok(rendered)
     }
 
-    /// Renders accounts for a reader. It is all or nothing: a document that lacks an account is never made.
+    /// Renders all chosen accounts for a profile, or fails.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Invalid`] names every account that is unknown or named twice; [`ServiceError::Render`]
-    /// if the reader cannot be told what these accounts mean; [`ServiceError::Open`] if a password does not open.
+    /// - [`ServiceError::UnknownAccounts`] lists the accounts that do not exist or are not granted.
+    /// - [`ServiceError::Invalid`] if an account is listed twice or the selector matches none.
+    /// - [`ServiceError::Render`] if the profile cannot express the combination of accounts.
+    /// - [`ServiceError::Open`] if a password does not open.
     pub async fn assemble(
         &self,
         caller: &Identity,
         profile: Profile,
         choice: &AccountChoice,
     ) -> Result<Assembled, ServiceError> {
-        self.render_chosen(profile, &self.choose(&caller.grants, choice, Reading::Remembered).await?)
+        self.render_chosen(profile, &self.choose(&caller.grants, choice, ReadMode::Cached).await?)
     }
 
-    /// Renders all of these accounts as they are stored at this moment, for whoever works on what a caller was allowed to
-    /// declare before: what is remembered may be older than the generation that he works on.
+    /// Renders accounts as stored, for background work. A cached row could be older than the
+    /// generation that is being reconciled. Grants were checked when a caller declared the work.
     ///
     /// # Errors
     ///
@@ -130,14 +133,14 @@ impl DockerConfigs {
         profile: Profile,
         choice: &AccountChoice,
     ) -> Result<RenderedConfig, ServiceError> {
-        let sealed = self.choose(&Grants::everything(), choice, Reading::Stored).await?;
+        let sealed = self.choose(&Grants::everything(), choice, ReadMode::Fresh).await?;
         Ok(self.render_chosen(profile, &sealed)?.rendered)
     }
 
     fn render_chosen(&self, profile: Profile, sealed: &[Arc<SealedCredential>]) -> Result<Assembled, ServiceError> {
         let opened = sealed
             .iter()
-            .map(|one| self.sealer.open(SealedColumn::AccountPassword.slot(one.id), &one.password))
+            .map(|account| self.sealer.open(SealedColumn::AccountPassword.slot(account.id), &account.password))
             .collect::<Result<Vec<SecretString>, _>>()?;
         let credentials: Vec<Credential<'_>> = sealed
             .iter()
@@ -155,11 +158,12 @@ impl DockerConfigs {
         Ok(Assembled { rendered: render(profile, &credentials)?, accounts })
     }
 
-    /// Says which entry each reader would use for an image. No password is opened.
+    /// Explains which entry each container runtime would use for an image. Passwords stay sealed.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Invalid`] names every account that is unknown or named twice, and says why a config cannot be read.
+    /// - [`ServiceError::UnknownAccounts`] lists the accounts that do not exist or are not granted.
+    /// - [`ServiceError::Invalid`] if an account is listed twice, or the config does not parse.
     pub async fn explain(
         &self,
         caller: &Identity,
@@ -168,29 +172,31 @@ impl DockerConfigs {
     ) -> Result<Explanation, ServiceError> {
         match subject {
             Subject::Accounts(choice) => {
-                let sealed = self.choose(&caller.grants, &choice, Reading::Remembered).await?;
-                let accounts: Vec<ScopedAccount<'_>> =
-                    sealed.iter().map(|one| ScopedAccount { name: &one.name, scope: &one.registry }).collect();
+                let sealed = self.choose(&caller.grants, &choice, ReadMode::Cached).await?;
+                let accounts: Vec<ScopedAccount<'_>> = sealed
+                    .iter()
+                    .map(|account| ScopedAccount { name: &account.name, scope: &account.registry })
+                    .collect();
                 Ok(explain_accounts(&accounts, &image))
             }
             Subject::Config(text) => spawn_blocking(move || explain_text(&text, &image)).await,
         }
     }
 
-    /// The chosen accounts. To the caller, one that is not granted is one that does not exist.
+    /// Finds the chosen accounts. An account that is not granted is reported as unknown.
     async fn choose(
         &self,
         grants: &Grants,
         choice: &AccountChoice,
-        reading: Reading,
+        read_mode: ReadMode,
     ) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
         match choice {
             AccountChoice::Names(accounts) => {
                 let names = parse_names(accounts)?;
                 let granted = |account: &SealedCredential| grants.include_account(&account.name, &account.labels);
-                let found = match reading {
-                    Reading::Remembered => self.row_cache.credentials(&names, granted).await?,
-                    Reading::Stored => self.row_cache.stored_credentials(&names, granted).await?,
+                let found = match read_mode {
+                    ReadMode::Cached => self.row_cache.credentials(&names, granted).await?,
+                    ReadMode::Fresh => self.row_cache.fresh_credentials(&names, granted).await?,
                 };
                 in_order(accounts, found)
             }
@@ -198,11 +204,11 @@ impl DockerConfigs {
                 let limit = ACCOUNTS_MAX + 1;
                 let mut conn = connection(&self.pool).await?;
                 let selected = storage::accounts::select_credentials(&mut conn, grants, selector, limit).await?;
-                let refused = |detail| Err(vec![FieldError::new("accountSelector", detail)].into());
+                let invalid = |detail| Err(vec![FieldError::new("accountSelector", detail)].into());
                 match selected.len() {
-                    0 => refused("selects no registry account"),
+                    0 => invalid("matches no registry account"),
                     1..=ACCOUNTS_MAX => Ok(selected.into_iter().map(Arc::new).collect()),
-                    _ => refused("selects more than 1000 registry accounts"),
+                    _ => invalid("matches more than 1000 registry accounts"),
                 }
             }
         }
@@ -215,7 +221,7 @@ fn explain_text(text: &SecretString, image: &ImageName) -> Result<Explanation, S
     Ok(explain_and_lint(&config, image))
 }
 
-/// For a document that somebody else made, what is odd in it is of interest even where this image does not meet it.
+/// Explains a config from the request. Its warnings include those that do not concern the image.
 fn explain_and_lint(config: &Config, image: &ImageName) -> Explanation {
     let mut explanation = explain_config(config, image);
     for warning in lint_config(config) {
@@ -226,10 +232,10 @@ fn explain_and_lint(config: &Config, image: &ImageName) -> Explanation {
     explanation
 }
 
-/// Checks the names as a list: at least one, none twice, each of a form that can exist.
+/// Validates the list of names: not empty, no duplicates, every name valid.
 fn parse_names(accounts: &[String]) -> Result<Vec<&str>, ServiceError> {
     if accounts.is_empty() || accounts.len() > ACCOUNTS_MAX {
-        return Err(vec![FieldError::new("accounts", "must name 1 to 1000 accounts")].into());
+        return Err(vec![FieldError::new("accounts", "must contain 1 to 1000 names")].into());
     }
     let mut errors = FieldErrors::default();
     let mut seen = HashMap::with_capacity(accounts.len());
@@ -237,13 +243,13 @@ fn parse_names(accounts: &[String]) -> Result<Vec<&str>, ServiceError> {
         let field = format!("accounts[{index}]");
         errors.take(&field, Name::parse(name));
         if let Some(first) = seen.insert(name.as_str(), index) {
-            errors.refuse(&field, format!("is the same account as accounts[{first}]"));
+            errors.refuse(&field, format!("is a duplicate of accounts[{first}]"));
         }
     }
     errors.finish(|| Some(accounts.iter().map(String::as_str).collect())).map_err(Into::into)
 }
 
-/// Puts what was found in the order of the request, or names what was not.
+/// Sorts the found accounts in the order of the request, or reports the unknown ones.
 fn in_order(
     accounts: &[String],
     found: Vec<Arc<SealedCredential>>,

@@ -1,4 +1,4 @@
-//! Identity providers: create, look up, change, remove.
+//! Identity providers: create, find, list, change and remove.
 
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
@@ -7,52 +7,54 @@ use crate::{
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
-        identity_provider::{ProviderConfig, ProviderDocument, RuleDocument, Voucher},
+        identity_provider::{AuthMethod, ProviderConfig, ProviderDocument, RuleDocument},
         invalid::Invalid,
         names::Name,
     },
-    service::{ExpectedVersion, ServiceError, audit::TransactionalAudit, check_version, connection},
-    storage::{self, PageRequest, StorageError, identity_providers::StoredProvider},
+    service::{ExpectedVersion, ServiceError, audit::TransactionalAudit, check_version, connection, on_conflict},
+    storage::{self, PageRequest, identity_providers::StoredProvider},
 };
 
-/// What a caller says about a provider; `None` where he says nothing. The type is for good.
+const KIND: &str = "identity provider";
+
+/// Change of a provider. `None` keeps the field. The type cannot change.
 #[derive(Debug, Default)]
 pub struct ProviderChange {
-    /// Another issuer.
+    /// New issuer.
     pub issuer: Option<String>,
-    /// Another CA; `Some(None)` takes it away.
+    /// New CA; `Some(None)` removes it.
     pub ca_certificate: Option<Option<String>>,
-    /// Another cluster.
+    /// New cluster.
     pub cluster: Option<String>,
-    /// Another audience.
+    /// New audience.
     pub audience: Option<String>,
-    /// Other rules, all of them.
+    /// New rules; replace all previous ones.
     pub rules: Option<Vec<RuleDocument>>,
 }
 
 impl ProviderChange {
-    /// The fields that were said.
+    /// JSON names of the fields that the change sets.
     fn fields(&self) -> Vec<&'static str> {
-        let said = [
+        let fields = [
             ("issuer", self.issuer.is_some()),
             ("caCertificate", self.ca_certificate.is_some()),
             ("cluster", self.cluster.is_some()),
             ("audience", self.audience.is_some()),
             ("rules", self.rules.is_some()),
         ];
-        said.into_iter().filter(|(_, is_said)| *is_said).map(|(field, _)| field).collect()
+        fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
     }
 
-    /// Puts what was said over what is there. The whole is checked anew.
+    /// Merges the change into the stored configuration. The result needs to be validated.
     fn merge_into(self, stored: &ProviderConfig) -> ProviderDocument {
-        let (issuer, ca_certificate, cluster) = match &stored.voucher {
-            Voucher::Oidc { issuer, ca_certificate } => {
+        let (issuer, ca_certificate, cluster) = match &stored.auth_method {
+            AuthMethod::Oidc { issuer, ca_certificate } => {
                 (Some(issuer.to_string()), ca_certificate.as_ref().map(|ca| ca.as_pem().to_owned()), None)
             }
-            Voucher::TokenReview { cluster } => (None, None, Some(cluster.to_string())),
+            AuthMethod::TokenReview { cluster } => (None, None, Some(cluster.to_string())),
         };
         ProviderDocument {
-            provider_type: stored.voucher.provider_type(),
+            provider_type: stored.auth_method.provider_type(),
             issuer: self.issuer.or(issuer),
             ca_certificate: self.ca_certificate.unwrap_or(ca_certificate),
             cluster: self.cluster.or(cluster),
@@ -62,8 +64,11 @@ impl ProviderChange {
     }
 }
 
-/// The identity providers, for callers. Who may work with them reaches everything:
-/// [`Role::takes_grants`](crate::domain::caller::Role::takes_grants).
+/// Service for identity providers.
+///
+/// It checks no grants: only callers with grants of everything may use it
+/// ([`Permission::needs_all_grants`](crate::domain::caller::Permission::needs_all_grants),
+/// [`Role::takes_grants`](crate::domain::caller::Role::takes_grants)).
 #[derive(Debug, Clone)]
 pub struct IdentityProviders {
     pool: PgPool,
@@ -71,18 +76,19 @@ pub struct IdentityProviders {
 }
 
 impl IdentityProviders {
-    /// Puts the service together.
+    /// Creates the service.
     #[must_use]
     pub fn new(pool: PgPool, audit: TransactionalAudit) -> Self {
         Self { pool, audit }
     }
 
-    /// Starts to trust a provider. Nothing is sent to it.
+    /// Creates a provider. The provider is not contacted.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NameTaken`] if the name is in use, [`ServiceError::AudienceTaken`] if the same tokens would be meant by
-    /// another provider, [`ServiceError::Invalid`] if there is no such cluster.
+    /// - [`ServiceError::NameTaken`] if the name is in use.
+    /// - [`ServiceError::AudienceTaken`] if another provider would accept the same tokens.
+    /// - [`ServiceError::Invalid`] if the cluster does not exist.
     pub async fn create(
         &self,
         caller: &Call,
@@ -90,9 +96,9 @@ impl IdentityProviders {
         config: &ProviderConfig,
     ) -> Result<StoredProvider, ServiceError> {
         let mut tx = self.pool.begin().await?;
-        let cluster_id = reviewer(&mut tx, config).await?;
+        let cluster_id = lock_review_cluster(&mut tx, config).await?;
         let inserted = storage::identity_providers::insert(&mut tx, Uuid::now_v7(), name, config, cluster_id).await;
-        inserted.map_err(|error| taken(name, error))?;
+        inserted.map_err(on_conflict(name))?;
         let created = storage::identity_providers::find(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
         let event = NewEvent::of(caller, Action::ProviderCreate, Resource::identity_provider(name));
         self.audit.commit(tx, [event.details(Details::default().version(created.version))]).await?;
@@ -103,7 +109,7 @@ impl IdentityProviders {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name.
+    /// [`ServiceError::NotFound`].
     pub async fn find(&self, _caller: &Identity, name: &Name) -> Result<StoredProvider, ServiceError> {
         let mut conn = connection(&self.pool).await?;
         storage::identity_providers::find(&mut conn, name).await?.ok_or_else(|| not_found(name))
@@ -113,18 +119,20 @@ impl IdentityProviders {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    /// [`ServiceError::Storage`].
     pub async fn list(&self, _caller: &Identity, page: &PageRequest) -> Result<Vec<StoredProvider>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
         Ok(storage::identity_providers::list(&mut conn, page).await?)
     }
 
-    /// Changes a provider. It counts for the next request.
+    /// Changes a provider. The change applies to the next request.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the expected version,
-    /// [`ServiceError::Invalid`] if the whole breaks a rule then.
+    /// - [`ServiceError::NotFound`].
+    /// - [`ServiceError::Stale`] if the provider is not at the expected version.
+    /// - [`ServiceError::AudienceTaken`] if another provider would accept the same tokens.
+    /// - [`ServiceError::Invalid`] if the changed configuration is not valid.
     pub async fn change(
         &self,
         caller: &Call,
@@ -137,9 +145,9 @@ impl IdentityProviders {
         let stored = storage::identity_providers::lock(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
         check_version(expected, stored.version)?;
         let config = ProviderConfig::parse(change.merge_into(&stored.config))?;
-        let cluster_id = reviewer(&mut tx, &config).await?;
+        let cluster_id = lock_review_cluster(&mut tx, &config).await?;
         let updated = storage::identity_providers::update(&mut tx, stored.id, &config, cluster_id).await;
-        updated.map_err(|error| taken(name, error))?;
+        updated.map_err(on_conflict(name))?;
         let changed = storage::identity_providers::find(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
         let event = NewEvent::of(caller, Action::ProviderUpdate, Resource::identity_provider(name));
         let details = Details::default().fields(&fields).version(changed.version);
@@ -147,11 +155,12 @@ impl IdentityProviders {
         Ok(changed)
     }
 
-    /// Ends the trust in a provider: the next request with one of its tokens is refused, in every replica.
+    /// Removes a provider. Every replica rejects its tokens from the next request on.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the expected version.
+    /// - [`ServiceError::NotFound`].
+    /// - [`ServiceError::Stale`] if the provider is not at the expected version.
     pub async fn remove(&self, caller: &Call, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
         let stored = storage::identity_providers::lock(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
@@ -163,23 +172,21 @@ impl IdentityProviders {
     }
 }
 
-/// The cluster that reviews the tokens, which has to be there.
-async fn reviewer(conn: &mut PgConnection, config: &ProviderConfig) -> Result<Option<Uuid>, ServiceError> {
-    let Voucher::TokenReview { cluster } = &config.voucher else { return Ok(None) };
-    // Locked, so that it is not deleted or led elsewhere meanwhile.
+/// Locks the cluster that reviews the provider's tokens and returns its id.
+async fn lock_review_cluster(conn: &mut PgConnection, config: &ProviderConfig) -> Result<Option<Uuid>, ServiceError> {
+    let AuthMethod::TokenReview { cluster } = &config.auth_method else { return Ok(None) };
+    // The lock keeps the cluster from being removed, or moved to another server, before the
+    // provider is stored.
     let found = storage::clusters::lock(conn, cluster).await?;
-    let missing = || ServiceError::field("cluster", Invalid::new(format!("there is no cluster named `{cluster}`")));
+    let missing = || {
+        ServiceError::field(
+            "cluster",
+            Invalid::new(format!("there is no cluster named `{cluster}`: register it first")),
+        )
+    };
     found.map(|cluster| Some(cluster.id)).ok_or_else(missing)
 }
 
-fn taken(name: &Name, error: StorageError) -> ServiceError {
-    match error {
-        StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
-        StorageError::AudienceTaken => ServiceError::AudienceTaken,
-        other => other.into(),
-    }
-}
-
 fn not_found(name: &Name) -> ServiceError {
-    ServiceError::NotFound { kind: "identity provider", name: name.to_string() }
+    ServiceError::not_found(KIND, name)
 }

@@ -1,4 +1,12 @@
-//! Import: the logins of a docker config become registry accounts, all of them or none.
+//! Import of docker configs: every login becomes a registry account, or none does.
+//!
+//! An import has three stages:
+//!
+//! 1. **Plan** ([`ImportPlan`]): parse the document, name the accounts, collect skipped entries.
+//!    Pure.
+//! 2. **Apply**: in one transaction, lock the existing accounts, check grants and registries, write
+//!    what differs.
+//! 3. **Report** ([`ImportReport`]): one item per entry, in the document's order.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -6,8 +14,7 @@ use std::{
 };
 
 use secrecy::ExposeSecret;
-use sqlx::PgPool;
-use uuid::Uuid;
+use sqlx::{PgConnection, PgPool};
 
 use crate::{
     crypto::sealer::Sealer,
@@ -25,87 +32,86 @@ use crate::{
         matching::lint::lint_config,
         names::{Labels, Name},
         registry::RegistryScope,
+        sealed::Sealed,
     },
     service::{
-        ServiceError, accounts,
+        ServiceError,
+        accounts::{self, Accounts},
         audit::TransactionalAudit,
-        pull_secrets::{self, AccountTransition},
-        row_cache::RowCache,
+        pull_secrets::AccountTransition,
         spawn_blocking,
     },
-    storage::{self, changes::Change, sealed::SealedColumn},
+    storage::{self, sealed::SealedColumn},
 };
 
-/// What became of one entry or field of the document.
+/// Result of one entry or top-level field of the document.
 #[derive(Debug)]
-pub struct Imported {
-    /// The entry's key, or the name of the field.
+pub struct ImportedEntry {
+    /// Key of the entry, or name of the field.
     pub key: String,
-    /// Registry and name of its account, if it has one.
+    /// Registry and name of the account; `None` for a skipped entry.
     pub account: Option<(String, Name)>,
-    /// What became of it.
+    /// Outcome of the entry.
     pub outcome: EntryOutcome,
-    /// The names of the entry's fields that its account does not hold.
+    /// Names of the entry's fields that the account does not store.
     pub left_out: Vec<String>,
 }
 
-/// What became of an entry.
+/// Outcome of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EntryOutcome {
-    /// A new account.
+    /// The account was created.
     Created,
-    /// An account that was there has this login now.
+    /// The account existed and received this login.
     Updated,
-    /// An account that was there had this login already.
+    /// The account existed with this login.
     Unchanged,
-    /// Nothing that can become an account.
+    /// The entry cannot become an account.
     Skipped {
-        /// Why, for programs.
+        /// Machine-readable reason.
         reason: SkipReason,
-        /// Why, for people.
+        /// Explanation of the reason.
         detail: String,
     },
 }
 
-/// Everything that became of a document.
+/// Result of an import.
 #[derive(Debug)]
 pub struct ImportReport {
-    /// The entries in the document's order, then the fields beside them.
-    pub items: Vec<Imported>,
-    /// What in the document does not do what it looks like.
+    /// Entries in the document's order, then top-level fields.
+    pub items: Vec<ImportedEntry>,
+    /// Parts of the document that do not have the effect that they appear to have.
     pub warnings: Vec<Warning>,
 }
 
-/// Imports docker configs.
+/// Service that imports docker configs.
 #[derive(Debug, Clone)]
 pub struct Imports {
     pool: PgPool,
-    row_cache: Arc<RowCache>,
     sealer: Arc<Sealer>,
     audit: TransactionalAudit,
-}
-
-/// An entry that becomes an account, with its name.
-struct Planned {
-    position: usize,
-    new: NewAccount,
+    accounts: Accounts,
 }
 
 impl Imports {
-    /// Puts the service together.
+    /// Creates the service.
     #[must_use]
-    pub fn new(pool: PgPool, row_cache: Arc<RowCache>, sealer: Arc<Sealer>, audit: TransactionalAudit) -> Self {
-        Self { pool, row_cache, sealer, audit }
+    pub fn new(pool: PgPool, sealer: Arc<Sealer>, audit: TransactionalAudit, accounts: Accounts) -> Self {
+        Self { pool, sealer, audit, accounts }
     }
 
-    /// Imports a document in any of its forms. An account is named after its registry, with `prefix` before it;
-    /// one of that name for that registry is updated. With `dry_run` everything is looked at and nothing stored.
+    /// Imports a document in any supported form.
+    ///
+    /// An account is named after its registry, with `prefix` in front. An existing account of that
+    /// name and registry is updated. With `dry_run`, the report is the same and nothing is stored.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Invalid`] if the document cannot be read, with line and column, or if a name is in use by
-    /// an account for another registry; [`ServiceError::NotGranted`] if one of the accounts is not granted to the
-    /// caller, or would not be. Nothing is stored then.
+    /// Nothing is stored on an error.
+    ///
+    /// - [`ServiceError::Invalid`] if the document does not parse (with line and column), or a name
+    ///   belongs to an account of another registry.
+    /// - [`ServiceError::NotGranted`] if the grants do not include one of the accounts.
     pub async fn import(
         &self,
         caller: &Call,
@@ -113,83 +119,192 @@ impl Imports {
         prefix: String,
         dry_run: bool,
     ) -> Result<ImportReport, ServiceError> {
-        let judge = move || {
-            let config = Config::parse(document.as_ref())
-                .map_err(|error| ServiceError::field("", Invalid::new(error.to_string())))?;
-            Ok((plan(Import::of(&config), &prefix)?, lint_config(&config)))
-        };
-        let ((mut items, planned), warnings) = spawn_blocking(judge).await?;
-        let mut tx = self.pool.begin().await?;
-        storage::pull_secrets::lock_selectors_shared(&mut tx).await?;
-        let names: Vec<String> = planned.iter().map(|planned| planned.new.name.to_string()).collect();
-        let existing = storage::accounts::lock_many(&mut tx, &names).await?;
-        let mut existing: HashMap<String, _> =
-            existing.into_iter().map(|(account, sealed)| (account.name.to_string(), (account, sealed))).collect();
-        refuse_not_granted(caller, &planned, &existing)?;
-        refuse_other_registries(&planned, &existing)?;
-        let compared: Vec<Resource> = existing.values().map(|(account, _)| Resource::account(&account.name)).collect();
-        let (mut events, mut accounts) = (Vec::new(), Vec::new());
-        for Planned { position, new } in planned {
-            let name = new.name.clone();
-            let mut done = |action: Action| {
-                let event = NewEvent::of(caller, action, Resource::account(&name));
-                events.push(event.details(Details::default().by_import()));
-            };
-            items[position].outcome = match existing.remove(new.name.as_str()) {
-                None => {
-                    let id = Uuid::now_v7();
-                    let slot = SealedColumn::AccountPassword.slot(id);
-                    let password = self.sealer.seal(slot, new.password.secret())?;
-                    let inserted = storage::accounts::insert(&mut tx, id, &new, &password).await;
-                    let inserted = inserted.map_err(|error| match error {
-                        // Somebody else made it since the names were locked.
-                        storage::StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
-                        other => other.into(),
-                    })?;
-                    accounts.push((None, inserted, true));
-                    done(Action::AccountCreate);
-                    EntryOutcome::Created
-                }
-                Some((account, sealed)) => {
-                    let slot = SealedColumn::AccountPassword.slot(account.id);
-                    let password = self.sealer.open(slot, &sealed)?;
-                    let has_password = password.expose_secret() == new.password.secret().expose_secret();
-                    match with_login(account.clone(), &new) {
-                        same if same == account && has_password => EntryOutcome::Unchanged,
-                        changed => {
-                            let password = self.sealer.seal(slot, new.password.secret())?;
-                            let updated = storage::accounts::update(&mut tx, &changed, Some(&password)).await?;
-                            accounts.push((Some(account), updated, !has_password));
-                            done(if has_password { Action::AccountUpdate } else { Action::AccountRotate });
-                            EntryOutcome::Updated
-                        }
-                    }
-                }
-            };
-        }
+        let plan = spawn_blocking(move || ImportPlan::parse(document.as_ref(), &prefix)).await?;
+        let mut tx = self.accounts.begin().await?;
+        let existing = lock_existing(&mut tx, &plan.accounts).await?;
+        // First, so that no later error discloses an account that is not granted.
+        require_granted(caller, &plan.accounts, &existing)?;
+        require_same_registry(&plan.accounts, &existing)?;
+        let writes = self.apply(&mut tx, &plan.accounts, &existing).await?;
         if dry_run {
             drop(tx);
-            // `unchanged` tells that a password is the stored one.
-            if !compared.is_empty() {
-                let event = NewEvent::of(caller, Action::AccountImport, Resource::accounts()).related(compared);
-                self.audit.record_alone(&self.pool, event.details(Details::default().dry_run(true))).await?;
-            }
-            return Ok(ImportReport { items, warnings });
+            self.record_dry_run(caller, &existing).await?;
+        } else {
+            let stored = || writes.iter().flatten();
+            let transitions: Vec<_> = stored().map(AccountWrite::transition).collect();
+            self.accounts.commit(tx, &transitions, stored().map(|write| write.event(caller)).collect()).await?;
         }
-        let accounts = accounts.iter().map(|(before, after, has_new_password)| match before {
-            None => AccountTransition::Made(after),
-            Some(before) => AccountTransition::Changed { before, after, has_new_password: *has_new_password },
-        });
-        pull_secrets::follow_accounts(&mut tx, &accounts.collect::<Vec<_>>()).await?;
-        self.audit.commit(tx, events).await?;
-        for name in names {
-            self.row_cache.forget(&Change::RegistryAccount(name));
+        Ok(plan.into_report(&writes))
+    }
+
+    /// Writes the planned accounts that are new or differ. The result has one element per planned
+    /// account, `None` for an unchanged one.
+    async fn apply(
+        &self,
+        conn: &mut PgConnection,
+        planned: &[PlannedAccount],
+        existing: &ExistingAccounts,
+    ) -> Result<Vec<Option<AccountWrite>>, ServiceError> {
+        let mut writes = Vec::with_capacity(planned.len());
+        for PlannedAccount { new, .. } in planned {
+            writes.push(match existing.get(new.name.as_str()) {
+                Some(existing) => self.update(conn, existing, new).await?,
+                None => {
+                    let after = self.accounts.insert(conn, new).await?;
+                    Some(AccountWrite { before: None, after, has_new_password: true })
+                }
+            });
         }
-        Ok(ImportReport { items, warnings })
+        Ok(writes)
+    }
+
+    async fn update(
+        &self,
+        conn: &mut PgConnection,
+        ExistingAccount { account, password }: &ExistingAccount,
+        new: &NewAccount,
+    ) -> Result<Option<AccountWrite>, ServiceError> {
+        let stored = self.sealer.open(SealedColumn::AccountPassword.slot(account.id), password)?;
+        let has_new_password = stored.expose_secret() != new.password.secret().expose_secret();
+        let changed = with_login(account.clone(), new);
+        if changed == *account && !has_new_password {
+            return Ok(None);
+        }
+        let after = self.accounts.update(conn, &changed, Some(&new.password)).await?;
+        Ok(Some(AccountWrite { before: Some(account.clone()), after, has_new_password }))
+    }
+
+    /// Audits a dry run that compared stored passwords: `unchanged` discloses that a password is
+    /// the stored one.
+    async fn record_dry_run(&self, caller: &Call, existing: &ExistingAccounts) -> Result<(), ServiceError> {
+        if existing.is_empty() {
+            return Ok(());
+        }
+        let compared = existing.values().map(|existing| Resource::account(&existing.account.name)).collect();
+        let event = NewEvent::of(caller, Action::AccountImport, Resource::accounts()).related(compared);
+        Ok(self.audit.record_alone(&self.pool, event.details(Details::default().dry_run(true))).await?)
     }
 }
 
-/// The account with the login of the document. What the document does not say stays.
+/// Entries of a document, before any access to the database.
+struct ImportPlan {
+    /// Entries that become accounts, by name: concurrent imports then lock and insert rows in the
+    /// same order.
+    accounts: Vec<PlannedAccount>,
+    skipped: Vec<SkippedEntry>,
+    warnings: Vec<Warning>,
+}
+
+struct PlannedAccount {
+    /// Position in the document.
+    position: usize,
+    key: String,
+    new: NewAccount,
+    left_out: Vec<String>,
+}
+
+struct SkippedEntry {
+    /// Position in the document.
+    position: usize,
+    key: String,
+    reason: SkipReason,
+    detail: String,
+}
+
+impl ImportPlan {
+    fn parse(document: &[u8], prefix: &str) -> Result<Self, ServiceError> {
+        let config =
+            Config::parse(document).map_err(|error| ServiceError::field("", Invalid::new(error.to_string())))?;
+        let import = Import::of(&config);
+        let names = derive_names(&import, prefix).map_err(|invalid| ServiceError::field("namePrefix", invalid))?;
+        let mut plan = Self { accounts: Vec::new(), skipped: Vec::new(), warnings: lint_config(&config) };
+        for (position, ImportItem { key, outcome }) in import.items.into_iter().enumerate() {
+            plan.add(position, key, outcome, &names);
+        }
+        plan.accounts.sort_by(|one, other| one.new.name.as_str().cmp(other.new.name.as_str()));
+        Ok(plan)
+    }
+
+    fn add(&mut self, position: usize, key: String, outcome: ImportOutcome, names: &HashMap<RegistryScope, Name>) {
+        let (reason, detail) = match outcome {
+            ImportOutcome::Skipped { reason, detail } => (reason, detail),
+            ImportOutcome::Found(found) => {
+                let name = names[&found.scope].clone();
+                match to_account(found, name) {
+                    Ok((new, left_out)) => {
+                        self.accounts.push(PlannedAccount { position, key, new, left_out });
+                        return;
+                    }
+                    Err(invalid) => (SkipReason::InvalidEntry, invalid.to_string()),
+                }
+            }
+        };
+        self.skipped.push(SkippedEntry { position, key, reason, detail });
+    }
+
+    /// Builds the report. `writes` has one element per planned account.
+    fn into_report(self, writes: &[Option<AccountWrite>]) -> ImportReport {
+        let accounts = self.accounts.into_iter().zip(writes).map(|(planned, write)| {
+            let PlannedAccount { position, key, new, left_out } = planned;
+            let outcome = match write {
+                None => EntryOutcome::Unchanged,
+                Some(AccountWrite { before: None, .. }) => EntryOutcome::Created,
+                Some(AccountWrite { before: Some(_), .. }) => EntryOutcome::Updated,
+            };
+            (position, ImportedEntry { key, account: Some((new.registry.to_string(), new.name)), outcome, left_out })
+        });
+        let skipped = self.skipped.into_iter().map(|SkippedEntry { position, key, reason, detail }| {
+            let outcome = EntryOutcome::Skipped { reason, detail };
+            (position, ImportedEntry { key, account: None, outcome, left_out: Vec::new() })
+        });
+        let mut items: Vec<_> = accounts.chain(skipped).collect();
+        items.sort_by_key(|(position, _)| *position);
+        ImportReport { items: items.into_iter().map(|(_, entry)| entry).collect(), warnings: self.warnings }
+    }
+}
+
+/// Existing accounts of the planned names, locked, by name.
+type ExistingAccounts = HashMap<String, ExistingAccount>;
+
+struct ExistingAccount {
+    account: Account,
+    password: Sealed,
+}
+
+async fn lock_existing(conn: &mut PgConnection, planned: &[PlannedAccount]) -> Result<ExistingAccounts, ServiceError> {
+    let names: Vec<String> = planned.iter().map(|planned| planned.new.name.to_string()).collect();
+    let locked = storage::accounts::lock_many(conn, &names).await?.into_iter();
+    Ok(locked.map(|(account, password)| (account.name.to_string(), ExistingAccount { account, password })).collect())
+}
+
+/// Write of one account.
+struct AccountWrite {
+    /// Account before the write; `None` for a new one.
+    before: Option<Account>,
+    after: Account,
+    has_new_password: bool,
+}
+
+impl AccountWrite {
+    fn transition(&self) -> AccountTransition<'_> {
+        let Self { before, after, has_new_password } = self;
+        match before {
+            None => AccountTransition::Made(after),
+            Some(before) => AccountTransition::Changed { before, after, has_new_password: *has_new_password },
+        }
+    }
+
+    fn event(&self, caller: &Call) -> NewEvent {
+        let action = match (&self.before, self.has_new_password) {
+            (None, _) => Action::AccountCreate,
+            (Some(_), true) => Action::AccountRotate,
+            (Some(_), false) => Action::AccountUpdate,
+        };
+        NewEvent::of(caller, action, Resource::account(&self.after.name)).details(Details::default().by_import())
+    }
+}
+
+/// Sets the login of the document and keeps everything that the document does not contain.
 fn with_login(mut account: Account, new: &NewAccount) -> Account {
     account.username = new.username.clone();
     account.plain_http = account.plain_http || new.plain_http;
@@ -199,38 +314,8 @@ fn with_login(mut account: Account, new: &NewAccount) -> Account {
     account
 }
 
-/// Gives every login a name; what cannot be an account is passed over with its reason.
-fn plan(import: Import, prefix: &str) -> Result<(Vec<Imported>, Vec<Planned>), ServiceError> {
-    let names = names(&import, prefix).map_err(|invalid| ServiceError::field("namePrefix", invalid))?;
-    let mut items = Vec::with_capacity(import.items.len());
-    let mut planned: Vec<Planned> = Vec::new();
-    for (position, ImportItem { key, outcome }) in import.items.into_iter().enumerate() {
-        items.push(match outcome {
-            ImportOutcome::Skipped { reason, detail } => skipped(key, reason, detail),
-            ImportOutcome::Found(found) => {
-                let name = names[&found.scope].clone();
-                match to_account(found, name.clone()) {
-                    Ok((new, left_out)) => {
-                        let account = Some((new.registry.to_string(), name));
-                        planned.push(Planned { position, new });
-                        Imported { key, account, outcome: EntryOutcome::Created, left_out }
-                    }
-                    Err(invalid) => skipped(key, SkipReason::InvalidEntry, invalid.to_string()),
-                }
-            }
-        });
-    }
-    // In one order everywhere, so that two imports do not wait for each other in a circle.
-    planned.sort_by(|one, other| one.new.name.as_str().cmp(other.new.name.as_str()));
-    Ok((items, planned))
-}
-
-fn skipped(key: String, reason: SkipReason, detail: String) -> Imported {
-    Imported { key, account: None, outcome: EntryOutcome::Skipped { reason, detail }, left_out: Vec::new() }
-}
-
-/// The names do not depend on the order of the entries: the same entries in another order are the same accounts.
-fn names(import: &Import, prefix: &str) -> Result<HashMap<RegistryScope, Name>, Invalid> {
+/// Derives a name per registry. The result does not depend on the order of the entries.
+fn derive_names(import: &Import, prefix: &str) -> Result<HashMap<RegistryScope, Name>, Invalid> {
     let found = import.items.iter().filter_map(|item| match &item.outcome {
         ImportOutcome::Found(found) => Some(&found.scope),
         ImportOutcome::Skipped { .. } => None,
@@ -238,18 +323,18 @@ fn names(import: &Import, prefix: &str) -> Result<HashMap<RegistryScope, Name>, 
     let mut taken = HashSet::new();
     let mut names = HashMap::new();
     for scope in found.collect::<BTreeSet<_>>() {
-        let name = account_name::of(prefix, scope, |name| taken.contains(name))?;
+        let name = account_name::derive(prefix, scope, |name| taken.contains(name))?;
         taken.insert(name.clone());
         names.insert(scope.clone(), name);
     }
     Ok(names)
 }
 
-/// The account, and which fields of the entry it does not hold.
+/// Converts an entry. Also returns the names of the fields that the account does not store.
 fn to_account(found: FoundAccount, name: Name) -> Result<(NewAccount, Vec<String>), Invalid> {
-    let about = |field: &str, invalid: &Invalid| Invalid::new(format!("its {field} {invalid}"));
+    let in_field = |field: &str, invalid: &Invalid| Invalid::new(format!("its {field} {invalid}"));
     let mut left_out = found.left_out;
-    // No reader uses the address: one that is not valid is no reason to lose a login.
+    // No reader uses the address, so an invalid one does not invalidate the login.
     let email = found.email.as_deref().map(Email::parse).transpose().unwrap_or_else(|_| {
         left_out.push("email".to_owned());
         None
@@ -257,8 +342,8 @@ fn to_account(found: FoundAccount, name: Name) -> Result<(NewAccount, Vec<String
     let new = NewAccount {
         name,
         registry: found.scope,
-        username: Username::parse(&found.username).map_err(|e| about("user name", &e))?,
-        password: Password::parse(found.password).map_err(|e| about("password", &e))?,
+        username: Username::parse(&found.username).map_err(|invalid| in_field("user name", &invalid))?,
+        password: Password::parse(found.password).map_err(|invalid| in_field("password", &invalid))?,
         email,
         labels: Labels::default(),
         plain_http: found.plain_http,
@@ -269,39 +354,34 @@ fn to_account(found: FoundAccount, name: Name) -> Result<(NewAccount, Vec<String
     Ok((new, left_out))
 }
 
-/// Comes before all that tells something of accounts that are there. Whoever has no grant for an account that is
-/// there has none for a new one of that name without labels, so that he learns nothing here.
-fn refuse_not_granted<S>(
+/// Rejects the import if an account is not granted.
+///
+/// The error does not disclose whether the account exists: a caller without a grant for an existing
+/// account has none for a new one of that name without labels either.
+fn require_granted(
     caller: &Identity,
-    planned: &[Planned],
-    existing: &HashMap<String, (Account, S)>,
+    planned: &[PlannedAccount],
+    existing: &ExistingAccounts,
 ) -> Result<(), ServiceError> {
-    for Planned { new, .. } in planned {
-        let labels = existing.get(new.name.as_str()).map_or(&new.labels, |(account, _)| &account.labels);
-        if !caller.grants.include_account(new.name.as_str(), labels.as_map()) {
-            return Err(accounts::not_granted(&new.name));
-        }
+    for PlannedAccount { new, .. } in planned {
+        let labels = existing.get(new.name.as_str()).map_or(&new.labels, |existing| &existing.account.labels);
+        accounts::require_granted(caller, &new.name, labels)?;
     }
     Ok(())
 }
 
-fn refuse_other_registries<S>(
-    planned: &[Planned],
-    existing: &HashMap<String, (Account, S)>,
-) -> Result<(), ServiceError> {
-    let taken: Vec<FieldError> = planned
-        .iter()
-        .filter_map(|planned| existing.get(planned.new.name.as_str()).map(|(account, _)| (planned, account)))
-        .filter(|(planned, account)| account.registry != planned.new.registry)
-        .map(|(planned, account)| {
-            FieldError::new(
-                "namePrefix",
-                format!(
-                    "gives the account for {} the name `{}`, which is that of the account for {}: choose another prefix",
-                    planned.new.registry, account.name, account.registry
-                ),
-            )
-        })
-        .collect();
-    if taken.is_empty() { Ok(()) } else { Err(taken.into()) }
+/// Rejects the import if a name belongs to an account of another registry.
+fn require_same_registry(planned: &[PlannedAccount], existing: &ExistingAccounts) -> Result<(), ServiceError> {
+    let mut errors = Vec::new();
+    for PlannedAccount { new, .. } in planned {
+        let Some(ExistingAccount { account, .. }) = existing.get(new.name.as_str()) else { continue };
+        if account.registry != new.registry {
+            let detail = format!(
+                "derives the name `{}` for {}, but that account is for {}: choose another prefix",
+                account.name, new.registry, account.registry
+            );
+            errors.push(FieldError::new("namePrefix", detail));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors.into()) }
 }

@@ -272,7 +272,7 @@ impl Reconciler {
     ///
     /// [`ServiceError::Cluster`] if its connection cannot be used, [`ServiceError::Open`] if its credential does not open.
     pub async fn client(&self, cluster: Uuid) -> Result<(String, ClusterClient), ServiceError> {
-        self.clusters.client_of(cluster).await
+        self.clusters.client_by_id(cluster).await
     }
 
     /// Works on a target; whatever is in the way becomes part of the outcome. None if there is no time left in its lease for a

@@ -1,15 +1,34 @@
-//! Reads rows of API keys and sealed rows of registry accounts, and remembers them, so that most requests need not ask
-//! Postgres. Passwords stay sealed: what is remembered is what stands in the row.
+//! Process-local cache of API key rows and sealed account rows, invalidated by Postgres `NOTIFY`.
 //!
-//! What is remembered is right because Postgres announces every change of these rows at its commit
-//! ([`storage::changes`](crate::storage::changes)), and because of three rules:
+//! Most requests need one API key and a few accounts. The cache serves both without a query.
+//! Passwords stay sealed: cached rows contain what the tables contain.
 //!
-//! - It counts only while the connection on which changes are announced is known to live: for [`TRUSTED_FOR`] after the
-//!   last question that was answered on it. So a connection that hangs bounds what can be missed, whatever TCP believes.
-//! - When that connection is lost, all is dropped, and again when there is a new one.
-//! - A read that began before a change was heard of is not remembered after it.
+//! # Invalidation
 //!
-//! While there is no such connection, every request asks Postgres, which is always right.
+//! A trigger on each cached table sends a `NOTIFY` with the row's key when a change commits
+//! ([`storage::changes`](crate::storage::changes)). [`RowCache::follow_changes`] listens on a
+//! dedicated connection and removes the named row. A missed notification would leave a stale row,
+//! so three rules bound that risk:
+//!
+//! 1. **Trust ends without a heartbeat.** Every second, a ping is sent over the listening
+//!    connection. Its answer proves that earlier notifications have arrived, and cached rows may be
+//!    used until [`TRUST_DURATION`] after the ping was sent. If the connection hangs, the cache
+//!    stops answering within that time, whatever TCP reports.
+//! 2. **A lost connection clears the cache**, and so does a new one: changes in between were not
+//!    received.
+//! 3. **A read that overlaps an invalidation is not cached.** Each table has an [`Epoch`],
+//!    incremented by every invalidation. A reader notes the epoch before its query and inserts the
+//!    row only if the epoch is still the same.
+//!
+//! Without trust, every request reads from Postgres, which is slower and always correct. A process
+//! that changes a row itself also calls [`RowCache::invalidate`] after its commit, so that its next
+//! request sees the change.
+//!
+//! # Reads of keys
+//!
+//! Lookups of uncached keys are batched: at most [`KEY_READS`] queries run at a time, each for all
+//! lookups that were waiting when it started. A flood of unknown keys therefore costs a few batched
+//! reads and does not exhaust the pool.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -39,119 +58,122 @@ use crate::{
     },
 };
 
-/// How long after a sign of life of the announcing connection what is remembered counts.
-const TRUSTED_FOR: Duration = Duration::from_secs(4);
-/// How often a sign of life is asked for.
+/// Time after a successful ping during which cached rows are used.
+const TRUST_DURATION: Duration = Duration::from_secs(4);
+/// Interval of the pings.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
-/// How long it may take, and how long connecting may.
+/// Timeout of a ping, and of connecting.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long to wait before connecting again.
+/// Delay before a reconnection.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
-/// The most rows of a kind, a kilobyte or less each.
+/// Maximum number of cached rows per table. A row has at most about one kilobyte.
 const ROWS_MAX: usize = 10_000;
-/// How many reads of keys are under way at a time. Who asks meanwhile waits for the next one, which is for all who wait: so a flood of
-/// keys that there are not is a few reads, and keeps nobody waiting for much longer than two of them take.
+/// Maximum number of concurrent reads of keys.
 const KEY_READS: usize = 2;
-/// How many keys a read is for.
-const KEYS_AT_A_TIME: usize = 256;
-/// How many may wait for a read.
-const WAITING_MAX: usize = 10_000;
-/// How long a read may take: longer than Postgres lets a statement take, so that this ends only what gets no answer at all.
-const READ_MAX: Duration = Duration::from_secs(STATEMENT_MAX.as_secs() + 5);
+/// Maximum number of keys per read.
+const KEYS_PER_READ: usize = 256;
+/// Maximum number of waiting lookups.
+const PENDING_LOOKUPS_MAX: usize = 10_000;
+/// Timeout of a read of keys. Longer than the statement timeout of Postgres: it only ends reads
+/// without any answer.
+const READ_TIMEOUT: Duration = Duration::from_secs(STATEMENT_MAX.as_secs() + 5);
 
-/// A key's row, as it was when it was read.
+/// Row of an API key, as of the time of the read.
 #[derive(Debug)]
-pub struct KnownKey {
-    /// Whom the key stands for.
+pub struct CachedKey {
+    /// Caller that the key authenticates.
     pub identity: Arc<Identity>,
-    /// What a shown key is checked against.
+    /// Verifiers of the key's secret.
     pub verifier: KeyVerifier,
     is_revoked: bool,
-    /// By the database's clock: the time that was left when the row was read.
-    ends_at: Option<Instant>,
+    /// Expiry, derived from the remaining lifetime by the database's clock.
+    expires_at: Option<Instant>,
 }
 
-impl KnownKey {
-    fn new(stored: StoredKey, asked_at: Instant) -> Self {
+impl CachedKey {
+    fn new(stored: StoredKey, read_at: Instant) -> Self {
         let StoredKey { identity, verifier, is_revoked, expires_in_seconds } = stored;
-        // What is too far away to be counted is never.
-        let ends_at = expires_in_seconds.and_then(|seconds| {
-            asked_at.checked_add(Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX))
+        // An expiry that `Instant` cannot represent is too far away to matter.
+        let expires_at = expires_in_seconds.and_then(|seconds| {
+            read_at.checked_add(Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX))
         });
-        Self { identity: Arc::new(identity), verifier, is_revoked, ends_at }
+        Self { identity: Arc::new(identity), verifier, is_revoked, expires_at }
     }
 
-    /// Neither revoked nor expired.
+    /// Whether the key is neither revoked nor expired.
     #[must_use]
     pub fn is_active(&self) -> bool {
-        !self.is_revoked && self.ends_at.is_none_or(|end| Instant::now() < end)
+        !self.is_revoked && self.expires_at.is_none_or(|expiry| Instant::now() < expiry)
     }
 }
 
-/// Somebody who waits for the row of a key. A read is for those alone who asked before it began: what is revoked before somebody asks
-/// is revoked for him.
+/// Pending lookup of a key.
+///
+/// A read serves only the lookups that were pending when it started, so a lookup sees every
+/// revocation that committed before it.
 #[derive(Debug)]
-struct WaitingKey {
+struct KeyLookup {
     id: Uuid,
-    tell: oneshot::Sender<LookedUp>,
+    reply: oneshot::Sender<KeyLookupResult>,
 }
 
-/// What he is told.
-type LookedUp = Result<Option<Arc<KnownKey>>, StorageError>;
+type KeyLookupResult = Result<Option<Arc<CachedKey>>, StorageError>;
 
-/// The rows of one kind.
+/// Cached rows of one table.
 #[derive(Debug)]
 struct Rows<K, V> {
     cache: Cache<K, Arc<V>>,
-    /// How many changes were heard of.
-    changes: AtomicU64,
+    /// Number of invalidations.
+    epoch: AtomicU64,
 }
 
-/// The state of the rows when a read began.
-#[derive(Debug, Clone, Copy)]
-struct Ticket(u64);
+/// Number of invalidations at the start of a read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Epoch(u64);
 
 impl<K: Eq + Hash + Clone, V> Rows<K, V> {
     fn new() -> Self {
-        Self { cache: Cache::new(ROWS_MAX), changes: AtomicU64::new(0) }
+        Self { cache: Cache::new(ROWS_MAX), epoch: AtomicU64::new(0) }
     }
 
-    /// To be taken before a read.
-    fn ticket(&self) -> Ticket {
-        Ticket(self.changes.load(Ordering::SeqCst))
+    /// Returns the current epoch. Call before the read whose row is inserted.
+    fn epoch(&self) -> Epoch {
+        Epoch(self.epoch.load(Ordering::SeqCst))
     }
 
-    fn remember(&self, Ticket(before): Ticket, key: &K, row: &Arc<V>) {
-        if self.changes.load(Ordering::SeqCst) != before {
+    /// Inserts a row that was read since `read_epoch`, unless an invalidation has happened
+    /// meanwhile.
+    fn insert(&self, read_epoch: Epoch, key: &K, row: &Arc<V>) {
+        if self.epoch() != read_epoch {
             return;
         }
         self.cache.insert(key.clone(), Arc::clone(row));
-        // A change between the look and the insertion has found nothing to drop.
-        if self.changes.load(Ordering::SeqCst) != before {
+        // An invalidation between the check and the insertion found no row to remove.
+        if self.epoch() != read_epoch {
             self.cache.remove(key);
         }
     }
 
-    fn forget<Q>(&self, key: &Q)
+    fn invalidate<Q>(&self, key: &Q)
     where
         Q: Hash + Eq + ?Sized,
         K: std::borrow::Borrow<Q>,
     {
-        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.epoch.fetch_add(1, Ordering::SeqCst);
         self.cache.remove(key);
     }
 
-    fn forget_all(&self) {
-        self.changes.fetch_add(1, Ordering::SeqCst);
+    fn invalidate_all(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
         self.cache.clear();
     }
 }
 
-/// Until when what is remembered counts.
+/// Deadline until which cached rows may be used.
 #[derive(Debug)]
 struct Trust {
     start: Instant,
-    /// Milliseconds after the start.
+    /// Milliseconds after `start`.
     until: AtomicU64,
 }
 
@@ -174,163 +196,164 @@ impl Trust {
     }
 }
 
-/// The memory of one process.
+/// Row cache of one process. See the [module documentation](self).
 #[derive(Debug)]
 pub struct RowCache {
     pool: PgPool,
-    api_keys: Rows<Uuid, KnownKey>,
-    /// Where rows of keys are asked for, and those who wait for them.
-    asked_for: mpsc::Sender<WaitingKey>,
-    waiting_keys: Mutex<mpsc::Receiver<WaitingKey>>,
+    api_keys: Rows<Uuid, CachedKey>,
+    lookups: mpsc::Sender<KeyLookup>,
+    pending_lookups: Mutex<mpsc::Receiver<KeyLookup>>,
     accounts: Rows<String, SealedCredential>,
     trust: Trust,
-    is_followed: AtomicBool,
+    is_following: AtomicBool,
 }
 
 impl RowCache {
-    /// Makes a memory that reads through this pool. It finds no key until [`RowCache::read_keys`] runs, and remembers nothing until
-    /// [`RowCache::follow_changes`] does.
+    /// Creates an empty cache.
+    ///
+    /// Uncached keys are only found while [`RowCache::read_keys`] runs, and rows are only cached
+    /// while [`RowCache::follow_changes`] runs.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        let (asked_for, waiting_keys) = mpsc::channel(WAITING_MAX);
+        let (lookups, pending_lookups) = mpsc::channel(PENDING_LOOKUPS_MAX);
         Self {
             pool,
             api_keys: Rows::new(),
-            asked_for,
-            waiting_keys: Mutex::new(waiting_keys),
+            lookups,
+            pending_lookups: Mutex::new(pending_lookups),
             accounts: Rows::new(),
             trust: Trust::new(),
-            is_followed: AtomicBool::new(false),
+            is_following: AtomicBool::new(false),
         }
     }
 
-    /// Finds the row of an API key.
+    /// Finds an API key, in the cache or by a batched read.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn api_key(&self, id: Uuid) -> Result<Option<Arc<KnownKey>>, ServiceError> {
-        if let Some(known) = self.recall_api_key(id) {
-            return Ok(Some(known));
+    /// [`ServiceError::Storage`], also if too many lookups are pending or the read takes too long.
+    pub async fn api_key(&self, id: Uuid) -> Result<Option<Arc<CachedKey>>, ServiceError> {
+        if let Some(key) = self.cached_api_key(id) {
+            return Ok(Some(key));
         }
-        let (tell, told) = oneshot::channel();
+        let (reply, answer) = oneshot::channel();
         let unavailable = || StorageError::from(sqlx::Error::PoolTimedOut);
-        self.asked_for.try_send(WaitingKey { id, tell }).map_err(|_| unavailable())?;
-        match tokio::time::timeout(self.pool.options().get_acquire_timeout(), told).await {
+        self.lookups.try_send(KeyLookup { id, reply }).map_err(|_| unavailable())?;
+        match tokio::time::timeout(self.pool.options().get_acquire_timeout(), answer).await {
             Ok(Ok(found)) => Ok(found?),
             Ok(Err(_)) | Err(_) => Err(unavailable().into()),
         }
     }
 
-    /// Reads the rows of keys that are asked for, for as long as it is polled. Without it no key is found.
+    /// Returns the row of an API key if it is cached and may be used.
+    #[must_use]
+    pub fn cached_api_key(&self, id: Uuid) -> Option<Arc<CachedKey>> {
+        self.get(&self.api_keys, &id)
+    }
+
+    /// Serves pending lookups of keys. Runs until it is dropped.
     pub async fn read_keys(&self) {
-        join_all((0..KEY_READS).map(|_| self.keep_reading_keys())).await;
+        join_all((0..KEY_READS).map(|_| self.serve_lookups())).await;
     }
 
-    async fn keep_reading_keys(&self) {
+    async fn serve_lookups(&self) {
         loop {
-            let mut waiting = Vec::new();
-            self.waiting_keys.lock().await.recv_many(&mut waiting, KEYS_AT_A_TIME).await;
-            waiting.retain(|one| !one.tell.is_closed());
-            if !waiting.is_empty() {
-                self.read_api_keys(waiting).await;
+            let mut lookups = Vec::new();
+            self.pending_lookups.lock().await.recv_many(&mut lookups, KEYS_PER_READ).await;
+            lookups.retain(|lookup| !lookup.reply.is_closed());
+            if !lookups.is_empty() {
+                self.serve_batch(lookups).await;
             }
         }
     }
 
-    /// Reads rows of keys for all who asked for them before, and tells them.
-    async fn read_api_keys(&self, waiting: Vec<WaitingKey>) {
-        let ticket = self.api_keys.ticket();
-        let ids: Vec<Uuid> = waiting.iter().map(|one| one.id).collect::<HashSet<_>>().into_iter().collect();
-        let found = self.stored_api_keys(&ids).await;
-        if let Ok(found) = &found {
-            for (id, known) in found {
-                if let Ok(known) = known {
-                    self.api_keys.remember(ticket, id, known);
-                }
+    /// Reads the keys of all lookups in one query, caches them and replies.
+    async fn serve_batch(&self, lookups: Vec<KeyLookup>) {
+        let epoch = self.api_keys.epoch();
+        let ids: Vec<Uuid> = lookups.iter().map(|lookup| lookup.id).collect::<HashSet<_>>().into_iter().collect();
+        let found = self.fetch_api_keys(&ids).await;
+        for (id, key) in found.iter().flatten() {
+            if let Ok(key) = key {
+                self.api_keys.insert(epoch, id, key);
             }
         }
-        for WaitingKey { id, tell } in waiting {
-            let known = match &found {
-                Ok(found) => found.get(&id).map(|known| known.as_ref().map(Arc::clone)).transpose(),
+        for KeyLookup { id, reply } in lookups {
+            let key = match &found {
+                Ok(found) => found.get(&id).map(|key| key.as_ref().map(Arc::clone)).transpose(),
                 Err(error) => Err(error),
             };
-            // Who does not wait any more need not be told.
-            let _ = tell.send(known.map_err(StorageError::for_another));
+            // Fails only if the lookup timed out.
+            let _ = reply.send(key.map_err(StorageError::for_another));
         }
     }
 
-    async fn stored_api_keys(
+    async fn fetch_api_keys(
         &self,
         ids: &[Uuid],
-    ) -> Result<HashMap<Uuid, Result<Arc<KnownKey>, StorageError>>, StorageError> {
+    ) -> Result<HashMap<Uuid, Result<Arc<CachedKey>, StorageError>>, StorageError> {
         let mut conn = connection(&self.pool).await?;
-        let asked_at = Instant::now();
-        let Ok(found) = tokio::time::timeout(READ_MAX, storage::api_keys::find_many(&mut conn, ids)).await else {
+        let read_at = Instant::now();
+        let Ok(found) = tokio::time::timeout(READ_TIMEOUT, storage::api_keys::find_many(&mut conn, ids)).await else {
             conn.close_on_drop();
             return Err(sqlx::Error::PoolTimedOut.into());
         };
-        let known = |stored| Arc::new(KnownKey::new(stored, asked_at));
-        Ok(found?.into_iter().map(|(id, stored)| (id, stored.map(known))).collect())
+        let cached = |stored| Arc::new(CachedKey::new(stored, read_at));
+        Ok(found?.into_iter().map(|(id, stored)| (id, stored.map(cached))).collect())
     }
 
-    /// Finds the row of an API key without asking Postgres, if it is remembered.
-    #[must_use]
-    pub fn recall_api_key(&self, id: Uuid) -> Option<Arc<KnownKey>> {
-        self.recall(&self.api_keys, &id)
-    }
-
-    /// Finds the credentials of these accounts, in no particular order, as far as there are any and they are `granted`.
+    /// Finds the credentials of accounts, in the cache or in Postgres, in any order. Unknown
+    /// accounts and those that are not `is_granted` are omitted.
     ///
-    /// What is there and not granted costs the same read as what is not there, so that nobody can tell by the time.
+    /// An account that is not granted costs the same read as an unknown one, so the response time
+    /// does not disclose it.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`] if Postgres cannot be asked or a row is damaged.
+    /// [`ServiceError::Storage`].
     pub async fn credentials(
         &self,
         names: &[&str],
-        granted: impl Fn(&SealedCredential) -> bool,
+        is_granted: impl Fn(&SealedCredential) -> bool,
     ) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
         let mut found = Vec::with_capacity(names.len());
         let mut missing = Vec::new();
         for name in names {
-            match self.recall(&self.accounts, *name).filter(|account| granted(account)) {
+            match self.get(&self.accounts, *name).filter(|account| is_granted(account)) {
                 Some(account) => found.push(account),
                 None => missing.push(*name),
             }
         }
         if !missing.is_empty() {
-            found.extend(self.stored_credentials(&missing, granted).await?);
+            found.extend(self.fresh_credentials(&missing, is_granted).await?);
         }
         Ok(found)
     }
 
-    /// Finds the credentials of these accounts as [`credentials`](Self::credentials) does, and as they are stored at this
-    /// moment.
+    /// Finds the credentials of accounts as [`credentials`](Self::credentials) does, always in
+    /// Postgres.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`] if Postgres cannot be asked or a row is damaged.
-    pub async fn stored_credentials(
+    /// [`ServiceError::Storage`].
+    pub async fn fresh_credentials(
         &self,
         names: &[&str],
-        granted: impl Fn(&SealedCredential) -> bool,
+        is_granted: impl Fn(&SealedCredential) -> bool,
     ) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
         let mut found = Vec::with_capacity(names.len());
-        let ticket = self.accounts.ticket();
+        let epoch = self.accounts.epoch();
         let mut conn = connection(&self.pool).await?;
         for account in storage::accounts::find_credentials(&mut conn, names).await? {
             let account = Arc::new(account);
-            self.accounts.remember(ticket, &account.name, &account);
-            if granted(&account) {
+            self.accounts.insert(epoch, &account.name, &account);
+            if is_granted(&account) {
                 found.push(account);
             }
         }
         Ok(found)
     }
 
-    fn recall<K, Q, V>(&self, rows: &Rows<K, V>, key: &Q) -> Option<Arc<V>>
+    fn get<K, Q, V>(&self, rows: &Rows<K, V>, key: &Q) -> Option<Arc<V>>
     where
         Q: Hash + Eq + ?Sized,
         K: Eq + Hash + std::borrow::Borrow<Q>,
@@ -338,76 +361,76 @@ impl RowCache {
         self.trust.holds().then(|| rows.cache.get(key)).flatten()
     }
 
-    /// Forgets what a change made wrong. Whoever changes a row in this process says so after the commit, so that his
-    /// next request sees it; everybody else's changes are announced.
-    pub fn forget(&self, change: &Change) {
+    /// Removes the changed row. Call after the commit of a change in this process; changes of other
+    /// processes arrive as notifications.
+    pub fn invalidate(&self, change: &Change) {
         match change {
-            Change::ApiKey(id) => self.api_keys.forget(id),
-            Change::RegistryAccount(name) => self.accounts.forget(name.as_str()),
-            Change::Many => self.forget_all(),
+            Change::ApiKey(id) => self.api_keys.invalidate(id),
+            Change::RegistryAccount(name) => self.accounts.invalidate(name.as_str()),
+            Change::Many => self.invalidate_all(),
         }
     }
 
-    fn forget_all(&self) {
-        self.api_keys.forget_all();
-        self.accounts.forget_all();
+    fn invalidate_all(&self) {
+        self.api_keys.invalidate_all();
+        self.accounts.invalidate_all();
     }
 
-    /// Whether what is remembered counts.
+    /// Whether cached rows may be used.
     pub fn is_trusted(&self) -> bool {
         self.trust.holds()
     }
 
-    /// Listens for changes for as long as it is polled, over connections of its own.
+    /// Follows the changes of cached tables and reconnects as needed. Runs until it is dropped.
     pub async fn follow_changes(&self) {
         loop {
-            let lost = match Listener::connect(&self.pool, PING_TIMEOUT).await {
+            let error = match Listener::connect(&self.pool, PING_TIMEOUT).await {
                 Ok(listener) => {
-                    // What was read before may have changed unheard.
-                    self.forget_all();
+                    // Changes before the connection were not received.
+                    self.invalidate_all();
                     self.follow(listener).await
                 }
                 Err(error) => error,
             };
             self.trust.end();
-            self.forget_all();
-            self.note(false, Some(&lost));
+            self.invalidate_all();
+            self.log_transition(false, Some(&error));
             tokio::time::sleep(RECONNECT_INTERVAL).await;
         }
     }
 
-    /// Follows one connection until it is lost.
+    /// Follows one connection until it fails.
     async fn follow(&self, mut listener: Listener) -> StorageError {
         loop {
-            let asked_at = Instant::now();
-            if let Err(lost) = listener.ping(PING_TIMEOUT).await {
-                return lost;
+            let pinged_at = Instant::now();
+            if let Err(error) = listener.ping(PING_TIMEOUT).await {
+                return error;
             }
             while let Some(change) = listener.next_arrived() {
-                self.forget(&change);
+                self.invalidate(&change);
             }
-            self.trust.extend(asked_at + TRUSTED_FOR);
-            self.note(true, None);
-            while let Some(patience) = PING_INTERVAL.checked_sub(asked_at.elapsed()) {
-                match listener.next(patience).await {
-                    Ok(Some(change)) => self.forget(&change),
+            self.trust.extend(pinged_at + TRUST_DURATION);
+            self.log_transition(true, None);
+            while let Some(timeout) = PING_INTERVAL.checked_sub(pinged_at.elapsed()) {
+                match listener.next(timeout).await {
+                    Ok(Some(change)) => self.invalidate(&change),
                     Ok(None) => break,
-                    Err(lost) => return lost,
+                    Err(error) => return error,
                 }
             }
         }
     }
 
-    /// Logs the turns, not each try.
-    fn note(&self, is_followed: bool, error: Option<&StorageError>) {
-        if self.is_followed.swap(is_followed, Ordering::SeqCst) == is_followed {
+    /// Logs when following starts or stops, not each attempt.
+    fn log_transition(&self, is_following: bool, error: Option<&StorageError>) {
+        if self.is_following.swap(is_following, Ordering::SeqCst) == is_following {
             return;
         }
-        let error = error.map(tracing::field::display);
-        if is_followed {
-            tracing::info!("changes of rows are heard: rows are remembered");
+        if is_following {
+            tracing::info!("row cache enabled");
         } else {
-            tracing::warn!(error, "changes of rows are not heard any more: every request asks Postgres");
+            let error = error.map(tracing::field::display);
+            tracing::warn!(error, "row cache disabled, reading every row from the database");
         }
     }
 }
@@ -421,30 +444,30 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_before_a_change_is_not_remembered_after_it() {
+    fn row_read_before_an_invalidation_is_not_cached_after_it() {
         let rows = rows();
-        let ticket = rows.ticket();
-        rows.forget("a");
-        rows.remember(ticket, &"a".to_owned(), &Arc::new(1));
+        let epoch = rows.epoch();
+        rows.invalidate("a");
+        rows.insert(epoch, &"a".to_owned(), &Arc::new(1));
         assert_eq!(rows.cache.get("a"), None);
-        rows.remember(rows.ticket(), &"a".to_owned(), &Arc::new(2));
+        rows.insert(rows.epoch(), &"a".to_owned(), &Arc::new(2));
         assert_eq!(rows.cache.get("a").as_deref(), Some(&2));
     }
 
     #[test]
-    fn what_is_forgotten_is_gone() {
+    fn invalidation_removes_one_row_or_all() {
         let rows = rows();
         for key in ["a", "b"] {
-            rows.remember(rows.ticket(), &key.to_owned(), &Arc::new(0));
+            rows.insert(rows.epoch(), &key.to_owned(), &Arc::new(0));
         }
-        rows.forget("a");
+        rows.invalidate("a");
         assert!(rows.cache.get("a").is_none() && rows.cache.get("b").is_some());
-        rows.forget_all();
+        rows.invalidate_all();
         assert!(rows.cache.get("b").is_none());
     }
 
     #[test]
-    fn trust_begins_with_a_sign_of_life_and_ends() {
+    fn trust_starts_with_a_ping_and_can_end() {
         let trust = Trust::new();
         assert!(!trust.holds());
         trust.extend(Instant::now() + Duration::from_mins(1));

@@ -1,8 +1,9 @@
-//! The door for tokens: whom a token of an identity provider stands for.
+//! Authentication by tokens of identity providers.
 //!
-//! From cheap to dear: form, time, provider, then keys that are kept or a review that is remembered, and at last a call to whoever
-//! vouches for it. A call is made for what can be good alone, at most once for the same token or unknown key, and a provider
-//! that does not answer holds up nobody but its own.
+//! Checks run in order of cost: form, validity period, provider, cached keys or reviews, and
+//! finally a call to the issuer or cluster. Only tokens that can still be valid cause a call, at
+//! most one at a time per token or unknown key. A provider that does not respond delays its own
+//! tokens only.
 
 mod metrics;
 mod reviews;
@@ -14,164 +15,168 @@ use sqlx::PgPool;
 use tokio::sync::Semaphore;
 
 pub use self::metrics::{TokenMetrics, TokenOutcome};
-use self::reviews::Reviews;
+use self::reviews::ReviewCache;
 use crate::{
     clients::oidc::Issuers,
     crypto::{api_key::CryptoError, jws},
     domain::{
         caller::{Actor, ActorKind, Identity},
         cluster::CaCertificate,
-        identity_provider::{Issuer, Voucher},
+        identity_provider::{AuthMethod, Issuer},
         token::{Claims, NotNow, ShownToken},
     },
     service::{ServiceError, clusters::Clusters, connection},
     storage::{self, identity_providers::StoredProvider},
 };
 
-/// When it is worth to ask a cluster again that did not answer.
-const RETRY_CLUSTER_AFTER: Duration = Duration::from_secs(5);
-/// How many tokens' providers are looked up in Postgres at a time: a flood of tokens that are nobody's leaves the other connections
-/// to those who have a good one, or a key.
-const PROVIDER_READS: usize = 4;
+/// `Retry-After` for the tokens of a cluster that does not respond.
+const CLUSTER_RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Maximum number of concurrent provider lookups. A flood of invalid tokens leaves the other
+/// connections of the pool to other requests.
+const PROVIDER_LOOKUPS: usize = 4;
 
-/// What the door says of a shown token.
+/// Result of the authentication of a token.
 #[derive(Debug)]
-pub enum TokenVerdict {
-    /// It is this caller's.
-    Known(Identity),
-    /// It is not valid here.
-    Refused,
-    /// It is valid, and no rule says who its bearer is.
-    NoRule,
-    /// Whoever vouches for such tokens does not answer.
+pub enum TokenAuthentication {
+    /// The token is valid and a rule matches.
+    Authenticated(Identity),
+    /// The token is not valid.
+    Rejected,
+    /// The token is valid, but no rule matches.
+    NoMatchingRule,
+    /// The issuer or cluster that could verify the token does not respond.
     Unavailable {
-        /// When to try again.
+        /// Delay before the next attempt.
         retry_after: Duration,
     },
 }
 
-/// Why a token does not open the door, with the reason for the log.
+/// Reason why a token does not authenticate a caller.
 #[derive(Debug)]
-enum No {
-    Refused(TokenOutcome),
-    Unmatched,
+enum Failure {
+    Rejected(TokenOutcome),
+    NoMatchingRule,
     Unavailable(Duration),
 }
 
-/// Says whom a shown token stands for.
+/// Authenticates callers by token.
 #[derive(Clone)]
 pub struct TokenAuthenticator {
     pool: PgPool,
-    provider_reads: Arc<Semaphore>,
+    provider_lookups: Arc<Semaphore>,
     issuers: Arc<Issuers>,
     clusters: Clusters,
-    reviews: Arc<Reviews>,
+    reviews: Arc<ReviewCache>,
     metrics: Arc<TokenMetrics>,
 }
 
 impl TokenAuthenticator {
-    /// Puts the service together; the answer of a cluster is remembered for so long.
+    /// Creates the authenticator. `review_ttl` is the lifetime of a cached `TokenReview`.
     ///
     /// # Errors
     ///
-    /// [`CryptoError`] if the system gives no random bytes.
+    /// [`CryptoError`] if the system provides no random bytes.
     pub fn new(
         pool: PgPool,
         issuers: Arc<Issuers>,
         clusters: Clusters,
-        review_remembered: Duration,
+        review_ttl: Duration,
     ) -> Result<Self, CryptoError> {
         let metrics = Arc::new(TokenMetrics::new(Arc::clone(&issuers)));
-        let provider_reads = Arc::new(Semaphore::new(PROVIDER_READS));
-        let reviews = Arc::new(Reviews::new(review_remembered)?);
-        Ok(Self { pool, provider_reads, issuers, clusters, reviews, metrics })
+        let provider_lookups = Arc::new(Semaphore::new(PROVIDER_LOOKUPS));
+        let reviews = Arc::new(ReviewCache::new(review_ttl)?);
+        Ok(Self { pool, provider_lookups, issuers, clusters, reviews, metrics })
     }
 
-    /// What is counted.
+    /// Returns the metrics.
     #[must_use]
     pub fn metrics(&self) -> Arc<TokenMetrics> {
         Arc::clone(&self.metrics)
     }
 
-    /// Says whom a token stands for. Providers and rules are read at each request, so that a change counts at once.
+    /// Authenticates a token. Providers and rules are read at every call, so a change applies
+    /// immediately.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn identify(&self, text: &str) -> Result<TokenVerdict, ServiceError> {
-        let verdict = match self.verify(text, Utc::now()).await? {
+    /// [`ServiceError::Storage`].
+    pub async fn authenticate(&self, text: &str) -> Result<TokenAuthentication, ServiceError> {
+        let failure = match self.verify(text, Utc::now()).await? {
             Ok(identity) => {
                 self.metrics.count(TokenOutcome::Accepted);
-                return Ok(TokenVerdict::Known(identity));
+                return Ok(TokenAuthentication::Authenticated(identity));
             }
-            Err(no) => no,
+            Err(failure) => failure,
         };
-        let (outcome, verdict) = match verdict {
-            No::Refused(outcome) => (outcome, TokenVerdict::Refused),
-            No::Unmatched => (TokenOutcome::NoRule, TokenVerdict::NoRule),
-            No::Unavailable(retry_after) => (TokenOutcome::Unavailable, TokenVerdict::Unavailable { retry_after }),
+        let (outcome, authentication) = match failure {
+            Failure::Rejected(outcome) => (outcome, TokenAuthentication::Rejected),
+            Failure::NoMatchingRule => (TokenOutcome::NoRule, TokenAuthentication::NoMatchingRule),
+            Failure::Unavailable(retry_after) => {
+                (TokenOutcome::Unavailable, TokenAuthentication::Unavailable { retry_after })
+            }
         };
         self.metrics.count(outcome);
-        tracing::info!(reason = outcome.as_str(), "a token does not open the door");
-        Ok(verdict)
+        tracing::info!(reason = outcome.as_str(), "token rejected");
+        Ok(authentication)
     }
 
-    async fn verify(&self, text: &str, now: DateTime<Utc>) -> Result<Result<Identity, No>, ServiceError> {
-        let Some(token) = ShownToken::parse(text) else { return Ok(Err(No::Refused(TokenOutcome::Malformed))) };
-        let end = match token.end(now) {
-            Ok(end) => end,
-            Err(not_now) => return Ok(Err(No::Refused(not_now.into()))),
+    async fn verify(&self, text: &str, now: DateTime<Utc>) -> Result<Result<Identity, Failure>, ServiceError> {
+        let Some(token) = ShownToken::parse(text) else { return Ok(Err(Failure::Rejected(TokenOutcome::Malformed))) };
+        let expires_at = match token.end(now) {
+            Ok(expires_at) => expires_at,
+            Err(not_now) => return Ok(Err(Failure::Rejected(not_now.into()))),
         };
-        let providers = self.providers(&token).await?;
-        let (by_review, with_keys): (Vec<&StoredProvider>, Vec<&StoredProvider>) =
+        let providers = self.find_providers(&token).await?;
+        let (by_review, by_keys): (Vec<&StoredProvider>, Vec<&StoredProvider>) =
             providers.iter().partition(|provider| provider.cluster.is_some());
-        // Keys first: whoever has them need not show the token to anybody. And it is shown to one cluster alone: of one that is
-        // for several nobody can say which made it, and the others would be given what is good at that one.
-        match (&with_keys[..], &by_review[..]) {
-            ([_, ..], _) => Ok(self.verify_with_keys(&token, &with_keys, end).await),
-            ([], [provider]) => Ok(self.verify_by_review(&token, provider, end).await),
-            ([], _) => Ok(Err(No::Refused(TokenOutcome::UnknownProvider))),
+        // Keys first: a check with keys discloses the token to no other system. A review discloses
+        // it to a cluster, so a token with audiences of several clusters is rejected: the cluster
+        // that issued it is unknown.
+        match (&by_keys[..], &by_review[..]) {
+            ([_, ..], _) => Ok(self.verify_with_keys(&token, &by_keys, expires_at).await),
+            ([], [provider]) => Ok(self.verify_by_review(&token, provider, expires_at).await),
+            ([], _) => Ok(Err(Failure::Rejected(TokenOutcome::UnknownProvider))),
         }
     }
 
-    /// The providers that a token says that it is meant for: one query. A memory of providers would stand here.
-    async fn providers(&self, token: &ShownToken) -> Result<Vec<StoredProvider>, ServiceError> {
-        // Postgres takes no NUL in a text, and no provider has one.
+    /// Finds the providers for the issuer and audiences that the token claims.
+    async fn find_providers(&self, token: &ShownToken) -> Result<Vec<StoredProvider>, ServiceError> {
+        // Postgres text cannot contain NUL, so no provider matches such a value.
         let is_text = |text: &&str| !text.contains('\0');
         let audiences: Vec<String> = token.claims.audiences().into_iter().filter(is_text).map(str::to_owned).collect();
         if audiences.is_empty() {
             return Ok(Vec::new());
         }
         let issuer = token.claims.text("iss").filter(is_text);
-        // Waited for no longer than a connection is.
-        let patience = self.pool.options().get_acquire_timeout();
-        let turn = tokio::time::timeout(patience, self.provider_reads.acquire()).await;
-        let _turn = turn.map_err(|_| sqlx::Error::PoolTimedOut)?;
+        let acquire_timeout = self.pool.options().get_acquire_timeout();
+        let permit = tokio::time::timeout(acquire_timeout, self.provider_lookups.acquire()).await;
+        let _permit = permit.map_err(|_| sqlx::Error::PoolTimedOut)?;
         let mut conn = connection(&self.pool).await?;
         Ok(storage::identity_providers::find_for_token(&mut conn, issuer, &audiences).await?)
     }
 
-    /// By the keys of its issuer. There is more than one provider only for a token with more than one audience.
+    /// Verifies a token with the keys of its issuer. Several providers are possible only for a
+    /// token with several audiences.
     async fn verify_with_keys(
         &self,
         token: &ShownToken,
         providers: &[&StoredProvider],
-        end: DateTime<Utc>,
-    ) -> Result<Identity, No> {
-        let mut no = No::Refused(TokenOutcome::UnknownProvider);
+        expires_at: DateTime<Utc>,
+    ) -> Result<Identity, Failure> {
+        let mut failure = Failure::Rejected(TokenOutcome::UnknownProvider);
         for provider in providers {
-            let Voucher::Oidc { issuer, ca_certificate } = &provider.config.voucher else { continue };
+            let AuthMethod::Oidc { issuer, ca_certificate } = &provider.config.auth_method else { continue };
             match self.check_signature(token, issuer, ca_certificate.as_ref()).await {
-                Ok(()) => match identity(provider, &token.claims, end) {
+                Ok(()) => match identity(provider, &token.claims, expires_at) {
                     Some(identity) => return Ok(identity),
-                    None => no = No::Unmatched,
+                    None => failure = Failure::NoMatchingRule,
                 },
-                // A token that is valid for one of them is answered so.
-                Err(_) if matches!(no, No::Unmatched) => {}
-                Err(other) => no = other,
+                // The token is valid for another provider, which takes precedence in the response.
+                Err(_) if matches!(failure, Failure::NoMatchingRule) => {}
+                Err(other) => failure = other,
             }
         }
-        Err(no)
+        Err(failure)
     }
 
     async fn check_signature(
@@ -179,41 +184,42 @@ impl TokenAuthenticator {
         token: &ShownToken,
         issuer: &Issuer,
         ca_certificate: Option<&CaCertificate>,
-    ) -> Result<(), No> {
-        let algorithm = token.algorithm.ok_or(No::Refused(TokenOutcome::Algorithm))?;
+    ) -> Result<(), Failure> {
+        let algorithm = token.algorithm.ok_or(Failure::Rejected(TokenOutcome::Algorithm))?;
         let key_id = token.key_id.as_deref();
         let keys = self.issuers.keys(issuer, ca_certificate, key_id).await;
-        let keys = keys.map_err(|_| No::Unavailable(self.issuers.refresh_interval()))?;
+        let keys = keys.map_err(|_| Failure::Unavailable(self.issuers.refresh_interval()))?;
         let mut candidates = keys.candidates(key_id, algorithm).peekable();
         if candidates.peek().is_none() {
-            return Err(No::Refused(TokenOutcome::UnknownKey));
+            return Err(Failure::Rejected(TokenOutcome::UnknownKey));
         }
         if candidates.any(|key| jws::verify(key, algorithm, token.signed(), &token.signature)) {
             Ok(())
         } else {
-            Err(No::Refused(TokenOutcome::Signature))
+            Err(Failure::Rejected(TokenOutcome::Signature))
         }
     }
 
-    /// By asking the cluster. The token has its audience and its time by now, as far as it says so itself.
+    /// Verifies a token by a `TokenReview`. Its claimed audience and validity period have already
+    /// been checked.
     async fn verify_by_review(
         &self,
         token: &ShownToken,
         provider: &StoredProvider,
-        end: DateTime<Utc>,
-    ) -> Result<Identity, No> {
-        let Some(cluster) = provider.cluster else { return Err(No::Refused(TokenOutcome::UnknownProvider)) };
+        expires_at: DateTime<Utc>,
+    ) -> Result<Identity, Failure> {
+        let Some(cluster) = provider.cluster else { return Err(Failure::Rejected(TokenOutcome::UnknownProvider)) };
         let audience = provider.config.audience.as_str();
-        let ask = async || {
-            let client = self.clusters.reviewer(cluster.id).await?;
+        let review = async || {
+            let client = self.clusters.token_review_client(cluster.id).await?;
             Ok::<_, ServiceError>(client.review_token(token.secret(), audience).await?)
         };
-        let account = match self.reviews.get(cluster, audience, token, end, ask).await {
+        let account = match self.reviews.get(cluster, audience, token, expires_at, review).await {
             Ok(Some(account)) => account,
-            Ok(None) => return Err(No::Refused(TokenOutcome::NotVouchedFor)),
+            Ok(None) => return Err(Failure::Rejected(TokenOutcome::NotVouchedFor)),
             Err(error) => {
-                tracing::warn!(provider = provider.name, %error, "the cluster of an identity provider cannot be asked");
-                return Err(No::Unavailable(RETRY_CLUSTER_AFTER));
+                tracing::warn!(provider = provider.name, %error, "token review failed");
+                return Err(Failure::Unavailable(CLUSTER_RETRY_AFTER));
             }
         };
         let subject = format!("system:serviceaccount:{}:{}", account.namespace, account.name);
@@ -226,19 +232,19 @@ impl TokenAuthenticator {
             ("podUid", account.pod_uid),
             ("nodeName", account.node_name),
         ]);
-        identity(provider, &claims, end).ok_or(No::Unmatched)
+        identity(provider, &claims, expires_at).ok_or(Failure::NoMatchingRule)
     }
 }
 
-/// Who bears these claims, by the first rule that matches.
-fn identity(provider: &StoredProvider, claims: &Claims, end: DateTime<Utc>) -> Option<Identity> {
+/// Maps claims to an identity by the first matching rule.
+fn identity(provider: &StoredProvider, claims: &Claims, expires_at: DateTime<Utc>) -> Option<Identity> {
     let rule = provider.config.rules.iter().find(|rule| rule.matches(claims))?;
     let name = format!("{}/{}", provider.name, claims.subject_shown());
     Some(Identity {
         actor: Actor { kind: ActorKind::IdentityProvider, id: None, name },
         role: rule.role,
         grants: rule.grants.clone(),
-        expires_at: Some(end),
+        expires_at: Some(expires_at),
     })
 }
 

@@ -20,7 +20,7 @@ use crate::{
     storage::{PageRequest, StorageError, corrupt, on_name_taken},
 };
 
-/// The table's name, part of what binds a ciphertext to its row.
+/// Name of the table, part of the associated data of sealed passwords.
 pub const TABLE: &str = "registry_accounts";
 
 struct AccountRow {
@@ -79,12 +79,12 @@ impl TryFrom<AccountRow> for Account {
     }
 }
 
-/// Which accounts a list is of.
+/// Filter of a list of accounts.
 #[derive(Debug, Default)]
 pub struct AccountFilter {
-    /// Only with all of these labels.
+    /// Required labels.
     pub labels: Labels,
-    /// Only those whose `expiresAt` is at most so many seconds away, or past.
+    /// Maximum number of seconds until `expiresAt`. Includes expired accounts.
     pub expires_within_seconds: Option<i64>,
 }
 
@@ -100,13 +100,14 @@ pub async fn insert(
     new: &NewAccount,
     password: &Sealed,
 ) -> Result<Account, StorageError> {
+    // The first background verification is due within a random minute: an import must not cause a
+    // burst of checks.
     sqlx::query_as!(
         AccountRow,
         r#"INSERT INTO registry_accounts
                (id, name, registry, username, password, password_key_id, email, labels, plain_http, expires_at,
                 ca_certificate, verify_interval_seconds, next_verification_at)
            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-               -- Soon, and not all of an import at once.
                CASE WHEN $12::integer IS NOT NULL THEN now() + random() * interval '1 minute' END)
            RETURNING id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
                verify_interval_seconds, last_verified_at, last_verification_result,
@@ -131,10 +132,6 @@ pub async fn insert(
 }
 
 /// Finds an account by name.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.find", skip_all)]
 pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<Account>, StorageError> {
     sqlx::query_as!(
@@ -151,11 +148,7 @@ pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
     .transpose()
 }
 
-/// Finds an account by name and keeps others from changing it until the transaction ends.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
+/// Finds an account by name and locks it until the transaction ends.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.lock", skip_all)]
 pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account>, StorageError> {
     sqlx::query_as!(
@@ -172,11 +165,7 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
     .transpose()
 }
 
-/// Lists granted accounts in the order of their names, only those that `filter` lets through.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+/// Lists the granted accounts that match `filter`, by name.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.list", skip_all)]
 pub async fn list(
     conn: &mut PgConnection,
@@ -185,8 +174,8 @@ pub async fn list(
     filter: &AccountFilter,
 ) -> Result<Vec<Account>, StorageError> {
     let Ranges { low, high } = grants.account_ranges().after(page.after.as_deref());
-    // The first rows of each grant, by an index; the page is among them. So a page costs the same wherever it is, and
-    // however many accounts there are that are not granted.
+    // Takes the first rows of each grant by an index; the page is a subset of them. The cost of a
+    // page depends neither on its position nor on the number of accounts that are not granted.
     sqlx::query_as!(
         AccountRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
@@ -221,7 +210,7 @@ pub async fn list(
         page.limit,
         &low,
         &high,
-        &as_json(grants) as _,
+        &label_grants(grants) as _,
         filter.expires_within_seconds,
     )
     .fetch_all(conn)
@@ -231,10 +220,10 @@ pub async fn list(
     .collect()
 }
 
-/// Stores a changed account, with a new sealed password if there is one, and raises its version.
+/// Stores a changed account, optionally with a new sealed password, and increments its version.
 ///
-/// What was found of another login, or of another way to the registry, is forgotten, and a new look is due soon where
-/// the account is verified in the background.
+/// A change of the login, or of the connection to the registry, clears the last verification and
+/// makes the background verification due within a minute.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.update", skip_all, fields(account.id = %account.id))]
 pub async fn update(
     conn: &mut PgConnection,
@@ -317,34 +306,31 @@ impl TryFrom<CredentialRow> for SealedCredential {
     }
 }
 
-/// What a docker config needs of an account, its password still sealed.
+/// Credential of an account with its sealed password.
 #[derive(Debug)]
 pub struct SealedCredential {
-    /// Identity that the ciphertext is bound to.
+    /// Id of the account, to which the ciphertext is bound.
     pub id: Uuid,
     /// Name of the account.
     pub name: String,
-    /// What the credential is for.
+    /// Registry, and optionally the path in it, that the credential is valid for.
     pub registry: RegistryScope,
-    /// Who logs in.
+    /// User name of the login.
     pub username: String,
-    /// Optional e-mail address.
+    /// E-mail address.
     pub email: Option<String>,
-    /// Its labels.
+    /// Labels of the account.
     pub labels: BTreeMap<String, String>,
-    /// The sealed password.
+    /// Sealed password.
     pub password: Sealed,
 }
 
-/// Finds the credentials of these accounts, in no particular order; what is unknown is left out.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+/// Finds the credentials of accounts by name, in any order. Unknown names are omitted.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.find_credentials", skip_all)]
 pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<SealedCredential>, StorageError> {
     let rows = match names {
-        // The usual case: Postgres keeps the plan of this statement, and plans the other one anew each time.
+        // Separate statement for the most common case: Postgres caches its plan, and replans the
+        // one for arrays each time.
         [name] => {
             sqlx::query_as!(
                 CredentialRow,
@@ -369,11 +355,7 @@ pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result
     rows.into_iter().map(SealedCredential::try_from).collect()
 }
 
-/// Finds the credentials of the granted accounts that a selector selects, in the order of their names, `limit` at most.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+/// Finds the credentials of the granted accounts that match a selector, by name, at most `limit`.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.select_credentials", skip_all)]
 pub async fn select_credentials(
     conn: &mut PgConnection,
@@ -382,7 +364,8 @@ pub async fn select_credentials(
     limit: usize,
 ) -> Result<Vec<SealedCredential>, StorageError> {
     let Ranges { low, high } = grants.account_ranges();
-    // Grants and `matchLabels` here, the rest of the selector by its one implementation, row by row.
+    // SQL evaluates grants and `matchLabels`. `LabelSelector` evaluates the other expressions, row
+    // by row.
     let mut rows = sqlx::query_as!(
         CredentialRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id
@@ -398,7 +381,7 @@ pub async fn select_credentials(
         Json(selector.match_labels().as_map()) as _,
         &low,
         &high,
-        &as_json(grants) as _,
+        &label_grants(grants) as _,
     )
     .fetch(conn);
     let mut selected = Vec::new();
@@ -412,19 +395,16 @@ pub async fn select_credentials(
     Ok(selected)
 }
 
-/// The labels that are granted, one object for each rule.
-fn as_json(grants: &Grants) -> Vec<Json<&BTreeMap<String, String>>> {
+/// Returns the granted labels, one JSON object per rule.
+fn label_grants(grants: &Grants) -> Vec<Json<&BTreeMap<String, String>>> {
     grants.account_labels().into_iter().map(Json).collect()
 }
 
-/// Finds these accounts with their sealed passwords, and keeps others from changing them until the transaction ends.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+/// Finds accounts with their sealed passwords by name and locks them until the transaction ends.
+/// Unknown names are omitted.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.lock_many", skip_all)]
 pub async fn lock_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<(Account, Sealed)>, StorageError> {
-    // In the order of their names, so that two imports do not wait for each other in a circle.
+    // Ordered by name, so that concurrent imports cannot deadlock.
     let rows = sqlx::query!(
         r#"SELECT id, name, registry, username, email, labels AS "labels: Json<BTreeMap<String, String>>", plain_http,
                expires_at, ca_certificate, verify_interval_seconds, last_verified_at,

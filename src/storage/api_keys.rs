@@ -8,40 +8,38 @@ use crate::{
     domain::{
         caller::{Actor, ActorKind, Identity, KeyVerifier, NewApiKey, Role},
         grants::{Grants, GrantsDocument},
-        invalid::{FieldError, Invalid},
+        invalid::Invalid,
     },
     storage::{StorageError, corrupt, on_name_taken},
 };
 
 const TABLE: &str = "api_keys";
 
-/// A key's row as the door needs it.
+/// Row of a key for authentication.
 #[derive(Debug)]
 pub struct StoredKey {
-    /// Whom the key stands for.
+    /// Caller that the key authenticates.
     pub identity: Identity,
-    /// What a shown key is checked against.
+    /// Verifiers of the key's secret.
     pub verifier: KeyVerifier,
-    /// It opens no door any more.
+    /// Whether the key is revoked.
     pub is_revoked: bool,
-    /// Until it expires, by the database's clock; negative where it has.
+    /// Seconds until the expiry, by the database's clock. Negative for an expired key, `None`
+    /// without an expiry.
     pub expires_in_seconds: Option<f64>,
 }
 
-/// Role and grants of a row.
-fn rights(id: Uuid, role: &str, grants: GrantsDocument) -> Result<(Role, Grants), StorageError> {
+/// Parses the role and grants of a row.
+fn parse_rights(id: Uuid, role: &str, grants: GrantsDocument) -> Result<(Role, Grants), StorageError> {
     let role = role.parse().map_err(corrupt(TABLE, id, "role"))?;
-    let grants = Grants::parse(role, grants).map_err(|errors| {
-        let all = errors.iter().map(|FieldError { field, detail }| format!("{field} {detail}"));
-        corrupt(TABLE, id, "grants")(Invalid::new(all.collect::<Vec<_>>().join("; ")))
-    })?;
+    let grants = Grants::parse(role, grants).map_err(|errors| corrupt(TABLE, id, "grants")(errors.into()))?;
     Ok((role, grants))
 }
 
-/// A key that there is by its id, or what is wrong with its row.
+/// Id of a found key, with its row or the reason why the row does not parse.
 pub type FoundKey = (Uuid, Result<StoredKey, StorageError>);
 
-/// Finds keys by id, for the door: those that there are.
+/// Finds keys by id for authentication. Unknown ids are omitted.
 #[tracing::instrument(level = "debug", name = "db.api_keys.find_many", skip_all, fields(keys = ids.len()))]
 pub async fn find_many(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<FoundKey>, StorageError> {
     let rows = sqlx::query!(
@@ -54,41 +52,42 @@ pub async fn find_many(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Foun
     .fetch_all(conn)
     .await?;
     let found = rows.into_iter().map(|row| {
-        // Read row by row: one that a newer version wrote keeps no other key out.
+        // Parsed row by row, so that a row of a newer version does not affect other keys.
         let grants = serde_json::from_value(row.grants);
         let grants = grants.map_err(|error| corrupt(TABLE, row.id, "grants")(Invalid::new(error.to_string())));
-        let stored = grants.and_then(|grants| rights(row.id, &row.role, grants)).map(|(role, grants)| StoredKey {
-            identity: Identity {
-                actor: Actor { kind: ActorKind::ApiKey, id: Some(row.id), name: row.name },
-                role,
-                grants,
-                expires_at: row.expires_at,
-            },
-            verifier: KeyVerifier { mac: row.mac, hash: row.hash },
-            is_revoked: row.is_revoked,
-            expires_in_seconds: row.expires_in_seconds,
-        });
+        let stored =
+            grants.and_then(|grants| parse_rights(row.id, &row.role, grants)).map(|(role, grants)| StoredKey {
+                identity: Identity {
+                    actor: Actor { kind: ActorKind::ApiKey, id: Some(row.id), name: row.name },
+                    role,
+                    grants,
+                    expires_at: row.expires_at,
+                },
+                verifier: KeyVerifier { mac: row.mac, hash: row.hash },
+                is_revoked: row.is_revoked,
+                expires_in_seconds: row.expires_in_seconds,
+            });
         (row.id, stored)
     });
     Ok(found.collect())
 }
 
-/// A key as others see it: nothing of its secret.
+/// API key without its secret.
 #[derive(Debug)]
 pub struct ApiKey {
-    /// Id of the key, also the first part of its text.
+    /// Id, also contained in the text of the key.
     pub id: Uuid,
-    /// Name of the key.
+    /// Name.
     pub name: String,
-    /// Role of the key.
+    /// Role.
     pub role: Role,
-    /// What it reaches.
+    /// Resources that the key can access.
     pub grants: Grants,
-    /// When it was made.
+    /// Creation time.
     pub created_at: DateTime<Utc>,
-    /// When it ends, if ever.
+    /// Expiry; `None` for a key that never expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// When it was revoked, if it was.
+    /// Revocation time.
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
@@ -106,7 +105,7 @@ impl TryFrom<ApiKeyRow> for ApiKey {
     type Error = StorageError;
 
     fn try_from(row: ApiKeyRow) -> Result<Self, StorageError> {
-        let (role, grants) = rights(row.id, &row.role, row.grants.0)?;
+        let (role, grants) = parse_rights(row.id, &row.role, row.grants.0)?;
         Ok(Self {
             id: row.id,
             name: row.name,
@@ -149,11 +148,8 @@ pub async fn insert(
     .try_into()
 }
 
-/// Lists keys, revoked and expired ones too, the oldest first: at most `limit` after the one with the id `after`.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+/// Lists keys, including revoked and expired ones, oldest first: at most `limit` after the key with
+/// the id `after`.
 #[tracing::instrument(level = "debug", name = "db.api_keys.list", skip_all)]
 pub async fn list(conn: &mut PgConnection, after: Option<Uuid>, limit: i64) -> Result<Vec<ApiKey>, StorageError> {
     sqlx::query_as!(
@@ -170,13 +166,9 @@ pub async fn list(conn: &mut PgConnection, after: Option<Uuid>, limit: i64) -> R
     .collect()
 }
 
-/// Finds a key by id, to be shown.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
-#[tracing::instrument(level = "debug", name = "db.api_keys.show", skip_all)]
-pub async fn show(conn: &mut PgConnection, id: Uuid) -> Result<Option<ApiKey>, StorageError> {
+/// Finds a key by id.
+#[tracing::instrument(level = "debug", name = "db.api_keys.find", skip_all)]
+pub async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Option<ApiKey>, StorageError> {
     sqlx::query_as!(
         ApiKeyRow,
         r#"SELECT id, name, role, grants AS "grants: _", created_at, expires_at, revoked_at
@@ -189,27 +181,27 @@ pub async fn show(conn: &mut PgConnection, id: Uuid) -> Result<Option<ApiKey>, S
     .transpose()
 }
 
-/// Finds the id of the key that has this name and is not revoked.
+/// Finds the id of the key with this name that is not revoked.
 #[tracing::instrument(level = "debug", name = "db.api_keys.find_id", skip_all)]
 pub async fn find_id(conn: &mut PgConnection, name: &str) -> Result<Option<Uuid>, StorageError> {
     let found = sqlx::query_scalar!("SELECT id FROM api_keys WHERE name = $1 AND revoked_at IS NULL", name);
     Ok(found.fetch_optional(conn).await?)
 }
 
-/// An admin's key that opens the door today.
+/// Admin key that is neither revoked nor expired.
 #[derive(Debug, Clone, Copy)]
 pub struct AdminKey {
-    /// Id of the key.
+    /// Id.
     pub id: Uuid,
-    /// It opens the door for a limited time only.
+    /// Whether the key has an expiry.
     pub expires: bool,
 }
 
-/// Finds all admins' keys that are neither revoked nor expired, and keeps others from revoking them until the
-/// transaction ends.
+/// Finds all admin keys that are neither revoked nor expired and locks them until the transaction
+/// ends.
 #[tracing::instrument(level = "debug", name = "db.api_keys.lock_admins", skip_all)]
 pub async fn lock_admins(conn: &mut PgConnection) -> Result<Vec<AdminKey>, StorageError> {
-    // In one order, so that two revocations do not wait for each other in a circle.
+    // Ordered by id, so that concurrent revocations cannot deadlock.
     Ok(sqlx::query_as!(
         AdminKey,
         r#"SELECT id, expires_at IS NOT NULL AS "expires!" FROM api_keys
@@ -220,7 +212,7 @@ pub async fn lock_admins(conn: &mut PgConnection) -> Result<Vec<AdminKey>, Stora
     .await?)
 }
 
-/// Revokes a key, and says whether it did; one that is revoked already stays as it is.
+/// Revokes a key. Returns `false` if it was already revoked.
 #[tracing::instrument(level = "debug", name = "db.api_keys.revoke", skip_all, fields(key.id = %id))]
 pub async fn revoke(conn: &mut PgConnection, id: Uuid) -> Result<bool, StorageError> {
     let revoked = sqlx::query!("UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", id)

@@ -14,35 +14,35 @@ use crate::{
     storage::{PageRequest, StorageError, corrupt, on_name_taken},
 };
 
-/// The table's name, part of what binds a ciphertext to its row.
+/// Name of the table, part of the associated data of sealed credentials.
 pub const TABLE: &str = "clusters";
 
-/// A cluster as it is stored: its credential sealed.
+/// Stored cluster with its sealed credential.
 #[derive(Debug, Clone)]
 pub struct StoredCluster {
-    /// Identity that the ciphertext is bound to.
+    /// Immutable identifier, to which the ciphertext is bound.
     pub id: Uuid,
     /// Unique name.
     pub name: String,
-    /// URL of the API server; none for `inCluster`.
+    /// URL of the API server; `None` for `inCluster`.
     pub server: Option<String>,
     /// PEM of the CA that signed the API server's certificate.
     pub ca_certificate: Option<String>,
-    /// Name that the API server's certificate bears in place of the host.
+    /// Name in the API server's certificate, if not the host.
     pub tls_server_name: Option<String>,
-    /// How regcred authenticates.
+    /// Authentication to the API server.
     pub auth_type: AuthType,
     /// PEM of the client certificate.
     pub client_certificate: Option<String>,
-    /// Sealed token or private key.
+    /// Sealed token or private key, if the authentication has one.
     pub credential: Option<Sealed>,
-    /// `http://` is wanted.
+    /// Whether an `http://` URL is allowed.
     pub allow_plain_http: bool,
-    /// Grows by one with every change.
+    /// Version, incremented by every change.
     pub version: i64,
-    /// Database time of the creation.
+    /// Creation time, by the database's clock.
     pub created_at: DateTime<Utc>,
-    /// Database time of the last change.
+    /// Time of the last change, by the database's clock.
     pub updated_at: DateTime<Utc>,
 }
 
@@ -122,10 +122,6 @@ pub async fn insert(
 }
 
 /// Finds a cluster by name.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
 #[tracing::instrument(level = "debug", name = "db.clusters.find", skip_all)]
 pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredCluster>, StorageError> {
     sqlx::query_as!(
@@ -142,10 +138,6 @@ pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredC
 }
 
 /// Finds a cluster by id.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
 #[tracing::instrument(level = "debug", name = "db.clusters.find_by_id", skip_all, fields(cluster.id = %id))]
 pub async fn find_by_id(conn: &mut PgConnection, id: Uuid) -> Result<Option<StoredCluster>, StorageError> {
     sqlx::query_as!(
@@ -161,11 +153,7 @@ pub async fn find_by_id(conn: &mut PgConnection, id: Uuid) -> Result<Option<Stor
     .transpose()
 }
 
-/// Finds a cluster by name and keeps others from changing it until the transaction ends.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
+/// Finds a cluster by name and locks it until the transaction ends.
 #[tracing::instrument(level = "debug", name = "db.clusters.lock", skip_all)]
 pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredCluster>, StorageError> {
     sqlx::query_as!(
@@ -181,11 +169,7 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredC
     .transpose()
 }
 
-/// Lists granted clusters in the order of their names.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+/// Lists the granted clusters by name.
 #[tracing::instrument(level = "debug", name = "db.clusters.list", skip_all)]
 pub async fn list(
     conn: &mut PgConnection,
@@ -215,7 +199,7 @@ pub async fn list(
     .collect()
 }
 
-/// Stores another connection for a cluster and raises its version.
+/// Stores the changed connection of a cluster and increments its version.
 #[tracing::instrument(level = "debug", name = "db.clusters.update", skip_all, fields(cluster.id = %id))]
 pub async fn update(
     conn: &mut PgConnection,

@@ -7,8 +7,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         cluster::CaCertificate,
-        identity_provider::{Issuer, ProviderConfig, ProviderDocument, RuleDocument, Voucher},
-        invalid::{FieldError, Invalid},
+        identity_provider::{AuthMethod, Issuer, ProviderConfig, ProviderDocument, RuleDocument},
         names::Name,
     },
     storage::{PageRequest, StorageError, corrupt, on_name_taken},
@@ -16,31 +15,31 @@ use crate::{
 
 const TABLE: &str = "identity_providers";
 
-/// An identity provider as it is stored.
+/// Stored identity provider.
 #[derive(Debug, Clone)]
 pub struct StoredProvider {
-    /// Identity of the provider.
+    /// Immutable identifier.
     pub id: Uuid,
     /// Unique name.
     pub name: String,
-    /// What it is.
+    /// Configuration.
     pub config: ProviderConfig,
-    /// The cluster that reviews its tokens.
+    /// Cluster that reviews the tokens; `None` for `oidc`.
     pub cluster: Option<ReviewingCluster>,
-    /// Grows by one with every change.
+    /// Version, incremented by every change.
     pub version: i64,
-    /// Database time of the creation.
+    /// Creation time, by the database's clock.
     pub created_at: DateTime<Utc>,
-    /// Database time of the last change.
+    /// Time of the last change, by the database's clock.
     pub updated_at: DateTime<Utc>,
 }
 
-/// The cluster that reviews a provider's tokens.
+/// Cluster that reviews a provider's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReviewingCluster {
-    /// Identity of the cluster.
+    /// Id of the cluster.
     pub id: Uuid,
-    /// Its version.
+    /// Version of the cluster.
     pub version: i64,
 }
 
@@ -72,10 +71,8 @@ impl TryFrom<ProviderRow> for StoredProvider {
             audience: row.audience,
             rules: row.rules.0,
         };
-        let config = ProviderConfig::parse(document).map_err(|errors| {
-            let all = errors.iter().map(|FieldError { field, detail }| format!("{field} {detail}"));
-            corrupt(TABLE, row.id, "settings")(Invalid::new(all.collect::<Vec<_>>().join("; ")))
-        })?;
+        let config =
+            ProviderConfig::parse(document).map_err(|errors| corrupt(TABLE, row.id, "settings")(errors.into()))?;
         let cluster = row.cluster_id.zip(row.cluster_version).map(|(id, version)| ReviewingCluster { id, version });
         Ok(Self {
             id: row.id,
@@ -90,16 +87,16 @@ impl TryFrom<ProviderRow> for StoredProvider {
 }
 
 fn issuer(config: &ProviderConfig) -> Option<&str> {
-    match &config.voucher {
-        Voucher::Oidc { issuer, .. } => Some(Issuer::as_str(issuer)),
-        Voucher::TokenReview { .. } => None,
+    match &config.auth_method {
+        AuthMethod::Oidc { issuer, .. } => Some(Issuer::as_str(issuer)),
+        AuthMethod::TokenReview { .. } => None,
     }
 }
 
 fn ca_certificate(config: &ProviderConfig) -> Option<&str> {
-    match &config.voucher {
-        Voucher::Oidc { ca_certificate, .. } => ca_certificate.as_ref().map(CaCertificate::as_pem),
-        Voucher::TokenReview { .. } => None,
+    match &config.auth_method {
+        AuthMethod::Oidc { ca_certificate, .. } => ca_certificate.as_ref().map(CaCertificate::as_pem),
+        AuthMethod::TokenReview { .. } => None,
     }
 }
 
@@ -107,7 +104,7 @@ fn rules(config: &ProviderConfig) -> Json<Vec<RuleDocument>> {
     Json(config.rules.iter().map(RuleDocument::from).collect())
 }
 
-/// Two providers that would both be meant by one token are one too many.
+/// Maps the unique constraints: a name is unique, and so is the provider that accepts a token.
 fn on_taken(error: sqlx::Error) -> StorageError {
     let constraint = error.as_database_error().and_then(sqlx::error::DatabaseError::constraint);
     match constraint {
@@ -118,12 +115,12 @@ fn on_taken(error: sqlx::Error) -> StorageError {
     }
 }
 
-/// Inserts a provider. `cluster_id` is the one that reviews its tokens.
+/// Inserts a provider. `cluster_id` is the cluster that reviews its tokens.
 ///
 /// # Errors
 ///
-/// [`StorageError::NameTaken`] if the name is in use, [`StorageError::AudienceTaken`] if the same tokens would be meant by
-/// another provider.
+/// - [`StorageError::NameTaken`] if the name is in use.
+/// - [`StorageError::AudienceTaken`] if another provider would accept the same tokens.
 #[tracing::instrument(level = "debug", name = "db.identity_providers.insert", skip_all, fields(provider.id = %id))]
 pub async fn insert(
     conn: &mut PgConnection,
@@ -137,7 +134,7 @@ pub async fn insert(
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         id,
         name.as_str(),
-        config.voucher.provider_type().as_str(),
+        config.auth_method.provider_type().as_str(),
         issuer(config),
         ca_certificate(config),
         cluster_id,
@@ -151,10 +148,6 @@ pub async fn insert(
 }
 
 /// Finds a provider by name.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
 #[tracing::instrument(level = "debug", name = "db.identity_providers.find", skip_all)]
 pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredProvider>, StorageError> {
     sqlx::query_as!(
@@ -173,10 +166,6 @@ pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredP
 }
 
 /// Finds a provider by name and keeps others from changing it until the transaction ends.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
 #[tracing::instrument(level = "debug", name = "db.identity_providers.lock", skip_all)]
 pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredProvider>, StorageError> {
     sqlx::query_as!(
@@ -194,11 +183,7 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredP
     .transpose()
 }
 
-/// Lists providers in the order of their names.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+/// Lists providers by name.
 #[tracing::instrument(level = "debug", name = "db.identity_providers.list", skip_all)]
 pub async fn list(conn: &mut PgConnection, page: &PageRequest) -> Result<Vec<StoredProvider>, StorageError> {
     sqlx::query_as!(
@@ -218,12 +203,11 @@ pub async fn list(conn: &mut PgConnection, page: &PageRequest) -> Result<Vec<Sto
     .collect()
 }
 
-/// Finds the providers that a token may be meant for, by what it says of itself: those that are for one of its audiences, of its
-/// issuer or of any that a cluster vouches for. In the order of their names; for one audience at most one of each type.
+/// Finds the providers for the issuer and audiences that a token claims, by name.
 ///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+/// An `oidc` provider must match both, a `tokenReview` provider only the audience. Each audience
+/// matches at most one provider per type. Rows that do not parse are logged and omitted, so that
+/// they do not affect other providers.
 #[tracing::instrument(level = "debug", name = "db.identity_providers.find_for_token", skip_all)]
 pub async fn find_for_token(
     conn: &mut PgConnection,
@@ -244,12 +228,11 @@ pub async fn find_for_token(
     )
     .fetch_all(conn)
     .await?;
-    let is_damaged = |error: &StorageError| tracing::error!(%error, "an identity provider cannot be used");
-    // One that cannot be read does not take the door down for others.
-    Ok(found.into_iter().filter_map(|row| StoredProvider::try_from(row).inspect_err(is_damaged).ok()).collect())
+    let log = |error: &StorageError| tracing::error!(%error, "identity provider ignored");
+    Ok(found.into_iter().filter_map(|row| StoredProvider::try_from(row).inspect_err(log).ok()).collect())
 }
 
-/// Names of the providers whose tokens a cluster reviews.
+/// Lists the names of the providers whose tokens a cluster reviews.
 #[tracing::instrument(level = "debug", name = "db.identity_providers.names_by_cluster", skip_all)]
 pub async fn names_by_cluster(conn: &mut PgConnection, cluster_id: Uuid) -> Result<Vec<String>, StorageError> {
     let names =
@@ -257,11 +240,11 @@ pub async fn names_by_cluster(conn: &mut PgConnection, cluster_id: Uuid) -> Resu
     Ok(names.fetch_all(conn).await?)
 }
 
-/// Stores other settings for a provider and raises its version.
+/// Stores the changed configuration of a provider and increments its version.
 ///
 /// # Errors
 ///
-/// [`StorageError::AudienceTaken`] if the same tokens would be meant by another provider.
+/// [`StorageError::AudienceTaken`] if another provider would accept the same tokens.
 #[tracing::instrument(level = "debug", name = "db.identity_providers.update", skip_all, fields(provider.id = %id))]
 pub async fn update(
     conn: &mut PgConnection,

@@ -1,4 +1,6 @@
-//! What checks of logins found, and which are due. Neither changes an account's version: nothing changed for callers.
+//! Verification state of registry accounts, in columns of `registry_accounts`.
+//!
+//! These writes do not increment the version of an account: no caller changed it.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -22,8 +24,11 @@ pub async fn find_password(conn: &mut PgConnection, id: Uuid, version: i64) -> R
     Ok(row.map(|row| Sealed { key_id: row.password_key_id, bytes: row.password }))
 }
 
-/// Stores what a check found, and says when that is by the clock of the database; nothing if the account was changed
-/// since. The next check is due after the account's interval, a tenth more or less.
+/// Stores the result of a check and schedules the next one after the account's interval, with 10 %
+/// jitter.
+///
+/// Returns the time of the check by the database's clock, or `None` if the account is no longer at
+/// `version`.
 #[tracing::instrument(name = "db.registry_accounts.record_verification", skip_all, fields(account.id = %id))]
 pub async fn record(
     conn: &mut PgConnection,
@@ -48,8 +53,8 @@ pub async fn record(
     Ok(checked_at)
 }
 
-/// Takes accounts whose check is due, those that wait longest first, so that no other replica takes them within
-/// `lease_seconds`; their names.
+/// Claims accounts with a due check for `lease_seconds`, longest overdue first, and returns their
+/// names.
 #[tracing::instrument(name = "db.registry_accounts.claim_verifications", skip_all)]
 pub async fn claim(conn: &mut PgConnection, limit: i64, lease_seconds: i32) -> Result<Vec<String>, StorageError> {
     let names = sqlx::query_scalar!(
@@ -67,20 +72,20 @@ pub async fn claim(conn: &mut PgConnection, limit: i64, lease_seconds: i32) -> R
     Ok(names)
 }
 
-/// An account whose `expiresAt` came nearer than a warning's days.
+/// Due expiry warning of an account.
 #[derive(Debug)]
 pub struct Expiring {
-    /// Name of the account.
+    /// Account name.
     pub name: String,
-    /// Its registry.
+    /// Registry of the account.
     pub registry: String,
-    /// When its password stops working.
+    /// Expiry of the password.
     pub expires_at: DateTime<Utc>,
-    /// The warning: at most so many days are left.
+    /// Maximum number of days left.
     pub days: i16,
 }
 
-/// Takes the warnings that are due and were not given, each once whatever the number of replicas.
+/// Claims due expiry warnings. Each warning is returned once, regardless of the number of replicas.
 #[tracing::instrument(name = "db.registry_accounts.claim_expiry_warnings", skip_all)]
 pub async fn claim_warnings(conn: &mut PgConnection, days: &[i16], limit: i64) -> Result<Vec<Expiring>, StorageError> {
     let rows = sqlx::query_as!(
@@ -106,7 +111,7 @@ pub async fn claim_warnings(conn: &mut PgConnection, days: &[i16], limit: i64) -
     Ok(rows)
 }
 
-/// Counts the accounts of each last result.
+/// Counts the accounts per last result.
 #[tracing::instrument(name = "db.registry_accounts.count_verifications", skip_all)]
 pub async fn count_results(conn: &mut PgConnection) -> Result<Vec<(String, i64)>, StorageError> {
     let rows = sqlx::query!(
@@ -118,7 +123,7 @@ pub async fn count_results(conn: &mut PgConnection) -> Result<Vec<(String, i64)>
     Ok(rows.into_iter().map(|row| (row.result, row.count)).collect())
 }
 
-/// Counts the accounts whose `expiresAt` is within each of `days`, or past.
+/// Counts the accounts that expire within each of `days`, including expired ones.
 #[tracing::instrument(name = "db.registry_accounts.count_expiring", skip_all)]
 pub async fn count_expiring(conn: &mut PgConnection, days: &[i16]) -> Result<Vec<(i16, i64)>, StorageError> {
     let rows = sqlx::query!(

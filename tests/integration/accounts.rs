@@ -1,4 +1,4 @@
-//! Registry accounts through the API, from their registration to the docker config that their next reader gets.
+//! Registry accounts through the API: create, read, change, delete, and the rendered docker config.
 
 use std::collections::BTreeMap;
 
@@ -11,87 +11,87 @@ use uuid::Uuid;
 use crate::support::{app::TestApp, client::assert_holds};
 
 const ACCOUNTS: &str = "/v1/registry-accounts";
-const MARTIN: &str = "/v1/registry-accounts/martin-5000";
+const ACCOUNT: &str = "/v1/registry-accounts/registry-5000";
 
-/// The account of the documents, with every field said.
-fn martin() -> Value {
+/// Body of an account with every field.
+fn account_body() -> Value {
     json!({
-        "name": "martin-5000", "registry": "registry.martin.com:5000", "username": "martin", "password": "canary-1",
-        "email": "hanniusshine@gmail.com", "labels": {"team": "a", "stage": "dev"}, "plainHttp": true,
+        "name": "registry-5000", "registry": "registry.example.com:5000", "username": "robot", "password": "canary-1",
+        "email": "dev@example.com", "labels": {"team": "a", "stage": "dev"}, "plainHttp": true,
         "expiresAt": "2031-01-31T00:00:00Z",
     })
 }
 
-/// Renders these accounts for the kubelet; the answer.
+/// Renders accounts for the kubelet and returns the response.
 async fn render(app: &TestApp, accounts: &[&str]) -> Value {
     app.admin().post("/v1/docker-configs", &json!({"accounts": accounts})).await.expect(200)
 }
 
-/// The password that the kubelet would be given for this registry.
+/// Returns the password in the docker config for the kubelet.
 async fn rendered_password(app: &TestApp, account: &str, registry: &str) -> Value {
     render(app, &[account]).await["config"]["auths"][registry]["password"].clone()
 }
 
-/// Names of the accounts in a page.
+/// Returns the names of the accounts in a page.
 fn names(page: &Value) -> Vec<&str> {
     page["items"].as_array().expect("a list").iter().map(|item| item["name"].as_str().expect("a name")).collect()
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_account_is_registered_shown_changed_and_deleted(pool: PgPool) {
+async fn account_can_be_registered_read_changed_and_deleted(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
 
-    let created = app.admin().post(ACCOUNTS, &martin()).await;
+    let created = app.admin().post(ACCOUNTS, &account_body()).await;
 
     let account = created.expect(201);
-    assert_eq!((created.header("location"), created.header("etag")), (MARTIN, "\"1\""));
+    assert_eq!((created.header("location"), created.header("etag")), (ACCOUNT, "\"1\""));
     let id: Uuid = serde_json::from_value(account["id"].clone()).expect("a UUID");
     assert_eq!(id.get_version_num(), 7);
-    let mut said = martin();
-    said.as_object_mut().expect("an object").remove("password");
-    assert_holds(&account, &said);
+    let mut expected_fields = account_body();
+    expected_fields.as_object_mut().expect("an object").remove("password");
+    assert_holds(&account, &expected_fields);
     assert_eq!((&account["version"], &account["createdAt"]), (&json!(1), &account["updatedAt"]));
 
-    let shown = app.admin().get(MARTIN).await;
+    let shown = app.admin().get(ACCOUNT).await;
     assert_eq!(shown.header("etag"), "\"1\"");
-    assert_holds(&shown.expect(200), &said);
+    assert_holds(&shown.expect(200), &expected_fields);
 
-    let changed = app.admin().patch(MARTIN, &json!({"username": "lena"})).await;
+    let changed = app.admin().patch(ACCOUNT, &json!({"username": "lena"})).await;
     assert_eq!(changed.header("etag"), "\"2\"");
     let changed = changed.expect(200);
-    said["username"] = json!("lena");
-    said["version"] = json!(2);
+    expected_fields["username"] = json!("lena");
+    expected_fields["version"] = json!(2);
     for kept in ["id", "createdAt"] {
-        said[kept] = account[kept].clone();
+        expected_fields[kept] = account[kept].clone();
     }
-    assert_holds(&changed, &said);
+    assert_holds(&changed, &expected_fields);
     assert_ne!(changed["updatedAt"], account["updatedAt"]);
     let listed = app.admin().get(ACCOUNTS).await.expect(200);
-    assert_eq!((names(&listed), &listed["next"]), (vec!["martin-5000"], &Value::Null));
-    assert_holds(&listed["items"][0], &said);
+    assert_eq!((names(&listed), &listed["next"]), (vec!["registry-5000"], &Value::Null));
+    assert_holds(&listed["items"][0], &expected_fields);
 
-    let deleted = app.admin().delete(MARTIN).await;
+    let deleted = app.admin().delete(ACCOUNT).await;
     assert_eq!((deleted.status, deleted.body.as_str()), (204, ""));
-    app.admin().get(MARTIN).await.problem(404, "not-found");
-    app.admin().delete(MARTIN).await.problem(404, "not-found");
-    app.admin().patch(MARTIN, &json!({"username": "x"})).await.problem(404, "not-found");
+    app.admin().get(ACCOUNT).await.problem(404, "not-found");
+    app.admin().delete(ACCOUNT).await.problem(404, "not-found");
+    app.admin().patch(ACCOUNT, &json!({"username": "x"})).await.problem(404, "not-found");
     assert_eq!(app.rows().await[0], 0);
     // A deleted name is free again.
-    app.admin().post(ACCOUNTS, &martin()).await.expect(201);
+    app.admin().post(ACCOUNTS, &account_body()).await.expect(201);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_minimal_account_has_the_documented_defaults(pool: PgPool) {
+async fn minimal_account_has_the_documented_defaults(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
 
-    let account = app.register_account("minimal", "registry.martin.com", "martin", "x").await;
+    let account = app.register_account("minimal", "registry.example.com", "robot", "x").await;
 
     let defaults = ["email", "labels", "plainHttp", "expiresAt", "version"].map(|field| account[field].clone());
     assert_eq!(defaults, [Value::Null, json!({}), json!(false), Value::Null, json!(1)]);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_taken_name_is_a_conflict_that_changes_nothing(pool: PgPool) {
+async fn taken_name_is_a_conflict_and_changes_nothing(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     app.register_account("prod", "ghcr.io", "bot", "first").await;
 
@@ -103,11 +103,11 @@ async fn a_taken_name_is_a_conflict_that_changes_nothing(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn pages_hold_every_account_exactly_once_in_the_order_of_names(pool: PgPool) {
+async fn pages_list_every_account_once_ordered_by_name(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let mut sorted = ["m", "z", "a", "b-1", "b", "b0", "0", "a-a", "aa"];
     for name in sorted {
-        app.register_account(name, "registry.martin.com", "martin", "x").await;
+        app.register_account(name, "registry.example.com", "robot", "x").await;
     }
     sorted.sort_unstable();
 
@@ -126,16 +126,16 @@ async fn pages_hold_every_account_exactly_once_in_the_order_of_names(pool: PgPoo
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_cursor_keeps_its_place_while_accounts_come_and_go(pool: PgPool) {
+async fn cursor_keeps_its_position_while_accounts_change(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     for name in ["a", "c", "e"] {
-        app.register_account(name, "registry.martin.com", "martin", "x").await;
+        app.register_account(name, "registry.example.com", "robot", "x").await;
     }
     let first = app.admin().get(&format!("{ACCOUNTS}?limit=2")).await.expect(200);
 
     app.admin().delete(&format!("{ACCOUNTS}/c")).await;
-    app.register_account("b", "registry.martin.com", "martin", "x").await;
-    app.register_account("d", "registry.martin.com", "martin", "x").await;
+    app.register_account("b", "registry.example.com", "robot", "x").await;
+    app.register_account("d", "registry.example.com", "robot", "x").await;
 
     let cursor = first["next"].as_str().expect("a cursor");
     let second = app.admin().get(&format!("{ACCOUNTS}?limit=2&cursor={cursor}")).await.expect(200);
@@ -143,7 +143,7 @@ async fn a_cursor_keeps_its_place_while_accounts_come_and_go(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn lists_are_filtered_by_all_labels_at_once(pool: PgPool) {
+async fn list_requires_all_labels_of_the_filter(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     for (name, labels) in [
         ("a-dev", json!({"team": "a", "example.com/stage": "dev"})),
@@ -165,7 +165,7 @@ async fn lists_are_filtered_by_all_labels_at_once(pool: PgPool) {
         let listed = app.admin().get(&format!("{ACCOUNTS}?{query}")).await.expect(200);
         assert_eq!(names(&listed), expected, "{query}");
     }
-    // The filter holds on every page.
+    // The filter applies to every page.
     let first = app.admin().get(&format!("{ACCOUNTS}?label=team=a&limit=1")).await.expect(200);
     let cursor = first["next"].as_str().expect("a cursor");
     let second = app.admin().get(&format!("{ACCOUNTS}?label=team=a&limit=1&cursor={cursor}")).await.expect(200);
@@ -174,9 +174,9 @@ async fn lists_are_filtered_by_all_labels_at_once(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_merge_patch_leaves_what_is_absent_and_removes_what_is_null(pool: PgPool) {
+async fn merge_patch_keeps_absent_fields_and_removes_null_fields(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    let mut expected = app.admin().post(ACCOUNTS, &martin()).await.expect(201);
+    let mut expected = app.admin().post(ACCOUNTS, &account_body()).await.expect(201);
     let steps = [
         (json!({}), json!({})),
         (json!({"email": null}), json!({"email": null})),
@@ -190,14 +190,14 @@ async fn a_merge_patch_leaves_what_is_absent_and_removes_what_is_null(pool: PgPo
         (json!({"labels": {}}), json!({})),
         (json!({"labels": null}), json!({"labels": {}})),
         (
-            json!({"registry": "https://Registry.Martin.com:6000/", "password": "canary-1"}),
-            json!({"registry": "registry.martin.com:6000"}),
+            json!({"registry": "https://Registry.Example.com:6000/", "password": "canary-1"}),
+            json!({"registry": "registry.example.com:6000"}),
         ),
     ];
     for (version, (patch, changes)) in (2..).zip(steps) {
-        // Both media types of a patch, in turn.
+        // Alternates between the two media types of a patch.
         let media_type = if version % 2 == 0 { "application/merge-patch+json" } else { "application/json" };
-        let request = app.admin().request("PATCH", MARTIN).header("Content-Type", media_type).body(patch.to_string());
+        let request = app.admin().request("PATCH", ACCOUNT).header("Content-Type", media_type).body(patch.to_string());
         let patched = app.admin().send(request).await.expect(200);
 
         for (field, value) in changes.as_object().expect("an object") {
@@ -206,21 +206,21 @@ async fn a_merge_patch_leaves_what_is_absent_and_removes_what_is_null(pool: PgPo
         expected["version"] = json!(version);
         expected["updatedAt"] = patched["updatedAt"].clone();
         assert_eq!(patched, expected, "{patch}");
-        assert_eq!(app.admin().get(MARTIN).await.expect(200), expected, "{patch}");
+        assert_eq!(app.admin().get(ACCOUNT).await.expect(200), expected, "{patch}");
     }
-    assert_eq!(rendered_password(&app, "martin-5000", "registry.martin.com:6000").await, "canary-1");
+    assert_eq!(rendered_password(&app, "registry-5000", "registry.example.com:6000").await, "canary-1");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_change_of_a_stale_version_is_refused(pool: PgPool) {
+async fn change_of_a_stale_version_is_rejected(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    app.admin().post(ACCOUNTS, &martin()).await.expect(201);
+    app.admin().post(ACCOUNTS, &account_body()).await.expect(201);
     let patch = async |username: &str, etag: &str| {
-        let request = app.admin().request("PATCH", MARTIN).header("If-Match", etag);
+        let request = app.admin().request("PATCH", ACCOUNT).header("If-Match", etag);
         app.admin().send(request.json(&json!({"username": username}))).await
     };
     let delete =
-        async |etag: &str| app.admin().send(app.admin().request("DELETE", MARTIN).header("If-Match", etag)).await;
+        async |etag: &str| app.admin().send(app.admin().request("DELETE", ACCOUNT).header("If-Match", etag)).await;
 
     let first = patch("lena", "\"1\"").await;
     assert_eq!((first.status, first.header("etag")), (200, "\"2\""));
@@ -233,21 +233,21 @@ async fn a_change_of_a_stale_version_is_refused(pool: PgPool) {
         refused.problem(422, "invalid-request");
         assert_eq!(refused.fields(), ["If-Match"]);
     }
-    let shown = app.admin().get(MARTIN).await.expect(200);
+    let shown = app.admin().get(ACCOUNT).await.expect(200);
     assert_eq!((&shown["username"], &shown["version"]), (&json!("lena"), &json!(2)));
 
-    assert_eq!(patch("martin", "*").await.status, 200);
+    assert_eq!(patch("robot", "*").await.status, 200);
     assert_eq!(delete("\"3\"").await.status, 204);
-    patch("martin", "*").await.problem(404, "not-found");
+    patch("robot", "*").await.problem(404, "not-found");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn of_concurrent_changes_of_one_version_exactly_one_wins(pool: PgPool) {
+async fn exactly_one_of_concurrent_changes_of_one_version_succeeds(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    app.admin().post(ACCOUNTS, &martin()).await.expect(201);
+    app.admin().post(ACCOUNTS, &account_body()).await.expect(201);
     for version in 1..=5 {
         let patches = (0..8).map(async |number| {
-            let request = app.admin().request("PATCH", MARTIN).header("If-Match", format!("\"{version}\""));
+            let request = app.admin().request("PATCH", ACCOUNT).header("If-Match", format!("\"{version}\""));
             let body = json!({"username": format!("user-{number}"), "password": format!("password-{number}")});
             (number, app.admin().send(request.json(&body)).await)
         });
@@ -259,13 +259,13 @@ async fn of_concurrent_changes_of_one_version_exactly_one_wins(pool: PgPool) {
         for (_, answer) in lost {
             answer.problem(412, "stale-version");
         }
-        // User and password are the winner's, both.
+        // User name and password come from the same request.
         let (number, answer) = &won[0];
         assert_eq!(
             (&answer.json()["version"], answer.json()),
-            (&json!(version + 1), app.admin().get(MARTIN).await.json())
+            (&json!(version + 1), app.admin().get(ACCOUNT).await.json())
         );
-        let entry = &render(&app, &["martin-5000"]).await["config"]["auths"]["registry.martin.com:5000"];
+        let entry = &render(&app, &["registry-5000"]).await["config"]["auths"]["registry.example.com:5000"];
         assert_eq!(
             (&entry["username"], &entry["password"]),
             (&json!(format!("user-{number}")), &json!(format!("password-{number}")))
@@ -274,40 +274,40 @@ async fn of_concurrent_changes_of_one_version_exactly_one_wins(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_password_is_in_no_answer_about_accounts(pool: PgPool) {
+async fn responses_about_accounts_contain_no_password(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let answers = [
-        app.admin().post(ACCOUNTS, &martin()).await,
-        app.admin().post(ACCOUNTS, &martin()).await,
-        app.admin().get(MARTIN).await,
+        app.admin().post(ACCOUNTS, &account_body()).await,
+        app.admin().post(ACCOUNTS, &account_body()).await,
+        app.admin().get(ACCOUNT).await,
         app.admin().get(ACCOUNTS).await,
-        app.admin().patch(MARTIN, &json!({"password": "canary-2"})).await,
-        app.admin().patch(MARTIN, &json!({"password": "canary-3", "username": ""})).await,
+        app.admin().patch(ACCOUNT, &json!({"password": "canary-2"})).await,
+        app.admin().patch(ACCOUNT, &json!({"password": "canary-3", "username": ""})).await,
     ];
     assert_eq!(answers.each_ref().map(|answer| answer.status), [201, 409, 200, 200, 200, 422]);
     for answer in answers {
         assert!(!answer.body.contains("canary") && !answer.body.contains("password\""), "{answer:?}");
-        assert!(!answer.body.contains(&BASE64_STANDARD.encode("martin:canary-1")), "{answer:?}");
+        assert!(!answer.body.contains(&BASE64_STANDARD.encode("robot:canary-1")), "{answer:?}");
     }
-    // It is there, for those who may have it.
-    assert_eq!(rendered_password(&app, "martin-5000", "registry.martin.com:5000").await, "canary-2");
+    // The password is stored and can be revealed.
+    assert_eq!(rendered_password(&app, "registry-5000", "registry.example.com:5000").await, "canary-2");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_rotation_is_in_the_next_docker_config(pool: PgPool) {
+async fn rotation_is_visible_in_the_next_docker_config(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    app.register_account("a", "registry.martin.com:5000", "martin", "password-0").await;
+    app.register_account("a", "registry.example.com:5000", "robot", "password-0").await;
     for number in 1..=20 {
         let password = format!("password-{number}");
         app.admin().patch("/v1/registry-accounts/a", &json!({"password": password})).await.expect(200);
-        assert_eq!(rendered_password(&app, "a", "registry.martin.com:5000").await, password);
+        assert_eq!(rendered_password(&app, "a", "registry.example.com:5000").await, password);
     }
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn any_text_is_a_password_and_comes_back_as_it_was(pool: PgPool) {
+async fn any_text_is_a_password_and_round_trips(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    app.register_account("a", "registry.martin.com", "rôbot$team+ci", "x").await;
+    app.register_account("a", "registry.example.com", "rôbot$team+ci", "x").await;
     let long = "ü".repeat(16 * 1024);
     for password in
         [" ", "with:colon", "\"quotes\" \\ and\n\r\tlines", "</script>&amp;", "пароль 🔑", "\u{7f}\u{1}", &long]
@@ -316,7 +316,7 @@ async fn any_text_is_a_password_and_comes_back_as_it_was(pool: PgPool) {
 
         let rendered = render(&app, &["a"]).await;
 
-        let entry = &rendered["config"]["auths"]["registry.martin.com"];
+        let entry = &rendered["config"]["auths"]["registry.example.com"];
         let auth = BASE64_STANDARD.encode(format!("rôbot$team+ci:{password}"));
         assert_eq!((&entry["password"], &entry["auth"]), (&json!(password), &json!(auth)));
         let value = BASE64_STANDARD.decode(rendered["base64"].as_str().expect("text")).expect("base64");
@@ -325,10 +325,10 @@ async fn any_text_is_a_password_and_comes_back_as_it_was(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_same_accounts_give_the_same_bytes_in_any_order(pool: PgPool) {
+async fn rendered_bytes_do_not_depend_on_the_order_of_accounts(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     for name in ["c", "a", "b"] {
-        app.register_account(name, &format!("{name}.example.com"), "martin", "x").await;
+        app.register_account(name, &format!("{name}.example.com"), "robot", "x").await;
     }
     let first = app.admin().post("/v1/docker-configs", &json!({"accounts": ["a", "b", "c"]})).await;
     assert_eq!((first.status, first.header("cache-control")), (200, "no-store"));
@@ -339,10 +339,10 @@ async fn the_same_accounts_give_the_same_bytes_in_any_order(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn every_spelling_of_a_registry_is_stored_and_rendered_as_one(pool: PgPool) {
+async fn every_spelling_of_a_registry_is_normalized(pool: PgPool) {
     const HUB: &str = "https://index.docker.io/v1/";
     let app = TestApp::spawn(pool).await;
-    app.register_account("a", "placeholder.example.com", "martin", "x").await;
+    app.register_account("a", "placeholder.example.com", "robot", "x").await;
     let spellings = BTreeMap::from([
         (
             ("docker.io", HUB),
@@ -370,20 +370,20 @@ async fn every_spelling_of_a_registry_is_stored_and_rendered_as_one(pool: PgPool
         ),
         (("docker.io/acme", "docker.io/acme"), vec!["docker.io/acme", "https://index.docker.io/v1/acme/"]),
         (
-            ("registry.martin.com:5000", "registry.martin.com:5000"),
+            ("registry.example.com:5000", "registry.example.com:5000"),
             vec![
-                "registry.martin.com:5000",
-                "Registry.Martin.COM:5000",
-                "https://registry.martin.com:5000/",
-                "https://registry.martin.com:5000/v2/",
-                "registry.martin.com:05000",
+                "registry.example.com:5000",
+                "Registry.Example.COM:5000",
+                "https://registry.example.com:5000/",
+                "https://registry.example.com:5000/v2/",
+                "registry.example.com:05000",
             ],
         ),
         (
-            ("registry.martin.com:5000/xxxx/rbd-rest-api", "registry.martin.com:5000/xxxx/rbd-rest-api"),
+            ("registry.example.com:5000/xxxx/rbd-rest-api", "registry.example.com:5000/xxxx/rbd-rest-api"),
             vec![
-                "registry.martin.com:5000/xxxx/rbd-rest-api",
-                "https://registry.martin.com:5000/v2/xxxx/rbd-rest-api/",
+                "registry.example.com:5000/xxxx/rbd-rest-api",
+                "https://registry.example.com:5000/v2/xxxx/rbd-rest-api/",
             ],
         ),
         (("[2001:db8::1]:5000", "[2001:db8::1]:5000"), vec!["[2001:DB8:0::1]:5000"]),
@@ -398,17 +398,17 @@ async fn every_spelling_of_a_registry_is_stored_and_rendered_as_one(pool: PgPool
             assert_eq!(keys, [key], "{spelling}");
         }
     }
-    // Created, not changed, is no other road.
+    // A creation normalizes as well.
     let body = json!({"name": "hub", "registry": "https://index.docker.io/v1/", "username": "m", "password": "x"});
     assert_eq!(app.admin().post(ACCOUNTS, &body).await.expect(201)["registry"], "docker.io");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_request_id_is_kept_if_it_is_a_uuid(pool: PgPool) {
+async fn request_id_is_kept_if_it_is_a_uuid(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let given = "0198a0b1-7000-7000-8000-000000000001";
     let ask = async |id: &str| {
-        let request = app.admin().request("GET", MARTIN).header("X-Request-Id", id);
+        let request = app.admin().request("GET", ACCOUNT).header("X-Request-Id", id);
         let answer = app.admin().send(request).await;
         answer.problem(404, "not-found");
         answer.header("x-request-id").to_owned()
@@ -422,25 +422,25 @@ async fn a_request_id_is_kept_if_it_is_a_uuid(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_stored_password_is_not_sent_anywhere_else(pool: PgPool) {
+async fn stored_password_is_not_sent_to_another_registry(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    let mut account = martin();
+    let mut account = account_body();
     account["plainHttp"] = json!(false);
     app.admin().post(ACCOUNTS, &account).await.expect(201);
 
     for (field, change) in [
-        ("registry", json!({"registry": "registry.thief.com"})),
-        ("registry", json!({"registry": "registry.martin.com:6000"})),
+        ("registry", json!({"registry": "attacker.example.com"})),
+        ("registry", json!({"registry": "registry.example.com:6000"})),
         ("plainHttp", json!({"plainHttp": true})),
     ] {
-        let problem = app.admin().patch(MARTIN, &change).await.problem(422, "invalid-request");
+        let problem = app.admin().patch(ACCOUNT, &change).await.problem(422, "invalid-request");
         assert_eq!(problem["errors"][0]["field"], field, "{problem}");
     }
-    assert_eq!(app.admin().get(MARTIN).await.expect(200)["version"], 1);
+    assert_eq!(app.admin().get(ACCOUNT).await.expect(200)["version"], 1);
 
-    // Another part of the same registry, or with the password said again.
-    let part = json!({"registry": "registry.martin.com:5000/os"});
-    assert_eq!(app.admin().patch(MARTIN, &part).await.expect(200)["registry"], part["registry"]);
-    let moved = json!({"registry": "registry.martin.com:6000", "plainHttp": true, "password": "said again"});
-    assert_eq!(app.admin().patch(MARTIN, &moved).await.expect(200)["registry"], moved["registry"]);
+    // Another path on the same registry is allowed, and so is another registry with a new password.
+    let part = json!({"registry": "registry.example.com:5000/os"});
+    assert_eq!(app.admin().patch(ACCOUNT, &part).await.expect(200)["registry"], part["registry"]);
+    let moved = json!({"registry": "registry.example.com:6000", "plainHttp": true, "password": "password-2"});
+    assert_eq!(app.admin().patch(ACCOUNT, &moved).await.expect(200)["registry"], moved["registry"]);
 }

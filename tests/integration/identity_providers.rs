@@ -1,5 +1,5 @@
-//! CI without stored secrets: tokens of OIDC issuers that the tests run, with real keys, and of `ServiceAccount`s of the real API
-//! server.
+//! Authentication by tokens: of OIDC issuers that the tests run, and of `ServiceAccount`s of a real
+//! API server.
 
 mod attacks;
 mod cluster;
@@ -19,14 +19,14 @@ use crate::support::{
     client::{Answer, Client},
 };
 
-/// Where the issuers of these tests are.
+/// Allows the loopback addresses of the test issuers.
 const ALLOW: (&str, &str) = ("REGCRED_ISSUER_ALLOW", "127.0.0.0/8");
 
 async fn spawn(pool: PgPool) -> TestApp {
     TestApp::configured(pool, &[ALLOW]).await
 }
 
-/// Trusts an issuer: for its subject `ci` everything that a viewer sees.
+/// Creates a provider for the issuer. Its subject `ci` is a viewer.
 async fn trust(app: &TestApp, name: &str, issuer: &TestIssuer) -> Value {
     trust_with(app, name, issuer, json!([{"claims": {"sub": "ci"}, "role": "viewer"}])).await
 }
@@ -44,7 +44,7 @@ async fn me(app: &TestApp, token: &str) -> Answer {
     bearer(app, token).get("/v1/me").await
 }
 
-/// A counter of `/metrics`.
+/// Returns a counter of `/metrics`.
 async fn counted(app: &TestApp, name: &str, result: &str) -> u64 {
     let metrics = app.anonymous().get("/metrics").await.body;
     let wanted = format!("regcred_{name}_total{{result=\"{result}\"}} ");

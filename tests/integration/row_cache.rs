@@ -285,7 +285,7 @@ async fn with_the_connection_closed_every_request_asks_postgres_until_there_is_a
         assert_eq!(password_of(second, "a").await.as_deref(), Some(password.as_str()));
     }
     let log = replicas.services[1].process.stderr();
-    assert!(log.contains("changes of rows are not heard any more"), "{log}");
+    assert!(log.contains("row cache disabled"), "{log}");
 }
 
 #[tokio::test]

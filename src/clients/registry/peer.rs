@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     clients::guard::NotAdmitted,
-    domain::verification::{Finding, VerificationResult as Found},
+    domain::verification::{LoginCheck, VerificationResult as Found},
 };
 
 /// No answer that is read has more headers than this.
@@ -61,18 +61,18 @@ impl<'a> Peer<'a> {
         tls: ClientConfig,
         has_own_ca: bool,
         deadline: Instant,
-    ) -> Result<Self, Finding> {
+    ) -> Result<Self, LoginCheck> {
         let name = url.host_str().unwrap_or_default();
         let port = url.port_or_known_default().unwrap_or_default();
         let host = format!("{name}:{port}");
         let place = registries.hosts.enter(&host, deadline).await.map_err(|busy| is_busy(&label, &busy))?;
         let admitted = timeout_at(deadline, registries.guard.admit(name, port)).await;
         let addresses = admitted.unwrap_or(Err(NotAdmitted::Unresolved)).map_err(|error| match error {
-            NotAdmitted::Refused(kind) => Finding::new(
+            NotAdmitted::Refused(kind) => LoginCheck::new(
                 Found::Refused,
                 format!("{label} {kind}, which regcred does not call unless REGCRED_OUTBOUND_ALLOW allows it"),
             ),
-            NotAdmitted::Unresolved => Finding::new(Found::Unreachable, format!("{label} {error}")),
+            NotAdmitted::Unresolved => LoginCheck::new(Found::Unreachable, format!("{label} {error}")),
         })?;
         let client = Client::builder()
             .tls_backend_preconfigured(tls)
@@ -88,7 +88,7 @@ impl<'a> Peer<'a> {
             .timeout(registries.config.timeout)
             .user_agent(USER_AGENT)
             .build()
-            .map_err(|_| Finding::new(Found::Unreachable, "the HTTP client cannot be set up on this host"))?;
+            .map_err(|_| LoginCheck::new(Found::Unreachable, "the HTTP client cannot be set up on this host"))?;
         Ok(Self { registries, client, host, addresses, label, has_own_ca, deadline, _place: place })
     }
 
@@ -104,13 +104,13 @@ impl<'a> Peer<'a> {
 
     /// Sends a request. What says that the host is not well, or wants to be left alone, is an end of the check;
     /// every other status is the caller's to judge.
-    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Answer, Finding> {
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Answer, LoginCheck> {
         self.registries.hosts.look(&self.host).map_err(|busy| is_busy(&self.label, &busy))?;
         let sent = timeout_at(self.deadline, request.send()).await.map_err(|_| self.too_slow())?;
         let response = sent.map_err(|error| self.explain(&error))?;
         // The client had nowhere else to go; this is the proof.
         if !response.remote_addr().is_some_and(|peer| self.addresses.contains(&peer)) {
-            return Err(Finding::new(Found::Refused, format!("{} was not at its address", self.label)));
+            return Err(LoginCheck::new(Found::Refused, format!("{} was not at its address", self.label)));
         }
         let (status, headers) = (response.status(), response.headers().clone());
         let asked = limits::retry_after(&headers, chrono::Utc::now());
@@ -123,7 +123,7 @@ impl<'a> Peer<'a> {
                 self.registries.hosts.pause(&self.host, asked);
             }
             let detail = format!("{} is not well: it answered {}", self.label, status.as_u16());
-            return Err(Finding::new(Found::Unreachable, detail));
+            return Err(LoginCheck::new(Found::Unreachable, detail));
         }
         if let Some(window) = limits::budget_is_spent(&headers) {
             self.registries.hosts.pause(&self.host, Some(window));
@@ -132,7 +132,7 @@ impl<'a> Peer<'a> {
     }
 
     /// Reads a body whole, within the bounds of size and time.
-    pub(super) async fn body(&self, answer: Answer) -> Result<Vec<u8>, Finding> {
+    pub(super) async fn body(&self, answer: Answer) -> Result<Vec<u8>, LoginCheck> {
         let mut response = answer.response;
         let mut body = Vec::new();
         loop {
@@ -140,27 +140,27 @@ impl<'a> Peer<'a> {
             let Some(chunk) = chunk.map_err(|error| self.explain(&error))? else { return Ok(body) };
             if body.len() + chunk.len() > BODY_MAX {
                 let detail = format!("{} answered with more than {BODY_MAX} bytes, which no registry does", self.label);
-                return Err(Finding::new(Found::NotARegistry, detail));
+                return Err(LoginCheck::new(Found::NotARegistry, detail));
             }
             body.extend_from_slice(&chunk);
         }
     }
 
-    fn too_slow(&self) -> Finding {
+    fn too_slow(&self) -> LoginCheck {
         let seconds = self.registries.config.timeout.as_secs_f32();
-        Finding::new(Found::Unreachable, format!("{} gave no whole answer within {seconds} s", self.label))
+        LoginCheck::new(Found::Unreachable, format!("{} gave no whole answer within {seconds} s", self.label))
     }
 
     /// Puts into words why no answer came, by types alone: the texts of errors may hold what came over the wire.
-    fn explain(&self, error: &reqwest::Error) -> Finding {
-        let unreachable = |what: &str| Finding::new(Found::Unreachable, format!("{} {what}", self.label));
+    fn explain(&self, error: &reqwest::Error) -> LoginCheck {
+        let unreachable = |what: &str| LoginCheck::new(Found::Unreachable, format!("{} {what}", self.label));
         let mut current: Option<&(dyn Error + 'static)> = Some(error);
         let mut kind = None;
         // Error chains are short; a bound keeps a cyclic one from hanging us.
         for _ in 0..16 {
             let Some(cause) = current else { break };
             if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
-                return Finding::new(Found::TlsError, self.explain_tls(tls));
+                return LoginCheck::new(Found::TlsError, self.explain_tls(tls));
             }
             current = match cause.downcast_ref::<io::Error>() {
                 Some(io) => {
@@ -233,16 +233,16 @@ impl Answer {
     }
 }
 
-fn is_busy(label: &str, busy: &Busy) -> Finding {
+fn is_busy(label: &str, busy: &Busy) -> LoginCheck {
     match busy {
         Busy::Paused(left) => {
             let seconds = left.as_secs().max(1);
             let detail =
                 format!("{label} asks to be left alone (429, or its pulls are used up): try again in {seconds} s");
-            Finding { retry_after: Some(*left), ..Finding::new(Found::RateLimited, detail) }
+            LoginCheck { retry_after: Some(*left), ..LoginCheck::new(Found::RateLimited, detail) }
         }
         Busy::Crowded => {
-            Finding::new(Found::RateLimited, format!("too many checks of {label} are under way: try again later"))
+            LoginCheck::new(Found::RateLimited, format!("too many checks of {label} are under way: try again later"))
         }
     }
 }

@@ -1,13 +1,16 @@
-//! Rules that are too wide to be meant: where anybody can have tokens of an issuer, a rule has to say whose it means.
+//! Rejects rules that match tokens of unrelated parties.
+//!
+//! Anyone can obtain a token of a public issuer, so a rule must name the party that it trusts.
 
 use super::{Issuer, Rule};
 use crate::domain::invalid::FieldErrors;
 
-/// Hosts whose tokens anybody in the world can have, and the claims of which one at least says whose token it is.
+/// Public issuers, and the claims that identify the owner of a token. A rule must have at least one
+/// of them.
 ///
-/// What is not here does not bind: anybody runs a job in an environment named `production` on a protected branch.
-/// A reusable workflow (`job_workflow_ref`) is called by whoever likes to.
-const PUBLIC: [(&str, &[&str]); 5] = [
+/// Other claims do not identify an owner: every project can have an environment named `production`
+/// or a protected branch, and every project can call a reusable workflow (`job_workflow_ref`).
+const PUBLIC_ISSUERS: [(&str, &[&str]); 5] = [
     (
         "token.actions.githubusercontent.com",
         &["repository_id", "repository_owner_id", "sub", "repository", "repository_owner"],
@@ -27,42 +30,41 @@ const PUBLIC: [(&str, &[&str]); 5] = [
     ("accounts.google.com", &["sub"]),
 ];
 
-/// What a cluster says of a `ServiceAccount`'s token.
-pub(super) const REVIEWED: [&str; 6] =
-    ["namespace", "serviceAccount", "serviceAccountUid", "podName", "podUid", "nodeName"];
+/// Claims that a `TokenReview` yields for a `ServiceAccount` token.
+const REVIEW_CLAIMS: [&str; 6] = ["namespace", "serviceAccount", "serviceAccountUid", "podName", "podUid", "nodeName"];
 
-/// Refuses rules that would let anybody in who can have a token of a public issuer.
-pub(super) fn bind_identity(errors: &mut FieldErrors, issuer: &Issuer, rules: &[Rule]) {
+/// Rejects rules for a public issuer that do not identify the owner of the token.
+pub(super) fn require_identity_claims(errors: &mut FieldErrors, issuer: &Issuer, rules: &[Rule]) {
     let host = issuer.host();
-    let Some((_, binding)) = PUBLIC.iter().find(|(public, _)| *public == host) else { return };
+    let Some((_, identifying)) = PUBLIC_ISSUERS.iter().find(|(public, _)| *public == host) else { return };
     for (index, rule) in rules.iter().enumerate() {
-        if !binding.iter().any(|claim| rule.claims.contains_key(*claim)) {
+        if !identifying.iter().any(|claim| rule.claims.contains_key(*claim)) {
             errors.refuse(
                 &format!("rules[{index}].claims"),
                 format!(
-                    "must say whose tokens are meant, since anybody can have one of {host}: by {}",
-                    binding.join(", ")
+                    "must identify the owner of the token, because anyone can obtain one from {host}: add one of {}",
+                    identifying.join(", ")
                 ),
             );
         }
     }
 }
 
-/// Refuses rules for reviewed tokens that name what no review tells, or no namespace: there is a `ServiceAccount` `default`
-/// in every one.
-pub(super) fn bind_namespace(errors: &mut FieldErrors, rules: &[Rule]) {
+/// Rejects rules for reviewed tokens that name unknown claims or lack `namespace`: every namespace
+/// has a `ServiceAccount` named `default`.
+pub(super) fn require_namespace_claims(errors: &mut FieldErrors, rules: &[Rule]) {
     for (index, rule) in rules.iter().enumerate() {
-        for claim in rule.claims.keys().filter(|claim| !REVIEWED.contains(&claim.as_str())) {
+        for claim in rule.claims.keys().filter(|claim| !REVIEW_CLAIMS.contains(&claim.as_str())) {
             let claim: String = claim.chars().take(100).collect();
             errors.refuse(
                 &format!("rules[{index}].claims.{claim}"),
-                format!("is nothing that a cluster tells of a token; it tells {}", REVIEWED.join(", ")),
+                format!("is not a claim of a reviewed token: use {}", REVIEW_CLAIMS.join(", ")),
             );
         }
         if !rule.claims.contains_key("namespace") {
             errors.refuse(
                 &format!("rules[{index}].claims"),
-                "must name the `namespace`: ServiceAccounts of one name are in many",
+                "must include `namespace`: the same ServiceAccount name exists in many namespaces",
             );
         }
     }

@@ -1,4 +1,4 @@
-//! A rule: who bears such claims has this role and these grants.
+//! Rules that map the claims of a token to a role and grants.
 
 use std::collections::BTreeMap;
 
@@ -13,70 +13,75 @@ use crate::domain::{
     unique,
 };
 
-/// The most claims of one rule.
+/// Maximum number of claims per rule.
 const CLAIMS_MAX: usize = 20;
-/// The longest name of a claim, in bytes.
+/// Maximum length of a claim's name, in bytes.
 const NAME_MAX: usize = 128;
-/// The longest value of a claim, in bytes.
+/// Maximum length of a claim's value, in bytes.
 const VALUE_MAX: usize = 1024;
 
-/// Claims that are checked for every token, or that are other ones each time: none says who the bearer is.
-const NOT_BINDING: [&str; 6] = ["iss", "aud", "exp", "nbf", "iat", "jti"];
+/// Claims that do not identify the bearer: they are verified for every token or differ per token.
+const NOT_IDENTIFYING: [&str; 6] = ["iss", "aud", "exp", "nbf", "iat", "jti"];
 
-/// What the bearer of a token is if all of these claims match.
+/// Role and grants of the bearers of matching tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// Claims that must be there with these values; at least one.
+    /// Required claims; at least one.
     pub claims: BTreeMap<String, String>,
-    /// What he may do.
+    /// Role of the bearer.
     pub role: Role,
-    /// What he reaches.
+    /// Resources that the bearer can access.
     pub grants: Grants,
 }
 
-/// What the bearer of a token is if all of these claims match: in requests, answers and the database.
+/// Role and grants of the bearers of matching tokens. A rule matches if all of its claims match.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(as = IdentityRule)]
 pub struct RuleDocument {
-    /// Claims that must all be there with these values, letter by letter; at least one. Numbers and booleans of a token are
-    /// compared as text; of a list, one element has to match.
+    /// Required claims with their exact values; at least one.
+    ///
+    /// Numbers and booleans of a token are compared as text. A list matches if one of its elements
+    /// does.
     #[schema(example = json!({"project_id": "42", "ref_protected": "true"}))]
     #[serde(deserialize_with = "unique::map")]
     pub claims: BTreeMap<String, String>,
-    /// `operator`, `deliverer`, `renderer` or `viewer`.
+    /// Role of the bearer: `operator`, `deliverer`, `renderer` or `viewer`.
     #[schema(example = "deliverer")]
     pub role: String,
-    /// What he reaches.
+    /// Resources that the bearer can access.
     pub grants: Option<GrantsDocument>,
 }
 
 impl Rule {
-    /// Parses a rule that stands at `field`.
+    /// Validates a rule. `field` is its JSON path.
     ///
     /// # Errors
     ///
-    /// Every part that is refused.
+    /// Every invalid part, with its JSON path.
     pub fn parse(field: &str, document: RuleDocument) -> Result<Self, Vec<FieldError>> {
         let mut errors = FieldErrors::default();
         let RuleDocument { claims, role, grants } = document;
         if claims.is_empty() || claims.len() > CLAIMS_MAX {
-            errors.refuse(&format!("{field}.claims"), "must be 1 to 20 claims: without one it would match every token");
+            errors.refuse(
+                &format!("{field}.claims"),
+                "must have 1 to 20 claims: a rule without claims would match every token",
+            );
         }
         for (name, value) in &claims {
             let shown: String = name.chars().take(100).collect();
             errors.take(&format!("{field}.claims.{shown}"), check_claim(name, value));
         }
-        let role = errors.take(&format!("{field}.role"), role.parse().and_then(refuse_admin));
+        let role = errors.take(&format!("{field}.role"), role.parse().and_then(reject_admin));
         let grants = Grants::parse(role.unwrap_or(Role::Viewer), grants.unwrap_or_default());
-        let grants = errors.take_all(grants.map_err(|refused| below(field, refused)));
+        let grants = errors.take_all(grants.map_err(|errors| with_prefix(field, errors)));
         errors.finish(|| Some(Self { claims, role: role?, grants: grants? }))
     }
 
-    /// Whether all of its claims match.
+    /// Whether the token has all claims of the rule.
     #[must_use]
     pub fn matches(&self, claims: &Claims) -> bool {
-        self.claims.iter().all(|(name, wanted)| claims.has(name, wanted))
+        self.claims.iter().all(|(name, value)| claims.has(name, value))
     }
 }
 
@@ -92,10 +97,10 @@ impl From<&Rule> for RuleDocument {
 
 fn check_claim(name: &str, value: &str) -> Result<(), Invalid> {
     if name.is_empty() || name.len() > NAME_MAX || name.chars().any(char::is_control) {
-        return Err(Invalid::new("must be the name of a claim, of at most 128 bytes"));
+        return Err(Invalid::new("must be the name of a claim with at most 128 bytes"));
     }
-    if NOT_BINDING.contains(&name) {
-        return Err(Invalid::new("tells nobody from anybody else: it is checked by itself, or another one each time"));
+    if NOT_IDENTIFYING.contains(&name) {
+        return Err(Invalid::new("does not identify the bearer: use another claim, such as `sub`"));
     }
     if value.is_empty() || value.len() > VALUE_MAX {
         return Err(Invalid::new("must have a value of 1 to 1024 bytes"));
@@ -103,14 +108,17 @@ fn check_claim(name: &str, value: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// An admin's right would follow from what somebody else writes into a token, and grants could not narrow it.
-fn refuse_admin(role: Role) -> Result<Role, Invalid> {
+/// Rejects `admin`: the issuer would decide about administrators, and grants cannot restrict the
+/// role.
+fn reject_admin(role: Role) -> Result<Role, Invalid> {
     match role {
-        Role::Admin => Err(Invalid::new("must be operator, deliverer, renderer or viewer: an admin needs an API key")),
+        Role::Admin => Err(Invalid::new(
+            "must be operator, deliverer, renderer or viewer: only an API key can have the role admin",
+        )),
         role => Ok(role),
     }
 }
 
-fn below(field: &str, refused: Vec<FieldError>) -> Vec<FieldError> {
-    refused.into_iter().map(|error| FieldError::new(format!("{field}.{}", error.field), error.detail)).collect()
+fn with_prefix(field: &str, errors: Vec<FieldError>) -> Vec<FieldError> {
+    errors.into_iter().map(|error| FieldError::new(format!("{field}.{}", error.field), error.detail)).collect()
 }

@@ -60,12 +60,12 @@ const OWN: &str = "https://issuer.example.com";
 #[case("ftp://issuer.example.com", false)]
 #[case("issuer.example.com", false)]
 #[case("", false)]
-fn an_issuer_is_a_url_in_its_normal_form(#[case] issuer: &str, #[case] good: bool) {
+fn issuer_must_be_an_https_url_in_normal_form(#[case] issuer: &str, #[case] good: bool) {
     assert_eq!(Issuer::parse(issuer).is_ok(), good);
 }
 
 #[test]
-fn the_discovery_document_stands_below_the_issuer() {
+fn discovery_document_is_below_the_issuer() {
     for issuer in ["https://a.example.com/t", "https://a.example.com/t/"] {
         let url = Issuer::parse(issuer).unwrap().discovery_url();
         assert_eq!(url, "https://a.example.com/t/.well-known/openid-configuration");
@@ -73,7 +73,7 @@ fn the_discovery_document_stands_below_the_issuer() {
 }
 
 #[test]
-fn parts_belong_to_their_type() {
+fn fields_must_fit_the_provider_type() {
     let rules = || vec![rule(&[("sub", "a")], "viewer")];
     assert_eq!(refused(oidc(OWN, rules())), [""; 0]);
     assert_eq!(refused(ProviderDocument { cluster: Some("dev".to_owned()), ..oidc(OWN, rules()) }), ["cluster"]);
@@ -94,7 +94,7 @@ fn parts_belong_to_their_type() {
 #[case(&[("", "x")], "viewer", &["rules[0].claims."])]
 #[case(&[("sub", "a")], "admin", &["rules[0].role"])]
 #[case(&[("sub", "a")], "root", &["rules[0].role"])]
-fn a_rule_says_who_is_meant_and_makes_no_admin(
+fn rule_must_identify_the_bearer_and_cannot_grant_admin(
     #[case] claims: &[(&str, &str)],
     #[case] role: &str,
     #[case] fields: &[&str],
@@ -103,7 +103,7 @@ fn a_rule_says_who_is_meant_and_makes_no_admin(
 }
 
 #[test]
-fn every_refused_part_is_named_by_its_place() {
+fn every_invalid_field_is_reported_with_its_path() {
     let grants = GrantsFixture::with_bad_names();
     let bad = RuleDocument { grants: Some(grants), ..rule(&[("sub", "a")], "deliverer") };
     let rules = vec![rule(&[("sub", "a")], "viewer"), bad, rule(&[], "admin")];
@@ -131,7 +131,7 @@ impl GrantsFixture {
 #[case("https://gitlab.com", &[("ref_protected", "true")], false)]
 #[case("https://gitlab.com", &[("ref_protected", "true"), ("project_id", "42")], true)]
 #[case("https://gitlab.example.com", &[("ref_protected", "true")], true)]
-fn a_rule_for_a_public_issuer_says_whose_token_it_means(
+fn rule_for_public_issuer_must_identify_the_owner(
     #[case] issuer: &str,
     #[case] claims: &[(&str, &str)],
     #[case] good: bool,
@@ -144,15 +144,12 @@ fn a_rule_for_a_public_issuer_says_whose_token_it_means(
 #[case(&[("namespace", "a")], &[])]
 #[case(&[("serviceAccount", "default")], &["rules[0].claims"])]
 #[case(&[("namespace", "a"), ("serviceaccount", "ci")], &["rules[0].claims.serviceaccount"])]
-fn a_rule_for_a_cluster_names_the_namespace_and_what_there_is(
-    #[case] claims: &[(&str, &str)],
-    #[case] fields: &[&str],
-) {
+fn rule_for_cluster_requires_namespace_and_known_claims(#[case] claims: &[(&str, &str)], #[case] fields: &[&str]) {
     assert_eq!(refused(reviewed(vec![rule(claims, "viewer")])), fields);
 }
 
 #[test]
-fn all_claims_have_to_match() {
+fn rule_matches_only_if_all_claims_match() {
     let rule = Rule::parse("rules[0]", rule(&[("project_id", "42"), ("ref_protected", "true")], "deliverer")).unwrap();
     let claims = |pairs: [(&str, Option<String>); 2]| Claims::from(pairs);
     let text = |value: &str| Some(value.to_owned());

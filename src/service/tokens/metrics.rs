@@ -1,4 +1,4 @@
-//! What is counted of tokens, for the metrics.
+//! Metrics of token authentication.
 
 use std::sync::{
     Arc,
@@ -7,30 +7,30 @@ use std::sync::{
 
 use crate::clients::oidc::Issuers;
 
-/// What became of a token.
+/// Outcome of the authentication of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenOutcome {
-    /// A rule says who its bearer is.
+    /// The token is valid and a rule matches.
     Accepted,
-    /// It is no token, or says no end.
+    /// The text is not a token, or the token has no valid expiry.
     Malformed,
-    /// Its end is past.
+    /// The token has expired.
     Expired,
-    /// Its begin is to come.
+    /// The token is not valid yet.
     Early,
-    /// No provider has its issuer and audience.
+    /// No provider has the token's issuer and audience.
     UnknownProvider,
-    /// It is signed in a way that is not taken, or not at all.
+    /// The signature algorithm is not supported, or the token is not signed.
     Algorithm,
-    /// Its issuer has no such key, or not for this algorithm.
+    /// The issuer has no such key for this algorithm.
     UnknownKey,
-    /// The key did not sign it.
+    /// The signature is not valid.
     Signature,
-    /// The cluster does not vouch for it.
+    /// The cluster's `TokenReview` rejects the token.
     NotVouchedFor,
-    /// It is valid, and no rule matches.
+    /// The token is valid, but no rule matches.
     NoRule,
-    /// Whoever vouches for it does not answer.
+    /// The issuer or cluster does not respond.
     Unavailable,
 }
 
@@ -50,7 +50,7 @@ impl TokenOutcome {
         Self::Unavailable,
     ];
 
-    /// The name in the log and in metrics.
+    /// Returns the name in logs and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -69,7 +69,7 @@ impl TokenOutcome {
     }
 }
 
-/// The counts of one process.
+/// Counters of token authentication.
 #[derive(Debug)]
 pub struct TokenMetrics {
     issuers: Arc<Issuers>,
@@ -85,12 +85,14 @@ impl TokenMetrics {
         self.tokens[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many tokens came to what.
+    /// Returns the number of tokens per outcome.
     pub fn tokens(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        TokenOutcome::ALL.map(|one| (one.as_str(), self.tokens[one as usize].load(Ordering::Relaxed))).into_iter()
+        TokenOutcome::ALL
+            .map(|outcome| (outcome.as_str(), self.tokens[outcome as usize].load(Ordering::Relaxed)))
+            .into_iter()
     }
 
-    /// How many fetches of issuers' keys came to what.
+    /// Returns the number of fetches of issuers' keys per result.
     pub fn fetches(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.issuers.fetches().by_result()
     }

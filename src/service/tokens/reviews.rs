@@ -1,9 +1,11 @@
-//! What clusters said of tokens, remembered for a moment, and how often they are asked.
+//! Cache of `TokenReview` results, with a limit of concurrent calls per cluster.
+//!
+//! Concurrent requests with the same token share one call.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use secrecy::ExposeSecret;
 use tokio::{
     sync::{OnceCell, Semaphore},
@@ -22,140 +24,144 @@ use crate::{
     storage::identity_providers::ReviewingCluster,
 };
 
-/// How many answers are remembered.
-const ANSWERS_MAX: usize = 10_000;
-/// How many tokens one cluster is asked about at a time.
-const PER_CLUSTER: usize = 8;
-/// How many more may wait for that: whoever comes then is told to come again.
+/// Maximum number of cached reviews.
+const REVIEWS_MAX: usize = 10_000;
+/// Maximum number of concurrent calls per cluster.
+const CALLS_PER_CLUSTER: usize = 8;
+/// Maximum number of further tokens that wait for a call to the same cluster. Others are rejected
+/// with a retry delay.
 const WAITING_MAX: usize = 64;
-/// How long they may wait.
+/// Maximum time that a token waits for a call.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-type Answer = Option<ReviewedServiceAccount>;
-/// What one call came to, for all who wait for it: after a failure nobody of them asks once more.
-type Asked = Result<Answer, Arc<ServiceError>>;
+/// Account of a valid token, or `None` for a token that the cluster rejects.
+type Review = Option<ReviewedServiceAccount>;
+/// Result of one call, shared by all requests that wait for it. A failure is not retried by them.
+type SharedReview = Result<Review, Arc<ServiceError>>;
 
-/// Somebody who waits for an answer. When the last one goes, whether he got it or hung up, nothing is left of it.
-struct Flight<'a> {
-    reviews: &'a Reviews,
+/// Call in progress, held by every request that waits for it. The last one to finish or to be
+/// dropped removes the entry.
+struct InFlight<'a> {
+    cache: &'a ReviewCache,
     digest: Digest,
-    cell: Arc<OnceCell<Asked>>,
+    call: Arc<OnceCell<SharedReview>>,
 }
 
-impl Drop for Flight<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        let mut in_flight = lock(&self.reviews.in_flight);
-        // The map's and this one.
-        if Arc::strong_count(&self.cell) <= 2 {
+        let mut in_flight = self.cache.in_flight.lock();
+        // Two references: the map's and this one.
+        if Arc::strong_count(&self.call) <= 2 {
             in_flight.remove(&self.digest);
         }
     }
 }
 
-/// Answers of clusters, and the calls that are under way.
+/// Cached reviews and calls in progress.
 #[derive(Debug)]
-pub(super) struct Reviews {
-    remembered_for: Duration,
+pub(super) struct ReviewCache {
+    ttl: Duration,
     digester: Digester,
-    answers: Mutex<HashMap<Digest, (Answer, Instant)>>,
-    in_flight: Mutex<HashMap<Digest, Arc<OnceCell<Asked>>>>,
-    places: Mutex<HashMap<Uuid, Arc<Places>>>,
+    reviews: Mutex<HashMap<Digest, (Review, Instant)>>,
+    in_flight: Mutex<HashMap<Digest, Arc<OnceCell<SharedReview>>>>,
+    limits: Mutex<HashMap<Uuid, Arc<ClusterLimits>>>,
 }
 
+/// Limits of the calls to one cluster.
 #[derive(Debug)]
-struct Places {
+struct ClusterLimits {
     calls: Semaphore,
-    /// Of those who call and those who wait.
-    all: Semaphore,
+    /// Calls and the tokens that wait for one.
+    admitted: Semaphore,
 }
 
-impl Reviews {
-    pub(super) fn new(remembered_for: Duration) -> Result<Self, CryptoError> {
+impl ReviewCache {
+    pub(super) fn new(ttl: Duration) -> Result<Self, CryptoError> {
         Ok(Self {
-            remembered_for,
+            ttl,
             digester: Digester::new()?,
-            answers: Mutex::default(),
+            reviews: Mutex::default(),
             in_flight: Mutex::default(),
-            places: Mutex::default(),
+            limits: Mutex::default(),
         })
     }
 
-    /// What a cluster says of a token, now or a moment ago, but never beyond the token's end. All who show the same token at the
-    /// same time wait for one call.
+    /// Returns the cached review of a token, or calls the cluster with `review`. A review is never
+    /// cached beyond the token's expiry.
     pub(super) async fn get(
         &self,
         cluster: ReviewingCluster,
         audience: &str,
         token: &ShownToken,
-        end: DateTime<Utc>,
-        ask: impl AsyncFnOnce() -> Result<Answer, ServiceError>,
-    ) -> Asked {
-        // Of a cluster that was changed since, another one may have said it.
-        let about = [
+        expires_at: DateTime<Utc>,
+        review: impl AsyncFnOnce() -> Result<Review, ServiceError>,
+    ) -> SharedReview {
+        // The version is part of the key because a changed cluster may be another server.
+        let key = [
             cluster.id.as_bytes(),
             &cluster.version.to_be_bytes()[..],
             audience.as_bytes(),
             token.secret().expose_secret().as_bytes(),
         ];
-        let digest = self.digester.digest(&about);
-        if let Some(answer) = self.remembered(&digest) {
-            return Ok(answer);
+        let digest = self.digester.digest(&key);
+        if let Some(review) = self.cached(&digest) {
+            return Ok(review);
         }
-        let cell = Arc::clone(lock(&self.in_flight).entry(digest).or_default());
-        let flight = Flight { reviews: self, digest, cell };
-        let asked = flight.cell.get_or_init(async || self.call(cluster.id, digest, end, ask).await.map_err(Arc::new));
-        asked.await.clone()
+        let call = Arc::clone(self.in_flight.lock().entry(digest).or_default());
+        let in_flight = InFlight { cache: self, digest, call };
+        let result = in_flight
+            .call
+            .get_or_init(async || self.call(cluster.id, digest, expires_at, review).await.map_err(Arc::new));
+        result.await.clone()
     }
 
     async fn call(
         &self,
         cluster: Uuid,
         digest: Digest,
-        end: DateTime<Utc>,
-        ask: impl AsyncFnOnce() -> Result<Answer, ServiceError>,
-    ) -> Result<Answer, ServiceError> {
-        let crowded = || ClusterError::Overloaded { retry_after: None };
-        let places = self.places(cluster);
-        let _place = places.all.try_acquire().map_err(|_| crowded())?;
-        let call = timeout(WAIT_MAX, places.calls.acquire()).await;
-        let _call = call.map_err(|_| crowded())?.map_err(|_| crowded())?;
-        let answer = ask().await?;
-        self.remember(digest, answer.clone(), end);
-        Ok(answer)
+        expires_at: DateTime<Utc>,
+        review: impl AsyncFnOnce() -> Result<Review, ServiceError>,
+    ) -> Result<Review, ServiceError> {
+        let overloaded = || ClusterError::Overloaded { retry_after: None };
+        let limits = self.limits(cluster);
+        let _admitted = limits.admitted.try_acquire().map_err(|_| overloaded())?;
+        let permit = timeout(WAIT_MAX, limits.calls.acquire()).await;
+        let _permit = permit.map_err(|_| overloaded())?.map_err(|_| overloaded())?;
+        let review = review().await?;
+        self.insert(digest, review.clone(), expires_at);
+        Ok(review)
     }
 
-    fn remembered(&self, digest: &Digest) -> Option<Answer> {
-        let answers = lock(&self.answers);
-        answers.get(digest).filter(|(_, until)| Instant::now() < *until).map(|(answer, _)| answer.clone())
+    fn cached(&self, digest: &Digest) -> Option<Review> {
+        let reviews = self.reviews.lock();
+        reviews.get(digest).filter(|(_, until)| Instant::now() < *until).map(|(review, _)| review.clone())
     }
 
-    fn remember(&self, digest: Digest, answer: Answer, end: DateTime<Utc>) {
+    fn insert(&self, digest: Digest, review: Review, expires_at: DateTime<Utc>) {
         let now = Instant::now();
-        let left = (end - Utc::now()).to_std().unwrap_or_default().min(self.remembered_for);
-        let mut answers = lock(&self.answers);
-        if answers.len() >= ANSWERS_MAX {
-            answers.retain(|_, (_, until)| now < *until);
+        let lifetime = (expires_at - Utc::now()).to_std().unwrap_or_default().min(self.ttl);
+        let mut reviews = self.reviews.lock();
+        if reviews.len() >= REVIEWS_MAX {
+            reviews.retain(|_, (_, until)| now < *until);
         }
-        if answers.len() >= ANSWERS_MAX
-            && let Some(any) = answers.keys().next().copied()
+        if reviews.len() >= REVIEWS_MAX
+            && let Some(any) = reviews.keys().next().copied()
         {
-            answers.remove(&any);
+            reviews.remove(&any);
         }
-        answers.insert(digest, (answer, now + left));
+        reviews.insert(digest, (review, now + lifetime));
     }
 
-    fn places(&self, cluster: Uuid) -> Arc<Places> {
-        let mut places = lock(&self.places);
-        // Of clusters that nobody asks now there is nothing to know.
-        places.retain(|id, places| *id == cluster || Arc::strong_count(places) > 1);
-        let fresh = || Places { calls: Semaphore::new(PER_CLUSTER), all: Semaphore::new(PER_CLUSTER + WAITING_MAX) };
-        Arc::clone(places.entry(cluster).or_insert_with(|| Arc::new(fresh())))
+    fn limits(&self, cluster: Uuid) -> Arc<ClusterLimits> {
+        let mut limits = self.limits.lock();
+        // Drop the limits of clusters without calls.
+        limits.retain(|id, limits| *id == cluster || Arc::strong_count(limits) > 1);
+        let new = || ClusterLimits {
+            calls: Semaphore::new(CALLS_PER_CLUSTER),
+            admitted: Semaphore::new(CALLS_PER_CLUSTER + WAITING_MAX),
+        };
+        Arc::clone(limits.entry(cluster).or_insert_with(|| Arc::new(new())))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing in there can panic halfway through a change.
-    mutex.lock()
 }
 
 #[cfg(test)]
@@ -185,25 +191,25 @@ mod tests {
         }
     }
 
-    /// Counts how often a cluster was asked.
-    struct Asked {
-        reviews: Reviews,
+    /// Counts the calls to a cluster.
+    struct Counted {
+        reviews: ReviewCache,
         count: AtomicUsize,
     }
 
-    impl Asked {
+    impl Counted {
         fn new(seconds: u64) -> Self {
-            Self { reviews: Reviews::new(Duration::from_secs(seconds)).unwrap(), count: AtomicUsize::new(0) }
+            Self { reviews: ReviewCache::new(Duration::from_secs(seconds)).unwrap(), count: AtomicUsize::new(0) }
         }
 
-        async fn ask(&self, cluster: ReviewingCluster, number: usize, end: DateTime<Utc>) -> usize {
+        async fn review(&self, cluster: ReviewingCluster, number: usize, end: DateTime<Utc>) -> usize {
             let token = token(number);
-            let answer = self.reviews.get(cluster, "regcred", &token, end, async || {
+            let review = self.reviews.get(cluster, "regcred", &token, end, async || {
                 tokio::task::yield_now().await;
                 self.count.fetch_add(1, Ordering::SeqCst);
                 Ok(Some(account()))
             });
-            assert_eq!(answer.await.unwrap(), Some(account()));
+            assert_eq!(review.await.unwrap(), Some(account()));
             self.count.load(Ordering::SeqCst)
         }
     }
@@ -213,26 +219,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cluster_is_asked_once_for_one_token() {
-        let asked = Asked::new(30);
-        join_all((0..50).map(|_| asked.ask(CLUSTER, 1, later()))).await;
-        assert_eq!(asked.ask(CLUSTER, 1, later()).await, 1);
-        assert_eq!(asked.ask(CLUSTER, 2, later()).await, 2);
-        assert_eq!(asked.ask(ReviewingCluster { version: 2, ..CLUSTER }, 1, later()).await, 3);
-        assert!(lock(&asked.reviews.in_flight).is_empty());
+    async fn one_token_causes_one_call() {
+        let counted = Counted::new(30);
+        join_all((0..50).map(|_| counted.review(CLUSTER, 1, later()))).await;
+        assert_eq!(counted.review(CLUSTER, 1, later()).await, 1);
+        assert_eq!(counted.review(CLUSTER, 2, later()).await, 2);
+        assert_eq!(counted.review(ReviewingCluster { version: 2, ..CLUSTER }, 1, later()).await, 3);
+        assert!(counted.reviews.in_flight.lock().is_empty());
     }
 
     #[tokio::test]
-    async fn an_answer_does_not_outlive_its_token_nor_its_time() {
-        let asked = Asked::new(30);
-        assert_eq!((asked.ask(CLUSTER, 1, Utc::now()).await, asked.ask(CLUSTER, 1, Utc::now()).await), (1, 2));
-        let at_once = Asked::new(0);
-        assert_eq!((at_once.ask(CLUSTER, 1, later()).await, at_once.ask(CLUSTER, 1, later()).await), (1, 2));
+    async fn review_expires_with_its_token_or_its_ttl() {
+        let counted = Counted::new(30);
+        assert_eq!(
+            (counted.review(CLUSTER, 1, Utc::now()).await, counted.review(CLUSTER, 1, Utc::now()).await),
+            (1, 2)
+        );
+        let uncached = Counted::new(0);
+        assert_eq!((uncached.review(CLUSTER, 1, later()).await, uncached.review(CLUSTER, 1, later()).await), (1, 2));
     }
 
     #[tokio::test]
-    async fn all_who_wait_for_a_call_that_fails_are_told_so_by_that_one() {
-        let (reviews, count) = (Reviews::new(Duration::from_secs(30)).unwrap(), AtomicUsize::new(0));
+    async fn waiting_requests_share_a_failed_call() {
+        let (reviews, count) = (ReviewCache::new(Duration::from_secs(30)).unwrap(), AtomicUsize::new(0));
         let shown: Vec<ShownToken> = (0..50).map(|_| token(1)).collect();
         let answers = join_all(shown.iter().map(|token| {
             reviews.get(CLUSTER, "regcred", token, later(), async || {
@@ -244,21 +253,21 @@ mod tests {
         .await;
         assert!(answers.iter().all(Result::is_err));
         assert_eq!(count.load(Ordering::SeqCst), 1);
-        assert!(lock(&reviews.in_flight).is_empty());
+        assert!(reviews.in_flight.lock().is_empty());
     }
 
     #[tokio::test]
-    async fn who_hangs_up_leaves_nothing_behind() {
-        let reviews = Reviews::new(Duration::from_secs(30)).unwrap();
+    async fn dropped_request_removes_the_call_in_progress() {
+        let reviews = ReviewCache::new(Duration::from_secs(30)).unwrap();
         let shown = token(1);
-        let hung_up = reviews.get(CLUSTER, "regcred", &shown, later(), async || std::future::pending().await);
-        assert!(timeout(Duration::from_millis(1), hung_up).await.is_err());
-        assert!(lock(&reviews.in_flight).is_empty());
+        let dropped = reviews.get(CLUSTER, "regcred", &shown, later(), async || std::future::pending().await);
+        assert!(timeout(Duration::from_millis(1), dropped).await.is_err());
+        assert!(reviews.in_flight.lock().is_empty());
     }
 
     #[tokio::test]
-    async fn what_went_wrong_is_not_remembered() {
-        let reviews = Reviews::new(Duration::from_secs(30)).unwrap();
+    async fn failed_review_is_not_cached() {
+        let reviews = ReviewCache::new(Duration::from_secs(30)).unwrap();
         let down = async || Err(ClusterError::Unauthorized.into());
         assert!(reviews.get(CLUSTER, "regcred", &token(1), later(), down).await.is_err());
         let up = async || Ok(None);
@@ -266,8 +275,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_flood_of_tokens_does_not_reach_the_cluster() {
-        let reviews = Reviews::new(Duration::from_secs(30)).unwrap();
+    async fn flood_of_tokens_is_limited_per_cluster() {
+        let reviews = ReviewCache::new(Duration::from_secs(30)).unwrap();
         let (calling, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let shown: Vec<ShownToken> = (0..200).map(token).collect();
         let answers = join_all(shown.iter().map(|token| {
@@ -279,7 +288,7 @@ mod tests {
             })
         }))
         .await;
-        assert_eq!(most.load(Ordering::SeqCst), PER_CLUSTER);
-        assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), PER_CLUSTER + WAITING_MAX);
+        assert_eq!(most.load(Ordering::SeqCst), CALLS_PER_CLUSTER);
+        assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), CALLS_PER_CLUSTER + WAITING_MAX);
     }
 }

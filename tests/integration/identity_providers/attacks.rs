@@ -1,4 +1,4 @@
-//! Tokens that are good, and those that look so.
+//! Valid tokens, and forged ones.
 
 use aws_lc_rs::hmac;
 use base64::{
@@ -20,7 +20,7 @@ use crate::support::app::TestApp;
 const REFUSAL: &str = "the token is not valid here: its issuer, audience, signature or time is not accepted";
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn tokens_of_every_algorithm_that_is_taken_open_the_door(pool: PgPool) {
+async fn every_supported_algorithm_authenticates(pool: PgPool) {
     let app = spawn(pool).await;
     let (rsa, p256, p384, ed25519) =
         (TestKey::rsa("rsa"), TestKey::p256("p256"), TestKey::p384("p384"), TestKey::ed25519("ed"));
@@ -62,7 +62,7 @@ fn keyed_hash(header: &Value, claims: &Value, secret: &[u8]) -> String {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_token_that_is_not_good_is_refused_with_one_sentence(pool: PgPool) {
+async fn every_invalid_token_is_rejected_with_the_same_message(pool: PgPool) {
     let hour = "3600";
     let variables = [ALLOW, ("REGCRED_ISSUER_REFRESH_SECONDS", hour), ("REGCRED_ISSUER_KEYS_SECONDS", hour)];
     let app = TestApp::configured(pool, &variables).await;
@@ -96,14 +96,14 @@ async fn a_token_that_is_not_good_is_refused_with_one_sentence(pool: PgPool) {
         ("made in the future", issuer.token(&rsa, json!({"iat": now + 120}))),
         ("for others", issuer.token(&rsa, json!({"aud": "vault"}))),
         ("for others in a list", issuer.token(&rsa, json!({"aud": ["vault", "sts"]}))),
-        ("for nobody", issuer.token(&rsa, json!({"aud": null}))),
+        ("without an audience", issuer.token(&rsa, json!({"aud": null}))),
         ("of an unknown issuer", other.token(&foreign, json!({}))),
         ("of an issuer with a slash", issuer.token(&rsa, json!({"iss": format!("{}/", issuer.url())}))),
         (
             "of an issuer that no database can hold",
             issuer.token(&rsa, json!({"iss": format!("{}\u{0}", issuer.url())})),
         ),
-        ("for somebody whom no database can hold", issuer.token(&rsa, json!({"aud": "regcred\u{0}"}))),
+        ("for an audience that no database can hold", issuer.token(&rsa, json!({"aud": "regcred\u{0}"}))),
         ("of another issuer's key", foreign.sign(&header, &claims)),
         ("with its own key in the header", foreign.sign(&with_own_key, &claims)),
         ("alg none", format!("{}.", unsigned(&json!({"alg": "none", "kid": "rsa"}), &claims))),
@@ -135,7 +135,8 @@ async fn a_token_that_is_not_good_is_refused_with_one_sentence(pool: PgPool) {
     me(&app, &good).await.expect(200);
     me(&app, &pss_only.sign(&json!({"alg": "PS256", "kid": "pss"}), &claims)).await.expect(200);
 
-    // One fetch for the keys; the unknown one was no reason for another so soon after, nor was anybody else's server asked.
+    // One fetch of the keys: the unknown key id causes no second one within the refresh interval,
+    // and no other server is called.
     assert_eq!((issuer.requests(KEYS), other.requests(KEYS)), (1, 0));
     let mut refused = 0;
     for outcome in
@@ -148,7 +149,7 @@ async fn a_token_that_is_not_good_is_refused_with_one_sentence(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn many_bad_tokens_from_one_address_are_too_many_and_a_good_one_is_not(pool: PgPool) {
+async fn invalid_tokens_are_rate_limited_and_valid_ones_are_not(pool: PgPool) {
     let app = spawn(pool).await;
     let key = TestKey::ed25519("a");
     let issuer = TestIssuer::start(&[&key]);
@@ -170,7 +171,7 @@ async fn many_bad_tokens_from_one_address_are_too_many_and_a_good_one_is_not(poo
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_token_that_names_no_key_is_taken_of_an_issuer_with_one(pool: PgPool) {
+async fn token_without_key_id_is_accepted_if_the_issuer_has_one_key(pool: PgPool) {
     let app = spawn(pool).await;
     let key = TestKey::rsa("a");
     let issuer = TestIssuer::start(&[&key]);
@@ -180,7 +181,7 @@ async fn a_token_that_names_no_key_is_taken_of_an_issuer_with_one(pool: PgPool) 
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_token_with_several_audiences_has_to_have_ours(pool: PgPool) {
+async fn one_of_several_audiences_must_match(pool: PgPool) {
     let app = spawn(pool).await;
     let key = TestKey::p256("a");
     let issuer = TestIssuer::start(&[&key]);
@@ -191,7 +192,7 @@ async fn a_token_with_several_audiences_has_to_have_ours(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_subject_cannot_write_into_the_log(pool: PgPool) {
+async fn control_characters_in_a_subject_are_escaped(pool: PgPool) {
     let app = spawn(pool).await;
     let key = TestKey::p256("a");
     let issuer = TestIssuer::start(&[&key]);

@@ -1,4 +1,4 @@
-//! `ServiceAccount` tokens, made and reviewed by the real API server.
+//! `ServiceAccount` tokens, issued and reviewed by a real API server.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ use crate::{
     verify::listening::{answer, serve},
 };
 
-/// Makes a `ServiceAccount` in a namespace of its own; the namespace.
+/// Creates a `ServiceAccount` in a new namespace and returns the namespace.
 pub async fn new_account(name: &str) -> String {
     let namespace = kubernetes::new_namespace().await;
     add_account(&namespace, name).await;
@@ -40,7 +40,7 @@ async fn add_account(namespace: &str, name: &str) {
     accounts.create(&PostParams::default(), &account).await.expect("a ServiceAccount");
 }
 
-/// A token that the API server makes for a `ServiceAccount`.
+/// Requests a token for a `ServiceAccount` from the API server.
 pub async fn token(namespace: &str, name: &str, audience: &str, seconds: i64) -> String {
     let accounts: Api<ServiceAccount> = Api::namespaced(kubernetes::admin(), namespace);
     let spec = TokenRequestSpec {
@@ -64,8 +64,8 @@ async fn trust_cluster(app: &TestApp, cluster: &str, namespace: &str) {
     app.admin().post("/v1/identity-providers", &provider(cluster, namespace)).await.expect(201);
 }
 
-/// The key that the API server signs with: to make what it would not make.
-fn servers_key() -> TestKey {
+/// Returns the signing key of the API server, to forge tokens.
+fn server_key() -> TestKey {
     let pem = kubernetes::file("sa.key");
     match PrivateKeyDer::from_pem_slice(pem.as_bytes()).expect("a key") {
         PrivateKeyDer::Pkcs8(key) => TestKey::rsa_from("", key.secret_pkcs8_der()),
@@ -84,7 +84,7 @@ fn claims(namespace: &str, audience: &str, exp: i64) -> Value {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_service_account_opens_the_door_with_a_token_for_us(pool: PgPool) {
+async fn service_account_token_with_our_audience_authenticates(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     app.register_cluster("dev").await;
     let namespace = new_account("ci").await;
@@ -111,7 +111,7 @@ async fn a_service_account_opens_the_door_with_a_token_for_us(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_token_that_the_cluster_did_not_make_is_refused(pool: PgPool) {
+async fn forged_service_account_token_is_rejected(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     app.register_cluster("dev").await;
     let namespace = new_account("ci").await;
@@ -120,7 +120,7 @@ async fn a_token_that_the_cluster_did_not_make_is_refused(pool: PgPool) {
     let (start, signature) = good.rsplit_once('.').expect("a token");
     let now = Utc::now().timestamp();
     let header = json!({"alg": "RS256"});
-    let (own, servers) = (TestKey::rsa("own"), servers_key());
+    let (own, servers) = (TestKey::rsa("own"), server_key());
 
     for (what, token) in [
         ("another key", own.sign(&header, &claims(&namespace, "regcred-dev", now + 300))),
@@ -135,14 +135,14 @@ async fn a_token_that_the_cluster_did_not_make_is_refused(pool: PgPool) {
         assert_eq!((answer.status, answer.slug().as_str()), (401, "invalid-token"), "{what}: {answer:?}");
     }
     assert_eq!(counted(&app, "tokens", "notVouchedFor").await, 4);
-    // What cannot be good is not shown to the cluster at all.
+    // An expired token is not sent to the cluster.
     me(&app, &servers.sign(&header, &claims(&namespace, "regcred-dev", now - 1))).await.problem(401, "invalid-token");
     assert_eq!((counted(&app, "tokens", "expired").await, counted(&app, "tokens", "notVouchedFor").await), (1, 4));
     me(&app, &good).await.expect(200);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_deleted_service_account_is_refused_soon(pool: PgPool) {
+async fn deleted_service_account_is_rejected_after_the_review_ttl(pool: PgPool) {
     let app = TestApp::configured(pool, &[("REGCRED_TOKEN_REVIEW_SECONDS", "1")]).await;
     app.register_cluster("dev").await;
     let namespace = new_account("ci").await;
@@ -155,24 +155,24 @@ async fn a_deleted_service_account_is_refused_soon(pool: PgPool) {
 
     let start = Instant::now();
     eventually("it is refused", async || (me(&app, &good).await.status == 401).then_some(())).await;
-    // The API server has a memory of its own, of 10 seconds.
+    // The API server has a cache of its own, with a TTL of 10 seconds.
     assert!(start.elapsed() < Duration::from_mins(1), "{:?}", start.elapsed());
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_cluster_that_is_down_is_down_for_its_own_tokens_alone(pool: PgPool) {
+async fn unavailable_cluster_affects_only_its_own_tokens(pool: PgPool) {
     let app = TestApp::configured(pool, &[ALLOW, ("REGCRED_CLUSTER_TIMEOUT_SECONDS", "2")]).await;
     let gone = json!({"name": "gone", "server": refusing_server(), "auth": {"type": "none"}, "allowPlainHttp": true});
     app.admin().post("/v1/clusters", &gone).await.expect(201);
     let (gate, hangs) = Gate::cluster("hangs");
     app.admin().post("/v1/clusters", &hangs).await.expect(201);
-    let stranger = given("REGCRED_TEST_KUBE_STRANGER_TOKEN");
-    app.register_cluster_with("stranger", &json!({"type": "token", "token": stranger})).await;
+    let unprivileged = given("REGCRED_TEST_KUBE_STRANGER_TOKEN");
+    app.register_cluster_with("unprivileged", &json!({"type": "token", "token": unprivileged})).await;
     let key = TestKey::rsa("a");
     let issuer = TestIssuer::start(&[&key]);
     trust(&app, "oidc", &issuer).await;
     let end = Utc::now().timestamp() + 300;
-    for cluster in ["gone", "hangs", "stranger"] {
+    for cluster in ["gone", "hangs", "unprivileged"] {
         trust_cluster(&app, cluster, "a").await;
         let token = key.sign(&json!({"alg": "RS256"}), &claims("a", &format!("regcred-{cluster}"), end));
         let answer = me(&app, &token).await;
@@ -185,9 +185,10 @@ async fn a_cluster_that_is_down_is_down_for_its_own_tokens_alone(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_cluster_is_asked_once_for_one_token_and_believed_for_our_audience_alone(pool: PgPool) {
+async fn review_is_cached_and_must_confirm_our_audience(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    // An API server that vouches for every token, as one does that knows no audiences.
+    // API server that confirms every token. `old` returns no audiences, like an API server without
+    // audience support.
     let review = |audiences: Value| {
         let user = json!({"username": "system:serviceaccount:a:ci", "uid": "u-1"});
         json!({
@@ -214,14 +215,14 @@ async fn a_cluster_is_asked_once_for_one_token_and_believed_for_our_audience_alo
             assert_eq!(me(&app, &token).await.status, status, "{cluster}");
         }
         assert_eq!(requests.count(), 1, "{cluster}");
-        // Another connection may be to another server, which is asked itself.
+        // A changed connection may lead to another server, so the token is reviewed again.
         let auth = json!({"auth": {"type": "token", "token": "t"}});
         app.admin().patch(&format!("/v1/clusters/{cluster}"), &auth).await.expect(200);
         assert_eq!(me(&app, &token).await.status, status, "{cluster}");
         assert_eq!(requests.count(), 2, "{cluster}");
         asked.push(requests);
     }
-    // For two clusters: nobody can say which made it, and none is shown it.
+    // A token for two clusters is sent to neither.
     let mut for_two = claims("a", "", end);
     for_two["aud"] = json!(["regcred-good", "regcred-old"]);
     me(&app, &key.sign(&json!({"alg": "RS256"}), &for_two)).await.problem(401, "invalid-token");
@@ -229,7 +230,7 @@ async fn a_cluster_is_asked_once_for_one_token_and_believed_for_our_audience_alo
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_token_is_not_shown_to_a_cluster_in_the_clear(pool: PgPool) {
+async fn token_is_not_sent_to_a_cluster_over_plain_http(pool: PgPool) {
     let installation = Installation::new(pool.connect_options().to_url_lossy().as_str());
     let admins_key = installation.new_key("admin").await;
     let service = installation.serve().await;
@@ -245,6 +246,6 @@ async fn a_token_is_not_shown_to_a_cluster_in_the_clear(pool: PgPool) {
 
     service.process.signal("TERM");
     let exit = service.process.wait().await;
-    let said = "a token is never shown to a cluster over http://";
-    assert!(exit.stderr.contains(said) && !exit.stderr.contains(&token[token.len() - 40..]), "{exit:?}");
+    let message = "tokens are not sent to a cluster over http://";
+    assert!(exit.stderr.contains(message) && !exit.stderr.contains(&token[token.len() - 40..]), "{exit:?}");
 }

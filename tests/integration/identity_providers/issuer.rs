@@ -1,4 +1,4 @@
-//! An OIDC issuer: a server of its own with a discovery document and keys, and what may be wrong with it.
+//! OIDC issuer for tests, with configurable failures.
 
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ use crate::{
 pub const DISCOVERY: &str = "/.well-known/openid-configuration";
 pub const KEYS: &str = "/keys";
 
-/// An issuer of one test.
+/// Issuer of one test.
 pub struct TestIssuer {
     pub address: SocketAddr,
     scheme: &'static str,
@@ -39,23 +39,23 @@ struct State {
 #[derive(Default)]
 struct Inner {
     keys: Vec<Value>,
-    /// Answers in place of the usual ones, by path.
+    /// Overridden responses by path.
     answers: HashMap<&'static str, Vec<u8>>,
-    /// It takes connections, and breaks them off.
+    /// Closes connections without a response.
     is_down: bool,
-    /// It takes requests, and lets them wait.
+    /// Delays responses until it is reset.
     holds: bool,
     requests: HashMap<String, usize>,
 }
 
 impl TestIssuer {
-    /// Starts an issuer with these keys, over plain HTTP on loopback.
+    /// Starts an issuer with these keys over plain HTTP on loopback.
     pub fn start(keys: &[&TestKey]) -> Self {
         let issuer = Self::with_state("http", keys, |state| {
             listen(move |mut stream| {
                 let request = read_request(&stream);
                 let base = format!("http://{}", stream.local_addr().expect("an address"));
-                // Whoever hangs up early is what some tests are about.
+                // Some tests close the connection early.
                 let _ = stream.write_all(&state.respond(&request, &base));
             })
         });
@@ -63,7 +63,7 @@ impl TestIssuer {
         issuer
     }
 
-    /// The same over TLS.
+    /// Starts an issuer over TLS.
     pub fn start_tls(keys: &[&TestKey], server: &ServerCertificate) -> Self {
         let certificates = CertificateDer::pem_slice_iter(server.certificate.as_bytes());
         let certificates = certificates.collect::<Result<Vec<_>, _>>().expect("a certificate");
@@ -104,12 +104,12 @@ impl TestIssuer {
         self.state.released.notify_all();
     }
 
-    /// Publishes other keys.
+    /// Replaces the published keys.
     pub fn publish(&self, keys: Vec<Value>) {
         self.change(|inner| inner.keys = keys);
     }
 
-    /// Answers a path so from now on.
+    /// Overrides the response of a path.
     pub fn answer(&self, path: &'static str, answer: Vec<u8>) {
         self.change(|inner| drop(inner.answers.insert(path, answer)));
     }
@@ -122,12 +122,13 @@ impl TestIssuer {
         self.change(|inner| inner.holds = holds);
     }
 
-    /// How often a path was asked for.
+    /// Returns the number of requests for a path.
     pub fn requests(&self, path: &str) -> usize {
         self.state.inner.lock().expect("the state").requests.get(path).copied().unwrap_or_default()
     }
 
-    /// Claims that are good for five minutes, with these ones over them; `null` takes one away.
+    /// Returns claims that are valid for five minutes, overridden by `more`. `null` removes a
+    /// claim.
     pub fn claims(&self, more: Value) -> Value {
         let now = Utc::now().timestamp();
         let mut claims = json!({
@@ -141,7 +142,7 @@ impl TestIssuer {
         claims
     }
 
-    /// A token of this key, with these claims over the usual ones.
+    /// Returns a token signed with `key`, with the claims of [`Self::claims`].
     pub fn token(&self, key: &TestKey, more: Value) -> String {
         key.sign(&json!({"alg": key.algorithm(), "typ": "JWT", "kid": key.id}), &self.claims(more))
     }

@@ -1,4 +1,4 @@
-//! Keys that sign tokens, and their public halves as issuers publish them.
+//! Signing keys of test issuers, and their JWKs.
 
 use aws_lc_rs::{
     rand::SystemRandom,
@@ -12,7 +12,7 @@ use aws_lc_rs::{
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
-/// A key of an issuer.
+/// Key of an issuer.
 pub struct TestKey {
     pub id: &'static str,
     pair: Pair,
@@ -30,12 +30,12 @@ impl TestKey {
         Self { id, pair: Pair::Rsa(Box::new(RsaKeyPair::generate(KeySize::Rsa2048).expect("a key"))) }
     }
 
-    /// An RSA key that a program wrote, PKCS#8 in DER.
+    /// Parses an RSA key from PKCS#8 DER.
     pub fn rsa_from(id: &'static str, pkcs8: &[u8]) -> Self {
         Self { id, pair: Pair::Rsa(Box::new(RsaKeyPair::from_pkcs8(pkcs8).expect("a key"))) }
     }
 
-    /// The same, PKCS#1 in DER.
+    /// Parses an RSA key from PKCS#1 DER.
     pub fn rsa_from_pkcs1(id: &'static str, pkcs1: &[u8]) -> Self {
         Self { id, pair: Pair::Rsa(Box::new(RsaKeyPair::from_der(pkcs1).expect("a key"))) }
     }
@@ -52,7 +52,7 @@ impl TestKey {
         Self { id, pair: Pair::Ed25519(Ed25519KeyPair::generate().expect("a key")) }
     }
 
-    /// The public half.
+    /// Returns the public key as a JWK.
     pub fn jwk(&self) -> Value {
         let text = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
         match &self.pair {
@@ -74,7 +74,7 @@ impl TestKey {
         }
     }
 
-    /// The public half of an RSA key, as PKCS#1 in DER.
+    /// Returns the public key of an RSA key as PKCS#1 DER.
     pub fn public_der(&self) -> Vec<u8> {
         match &self.pair {
             Pair::Rsa(pair) => pair.public_key().as_ref().to_vec(),
@@ -82,7 +82,7 @@ impl TestKey {
         }
     }
 
-    /// What it is usually used for.
+    /// Returns the default algorithm of the key.
     pub fn algorithm(&self) -> &'static str {
         match &self.pair {
             Pair::Rsa(_) => "RS256",
@@ -113,7 +113,8 @@ impl TestKey {
         }
     }
 
-    /// A token with this header and these claims, whatever they are, signed as the header says or as the key can.
+    /// Returns a token with any header and claims, signed with the header's algorithm if the key
+    /// supports it.
     pub fn sign(&self, header: &Value, claims: &Value) -> String {
         let text = unsigned(header, claims);
         let signature = self.signature(header["alg"].as_str().unwrap_or_default(), text.as_bytes());
@@ -121,13 +122,13 @@ impl TestKey {
     }
 }
 
-/// Header and claims of a token.
+/// Returns the encoded header and claims of a token.
 pub fn unsigned(header: &Value, claims: &Value) -> String {
     let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
     format!("{}.{}", part(header), part(claims))
 }
 
-/// The two integers of `RSAPublicKey` (RFC 8017, A.1.1).
+/// Parses the two integers of `RSAPublicKey` (RFC 8017, A.1.1).
 fn modulus_and_exponent(der: &[u8]) -> (&[u8], &[u8]) {
     let (_, sequence) = element(der);
     let (rest, modulus) = element(sequence);
@@ -139,7 +140,7 @@ fn strip(integer: &[u8]) -> &[u8] {
     integer.strip_prefix(&[0]).unwrap_or(integer)
 }
 
-/// What comes after the first element, and what is in it.
+/// Splits off the first element: the rest, and the contents of the element.
 fn element(der: &[u8]) -> (&[u8], &[u8]) {
     let (length, start) = match der[1] {
         short @ 0..=0x7f => (usize::from(short), 2),

@@ -1,4 +1,4 @@
-//! Issuers that are away, slow, rotate, or are turned against their host.
+//! Issuers that are unavailable, slow, rotate keys, or are hostile.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use crate::{
 };
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_issuer_that_is_down_is_down_for_its_own_tokens_alone(pool: PgPool) {
+async fn unavailable_issuer_affects_only_its_own_tokens(pool: PgPool) {
     let app = spawn(pool).await;
     let key = TestKey::p256("a");
     let (down, up) = (TestIssuer::start(&[&key]), TestIssuer::start(&[&key]));
@@ -42,7 +42,7 @@ async fn an_issuer_that_is_down_is_down_for_its_own_tokens_alone(pool: PgPool) {
     }
     me(&app, &up.token(&key, json!({}))).await.expect(200);
     app.admin().get("/v1/registry-accounts").await.expect(200);
-    // What cannot be good is refused, and asks nobody.
+    // A token for another audience is rejected without a call.
     me(&app, &down.token(&key, json!({"aud": "vault"}))).await.problem(401, "invalid-token");
     assert_eq!(
         (counted(&app, "tokens", "unavailable").await, counted(&app, "issuer_key_fetches", "unreachable").await),
@@ -51,7 +51,7 @@ async fn an_issuer_that_is_down_is_down_for_its_own_tokens_alone(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_issuer_that_is_slow_holds_up_nobody_else(pool: PgPool) {
+async fn slow_issuer_does_not_delay_other_callers(pool: PgPool) {
     let app = TestApp::configured(pool, &[ALLOW, ("REGCRED_ISSUER_TIMEOUT_SECONDS", "60")]).await;
     let key = TestKey::p256("a");
     let (slow, quick) = (TestIssuer::start(&[&key]), TestIssuer::start(&[&key]));
@@ -59,7 +59,7 @@ async fn an_issuer_that_is_slow_holds_up_nobody_else(pool: PgPool) {
     trust(&app, "slow", &slow).await;
     trust(&app, "quick", &quick).await;
 
-    // More than there are worker threads or connections to Postgres.
+    // More requests than worker threads or connections to Postgres.
     let waiting: Vec<_> = (0..20)
         .map(|_| {
             let client = bearer(&app, &slow.token(&key, json!({})));
@@ -81,7 +81,7 @@ async fn an_issuer_that_is_slow_holds_up_nobody_else(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_issuer_that_hangs_is_given_up_in_time(pool: PgPool) {
+async fn hanging_issuer_times_out(pool: PgPool) {
     let app = TestApp::configured(pool, &[ALLOW, ("REGCRED_ISSUER_TIMEOUT_SECONDS", "1")]).await;
     let key = TestKey::p256("a");
     let issuer = TestIssuer::start(&[&key]);
@@ -91,13 +91,13 @@ async fn an_issuer_that_hangs_is_given_up_in_time(pool: PgPool) {
     let start = Instant::now();
     me(&app, &issuer.token(&key, json!({}))).await.problem(503, "issuer-unavailable");
     assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
-    // And not tried again by the next one.
+    // The next request does not retry immediately.
     me(&app, &issuer.token(&key, json!({}))).await.problem(503, "issuer-unavailable");
     assert_eq!(issuer.requests(DISCOVERY), 1);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_flood_of_tokens_makes_one_fetch(pool: PgPool) {
+async fn flood_of_tokens_causes_one_fetch(pool: PgPool) {
     let app = TestApp::configured(
         pool,
         &[ALLOW, ("REGCRED_ISSUER_REFRESH_SECONDS", "3600"), ("REGCRED_ISSUER_KEYS_SECONDS", "3600")],
@@ -119,8 +119,8 @@ async fn a_flood_of_tokens_makes_one_fetch(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_new_key_is_taken_soon(pool: PgPool) {
-    // What is known lasts: only a token of a key that is unknown leads to a fetch.
+async fn new_key_is_accepted_after_the_refresh_interval(pool: PgPool) {
+    // The keys do not expire during the test: only an unknown key id causes a fetch.
     let variables = [ALLOW, ("REGCRED_ISSUER_REFRESH_SECONDS", "1"), ("REGCRED_ISSUER_KEYS_SECONDS", "3600")];
     let app = TestApp::configured(pool, &variables).await;
     let (old, new) = (TestKey::p256("old"), TestKey::rsa("new"));
@@ -138,7 +138,7 @@ async fn a_new_key_is_taken_soon(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_old_key_is_not_taken_for_long(pool: PgPool) {
+async fn withdrawn_key_is_rejected_after_the_key_lifetime(pool: PgPool) {
     let variables = [ALLOW, ("REGCRED_ISSUER_REFRESH_SECONDS", "1"), ("REGCRED_ISSUER_KEYS_SECONDS", "2")];
     let app = TestApp::configured(pool, &variables).await;
     let (old, new) = (TestKey::p256("old"), TestKey::rsa("new"));
@@ -146,7 +146,7 @@ async fn an_old_key_is_not_taken_for_long(pool: PgPool) {
     trust(&app, "ci", &issuer).await;
     me(&app, &issuer.token(&old, json!({}))).await.expect(200);
 
-    // Nobody shows a token of an unknown key: it is the lifetime that tells.
+    // No token has an unknown key id, so only the key lifetime causes a fetch.
     issuer.publish(vec![new.jwk()]);
     eventually("the old key is not taken any more", async || {
         (me(&app, &issuer.token(&old, json!({}))).await.status == 401).then_some(())
@@ -156,7 +156,7 @@ async fn an_old_key_is_not_taken_for_long(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn keys_that_are_known_are_used_while_their_issuer_is_down_and_not_for_ever(pool: PgPool) {
+async fn cached_keys_are_used_during_an_outage_up_to_the_stale_limit(pool: PgPool) {
     let short = [("REGCRED_ISSUER_REFRESH_SECONDS", "1"), ("REGCRED_ISSUER_KEYS_SECONDS", "1"), ALLOW];
     for (stale_seconds, status) in [("86400", 200), ("2", 503)] {
         let variables = [short[0], short[1], short[2], ("REGCRED_ISSUER_STALE_SECONDS", stale_seconds)];
@@ -179,7 +179,7 @@ async fn keys_that_are_known_are_used_while_their_issuer_is_down_and_not_for_eve
             (me(&app, &issuer.token(&key, json!({}))).await.status == 200).then_some(())
         })
         .await;
-        // The next round has an app of its own on the same database, whose admin has the same name.
+        // The next round creates an admin key of the same name in the same database.
         let keys = app.admin().get("/v1/api-keys").await.expect(200);
         drop(app);
         sqlx::query("UPDATE api_keys SET revoked_at = now()").execute(&pool).await.expect("revoked");
@@ -187,73 +187,74 @@ async fn keys_that_are_known_are_used_while_their_issuer_is_down_and_not_for_eve
     }
 }
 
-/// What an issuer may answer in place of its documents.
-const SPOILS: [&str; 14] = [
-    "a discovery document that is elsewhere",
-    "a discovery document that is within",
-    "keys that are elsewhere",
+/// Hostile or broken responses of an issuer.
+const BAD_RESPONSES: [&str; 14] = [
+    "discovery redirects to another issuer",
+    "discovery redirects to a private address",
+    "keys redirect to another issuer",
     "keys of another server over http",
     "keys of the metadata service",
     "keys in a private network",
     "keys in a file",
     "another issuer's document",
     "no document",
-    "a document that is a page",
-    "a document without end",
+    "HTML in place of the document",
+    "too large document",
     "too many bytes of keys",
     "too many keys",
-    "keys that are no keys",
+    "keys of the wrong type",
 ];
 
-fn spoil(what: &str, issuer: &TestIssuer, key: &TestKey, elsewhere: &TestIssuer, trap: &Trap) {
+fn respond_badly(what: &str, issuer: &TestIssuer, key: &TestKey, elsewhere: &TestIssuer, trap: &Trap) {
     let redirect = |to: String| answer("302 Found", &[("Location", &to)], "");
     let ok = |body: String| answer("200 OK", &[("Content-Type", "application/json")], &body);
     let discovery = |issuer: String, keys: &str| ok(json!({"issuer": issuer, "jwks_uri": keys}).to_string());
     let keys_at = |keys: &str| discovery(issuer.url(), keys);
-    let (path, spoiled) = match what {
-        "a discovery document that is elsewhere" => (DISCOVERY, redirect(format!("{}{DISCOVERY}", elsewhere.url()))),
-        "a discovery document that is within" => (DISCOVERY, redirect(format!("http://127.0.0.2:{}/", trap.port))),
-        "keys that are elsewhere" => (KEYS, redirect(format!("{}{KEYS}", elsewhere.url()))),
+    let (path, response) = match what {
+        "discovery redirects to another issuer" => (DISCOVERY, redirect(format!("{}{DISCOVERY}", elsewhere.url()))),
+        "discovery redirects to a private address" => (DISCOVERY, redirect(format!("http://127.0.0.2:{}/", trap.port))),
+        "keys redirect to another issuer" => (KEYS, redirect(format!("{}{KEYS}", elsewhere.url()))),
         "keys of another server over http" => (DISCOVERY, keys_at(&format!("{}{KEYS}", elsewhere.url()))),
         "keys of the metadata service" => (DISCOVERY, keys_at("https://169.254.169.254/latest")),
         "keys in a private network" => (DISCOVERY, keys_at("https://10.0.0.1/keys")),
         "keys in a file" => (DISCOVERY, keys_at("file:///etc/passwd")),
         "another issuer's document" => (DISCOVERY, discovery(elsewhere.url(), &format!("{}{KEYS}", issuer.url()))),
         "no document" => (DISCOVERY, answer("404 Not Found", &[], "")),
-        "a document that is a page" => (DISCOVERY, ok("<html>".to_owned())),
-        "a document without end" => (DISCOVERY, ok(" ".repeat(65 * 1024))),
+        "HTML in place of the document" => (DISCOVERY, ok("<html>".to_owned())),
+        "too large document" => (DISCOVERY, ok(" ".repeat(65 * 1024))),
         "too many bytes of keys" => {
             let mut jwk = key.jwk();
             jwk["x5c"] = json!(["x".repeat(256 * 1024)]);
             (KEYS, ok(json!({"keys": [jwk]}).to_string()))
         }
         "too many keys" => (KEYS, ok(json!({"keys": vec![key.jwk(); 101]}).to_string())),
-        "keys that are no keys" => (KEYS, ok(json!({"keys": "a"}).to_string())),
+        "keys of the wrong type" => (KEYS, ok(json!({"keys": "a"}).to_string())),
         other => panic!("{other}"),
     };
-    issuer.answer(path, spoiled);
+    issuer.answer(path, response);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn what_an_issuer_must_not_answer_gives_no_keys(pool: PgPool) {
+async fn bad_responses_of_an_issuer_yield_no_keys(pool: PgPool) {
     let app = spawn(pool).await;
     let key = TestKey::p256("a");
     let (trap, elsewhere) = (Trap::set(), TestIssuer::start(&[&key]));
-    for (number, what) in SPOILS.into_iter().enumerate() {
+    for (number, what) in BAD_RESPONSES.into_iter().enumerate() {
         let issuer = TestIssuer::start(&[&key]);
-        spoil(what, &issuer, &key, &elsewhere, &trap);
+        respond_badly(what, &issuer, &key, &elsewhere, &trap);
         trust(&app, &format!("ci-{number}"), &issuer).await;
         let answer = me(&app, &issuer.token(&key, json!({}))).await;
         assert_eq!((answer.status, answer.slug().as_str()), (503, "issuer-unavailable"), "{what}: {answer:?}");
     }
     assert_eq!((trap.caught(), elsewhere.requests(DISCOVERY), elsewhere.requests(KEYS)), (0, 0, 0));
-    // Each of them for its own reason: those that lead to an inner address were refused by the guard.
+    // The outbound guard rejects the two responses that lead to private addresses; the other
+    // responses are invalid.
     let refused = counted(&app, "issuer_key_fetches", "refused").await;
     assert_eq!((refused, counted(&app, "issuer_key_fetches", "invalid").await), (2, 12));
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_private_issuer_is_known_by_its_own_ca(pool: PgPool) {
+async fn private_issuer_is_verified_with_its_ca(pool: PgPool) {
     let app = spawn(pool).await;
     let (ca, key) = (Ca::new(), TestKey::p384("a"));
     let issuer = TestIssuer::start_tls(&[&key], &ca.certify());
@@ -271,7 +272,7 @@ async fn a_private_issuer_is_known_by_its_own_ca(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_issuer_within_is_called_only_if_that_is_allowed(pool: PgPool) {
+async fn issuer_on_a_private_address_is_called_only_if_allowed(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let key = TestKey::p256("a");
     let issuer = TestIssuer::start(&[&key]);

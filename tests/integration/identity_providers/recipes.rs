@@ -1,4 +1,4 @@
-//! The recipes of `docs/ACCESS.md`, taken out of the document and run; and that no token comes out anywhere.
+//! Runs the recipes of `docs/ACCESS.md`, and checks that tokens appear in no output.
 
 use std::process::{Command, Output};
 
@@ -13,7 +13,7 @@ use crate::{
 
 const DOCUMENT: &str = include_str!("../../../docs/ACCESS.md");
 
-/// The first block of this language in a section of the document.
+/// Returns the first code block of a language in a section of the document.
 fn block(section: &str, language: &str) -> &'static str {
     let (_, rest) = DOCUMENT.split_once(&format!("\n### {section}\n")).expect("the section");
     let section = rest.split("\n### ").next().expect("a section");
@@ -29,10 +29,11 @@ fn yaml_of(section: &str) -> Value {
     serde_saphyr::from_str(block(section, "yaml")).expect("YAML")
 }
 
-/// What the recipes need: the cluster `dev`, the account, and a namespace in place of `a-dev`.
+/// Creates the cluster `dev`, the account and a namespace. Returns the namespace, which replaces
+/// `a-dev`.
 async fn prepare(app: &TestApp) -> String {
     app.register_cluster("dev").await;
-    app.register_account("martin-5000", "registry.martin.com:5000", "martin", "canary").await;
+    app.register_account("martin-5000", "registry.example.com:5000", "martin", "canary").await;
     cluster::new_account("ci").await
 }
 
@@ -40,10 +41,10 @@ fn in_namespace(text: &str, namespace: &str) -> String {
     text.replace("a-dev", namespace)
 }
 
-/// Creates the provider of a recipe, of the test's own issuer where it has one.
+/// Creates the provider of a recipe, with the issuer of the test if there is one.
 async fn trust(app: &TestApp, section: &str, namespace: &str, issuer: Option<&TestIssuer>) {
     let mut body: Value = serde_json::from_str(&in_namespace(&json_of(section).to_string(), namespace)).expect("JSON");
-    // As it stands in the document it is taken, too.
+    // The unchanged document is valid as well.
     app.admin().post("/v1/identity-providers", &body).await.expect(201);
     let Some(issuer) = issuer else { return };
     let name = body["name"].as_str().expect("a name").to_owned();
@@ -65,7 +66,7 @@ async fn assert_placed(output: &Output, namespace: &str) {
     assert!(kubernetes::document(&kubernetes::secret(namespace, "pull").await).contains("canary"));
 }
 
-/// The claims of a job's token, as GitHub documents them ("`OpenID` Connect reference").
+/// Claims of a job's token, as documented by GitHub ("`OpenID` Connect reference").
 fn github_claims() -> Value {
     json!({
         "sub": "repo:acme/app:environment:production", "environment": "production", "repository": "acme/app",
@@ -77,11 +78,11 @@ fn github_claims() -> Value {
     })
 }
 
-/// The claims of a job's token, as GitLab documents them ("ID token payload").
+/// Claims of a job's token, as documented by GitLab ("ID token payload").
 fn gitlab_claims() -> Value {
     json!({
         "sub": "project_path:acme/app:ref_type:branch:ref:main", "namespace_id": "72", "namespace_path": "acme", "project_id": "42",
-        "project_path": "acme/app", "user_id": "1", "user_login": "martin", "user_email": "martin@example.com", "user_access_level": "owner",
+        "project_path": "acme/app", "user_id": "1", "user_login": "dev", "user_email": "dev@example.com", "user_access_level": "owner",
         "pipeline_id": "574", "pipeline_source": "push", "job_id": "302", "ref": "main", "ref_type": "branch",
         "ref_path": "refs/heads/main", "ref_protected": "true", "groups_direct": ["acme"], "runner_id": 1,
         "runner_environment": "gitlab-hosted", "sha": "example-sha", "project_visibility": "private",
@@ -90,7 +91,7 @@ fn gitlab_claims() -> Value {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_recipe_for_github_actions_works(pool: PgPool) {
+async fn recipe_for_github_actions_works(pool: PgPool) {
     let app = TestApp::configured(pool, &[ALLOW]).await;
     let namespace = prepare(&app).await;
     let key = TestKey::rsa("38826b17-6a30-5f9b-b169-8beb8202f723");
@@ -100,7 +101,8 @@ async fn the_recipe_for_github_actions_works(pool: PgPool) {
     let job = &workflow["jobs"]["pull-secret"];
     assert_eq!((&job["permissions"]["id-token"], &job["environment"]), (&json!("write"), &json!("production")));
     let script = in_namespace(job["steps"][0]["run"].as_str().expect("a script"), &namespace);
-    // What a runner calls for a token: the audience is in the query, the runner's own token in the header.
+    // Token endpoint of a runner: the audience is in the query, the runner's own token in the
+    // header.
     let token = issuer.token(&key, github_claims());
     let (runner, requests) = serve(move |request| {
         let is_right =
@@ -127,7 +129,7 @@ async fn the_recipe_for_github_actions_works(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_recipe_for_gitlab_works(pool: PgPool) {
+async fn recipe_for_gitlab_works(pool: PgPool) {
     let app = TestApp::configured(pool, &[ALLOW]).await;
     let namespace = prepare(&app).await;
     let key = TestKey::rsa("4i3sFE7sxqNPOT7FdvcGA1ZVGGI_r-tsDXnEuYT4ZqE");
@@ -141,7 +143,7 @@ async fn the_recipe_for_gitlab_works(pool: PgPool) {
         claims.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
         vec![("REGCRED", format!("http://{}", app.address)), ("REGCRED_TOKEN", issuer.token(&key, claims))]
     };
-    // Not from a branch that is not protected.
+    // An unprotected branch is rejected.
     assert!(!run(script.clone(), variables(json!({"ref": "mine", "ref_protected": "false"}))).await.status.success());
 
     let output = run(script, variables(json!({}))).await;
@@ -150,13 +152,13 @@ async fn the_recipe_for_gitlab_works(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_recipe_for_a_job_in_a_cluster_works(pool: PgPool) {
+async fn recipe_for_a_job_in_a_cluster_works(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let namespace = prepare(&app).await;
     trust(&app, "A job in a cluster", &namespace, None).await;
     let manifest = in_namespace(block("A job in a cluster", "yaml"), &namespace);
     kubernetes::kubectl(&["apply", "-f", "-"], &manifest);
-    // What the kubelet would do with what the API server has stored.
+    // Does the work of the kubelet with the stored job.
     let stored = kubernetes::kubectl(&["-n", &namespace, "get", "job", "pull-secret", "-o", "json"], "");
     let stored: Value = serde_json::from_str(&stored).expect("JSON");
     let pod = &stored["spec"]["template"]["spec"];
@@ -179,7 +181,7 @@ async fn the_recipe_for_a_job_in_a_cluster_works(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn no_token_comes_out_anywhere(pool: PgPool) {
+async fn tokens_appear_in_no_output(pool: PgPool) {
     let installation = Installation::new(pool.connect_options().to_url_lossy().as_str())
         .with("REGCRED_LOG_FILTER", "trace")
         .with(ALLOW.0, ALLOW.1);
@@ -231,9 +233,9 @@ async fn no_token_comes_out_anywhere(pool: PgPool) {
         exit.stderr.contains("\"level\":\"TRACE\"") && exit.stderr.contains("cluster.review_token"),
         "the log is verbose"
     );
-    assert!(exit.stderr.contains("a token does not open the door"), "refusals are logged");
+    assert!(exit.stderr.contains("token rejected"), "rejections are logged");
     for (token, _) in &tokens {
-        // Header and claims are the same for many; the signature is what nobody else may have.
+        // Headers are the same for many tokens. Claims and signatures must not appear.
         let (start, signature) = token.rsplit_once('.').expect("a token");
         let (_, claims) = start.split_once('.').expect("a token");
         for (place, text) in [("the log", &exit.stderr), ("standard output", &exit.stdout), ("an answer", &answers)] {

@@ -1,4 +1,4 @@
-//! `/v1/identity-providers`: what is taken, what is refused, and what holds on to what.
+//! `/v1/identity-providers`: requests, validation, and references between resources.
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -11,7 +11,7 @@ fn gitlab() -> Value {
     json!({
         "name": "gitlab", "type": "oidc", "issuer": "https://gitlab.example.com", "audience": "regcred",
         "rules": [{"claims": {"project_id": "42", "ref_protected": "true"}, "role": "deliverer",
-            "grants": {"accounts": ["martin-*"], "clusters": ["dev"], "namespaces": ["a-*"]}}],
+            "grants": {"accounts": ["team-a-*"], "clusters": ["dev"], "namespaces": ["a-*"]}}],
     })
 }
 
@@ -33,7 +33,7 @@ fn cluster(name: &str) -> Value {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_provider_has_a_life(pool: PgPool) {
+async fn provider_can_be_created_changed_listed_and_deleted(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let admin = app.admin();
 
@@ -69,7 +69,7 @@ async fn a_provider_has_a_life(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn what_breaks_a_rule_is_refused_by_field(pool: PgPool) {
+async fn invalid_fields_are_reported_by_name(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     app.admin().post("/v1/clusters", &cluster("dev")).await.expect(201);
     let rule = |claims: Value, role: &str| json!({"rules": [{"claims": claims, "role": role}]});
@@ -118,7 +118,7 @@ async fn what_breaks_a_rule_is_refused_by_field(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn one_token_is_meant_for_one_provider(pool: PgPool) {
+async fn providers_that_accept_the_same_tokens_conflict(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let admin = app.admin();
     for name in ["dev", "prod"] {
@@ -136,12 +136,12 @@ async fn one_token_is_meant_for_one_provider(pool: PgPool) {
         .patch("/v1/identity-providers/prod-pods", &json!({"audience": "regcred"}))
         .await
         .problem(409, "audience-taken");
-    // Another issuer's tokens are others.
+    // Another issuer issues other tokens.
     admin.post(PATH, &with(gitlab(), json!({"name": "b", "issuer": "https://b.example.com"}))).await.expect(201);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_cluster_that_reviews_tokens_stays(pool: PgPool) {
+async fn cluster_that_reviews_tokens_cannot_be_deleted(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let admin = app.admin();
     admin.post("/v1/clusters", &cluster("dev")).await.expect(201);
@@ -164,7 +164,7 @@ async fn a_cluster_that_reviews_tokens_stays(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_operator_cannot_put_himself_in_the_place_of_a_cluster_that_reviews_tokens(pool: PgPool) {
+async fn operator_cannot_replace_the_server_that_reviews_tokens(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     app.admin().post("/v1/clusters", &cluster("dev")).await.expect(201);
     let operator = app.caller("operator", "operator", None).await;
@@ -189,7 +189,7 @@ async fn an_operator_cannot_put_himself_in_the_place_of_a_cluster_that_reviews_t
         assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("identity-providers/dev-pods")));
     }
     operator.delete("/v1/clusters/dev").await.problem(409, "in-use");
-    // His work goes on: the same server with another credential.
+    // The operator may change the credential for the same server.
     operator.patch("/v1/clusters/dev", &json!({"auth": {"type": "token", "token": "t"}})).await.expect(200);
     let moved = json!({"server": "https://127.0.0.1:3", "auth": {"type": "token", "token": "t"}});
     app.admin().patch("/v1/clusters/dev", &moved).await.expect(200);

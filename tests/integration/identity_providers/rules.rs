@@ -1,4 +1,4 @@
-//! Who bearers are: the rules, and what role and grants of one are worth.
+//! Rules: which one applies, and the role and grants of its bearers.
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -11,7 +11,7 @@ async fn role(app: &TestApp, issuer: &TestIssuer, key: &TestKey, claims: Value) 
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_first_rule_whose_claims_all_match_decides(pool: PgPool) {
+async fn first_rule_with_all_claims_matching_applies(pool: PgPool) {
     let app = spawn(pool).await;
     let key = TestKey::p256("a");
     let issuer = TestIssuer::start(&[&key]);
@@ -43,7 +43,7 @@ async fn the_first_rule_whose_claims_all_match_decides(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_change_of_a_provider_counts_at_once(pool: PgPool) {
+async fn change_of_a_provider_applies_immediately(pool: PgPool) {
     let app = spawn(pool).await;
     let key = TestKey::p256("a");
     let issuer = TestIssuer::start(&[&key]);
@@ -64,7 +64,7 @@ async fn a_change_of_a_provider_counts_at_once(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn one_issuer_may_be_trusted_for_two_audiences(pool: PgPool) {
+async fn one_issuer_can_have_two_audiences(pool: PgPool) {
     let app = spawn(pool).await;
     let key = TestKey::p256("a");
     let issuer = TestIssuer::start(&[&key]);
@@ -77,12 +77,12 @@ async fn one_issuer_may_be_trusted_for_two_audiences(pool: PgPool) {
     }
     assert_eq!(role(&app, &issuer, &key, json!({"aud": "regcred-deploy"})).await, "deliverer");
     assert_eq!(role(&app, &issuer, &key, json!({"aud": "regcred-read"})).await, "viewer");
-    // By the order of the names, where a token is for both.
+    // A token for both uses the first provider by name.
     assert_eq!(role(&app, &issuer, &key, json!({"aud": ["regcred-read", "regcred-deploy"]})).await, "deliverer");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_token_reaches_what_its_rule_grants(pool: PgPool) {
+async fn token_can_access_what_its_rule_grants(pool: PgPool) {
     let app = spawn(pool).await;
     let key = TestKey::p256("a");
     let issuer = TestIssuer::start(&[&key]);

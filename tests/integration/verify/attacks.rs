@@ -19,7 +19,7 @@ use regcred::{
         guard::{Guard, Resolve},
         registry::{Registries, RegistryClientConfig},
     },
-    domain::verification::{Finding, VerificationResult::*},
+    domain::verification::{LoginCheck, VerificationResult::*},
 };
 use rstest::rstest;
 
@@ -87,7 +87,7 @@ fn engine() -> Registries {
     engine_with(Arc::new(names()), Duration::from_secs(10))
 }
 
-async fn verify(registry: &(impl ToString + ?Sized), engine: &Registries) -> Finding {
+async fn verify(registry: &(impl ToString + ?Sized), engine: &Registries) -> LoginCheck {
     Attempt::plain(registry, "martin", PASSWORD).verify(engine, None).await
 }
 
@@ -176,7 +176,7 @@ async fn a_realm_leads_nowhere_that_the_guard_does_not_admit(#[case] realm: &str
 }
 
 /// The result holds nothing that the attacker wrote, and he has no login.
-fn assert_says_nothing(found: &Finding, requests: &Requests, written: &str) {
+fn assert_says_nothing(found: &LoginCheck, requests: &Requests, written: &str) {
     let host = written.split("://").nth(1).and_then(|rest| rest.split(['/', ':']).next()).unwrap_or_default();
     assert!(host.len() < 4 || !found.detail.contains(host), "{found:?}");
     assert!(!found.detail.contains("canary"), "{found:?}");

@@ -184,7 +184,7 @@ async fn accounts_that_expire_are_found_counted_and_warned_of_once(pool: PgPool)
         .await;
         let log = service.process.stderr();
         let about = |words: &str| log.lines().filter(|line| line.contains(words)).count();
-        assert_eq!(about("expires soon") + about("has expired"), warnings, "round {round}: {log}");
+        assert_eq!(about("expires soon") + about("password expired"), warnings, "round {round}: {log}");
         if round == 1 {
             for (name, days) in [("day", 1), ("days", 3), ("week", 7), ("month", 30)] {
                 let said = log.lines().any(|line| {

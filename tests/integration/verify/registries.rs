@@ -17,7 +17,7 @@ use regcred::{
     domain::{
         cluster::CaCertificate,
         registry::{RegistryScope, RepositoryName},
-        verification::Finding,
+        verification::LoginCheck,
     },
 };
 use secrecy::SecretString;
@@ -162,7 +162,7 @@ impl Attempt {
         Self { plain_http: false, ca, ..Self::plain(registry, username, password) }
     }
 
-    pub async fn verify(&self, engine: &Registries, repository: Option<&str>) -> Finding {
+    pub async fn verify(&self, engine: &Registries, repository: Option<&str>) -> LoginCheck {
         let login = Login {
             registry: &self.scope,
             plain_http: self.plain_http,
