@@ -26,7 +26,7 @@ async fn hello() -> &'static str {
 /// The same with the line that a service writes for each request, as the libraries write it if nobody does anything about it.
 #[get("/hello")]
 async fn hello_logged() -> &'static str {
-    tracing::info!("request done");
+    tracing::info!("request completed");
     "hello"
 }
 

@@ -484,7 +484,7 @@ async fn no_secret_comes_out_but_where_it_is_asked_for(pool: PgPool) {
     for words in [
         "\"level\":\"TRACE\"",
         "\"level\":\"DEBUG\"",
-        "request done",
+        "request completed",
         "cluster.create_secret",
         "a target of a pull secret is in order",
         "a target of a pull secret is not in order",
