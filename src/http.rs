@@ -1,4 +1,5 @@
-//! The HTTP API, one module per resource. A handler parses the request, calls one use case and builds the response.
+//! The HTTP API, one module per resource. A handler parses the request, calls one use case and
+//! builds the response.
 
 use actix_web::web::Data;
 use utoipa_actix_web::{scope, service_config::ServiceConfig};
@@ -132,7 +133,8 @@ fn routes(config: &mut ServiceConfig) {
         .service(
             scope::scope("/v1")
                 .wrap(actix_web::middleware::from_fn(auth::authenticate))
-                // First what is asked for most: a request is compared with one pattern after the other.
+                // First what is asked for most: a request is compared with one pattern after the
+                // other.
                 .service(docker_configs::create_docker_config)
                 .service(me::get_me)
                 .service(accounts::create_account)

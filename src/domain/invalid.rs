@@ -53,7 +53,8 @@ impl FieldErrors {
 
     /// Builds the value if no error was recorded.
     ///
-    /// `build` unwraps the results of [`take`](Self::take) with `?`: they are `Some` unless an error was recorded.
+    /// `build` unwraps the results of [`take`](Self::take) with `?`: they are `Some` unless an
+    /// error was recorded.
     ///
     /// # Errors
     ///

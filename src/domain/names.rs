@@ -1,4 +1,5 @@
-//! Names and labels by the rules of Kubernetes, so that every stored name can be written to a cluster.
+//! Names and labels by the rules of Kubernetes, so that every stored name can be written to a
+//! cluster.
 //!
 //! Source of the rules: `k8s.io/apimachinery/pkg/util/validation/validation.go`.
 

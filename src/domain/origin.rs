@@ -6,7 +6,8 @@ use url::Url;
 
 use crate::domain::invalid::Invalid;
 
-/// An origin as browsers serialize it: scheme, host, and the port unless it is the scheme's default.
+/// An origin as browsers serialize it: scheme, host, and the port unless it is the scheme's
+/// default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin(String);
 

@@ -9,7 +9,8 @@ use crate::domain::{invalid::Invalid, network::Networks};
 
 /// Header in which the proxies report the client address.
 ///
-/// Only the configured header is read: a client could send the other one, which its proxy forwards unchanged.
+/// Only the configured header is read: a client could send the other one, which its proxy forwards
+/// unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ForwardingHeader {
     /// `X-Forwarded-For`: comma-separated addresses.
@@ -59,8 +60,9 @@ pub struct Proxies {
 impl Proxies {
     /// Client address of a request that arrived from `peer`.
     ///
-    /// If `peer` is trusted, this is the rightmost address of the header that is not a trusted proxy. Addresses left of
-    /// it are under the client's control. It is `peer` if that is not trusted, or if the header is missing or malformed.
+    /// If `peer` is trusted, this is the rightmost address of the header that is not a trusted
+    /// proxy. Addresses left of it are under the client's control. It is `peer` if that is not
+    /// trusted, or if the header is missing or malformed.
     ///
     /// `lines` are the values of [`Self::header`], in order.
     pub fn client<'a>(&self, peer: IpAddr, lines: impl DoubleEndedIterator<Item = &'a [u8]>) -> IpAddr {
@@ -104,7 +106,8 @@ fn forwarded_for(element: &str) -> Option<IpAddr> {
     found
 }
 
-/// Parses an address with an optional port. IPv6 with a port needs brackets. Names and obfuscated identifiers are refused.
+/// Parses an address with an optional port. IPv6 with a port needs brackets. Names and obfuscated
+/// identifiers are refused.
 fn node(text: &str) -> Option<IpAddr> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Some(address);

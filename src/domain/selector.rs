@@ -1,4 +1,5 @@
-//! Label selectors with the semantics of Kubernetes, and the selection of accounts by name or by label.
+//! Label selectors with the semantics of Kubernetes, and the selection of accounts by name or by
+//! label.
 //!
 //! Source of the semantics: `k8s.io/apimachinery/pkg/labels/selector.go`.
 
@@ -172,7 +173,8 @@ impl AccountSelection {
     /// Maximum number of accounts in one docker config.
     pub const MAX: usize = 1_000;
 
-    /// Parses the fields `accounts` and `accountSelector` of a request, exactly one of which must be set.
+    /// Parses the fields `accounts` and `accountSelector` of a request, exactly one of which must
+    /// be set.
     pub fn parse(
         errors: &mut FieldErrors,
         names: Option<Vec<String>>,

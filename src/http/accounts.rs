@@ -51,7 +51,8 @@ pub struct CreateRegistryAccount {
     /// Unique name, a DNS-1123 label.
     #[schema(example = "team-a")]
     name: String,
-    /// Registry scope of the credential: `host[:port][/path]`. Every spelling of Docker Hub becomes `docker.io`.
+    /// Registry scope of the credential: `host[:port][/path]`. Every spelling of Docker Hub becomes
+    /// `docker.io`.
     #[schema(example = "registry.example.com:5000")]
     registry: String,
     /// User name. It must not contain `:`, which separates user name and password in `auth`.
@@ -110,7 +111,8 @@ impl TryFrom<CreateRegistryAccount> for NewAccount {
     }
 }
 
-/// Change of a registry account, as a JSON merge patch: an absent field is unchanged, `null` removes it.
+/// Change of a registry account, as a JSON merge patch. Absent fields are unchanged, and `null`
+/// removes a field.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateRegistryAccount {
@@ -284,7 +286,8 @@ pub struct AccountFilterQuery {
     /// Lists only accounts with this label, `key=value`. May be repeated; all labels must match.
     #[param(value_type = Option<Vec<String>>, example = json!(["team=a"]))]
     label: Labels,
-    /// Lists only accounts that expire within this time or have expired: days (`30d`) or hours (`12h`).
+    /// Lists only accounts that expire within this time or have expired: days (`30d`) or hours
+    /// (`12h`).
     #[param(value_type = Option<String>, rename = "expiresWithin", example = "30d")]
     expires_within_seconds: Option<i64>,
 }
@@ -362,8 +365,9 @@ pub async fn get_account(
 
 /// Change a registry account.
 ///
-/// A new `password` is a rotation. Every change increments the version. A change of the registry's host or port, or to
-/// `plainHttp`, requires the `password`: a stored password is only sent to the address that it was given for.
+/// A new `password` is a rotation. Every change increments the version. A change of the registry's
+/// host or port, or to `plainHttp`, requires the `password`: a stored password is only sent to the
+/// address that it was given for.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "update_registry_account",

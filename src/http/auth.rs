@@ -1,7 +1,7 @@
 //! Authentication and authorization of every route under `/v1`.
 //!
-//! A caller presents an API key or a token of an identity provider. Each handler's signature states the
-//! permission that it requires, as the type parameter of [`Caller`].
+//! A caller presents an API key or a token of an identity provider. Each handler's signature states
+//! the permission that it requires, as the type parameter of [`Caller`].
 
 use std::{
     future::{Ready, ready},
@@ -40,10 +40,12 @@ use crate::{
 /// Delay of a 429 response. It slows down a client that ignores `Retry-After`.
 const RATE_LIMIT_DELAY: Duration = Duration::from_millis(250);
 
-/// Minimum latency of a not-found answer, doubled until it exceeds the work. It hides whether a resource exists.
+/// Minimum latency of a not-found answer, doubled until it exceeds the work. It hides whether a
+/// resource exists.
 const NOT_FOUND_LATENCY: Duration = Duration::from_millis(5);
 
-/// Middleware that identifies the caller and applies its request rate limit before the body is read.
+/// Middleware that identifies the caller and applies its request rate limit before the body is
+/// read.
 pub async fn authenticate(
     mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -138,7 +140,8 @@ async fn identify(request: &mut ServiceRequest) -> Result<Arc<Identity>, ApiErro
 
 /// Moves headers to a map without spare capacity.
 ///
-/// The map that actix-http creates takes 7 KB, and many requests may wait for argon2 at the same time.
+/// The map that actix-http creates takes 7 KB, and many requests may wait for argon2 at the same
+/// time.
 fn shrink_to_fit(headers: &mut HeaderMap) {
     *headers = std::mem::take(headers).into_iter().collect();
 }
@@ -159,7 +162,8 @@ async fn identify_token(request: &ServiceRequest, token: &str) -> Result<Arc<Ide
     }
 }
 
-/// Counts a failed authentication. Returns `error`, or the rate limit's error once that is exceeded.
+/// Counts a failed authentication. Returns `error`, or the rate limit's error once that is
+/// exceeded.
 fn count_failure(request: &HttpRequest, key_id: Option<Uuid>, error: ApiError) -> ApiError {
     let source = RequestMeta::of(request).and_then(|meta| meta.source).map(Source::of);
     match app_data::<FailedAuthenticationLimiter>(request).map(|limiter| limiter.count(key_id, source)) {
@@ -251,8 +255,8 @@ pub mod permission {
 
 /// A caller that has the permission `P`, and the query parameters `Q` of its request.
 ///
-/// Must be a handler's first argument: the permission is checked first, then the query, then the other
-/// arguments. A route without parameters leaves `Q` out, and then refuses every parameter.
+/// Must be a handler's first argument: the permission is checked first, then the query, then the
+/// other arguments. A route without parameters leaves `Q` out, and then refuses every parameter.
 pub struct Caller<P, Q = ()> {
     /// Identity and request of the caller. Every use case takes it.
     pub identity: Call,

@@ -16,9 +16,11 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::{domain::invalid::FieldError, http::problem::ApiError};
 
-/// Default limit of a JSON body, in bytes. It is many times the size of a kubeconfig or of 1,000 account names.
+/// Default limit of a JSON body, in bytes. It is many times the size of a kubeconfig or of 1,000
+/// account names.
 const JSON_MAX_BYTES: usize = 512 * 1024;
-/// Limit of a body with a docker config, in bytes: the maximum size of a Secret, in base64 and in a manifest.
+/// Limit of a body with a docker config, in bytes: the maximum size of a Secret, in base64 and in a
+/// manifest.
 pub const DOCUMENT_MAX_BYTES: usize = 2 * 1024 * 1024;
 /// Time in which a body must arrive. actix-web limits only the time for the headers.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,7 +32,8 @@ const TEXT: &str = "text/plain";
 
 /// A JSON body of at most `MAX` bytes.
 ///
-/// `T` decides whether unknown fields are refused. Errors name the field and never repeat its value.
+/// `T` decides whether unknown fields are refused. Errors name the field and never repeat its
+/// value.
 pub struct Json<T, const MAX: usize = JSON_MAX_BYTES>(pub T);
 
 /// An optional JSON body.
@@ -155,8 +158,8 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
 
 /// Converts a serde error.
 ///
-/// A syntax error is described by its position, and an invalid value by the expectation: serde's messages repeat the
-/// value, which may be a password in the wrong field.
+/// A syntax error is described by its position, and an invalid value by the expectation: serde's
+/// messages repeat the value, which may be a password in the wrong field.
 fn convert(path: &str, error: &serde_json::Error, body: &[u8]) -> ApiError {
     use serde_json::error::Category;
     let position = format!("line {}, column {}", error.line(), error.column());
@@ -165,7 +168,8 @@ fn convert(path: &str, error: &serde_json::Error, body: &[u8]) -> ApiError {
             let (field, detail) = data_error(path, &error.to_string());
             vec![FieldError::new(field, detail)].into()
         }
-        // serde_json also reports values of a wrong type, such as a number for an enum, as syntax errors.
+        // serde_json also reports values of a wrong type, such as a number for an enum, as syntax
+        // errors.
         Category::Syntax if is_json(body) => ApiError::field(&clipped(path), "is not valid"),
         Category::Eof => ApiError::MalformedJson(format!("it ends too early, at {position}")),
         Category::Syntax | Category::Io => ApiError::MalformedJson(format!("syntax error at {position}")),

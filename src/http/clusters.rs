@@ -48,7 +48,8 @@ pub struct ClusterAuthInput {
     token: Option<SecretString>,
     /// Certificate and intermediates (PEM), for `clientCertificate`.
     certificate: Option<String>,
-    /// Private key (PEM), for `clientCertificate`. It is sealed before it is stored, and no response returns it.
+    /// Private key (PEM), for `clientCertificate`. It is sealed before it is stored, and no
+    /// response returns it.
     #[schema(value_type = Option<String>, format = Password, write_only)]
     key: Option<SecretString>,
 }
@@ -133,8 +134,8 @@ impl CreateCluster {
 
 /// Change of a cluster, as a JSON merge patch. `auth` is replaced completely.
 ///
-/// A change of `server`, `caCertificate` or `tlsServerName` requires `auth`: a stored credential is only sent to the
-/// server that it was given for.
+/// A change of `server`, `caCertificate` or `tlsServerName` requires `auth`: a stored credential is
+/// only sent to the server that it was given for.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateCluster {
@@ -342,7 +343,8 @@ pub async fn delete_cluster(
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct CheckQuery {
-    /// Namespace in which to check permissions, instead of all namespaces. May be repeated, up to 20 times.
+    /// Namespace in which to check permissions, instead of all namespaces. May be repeated, up to
+    /// 20 times.
     #[param(value_type = Option<Vec<String>>)]
     namespace: Vec<NamespaceName>,
 }
@@ -357,7 +359,7 @@ impl FromQuery for CheckQuery {
     }
 }
 
-/// Check a cluster: reachability, version, permissions of regcred, and permissions that pull secrets lack.
+/// Check a cluster: its version, the permissions of regcred, and those that pull secrets lack.
 ///
 /// The response is 200 also if the cluster cannot be reached.
 #[utoipa::path(

@@ -1,11 +1,12 @@
 //! Timeouts for slow clients, per connection.
 //!
-//! actix-web limits the time for the first request head, and [`body`](super::body) the time for a body that a handler
-//! reads. This module limits the rest: receiving a response, sending an unread body, and sending the next head.
+//! actix-web limits the time for the first request head, and [`body`](super::body) the time for a
+//! body that a handler reads. This module limits the rest: receiving a response, sending an unread
+//! body, and sending the next head.
 //!
-//! When a response is ready, the client has [`CLIENT_TIMEOUT`] to receive it, to finish its request and to send the
-//! complete head of the next one. No limit applies while a handler runs. While a response streams ([`StreamGuard`]),
-//! the limit applies only as long as a write is blocked.
+//! When a response is ready, the client has [`CLIENT_TIMEOUT`] to receive it, to finish its request
+//! and to send the complete head of the next one. No limit applies while a handler runs. While a
+//! response streams ([`StreamGuard`]), the limit applies only as long as a write is blocked.
 
 use std::{
     cell::Cell,
@@ -28,11 +29,13 @@ use tokio_rustls::server::TlsStream;
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time to receive a response that closes the connection.
 const CLIENT_TIMEOUT_BEFORE_CLOSE: Duration = Duration::from_secs(2);
-/// Maximum number of bytes read between a response and the next head, which may have 128 KiB. They are the rest of a
-/// refused body. More bytes fill the system's buffers until the client reads the response.
+/// Maximum number of bytes read between a response and the next head, which may have 128 KiB. They
+/// are the rest of a refused body. More bytes fill the system's buffers until the client reads the
+/// response.
 const UNREAD_MAX: usize = 160 * 1024;
 
-/// Maximum number of bytes read from the client of a streaming response, including the request head.
+/// Maximum number of bytes read from the client of a streaming response, including the request
+/// head.
 const STREAM_READ_MAX: usize = 64 * 1024;
 
 /// Deadline of a connection, shared by its stream and its requests.
@@ -136,7 +139,8 @@ impl Clock {
 
     /// Counts received bytes, and corrupts a head in which a line lacks its carriage return.
     ///
-    /// The parser accepts such lines. A proxy that does not would see a different request (request smuggling).
+    /// The parser accepts such lines. A proxy that does not would see a different request (request
+    /// smuggling).
     fn received(&self, bytes: &mut [u8]) {
         self.read.set(self.read.get().saturating_add(bytes.len()));
         self.head.set(self.head.get().and(bytes));
@@ -169,12 +173,14 @@ impl Head {
     }
 }
 
-/// Keeps the timeout from a streaming response, whose body must own this guard. The connection closes afterwards.
+/// Keeps the timeout from a streaming response, whose body must own this guard. The connection
+/// closes afterwards.
 #[derive(Debug)]
 pub struct StreamGuard(Rc<Clock>);
 
 impl StreamGuard {
-    /// Creates a guard. Returns `None` if the client sent many bytes after its request, which would keep the parser busy.
+    /// Creates a guard. Returns `None` if the client sent many bytes after its request, which would
+    /// keep the parser busy.
     pub fn begin(request: &HttpRequest) -> Option<Self> {
         let clock = request.conn_data::<Rc<Clock>>().filter(|clock| !clock.exceeds_stream_limit())?;
         clock.is_streaming.set(true);

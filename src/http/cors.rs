@@ -23,9 +23,11 @@ const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static("ETag, Location, 
 /// Time for which a browser may cache a preflight response, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
-/// Middleware that allows requests from pages of the configured origins and answers their preflight requests.
+/// Middleware that allows requests from pages of the configured origins and answers their preflight
+/// requests.
 ///
-/// Preflight requests carry no API key. Credentials mode is never allowed: clients send keys as `Authorization`.
+/// Preflight requests carry no API key. Credentials mode is never allowed: clients send keys as
+/// `Authorization`.
 pub async fn allow_origins(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,

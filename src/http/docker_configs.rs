@@ -42,7 +42,8 @@ pub struct CreateDockerConfig {
     accounts: Option<Vec<String>>,
     /// Selects the accounts by label, instead of `accounts`.
     account_selector: Option<LabelSelectorDocument>,
-    /// Program that reads the document. The default is `kubernetes`, or the profile of the Secret's type.
+    /// Program that reads the document. The default is `kubernetes`, or the profile of the Secret's
+    /// type.
     profile: Option<Profile>,
     /// Returns the manifest of this Secret.
     secret: Option<SecretManifestInput>,
@@ -58,7 +59,8 @@ pub enum Format {
     Json,
     /// The manifest as YAML (`application/yaml`). Requires `secret`.
     Yaml,
-    /// Environment variable `DOCKER_AUTH_CONFIG=…` (`text/plain`). Requires the profile `dockerAuthConfig`.
+    /// Environment variable `DOCKER_AUTH_CONFIG=…` (`text/plain`). Requires the profile
+    /// `dockerAuthConfig`.
     Env,
     /// The document alone, as the reader's file.
     Document,
@@ -196,9 +198,9 @@ fn preferred(accept: &str) -> impl Iterator<Item = &str> {
 /// Render accounts as a docker config, or as the manifest of a Secret.
 ///
 /// With `secret`, the response is the Secret's manifest for `kubectl apply -f -`: JSON, or YAML for
-/// `Accept: application/yaml`. With the profile `dockerAuthConfig` and `Accept: text/plain`, it is the environment variable
-/// `DOCKER_AUTH_CONFIG=…`. The response contains passwords. Formats without a field for warnings return them in
-/// `Warning` headers, like a Kubernetes API server.
+/// `Accept: application/yaml`. With the profile `dockerAuthConfig` and `Accept: text/plain`, it is
+/// the environment variable `DOCKER_AUTH_CONFIG=…`. The response contains passwords. Formats
+/// without a field for warnings return them in `Warning` headers, like a Kubernetes API server.
 #[utoipa::path(
     tag = "docker-configs",
     request_body = CreateDockerConfig,
@@ -293,8 +295,8 @@ pub struct ExplainDockerConfig {
     accounts: Option<Vec<String>>,
     /// Selects the accounts by label, instead of `accounts`.
     account_selector: Option<LabelSelectorDocument>,
-    /// Docker config to explain, instead of accounts: the document, or a string with its text, its base64, or the
-    /// manifest of a Secret that contains it. It is not stored.
+    /// Docker config to explain, instead of accounts: the document, or a string with its text, its
+    /// base64, or the manifest of a Secret that contains it. It is not stored.
     #[schema(value_type = Option<Object>, write_only)]
     config: Option<Box<RawValue>>,
 }

@@ -41,21 +41,23 @@ pub struct CreateIdentityProvider {
     /// Unique name, a DNS-1123 label.
     #[schema(example = "gitlab")]
     name: String,
-    /// Verification of tokens: with the keys of an OIDC issuer, or with a TokenReview by the issuing cluster.
+    /// Verification of tokens: with the keys of an OIDC issuer, or with a TokenReview by the
+    /// issuing cluster.
     #[serde(rename = "type")]
     provider_type: ProviderType,
     /// Issuer, for `oidc`: an `https://` URL that equals the `iss` of the tokens.
     #[schema(example = "https://gitlab.example.com")]
     issuer: Option<String>,
-    /// CA certificates (PEM) to trust for the issuer, for `oidc`, in addition to those of regcred's host.
+    /// CA certificates (PEM) to trust for the issuer, for `oidc`, in addition to those of regcred's
+    /// host.
     ca_certificate: Option<String>,
     /// Name of the registered cluster that reviews the tokens, for `tokenReview`.
     cluster: Option<String>,
     /// Audience that the `aud` of a token must contain. Tokens for other audiences are rejected.
     #[schema(example = "regcred")]
     audience: String,
-    /// Rules that map claims to a role and grants. The first rule whose claims all match applies. Without a match the
-    /// response is 403.
+    /// Rules that map claims to a role and grants. The first rule whose claims all match applies.
+    /// Without a match the response is 403.
     rules: Vec<RuleDocument>,
 }
 
@@ -75,7 +77,9 @@ impl CreateIdentityProvider {
     }
 }
 
-/// Change of an identity provider, as a JSON merge patch. `rules` are replaced completely. The type is immutable.
+/// Change of an identity provider, as a JSON merge patch.
+///
+/// `rules` are replaced completely. The type is immutable.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateIdentityProvider {

@@ -101,9 +101,9 @@ impl FromQuery for ImportQuery {
 
 /// Import the logins of a docker config as registry accounts, all or none.
 ///
-/// Accepts a `config.json`, a legacy `.dockercfg`, the base64 value of a Secret that contains one, or the manifest of
-/// such a Secret as JSON or YAML. Accounts are named after their registries. The response lists every entry that cannot
-/// become an account, with the reason.
+/// Accepts a `config.json`, a legacy `.dockercfg`, the base64 value of a Secret that contains one,
+/// or the manifest of such a Secret as JSON or YAML. Accounts are named after their registries. The
+/// response lists every entry that cannot become an account, with the reason.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "import_registry_accounts",

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Deserializer};
 
-/// Deserializes a present field, including `null`, as `Some`. Use `#[serde(default)]` for an absent one.
+/// Deserializes a present field, including `null`, as `Some`. Use `#[serde(default)]` for an absent
+/// one.
 pub fn present<'de, D, T>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
 where
     D: Deserializer<'de>,

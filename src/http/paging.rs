@@ -84,7 +84,8 @@ impl<K> PageQuery<K> {
         self.cursor.as_ref()
     }
 
-    /// Number of rows to fetch: one more than the page holds, which shows whether another page follows.
+    /// Number of rows to fetch: one more than the page holds, which shows whether another page
+    /// follows.
     pub fn rows(&self) -> i64 {
         i64::try_from(self.limit + 1).unwrap_or(i64::MAX)
     }

@@ -100,7 +100,8 @@ pub struct PullSecret {
     adopt: bool,
     /// Version of the declaration, incremented by every change.
     version: i64,
-    /// Generation of the desired state, incremented by changes of the declaration and of its accounts.
+    /// Generation of the desired state, incremented by changes of the declaration and of its
+    /// accounts.
     generation: i64,
     /// Generation that all targets have reached.
     observed_generation: i64,
@@ -302,8 +303,8 @@ impl From<PreviewedTarget> for PullSecretTargetPreview {
 
 /// Create or replace a pull secret.
 ///
-/// The worker applies the declaration. The response waits for that only with `Prefer: wait=N`. With `dryRun`, regcred reads
-/// the clusters and returns the planned changes without storing anything.
+/// The worker applies the declaration. The response waits for that only with `Prefer: wait=N`. With
+/// `dryRun`, regcred reads the clusters and returns the planned changes without storing anything.
 #[utoipa::path(
     tag = "pull-secrets",
     params(
@@ -422,8 +423,9 @@ impl FromQuery for DeleteQuery {
 
 /// Delete a pull secret.
 ///
-/// With the deletion policy `delete`, the pull secret exists until all of its Secrets are removed. With `retain`, the
-/// Secrets remain and the pull secret is deleted immediately, even if a cluster no longer exists.
+/// With the deletion policy `delete`, the pull secret exists until all of its Secrets are removed.
+/// With `retain`, the Secrets remain and the pull secret is deleted immediately, even if a cluster
+/// no longer exists.
 #[utoipa::path(
     tag = "pull-secrets",
     params(

@@ -1,8 +1,9 @@
 //! Query strings, parsed and documented in one place.
 //!
-//! The parameters of a route are a type. It derives [`utoipa::IntoParams`], which documents them, and
-//! implements [`FromQuery`], which parses them. [`Caller`](super::auth::Caller) takes that type, so every
-//! route under `/v1` refuses parameters that it does not know, before its handler runs.
+//! The parameters of a route are a type. It derives [`utoipa::IntoParams`], which documents them,
+//! and implements [`FromQuery`], which parses them. [`Caller`](super::auth::Caller) takes that
+//! type, so every route under `/v1` refuses parameters that it does not know, before its handler
+//! runs.
 
 use std::borrow::Cow;
 
@@ -15,7 +16,8 @@ const NAME_SHOWN: usize = 50;
 
 /// Parameters that a query string can be parsed into.
 pub trait FromQuery: Sized {
-    /// Reads the parameters. A refused parameter may have any value: [`parse`] then returns the error.
+    /// Reads the parameters. A refused parameter may have any value: [`parse`] then returns the
+    /// error.
     fn from_query(query: &mut Query<'_>) -> Self;
 }
 

@@ -1,7 +1,8 @@
-//! Rate limits of one process, with constant memory: requests per caller, and failed authentications.
+//! Rate limits of one process, with constant memory: requests per caller, and failed
+//! authentications.
 //!
-//! The generic cell rate algorithm (GCRA) keeps one timestamp per bucket: the time at which the bucket will be
-//! full again.
+//! The generic cell rate algorithm (GCRA) keeps one timestamp per bucket: the time at which the
+//! bucket will be full again.
 
 use std::{
     hash::{BuildHasher, Hash, RandomState},
@@ -14,7 +15,8 @@ use uuid::Uuid;
 
 use crate::domain::caller::Actor;
 
-/// Buckets for callers, half a megabyte. Among 100 callers, the probability that two share one is 7 %.
+/// Buckets for callers, half a megabyte. Among 100 callers, the probability that two share one is 7
+/// %.
 const CALLER_BUCKETS: usize = 65_536;
 /// Buckets for failed authentications, of each kind.
 const FAILURE_BUCKETS: usize = 4096;
@@ -44,7 +46,8 @@ pub struct RateLimiter {
     /// Keyed per process, so that a client cannot choose which bucket it shares.
     hasher: RandomState,
     start: Instant,
-    /// For each bucket, nanoseconds after `start` at which it is full. They overflow after 580 years.
+    /// For each bucket, nanoseconds after `start` at which it is full. They overflow after 580
+    /// years.
     full_at: Box<[AtomicU64]>,
 }
 
@@ -67,7 +70,8 @@ impl RateLimiter {
         taken.map(drop).map_err(|full_at| self.after_one(full_at, now).err().unwrap_or_default())
     }
 
-    /// Time at which a bucket is full once another token is taken, or the time until the next token.
+    /// Time at which a bucket is full once another token is taken, or the time until the next
+    /// token.
     fn after_one(&self, full_at: u64, now: u64) -> Result<u64, Duration> {
         let full_at = full_at.max(now) + self.interval;
         match (full_at - now).checked_sub(self.capacity) {
@@ -130,8 +134,9 @@ impl Source {
 
 /// Limits failed authentications by address, and by the key id that they name.
 ///
-/// Only well-formed credentials that fail verification are counted, and valid ones are never limited. A flood of
-/// forged keys therefore locks out neither the owner of the key id nor other callers behind the address.
+/// Only well-formed credentials that fail verification are counted, and valid ones are never
+/// limited. A flood of forged keys therefore locks out neither the owner of the key id nor other
+/// callers behind the address.
 #[derive(Debug)]
 pub struct FailedAuthenticationLimiter {
     keys: RateLimiter,

@@ -18,7 +18,8 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub struct RequestId(Uuid);
 
 impl RequestId {
-    /// Takes the id of the client if it is a UUID. Other values are replaced: they could inject text into logs.
+    /// Takes the id of the client if it is a UUID. Other values are replaced: they could inject
+    /// text into logs.
     fn of(headers: &HeaderMap) -> Self {
         let given = headers.get(&X_REQUEST_ID).and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok());
         Self(given.unwrap_or_else(Uuid::now_v7))
@@ -46,7 +47,8 @@ impl fmt::Display for RequestId {
 pub struct RequestMeta {
     /// Request id.
     pub id: RequestId,
-    /// Source address for rate limits, logs and audit events: the peer, or the client address that a trusted proxy reports.
+    /// Source address for rate limits, logs and audit events: the peer, or the client address that
+    /// a trusted proxy reports.
     pub source: Option<IpAddr>,
 }
 

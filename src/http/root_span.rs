@@ -14,8 +14,8 @@ use crate::{domain::caller::Identity, http::request_meta::RequestMeta};
 
 /// Creates the root span of a request.
 ///
-/// The span records the path without the query and no headers: both may contain secrets. Route, caller and status are
-/// known only at the end, so the last log line of the request records them.
+/// The span records the path without the query and no headers: both may contain secrets. Route,
+/// caller and status are known only at the end, so the last log line of the request records them.
 pub struct RootSpan;
 
 impl RootSpanBuilder for RootSpan {

@@ -88,7 +88,8 @@ pub struct SecretReference {
 
 /// Create a Secret in a namespace of a cluster (direct delivery).
 ///
-/// regcred sends one POST to the API server and never retries it. An existing Secret is not changed.
+/// regcred sends one POST to the API server and never retries it. An existing Secret is not
+/// changed.
 #[utoipa::path(
     tag = "secrets",
     params(

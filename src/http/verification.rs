@@ -1,4 +1,5 @@
-//! `/v1/registry-accounts/{name}/verify`, and `?verify=true` of requests that create or change accounts.
+//! `/v1/registry-accounts/{name}/verify`, and `?verify=true` of requests that create or change
+//! accounts.
 
 use actix_web::{
     HttpResponse, post,
@@ -51,8 +52,8 @@ impl From<Verification> for VerificationOutcome {
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct VerifyQuery {
-    /// Verifies the login first. Unless the result is `valid`, nothing is stored and the response is 422
-    /// `verification-failed`.
+    /// Verifies the login first. Unless the result is `valid`, nothing is stored and the response
+    /// is 422 `verification-failed`.
     #[param(value_type = Option<bool>, default = false)]
     verify: bool,
     /// Repository that the login must be able to pull. Requires `verify=true`.
@@ -79,8 +80,8 @@ impl VerifyQuery {
 
 /// Verify the login of a registry account.
 ///
-/// Calls the registry and stores the result with the account. The response is 200 for every result, including a login
-/// that the registry rejects.
+/// Calls the registry and stores the result with the account. The response is 200 for every result,
+/// including a login that the registry rejects.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "verify_registry_account",

@@ -33,7 +33,8 @@ use crate::{
     },
 };
 
-/// Minimum time between two reads of the status, so that a fan-out to thousands of targets is a few events.
+/// Minimum time between two reads of the status, so that a fan-out to thousands of targets is a few
+/// events.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Pause after a read, as a multiple of its duration, up to `PAUSE_MAX`.
 const PAUSE_PER_READ: u32 = 10;
@@ -67,7 +68,8 @@ pub struct PullSecretProgress {
     observed_generation: i64,
     /// Number of targets by state.
     status: PullSecretStatus,
-    /// Whether every target was attempted since the last change: it is synced, failed or in conflict.
+    /// Whether every target was attempted since the last change: it is synced, failed or in
+    /// conflict.
     settled: bool,
     /// Time of deletion.
     deleted_at: Option<DateTime<Utc>>,
@@ -141,10 +143,11 @@ impl End {
 
 /// Stream the status of a pull secret as server-sent events.
 ///
-/// Sends a `status` event immediately, and then one for every change, at most two per second. `settled` is true once every
-/// target was attempted. The id of an event is derived from its content. A comment is sent every 15 seconds. The last event
-/// is `end` with a reason: `gone`, `unauthenticated`, or one that allows the client to reconnect: `unavailable`,
-/// `stopping`, `renew` (after an hour).
+/// Sends a `status` event immediately, and then one for every change, at most two per second.
+/// `settled` is true once every target was attempted. The id of an event is derived from its
+/// content. A comment is sent every 15 seconds. The last event is `end` with a reason: `gone`,
+/// `unauthenticated`, or one that allows the client to reconnect: `unavailable`, `stopping`,
+/// `renew` (after an hour).
 #[utoipa::path(
     tag = "pull-secrets",
     params(("name" = String, Path, description = "Name of the pull secret")),
