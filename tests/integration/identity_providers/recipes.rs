@@ -32,7 +32,7 @@ fn yaml_of(section: &str) -> Value {
 /// What the recipes need: the cluster `dev`, the account, and a namespace in place of `a-dev`.
 async fn prepare(app: &TestApp) -> String {
     app.register_cluster("dev").await;
-    app.register_account("martin-5000", "registry.martin.com:5000", "martin", "canary").await;
+    app.register_account("team-5000", "registry.example.com:5000", "dev", "canary").await;
     cluster::new_account("ci").await
 }
 
