@@ -1,4 +1,5 @@
-//! The HTTP API: one file per resource. A handler parses, calls one use case, and shapes the answer.
+//! The HTTP API, one module per resource. A handler parses the request, calls one use case and
+//! builds the response.
 
 use actix_web::web::Data;
 use utoipa_actix_web::{scope, service_config::ServiceConfig};
@@ -26,7 +27,6 @@ use crate::{
 
 mod accounts;
 mod api_keys;
-mod attempts;
 mod audit;
 mod auth;
 mod body;
@@ -46,14 +46,13 @@ mod paging;
 mod prefer;
 mod problem;
 mod pull_secrets;
+mod query;
 mod rate_limit;
 mod refusals;
-mod request_limit;
 mod request_meta;
 mod root_span;
 mod secrets;
 mod security_headers;
-mod selection;
 pub mod server;
 mod verification;
 
@@ -97,7 +96,7 @@ pub struct State {
     pub metrics: Data<Metrics>,
 }
 
-/// A resource's name from a path: what cannot be a name names nothing.
+/// Parses the name of a resource in a path. An invalid name is a resource that does not exist.
 fn path_name(kind: &'static str, name: &str) -> Result<Name, ApiError> {
     Name::parse(name).map_err(|_| ServiceError::NotFound { kind, name: name.chars().take(100).collect() }.into())
 }
@@ -131,7 +130,8 @@ fn routes(config: &mut ServiceConfig) {
         .service(
             scope::scope("/v1")
                 .wrap(actix_web::middleware::from_fn(auth::authenticate))
-                // First what is asked for most: a request is compared with one pattern after the other.
+                // First what is asked for most: a request is compared with one pattern after the
+                // other.
                 .service(docker_configs::create_docker_config)
                 .service(me::get_me)
                 .service(accounts::create_account)

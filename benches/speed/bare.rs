@@ -27,7 +27,7 @@ async fn hello() -> &'static str {
 /// Adds one log line per request, formatted by the libraries' defaults.
 #[get("/hello")]
 async fn hello_logged() -> &'static str {
-    tracing::info!("request done");
+    tracing::info!("request completed");
     "hello"
 }
 

@@ -1,5 +1,5 @@
-//! Names and labels, by the rules of Kubernetes, so that whatever regcred stores can also be
-//! written to a cluster.
+//! Names and labels by the rules of Kubernetes, so that every stored name can be written to a
+//! cluster.
 //!
 //! Source of the rules: `k8s.io/apimachinery/pkg/util/validation/validation.go`.
 
@@ -17,11 +17,11 @@ macro_rules! name_type {
         pub struct $name(String);
 
         impl $name {
-            /// Parses a name.
+            /// Parses a name. The error says which rule it breaks.
             ///
             /// # Errors
             ///
-            /// [`Invalid`] says which rule the name breaks.
+            /// [`Invalid`] if it breaks a rule.
             pub fn parse(name: &str) -> Result<Self, Invalid> {
                 $check(name)?;
                 Ok(Self(name.to_owned()))
@@ -34,6 +34,14 @@ macro_rules! name_type {
             }
         }
 
+        impl std::str::FromStr for $name {
+            type Err = Invalid;
+
+            fn from_str(name: &str) -> Result<Self, Invalid> {
+                Self::parse(name)
+            }
+        }
+
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(&self.0)
@@ -43,20 +51,20 @@ macro_rules! name_type {
 }
 
 name_type! {
-    /// The name of one of regcred's own resources: a DNS-1123 label.
+    /// Name of a regcred resource: a DNS-1123 label.
     Name, dns_label
 }
 name_type! {
-    /// The name of a Kubernetes namespace: a DNS-1123 label.
+    /// Name of a Kubernetes namespace: a DNS-1123 label.
     NamespaceName, dns_label
 }
 name_type! {
-    /// The name of a Kubernetes Secret: a DNS-1123 subdomain, so dots are allowed.
+    /// Name of a Kubernetes Secret: a DNS-1123 subdomain, which may contain dots.
     SecretName, dns_subdomain
 }
 
 name_type! {
-    /// The name of a Kubernetes `ServiceAccount`: a DNS-1123 subdomain.
+    /// Name of a Kubernetes `ServiceAccount`: a DNS-1123 subdomain.
     ServiceAccountName, dns_subdomain
 }
 
@@ -82,7 +90,7 @@ fn dns_subdomain(name: &str) -> Result<(), Invalid> {
     }
     let refused = "must consist of lower-case letters, digits, '-' and '.', and each part between dots must \
                    start and end with a letter or digit";
-    // A part may be longer than a label here: the API server checks the whole length only.
+    // The API server limits the length of the name, not of its parts.
     let part = |part: &str| {
         !part.is_empty()
             && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -92,15 +100,15 @@ fn dns_subdomain(name: &str) -> Result<(), Invalid> {
     if name.split('.').all(part) { Ok(()) } else { Err(Invalid::new(refused)) }
 }
 
-/// Labels: what an account is selected by, and what a Secret carries.
+/// Labels of an account or a Secret.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Labels(BTreeMap<String, String>);
 
 impl Labels {
-    /// The most labels that one object may have here.
+    /// Maximum number of labels of one object.
     pub const MAX: usize = 64;
 
-    /// Checks every key and value by Kubernetes' rules for labels.
+    /// Checks every key and value by the rules of Kubernetes.
     ///
     /// # Errors
     ///
@@ -116,13 +124,13 @@ impl Labels {
         Ok(Self(labels))
     }
 
-    /// The labels, in the order of their keys.
+    /// The labels, ordered by key.
     #[must_use]
     pub fn as_map(&self) -> &BTreeMap<String, String> {
         &self.0
     }
 
-    /// Gives the labels away.
+    /// Returns the labels.
     #[must_use]
     pub fn into_map(self) -> BTreeMap<String, String> {
         self.0
@@ -163,7 +171,7 @@ mod tests {
 
     #[rstest]
     #[case("a", true)]
-    #[case("martin-5000", true)]
+    #[case("team-5000", true)]
     #[case("5000", true)]
     #[case("", false)]
     #[case("-a", false)]
@@ -174,7 +182,7 @@ mod tests {
     #[case("ä", false)]
     #[case("a\n", false)]
     #[case("..", false)]
-    fn a_name_is_a_dns_label(#[case] name: &str, #[case] good: bool) {
+    fn names_are_dns_labels(#[case] name: &str, #[case] good: bool) {
         assert_eq!(Name::parse(name).is_ok(), good);
         assert_eq!(NamespaceName::parse(name).is_ok(), good);
     }
@@ -189,12 +197,12 @@ mod tests {
     #[case("Upper", false)]
     #[case("a/b", false)]
     #[case("a%2fb", false)]
-    fn a_secret_name_is_a_dns_subdomain(#[case] name: &str, #[case] good: bool) {
+    fn secret_names_are_dns_subdomains(#[case] name: &str, #[case] good: bool) {
         assert_eq!(SecretName::parse(name).is_ok(), good);
     }
 
     #[test]
-    fn lengths_are_those_of_kubernetes() {
+    fn length_limits_are_those_of_kubernetes() {
         assert!(Name::parse(&"a".repeat(63)).is_ok());
         assert!(Name::parse(&"a".repeat(64)).is_err());
         assert!(SecretName::parse(&"a".repeat(253)).is_ok());

@@ -1,4 +1,4 @@
-//! Reverse proxies before regcred: whose word about a client's address is believed, and how it is read.
+//! Trusted reverse proxies, and the client address that they report.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -7,18 +7,20 @@ use std::{
 
 use crate::domain::{invalid::Invalid, network::Networks};
 
-/// The header in which the proxies say where a request came from. It is one by configuration: of two, a client could
-/// send the one that his proxy passes on untouched.
+/// Header in which the proxies report the client address.
+///
+/// Only the configured header is read: a client could send the other one, which its proxy forwards
+/// unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ForwardingHeader {
-    /// `X-Forwarded-For`: addresses, separated by commas.
+    /// `X-Forwarded-For`: comma-separated addresses.
     XForwardedFor,
     /// `Forwarded` (RFC 7239).
     Forwarded,
 }
 
 impl ForwardingHeader {
-    /// The name of the header, in small letters.
+    /// Name of the header, in lower case.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -27,7 +29,7 @@ impl ForwardingHeader {
         }
     }
 
-    /// The address that one element of the list names.
+    /// Address in one element of the list.
     fn address(self, element: &str) -> Option<IpAddr> {
         match self {
             Self::XForwardedFor => node(element.trim()),
@@ -46,19 +48,23 @@ impl FromStr for ForwardingHeader {
     }
 }
 
-/// Which proxies are believed, and which header they set.
+/// Trusted proxies, and the header that they set.
 #[derive(Debug, Clone)]
 pub struct Proxies {
-    /// Where they are.
+    /// Networks of the proxies.
     pub trusted: Networks,
-    /// What they set.
+    /// Header that they set.
     pub header: ForwardingHeader,
 }
 
 impl Proxies {
-    /// Where a request comes from that `peer` sent: what a trusted peer says of it, read from the right, up to the first
-    /// address that is no trusted proxy. What stands left of that may be anybody's invention. The peer itself where it is not
-    /// trusted, says nothing, or says something that cannot be read. `lines` are the values of [`Self::header`], in order.
+    /// Client address of a request that arrived from `peer`.
+    ///
+    /// If `peer` is trusted, this is the rightmost address of the header that is not a trusted
+    /// proxy. Addresses left of it are under the client's control. It is `peer` if that is not
+    /// trusted, or if the header is missing or malformed.
+    ///
+    /// `lines` are the values of [`Self::header`], in order.
     pub fn client<'a>(&self, peer: IpAddr, lines: impl DoubleEndedIterator<Item = &'a [u8]>) -> IpAddr {
         if self.trusted.is_empty() || !self.trusted.contain(peer) {
             return peer;
@@ -78,8 +84,9 @@ impl Proxies {
     }
 }
 
-/// The parameter `for` of an element of `Forwarded`. A comma or semicolon inside of quotes cuts it, and what is cut is not
-/// an address.
+/// Parameter `for` of an element of `Forwarded`.
+///
+/// A quoted comma or semicolon splits the value, and the parts are not addresses.
 fn forwarded_for(element: &str) -> Option<IpAddr> {
     let mut found = None;
     for parameter in element.split(';') {
@@ -99,7 +106,8 @@ fn forwarded_for(element: &str) -> Option<IpAddr> {
     found
 }
 
-/// An address, with or without a port; one of IPv6 with a port stands in brackets. Names and obfuscated identifiers are none.
+/// Parses an address with an optional port. IPv6 with a port needs brackets. Names and obfuscated
+/// identifiers are refused.
 fn node(text: &str) -> Option<IpAddr> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Some(address);
@@ -129,15 +137,15 @@ mod tests {
     #[case("10.0.0.1", &["[2001:db8::1]:4711"], "2001:db8::1")]
     #[case("10.0.0.1", &["[2001:db8::1]"], "2001:db8::1")]
     #[case("10.0.0.1", &["::ffff:203.0.113.7"], "203.0.113.7")]
-    // The rightmost that is no proxy counts; what stands left of it was sent by the client.
+    // The rightmost address that is not a proxy; the client sent the rest.
     #[case("10.0.0.1", &["198.51.100.9, 203.0.113.7, 10.2.3.4"], "203.0.113.7")]
     #[case("10.0.0.1", &["198.51.100.9", "203.0.113.7"], "203.0.113.7")]
     #[case("10.0.0.1", &["garbage, 203.0.113.7"], "203.0.113.7")]
-    // Only proxies: the one that is farthest away.
+    // Only proxies: the leftmost one.
     #[case("10.0.0.1", &["10.9.9.9, 10.2.3.4"], "10.9.9.9")]
-    // Nobody else is believed.
+    // The peer is not trusted.
     #[case("198.51.100.1", &["203.0.113.7"], "198.51.100.1")]
-    // What cannot be read is not believed.
+    // Malformed headers are ignored.
     #[case("10.0.0.1", &[], "10.0.0.1")]
     #[case("10.0.0.1", &["203.0.113.7, "], "10.0.0.1")]
     #[case("10.0.0.1", &["garbage"], "10.0.0.1")]
@@ -167,14 +175,14 @@ mod tests {
     }
 
     #[test]
-    fn without_trusted_proxies_the_peer_counts() {
+    fn without_trusted_proxies_the_peer_is_the_client() {
         let proxies = Proxies { trusted: Networks::default(), header: ForwardingHeader::XForwardedFor };
         let peer = "127.0.0.1".parse().unwrap();
         assert_eq!(proxies.client(peer, [&b"203.0.113.7"[..]].into_iter()), peer);
     }
 
     #[test]
-    fn the_header_is_named_as_it_is_written() {
+    fn header_names_are_parsed_case_insensitively() {
         assert_eq!("x-forwarded-for".parse(), Ok(ForwardingHeader::XForwardedFor));
         assert_eq!("Forwarded".parse(), Ok(ForwardingHeader::Forwarded));
         assert!("X-Real-IP".parse::<ForwardingHeader>().is_err());

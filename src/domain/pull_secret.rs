@@ -17,7 +17,7 @@ use crate::domain::{
     invalid::{FieldError, FieldErrors, Invalid},
     names::{Name, NamespaceName, SecretName, ServiceAccountName},
     secret::{MANAGED_BY_LABEL, SecretType},
-    selector::{LabelSelector, LabelSelectorDocument},
+    selector::{AccountSelection, LabelSelector, LabelSelectorDocument},
 };
 
 /// The label by which regcred knows its Secrets again; its value is the id of the pull secret.
@@ -25,7 +25,6 @@ pub const ID_LABEL: &str = "regcred.dev/pull-secret-id";
 /// The annotation that says which generation of the pull secret is in the Secret, so that no older one follows.
 pub const GENERATION_ANNOTATION: &str = "regcred.dev/generation";
 
-const ACCOUNTS_MAX: usize = 1_000;
 const TARGETS_MAX: usize = 100;
 const NAMESPACES_MAX: usize = 10_000;
 const SERVICE_ACCOUNTS_MAX: usize = 20;
@@ -103,7 +102,7 @@ pub enum DeletionPolicy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Declaration {
     /// The accounts that go into the Secret.
-    pub accounts: Accounts,
+    pub accounts: AccountSelection,
     /// Name of the Secret.
     pub secret_name: SecretName,
     /// Its type.
@@ -116,15 +115,6 @@ pub struct Declaration {
     pub deletion_policy: DeletionPolicy,
     /// A Secret of this name that somebody else made is taken over.
     pub adopt: bool,
-}
-
-/// Which accounts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Accounts {
-    /// These.
-    Names(Vec<Name>),
-    /// All with such labels, those that are made later too.
-    Selector(LabelSelector),
 }
 
 /// Some namespaces of a cluster.
@@ -158,7 +148,7 @@ impl Declaration {
     /// Every field that is refused.
     pub fn parse(document: Document) -> Result<Self, Vec<FieldError>> {
         let mut errors = FieldErrors::default();
-        let accounts = parse_accounts(&mut errors, document.accounts, document.account_selector);
+        let accounts = AccountSelection::parse(&mut errors, document.accounts, document.account_selector);
         let secret_name = errors.take("secret.name", SecretName::parse(&document.secret.name));
         let secret_type = errors.take("secret.type", document.secret.secret_type.parse());
         if document.targets.is_empty() || document.targets.len() > TARGETS_MAX {
@@ -195,8 +185,8 @@ impl Declaration {
     #[must_use]
     pub fn document(&self) -> Document {
         let (accounts, account_selector) = match &self.accounts {
-            Accounts::Names(names) => (Some(names.iter().map(Name::to_string).collect()), None),
-            Accounts::Selector(selector) => (None, Some(selector.into())),
+            AccountSelection::Names(names) => (Some(names.iter().map(Name::to_string).collect()), None),
+            AccountSelection::Selector(selector) => (None, Some(selector.into())),
         };
         Document {
             accounts,
@@ -216,8 +206,8 @@ impl Declaration {
     #[must_use]
     pub fn account_selector(&self) -> Option<&LabelSelector> {
         match &self.accounts {
-            Accounts::Selector(selector) => Some(selector),
-            Accounts::Names(_) => None,
+            AccountSelection::Selector(selector) => Some(selector),
+            AccountSelection::Names(_) => None,
         }
     }
 
@@ -283,30 +273,6 @@ impl Target {
                 namespace_selector: Some(selector.into()),
                 exclude_namespaces: exclude.iter().map(NamespaceName::to_string).collect(),
             },
-        }
-    }
-}
-
-fn parse_accounts(
-    errors: &mut FieldErrors,
-    names: Option<Vec<String>>,
-    selector: Option<LabelSelectorDocument>,
-) -> Option<Accounts> {
-    match (names, selector) {
-        (Some(names), None) => {
-            if names.is_empty() {
-                errors.refuse("accounts", "must name 1 to 1000 accounts");
-            }
-            parse_list(errors, "accounts", &names, ACCOUNTS_MAX, Name::parse).map(Accounts::Names)
-        }
-        (None, Some(selector)) => selector.parse(errors, "accountSelector").map(Accounts::Selector),
-        (Some(_), Some(_)) => {
-            errors.refuse("accountSelector", "must not stand beside `accounts`");
-            None
-        }
-        (None, None) => {
-            errors.refuse("accounts", "is missing; name accounts, or give an `accountSelector`");
-            None
         }
     }
 }

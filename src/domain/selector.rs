@@ -1,38 +1,41 @@
-//! Label selectors, with the meaning that Kubernetes gives them (`k8s.io/apimachinery/pkg/labels/selector.go`).
+//! Label selectors with the semantics of Kubernetes, and the selection of accounts by name or by
+//! label.
+//!
+//! Source of the semantics: `k8s.io/apimachinery/pkg/labels/selector.go`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::domain::{
     invalid::{FieldErrors, Invalid},
-    names::{Labels, label_key, label_value},
+    names::{Labels, Name, label_key, label_value},
     unique,
 };
 
-/// The most requirements of one selector.
+/// Maximum number of requirements in one selector.
 const REQUIREMENTS_MAX: usize = 64;
 
-/// Selects by labels: all requirements must hold. An empty selector selects everything.
+/// Selects objects by label. All requirements must hold; an empty selector selects everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LabelSelector {
     match_labels: Labels,
     expressions: Vec<Requirement>,
 }
 
-/// One of a selector's `matchExpressions`.
+/// One of the `matchExpressions` of a selector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Requirement {
     key: String,
     operator: Operator,
 }
 
-/// How a requirement looks at a label.
+/// Relation between a label and the values of a requirement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Operator {
     In(Vec<String>),
-    /// Holds for whoever lacks the label, too.
+    /// Also holds for an object without the label.
     NotIn(Vec<String>),
     Exists,
     DoesNotExist,
@@ -71,7 +74,7 @@ impl Requirement {
 }
 
 impl LabelSelector {
-    /// Puts a selector together.
+    /// Creates a selector.
     ///
     /// # Errors
     ///
@@ -83,13 +86,13 @@ impl LabelSelector {
         Ok(Self { match_labels, expressions })
     }
 
-    /// The labels that must be there with these values, for an index to look up.
+    /// Labels that an object must have, for an index lookup.
     #[must_use]
     pub fn match_labels(&self) -> &Labels {
         &self.match_labels
     }
 
-    /// Whether something with these labels is selected.
+    /// Whether an object with these labels is selected.
     #[must_use]
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         let has = |(key, value): (&String, &String)| labels.get(key) == Some(value);
@@ -97,15 +100,15 @@ impl LabelSelector {
     }
 }
 
-/// A label selector as it stands in a declaration: in requests, answers and the database.
+/// A label selector, with the semantics of Kubernetes. An empty selector selects everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(as = LabelSelector)]
 pub struct LabelSelectorDocument {
-    /// Labels that must be there with these values.
+    /// Labels that an object must have.
     #[serde(default, deserialize_with = "unique::map")]
     pub match_labels: BTreeMap<String, String>,
-    /// Requirements that must hold.
+    /// Further requirements, all of which must hold.
     #[serde(default)]
     pub match_expressions: Vec<RequirementDocument>,
 }
@@ -115,7 +118,7 @@ pub struct LabelSelectorDocument {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(as = LabelRequirement)]
 pub struct RequirementDocument {
-    /// Key of the label.
+    /// Label key.
     pub key: String,
     /// `In`, `NotIn`, `Exists` or `DoesNotExist`.
     pub operator: String,
@@ -125,7 +128,7 @@ pub struct RequirementDocument {
 }
 
 impl LabelSelectorDocument {
-    /// Parses it; what is refused is named below `field`.
+    /// Parses the selector. Errors name fields below `field`.
     pub fn parse(self, errors: &mut FieldErrors, field: &str) -> Option<LabelSelector> {
         let labels = errors.take(&format!("{field}.matchLabels"), Labels::parse(self.match_labels));
         let expressions: Vec<Option<Requirement>> = self
@@ -157,6 +160,61 @@ impl From<&LabelSelector> for LabelSelectorDocument {
     }
 }
 
+/// Accounts, named or selected by label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccountSelection {
+    /// Accounts with these names, in this order.
+    Names(Vec<Name>),
+    /// All accounts that a selector matches, including future ones.
+    Selector(LabelSelector),
+}
+
+impl AccountSelection {
+    /// Maximum number of accounts in one docker config.
+    pub const MAX: usize = 1_000;
+
+    /// Parses the fields `accounts` and `accountSelector` of a request, exactly one of which must
+    /// be set.
+    pub fn parse(
+        errors: &mut FieldErrors,
+        names: Option<Vec<String>>,
+        selector: Option<LabelSelectorDocument>,
+    ) -> Option<Self> {
+        match (names, selector) {
+            (Some(names), None) => parse_names(errors, &names).map(Self::Names),
+            (None, Some(selector)) => selector.parse(errors, "accountSelector").map(Self::Selector),
+            (Some(_), Some(_)) => {
+                errors.refuse("accountSelector", "cannot be combined with `accounts`; remove one of them");
+                None
+            }
+            (None, None) => {
+                errors.refuse("accounts", "is missing; name accounts, or give an `accountSelector`");
+                None
+            }
+        }
+    }
+}
+
+fn parse_names(errors: &mut FieldErrors, names: &[String]) -> Option<Vec<Name>> {
+    if names.is_empty() || names.len() > AccountSelection::MAX {
+        errors.refuse("accounts", "must name 1 to 1000 accounts");
+        return None;
+    }
+    let mut seen = HashMap::with_capacity(names.len());
+    let parsed: Vec<Option<Name>> = names
+        .iter()
+        .enumerate()
+        .map(|(index, name)| {
+            let field = || format!("accounts[{index}]");
+            if let Some(first) = seen.insert(name, index) {
+                errors.refuse(&field(), format!("is the same account as accounts[{first}]"));
+            }
+            Name::parse(name).map_err(|invalid| errors.refuse(&field(), invalid)).ok()
+        })
+        .collect();
+    parsed.into_iter().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -172,7 +230,7 @@ mod tests {
     #[case("NotIn", &["a", "b"], false, true, true)]
     #[case("Exists", &[], true, true, false)]
     #[case("DoesNotExist", &[], false, false, true)]
-    fn requirements_mean_what_they_do_in_kubernetes(
+    fn requirements_have_the_semantics_of_kubernetes(
         #[case] operator: &str,
         #[case] values: &[&str],
         #[case] team_a: bool,
@@ -188,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn all_requirements_must_hold_and_none_selects_everything() {
+    fn all_requirements_must_hold_and_an_empty_selector_selects_everything() {
         let match_labels = Labels::parse(labels(&[("team", "a")])).unwrap();
         let expressions = vec![Requirement::parse("tier", "Exists", Vec::new()).unwrap()];
         let selector = LabelSelector::new(match_labels, expressions).unwrap();
@@ -204,7 +262,7 @@ mod tests {
     #[case("team", "Exists", &["a"])]
     #[case("te am", "Exists", &[])]
     #[case("team", "In", &["a b"])]
-    fn bad_requirements_are_refused(#[case] key: &str, #[case] operator: &str, #[case] values: &[&str]) {
+    fn invalid_requirements_are_refused(#[case] key: &str, #[case] operator: &str, #[case] values: &[&str]) {
         let values = values.iter().map(|value| (*value).to_owned()).collect();
         assert!(Requirement::parse(key, operator, values).is_err());
     }

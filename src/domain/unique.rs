@@ -1,4 +1,4 @@
-//! Maps whose keys may be there once: of two values for one label, none is taken in silence.
+//! Maps that refuse duplicate keys. JSON parsers otherwise keep one of the values silently.
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
@@ -7,7 +7,7 @@ use serde::{
     de::{Error, MapAccess, Visitor},
 };
 
-/// A map that was read and has no key twice.
+/// A map that was deserialized without duplicate keys.
 #[derive(Debug)]
 pub struct UniqueMap<V>(pub BTreeMap<String, V>);
 
@@ -36,7 +36,7 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueVisitor<V> {
         let mut map = BTreeMap::new();
         while let Some(key) = access.next_key::<String>()? {
             if map.contains_key(&key) {
-                // In serde's own words, which the refusal of a body is made from.
+                // serde's own wording, which `http::body` parses.
                 return Err(A::Error::custom(format_args!("duplicate field `{key}`")));
             }
             map.insert(key, access.next_value()?);
@@ -45,11 +45,11 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueVisitor<V> {
     }
 }
 
-/// Reads a plain map that has no key twice, for `#[serde(deserialize_with = …)]`.
+/// Deserializes a map and refuses duplicate keys, for `#[serde(deserialize_with = …)]`.
 ///
 /// # Errors
 ///
-/// Whatever reading `V` gives, and a key that is there twice.
+/// The deserializer's errors, and duplicate keys.
 pub fn map<'de, D: Deserializer<'de>, V: Deserialize<'de>>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error> {
     UniqueMap::deserialize(deserializer).map(|UniqueMap(map)| map)
 }

@@ -11,7 +11,7 @@ use actix_web::{
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
         account::{Account, AccountChange, Email, LabelChange, NewAccount, Password, Username},
         cluster::CaCertificate,
         docker_config::{ScopedAccount, Warning},
-        invalid::{FieldError, FieldErrors},
+        invalid::{FieldError, FieldErrors, Invalid},
         matching::lint::lint_account,
         names::{Labels, Name},
         registry::RegistryScope,
@@ -34,45 +34,47 @@ use crate::{
         body::{Json, MergePatch},
         conditional::{IfMatch, etag},
         merge_patch,
-        paging::{ExpiryParams, LabelParams, LabelledPageQuery, Page, PageParams, page},
+        paging::{Page, PageQuery},
         path_name,
         problem::ApiError,
-        verification::{VerifyParams, VerifyQuery},
+        query::{FromQuery, Query, text},
+        verification::VerifyQuery,
     },
     service::accounts::Accounts,
     storage::accounts::AccountFilter,
 };
 
-/// A registry account to be registered.
+/// Registry account to create.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateRegistryAccount {
     /// Unique name, a DNS-1123 label.
-    #[schema(example = "martin-5000")]
+    #[schema(example = "team-a")]
     name: String,
-    /// What the credential is for: `host[:port][/path]`. Every spelling of Docker Hub becomes `docker.io`.
-    #[schema(example = "registry.martin.com:5000")]
+    /// Registry scope of the credential: `host[:port][/path]`. Every spelling of Docker Hub becomes
+    /// `docker.io`.
+    #[schema(example = "registry.example.com:5000")]
     registry: String,
-    /// Who logs in. A `:` is refused: it would end the name in `auth`.
-    #[schema(example = "martin")]
+    /// User name. It must not contain `:`, which separates user name and password in `auth`.
+    #[schema(example = "dev")]
     username: String,
-    /// Sealed before it is stored; no later call returns it.
-    #[schema(value_type = String, format = Password, write_only, example = "xxx1")]
+    /// Password or access token. It is sealed before it is stored, and no response returns it.
+    #[schema(value_type = String, format = Password, write_only, example = "correct-horse")]
     password: SecretString,
-    /// Written into docker configs as `kubectl` does; no reader needs it.
+    /// E-mail address for docker configs, as written by `kubectl`. No reader requires it.
     email: Option<String>,
-    /// Labels by Kubernetes' rules.
+    /// Labels, by the rules of Kubernetes.
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, String>)]
     labels: UniqueMap<String>,
-    /// The registry is spoken to without TLS.
+    /// Connects to the registry without TLS.
     #[serde(default)]
     plain_http: bool,
-    /// When the password stops working, if known.
+    /// Time at which the password expires, if known.
     expires_at: Option<DateTime<Utc>>,
-    /// PEM of the CA that signed the registry's certificate, beside the authorities that regcred's host trusts.
+    /// CA certificates (PEM) to trust for this registry, in addition to those of regcred's host.
     ca_certificate: Option<String>,
-    /// How often the login is verified in the background, 300 to 2592000 seconds; never if not said.
+    /// Interval of background verification, in seconds. Without it the login is not verified.
     #[schema(minimum = 300, maximum = 2_592_000)]
     verify_interval_seconds: Option<i64>,
 }
@@ -109,43 +111,44 @@ impl TryFrom<CreateRegistryAccount> for NewAccount {
     }
 }
 
-/// A change of a registry account, as a JSON merge patch: what is absent stays, `null` removes.
+/// Change of a registry account, as a JSON merge patch. Absent fields are unchanged, and `null`
+/// removes a field.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateRegistryAccount {
-    /// Another registry scope.
+    /// New registry scope.
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(nullable = false)]
     registry: Option<String>,
-    /// Another user name.
+    /// New user name.
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(nullable = false)]
     username: Option<String>,
-    /// A rotation.
+    /// New password (a rotation).
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(value_type = Option<String>, nullable = false, format = Password, write_only)]
     password: Option<SecretString>,
-    /// Another address; `null` removes it.
+    /// New e-mail address; `null` removes it.
     #[serde(default, deserialize_with = "merge_patch::present")]
     #[schema(value_type = Option<String>)]
     email: Option<Option<String>>,
-    /// Label by label: a value sets, `null` removes; `null` for all of them removes all.
+    /// Labels to set, or to remove with `null`. `null` for the field removes all labels.
     #[serde(default, deserialize_with = "merge_patch::present")]
     #[schema(value_type = Option<BTreeMap<String, Option<String>>>)]
     labels: Option<Option<UniqueMap<Option<String>>>>,
-    /// With or without TLS.
+    /// Connects to the registry without TLS.
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(nullable = false)]
     plain_http: Option<bool>,
-    /// When the password stops working; `null` if not known.
+    /// Time at which the password expires; `null` if unknown.
     #[serde(default, deserialize_with = "merge_patch::present")]
     #[schema(value_type = Option<DateTime<Utc>>)]
     expires_at: Option<Option<DateTime<Utc>>>,
-    /// Another CA; `null` for none beside the authorities that regcred's host trusts.
+    /// New CA certificates (PEM); `null` to trust only those of regcred's host.
     #[serde(default, deserialize_with = "merge_patch::present")]
     #[schema(value_type = Option<String>)]
     ca_certificate: Option<Option<String>>,
-    /// How often the login is verified in the background, 300 to 2592000 seconds; `null` for never.
+    /// Interval of background verification, in seconds; `null` disables it.
     #[serde(default, deserialize_with = "merge_patch::present")]
     #[schema(value_type = Option<i64>, minimum = 300, maximum = 2_592_000)]
     verify_interval_seconds: Option<Option<i64>>,
@@ -184,43 +187,43 @@ impl TryFrom<UpdateRegistryAccount> for AccountChange {
     }
 }
 
-/// A registry account; its password is in no answer.
+/// Registry account, without its password.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RegistryAccount {
-    /// Identity that survives everything.
+    /// Immutable identifier.
     id: Uuid,
     /// Unique name.
     name: String,
-    /// `host[:port][/path]`, normalised.
+    /// Registry scope `host[:port][/path]`, normalised.
     registry: String,
-    /// Who logs in.
+    /// User name.
     username: String,
-    /// Optional e-mail address.
+    /// E-mail address.
     email: Option<String>,
     /// Labels.
     labels: BTreeMap<String, String>,
-    /// The registry is spoken to without TLS.
+    /// Connects to the registry without TLS.
     plain_http: bool,
-    /// When the password stops working, if known.
+    /// Time at which the password expires, if known.
     expires_at: Option<DateTime<Utc>>,
-    /// PEM of the CA that signed the registry's certificate.
+    /// CA certificates (PEM) to trust for this registry.
     ca_certificate: Option<String>,
-    /// How often the login is verified in the background; `null` for never.
+    /// Interval of background verification, in seconds; `null` if disabled.
     verify_interval_seconds: Option<i32>,
-    /// When the login was verified last; `null` if never, or not since the login was changed.
+    /// Time of the last verification; `null` if there is none since the login changed.
     last_verified_at: Option<DateTime<Utc>>,
-    /// What was found then, for programs.
+    /// Result of the last verification.
     last_verification_result: Option<VerificationResult>,
-    /// What was found then, for people.
+    /// Explanation of the last result.
     last_verification_detail: Option<String>,
-    /// Grows by one with every change.
+    /// Version, incremented by every change.
     version: i64,
-    /// When it was registered.
+    /// Time of creation.
     created_at: DateTime<Utc>,
-    /// When it was changed last.
+    /// Time of the last change.
     updated_at: DateTime<Utc>,
-    /// What readers of its docker config will do otherwise than the account says.
+    /// Differences between the account and the behaviour of docker config readers.
     warnings: Vec<Warning>,
 }
 
@@ -249,13 +252,13 @@ impl From<Account> for RegistryAccount {
     }
 }
 
-/// Register a registry account.
+/// Create a registry account.
 ///
-/// The password is sealed before it is stored; no later call returns it.
+/// The password is sealed before it is stored, and no response returns it.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "create_registry_account",
-    params(VerifyParams),
+    params(VerifyQuery),
     request_body = CreateRegistryAccount,
     responses((status = CREATED, body = RegistryAccount, headers(
         ("Location" = String, description = "Path of the account"),
@@ -264,12 +267,11 @@ impl From<Account> for RegistryAccount {
 )]
 #[post("/registry-accounts")]
 pub async fn create_account(
-    caller: Caller<WriteAccounts>,
+    caller: Caller<WriteAccounts, VerifyQuery>,
     accounts: Data<Accounts>,
-    first: VerifyQuery,
     body: Json<CreateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
-    let account = accounts.register(&caller.identity, body.0.try_into()?, first.0).await?;
+    let account = accounts.register(&caller.identity, body.0.try_into()?, caller.query.verification()).await?;
     let location = (LOCATION, format!("/v1/registry-accounts/{}", account.name));
     Ok(HttpResponse::Created()
         .insert_header(location)
@@ -277,27 +279,74 @@ pub async fn create_account(
         .json(RegistryAccount::from(account)))
 }
 
-/// List registry accounts by name.
+/// Filter of a list of registry accounts.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct AccountFilterQuery {
+    /// Lists only accounts with this label, `key=value`. May be repeated; all labels must match.
+    #[param(value_type = Option<Vec<String>>, example = json!(["team=a"]))]
+    label: Labels,
+    /// Lists only accounts that expire within this time or have expired: days (`30d`) or hours
+    /// (`12h`).
+    #[param(value_type = Option<String>, rename = "expiresWithin", example = "30d")]
+    expires_within_seconds: Option<i64>,
+}
+
+impl FromQuery for AccountFilterQuery {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        let labels = query.all("label", text);
+        let labels = query.errors().take("label", parse_labels(&labels)).unwrap_or_default();
+        Self { label: labels, expires_within_seconds: query.one("expiresWithin", seconds) }
+    }
+}
+
+impl From<AccountFilterQuery> for AccountFilter {
+    fn from(filter: AccountFilterQuery) -> Self {
+        Self { labels: filter.label, expires_within_seconds: filter.expires_within_seconds }
+    }
+}
+
+fn parse_labels(labels: &[String]) -> Result<Labels, Invalid> {
+    let mut parsed = BTreeMap::new();
+    for label in labels {
+        let (key, value) = label.split_once('=').ok_or_else(|| Invalid::new("must be key=value"))?;
+        parsed.insert(key.to_owned(), value.to_owned());
+    }
+    Labels::parse(parsed)
+}
+
+fn seconds(duration: &str) -> Result<i64, Invalid> {
+    const MAX: i64 = 100_000;
+    let invalid = || Invalid::new("must be a number of days or hours, such as 30d or 12h");
+    let (number, unit) = match (duration.strip_suffix('d'), duration.strip_suffix('h')) {
+        (Some(days), _) => (days, 86_400),
+        (_, Some(hours)) => (hours, 3_600),
+        _ => return Err(invalid()),
+    };
+    let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+    let number = number.parse::<i64>().ok().filter(|number| is_number && *number <= MAX);
+    number.map(|number| number * unit).ok_or_else(invalid)
+}
+
+/// List registry accounts, ordered by name.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "list_registry_accounts",
-    params(PageParams, LabelParams, ExpiryParams),
+    params(PageQuery<Name>, AccountFilterQuery),
     responses((status = OK, body = Page<RegistryAccount>)),
 )]
 #[get("/registry-accounts")]
 pub async fn list_accounts(
-    caller: Caller<ReadAccounts>,
+    caller: Caller<ReadAccounts, (PageQuery<Name>, AccountFilterQuery)>,
     accounts: Data<Accounts>,
-    query: LabelledPageQuery,
 ) -> Result<HttpResponse, ApiError> {
-    let LabelledPageQuery { page: asked, labels, expires_within_seconds } = query;
-    let filter = AccountFilter { labels, expires_within_seconds };
-    let found = accounts.list(&caller.identity, &asked, &filter).await?;
-    let page: Page<RegistryAccount> = page(found, &asked, |account| account.name.as_str());
+    let (asked, filter) = caller.query;
+    let found = accounts.list(&caller.identity, &asked.request(), &filter.into()).await?;
+    let page: Page<RegistryAccount> = Page::of(found, &asked, |account| account.name.to_string());
     Ok(HttpResponse::Ok().json(page))
 }
 
-/// Show a registry account.
+/// Get a registry account.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "get_registry_account",
@@ -316,15 +365,16 @@ pub async fn get_account(
 
 /// Change a registry account.
 ///
-/// A new `password` is a rotation. Every change raises the version. Another registry, or `plainHttp` in place of TLS,
-/// needs the `password` said again: a stored one is not sent anywhere else than it was given for.
+/// A new `password` is a rotation. Every change increments the version. A change of the registry's
+/// host or port, or to `plainHttp`, requires the `password`: a stored password is only sent to the
+/// address that it was given for.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "update_registry_account",
     params(
         ("name" = String, Path, description = "Name of the account"),
-        ("If-Match" = Option<String>, Header, description = "Change only this version (its ETag)"),
-        VerifyParams,
+        ("If-Match" = Option<String>, Header, description = "ETag of the version to change"),
+        VerifyQuery,
     ),
     request_body(content(
         (UpdateRegistryAccount = "application/merge-patch+json"),
@@ -334,25 +384,25 @@ pub async fn get_account(
 )]
 #[patch("/registry-accounts/{name}")]
 pub async fn update_account(
-    caller: Caller<WriteAccounts>,
+    caller: Caller<WriteAccounts, VerifyQuery>,
     accounts: Data<Accounts>,
     path: Path<String>,
     expected: IfMatch,
-    first: VerifyQuery,
     body: MergePatch<UpdateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("registry account", &path)?;
-    let account = accounts.change(&caller.identity, &name, body.0.try_into()?, expected.0, first.0).await?;
+    let verification = caller.query.verification();
+    let account = accounts.change(&caller.identity, &name, body.0.try_into()?, expected.0, verification).await?;
     Ok(HttpResponse::Ok().insert_header(etag(account.version)).json(RegistryAccount::from(account)))
 }
 
-/// Delete a registry account and its password.
+/// Delete a registry account.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "delete_registry_account",
     params(
         ("name" = String, Path, description = "Name of the account"),
-        ("If-Match" = Option<String>, Header, description = "Delete only this version (its ETag)"),
+        ("If-Match" = Option<String>, Header, description = "ETag of the version to delete"),
     ),
     responses((status = NO_CONTENT)),
 )]

@@ -20,55 +20,55 @@ use crate::{
             permission::{ReadApiKeys, WriteApiKeys},
         },
         body::Json,
-        paging::{Page, PageParams, PageQuery, page_by_id},
+        paging::{Page, PageQuery},
         problem::ApiError,
     },
     service::{ServiceError, api_keys::ApiKeys},
     storage::api_keys::ApiKey as StoredApiKey,
 };
 
-/// An API key to be made.
+/// API key to create.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateApiKey {
-    /// A DNS-1123 label, unique among the keys that are not revoked.
+    /// Name, a DNS-1123 label, unique among the keys that are not revoked.
     #[schema(example = "ci-team-a")]
     name: String,
-    /// `admin`, `operator`, `deliverer`, `renderer` or `viewer`.
+    /// Role: `admin`, `operator`, `deliverer`, `renderer` or `viewer`.
     #[schema(example = "deliverer")]
     role: String,
-    /// What it reaches; an admin reaches everything and takes none.
+    /// Grants. An admin has access to everything and takes no grants.
     grants: Option<GrantsDocument>,
-    /// When it ends; never if not said.
+    /// Time of expiry. Without it the key does not expire.
     expires_at: Option<DateTime<Utc>>,
 }
 
-/// An API key; nothing of its secret.
+/// API key, without its secret.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ApiKey {
-    /// Identity of the key, also the first part of its text.
+    /// Immutable identifier, also the first part of the key.
     id: Uuid,
-    /// Name of the key.
+    /// Name.
     name: String,
-    /// Role of the key.
+    /// Role.
     role: &'static str,
-    /// What it reaches, with every kind said.
+    /// Effective grants.
     grants: GrantsDocument,
-    /// When it was made.
+    /// Time of creation.
     created_at: DateTime<Utc>,
-    /// When it ends; `null` for never.
+    /// Time of expiry; `null` if the key does not expire.
     expires_at: Option<DateTime<Utc>>,
-    /// When it was revoked; `null` for one that was not.
+    /// Time of revocation; `null` if the key is not revoked.
     revoked_at: Option<DateTime<Utc>>,
 }
 
-/// A new API key.
+/// New API key.
 #[derive(Serialize, ToSchema)]
 pub struct CreatedApiKey {
     #[serde(flatten)]
     api_key: ApiKey,
-    /// The key itself. It is shown this once.
+    /// The key. Only this response contains it.
     #[schema(format = Password, example = "rgc_…")]
     key: String,
 }
@@ -87,7 +87,7 @@ impl From<StoredApiKey> for ApiKey {
     }
 }
 
-/// Make an API key. The answer is the only one that shows it.
+/// Create an API key. Only this response contains the key.
 #[utoipa::path(
     tag = "api-keys",
     request_body = CreateApiKey,
@@ -101,33 +101,31 @@ pub async fn create_api_key(
 ) -> Result<HttpResponse, ApiError> {
     let CreateApiKey { name, role, grants, expires_at } = body.0;
     let new = NewApiKey::parse(&name, &role, grants, expires_at, Utc::now())?;
-    let (stored, made) = api_keys.create(&caller.identity, &new).await?;
+    let (stored, created) = api_keys.create(&caller.identity, &new).await?;
     Ok(HttpResponse::Created()
         .insert_header((LOCATION, format!("/v1/api-keys/{}", stored.id)))
         .insert_header((CACHE_CONTROL, "no-store"))
-        .json(CreatedApiKey { api_key: stored.into(), key: made.text.expose_secret().to_owned() }))
+        .json(CreatedApiKey { api_key: stored.into(), key: created.text.expose_secret().to_owned() }))
 }
 
-/// List API keys, the oldest first; revoked and expired ones too.
+/// List API keys, oldest first, including revoked and expired keys.
 #[utoipa::path(
     tag = "api-keys",
-    params(PageParams),
+    params(PageQuery<Uuid>),
     responses((status = OK, body = Page<ApiKey>)),
 )]
 #[get("/api-keys")]
 pub async fn list_api_keys(
-    caller: Caller<ReadApiKeys>,
+    caller: Caller<ReadApiKeys, PageQuery<Uuid>>,
     api_keys: Data<ApiKeys>,
-    query: PageQuery,
 ) -> Result<HttpResponse, ApiError> {
-    let cursor = query.0.after.as_deref().map(Uuid::try_parse).transpose();
-    let after = cursor.map_err(|_| ApiError::field("cursor", "must be the `next` of an earlier page"))?;
-    let found = api_keys.list(&caller.identity, after, query.0.limit).await?;
-    let page: Page<ApiKey> = page_by_id(found, &query.0, |key| key.id);
+    let asked = &caller.query;
+    let found = api_keys.list(&caller.identity, asked.after().copied(), asked.rows()).await?;
+    let page: Page<ApiKey> = Page::of(found, asked, |key| key.id.to_string());
     Ok(HttpResponse::Ok().json(page))
 }
 
-/// Show an API key, without its text.
+/// Get an API key, without its secret.
 #[utoipa::path(
     tag = "api-keys",
     params(("id" = String, Path, description = "Id of the key")),
@@ -143,9 +141,9 @@ pub async fn get_api_key(
     Ok(HttpResponse::Ok().json(ApiKey::from(found)))
 }
 
-/// Revoke an API key, at once. To do so again changes nothing.
+/// Revoke an API key. Idempotent.
 ///
-/// The last admin's key is kept: make another one first.
+/// The last valid admin key cannot be revoked: create another one first.
 #[utoipa::path(
     tag = "api-keys",
     params(("id" = String, Path, description = "Id of the key")),
@@ -161,7 +159,7 @@ pub async fn revoke_api_key(
     Ok(HttpResponse::NoContent().finish())
 }
 
-/// A key's id from a path: what cannot be an id names nothing.
+/// Parses the id of a key in a path. An invalid id is a key that does not exist.
 fn path_id(id: &str) -> Result<Uuid, ApiError> {
     Uuid::try_parse(id)
         .map_err(|_| ServiceError::NotFound { kind: "API key", name: id.chars().take(100).collect() }.into())

@@ -1,43 +1,35 @@
 //! `/v1/audit-events`
 
-use std::{
-    future::{Ready, ready},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use actix_web::{
-    FromRequest, HttpRequest, HttpResponse,
-    dev::Payload,
-    get,
+    HttpRequest, HttpResponse, get,
     http::header::{ACCEPT, CACHE_CONTROL, VARY},
     web::{Bytes, Data},
 };
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
 use futures_util::{Stream, stream};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use url::form_urlencoded;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
     domain::{
-        audit::{EventFilter, LinkedEvent, Resource, hex},
+        audit::{Action, EventFilter, LinkedEvent, Outcome, Resource, hex},
         caller::Permission,
-        invalid::FieldErrors,
+        invalid::Invalid,
     },
     http::{
-        auth::{Caller, Shown, ShownAgain, permission::ReadAudit},
-        connection::LongAnswer,
-        paging::Page,
+        auth::{Caller, PresentedCredential, Reauthentication, permission::ReadAudit},
+        connection::StreamGuard,
+        paging::{Page, PageQuery},
         problem::ApiError,
+        query::{FromQuery, Query, text},
     },
     service::audit::{AuditEvents, Export},
 };
 
-const LIMIT_DEFAULT: usize = 50;
-const LIMIT_MAX: usize = 500;
 const NDJSON: &str = "application/x-ndjson";
 /// How old an answer of the door counts while all events are being sent.
 const KNOWN_FOR: Duration = Duration::from_secs(5);
@@ -127,91 +119,70 @@ impl From<LinkedEvent> for AuditEvent {
     }
 }
 
-/// Which events, and in which form.
+/// Filter and format of a list of events.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "describes the query to clients; EventQuery parses it")]
-pub struct EventParams {
-    /// Only events about this resource, as a path without `/v1/`.
-    #[param(example = "registry-accounts/martin-5000")]
-    resource: Option<String>,
-    /// Only events of the actor with this name.
-    actor: Option<String>,
-    /// Only events with this action.
-    #[param(example = "dockerConfig.reveal")]
-    action: Option<String>,
-    /// Only events with this outcome.
-    outcome: Option<String>,
-    /// Only events from this time on (RFC 3339).
-    from: Option<DateTime<Utc>>,
-    /// Only events before this time (RFC 3339).
-    to: Option<DateTime<Utc>>,
-    /// The most items in the page, 1 to 500; 50 if not said. Not for JSON lines.
-    #[param(minimum = 1, maximum = 500)]
-    limit: Option<i64>,
-    /// The `next` of the page before. Not for JSON lines.
-    cursor: Option<String>,
-    /// `json`, or `ndjson` for all events as JSON lines, in place of `Accept`.
-    format: Option<String>,
-}
-
-/// A query, parsed.
 pub struct EventQuery {
-    filter: EventFilter,
-    before: Option<Uuid>,
-    limit: usize,
-    as_lines: bool,
+    /// Lists only events of this resource, a path without `/v1/`.
+    #[param(value_type = Option<String>, example = "registry-accounts/team-a")]
+    resource: Option<Resource>,
+    /// Lists only events of the actor with this name.
+    actor: Option<String>,
+    /// Lists only events with this action.
+    #[param(value_type = Option<String>, example = "dockerConfig.reveal")]
+    action: Option<Action>,
+    /// Lists only events with this outcome.
+    #[param(value_type = Option<String>)]
+    outcome: Option<Outcome>,
+    /// Lists only events at or after this time (RFC 3339).
+    from: Option<DateTime<Utc>>,
+    /// Lists only events before this time (RFC 3339).
+    to: Option<DateTime<Utc>>,
+    /// Format of the response, instead of `Accept`: `json`, or `ndjson` for all events as JSON lines. JSON lines ignore
+    /// `limit` and `cursor`.
+    #[param(value_type = Option<String>)]
+    format: Option<EventFormat>,
 }
 
-impl FromRequest for EventQuery {
-    type Error = ApiError;
-    type Future = Ready<Result<Self, ApiError>>;
-
-    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        ready(Self::parse(request))
-    }
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EventFormat {
+    Json,
+    JsonLines,
 }
 
-impl EventQuery {
-    fn parse(request: &HttpRequest) -> Result<Self, ApiError> {
-        let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-        let as_lines = accept.split(',').any(|range| range.split(';').next().is_some_and(|t| t.trim() == NDJSON));
-        let mut query = Self { filter: EventFilter::default(), before: None, limit: LIMIT_DEFAULT, as_lines };
-        let mut errors = FieldErrors::default();
-        for (key, value) in form_urlencoded::parse(request.query_string().as_bytes()) {
-            let filter = &mut query.filter;
-            match &*key {
-                "resource" => filter.resource = errors.take("resource", Resource::parse(&value)),
-                "actor" => filter.actor = Some(value.into_owned()),
-                "action" => filter.action = errors.take("action", value.parse()),
-                "outcome" => filter.outcome = errors.take("outcome", value.parse()),
-                "from" | "to" => match value.parse::<DateTime<Utc>>() {
-                    Ok(time) if key == "from" => filter.from = Some(time),
-                    Ok(time) => filter.to = Some(time),
-                    Err(_) => errors.refuse(&key, "must be a time such as 2027-01-31T00:00:00Z"),
-                },
-                "limit" => match value.parse() {
-                    Ok(limit) if (1..=LIMIT_MAX).contains(&limit) => query.limit = limit,
-                    _ => errors.refuse("limit", "must be a number from 1 to 500"),
-                },
-                "cursor" => match decode(&value) {
-                    Some(id) => query.before = Some(id),
-                    None => errors.refuse("cursor", "must be the `next` of an earlier page"),
-                },
-                "format" => match &*value {
-                    "json" => query.as_lines = false,
-                    "ndjson" => query.as_lines = true,
-                    _ => errors.refuse("format", "must be json or ndjson"),
-                },
-                other => errors.refuse(&other.chars().take(50).collect::<String>(), "is not a known query parameter"),
-            }
+impl FromQuery for EventQuery {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        let time = |value: &str| {
+            value.parse::<DateTime<Utc>>().map_err(|_| Invalid::new("must be a time such as 2027-01-31T00:00:00Z"))
+        };
+        Self {
+            resource: query.one("resource", Resource::parse),
+            actor: query.one("actor", text),
+            action: query.one("action", str::parse),
+            outcome: query.one("outcome", str::parse),
+            from: query.one("from", time),
+            to: query.one("to", time),
+            format: query.one("format", |value| match value {
+                "json" => Ok(EventFormat::Json),
+                "ndjson" => Ok(EventFormat::JsonLines),
+                _ => Err(Invalid::new("must be json or ndjson")),
+            }),
         }
-        Ok(errors.finish(|| Some(query))?)
     }
 }
 
-fn decode(cursor: &str) -> Option<Uuid> {
-    Uuid::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()
+impl From<EventQuery> for EventFilter {
+    fn from(query: EventQuery) -> Self {
+        let EventQuery { resource, actor, action, outcome, from, to, format: _ } = query;
+        Self { resource, actor, action, outcome, from, to }
+    }
+}
+
+/// Format that the request's `Accept` header asks for.
+fn accepted(request: &HttpRequest) -> EventFormat {
+    let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let is_ndjson = |range: &str| range.split(';').next().is_some_and(|media_type| media_type.trim() == NDJSON);
+    if accept.split(',').any(is_ndjson) { EventFormat::JsonLines } else { EventFormat::Json }
 }
 
 /// List audit events, the newest first: who did what, when, with what result; never a value.
@@ -220,7 +191,7 @@ fn decode(cursor: &str) -> Option<Uuid> {
 /// is an event itself.
 #[utoipa::path(
     tag = "audit",
-    params(EventParams),
+    params(PageQuery<Uuid>, EventQuery),
     responses((status = OK, description = "A page of events, or all of them as JSON lines", content(
         (Page<AuditEvent> = "application/json"),
         (String = "application/x-ndjson"),
@@ -228,43 +199,39 @@ fn decode(cursor: &str) -> Option<Uuid> {
 )]
 #[get("/audit-events")]
 pub async fn list_audit_events(
-    caller: Caller<ReadAudit>,
+    caller: Caller<ReadAudit, (PageQuery<Uuid>, EventQuery)>,
     events: Data<AuditEvents>,
-    query: EventQuery,
     request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
-    let EventQuery { filter, before, limit, as_lines } = query;
+    let (asked, query) = caller.query;
+    let format = query.format.unwrap_or_else(|| accepted(&request));
+    let filter = EventFilter::from(query);
     let mut response = HttpResponse::Ok();
     response.insert_header((CACHE_CONTROL, "no-store")).insert_header((VARY, "Accept"));
-    if as_lines {
+    if format == EventFormat::JsonLines {
         let export = events.export(&caller.identity, filter).await?;
         let lines = Lines::begin(export, &request)?;
         return Ok(response.content_type(NDJSON).force_close().streaming(lines.into_stream()));
     }
-    // One more than asked for, to know whether there is a next page.
-    let mut found =
-        events.list(&caller.identity, &filter, before, i64::try_from(limit + 1).unwrap_or(i64::MAX)).await?;
-    let has_next = found.len() > limit;
-    found.truncate(limit);
-    let next = found.last().filter(|_| has_next).map(|last| BASE64_URL_SAFE_NO_PAD.encode(last.event.id));
-    let items = found.into_iter().map(AuditEvent::from).collect();
-    Ok(response.json(Page::<AuditEvent> { items, next }))
+    let found = events.list(&caller.identity, &filter, asked.after().copied(), asked.rows()).await?;
+    let page: Page<AuditEvent> = Page::of(found, &asked, |linked| linked.event.id.to_string());
+    Ok(response.json(page))
 }
 
 /// An export on its way to a caller. It may take long to read and to send all of it; whoever takes nothing for long is cut off
 /// all the same.
 struct Lines {
     export: Export,
-    shown: Shown,
+    shown: PresentedCredential,
     /// When the door was asked last.
     known: Instant,
-    _answer: LongAnswer,
+    _answer: StreamGuard,
 }
 
 impl Lines {
     fn begin(export: Export, request: &HttpRequest) -> Result<Self, ApiError> {
-        let shown = Shown::of(request)?;
-        let answer = LongAnswer::begin(request).ok_or(ApiError::BadRequest)?;
+        let shown = PresentedCredential::of(request)?;
+        let answer = StreamGuard::begin(request).ok_or(ApiError::BadRequest)?;
         Ok(Self { export, shown, known: Instant::now(), _answer: answer })
     }
 
@@ -292,8 +259,8 @@ impl Lines {
         if self.known.elapsed() < KNOWN_FOR {
             return Ok(());
         }
-        match self.shown.again().await {
-            ShownAgain::Known(identity) if identity.may(Permission::ReadAudit) => {
+        match self.shown.reauthenticate().await {
+            Reauthentication::Known(identity) if identity.may(Permission::ReadAudit) => {
                 self.known = Instant::now();
                 Ok(())
             }

@@ -1,5 +1,7 @@
-//! The door: every `/v1` route needs an API key or a token of an identity provider, and each handler's signature states what
-//! its bearer must be allowed.
+//! Authentication and authorization of every route under `/v1`.
+//!
+//! A caller presents an API key or a token of an identity provider. Each handler's signature states
+//! the permission that it requires, as the type parameter of [`Caller`].
 
 use std::{
     future::{Ready, ready},
@@ -16,17 +18,17 @@ use actix_web::{
     middleware::Next,
     web::Data,
 };
-
 use secrecy::{ExposeSecret, SecretString};
+use uuid::Uuid;
 
 use crate::{
     domain::caller::{Call, Identity, Permission},
     http::{
-        attempts::{Attempts, Source},
         body::BodyRead,
         problem::ApiError,
+        query::{self, FromQuery},
+        rate_limit::{FailedAuthenticationLimiter, RequestLimiter, Source},
         refusals,
-        request_limit::RequestLimit,
         request_meta::RequestMeta,
     },
     service::{
@@ -35,15 +37,15 @@ use crate::{
     },
 };
 
-/// How long an answer is held back that says that somebody sends too much: one who asks again at once, and does not look
-/// when he may, is slowed down by it, and takes less from the others.
-const HELD_FOR: Duration = Duration::from_millis(250);
+/// Delay of a 429 response. It slows down a client that ignores `Retry-After`.
+const RATE_LIMIT_DELAY: Duration = Duration::from_millis(250);
 
-/// How long after a request was read its answer comes that says that there is no such thing, or twice as long, or again. What is
-/// there and not granted takes some microseconds more to look at than what is not there: nobody shall be able to tell.
-const HIDDEN_FOR: Duration = Duration::from_millis(5);
+/// Minimum latency of a not-found answer, doubled until it exceeds the work. It hides whether a
+/// resource exists.
+const NOT_FOUND_LATENCY: Duration = Duration::from_millis(5);
 
-/// Middleware that finds out who calls, before anything of the body is read, and whether he may send one more request.
+/// Middleware that identifies the caller and applies its request rate limit before the body is
+/// read.
 pub async fn authenticate(
     mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -51,72 +53,73 @@ pub async fn authenticate(
     let identity = match admit(&mut request).await {
         Ok(identity) => identity,
         Err(error @ (ApiError::TooManyRequests { .. } | ApiError::TooManyAttempts { .. })) => {
-            tokio::time::sleep(HELD_FOR).await;
+            tokio::time::sleep(RATE_LIMIT_DELAY).await;
             return Ok(request.error_response(error).map_into_right_body());
         }
-        // As a response: an error would pass by all other middleware, and with it by what writes the problem.
+        // As a response: an error would bypass the other middleware, which writes the problem.
         Err(error) => return Ok(request.error_response(error).map_into_right_body()),
     };
     request.extensions_mut().insert(identity);
     let admitted = Instant::now();
     let response = next.call(request).await?;
-    let mut hidden = None;
     if let Some(error) = response.response().error().and_then(Error::as_error) {
         refusals::note(response.request(), error);
-        let extensions = response.request().extensions();
-        let identity = extensions.get::<Arc<Identity>>();
-        if error.may_hide() && identity.is_none_or(|identity| !identity.grants.include_everything()) {
-            let body_read = extensions.get::<BodyRead>().map(|BodyRead(at)| *at);
-            hidden = Some(hidden_until(body_read.unwrap_or(admitted)));
+        if let Some(until) = concealed_until(response.request(), error, admitted) {
+            tokio::time::sleep_until(until.into()).await;
         }
-    }
-    if let Some(until) = hidden {
-        tokio::time::sleep_until(until.into()).await;
     }
     Ok(response.map_into_left_body())
 }
 
-/// When the answer to a request comes that was read at this time, and that may hide something.
-fn hidden_until(read_at: Instant) -> Instant {
-    let took = read_at.elapsed();
-    let mut held = HIDDEN_FOR;
-    while held < took {
-        held *= 2;
+/// Time until which an error is delayed, if it may conceal a resource from this caller.
+fn concealed_until(request: &HttpRequest, error: &ApiError, admitted: Instant) -> Option<Instant> {
+    let extensions = request.extensions();
+    let identity = extensions.get::<Arc<Identity>>();
+    if !error.may_conceal() || identity.is_some_and(|identity| identity.grants.include_everything()) {
+        return None;
     }
-    read_at + held
+    let read_at = extensions.get::<BodyRead>().map_or(admitted, |BodyRead(at)| *at);
+    let elapsed = read_at.elapsed();
+    let mut latency = NOT_FOUND_LATENCY;
+    while latency < elapsed {
+        latency *= 2;
+    }
+    Some(read_at + latency)
 }
 
-/// Identifies a caller and counts his request.
+/// Identifies the caller and counts its request.
 async fn admit(request: &mut ServiceRequest) -> Result<Arc<Identity>, ApiError> {
     let identity = identify(request).await?;
-    let limit = request.app_data::<Data<RequestLimit>>();
-    let limit = limit.ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app does not count requests")))?;
-    limit.count(&identity.actor).map_err(|retry_after| ApiError::TooManyRequests { retry_after })?;
+    let limiter = app_data::<RequestLimiter>(request.request())?;
+    limiter.count(&identity.actor).map_err(|retry_after| ApiError::TooManyRequests { retry_after })?;
     Ok(identity)
+}
+
+fn app_data<T: 'static>(request: &HttpRequest) -> Result<&Data<T>, ApiError> {
+    let missing = || ApiError::Internal(anyhow::anyhow!("the app has no {}", std::any::type_name::<T>()));
+    request.app_data().ok_or_else(missing)
 }
 
 async fn identify(request: &mut ServiceRequest) -> Result<Arc<Identity>, ApiError> {
     let key = bearer(request.headers()).ok_or(ApiError::Unauthenticated(
-        "send an API key as `Authorization: Bearer rgc_…`, or a token of an identity provider; `regcred api-key create` makes a key",
+        "send an API key as `Authorization: Bearer rgc_…`, or a token of an identity provider; `regcred api-key create` creates a key",
     ))?;
-    // A key has no dot in it, and a token has two.
+    // A token contains two dots, an API key none.
     if key.contains('.') {
-        // In a box: it takes kilobytes, which a request with a key need not have.
+        // Boxed: the future takes kilobytes that a request with a key does not need.
         return Box::pin(identify_token(request, key)).await;
     }
-    let authenticator = request
-        .app_data::<Data<ApiKeyAuthenticator>>()
-        .ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door")))?;
+    let authenticator = app_data::<ApiKeyAuthenticator>(request.request())?;
     let authentication = if let Some(authentication) = authenticator.authenticate_cached(key) {
         authentication
     } else {
         let (authenticator, key) = (authenticator.clone(), SecretString::from(key));
-        leave_no_empty_room(request.headers_mut());
-        // In a box, as above.
+        shrink_to_fit(request.headers_mut());
+        // Boxed, as above.
         Box::pin(async move { authenticator.authenticate(key.expose_secret()).await }).await?
     };
-    // One sentence for every reason, so that nobody learns which keys exist.
-    let refused = ApiError::Unauthenticated("the API key is unknown, mistyped, revoked or expired");
+    // One text for every reason, so that it does not tell which keys exist.
+    let refused = ApiError::Unauthenticated("the API key is unknown, malformed, revoked or expired; use another key");
     let note = |owner, reason| refusals::note_at_the_door(request.request(), owner, reason);
     match authentication {
         Authentication::Authenticated(identity) => Ok(identity),
@@ -128,50 +131,46 @@ async fn identify(request: &mut ServiceRequest) -> Result<Arc<Identity>, ApiErro
             note(Some(identity.actor.clone()), "ended-key");
             Err(refused)
         }
-        // Counted only now: a right key is never asked how many wrong ones came before it.
         Authentication::WrongSecret(id) => {
             note(None, "wrong-key");
-            match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count(id, source_of(request))) {
-                Some(Err(retry_after)) => Err(ApiError::TooManyAttempts { retry_after }),
-                Some(Ok(())) => Err(refused),
-                None => Err(ApiError::Internal(anyhow::anyhow!("the app does not count attempts"))),
-            }
+            Err(count_failure(request.request(), Some(id), refused))
         }
     }
 }
 
-/// Moves headers to a map that has no more room than they need. The one that actix-http reads them into takes 7 KB, and those who
-/// wait for argon2 may be many.
-fn leave_no_empty_room(headers: &mut HeaderMap) {
+/// Moves headers to a map without spare capacity.
+///
+/// The map that actix-http creates takes 7 KB, and many requests may wait for argon2 at the same
+/// time.
+fn shrink_to_fit(headers: &mut HeaderMap) {
     *headers = std::mem::take(headers).into_iter().collect();
 }
 
 async fn identify_token(request: &ServiceRequest, token: &str) -> Result<Arc<Identity>, ApiError> {
     let note = |reason| refusals::note_at_the_door(request.request(), None, reason);
-    let authenticator = request.app_data::<Data<TokenAuthenticator>>();
-    let authenticator =
-        authenticator.ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door for tokens")))?;
-    match authenticator.authenticate(token).await? {
+    match app_data::<TokenAuthenticator>(request.request())?.authenticate(token).await? {
         TokenAuthentication::Authenticated(identity) => Ok(Arc::new(identity)),
         TokenAuthentication::NoMatchingRule => {
             note("no-matching-rule");
             Err(ApiError::NoMatchingRule)
         }
         TokenAuthentication::Unavailable { retry_after } => Err(ApiError::IssuerUnavailable { retry_after }),
-        // Counted only now: a good token is never asked how many bad ones came before it.
         TokenAuthentication::Rejected => {
             note("invalid-token");
-            match request.app_data::<Data<Attempts>>().map(|attempts| attempts.count_source(source_of(request))) {
-                Some(Err(retry_after)) => Err(ApiError::TooManyAttempts { retry_after }),
-                Some(Ok(())) => Err(ApiError::InvalidToken),
-                None => Err(ApiError::Internal(anyhow::anyhow!("the app does not count attempts"))),
-            }
+            Err(count_failure(request.request(), None, ApiError::InvalidToken))
         }
     }
 }
 
-fn source_of(request: &ServiceRequest) -> Option<Source> {
-    RequestMeta::of(request.request())?.source.map(Source::of)
+/// Counts a failed authentication. Returns `error`, or the rate limit's error once that is
+/// exceeded.
+fn count_failure(request: &HttpRequest, key_id: Option<Uuid>, error: ApiError) -> ApiError {
+    let source = RequestMeta::of(request).and_then(|meta| meta.source).map(Source::of);
+    match app_data::<FailedAuthenticationLimiter>(request).map(|limiter| limiter.count(key_id, source)) {
+        Ok(Ok(())) => error,
+        Ok(Err(retry_after)) => ApiError::TooManyAttempts { retry_after },
+        Err(missing) => missing,
+    }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -180,50 +179,50 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
 }
 
-/// What a caller showed at the door, for an answer that goes on for long: it is shown again at intervals.
-pub struct Shown {
+/// The credential of a request, kept by a streaming response to authenticate its caller again.
+pub struct PresentedCredential {
     authenticator: Data<ApiKeyAuthenticator>,
     token_authenticator: Data<TokenAuthenticator>,
     text: SecretString,
 }
 
-/// What the door says of it then.
-pub enum ShownAgain {
-    /// It still is this caller's, with what it allows now.
+/// Result of authenticating a caller again.
+pub enum Reauthentication {
+    /// The credential is valid, with these rights.
     Known(Arc<Identity>),
-    /// It is good no more.
+    /// The credential is no longer valid.
     Ended,
-    /// Nobody can be asked.
+    /// The authenticator is unavailable.
     Unavailable,
 }
 
-impl Shown {
-    /// What the caller of this request showed.
+impl PresentedCredential {
+    /// The credential that this request presents.
     pub fn of(request: &HttpRequest) -> Result<Self, ApiError> {
-        let missing = || ApiError::Internal(anyhow::anyhow!("a handler outside /v1 asks what was shown at the door"));
+        let missing = || ApiError::Internal(anyhow::anyhow!("a handler outside /v1 requires a credential"));
         Ok(Self {
-            authenticator: request.app_data::<Data<ApiKeyAuthenticator>>().cloned().ok_or_else(missing)?,
-            token_authenticator: request.app_data::<Data<TokenAuthenticator>>().cloned().ok_or_else(missing)?,
+            authenticator: app_data::<ApiKeyAuthenticator>(request)?.clone(),
+            token_authenticator: app_data::<TokenAuthenticator>(request)?.clone(),
             text: bearer(request.headers()).ok_or_else(missing)?.into(),
         })
     }
 
-    /// Shows it again.
-    pub async fn again(&self) -> ShownAgain {
+    /// Authenticates the caller again.
+    pub async fn reauthenticate(&self) -> Reauthentication {
         let text = self.text.expose_secret();
         if text.contains('.') {
             return match self.token_authenticator.authenticate(text).await {
-                Ok(TokenAuthentication::Authenticated(identity)) => ShownAgain::Known(Arc::new(identity)),
-                Ok(TokenAuthentication::Rejected | TokenAuthentication::NoMatchingRule) => ShownAgain::Ended,
-                Ok(TokenAuthentication::Unavailable { .. }) | Err(_) => ShownAgain::Unavailable,
+                Ok(TokenAuthentication::Authenticated(identity)) => Reauthentication::Known(Arc::new(identity)),
+                Ok(TokenAuthentication::Rejected | TokenAuthentication::NoMatchingRule) => Reauthentication::Ended,
+                Ok(TokenAuthentication::Unavailable { .. }) | Err(_) => Reauthentication::Unavailable,
             };
         }
         match self.authenticator.authenticate(text).await {
-            Ok(Authentication::Authenticated(identity)) => ShownAgain::Known(identity),
+            Ok(Authentication::Authenticated(identity)) => Reauthentication::Known(identity),
             Ok(Authentication::Malformed | Authentication::Inactive(_) | Authentication::WrongSecret(_)) => {
-                ShownAgain::Ended
+                Reauthentication::Ended
             }
-            Err(_) => ShownAgain::Unavailable,
+            Err(_) => Reauthentication::Unavailable,
         }
     }
 }
@@ -254,29 +253,39 @@ pub mod permission {
     }
 }
 
-/// A caller who has the permission `P`. It comes first among a handler's arguments, so that nothing of the
-/// request is looked at for somebody who may not ask.
-pub struct Caller<P> {
-    /// Who calls, and in which request; every use case takes it.
+/// A caller that has the permission `P`, and the query parameters `Q` of its request.
+///
+/// Must be a handler's first argument: the permission is checked first, then the query, then the
+/// other arguments. A route without parameters leaves `Q` out, and then refuses every parameter.
+pub struct Caller<P, Q = ()> {
+    /// Identity and request of the caller. Every use case takes it.
     pub identity: Call,
+    /// Query parameters.
+    pub query: Q,
     permission: PhantomData<P>,
 }
 
-impl<P: Requires> FromRequest for Caller<P> {
+impl<P: Requires, Q: FromQuery> FromRequest for Caller<P, Q> {
     type Error = ApiError;
     type Future = Ready<Result<Self, ApiError>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(Self::authorize(request))
+    }
+}
+
+impl<P: Requires, Q: FromQuery> Caller<P, Q> {
+    fn authorize(request: &HttpRequest) -> Result<Self, ApiError> {
         let extensions = request.extensions();
-        let identity = extensions.get::<Arc<Identity>>().cloned();
-        ready(match (identity, extensions.get::<RequestMeta>()) {
-            (Some(identity), Some(meta)) if identity.may(P::PERMISSION) => {
-                let identity = Call { identity, request_id: meta.id.uuid(), source: meta.source };
-                Ok(Self { identity, permission: PhantomData })
-            }
-            (Some(identity), Some(_)) if identity.role.allows(P::PERMISSION) => Err(ApiError::NeedsAllGrants),
-            (Some(_), Some(_)) => Err(ApiError::Forbidden),
-            _ => Err(ApiError::Internal(anyhow::anyhow!("a handler outside /v1 asks for a caller"))),
-        })
+        let (Some(identity), Some(meta)) = (extensions.get::<Arc<Identity>>(), extensions.get::<RequestMeta>()) else {
+            return Err(ApiError::Internal(anyhow::anyhow!("a handler outside /v1 requires a caller")));
+        };
+        if !identity.may(P::PERMISSION) {
+            let has_role = identity.role.allows(P::PERMISSION);
+            return Err(if has_role { ApiError::NeedsAllGrants } else { ApiError::Forbidden });
+        }
+        let query = query::parse(request.query_string())?;
+        let identity = Call { identity: Arc::clone(identity), request_id: meta.id.uuid(), source: meta.source };
+        Ok(Self { identity, query, permission: PhantomData })
     }
 }

@@ -1,4 +1,4 @@
-//! Request bodies: read within limits of size and time, parsed, and refused with the name of the field.
+//! Request bodies: read within limits of size and time, and parsed with errors that name the field.
 
 use std::{
     future::Future,
@@ -16,30 +16,33 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::{domain::invalid::FieldError, http::problem::ApiError};
 
-/// The longest JSON body, in bytes, where a route does not say otherwise. A kubeconfig or 1,000 names of accounts
-/// fit many times over.
+/// Default limit of a JSON body, in bytes. It is many times the size of a kubeconfig or of 1,000
+/// account names.
 const JSON_MAX_BYTES: usize = 512 * 1024;
-/// The longest body that holds a docker config, in bytes: as much as a Secret can hold, in base64 and in a manifest.
+/// Limit of a body with a docker config, in bytes: the maximum size of a Secret, in base64 and in a
+/// manifest.
 pub const DOCUMENT_MAX_BYTES: usize = 2 * 1024 * 1024;
-/// A body that is not whole after this time is cut off: actix guards the headers of a slow client only.
-const READ_WITHIN: Duration = Duration::from_secs(10);
+/// Time in which a body must arrive. actix-web limits only the time for the headers.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 const YAML: &str = "application/yaml";
 const TEXT: &str = "text/plain";
 
-/// A JSON body of at most `MAX` bytes. Unknown fields are refused where `T` does so, and every refusal names the
-/// field without repeating its value.
+/// A JSON body of at most `MAX` bytes.
+///
+/// `T` decides whether unknown fields are refused. Errors name the field and never repeat its
+/// value.
 pub struct Json<T, const MAX: usize = JSON_MAX_BYTES>(pub T);
 
-/// A JSON body, or none.
+/// An optional JSON body.
 pub struct OptionalJson<T>(pub Option<T>);
 
-/// A JSON merge patch (RFC 7396), also taken as plain JSON.
+/// A JSON merge patch (RFC 7396), also accepted as `application/json`.
 pub struct MergePatch<T>(pub T);
 
-/// A docker config in whatever form, not parsed.
+/// A docker config in any format, unparsed.
 pub struct Document(pub Bytes);
 
 type BoxedFuture<T> = Pin<Box<dyn Future<Output = Result<T, ApiError>>>>;
@@ -91,7 +94,7 @@ impl FromRequest for Document {
     }
 }
 
-/// Reads a body of one of these media types.
+/// Reads a body that has one of the media types.
 fn read_as(
     request: &HttpRequest,
     payload: &mut Payload,
@@ -103,10 +106,10 @@ fn read_as(
     async move { if is_right { body.await } else { Err(ApiError::UnsupportedMediaType(media_types)) } }
 }
 
-/// When the body of a request was whole: whoever sends it decides when that is.
+/// Time at which the body was complete. The client controls it.
 pub struct BodyRead(pub Instant);
 
-/// Reads a body of at most `limit` bytes; one that announces more is refused unread.
+/// Reads a body of at most `limit` bytes. A body that announces more is refused unread.
 fn read(
     request: &HttpRequest,
     mut payload: Payload,
@@ -122,7 +125,7 @@ fn read(
         if announced > limit {
             return Err(ApiError::BodyTooLarge(limit));
         }
-        let all = async {
+        let chunks = async {
             let mut body = BytesMut::with_capacity(announced);
             while let Some(chunk) = payload.next().await {
                 let chunk = chunk.map_err(|_| ApiError::BodyUnreadable)?;
@@ -133,40 +136,43 @@ fn read(
             }
             Ok(body.freeze())
         };
-        let body = tokio::time::timeout(READ_WITHIN, all).await.map_err(|_| ApiError::BodyTimeout)?;
+        let body = tokio::time::timeout(READ_TIMEOUT, chunks).await.map_err(|_| ApiError::BodyTimeout)?;
         request.extensions_mut().insert(BodyRead(Instant::now()));
         body
     }
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    // serde would take an array for a struct, field by field.
+    // serde would deserialize an array into a struct, field by field.
     if body.trim_ascii_start().starts_with(b"[") {
         return Err(ApiError::field("", "must be a JSON object"));
     }
     let mut json = serde_json::Deserializer::from_slice(body);
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
-        refusal(&path, error.inner(), body)
+        convert(&path, error.inner(), body)
     })?;
-    json.end().map_err(|error| refusal(".", &error, body))?;
+    json.end().map_err(|error| convert(".", &error, body))?;
     Ok(parsed)
 }
 
-/// Says what is wrong with a body. Syntax is described by place alone, and of a wrong value only what was
-/// expected is passed on: serde's messages repeat the value, which may be a password in the wrong field.
-fn refusal(path: &str, error: &serde_json::Error, body: &[u8]) -> ApiError {
+/// Converts a serde error.
+///
+/// A syntax error is described by its position, and an invalid value by the expectation: serde's
+/// messages repeat the value, which may be a password in the wrong field.
+fn convert(path: &str, error: &serde_json::Error, body: &[u8]) -> ApiError {
     use serde_json::error::Category;
-    let place = format!("line {}, column {}", error.line(), error.column());
+    let position = format!("line {}, column {}", error.line(), error.column());
     match error.classify() {
         Category::Data => {
-            let (field, detail) = data_refusal(path, &error.to_string());
+            let (field, detail) = data_error(path, &error.to_string());
             vec![FieldError::new(field, detail)].into()
         }
-        // serde_json says syntax where a value cannot be taken, such as a number for an enum, though the body is JSON.
+        // serde_json also reports values of a wrong type, such as a number for an enum, as syntax
+        // errors.
         Category::Syntax if is_json(body) => ApiError::field(&clipped(path), "is not valid"),
-        Category::Eof => ApiError::MalformedJson(format!("it ends too early, at {place}")),
-        Category::Syntax | Category::Io => ApiError::MalformedJson(format!("there is an error at {place}")),
+        Category::Eof => ApiError::MalformedJson(format!("it ends too early, at {position}")),
+        Category::Syntax | Category::Io => ApiError::MalformedJson(format!("syntax error at {position}")),
     }
 }
 
@@ -174,17 +180,17 @@ fn is_json(body: &[u8]) -> bool {
     std::str::from_utf8(body).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
 }
 
-/// The field and what is wrong with it, from serde's message and the path that led there.
-fn data_refusal(path: &str, message: &str) -> (String, String) {
+/// The field and its error, from serde's message and path.
+fn data_error(path: &str, message: &str) -> (String, String) {
     let path = if path == "." { "" } else { path };
     let named = message.split('`').nth(1).unwrap_or_default();
-    let expected = message.rsplit_once(", expected ").map(|(_, expected)| without_place(expected));
+    let expected = message.rsplit_once(", expected ").map(|(_, expected)| without_position(expected));
     if message.starts_with("missing field") {
         // The path ends at the object that lacks the field.
         return (joined(path, named), "is missing".to_owned());
     }
     if message.starts_with("duplicate field") {
-        return (joined(parent(path, named), named), "is there twice".to_owned());
+        return (joined(parent(path, named), named), "is given twice".to_owned());
     }
     if message.starts_with("unknown field") {
         let known =
@@ -199,7 +205,7 @@ fn data_refusal(path: &str, message: &str) -> (String, String) {
     (clipped(path), detail)
 }
 
-/// The path of the object, where serde counts the field itself to the path or not.
+/// Path of the object that contains a field. serde's path may include the field.
 fn parent<'a>(path: &'a str, field: &str) -> &'a str {
     path.strip_suffix(field).map_or(path, |parent| parent.trim_end_matches('.'))
 }
@@ -208,11 +214,11 @@ fn joined(parent: &str, field: &str) -> String {
     clipped(&if parent.is_empty() { field.to_owned() } else { format!("{parent}.{field}") })
 }
 
-fn without_place(message: &str) -> &str {
+fn without_position(message: &str) -> &str {
     message.split(" at line ").next().unwrap_or_default()
 }
 
-/// Names of unknown fields come from the caller: as much of one as helps him to find it.
+/// Limits the length of a field name that the client chose.
 fn clipped(field: &str) -> String {
     field.chars().take(100).collect()
 }
@@ -227,7 +233,7 @@ mod tests {
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
-    #[expect(dead_code, reason = "only refusals are looked at")]
+    #[expect(dead_code, reason = "tests check only errors")]
     struct Outer {
         name: String,
         inner: Option<Inner>,
@@ -237,7 +243,7 @@ mod tests {
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
-    #[expect(dead_code, reason = "only refusals are looked at")]
+    #[expect(dead_code, reason = "tests check only errors")]
     struct Inner {
         count: u8,
     }
@@ -252,12 +258,12 @@ mod tests {
     #[rstest]
     #[case("{}", "name", "is missing")]
     #[case(r#"{"name":"a","nam":"canary"}"#, "nam", "is not a known field; known are `name`, `inner`, `list`, `kind`")]
-    #[case(r#"{"name":"a","name":"canary"}"#, "name", "is there twice")]
+    #[case(r#"{"name":"a","name":"canary"}"#, "name", "is given twice")]
     #[case(r#"{"name":["canary"]}"#, "name", "must be a string")]
     #[case(r#"{"name":42}"#, "name", "must be a string")]
     #[case(r#"{"name":"a","inner":{}}"#, "inner.count", "is missing")]
     #[case(r#"{"name":"a","inner":{"cont":"canary"}}"#, "inner.cont", "is not a known field; known are `count`")]
-    #[case(r#"{"name":"a","inner":{"count":1,"count":2}}"#, "inner.count", "is there twice")]
+    #[case(r#"{"name":"a","inner":{"count":1,"count":2}}"#, "inner.count", "is given twice")]
     #[case(r#"{"name":"a","inner":{"count":"canary, expected nothing"}}"#, "inner.count", "must be u8")]
     #[case(r#"{"name":"a","list":[{"count":1},{"count":256}]}"#, "list[1].count", "must be u8")]
     #[case(r#"{"name":"a","list":[{"count":1},{}]}"#, "list[1].count", "is missing")]
@@ -268,7 +274,11 @@ mod tests {
     #[case(r#"{"name":"a","inner":{"count":1e999}}"#, "inner.count", "is not valid")]
     #[case(r#"["canary"]"#, "", "must be a JSON object")]
     #[case(r#""canary""#, "", "must be a JSON object")]
-    fn a_refusal_names_the_field_and_repeats_no_value(#[case] body: &str, #[case] field: &str, #[case] detail: &str) {
+    fn an_error_names_the_field_and_never_repeats_a_value(
+        #[case] body: &str,
+        #[case] field: &str,
+        #[case] detail: &str,
+    ) {
         let refused = parse::<Outer>(body.as_bytes()).err();
         let Some(ApiError::Service(ServiceError::Invalid(errors))) = refused else { panic!("{refused:?}") };
         assert_eq!((errors[0].field.as_str(), errors[0].detail.as_str()), (field, detail));
@@ -276,11 +286,11 @@ mod tests {
 
     #[rstest]
     #[case(r#"{"name":"canary""#, "it ends too early, at line 1, column 16")]
-    #[case(r#"{"name":"canary"}#"#, "there is an error at line 1, column 18")]
+    #[case(r#"{"name":"canary"}#"#, "syntax error at line 1, column 18")]
     #[case("", "it ends too early, at line 1, column 0")]
-    fn broken_json_is_described_by_place(#[case] body: &str, #[case] detail: &str) {
+    fn malformed_json_is_described_by_position(#[case] body: &str, #[case] detail: &str) {
         let refused = parse::<Outer>(body.as_bytes()).err();
-        let Some(ApiError::MalformedJson(said)) = refused else { panic!("{refused:?}") };
-        assert_eq!(said, detail);
+        let Some(ApiError::MalformedJson(message)) = refused else { panic!("{refused:?}") };
+        assert_eq!(message, detail);
     }
 }

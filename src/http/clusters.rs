@@ -1,7 +1,7 @@
 //! `/v1/clusters`
 
 use actix_web::{
-    HttpRequest, HttpResponse, delete, get,
+    HttpResponse, delete, get,
     http::header::LOCATION,
     patch, post,
     web::{Data, Path},
@@ -9,8 +9,7 @@ use actix_web::{
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
-use url::form_urlencoded;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
@@ -28,33 +27,35 @@ use crate::{
         body::{Json, MergePatch},
         conditional::{IfMatch, etag},
         merge_patch,
-        paging::{Page, PageParams, PageQuery, page},
+        paging::{Page, PageQuery},
         path_name,
         problem::ApiError,
+        query::{FromQuery, Query},
     },
     service::clusters::{Clusters, ConnectionInput},
     storage::clusters::StoredCluster,
 };
 
-/// How to authenticate to an API server.
+/// Authentication to an API server.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClusterAuthInput {
-    /// The kind of authentication.
+    /// Type of authentication.
     #[serde(rename = "type")]
     auth_type: AuthType,
-    /// For `token`: the bearer token. Sealed before it is stored; no later call returns it.
+    /// Bearer token, for `token`. It is sealed before it is stored, and no response returns it.
     #[schema(value_type = Option<String>, format = Password, write_only)]
     token: Option<SecretString>,
-    /// For `clientCertificate`: the certificate and its intermediates, PEM.
+    /// Certificate and intermediates (PEM), for `clientCertificate`.
     certificate: Option<String>,
-    /// For `clientCertificate`: its private key, PEM. Sealed before it is stored; no later call returns it.
+    /// Private key (PEM), for `clientCertificate`. It is sealed before it is stored, and no
+    /// response returns it.
     #[schema(value_type = Option<String>, format = Password, write_only)]
     key: Option<SecretString>,
 }
 
 impl ClusterAuthInput {
-    /// Exactly the fields that the type has: what is missing or too much is named.
+    /// Accepts exactly the fields of the type.
     fn parse(self) -> Result<ClusterAuth, Vec<FieldError>> {
         let mut errors = FieldErrors::default();
         let needed = |field| {
@@ -69,8 +70,8 @@ impl ClusterAuthInput {
             [("token", self.token.is_some()), ("certificate", self.certificate.is_some()), ("key", self.key.is_some())];
         for (field, is_given) in given {
             match (needed(field), is_given) {
-                (true, false) => errors.refuse(&format!("auth.{field}"), "is missing for this type"),
-                (false, true) => errors.refuse(&format!("auth.{field}"), "does not belong to this type"),
+                (true, false) => errors.refuse(&format!("auth.{field}"), "is required for this type"),
+                (false, true) => errors.refuse(&format!("auth.{field}"), "is not allowed for this type"),
                 _ => {}
             }
         }
@@ -87,7 +88,7 @@ impl ClusterAuthInput {
     }
 }
 
-/// A cluster to be registered: `auth` and `server`, or a `kubeconfig`.
+/// Cluster to register: `auth` and `server`, or a `kubeconfig`.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateCluster {
@@ -97,18 +98,18 @@ pub struct CreateCluster {
     /// URL of the API server.
     #[schema(example = "https://127.0.0.1:16443")]
     server: Option<String>,
-    /// PEM of the CA that signed the API server's certificate; without it the host's trust store decides.
+    /// CA certificates (PEM) of the API server; without them, those of regcred's host are trusted.
     ca_certificate: Option<String>,
-    /// Name that the API server's certificate bears in place of the host of `server`.
+    /// Server name in the API server's certificate, if it differs from the host of `server`.
     tls_server_name: Option<String>,
-    /// How to authenticate.
+    /// Authentication.
     auth: Option<ClusterAuthInput>,
-    /// `http://` is wanted. Tokens are refused there all the same, unless the host is loopback.
+    /// Allows `http://`. Tokens are refused nevertheless, except for loopback.
     allow_plain_http: Option<bool>,
-    /// A kubeconfig, self-contained: no `exec`, no auth plugin, no file paths.
+    /// Self-contained kubeconfig: without `exec`, auth plugins and file paths.
     #[schema(value_type = Option<String>, format = Password, write_only)]
     kubeconfig: Option<SecretString>,
-    /// Which context of the kubeconfig, if not its current one.
+    /// Context of the kubeconfig; its current context by default.
     context: Option<String>,
 }
 
@@ -131,36 +132,38 @@ impl CreateCluster {
     }
 }
 
-/// A change of a cluster, as a JSON merge patch. `auth` is replaced as a whole. Where the credential would go
-/// somewhere else (`server`, `caCertificate`, `tlsServerName`), `auth` has to be said again.
+/// Change of a cluster, as a JSON merge patch. `auth` is replaced completely.
+///
+/// A change of `server`, `caCertificate` or `tlsServerName` requires `auth`: a stored credential is
+/// only sent to the server that it was given for.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateCluster {
-    /// Another URL.
+    /// New URL of the API server.
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(nullable = false)]
     server: Option<String>,
-    /// Another CA; `null` for the host's trust store.
+    /// New CA certificates (PEM); `null` to trust those of regcred's host.
     #[serde(default, deserialize_with = "merge_patch::present")]
     #[schema(value_type = Option<String>)]
     ca_certificate: Option<Option<String>>,
-    /// Another name; `null` for the host of `server`.
+    /// New server name; `null` for the host of `server`.
     #[serde(default, deserialize_with = "merge_patch::present")]
     #[schema(value_type = Option<String>)]
     tls_server_name: Option<Option<String>>,
-    /// Another way to authenticate.
+    /// New authentication.
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(nullable = false)]
     auth: Option<ClusterAuthInput>,
-    /// `http://` is wanted.
+    /// Allows `http://`.
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(nullable = false)]
     allow_plain_http: Option<bool>,
-    /// A kubeconfig in place of all of the above.
+    /// Kubeconfig that replaces all of the above.
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(value_type = Option<String>, nullable = false, format = Password, write_only)]
     kubeconfig: Option<SecretString>,
-    /// Which context of the kubeconfig, if not its current one.
+    /// Context of the kubeconfig; its current context by default.
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(nullable = false)]
     context: Option<String>,
@@ -182,37 +185,37 @@ impl TryFrom<UpdateCluster> for ConnectionInput {
     }
 }
 
-/// How regcred authenticates; nothing of the credential.
+/// Authentication to an API server, without the credential.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ClusterAuthView {
-    /// The kind of authentication.
+    /// Type of authentication.
     #[serde(rename = "type")]
     auth_type: AuthType,
 }
 
-/// A cluster; its credential is in no answer.
+/// Cluster, without its credential.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Cluster {
-    /// Identity that survives everything.
+    /// Immutable identifier.
     id: Uuid,
     /// Unique name.
     name: String,
     /// URL of the API server; `null` for `inCluster`.
     server: Option<String>,
-    /// PEM of the CA that signed the API server's certificate.
+    /// CA certificates (PEM) of the API server.
     ca_certificate: Option<String>,
-    /// Name that the API server's certificate bears in place of the host.
+    /// Server name in the API server's certificate, if it differs from the host.
     tls_server_name: Option<String>,
-    /// How regcred authenticates.
+    /// Authentication.
     auth: ClusterAuthView,
-    /// `http://` is wanted.
+    /// Allows `http://`.
     allow_plain_http: bool,
-    /// Grows by one with every change.
+    /// Version, incremented by every change.
     version: i64,
-    /// When it was registered.
+    /// Time of registration.
     created_at: DateTime<Utc>,
-    /// When it was changed last.
+    /// Time of the last change.
     updated_at: DateTime<Utc>,
 }
 
@@ -235,7 +238,7 @@ impl From<StoredCluster> for Cluster {
 
 /// Register a cluster.
 ///
-/// The credential is sealed before it is stored. Nothing is sent to the cluster: `check` does that.
+/// The credential is sealed before it is stored. The cluster is not called; use `check` for that.
 #[utoipa::path(
     tag = "clusters",
     request_body = CreateCluster,
@@ -258,24 +261,23 @@ pub async fn create_cluster(
         .json(Cluster::from(cluster)))
 }
 
-/// List clusters by name.
+/// List clusters, ordered by name.
 #[utoipa::path(
     tag = "clusters",
-    params(PageParams),
+    params(PageQuery<Name>),
     responses((status = OK, body = Page<Cluster>)),
 )]
 #[get("/clusters")]
 pub async fn list_clusters(
-    caller: Caller<ReadClusters>,
+    caller: Caller<ReadClusters, PageQuery<Name>>,
     clusters: Data<Clusters>,
-    query: PageQuery,
 ) -> Result<HttpResponse, ApiError> {
-    let found = clusters.list(&caller.identity, &query.0).await?;
-    let page: Page<Cluster> = page(found, &query.0, |cluster| &cluster.name);
+    let found = clusters.list(&caller.identity, &caller.query.request()).await?;
+    let page: Page<Cluster> = Page::of(found, &caller.query, |cluster| cluster.name.clone());
     Ok(HttpResponse::Ok().json(page))
 }
 
-/// Show a cluster.
+/// Get a cluster.
 #[utoipa::path(
     tag = "clusters",
     params(("name" = String, Path, description = "Name of the cluster")),
@@ -296,7 +298,7 @@ pub async fn get_cluster(
     tag = "clusters",
     params(
         ("name" = String, Path, description = "Name of the cluster"),
-        ("If-Match" = Option<String>, Header, description = "Change only this version (its ETag)"),
+        ("If-Match" = Option<String>, Header, description = "ETag of the version to change"),
     ),
     request_body(content(
         (UpdateCluster = "application/merge-patch+json"),
@@ -317,12 +319,12 @@ pub async fn update_cluster(
     Ok(HttpResponse::Ok().insert_header(etag(cluster.version)).json(Cluster::from(cluster)))
 }
 
-/// Delete a cluster and its credential. Secrets in the cluster stay.
+/// Delete a cluster. Secrets in the cluster are not deleted.
 #[utoipa::path(
     tag = "clusters",
     params(
         ("name" = String, Path, description = "Name of the cluster"),
-        ("If-Match" = Option<String>, Header, description = "Delete only this version (its ETag)"),
+        ("If-Match" = Option<String>, Header, description = "ETag of the version to delete"),
     ),
     responses((status = NO_CONTENT)),
 )]
@@ -337,41 +339,44 @@ pub async fn delete_cluster(
     Ok(HttpResponse::NoContent().finish())
 }
 
-/// Check a cluster: does it answer, which version is it, what may regcred do there, and which pull secrets need more.
+/// Scope of a check.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct CheckQuery {
+    /// Namespace in which to check permissions, instead of all namespaces. May be repeated, up to
+    /// 20 times.
+    #[param(value_type = Option<Vec<String>>)]
+    namespace: Vec<NamespaceName>,
+}
+
+impl FromQuery for CheckQuery {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        let namespace = query.all("namespace", str::parse);
+        if namespace.len() > 20 {
+            query.errors().refuse("namespace", "may be given at most 20 times");
+        }
+        Self { namespace }
+    }
+}
+
+/// Check a cluster: its version, the permissions of regcred, and those that pull secrets lack.
 ///
-/// A cluster that does not answer is what was found, not an error.
+/// The response is 200 also if the cluster cannot be reached.
 #[utoipa::path(
     tag = "clusters",
     params(
         ("name" = String, Path, description = "Name of the cluster"),
-        ("namespace" = Option<Vec<String>>, Query, description = "Ask for rights in this namespace in place of all of them; may be given several times"),
+        CheckQuery,
     ),
     responses((status = OK, body = Check)),
 )]
 #[post("/clusters/{name}/check")]
 pub async fn check_cluster(
-    caller: Caller<ReadClusters>,
+    caller: Caller<ReadClusters, CheckQuery>,
     clusters: Data<Clusters>,
     path: Path<String>,
-    request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
-    let namespaces = namespaces(request.query_string())?;
-    let namespaces: Vec<&str> = namespaces.iter().map(NamespaceName::as_str).collect();
+    let namespaces: Vec<&str> = caller.query.namespace.iter().map(NamespaceName::as_str).collect();
     let check = clusters.check(&caller.identity, &path_name("cluster", &path)?, &namespaces).await?;
     Ok(HttpResponse::Ok().json(check))
-}
-
-fn namespaces(query: &str) -> Result<Vec<NamespaceName>, ApiError> {
-    let mut errors = FieldErrors::default();
-    let mut namespaces = Vec::new();
-    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-        match &*key {
-            "namespace" => namespaces.extend(errors.take("namespace", NamespaceName::parse(&value))),
-            other => errors.refuse(&other.chars().take(50).collect::<String>(), "is not a known query parameter"),
-        }
-    }
-    if namespaces.len() > 20 {
-        errors.refuse("namespace", "may be given at most 20 times");
-    }
-    Ok(errors.finish(|| Some(namespaces))?)
 }

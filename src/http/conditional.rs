@@ -1,4 +1,4 @@
-//! `ETag` and `If-Match`: changes that are lost to nobody.
+//! `ETag` and `If-Match`: optimistic concurrency control.
 
 use std::future::{Ready, ready};
 
@@ -6,12 +6,12 @@ use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header};
 
 use crate::{http::problem::ApiError, service::ExpectedVersion};
 
-/// The `ETag` header of a resource at this version.
+/// `ETag` header of a resource version.
 pub fn etag(version: i64) -> (header::HeaderName, String) {
     (header::ETAG, format!("\"{version}\""))
 }
 
-/// What `If-Match` asks for: `*` or no header asks for nothing.
+/// Version that `If-Match` requires. `*` and a missing header require none.
 pub struct IfMatch(pub ExpectedVersion);
 
 impl FromRequest for IfMatch {
@@ -31,6 +31,6 @@ fn parse(request: &HttpRequest) -> Result<ExpectedVersion, ApiError> {
         return Ok(None);
     }
     let version = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).ok_or_else(refused)?;
-    // A tag that we never gave matches no version.
+    // An unknown ETag matches no version.
     Ok(Some(version.parse().unwrap_or(-1)))
 }

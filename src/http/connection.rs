@@ -1,11 +1,12 @@
-//! A connection under a clock. actix-web cuts off a client that is slow to send its first head, and `body` one that is slow to send
-//! a body that somebody reads. Everything else that a client can do slowly is cut off here: to take an answer, to end a body
-//! that nobody reads, to send the next head on the same connection.
+//! Timeouts for slow clients, per connection.
 //!
-//! There is one rule. From the moment that an answer is ready, the client has [`PATIENCE`] to take it, to end its own
-//! request and to send the head of the next one, whole. While a request is being handled there is no such limit: it is
-//! not the client who is waited for. Nor while an answer goes on for long ([`LongAnswer`]), but then the client has that time to
-//! take on what could not be sent, whenever that is.
+//! actix-web limits the time for the first request head, and [`body`](super::body) the time for a
+//! body that a handler reads. This module limits the rest: receiving a response, sending an unread
+//! body, and sending the next head.
+//!
+//! When a response is ready, the client has [`CLIENT_TIMEOUT`] to receive it, to finish its request
+//! and to send the complete head of the next one. No limit applies while a handler runs. While a
+//! response streams ([`StreamGuard`]), the limit applies only as long as a write is blocked.
 
 use std::{
     cell::Cell,
@@ -24,45 +25,47 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-/// How long a client may take for what is its turn.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The same where the connection is closed after the answer: it is small, and nothing more is waited for.
-const PATIENCE_BEFORE_CLOSE: Duration = Duration::from_secs(2);
-/// How much is read between an answer and the next head, which may be 128 KiB long: the rest of a body that was refused, then
-/// nothing more. What is longer fills the buffers of the system, and its sender finds the answer.
+/// Time for the client to act.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time to receive a response that closes the connection.
+const CLIENT_TIMEOUT_BEFORE_CLOSE: Duration = Duration::from_secs(2);
+/// Maximum number of bytes read between a response and the next head, which may have 128 KiB. They
+/// are the rest of a refused body. More bytes fill the system's buffers until the client reads the
+/// response.
 const UNREAD_MAX: usize = 160 * 1024;
 
-/// How much is read of whoever is given a long answer, the head of his request included.
-const SAID_MAX: usize = 64 * 1024;
+/// Maximum number of bytes read from the client of a streaming response, including the request
+/// head.
+const STREAM_READ_MAX: usize = 64 * 1024;
 
-/// Where the clock of a connection stands. The stream and the requests on it share it.
+/// Deadline of a connection, shared by its stream and its requests.
 #[derive(Debug)]
 pub struct Clock {
-    /// When the client's turn ends; `None` while it is ours.
+    /// Time by which the client must act; `None` while a handler runs.
     deadline: Cell<Option<Instant>>,
     read: Cell<usize>,
     head: Cell<Head>,
-    /// An answer goes on for long.
-    is_long: Cell<bool>,
+    /// Whether a response is streaming.
+    is_streaming: Cell<bool>,
 }
 
-/// What was seen of the head that is being sent.
+/// Parsing state of the next request head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Head {
-    /// Nothing but empty lines.
+    /// Only empty lines so far.
     Before,
-    /// The beginning of a line.
+    /// Inside a line.
     Within(Line),
-    /// It is whole, or was seen by the parser already.
+    /// Complete, or already passed to the parser.
     After,
 }
 
-/// What was seen of a line.
+/// Parsing state of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Line {
-    /// There is nothing in it but perhaps one carriage return.
+    /// Contains nothing, or one carriage return.
     is_empty: bool,
-    /// It ended with a carriage return so far.
+    /// Ends with a carriage return.
     returned: bool,
 }
 
@@ -81,62 +84,64 @@ impl Line {
 impl Clock {
     fn new() -> Self {
         Self {
-            deadline: Cell::new(Some(Instant::now() + PATIENCE)),
+            deadline: Cell::new(Some(Instant::now() + CLIENT_TIMEOUT)),
             read: Cell::new(0),
             head: Cell::new(Head::Before),
-            is_long: Cell::new(false),
+            is_streaming: Cell::new(false),
         }
     }
 
-    /// Something of an answer that goes on for long could be sent, or could not.
+    /// Records whether a write of a streaming response succeeded or is blocked.
     fn sent(&self, could: bool) {
-        if !self.is_long.get() {
+        if !self.is_streaming.get() {
             return;
         }
         if could {
             self.deadline.set(None);
         } else if self.deadline.get().is_none() {
-            self.deadline.set(Some(Instant::now() + PATIENCE));
+            self.deadline.set(Some(Instant::now() + CLIENT_TIMEOUT));
         }
     }
 
-    /// The clock of the connection that a request came on.
+    /// The clock of a request's connection.
     pub fn of(request: &HttpRequest) -> Option<Rc<Self>> {
         request.conn_data::<Rc<Self>>().map(Rc::clone)
     }
 
-    /// A head is whole, and its request is being handled.
-    pub fn ours(&self) {
+    /// Stops the clock: a request head is complete and its handler runs.
+    pub fn request_received(&self) {
         self.deadline.set(None);
         self.head.set(Head::After);
     }
 
-    /// An answer is ready, after which the connection is closed or not. One that goes on for long keeps the clock.
-    pub fn answered(&self, is_last: bool) {
-        if !self.is_long.get() {
-            self.theirs(is_last);
+    /// Starts the clock: a response is ready. A streaming response keeps the clock stopped.
+    pub fn response_ready(&self, is_last: bool) {
+        if !self.is_streaming.get() {
+            self.start(is_last);
         }
     }
 
-    fn theirs(&self, is_last: bool) {
-        let patience = if is_last { PATIENCE_BEFORE_CLOSE } else { PATIENCE };
-        self.deadline.set(Some(Instant::now() + patience));
+    fn start(&self, is_last: bool) {
+        let timeout = if is_last { CLIENT_TIMEOUT_BEFORE_CLOSE } else { CLIENT_TIMEOUT };
+        self.deadline.set(Some(Instant::now() + timeout));
         self.read.set(0);
         self.head.set(Head::Before);
     }
 
-    /// Whoever is told something for long has nothing more to say.
-    fn has_said_enough(&self) -> bool {
-        self.read.get() >= SAID_MAX
+    /// Whether the client of a streaming response has sent too many bytes.
+    fn exceeds_stream_limit(&self) -> bool {
+        self.read.get() >= STREAM_READ_MAX
     }
 
-    fn has_read_enough(&self) -> bool {
+    fn exceeds_unread_limit(&self) -> bool {
         self.deadline.get().is_some() && self.read.get() >= UNREAD_MAX
     }
 
-    /// Counts what was read, and spoils a head in which a line ends without a carriage return, so that the parser refuses
-    /// it. The parser itself takes such lines, and a proxy that does not would see another request than we do.
-    fn saw(&self, bytes: &mut [u8]) {
+    /// Counts received bytes, and corrupts a head in which a line lacks its carriage return.
+    ///
+    /// The parser accepts such lines. A proxy that does not would see a different request (request
+    /// smuggling).
+    fn received(&self, bytes: &mut [u8]) {
         self.read.set(self.read.get().saturating_add(bytes.len()));
         self.head.set(self.head.get().and(bytes));
     }
@@ -168,56 +173,58 @@ impl Head {
     }
 }
 
-/// An answer that goes on for as long as there is something to tell, and closes its connection then. To be kept with its body.
+/// Keeps the timeout from a streaming response, whose body must own this guard. The connection
+/// closes afterwards.
 #[derive(Debug)]
-pub struct LongAnswer(Rc<Clock>);
+pub struct StreamGuard(Rc<Clock>);
 
-impl LongAnswer {
-    /// Begins one; none for whoever sent so much beside his request that the parser would be busy with it all the time.
+impl StreamGuard {
+    /// Creates a guard. Returns `None` if the client sent many bytes after its request, which would
+    /// keep the parser busy.
     pub fn begin(request: &HttpRequest) -> Option<Self> {
-        let clock = request.conn_data::<Rc<Clock>>().filter(|clock| !clock.has_said_enough())?;
-        clock.is_long.set(true);
+        let clock = request.conn_data::<Rc<Clock>>().filter(|clock| !clock.exceeds_stream_limit())?;
+        clock.is_streaming.set(true);
         Some(Self(Rc::clone(clock)))
     }
 }
 
-impl Drop for LongAnswer {
+impl Drop for StreamGuard {
     fn drop(&mut self) {
-        self.0.is_long.set(false);
-        self.0.theirs(true);
+        self.0.is_streaming.set(false);
+        self.0.start(true);
     }
 }
 
-/// A stream, with or without TLS.
+/// A stream with or without TLS.
 #[derive(Debug)]
 pub enum Stream {
-    /// As it comes.
+    /// Plain TCP.
     Plain(TcpStream),
-    /// After the handshake.
+    /// TLS, after the handshake.
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// A stream that ends when the client's turn is over.
+/// A stream that fails once the client exceeds its timeout.
 #[derive(Debug)]
 pub struct Timed {
     stream: Stream,
     clock: Rc<Clock>,
-    /// Never later than the deadline; looked at again when it is over, so that a request costs no timer.
+    /// Fires at or before the deadline and is then reset, so that a request does not cost a timer.
     sleep: Pin<Box<Sleep>>,
 }
 
 impl Timed {
-    /// Starts the clock of a new connection.
+    /// Starts the timeout of a new connection.
     pub fn new(stream: Stream) -> Self {
-        Self { stream, clock: Rc::new(Clock::new()), sleep: Box::pin(tokio::time::sleep(PATIENCE)) }
+        Self { stream, clock: Rc::new(Clock::new()), sleep: Box::pin(tokio::time::sleep(CLIENT_TIMEOUT)) }
     }
 
-    /// The clock, for the requests of this connection.
+    /// The clock, for the connection's requests.
     pub fn clock(&self) -> Rc<Clock> {
         Rc::clone(&self.clock)
     }
 
-    /// What cannot go on now ends if the client's turn is over; otherwise it is woken up when it will be.
+    /// Fails a blocked operation at the deadline, and registers the wake-up for it.
     fn wait<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         let deadline = self.clock.deadline.get();
         if let Some(deadline) = deadline
@@ -231,7 +238,7 @@ impl Timed {
             match deadline {
                 Some(deadline) if deadline <= now => return Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
                 Some(deadline) => self.sleep.as_mut().reset(deadline),
-                None => self.sleep.as_mut().reset(now + PATIENCE),
+                None => self.sleep.as_mut().reset(now + CLIENT_TIMEOUT),
             }
         }
     }
@@ -239,7 +246,7 @@ impl Timed {
 
 impl AsyncRead for Timed {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.clock.has_read_enough() {
+        if self.clock.exceeds_unread_limit() {
             return self.wait(cx);
         }
         let before = buf.filled().len();
@@ -250,10 +257,10 @@ impl AsyncRead for Timed {
         if polled.is_pending() {
             return self.wait(cx);
         }
-        self.clock.saw(&mut buf.filled_mut()[before..]);
-        // Whoever has hung up is told no more: otherwise it would be noticed only when something is sent.
+        self.clock.received(&mut buf.filled_mut()[before..]);
+        // Ends the stream of a client that hung up. Otherwise only the next write would notice.
         let has_hung_up = buf.filled().len() == before;
-        if self.clock.is_long.get() && (has_hung_up || self.clock.has_said_enough()) {
+        if self.clock.is_streaming.get() && (has_hung_up || self.clock.exceeds_stream_limit()) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         polled
@@ -295,11 +302,11 @@ mod tests {
 
     use super::*;
 
-    /// What the parser gets of a head that comes in pieces of this size.
-    fn seen(sent: &str, piece: usize) -> String {
+    /// What the parser receives of a head that arrives in pieces of this size.
+    fn parsed(sent: &str, piece: usize) -> String {
         let clock = Clock::new();
         let mut bytes = sent.as_bytes().to_vec();
-        bytes.chunks_mut(piece).for_each(|piece| clock.saw(piece));
+        bytes.chunks_mut(piece).for_each(|piece| clock.received(piece));
         String::from_utf8(bytes).unwrap()
     }
 
@@ -310,41 +317,41 @@ mod tests {
     #[case("GET / HTTP/1.1\r\nHost: x\n\r\n", Some(23))]
     #[case("GET / HTTP/1.1\r\nHost: x\r\n\n", Some(25))]
     #[case("\r\n\r\nGET / HTTP/1.1\r\nHost: x\nA: b\r\n\r\n", Some(27))]
-    fn a_line_of_a_head_that_ends_without_a_return_is_spoilt(#[case] sent: &str, #[case] spoilt: Option<usize>) {
+    fn a_head_with_a_bare_line_feed_is_corrupted(#[case] sent: &str, #[case] corrupted: Option<usize>) {
         let mut expected = sent.as_bytes().to_vec();
-        if let Some(at) = spoilt {
+        if let Some(at) = corrupted {
             expected[at] = 0;
         }
         for piece in [1, 2, 3, 1024] {
-            assert_eq!(seen(sent, piece), String::from_utf8_lossy(&expected), "in pieces of {piece}");
+            assert_eq!(parsed(sent, piece), String::from_utf8_lossy(&expected), "in pieces of {piece}");
         }
     }
 
     #[test]
-    fn only_what_follows_an_answer_is_counted() {
+    fn only_bytes_after_a_response_are_counted() {
         let clock = Clock::new();
-        clock.ours();
-        clock.saw(&mut vec![b'x'; 2 * UNREAD_MAX]);
-        assert!(!clock.has_read_enough());
-        clock.theirs(false);
-        assert!(!clock.has_read_enough());
-        clock.saw(&mut vec![b'x'; UNREAD_MAX]);
-        assert!(clock.has_read_enough());
-        clock.ours();
-        assert!(!clock.has_read_enough());
+        clock.request_received();
+        clock.received(&mut vec![b'x'; 2 * UNREAD_MAX]);
+        assert!(!clock.exceeds_unread_limit());
+        clock.start(false);
+        assert!(!clock.exceeds_unread_limit());
+        clock.received(&mut vec![b'x'; UNREAD_MAX]);
+        assert!(clock.exceeds_unread_limit());
+        clock.request_received();
+        assert!(!clock.exceeds_unread_limit());
     }
 
     #[tokio::test]
-    async fn who_does_not_take_a_long_answer_is_cut_off() {
+    async fn a_blocked_streaming_response_times_out() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let silent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
         let mut timed = Timed::new(Stream::Plain(stream));
-        timed.clock.ours();
-        timed.clock.is_long.set(true);
+        timed.clock.request_received();
+        timed.clock.is_streaming.set(true);
         let (began, chunk) = (Instant::now(), vec![b'x'; 64 * 1024]);
 
-        // Until the buffers of the system are full, and then for as long as there is patience.
+        // Fills the buffers of the system, and then blocks until the timeout.
         let error = loop {
             if let Err(error) = timed.write_all(&chunk).await {
                 break error;
@@ -352,27 +359,27 @@ mod tests {
         };
 
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(began.elapsed() >= PATIENCE);
+        assert!(began.elapsed() >= CLIENT_TIMEOUT);
         drop(silent);
     }
 
     #[tokio::test]
-    async fn a_long_answer_is_cut_where_it_is_not_taken_and_nowhere_else() {
+    async fn the_timeout_applies_only_while_a_stream_is_blocked() {
         let clock = Rc::new(Clock::new());
-        clock.ours();
+        clock.request_received();
         clock.sent(false);
-        assert_eq!(clock.deadline.get(), None, "an answer that is not long has its time when it is ready");
-        clock.is_long.set(true);
-        let answer = LongAnswer(Rc::clone(&clock));
+        assert_eq!(clock.deadline.get(), None, "a response that does not stream has its timeout when it is ready");
+        clock.is_streaming.set(true);
+        let guard = StreamGuard(Rc::clone(&clock));
         assert_eq!(clock.deadline.get(), None);
         clock.sent(false);
         let deadline = clock.deadline.get();
         assert!(deadline.is_some());
         clock.sent(false);
-        assert_eq!(clock.deadline.get(), deadline, "it does not get more time by asking again");
+        assert_eq!(clock.deadline.get(), deadline, "a further blocked write does not extend the deadline");
         clock.sent(true);
         assert_eq!(clock.deadline.get(), None);
-        drop(answer);
-        assert!(clock.deadline.get().is_some() && !clock.is_long.get());
+        drop(guard);
+        assert!(clock.deadline.get().is_some() && !clock.is_streaming.get());
     }
 }

@@ -1,5 +1,6 @@
-//! Pages of browsers: which may call, where the configuration lists any. Without a list nothing here runs, and browsers keep
-//! all pages out.
+//! Cross-origin resource sharing (CORS) for the configured origins.
+//!
+//! Without configured origins this middleware is not installed, and browsers block all pages.
 
 use actix_web::{
     Error, HttpResponse,
@@ -19,31 +20,34 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, PATCH, DE
 const REQUEST_HEADERS: HeaderValue =
     HeaderValue::from_static("Accept, Authorization, Content-Type, Idempotency-Key, If-Match, X-Request-Id");
 const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static("ETag, Location, Retry-After, X-Request-Id");
-/// How long a browser may remember what it was told, in seconds.
-const REMEMBERED_FOR: HeaderValue = HeaderValue::from_static("600");
+/// Time for which a browser may cache a preflight response, in seconds.
+const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
-/// Middleware that tells browsers that pages of the listed origins may call, and answers their question before a call, which
-/// comes without a key. Cookies and the like are never allowed: a key is sent as `Authorization`.
-pub async fn admit_pages(
+/// Middleware that allows requests from pages of the configured origins and answers their preflight
+/// requests.
+///
+/// Preflight requests carry no API key. Credentials mode is never allowed: clients send keys as
+/// `Authorization`.
+pub async fn allow_origins(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<EitherBody<impl MessageBody>>, Error> {
     let origin = listed_origin(&request);
-    let is_question = request.method() == Method::OPTIONS
+    let is_preflight = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
         && origin.is_some();
-    let mut response = if is_question {
-        let mut answer = HttpResponse::NoContent();
-        answer
+    let mut response = if is_preflight {
+        let mut preflight = HttpResponse::NoContent();
+        preflight
             .insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, METHODS))
             .insert_header((header::ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS))
-            .insert_header((header::ACCESS_CONTROL_MAX_AGE, REMEMBERED_FOR));
-        request.into_response(answer.finish()).map_into_right_body()
+            .insert_header((header::ACCESS_CONTROL_MAX_AGE, MAX_AGE));
+        request.into_response(preflight.finish()).map_into_right_body()
     } else {
         next.call(request).await?.map_into_left_body()
     };
     let headers = response.headers_mut();
-    // Also for those who are not listed: a cache must not give one's answer to another.
+    // Also for other origins: a cache must not reuse a response for another origin.
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
     if let Some(origin) = origin {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);

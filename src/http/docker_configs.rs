@@ -19,6 +19,7 @@ use crate::{
         matching::{Explanation, ImageName},
         names::{Labels, NamespaceName, SecretName},
         secret::{Manifest, SecretType},
+        selector::{AccountSelection, LabelSelectorDocument},
         unique::UniqueMap,
     },
     http::{
@@ -28,54 +29,55 @@ use crate::{
         },
         body::{DOCUMENT_MAX_BYTES, Json},
         problem::ApiError,
-        selection::{LabelSelectorInput, choice},
     },
-    service::docker_configs::{AccountChoice, DockerConfigs, Subject},
+    service::docker_configs::{DockerConfigs, Subject},
 };
 
-/// Which accounts, for which reader, in which form.
+/// Docker config to render.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateDockerConfig {
-    /// Names of the accounts.
-    #[schema(min_items = 1, max_items = 1000, example = json!(["martin-5000", "martin-6000"]))]
+    /// Names of the accounts to include.
+    #[schema(min_items = 1, max_items = 1000, example = json!(["team-a", "team-b"]))]
     accounts: Option<Vec<String>>,
-    /// All accounts with such labels, in place of `accounts`.
-    account_selector: Option<LabelSelectorInput>,
-    /// Which program will read it: `kubernetes` if not said or, with `secret`, the one that fits the Secret's type.
+    /// Selects the accounts by label, instead of `accounts`.
+    account_selector: Option<LabelSelectorDocument>,
+    /// Program that reads the document. The default is `kubernetes`, or the profile of the Secret's
+    /// type.
     profile: Option<Profile>,
-    /// Answer with the manifest of this Secret.
+    /// Returns the manifest of this Secret.
     secret: Option<SecretManifestInput>,
-    /// The form of the answer, in place of `Accept`.
+    /// Format of the response, instead of `Accept`.
     format: Option<Format>,
 }
 
-/// The form of an answer.
+/// Format of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Format {
-    /// The document with its base64 and warnings, or the manifest, as JSON (`application/json`).
+    /// JSON (`application/json`): the document with its base64 and warnings, or the manifest.
     Json,
-    /// The manifest as YAML (`application/yaml`); needs `secret`.
+    /// The manifest as YAML (`application/yaml`). Requires `secret`.
     Yaml,
-    /// The line for a CI job's environment, `DOCKER_AUTH_CONFIG=…` (`text/plain`); needs the profile `dockerAuthConfig`.
+    /// Environment variable `DOCKER_AUTH_CONFIG=…` (`text/plain`). Requires the profile
+    /// `dockerAuthConfig`.
     Env,
-    /// The bare document, ready to be the reader's file.
+    /// The document alone, as the reader's file.
     Document,
-    /// The document's base64 alone, on one line.
+    /// The document in base64, on one line.
     Base64,
 }
 
-/// The Secret that a manifest is made for.
+/// Secret of a manifest.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretManifestInput {
     /// Name of the Secret, a DNS-1123 subdomain.
-    #[schema(example = "registrykey-m262-4")]
+    #[schema(example = "team-a-pull")]
     name: String,
-    /// Its namespace; without it, whoever applies the manifest decides.
+    /// Namespace. Without it, `kubectl apply` decides.
     namespace: Option<String>,
-    /// `kubernetes.io/dockerconfigjson`, or the legacy `kubernetes.io/dockercfg`.
+    /// Type: `kubernetes.io/dockerconfigjson` (default) or the legacy `kubernetes.io/dockercfg`.
     #[serde(rename = "type")]
     secret_type: Option<String>,
     /// Labels of the Secret.
@@ -84,31 +86,31 @@ pub struct SecretManifestInput {
     labels: UniqueMap<String>,
 }
 
-/// A rendered docker config. It holds passwords.
+/// Rendered docker config. It contains passwords.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DockerConfig<'a> {
-    /// The reader that it is for.
+    /// Program that reads the document.
     profile: Profile,
-    /// The document.
+    /// Document.
     #[schema(value_type = Object)]
     config: &'a RawValue,
-    /// The document's bytes in base64, on one line: the value for a Secret's `data`.
+    /// Document in base64, on one line, as in the `data` of a Secret.
     base64: String,
-    /// What the reader will do otherwise than the accounts say.
+    /// Differences between the accounts and the behaviour of the reader.
     warnings: Vec<Warning>,
 }
 
-/// A request, parsed.
-struct Order {
-    choice: AccountChoice,
+/// A parsed [`CreateDockerConfig`].
+struct RenderRequest {
+    accounts: AccountSelection,
     profile: Profile,
-    secret: Option<Target>,
+    secret: Option<ManifestRequest>,
     format: Format,
 }
 
-/// What a manifest is made of, parsed.
-struct Target {
+/// A parsed [`SecretManifestInput`].
+struct ManifestRequest {
     name: SecretName,
     namespace: Option<NamespaceName>,
     secret_type: SecretType,
@@ -116,19 +118,19 @@ struct Target {
 }
 
 impl CreateDockerConfig {
-    fn parse(self, request: &HttpRequest) -> Result<Order, ApiError> {
+    fn parse(self, request: &HttpRequest) -> Result<RenderRequest, ApiError> {
         let mut errors = FieldErrors::default();
-        let choice = choice(&mut errors, self.accounts, self.account_selector);
+        let accounts = AccountSelection::parse(&mut errors, self.accounts, self.account_selector);
         let is_manifest = self.secret.is_some();
         let secret = self.secret.and_then(|secret| secret.parse(&mut errors));
         let fitting = secret.as_ref().map_or(Profile::Kubernetes, |secret| secret.secret_type.profile());
         let profile = self.profile.unwrap_or(fitting);
         if secret.is_some() && profile != fitting {
-            errors.refuse("profile", "does not fit the type of the Secret; leave it out");
+            errors.refuse("profile", "does not match the type of the Secret; omit it");
         }
         match self.format {
             Some(Format::Yaml) if !is_manifest => {
-                errors.refuse("format", "can be yaml only with `secret`: it is a form of the manifest");
+                errors.refuse("format", "can be yaml only for a manifest; add `secret`");
             }
             Some(Format::Env) if profile != Profile::DockerAuthConfig || is_manifest => {
                 errors.refuse("format", "can be env only with the profile dockerAuthConfig and without `secret`");
@@ -138,47 +140,49 @@ impl CreateDockerConfig {
             }
             _ => {}
         }
-        let (choice, format) = errors.finish(|| choice.map(|choice| (choice, self.format)))?;
-        let format = match format {
+        let accounts = errors.finish(|| accounts)?;
+        let format = match self.format {
             Some(format) => format,
             None => accepted(request, is_manifest, profile)?,
         };
-        Ok(Order { choice, profile, secret, format })
+        Ok(RenderRequest { accounts, profile, secret, format })
     }
 }
 
 impl SecretManifestInput {
-    fn parse(self, errors: &mut FieldErrors) -> Option<Target> {
+    fn parse(self, errors: &mut FieldErrors) -> Option<ManifestRequest> {
         let name = errors.take("secret.name", SecretName::parse(&self.name));
         let namespace = self.namespace.as_deref().map(NamespaceName::parse).transpose();
         let namespace = errors.take("secret.namespace", namespace);
         let secret_type = self.secret_type.as_deref().map_or(Ok(SecretType::default()), str::parse);
         let secret_type = errors.take("secret.type", secret_type);
         let labels = errors.take("secret.labels", Labels::parse(self.labels.0));
-        Some(Target { name: name?, namespace: namespace?, secret_type: secret_type?, labels: labels? })
+        Some(ManifestRequest { name: name?, namespace: namespace?, secret_type: secret_type?, labels: labels? })
     }
 }
 
-/// What the caller wants of what can be had: YAML only of a manifest, the environment's line only for its profile.
+/// Negotiates the format. YAML requires a manifest, and the environment variable its profile.
 fn accepted(request: &HttpRequest, is_manifest: bool, profile: Profile) -> Result<Format, ApiError> {
-    let has_line = profile == Profile::DockerAuthConfig && !is_manifest;
+    let has_variable = profile == Profile::DockerAuthConfig && !is_manifest;
     let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or("*/*");
     for media_type in preferred(accept) {
         match media_type {
             "" | "*/*" | "application/*" | "application/json" => return Ok(Format::Json),
             "application/yaml" | "application/x-yaml" | "text/yaml" if is_manifest => return Ok(Format::Yaml),
-            "text/plain" | "text/*" if has_line => return Ok(Format::Env),
+            "text/plain" | "text/*" if has_variable => return Ok(Format::Env),
             _ => {}
         }
     }
-    Err(ApiError::NotAcceptable(match (is_manifest, has_line) {
+    Err(ApiError::NotAcceptable(match (is_manifest, has_variable) {
         (true, _) => "application/json or application/yaml",
         (false, true) => "application/json or text/plain",
-        (false, false) => "application/json (application/yaml needs `secret`, text/plain the profile dockerAuthConfig)",
+        (false, false) => {
+            "application/json (application/yaml requires `secret`, text/plain the profile dockerAuthConfig)"
+        }
     }))
 }
 
-/// The media ranges of an `Accept`, the most wanted first; those that are not wanted (`q=0`) are left out.
+/// Media ranges of an `Accept` header in order of preference, without those of weight 0.
 fn preferred(accept: &str) -> impl Iterator<Item = &str> {
     let weighed = accept.split(',').map(|range| {
         let mut parts = range.split(';').map(str::trim);
@@ -186,21 +190,21 @@ fn preferred(accept: &str) -> impl Iterator<Item = &str> {
         let weight = parts.find_map(|part| part.strip_prefix("q=")).map_or(1.0, |q| q.parse::<f32>().unwrap_or(0.0));
         (media_type, weight)
     });
-    let mut wanted: Vec<_> = weighed.filter(|(_, weight)| *weight > 0.0).collect();
-    wanted.sort_by(|(_, one), (_, other)| other.total_cmp(one));
-    wanted.into_iter().map(|(media_type, _)| media_type)
+    let mut accepted: Vec<_> = weighed.filter(|(_, weight)| *weight > 0.0).collect();
+    accepted.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+    accepted.into_iter().map(|(media_type, _)| media_type)
 }
 
 /// Render accounts as a docker config, or as the manifest of a Secret.
 ///
-/// With `secret` the answer is the Secret's manifest, as JSON or, for `Accept: application/yaml`, as YAML, ready for
-/// `kubectl apply -f -`. With the profile `dockerAuthConfig` and `Accept: text/plain` it is the line
-/// `DOCKER_AUTH_CONFIG=…` for a CI job. The answer holds passwords. Where its form has no place for warnings, they are in
-/// `Warning` headers, as those of a Kubernetes API server.
+/// With `secret`, the response is the Secret's manifest for `kubectl apply -f -`: JSON, or YAML for
+/// `Accept: application/yaml`. With the profile `dockerAuthConfig` and `Accept: text/plain`, it is
+/// the environment variable `DOCKER_AUTH_CONFIG=…`. The response contains passwords. Formats
+/// without a field for warnings return them in `Warning` headers, like a Kubernetes API server.
 #[utoipa::path(
     tag = "docker-configs",
     request_body = CreateDockerConfig,
-    responses((status = OK, description = "The docker config, or the Secret's manifest", content(
+    responses((status = OK, description = "Docker config, or manifest of the Secret", content(
         (DockerConfig = "application/json"),
         (String = "application/yaml"),
         (String = "text/plain"),
@@ -213,13 +217,13 @@ pub async fn create_docker_config(
     request: HttpRequest,
     body: Json<CreateDockerConfig>,
 ) -> Result<HttpResponse, ApiError> {
-    let order = body.0.parse(&request)?;
-    let rendered = docker_configs.reveal(&caller.identity, order.profile, &order.choice).await?;
-    order.shape(rendered)
+    let wanted = body.0.parse(&request)?;
+    let rendered = docker_configs.reveal(&caller.identity, wanted.profile, &wanted.accounts).await?;
+    wanted.respond(rendered)
 }
 
-impl Order {
-    fn shape(self, rendered: RenderedConfig) -> Result<HttpResponse, ApiError> {
+impl RenderRequest {
+    fn respond(self, rendered: RenderedConfig) -> Result<HttpResponse, ApiError> {
         let mut response = HttpResponse::Ok();
         response.insert_header((CACHE_CONTROL, "no-store")).insert_header((VARY, "Accept"));
         if self.secret.is_some() || self.format != Format::Json {
@@ -228,12 +232,12 @@ impl Order {
             }
         }
         let document = rendered.document.expose_secret();
-        if let Some(target) = &self.secret {
+        if let Some(secret) = &self.secret {
             let manifest = Manifest {
-                name: &target.name,
-                namespace: target.namespace.as_ref(),
-                secret_type: target.secret_type,
-                labels: &target.labels,
+                name: &secret.name,
+                namespace: secret.namespace.as_ref(),
+                secret_type: secret.secret_type,
+                labels: &secret.labels,
                 document: &rendered.document,
             };
             let (media_type, written) = match self.format {
@@ -257,10 +261,10 @@ impl Order {
     }
 }
 
-/// The most `Warning` headers of one answer: clients take only so many.
+/// Maximum number of `Warning` headers. Clients limit the number of headers.
 const WARNING_HEADERS_MAX: usize = 10;
 
-/// `299 AGENT "TEXT"` (RFC 7234, section 5.5), in ASCII.
+/// Formats warnings as `299 AGENT "TEXT"` (RFC 7234, section 5.5), in ASCII.
 fn warning_headers(warnings: &[Warning]) -> Vec<String> {
     let header = |text: &str| {
         let plain = text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect::<String>();
@@ -275,31 +279,31 @@ fn warning_headers(warnings: &[Warning]) -> Vec<String> {
         })
         .collect();
     if let Some(more) = warnings.len().checked_sub(WARNING_HEADERS_MAX).filter(|more| *more > 0) {
-        headers.push(header(&format!("there are {more} more warnings: ask for the format json to see them")));
+        headers.push(header(&format!("{more} more warnings; request the format json to read them")));
     }
     headers
 }
 
-/// Which image, and among which entries.
+/// Image, and the entries to explain.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExplainDockerConfig {
-    /// The image, as it stands in a pod: with or without host, tag and digest.
-    #[schema(example = "registry.martin.com:5000/os/alpine:3")]
+    /// Image as in a pod spec, with or without host, tag and digest.
+    #[schema(example = "registry.example.com:5000/os/alpine:3")]
     image: String,
-    /// Names of accounts.
+    /// Names of the accounts.
     accounts: Option<Vec<String>>,
-    /// All accounts with such labels, in place of `accounts`.
-    account_selector: Option<LabelSelectorInput>,
-    /// A docker config to look at in place of accounts: the document itself, or as a string its text, its base64 or
-    /// the manifest of a Secret that holds it. It is not stored.
+    /// Selects the accounts by label, instead of `accounts`.
+    account_selector: Option<LabelSelectorDocument>,
+    /// Docker config to explain, instead of accounts: the document, or a string with its text, its
+    /// base64, or the manifest of a Secret that contains it. It is not stored.
     #[schema(value_type = Option<Object>, write_only)]
     config: Option<Box<RawValue>>,
 }
 
-/// Say which entry each reader would use for an image, and why not another.
+/// Explain which entry each reader uses for an image, and why others do not match.
 ///
-/// Works on accounts, or on a docker config that the caller pastes. No password is in the answer.
+/// Explains accounts, or a docker config in the request. The response contains no passwords.
 #[utoipa::path(
     tag = "docker-configs",
     request_body = ExplainDockerConfig,
@@ -319,24 +323,24 @@ impl ExplainDockerConfig {
     fn parse(self) -> Result<(Subject, ImageName), ApiError> {
         let mut errors = FieldErrors::default();
         let image = errors.take("image", ImageName::parse(&self.image));
-        let subject = if let Some(pasted) = self.config {
+        let subject = if let Some(config) = self.config {
             if self.accounts.is_some() || self.account_selector.is_some() {
-                errors.refuse("config", "must not stand beside `accounts` or `accountSelector`");
+                errors.refuse("config", "cannot be combined with `accounts` or `accountSelector`; remove one of them");
             }
-            Some(Subject::Config(text_of(&pasted)))
+            Some(Subject::Config(text_of(&config)))
         } else if self.accounts.is_none() && self.account_selector.is_none() {
             errors.refuse("accounts", "is missing; name accounts, or give an `accountSelector` or a `config`");
             None
         } else {
-            choice(&mut errors, self.accounts, self.account_selector).map(Subject::Accounts)
+            AccountSelection::parse(&mut errors, self.accounts, self.account_selector).map(Subject::Accounts)
         };
         Ok(errors.finish(|| subject.zip(image))?)
     }
 }
 
-/// A pasted document: a JSON object as it is, a string as the text that it holds.
-fn text_of(pasted: &RawValue) -> SecretString {
-    serde_json::from_str::<String>(pasted.get()).unwrap_or_else(|_| pasted.get().to_owned()).into()
+/// Text of a document: the value of a JSON string, or the JSON itself.
+fn text_of(config: &RawValue) -> SecretString {
+    serde_json::from_str::<String>(config.get()).unwrap_or_else(|_| config.get().to_owned()).into()
 }
 
 #[cfg(test)]
@@ -352,7 +356,7 @@ mod tests {
     #[case("application/json;q=0.1, text/plain", &["text/plain", "application/json"])]
     #[case("a/b;v=1;q=0.5,c/d;q=0.9,e/f;q=0", &["c/d", "a/b"])]
     #[case("a/b;q=much", &[])]
-    fn the_most_wanted_form_comes_first(#[case] accept: &str, #[case] expected: &[&str]) {
+    fn media_ranges_are_ordered_by_preference(#[case] accept: &str, #[case] expected: &[&str]) {
         assert_eq!(preferred(accept).collect::<Vec<_>>(), expected);
     }
 
@@ -362,21 +366,21 @@ mod tests {
     }
 
     #[test]
-    fn a_warning_fits_into_a_header() {
+    fn a_warning_is_escaped_in_its_header() {
         let headers = warning_headers(&[
-            warning(Some("martin"), Some("reg.io"), "a `b`"),
+            warning(Some("team-a"), Some("reg.io"), "a `b`"),
             warning(None, Some("…@reg.io"), "a \"b\" \\ c\n"),
             warning(None, None, "all"),
         ]);
         let expected =
-            [r#"299 regcred "martin: a `b`""#, r#"299 regcred "?@reg.io: a \"b\" \\ c?""#, r#"299 regcred "all""#];
+            [r#"299 regcred "team-a: a `b`""#, r#"299 regcred "?@reg.io: a \"b\" \\ c?""#, r#"299 regcred "all""#];
         assert_eq!(headers, expected);
     }
 
     #[test]
-    fn many_warnings_are_counted() {
+    fn further_warnings_are_counted_in_the_last_header() {
         let headers = warning_headers(&vec![warning(None, None, "x"); 12]);
         assert_eq!(headers.len(), 11);
-        assert!(headers[10].contains("there are 2 more"), "{headers:?}");
+        assert!(headers[10].contains("2 more warnings"), "{headers:?}");
     }
 }

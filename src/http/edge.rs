@@ -1,5 +1,6 @@
-//! What is done for every request, whatever it asks for. It is one middleware, because a middleware costs as much as what it
-//! does.
+//! Middleware for every request: timeouts, request id, security headers and metrics.
+//!
+//! It is a single middleware because each further one costs as much as the work it does.
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
@@ -22,23 +23,23 @@ use crate::{
     metrics::Metrics,
 };
 
-/// What the edge goes by.
+/// Configuration of the middleware.
 #[derive(Debug, Clone)]
 pub struct Edge {
-    /// Requests are counted here.
+    /// Metrics that count requests.
     pub metrics: Data<Metrics>,
-    /// Whose word about a client's address is believed.
+    /// Trusted proxies.
     pub proxies: Arc<Proxies>,
-    /// Whether regcred's own listener speaks TLS.
+    /// Whether the listener uses TLS.
     pub speaks_tls: bool,
 }
 
 /// Middleware that
 ///
-/// - tells the connection's clock that it is our turn now, and after the answer that it is the client's;
-/// - notes which request this is and where it comes from ([`RequestMeta`]);
-/// - gives the answer the request's id, and its headers for browsers;
-/// - counts and times the request, by the route's pattern, never the path: callers must not be able to make new series.
+/// - stops the connection's [`Clock`] during the request and restarts it with the response;
+/// - stores the [`RequestMeta`];
+/// - adds the request id and the security headers to the response;
+/// - records metrics by the route's pattern, because clients could create new series with paths.
 pub async fn pass(
     edge: Rc<Edge>,
     request: ServiceRequest,
@@ -47,24 +48,24 @@ pub async fn pass(
     let start = Instant::now();
     let clock = Clock::of(request.request());
     if let Some(clock) = &clock {
-        clock.ours();
+        clock.request_received();
     }
     let meta = RequestMeta::new(request.request(), &edge.proxies);
     request.extensions_mut().insert(meta);
 
-    let mut answer = next.call(request).await;
+    let mut response = next.call(request).await;
 
     let mut closes = false;
-    match &mut answer {
-        Ok(answer) => {
-            let route = answer.request().match_pattern();
-            let method = answer.request().method().as_str();
-            edge.metrics.count_request(method, route.as_deref(), answer.status().as_u16(), start.elapsed());
-            closes = answer.response().head().connection_type() == ConnectionType::Close;
+    match &mut response {
+        Ok(response) => {
+            let route = response.request().match_pattern();
+            let method = response.request().method().as_str();
+            edge.metrics.count_request(method, route.as_deref(), response.status().as_u16(), start.elapsed());
+            closes = response.response().head().connection_type() == ConnectionType::Close;
             if let Ok(id) = meta.id.with_text(HeaderValue::from_str) {
-                answer.headers_mut().insert(X_REQUEST_ID, id);
+                response.headers_mut().insert(X_REQUEST_ID, id);
             }
-            security_headers::add(answer, edge.speaks_tls);
+            security_headers::add(response, edge.speaks_tls);
         }
         Err(error) => {
             let status = error.as_response_error().status_code();
@@ -72,7 +73,7 @@ pub async fn pass(
         }
     }
     if let Some(clock) = &clock {
-        clock.answered(closes);
+        clock.response_ready(closes);
     }
-    answer
+    response
 }

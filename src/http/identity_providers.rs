@@ -26,7 +26,7 @@ use crate::{
         body::{Json, MergePatch},
         conditional::{IfMatch, etag},
         merge_patch,
-        paging::{Page, PageParams, PageQuery, page},
+        paging::{Page, PageQuery},
         path_name,
         problem::ApiError,
     },
@@ -34,27 +34,30 @@ use crate::{
     storage::identity_providers::StoredProvider,
 };
 
-/// An identity provider to be trusted.
+/// Identity provider to trust.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateIdentityProvider {
     /// Unique name, a DNS-1123 label.
     #[schema(example = "gitlab")]
     name: String,
-    /// How tokens are verified: by the keys of an OIDC issuer, or by asking the cluster that made them.
+    /// Verification of tokens: with the keys of an OIDC issuer, or with a TokenReview by the
+    /// issuing cluster.
     #[serde(rename = "type")]
     provider_type: ProviderType,
-    /// For `oidc`: the `iss` of its tokens, letter by letter. An `https://` URL.
+    /// Issuer, for `oidc`: an `https://` URL that equals the `iss` of the tokens.
     #[schema(example = "https://gitlab.example.com")]
     issuer: Option<String>,
-    /// For `oidc`: PEM of the CA that signed the certificate of the issuer's host, beside those that regcred's host trusts.
+    /// CA certificates (PEM) to trust for the issuer, for `oidc`, in addition to those of regcred's
+    /// host.
     ca_certificate: Option<String>,
-    /// For `tokenReview`: name of the registered cluster that reviews the tokens.
+    /// Name of the registered cluster that reviews the tokens, for `tokenReview`.
     cluster: Option<String>,
-    /// The `aud` that a token must have. One that was made for somebody else is never taken.
+    /// Audience that the `aud` of a token must contain. Tokens for other audiences are rejected.
     #[schema(example = "regcred")]
     audience: String,
-    /// Who bearers are: the first rule whose claims all match decides. If none does, the answer is 403.
+    /// Rules that map claims to a role and grants. The first rule whose claims all match applies.
+    /// Without a match the response is 403.
     rules: Vec<RuleDocument>,
 }
 
@@ -74,27 +77,29 @@ impl CreateIdentityProvider {
     }
 }
 
-/// A change of an identity provider, as a JSON merge patch. `rules` are replaced as a whole. The type is for good.
+/// Change of an identity provider, as a JSON merge patch.
+///
+/// `rules` are replaced completely. The type is immutable.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateIdentityProvider {
-    /// Another issuer.
+    /// New issuer.
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(nullable = false)]
     issuer: Option<String>,
-    /// Another CA; `null` for those that regcred's host trusts alone.
+    /// New CA certificates (PEM); `null` to trust only those of regcred's host.
     #[serde(default, deserialize_with = "merge_patch::present")]
     #[schema(value_type = Option<String>)]
     ca_certificate: Option<Option<String>>,
-    /// Another cluster.
+    /// New cluster.
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(nullable = false)]
     cluster: Option<String>,
-    /// Another audience.
+    /// New audience.
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(nullable = false)]
     audience: Option<String>,
-    /// Other rules, all of them.
+    /// New rules.
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(nullable = false)]
     rules: Option<Vec<RuleDocument>>,
@@ -107,32 +112,32 @@ impl From<UpdateIdentityProvider> for ProviderChange {
     }
 }
 
-/// An identity provider: whose tokens are taken in place of API keys, and what they stand for.
+/// Identity provider whose tokens are accepted instead of API keys.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct IdentityProvider {
-    /// Identity that survives everything.
+    /// Immutable identifier.
     id: Uuid,
     /// Unique name.
     name: String,
-    /// How tokens are verified.
+    /// Verification of tokens.
     #[serde(rename = "type")]
     provider_type: ProviderType,
-    /// The `iss` of its tokens; `null` for `tokenReview`.
+    /// Issuer; `null` for `tokenReview`.
     issuer: Option<String>,
-    /// PEM of the CA that signed the certificate of the issuer's host.
+    /// CA certificates (PEM) to trust for the issuer.
     ca_certificate: Option<String>,
     /// Name of the cluster that reviews the tokens; `null` for `oidc`.
     cluster: Option<String>,
-    /// The `aud` that a token must have.
+    /// Audience that a token must have.
     audience: String,
-    /// Who bearers are, with every kind of grant said.
+    /// Rules, with effective grants.
     rules: Vec<RuleDocument>,
-    /// Grows by one with every change.
+    /// Version, incremented by every change.
     version: i64,
-    /// When it was created.
+    /// Time of creation.
     created_at: DateTime<Utc>,
-    /// When it was changed last.
+    /// Time of the last change.
     updated_at: DateTime<Utc>,
 }
 
@@ -162,9 +167,9 @@ impl From<StoredProvider> for IdentityProvider {
     }
 }
 
-/// Trust an identity provider.
+/// Create an identity provider.
 ///
-/// Its tokens are taken as `Authorization: Bearer` from then on. Nothing is sent to it now.
+/// Its tokens are accepted as `Authorization: Bearer` from then on. The provider is not called.
 #[utoipa::path(
     tag = "identity-providers",
     request_body = CreateIdentityProvider,
@@ -187,24 +192,23 @@ pub async fn create_identity_provider(
         .json(IdentityProvider::from(provider)))
 }
 
-/// List identity providers by name.
+/// List identity providers, ordered by name.
 #[utoipa::path(
     tag = "identity-providers",
-    params(PageParams),
+    params(PageQuery<Name>),
     responses((status = OK, body = Page<IdentityProvider>)),
 )]
 #[get("/identity-providers")]
 pub async fn list_identity_providers(
-    caller: Caller<ReadIdentityProviders>,
+    caller: Caller<ReadIdentityProviders, PageQuery<Name>>,
     providers: Data<IdentityProviders>,
-    query: PageQuery,
 ) -> Result<HttpResponse, ApiError> {
-    let found = providers.list(&caller.identity, &query.0).await?;
-    let page: Page<IdentityProvider> = page(found, &query.0, |provider| &provider.name);
+    let found = providers.list(&caller.identity, &caller.query.request()).await?;
+    let page: Page<IdentityProvider> = Page::of(found, &caller.query, |provider| provider.name.clone());
     Ok(HttpResponse::Ok().json(page))
 }
 
-/// Show an identity provider.
+/// Get an identity provider.
 #[utoipa::path(
     tag = "identity-providers",
     params(("name" = String, Path, description = "Name of the provider")),
@@ -220,12 +224,12 @@ pub async fn get_identity_provider(
     Ok(HttpResponse::Ok().insert_header(etag(provider.version)).json(IdentityProvider::from(provider)))
 }
 
-/// Change an identity provider. It counts for the next request.
+/// Change an identity provider. The change applies to the next request.
 #[utoipa::path(
     tag = "identity-providers",
     params(
         ("name" = String, Path, description = "Name of the provider"),
-        ("If-Match" = Option<String>, Header, description = "Change only this version (its ETag)"),
+        ("If-Match" = Option<String>, Header, description = "ETag of the version to change"),
     ),
     request_body(content(
         (UpdateIdentityProvider = "application/merge-patch+json"),
@@ -246,12 +250,12 @@ pub async fn update_identity_provider(
     Ok(HttpResponse::Ok().insert_header(etag(provider.version)).json(IdentityProvider::from(provider)))
 }
 
-/// Delete an identity provider. Its tokens are refused from the next request on.
+/// Delete an identity provider. Its tokens are rejected from the next request on.
 #[utoipa::path(
     tag = "identity-providers",
     params(
         ("name" = String, Path, description = "Name of the provider"),
-        ("If-Match" = Option<String>, Header, description = "Delete only this version (its ETag)"),
+        ("If-Match" = Option<String>, Header, description = "ETag of the version to delete"),
     ),
     responses((status = NO_CONTENT)),
 )]

@@ -1,62 +1,59 @@
 //! `/v1/registry-accounts:import`
 
-use actix_web::{HttpRequest, HttpResponse, post, web::Data};
+use actix_web::{HttpResponse, post, web::Data};
 use serde::Serialize;
-use url::form_urlencoded;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::{
-    domain::{
-        docker_config::{Warning, import::SkipReason},
-        invalid::FieldErrors,
-    },
+    domain::docker_config::{Warning, import::SkipReason},
     http::{
         auth::{Caller, permission::WriteAccounts},
         body::Document,
         problem::ApiError,
+        query::{FromQuery, Query, text},
     },
     service::imports::{EntryOutcome, ImportReport, ImportedEntry, Imports},
 };
 
-/// What became of a docker config.
+/// Result of an import.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ImportResult {
-    /// The entries in the document's order, then the fields beside them.
+    /// Entries in the document's order, then its other fields.
     items: Vec<ImportResultItem>,
-    /// What in the document does not do what it looks like.
+    /// Parts of the document that readers ignore or treat unexpectedly.
     warnings: Vec<Warning>,
 }
 
-/// What became of one entry or field of the document.
+/// Result for one entry or field of the document.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ImportResultItem {
-    /// The entry's key, or the name of the field.
+    /// Key of the entry, or name of the field.
     #[schema(example = "https://index.docker.io/v1/")]
     key: String,
-    /// The registry, normalised; `null` for what was skipped.
+    /// Registry, normalised; `null` if skipped.
     #[schema(example = "docker.io")]
     registry: Option<String>,
-    /// Name of the account; `null` for what was skipped.
+    /// Name of the account; `null` if skipped.
     name: Option<String>,
-    /// What became of it.
+    /// Outcome.
     outcome: ImportOutcome,
-    /// Why it was skipped, for programs.
+    /// Reason why it was skipped.
     reason: Option<SkipReason>,
-    /// Why it was skipped or what of it was left out, for people.
+    /// Explanation of the reason, or of the parts that were left out.
     detail: Option<String>,
 }
 
-/// What became of an entry.
+/// Outcome of importing an entry.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ImportOutcome {
-    /// A new account.
+    /// An account was created.
     Created,
-    /// An account that was there has this login now.
+    /// An existing account was updated.
     Updated,
-    /// An account that was there had this login already.
+    /// An existing account already had this login.
     Unchanged,
-    /// Nothing that can become an account.
+    /// The entry cannot become an account.
     Skipped,
 }
 
@@ -65,7 +62,7 @@ impl From<ImportedEntry> for ImportResultItem {
         let (registry, name) = imported.account.map(|(registry, name)| (registry, name.to_string())).unzip();
         let left_out = (!imported.left_out.is_empty()).then(|| {
             let names: Vec<_> = imported.left_out.iter().map(|name| format!("`{name}`")).collect();
-            format!("left out: {}; an account holds a user, a password and a valid address", names.join(", "))
+            format!("left out: {}; an account stores only user, password and a valid e-mail address", names.join(", "))
         });
         let (outcome, reason, detail) = match imported.outcome {
             EntryOutcome::Created => (ImportOutcome::Created, None, left_out),
@@ -83,18 +80,34 @@ impl From<ImportReport> for ImportResult {
     }
 }
 
-/// Import the logins of a docker config as registry accounts, all of them or none.
+/// Options of an import.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query, rename_all = "camelCase")]
+pub struct ImportQuery {
+    /// Prefix of the accounts' names.
+    #[param(value_type = Option<String>, max_length = 32)]
+    name_prefix: String,
+    /// Checks everything and stores nothing.
+    #[param(value_type = Option<bool>, default = false)]
+    dry_run: bool,
+}
+
+impl FromQuery for ImportQuery {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        let name_prefix = query.one("namePrefix", text).unwrap_or_default();
+        Self { name_prefix, dry_run: query.flag("dryRun") }
+    }
+}
+
+/// Import the logins of a docker config as registry accounts, all or none.
 ///
-/// Takes a `config.json` or a legacy `.dockercfg` as it is, the base64 value of a Secret that holds one, or the
-/// manifest of such a Secret as JSON or YAML. Accounts are named after their registries. Whatever cannot become an
-/// account is named in the answer with its reason.
+/// Accepts a `config.json`, a legacy `.dockercfg`, the base64 value of a Secret that contains one,
+/// or the manifest of such a Secret as JSON or YAML. Accounts are named after their registries. The
+/// response lists every entry that cannot become an account, with the reason.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "import_registry_accounts",
-    params(
-        ("namePrefix" = Option<String>, Query, description = "What the names of the accounts begin with", max_length = 32),
-        ("dryRun" = Option<bool>, Query, description = "Look at everything and store nothing"),
-    ),
+    params(ImportQuery),
     request_body(content(
         (Object = "application/json"),
         (String = "application/yaml"),
@@ -104,27 +117,11 @@ impl From<ImportReport> for ImportResult {
 )]
 #[post("/registry-accounts:import")]
 pub async fn import_accounts(
-    caller: Caller<WriteAccounts>,
+    caller: Caller<WriteAccounts, ImportQuery>,
     imports: Data<Imports>,
-    request: HttpRequest,
     document: Document,
 ) -> Result<HttpResponse, ApiError> {
-    let (prefix, dry_run) = query(request.query_string())?;
-    let report = imports.import(&caller.identity, document.0, prefix, dry_run).await?;
+    let ImportQuery { name_prefix, dry_run } = caller.query;
+    let report = imports.import(&caller.identity, document.0, name_prefix, dry_run).await?;
     Ok(HttpResponse::Ok().json(ImportResult::from(report)))
-}
-
-fn query(query: &str) -> Result<(String, bool), ApiError> {
-    let mut errors = FieldErrors::default();
-    let (mut prefix, mut dry_run) = (String::new(), false);
-    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-        match (&*key, &*value) {
-            ("namePrefix", value) => value.clone_into(&mut prefix),
-            ("dryRun", "true") => dry_run = true,
-            ("dryRun", "false") => dry_run = false,
-            ("dryRun", _) => errors.refuse("dryRun", "must be true or false"),
-            (other, _) => errors.refuse(&other.chars().take(50).collect::<String>(), "is not a known query parameter"),
-        }
-    }
-    Ok(errors.finish(|| Some((prefix, dry_run)))?)
 }

@@ -14,26 +14,26 @@ use crate::{
     },
 };
 
-/// Who is calling.
+/// The caller.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Me {
-    /// What he is.
+    /// Type of caller: `apiKey` or `identityProvider`.
     #[schema(example = "apiKey")]
     r#type: &'static str,
-    /// Id of the API key; `null` for a caller without one.
+    /// Identifier of the API key; `null` for a token.
     id: Option<Uuid>,
-    /// Name of the API key; of a caller with a token, the name of its identity provider and the subject.
+    /// Name of the API key; for a token, the name of the identity provider and the subject.
     name: String,
-    /// His role.
+    /// Role.
     role: &'static str,
-    /// What it reaches, with every kind said.
+    /// Effective grants.
     grants: GrantsDocument,
-    /// When the key or token ends; `null` for never.
+    /// Time at which the key or token expires; `null` if it does not.
     expires_at: Option<DateTime<Utc>>,
 }
 
-/// Show who is calling, and what he reaches.
+/// Get the caller: its identity, role and grants.
 #[utoipa::path(tag = "api-keys", responses((status = OK, body = Me)))]
 #[get("/me")]
 pub async fn get_me(caller: Caller<Authenticated>) -> Result<HttpResponse, ApiError> {

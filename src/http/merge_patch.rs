@@ -1,12 +1,9 @@
-//! Telling an absent field from `null`, as a merge patch (RFC 7396) needs it.
+//! Deserializers for JSON merge patches (RFC 7396), which distinguish absent fields from `null`.
 
 use serde::{Deserialize, Deserializer};
 
-/// Reads a field that is there, `null` included, as `Some`; with `#[serde(default)]` an absent one is `None`.
-///
-/// # Errors
-///
-/// Whatever reading `T` gives.
+/// Deserializes a present field, including `null`, as `Some`. Use `#[serde(default)]` for an absent
+/// one.
 pub fn present<'de, D, T>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
 where
     D: Deserializer<'de>,
@@ -15,11 +12,7 @@ where
     Option::<T>::deserialize(deserializer).map(Some)
 }
 
-/// Reads a field that can be replaced but not removed: `null` is refused as a value of the wrong type.
-///
-/// # Errors
-///
-/// Whatever reading `T` gives.
+/// Deserializes a field that can be replaced but not removed: `null` is refused.
 pub fn set<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,

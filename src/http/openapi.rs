@@ -1,4 +1,4 @@
-//! The OpenAPI document, made from the routes, and what follows from it: which methods a path takes.
+//! The OpenAPI document, generated from the routes, and the methods that each path supports.
 
 use actix_web::App;
 use actix_web::dev::ResourceDef;
@@ -19,25 +19,25 @@ use crate::http::{Serves, problem::Problem};
 #[openapi(
     info(
         title = "regcred",
-        description = "A credential broker: registry accounts go in, Kubernetes image pull secrets come out.",
+        description = "Credential broker: stores registry accounts and delivers them as Kubernetes image pull secrets.\n\nRoutes under `/v1` refuse unknown query parameters and unknown fields with 422.",
         license(name = "Proprietary"),
     ),
     components(schemas(Problem)),
     tags(
-        (name = "registry-accounts", description = "Credentials for registries, sealed"),
-        (name = "docker-configs", description = "Docker configs for the programs that read them"),
-        (name = "clusters", description = "Kubernetes API servers"),
-        (name = "secrets", description = "The direct road: one Secret, now"),
-        (name = "pull-secrets", description = "The declared road: these accounts, as this Secret, in all these namespaces"),
-        (name = "api-keys", description = "Callers"),
-        (name = "identity-providers", description = "Callers with a token of their own"),
-        (name = "audit", description = "Who did what, when, with what result; never a value"),
+        (name = "registry-accounts", description = "Credentials of container registries"),
+        (name = "docker-configs", description = "Docker configs for kubelet, docker CLI and other readers"),
+        (name = "clusters", description = "Registered Kubernetes clusters"),
+        (name = "secrets", description = "Direct delivery of a Secret"),
+        (name = "pull-secrets", description = "Declared delivery: Secrets that a worker keeps up to date in many namespaces"),
+        (name = "api-keys", description = "API keys of callers"),
+        (name = "identity-providers", description = "Trusted issuers of tokens"),
+        (name = "audit", description = "Audit log, without secret values"),
         (name = "operation", description = "Health and metrics"),
     ),
 )]
 struct Api;
 
-/// The document without its paths, as [`UtoipaApp`](utoipa_actix_web::UtoipaApp) starts with it.
+/// The document without paths, the starting point of [`UtoipaApp`](utoipa_actix_web::UtoipaApp).
 pub(super) fn frame() -> Document {
     Api::openapi()
 }
@@ -48,17 +48,17 @@ pub fn document() -> Document {
     document_of(Serves::Everything.routes())
 }
 
-/// The OpenAPI document of these routes.
+/// The OpenAPI document of the given routes.
 pub(super) fn document_of(routes: fn(&mut ServiceConfig)) -> Document {
     let (_, document) = App::new().into_utoipa_app().openapi(frame()).configure(routes).split_for_parts();
     complete(document)
 }
 
-/// Adds to every operation what all of its kind have: the key, and the problems that can come of it.
+/// Adds the security requirement and the problems to every operation.
 fn complete(mut document: Document) -> Document {
     let components = document.components.get_or_insert_default();
     let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("rgc_…").description(Some(
-        "An API key, or a token of an identity provider; `regcred api-key create` makes the first key",
+        "API key, or token of an identity provider. `regcred api-key create` creates the first key.",
     ));
     components.add_security_scheme("apiKey", SecurityScheme::Http(bearer.build()));
     for (path, item) in &mut document.paths.paths {
@@ -75,9 +75,10 @@ fn complete(mut document: Document) -> Document {
     document
 }
 
-/// The statuses of the problems that an operation can answer with.
+/// Statuses of the problems that an operation may return.
 fn problems(path: &str, method: &HttpMethod, operation: &Operation) -> Vec<&'static str> {
-    let mut statuses = vec!["400", "401", "403", "429", "500", "503"];
+    // 422: every operation refuses unknown query parameters.
+    let mut statuses = vec!["400", "401", "403", "422", "429", "500", "503"];
     if path.contains('{') {
         statuses.push("404");
     }
@@ -87,13 +88,10 @@ fn problems(path: &str, method: &HttpMethod, operation: &Operation) -> Vec<&'sta
     if operation.request_body.is_some() {
         statuses.extend(["408", "409", "413", "415"]);
     }
-    if operation.request_body.is_some() || operation.parameters.as_ref().is_some_and(|p| !p.is_empty()) {
-        statuses.push("422");
-    }
     if path == "/v1/api-keys/{id}" || matches!(method, HttpMethod::Delete) {
         statuses.push("409");
     }
-    // The dry run of a pull secret calls clusters too.
+    // The dry run of a pull secret calls clusters.
     if path.ends_with("/secrets") || matches!(method, HttpMethod::Put) {
         statuses.extend(["502", "504"]);
     }
@@ -105,7 +103,7 @@ fn problems(path: &str, method: &HttpMethod, operation: &Operation) -> Vec<&'sta
 
 fn problem_response() -> RefOr<Response> {
     let content = Content::new(Some(RefOr::Ref(Ref::from_schema_name("Problem"))));
-    let mut response = Response::new("A problem");
+    let mut response = Response::new("Problem");
     response.content.insert("application/problem+json".to_owned(), RefOr::T(content));
     RefOr::T(response)
 }
@@ -123,7 +121,7 @@ fn operations_mut(item: &mut PathItem) -> Vec<(HttpMethod, &mut Operation)> {
     .collect()
 }
 
-/// Which methods each path takes, for an honest 405: actix answers 404 where the path fits and the method does not.
+/// Methods of each path. actix-web responds 404 instead of 405 to an unsupported method.
 pub(super) struct Methods(Vec<(ResourceDef, Vec<Method>)>);
 
 impl Methods {
@@ -136,7 +134,7 @@ impl Methods {
         Self(paths.map(|(path, item)| (ResourceDef::new(path.as_str()), methods(item))).collect())
     }
 
-    /// The methods of a path, if any route has it.
+    /// Methods of a path; `None` if no route has it.
     pub(super) fn allowed(&self, path: &str) -> Option<String> {
         let (_, methods) = self.0.iter().find(|(pattern, _)| pattern.is_match(path))?;
         let names: Vec<&str> = methods.iter().map(Method::as_str).collect();

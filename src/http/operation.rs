@@ -1,4 +1,6 @@
-//! `/healthz`, `/readyz` and `/metrics`: for whoever runs regcred, without a key.
+//! `/healthz`, `/readyz` and `/metrics`: unauthenticated routes for operators.
+//!
+//! They ignore query strings, which some load balancers and scrapers append to their probes.
 
 use actix_web::{HttpResponse, get, web::Data};
 use serde::Serialize;
@@ -7,25 +9,29 @@ use utoipa::ToSchema;
 
 use crate::{http::problem::ApiError, metrics::Metrics, service::health::readiness};
 
-/// Whether regcred can serve.
+/// Readiness of this process.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Ready {
-    /// Whether all of it is there.
+    /// Whether all conditions hold.
     ready: bool,
-    /// Postgres answers.
+    /// Whether Postgres is reachable.
     database: bool,
-    /// Postgres has every migration of this binary.
+    /// Whether every migration of this binary is applied.
     migrations: bool,
 }
 
-/// Say that the process lives.
-#[utoipa::path(tag = "operation", responses((status = OK, description = "It lives", body = String)))]
+/// Check liveness.
+///
+/// Query parameters are ignored.
+#[utoipa::path(tag = "operation", responses((status = OK, description = "The process is alive", body = String)))]
 #[get("/healthz")]
 pub async fn get_health() -> HttpResponse {
     HttpResponse::Ok().content_type("text/plain").body("ok\n")
 }
 
-/// Say whether requests can be served.
+/// Check readiness.
+///
+/// Query parameters are ignored.
 #[utoipa::path(tag = "operation", responses(
     (status = OK, description = "Ready", body = Ready),
     (status = SERVICE_UNAVAILABLE, description = "Not ready", body = Ready),
@@ -37,7 +43,9 @@ pub async fn get_readiness(pool: Data<PgPool>) -> HttpResponse {
     response.json(Ready { ready: readiness.is_ready(), database: readiness.database, migrations: readiness.migrations })
 }
 
-/// Show the metrics, in the OpenMetrics text format.
+/// Get metrics in the OpenMetrics text format.
+///
+/// Query parameters are ignored.
 #[utoipa::path(tag = "operation", responses(
     (status = OK, content_type = "application/openmetrics-text", body = String),
 ))]

@@ -1,4 +1,4 @@
-//! `Prefer: wait=N` (RFC 7240): an answer that may come later, once what was asked for is done.
+//! `Prefer: wait=N` (RFC 7240): a response that waits until the work is done.
 
 use std::{
     future::{Ready, ready},
@@ -9,14 +9,14 @@ use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header::HeaderName
 
 use crate::http::problem::ApiError;
 
-/// The longest wait: what waits longer at an answer is cut off by something on the way.
+/// Maximum wait in seconds. Proxies often cut off longer requests.
 const WAIT_MAX: u64 = 60;
 
-/// How long the caller wants to wait, if at all. Preferences that are not known are passed over, as the RFC has it.
+/// Time that the client prefers to wait. Unknown preferences are ignored, as the RFC requires.
 pub struct PreferWait(pub Option<Duration>);
 
 impl PreferWait {
-    /// Says in the answer what was obeyed.
+    /// Header that confirms the applied preference.
     pub fn applied(&self) -> Option<(HeaderName, String)> {
         let wait = self.0?;
         Some((HeaderName::from_static("preference-applied"), format!("wait={}", wait.as_secs())))
@@ -56,7 +56,7 @@ mod tests {
     #[case("wait", None)]
     #[case("wait=soon", None)]
     #[case("wait=-1", None)]
-    fn a_wait_is_found_and_bounded(#[case] preference: &str, #[case] seconds: Option<u64>) {
+    fn a_wait_is_parsed_and_bounded(#[case] preference: &str, #[case] seconds: Option<u64>) {
         assert_eq!(wait(preference), seconds.map(Duration::from_secs));
     }
 }

@@ -1,4 +1,4 @@
-//! Errors as RFC 9457 problems: one place that gives each its status, slug and title.
+//! Errors as problems (RFC 9457). One table gives each its status, slug and title.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -20,76 +20,78 @@ use crate::{
     storage::StorageError,
 };
 
-/// What every problem's type begins with.
+/// Prefix of problem types.
 const TYPE_BASE: &str = "https://regcred.dev/problems/";
 
-/// Everything that a handler may fail with.
+/// Errors of handlers.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// A use case failed.
+    /// Error of a use case.
     #[error(transparent)]
     Service(#[from] ServiceError),
     /// The body is not JSON.
     #[error("the body is not JSON: {0}")]
     MalformedJson(String),
-    /// The body is longer than this route takes, in bytes.
-    #[error("the body is longer than {0} bytes")]
+    /// The body exceeds this number of bytes.
+    #[error("the body exceeds {0} bytes")]
     BodyTooLarge(usize),
-    /// The body took longer to arrive than a client may take.
-    #[error("the body did not arrive in time")]
+    /// The body did not arrive in time.
+    #[error("the body did not arrive within 10 seconds; send the request again")]
     BodyTimeout,
-    /// The body broke off, or its transfer coding is wrong.
-    #[error("the body could not be read")]
+    /// The body is incomplete, or its transfer coding is invalid.
+    #[error("the body is incomplete, or its transfer coding is invalid")]
     BodyUnreadable,
-    /// The body has a media type that this route does not take.
-    #[error("the body must be sent as {}", .0.join(" or "))]
+    /// The route does not support the body's media type.
+    #[error("send the body as {}", .0.join(" or "))]
     UnsupportedMediaType(&'static [&'static str]),
-    /// The caller accepts nothing that this route can answer with.
-    #[error("this answer can only be had as {0}")]
+    /// The route supports none of the accepted media types.
+    #[error("accept {0}")]
     NotAcceptable(&'static str),
-    /// No key, or not a good one.
+    /// The API key is missing or invalid.
     #[error("{0}")]
     Unauthenticated(&'static str),
-    /// A token that is none, or not one for us, or not any more.
-    #[error("the token is not valid here: its issuer, audience, signature or time is not accepted")]
+    /// The token is malformed, expired or not intended for regcred.
+    #[error("the token is rejected: its issuer, audience, signature or time is not accepted")]
     InvalidToken,
-    /// A token that is valid, and nothing says who its bearer is.
-    #[error("the token is valid, but no rule of its identity provider matches its claims")]
+    /// No rule of the identity provider matches a valid token.
+    #[error(
+        "the token is valid, but no rule of its identity provider matches its claims; change the rules or the token"
+    )]
     NoMatchingRule,
-    /// Whoever vouches for such tokens does not answer.
-    #[error("whoever issued the token cannot be asked now whether it is valid")]
+    /// The issuer, or the cluster that reviews the tokens, is unavailable.
+    #[error("the token cannot be verified because its issuer is unavailable; retry later")]
     IssuerUnavailable {
-        /// When to try again.
+        /// Time after which to retry.
         retry_after: Duration,
     },
-    /// Too many wrong keys of one id, or from one address.
-    #[error("too many attempts with wrong API keys or tokens")]
+    /// Too many failed authentications of one key id, or from one address.
+    #[error("too many failed authentications; check the API key or token and retry later")]
     TooManyAttempts {
-        /// When to try again.
+        /// Time after which to retry.
         retry_after: Duration,
     },
-    /// A good key, and more requests than one caller may send.
-    #[error("this caller sends more requests than one may")]
+    /// The caller exceeded its request rate limit.
+    #[error("this caller exceeded its request rate limit; retry later")]
     TooManyRequests {
-        /// When to try again.
+        /// Time after which to retry.
         retry_after: Duration,
     },
-    /// The caller may see this but not do it.
-    #[error("your role does not include this")]
+    /// The caller's role lacks the permission.
+    #[error("your role does not include this operation; use a key with another role")]
     Forbidden,
-    /// The caller's role includes this, and what he reaches is too little for it.
-    #[error("this shows what belongs to everybody: it needs grants of all accounts, clusters and namespaces")]
+    /// The caller's role includes the permission, but its grants are restricted.
+    #[error("this operation requires grants of all accounts, clusters and namespaces")]
     NeedsAllGrants,
-    /// There is no such route.
-    #[error("there is nothing at this path")]
+    /// No route has this path.
+    #[error("no route has this path")]
     NoRoute,
-    /// The path is there, the method is not.
-    #[error("this path takes only {0}")]
+    /// The path does not support the method.
+    #[error("this path supports only {0}")]
     MethodNotAllowed(String),
-    /// Anything that actix refused by itself, such as a path that is not UTF-8.
-    #[error("the request is not well-formed")]
+    /// A request that actix-web refused, such as one with a path that is not UTF-8.
+    #[error("the request is malformed")]
     BadRequest,
-    /// Our fault; the cause is logged and never sent.
+    /// Internal error. Its cause is logged and never sent.
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
 }
@@ -101,8 +103,8 @@ impl From<Vec<FieldError>> for ApiError {
 }
 
 impl ApiError {
-    /// Whether it says of something that there is none, where there may be one that the caller shall not know of.
-    pub fn may_hide(&self) -> bool {
+    /// Whether this error may conceal an existing resource.
+    pub fn may_conceal(&self) -> bool {
         use ServiceError as E;
         matches!(
             self,
@@ -110,36 +112,38 @@ impl ApiError {
         )
     }
 
-    /// One refused field.
+    /// Error of one invalid field.
     pub fn field(field: &str, detail: impl ToString) -> Self {
         vec![FieldError::new(field, detail)].into()
     }
 
-    /// Status, slug and title: one table for answers, metrics and documents.
-    fn parts(&self) -> (StatusCode, &'static str, &'static str) {
+    /// Status, slug and title.
+    fn parts(&self) -> ProblemParts {
         use StatusCode as S;
         match self {
             Self::Service(error) => service_parts(error),
             Self::MalformedJson(_) => (S::BAD_REQUEST, "malformed-json", "The body is not JSON"),
             Self::BodyTooLarge(_) => (S::PAYLOAD_TOO_LARGE, "body-too-large", "The body is too large"),
-            Self::BodyTimeout => (S::REQUEST_TIMEOUT, "body-timeout", "The body came too slowly"),
-            Self::BodyUnreadable => (S::BAD_REQUEST, "body-unreadable", "The body could not be read"),
+            Self::BodyTimeout => (S::REQUEST_TIMEOUT, "body-timeout", "The body did not arrive in time"),
+            Self::BodyUnreadable => (S::BAD_REQUEST, "body-unreadable", "The body is not readable"),
             Self::UnsupportedMediaType(_) => {
-                (S::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "The body's media type is not supported")
+                (S::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type")
             }
             Self::NotAcceptable(_) => (S::NOT_ACCEPTABLE, "not-acceptable", "No acceptable media type"),
-            Self::Unauthenticated(_) => (S::UNAUTHORIZED, "unauthenticated", "A valid API key is needed"),
-            Self::InvalidToken => (S::UNAUTHORIZED, "invalid-token", "The token is not valid"),
-            Self::NoMatchingRule => (S::FORBIDDEN, "no-matching-rule", "No rule takes this token"),
+            Self::Unauthenticated(_) => (S::UNAUTHORIZED, "unauthenticated", "Authentication required"),
+            Self::InvalidToken => (S::UNAUTHORIZED, "invalid-token", "Invalid token"),
+            Self::NoMatchingRule => (S::FORBIDDEN, "no-matching-rule", "No rule matches the token"),
             Self::IssuerUnavailable { .. } => {
-                (S::SERVICE_UNAVAILABLE, "issuer-unavailable", "The token's issuer is not available")
+                (S::SERVICE_UNAVAILABLE, "issuer-unavailable", "Token issuer unavailable")
             }
-            Self::TooManyAttempts { .. } => (S::TOO_MANY_REQUESTS, "too-many-attempts", "Too many attempts"),
-            Self::TooManyRequests { .. } => (S::TOO_MANY_REQUESTS, "too-many-requests", "Too many requests"),
+            Self::TooManyAttempts { .. } => {
+                (S::TOO_MANY_REQUESTS, "too-many-attempts", "Too many failed authentications")
+            }
+            Self::TooManyRequests { .. } => (S::TOO_MANY_REQUESTS, "too-many-requests", "Request rate limit exceeded"),
             Self::Forbidden | Self::NeedsAllGrants => (S::FORBIDDEN, "forbidden", "Not allowed"),
             Self::NoRoute => (S::NOT_FOUND, "not-found", "Not found"),
             Self::MethodNotAllowed(_) => (S::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed"),
-            Self::BadRequest => (S::BAD_REQUEST, "bad-request", "The request is not well-formed"),
+            Self::BadRequest => (S::BAD_REQUEST, "bad-request", "Malformed request"),
             Self::Internal(_) => internal_parts(),
         }
     }
@@ -151,7 +155,7 @@ impl ApiError {
         }
     }
 
-    /// What the caller reads: for errors of ours, nothing of their cause.
+    /// Text for the caller. It never contains the cause of an internal error.
     fn detail(&self) -> String {
         match self {
             Self::Service(ServiceError::Invalid(errors) | ServiceError::UnknownAccounts { errors, .. }) => {
@@ -159,13 +163,13 @@ impl ApiError {
                 all.join("; ")
             }
             error if error.parts().0 == StatusCode::INTERNAL_SERVER_ERROR => {
-                "something went wrong inside regcred; its log has the cause under this request id".to_owned()
+                "internal error; search the log of regcred for this request id".to_owned()
             }
             error => error.to_string(),
         }
     }
 
-    /// The refused field, where somebody else refused it: an API server, a registry.
+    /// Field that an API server or a registry refused.
     fn remote_field(&self) -> Option<FieldError> {
         match self {
             Self::Service(ServiceError::Cluster(ClusterError::InvalidSecret { field, detail })) => {
@@ -200,39 +204,40 @@ impl ApiError {
     }
 }
 
-fn internal_parts() -> (StatusCode, &'static str, &'static str) {
+/// Status, slug and title of a problem.
+type ProblemParts = (StatusCode, &'static str, &'static str);
+
+fn internal_parts() -> ProblemParts {
     (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error")
 }
 
-fn service_parts(error: &ServiceError) -> (StatusCode, &'static str, &'static str) {
+fn service_parts(error: &ServiceError) -> ProblemParts {
     use StatusCode as S;
     match error {
         ServiceError::Invalid(_) | ServiceError::UnknownAccounts { .. } => {
-            (S::UNPROCESSABLE_ENTITY, "invalid-request", "The request is not valid")
+            (S::UNPROCESSABLE_ENTITY, "invalid-request", "Invalid request")
         }
         ServiceError::NotFound { .. } | ServiceError::Hidden { .. } => (S::NOT_FOUND, "not-found", "Not found"),
-        ServiceError::Audit(_) => (S::SERVICE_UNAVAILABLE, "audit-unavailable", "The audit record cannot be written"),
+        ServiceError::Audit(_) => (S::SERVICE_UNAVAILABLE, "audit-unavailable", "Audit log unavailable"),
         ServiceError::NotGranted { .. } | ServiceError::Trusted { .. } => (S::FORBIDDEN, "forbidden", "Not allowed"),
-        ServiceError::LastAdmin => (S::CONFLICT, "last-admin", "Nobody could make API keys any more"),
-        ServiceError::InUse { .. } => (S::CONFLICT, "in-use", "Something uses it"),
-        ServiceError::TooManyStreams { .. } => (S::TOO_MANY_REQUESTS, "too-many-streams", "Too many streams"),
-        ServiceError::StreamsExhausted => (S::SERVICE_UNAVAILABLE, "streams-exhausted", "No stream is free"),
+        ServiceError::LastAdmin => (S::CONFLICT, "last-admin", "The last admin key cannot be revoked"),
+        ServiceError::InUse { .. } => (S::CONFLICT, "in-use", "The resource is in use"),
+        ServiceError::TooManyStreams { .. } => (S::TOO_MANY_REQUESTS, "too-many-streams", "Too many event streams"),
+        ServiceError::StreamsExhausted => (S::SERVICE_UNAVAILABLE, "streams-exhausted", "No event stream available"),
         ServiceError::Deleting(_) => (S::CONFLICT, "pull-secret-deleting", "The pull secret is being deleted"),
         ServiceError::NameTaken(_) => (S::CONFLICT, "name-taken", "The name is in use"),
         ServiceError::AudienceTaken => (S::CONFLICT, "audience-taken", "The audience is in use"),
-        ServiceError::Stale { .. } => (S::PRECONDITION_FAILED, "stale-version", "The resource was changed meanwhile"),
+        ServiceError::Stale { .. } => (S::PRECONDITION_FAILED, "stale-version", "The resource has changed"),
         ServiceError::Render(RenderError::KeyCollision { .. }) => {
-            (S::CONFLICT, "key-collision", "Two accounts claim one key")
+            (S::CONFLICT, "key-collision", "Two accounts have the same key")
         }
         ServiceError::Render(RenderError::Unsupported { .. }) => {
-            (S::UNPROCESSABLE_ENTITY, "profile-unsupported", "This profile cannot express these accounts")
+            (S::UNPROCESSABLE_ENTITY, "profile-unsupported", "The profile cannot express these accounts")
         }
         ServiceError::Cluster(error) => cluster_parts(error),
-        ServiceError::VerificationFailed(_) => {
-            (S::UNPROCESSABLE_ENTITY, "verification-failed", "The login was not verified")
-        }
+        ServiceError::VerificationFailed(_) => (S::UNPROCESSABLE_ENTITY, "verification-failed", "Verification failed"),
         ServiceError::Storage(StorageError::Unavailable(_)) => {
-            (S::SERVICE_UNAVAILABLE, "database-unavailable", "The database is not available")
+            (S::SERVICE_UNAVAILABLE, "database-unavailable", "Database unavailable")
         }
         ServiceError::Storage(
             StorageError::NameTaken | StorageError::AudienceTaken | StorageError::Corrupt { .. } | StorageError::Sql(_),
@@ -244,23 +249,23 @@ fn service_parts(error: &ServiceError) -> (StatusCode, &'static str, &'static st
     }
 }
 
-fn cluster_parts(error: &ClusterError) -> (StatusCode, &'static str, &'static str) {
+fn cluster_parts(error: &ClusterError) -> ProblemParts {
     use StatusCode as S;
     let (status, title) = match error {
-        ClusterError::SecretExists => (S::CONFLICT, "The Secret exists already"),
-        ClusterError::NamespaceNotFound => (S::NOT_FOUND, "There is no such namespace"),
+        ClusterError::SecretExists => (S::CONFLICT, "The Secret already exists"),
+        ClusterError::NamespaceNotFound => (S::NOT_FOUND, "Namespace not found"),
         ClusterError::NamespaceTerminating => (S::CONFLICT, "The namespace is being deleted"),
-        ClusterError::InvalidSecret { .. } => (S::UNPROCESSABLE_ENTITY, "The cluster does not take this Secret"),
-        ClusterError::TypeFixed | ClusterError::Immutable => (S::CONFLICT, "The Secret cannot be changed so"),
-        ClusterError::Changed => (S::CONFLICT, "The Secret was changed meanwhile"),
+        ClusterError::InvalidSecret { .. } => (S::UNPROCESSABLE_ENTITY, "The cluster refused the Secret"),
+        ClusterError::TypeFixed | ClusterError::Immutable => (S::CONFLICT, "The Secret is immutable"),
+        ClusterError::Changed => (S::CONFLICT, "The Secret has changed"),
         ClusterError::Refused { .. } => (S::CONFLICT, "A policy of the cluster refused the Secret"),
-        ClusterError::Unauthorized => (S::BAD_GATEWAY, "The cluster does not know regcred"),
-        ClusterError::Forbidden { .. } => (S::BAD_GATEWAY, "regcred lacks a right in the cluster"),
+        ClusterError::Unauthorized => (S::BAD_GATEWAY, "The cluster rejected the credential"),
+        ClusterError::Forbidden { .. } => (S::BAD_GATEWAY, "regcred lacks a permission in the cluster"),
         ClusterError::Unreachable { .. }
         | ClusterError::Tls { .. }
         | ClusterError::Overloaded { .. }
-        | ClusterError::Misconfigured { .. } => (S::BAD_GATEWAY, "The cluster cannot be reached"),
-        ClusterError::Timeout { .. } => (S::GATEWAY_TIMEOUT, "The cluster gave no answer in time"),
+        | ClusterError::Misconfigured { .. } => (S::BAD_GATEWAY, "Cluster unreachable"),
+        ClusterError::Timeout { .. } => (S::GATEWAY_TIMEOUT, "The cluster did not respond in time"),
     };
     (status, error.slug(), title)
 }
@@ -273,31 +278,31 @@ fn sentence(error: &FieldError) -> String {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
-    /// What kind of problem it is; programs decide on this.
+    /// Type of the problem, a stable URI for programs.
     #[serde(rename = "type")]
     #[schema(example = "https://regcred.dev/problems/invalid-request")]
     pub problem_type: String,
-    /// The kind, for people.
+    /// Summary of the type.
     pub title: &'static str,
-    /// The HTTP status.
+    /// HTTP status.
     pub status: u16,
-    /// What happened, and what to do about it.
+    /// Explanation, and how to fix it.
     pub detail: String,
     /// Path of the request.
     pub instance: String,
-    /// Id of the request, as in the log and in `X-Request-Id`.
+    /// Request id, as in logs and `X-Request-Id`.
     pub request_id: String,
-    /// The fields that were refused, where there are any.
+    /// Invalid fields and query parameters.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldProblem>,
 }
 
-/// One refused field.
+/// Invalid field or query parameter.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct FieldProblem {
-    /// JSON path of the field, as in `accounts[1]`.
+    /// JSON path of the field, such as `accounts[1]`, or name of the parameter.
     pub field: String,
-    /// What is wrong with it.
+    /// Reason.
     pub detail: String,
 }
 
@@ -312,13 +317,13 @@ impl ResponseError for ApiError {
         self.parts().0
     }
 
-    /// The bare status; [`write_problems`], which knows the request, writes the body.
+    /// Response without a body. [`write_problems`] adds it, because it knows the request.
     fn error_response(&self) -> HttpResponse {
         HttpResponse::new(self.status_code())
     }
 }
 
-/// Middleware that writes the problem of every request that failed, and logs the cause of what is our fault.
+/// Middleware that writes the problem of every failed request and logs the causes of server errors.
 pub async fn write_problems(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -335,7 +340,7 @@ pub async fn write_problems(
     Ok(response.into_response(problem))
 }
 
-/// An error that actix made itself, before or beside our own extractors.
+/// Converts an error of actix-web.
 fn foreign(error: &Error) -> ApiError {
     let response = error.as_response_error();
     match response.status_code() {
@@ -348,9 +353,9 @@ fn foreign(error: &Error) -> ApiError {
 fn respond(error: &ApiError, response: &ServiceResponse) -> HttpResponse {
     let (status, slug, title) = error.parts();
     if status.is_server_error() {
-        tracing::error!(problem = slug, cause = %chain(error), "the request failed");
+        tracing::error!(problem = slug, cause = %chain(error), "request failed");
     } else {
-        tracing::debug!(problem = slug, "the request was refused");
+        tracing::debug!(problem = slug, "request refused");
     }
     let request = response.request();
     let request_id = RequestMeta::of(request).map(|meta| meta.id.to_string());
@@ -381,7 +386,7 @@ fn respond(error: &ApiError, response: &ServiceResponse) -> HttpResponse {
     if let Some(seconds) = error.retry_after_seconds() {
         builder.insert_header((header::RETRY_AFTER, seconds));
     }
-    // The rest of a body that was refused unread must not be taken for the next request.
+    // The rest of an unread body must not be parsed as the next request.
     if matches!(error, ApiError::BodyTooLarge(_) | ApiError::BodyTimeout | ApiError::BodyUnreadable) {
         builder.force_close();
     }
@@ -391,7 +396,7 @@ fn respond(error: &ApiError, response: &ServiceResponse) -> HttpResponse {
     }
 }
 
-/// An error and all its causes in one line, for the log.
+/// Formats an error and its causes for the log.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();

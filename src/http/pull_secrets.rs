@@ -1,20 +1,21 @@
 //! `/v1/pull-secrets`
 
 use actix_web::{
-    HttpRequest, HttpResponse, delete, get,
+    HttpResponse, delete, get,
     http::header::LOCATION,
     post, put,
     web::{Data, Path},
 };
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use url::form_urlencoded;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
     domain::{
-        invalid::{FieldError, FieldErrors},
+        caller::Call,
+        invalid::Invalid,
+        names::Name,
         pull_secret::{
             Declaration, DeletionPolicy, Document, PreviewAction, SecretDocument, TargetDocument, TargetState,
         },
@@ -27,10 +28,11 @@ use crate::{
         },
         body::Json,
         conditional::{IfMatch, etag},
-        paging::{Page, PageParams, PageQuery, TargetPage, page, page_of_targets},
+        paging::{Page, PageQuery, TargetKey},
         path_name,
         prefer::PreferWait,
         problem::ApiError,
+        query::{FromQuery, Query},
     },
     service::{
         pull_secrets::{Declared, PullSecrets, ShownPullSecret},
@@ -43,169 +45,170 @@ pub mod events;
 
 const KIND: &str = "pull secret";
 
-/// A declaration: these accounts, as this Secret, in these namespaces.
+/// Declaration: accounts, the Secret that contains them, and the namespaces that it is placed in.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PutPullSecret {
-    /// Names of the accounts that go into the Secret.
-    #[schema(min_items = 1, max_items = 1000, example = json!(["martin-5000", "martin-6000"]))]
+    /// Names of the accounts to include.
+    #[schema(min_items = 1, max_items = 1000, example = json!(["team-a", "team-b"]))]
     accounts: Option<Vec<String>>,
-    /// All accounts with such labels, those that are made later too, in place of `accounts`.
+    /// Selects the accounts by label, including future ones, instead of `accounts`.
     account_selector: Option<LabelSelectorDocument>,
     /// Name and type of the Secret.
     secret: SecretDocument,
-    /// Where it goes.
+    /// Namespaces to place the Secret in.
     #[schema(min_items = 1, max_items = 100)]
     targets: Vec<TargetDocument>,
-    /// The `ServiceAccount`s of each namespace whose `imagePullSecrets` it is put into.
+    /// ServiceAccounts in each namespace to which the Secret is added as `imagePullSecrets`.
     #[serde(default)]
     #[schema(max_items = 20, example = json!(["default"]))]
     service_accounts: Vec<String>,
-    /// What becomes of Secrets that are not declared any more.
+    /// Policy for Secrets that are no longer declared.
     #[serde(default)]
     deletion_policy: DeletionPolicy,
-    /// A Secret of this name that somebody else made is taken over.
+    /// Takes over an existing Secret of this name that regcred did not create.
     #[serde(default)]
     adopt: bool,
-    /// Say what would change, and change nothing.
+    /// Returns the changes without making them.
     #[serde(default)]
     dry_run: bool,
 }
 
-/// A pull secret and how it is doing.
+/// Pull secret and its status.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PullSecret {
-    /// Identity, which its Secrets bear as the label `regcred.dev/pull-secret-id`.
+    /// Immutable identifier, the value of the label `regcred.dev/pull-secret-id` of its Secrets.
     id: Uuid,
     /// Unique name.
     name: String,
-    /// Names of the accounts that go into the Secret.
+    /// Names of the included accounts.
     #[serde(skip_serializing_if = "Option::is_none")]
     accounts: Option<Vec<String>>,
-    /// All accounts with such labels.
+    /// Selector of the included accounts.
     #[serde(skip_serializing_if = "Option::is_none")]
     account_selector: Option<LabelSelectorDocument>,
     /// Name and type of the Secret.
     secret: SecretDocument,
-    /// Where it goes.
+    /// Namespaces that the Secret is placed in.
     targets: Vec<TargetDocument>,
-    /// The `ServiceAccount`s that it is attached to.
+    /// ServiceAccounts that the Secret is added to.
     service_accounts: Vec<String>,
-    /// What becomes of Secrets that are not declared any more.
+    /// Policy for Secrets that are no longer declared.
     deletion_policy: DeletionPolicy,
-    /// A Secret of this name that somebody else made is taken over.
+    /// Whether an existing Secret of this name is taken over.
     adopt: bool,
-    /// Grows by one with every change of the declaration.
+    /// Version of the declaration, incremented by every change.
     version: i64,
-    /// Grows with everything that the Secrets must follow: the declaration, and the accounts.
+    /// Generation of the desired state, incremented by changes of the declaration and of its
+    /// accounts.
     generation: i64,
-    /// The generation that every target has.
+    /// Generation that all targets have reached.
     observed_generation: i64,
-    /// How many targets are in which state.
+    /// Number of targets by state.
     status: PullSecretStatus,
-    /// The clusters in which namespaces are selected by label.
+    /// Clusters in which namespaces are selected by label.
     selections: Vec<PullSecretSelection>,
-    /// Since when its Secrets are being removed; it is gone once they are.
+    /// Time of deletion; the pull secret exists until its Secrets are removed.
     deleted_at: Option<DateTime<Utc>>,
-    /// When it was declared first.
+    /// Time of creation.
     created_at: DateTime<Utc>,
-    /// When the declaration was changed last.
+    /// Time of the last change of the declaration.
     updated_at: DateTime<Utc>,
 }
 
-/// How many targets are in which state.
+/// Number of targets by state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PullSecretStatus {
-    /// Targets that shall have the Secret.
+    /// Targets that should have the Secret.
     desired: i64,
-    /// Of these, those that have what is declared.
+    /// Desired targets that are up to date.
     synced: i64,
-    /// Of these, those that were not brought up to date yet.
+    /// Desired targets that are not up to date yet.
     pending: i64,
-    /// Of these, those whose last try failed.
+    /// Desired targets whose last attempt failed.
     failed: i64,
-    /// Of these, those where somebody else's Secret has the name.
+    /// Desired targets where a Secret of another owner has the name.
     conflict: i64,
-    /// Targets that lose the Secret.
+    /// Targets from which the Secret is being removed.
     removing: i64,
 }
 
-/// What is known of the namespaces of a cluster in which a pull secret selects by label.
+/// Status of a cluster in which a pull secret selects namespaces by label.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PullSecretSelection {
     /// Name of the cluster.
     cluster: String,
-    /// When its namespaces were compared with the selectors last.
+    /// Time of the last comparison of its namespaces with the selectors.
     compared_at: Option<DateTime<Utc>>,
-    /// What keeps them from being compared.
+    /// Error of the last comparison.
     last_error: Option<TargetError>,
 }
 
-/// Why something is not in order.
+/// Error of a target or a cluster.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TargetError {
-    /// The last part of a problem type, such as `cluster-unreachable`.
+    /// Last segment of a problem type, such as `cluster-unreachable`.
     #[serde(rename = "type")]
     slug: String,
-    /// What is wrong and what to do about it, for people.
+    /// Explanation, and how to fix it.
     detail: String,
 }
 
-/// A namespace of a cluster, and how its Secret is doing.
+/// Status of one target: a namespace of a cluster.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PullSecretTargetStatus {
     /// Name of the cluster.
     cluster: String,
-    /// The namespace.
+    /// Namespace.
     namespace: String,
-    /// How it is doing.
+    /// State.
     #[schema(value_type = TargetState)]
     state: String,
-    /// The Secret is being removed from here.
+    /// Whether the Secret is being removed.
     removing: bool,
-    /// What is wanted.
+    /// Desired generation.
     generation: i64,
-    /// What it has.
+    /// Applied generation.
     applied_generation: i64,
-    /// Identity of the Secret.
+    /// UID of the Secret.
     uid: Option<String>,
-    /// Version of the Secret.
+    /// Resource version of the Secret.
     resource_version: Option<String>,
-    /// Tries since something changed.
+    /// Attempts since the last change.
     attempts: i32,
-    /// What is in the way.
+    /// Error of the last attempt.
     last_error: Option<TargetError>,
-    /// When it was in order last.
+    /// Time of the last successful attempt.
     last_synced_at: Option<DateTime<Utc>>,
-    /// When it is looked at next.
+    /// Time of the next attempt.
     next_attempt_at: DateTime<Utc>,
 }
 
-/// What a declaration would do.
+/// Result of a dry run.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PullSecretPreview {
-    /// Always true.
+    /// Always `true`.
     dry_run: bool,
-    /// What would be done, by cluster and namespace.
+    /// Planned actions, ordered by cluster and namespace.
     targets: Vec<PullSecretTargetPreview>,
 }
 
-/// What would become of a target.
+/// Planned action for a target.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PullSecretTargetPreview {
     /// Name of the cluster.
     cluster: String,
-    /// The namespace; `null` where the cluster as a whole could not be looked at.
+    /// Namespace; `null` if the cluster could not be read.
     namespace: Option<String>,
-    /// What would be done.
+    /// Action.
     action: PreviewAction,
-    /// Why it cannot be told.
+    /// Reason why the action is unknown.
     error: Option<TargetError>,
 }
 
@@ -298,24 +301,24 @@ impl From<PreviewedTarget> for PullSecretTargetPreview {
     }
 }
 
-/// Declare a pull secret, or replace a declaration.
+/// Create or replace a pull secret.
 ///
-/// The Secrets are brought up to date by the worker; the answer does not wait for that, unless `Prefer: wait=N` asks for it. With
-/// `dryRun` the clusters are looked at, what would change is said, and nothing is stored.
+/// The worker applies the declaration. The response waits for that only with `Prefer: wait=N`. With
+/// `dryRun`, regcred reads the clusters and returns the planned changes without storing anything.
 #[utoipa::path(
     tag = "pull-secrets",
     params(
         ("name" = String, Path, description = "Name of the pull secret, a DNS-1123 label"),
-        ("If-Match" = Option<String>, Header, description = "Replace only this version (its ETag)"),
-        ("Prefer" = Option<String>, Header, description = "`wait=N`: answer once every target has settled, or after N seconds, 60 at most"),
+        ("If-Match" = Option<String>, Header, description = "ETag of the version to replace"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: respond once every target has settled, after N seconds at most (up to 60)"),
     ),
     request_body = PutPullSecret,
     responses(
-        (status = CREATED, description = "Declared", body = PullSecret, headers(
+        (status = CREATED, description = "Created", body = PullSecret, headers(
             ("Location" = String, description = "Path of the pull secret"),
             ("ETag" = String, description = "Version of the declaration"),
         )),
-        (status = OK, description = "Replaced; or, for a dry run, what would change", content(
+        (status = OK, description = "Replaced, or the planned changes of a dry run", content(
             (PullSecret = "application/json"),
         )),
     ),
@@ -331,7 +334,7 @@ pub async fn put_pull_secret(
     body: Json<PutPullSecret>,
 ) -> Result<HttpResponse, ApiError> {
     let dry_run = body.0.dry_run;
-    let name = crate::domain::names::Name::parse(&path).map_err(|invalid| ApiError::field("name", invalid))?;
+    let name = Name::parse(&path).map_err(|invalid| ApiError::field("name", invalid))?;
     let declaration = Declaration::parse(body.0.document())?;
     if dry_run {
         let existing = pull_secrets.examine(&caller.identity, &name, &declaration, expected.0).await?;
@@ -340,10 +343,7 @@ pub async fn put_pull_secret(
         return Ok(HttpResponse::Ok().json(PullSecretPreview { dry_run, targets }));
     }
     let (declared, shown) = pull_secrets.declare(&caller.identity, &name, &declaration, expected.0).await?;
-    let shown = match prefer.0 {
-        Some(time) => pull_secrets.wait(&caller.identity, &name, time).await?,
-        None => shown,
-    };
+    let shown = prefer_settled(&prefer, &pull_secrets, &caller.identity, &name, shown).await?;
     let mut response = match declared {
         Declared::Created => HttpResponse::Created(),
         Declared::Replaced => HttpResponse::Ok(),
@@ -357,29 +357,28 @@ pub async fn put_pull_secret(
     Ok(response.insert_header(etag(shown.stored.version)).json(PullSecret::from(shown)))
 }
 
-/// List pull secrets by name.
+/// List pull secrets, ordered by name.
 #[utoipa::path(
     tag = "pull-secrets",
-    params(PageParams),
+    params(PageQuery<Name>),
     responses((status = OK, body = Page<PullSecret>)),
 )]
 #[get("/pull-secrets")]
 pub async fn list_pull_secrets(
-    caller: Caller<ReadPullSecrets>,
+    caller: Caller<ReadPullSecrets, PageQuery<Name>>,
     pull_secrets: Data<PullSecrets>,
-    query: PageQuery,
 ) -> Result<HttpResponse, ApiError> {
-    let found = pull_secrets.list(&caller.identity, &query.0).await?;
-    let page: Page<PullSecret> = page(found, &query.0, |shown| shown.stored.name.as_str());
+    let found = pull_secrets.list(&caller.identity, &caller.query.request()).await?;
+    let page: Page<PullSecret> = Page::of(found, &caller.query, |shown| shown.stored.name.to_string());
     Ok(HttpResponse::Ok().json(page))
 }
 
-/// Show a pull secret and how it is doing.
+/// Get a pull secret and its status.
 #[utoipa::path(
     tag = "pull-secrets",
     params(
         ("name" = String, Path, description = "Name of the pull secret"),
-        ("Prefer" = Option<String>, Header, description = "`wait=N`: answer once every target has settled, or after N seconds, 60 at most"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: respond once every target has settled, after N seconds at most (up to 60)"),
     ),
     responses((status = OK, body = PullSecret, headers(("ETag" = String, description = "Version of the declaration")))),
 )]
@@ -402,72 +401,96 @@ pub async fn get_pull_secret(
     Ok(response.insert_header(etag(shown.stored.version)).json(PullSecret::from(shown)))
 }
 
-/// How a pull secret is deleted.
+/// Options of a deletion.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "describes the query to clients; `policy` parses it")]
-pub struct DeleteParams {
-    /// What becomes of the Secrets, in place of what is declared: `delete` or `retain`.
+pub struct DeleteQuery {
+    /// Policy for the Secrets, instead of the declared one.
     #[param(rename = "deletionPolicy")]
     deletion_policy: Option<DeletionPolicy>,
 }
 
+impl FromQuery for DeleteQuery {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        let policy = query.one("deletionPolicy", |policy| match policy {
+            "delete" => Ok(DeletionPolicy::Delete),
+            "retain" => Ok(DeletionPolicy::Retain),
+            _ => Err(Invalid::new("must be delete or retain")),
+        });
+        Self { deletion_policy: policy }
+    }
+}
+
 /// Delete a pull secret.
 ///
-/// With the deletion policy `delete` its Secrets are removed first, and it is there until they have gone. With `retain` they stay, and
-/// it goes at once: the way out where a cluster is gone for good.
+/// With the deletion policy `delete`, the pull secret exists until all of its Secrets are removed.
+/// With `retain`, the Secrets remain and the pull secret is deleted immediately, even if a cluster
+/// no longer exists.
 #[utoipa::path(
     tag = "pull-secrets",
     params(
         ("name" = String, Path, description = "Name of the pull secret"),
-        ("If-Match" = Option<String>, Header, description = "Delete only this version (its ETag)"),
-        DeleteParams,
+        ("If-Match" = Option<String>, Header, description = "ETag of the version to delete"),
+        DeleteQuery,
     ),
-    responses((status = ACCEPTED, description = "Its Secrets are being removed, or it is gone")),
+    responses((status = ACCEPTED, description = "Deleted, or its Secrets are being removed")),
 )]
 #[delete("/pull-secrets/{name}")]
 pub async fn delete_pull_secret(
-    caller: Caller<WritePullSecrets>,
+    caller: Caller<WritePullSecrets, DeleteQuery>,
     pull_secrets: Data<PullSecrets>,
     path: Path<String>,
     expected: IfMatch,
-    request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
-    let policy = policy(request.query_string())?;
+    let policy = caller.query.deletion_policy;
     pull_secrets.remove(&caller.identity, &path_name(KIND, &path)?, expected.0, policy).await?;
     Ok(HttpResponse::Accepted().finish())
 }
 
-/// List the targets of a pull secret by cluster and namespace.
+/// Filter of a list of targets.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct TargetFilterQuery {
+    /// Lists only targets in this state.
+    state: Option<TargetState>,
+}
+
+impl FromQuery for TargetFilterQuery {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        Self { state: query.one("state", str::parse) }
+    }
+}
+
+/// List the targets of a pull secret, ordered by cluster and namespace.
 #[utoipa::path(
     tag = "pull-secrets",
     params(
         ("name" = String, Path, description = "Name of the pull secret"),
-        PageParams,
-        ("state" = Option<TargetState>, Query, description = "Only targets in this state"),
+        PageQuery<TargetKey>,
+        TargetFilterQuery,
     ),
     responses((status = OK, body = Page<PullSecretTargetStatus>)),
 )]
 #[get("/pull-secrets/{name}/targets")]
 pub async fn list_pull_secret_targets(
-    caller: Caller<ReadPullSecrets>,
+    caller: Caller<ReadPullSecrets, (PageQuery<TargetKey>, TargetFilterQuery)>,
     pull_secrets: Data<PullSecrets>,
     path: Path<String>,
-    query: TargetPage,
 ) -> Result<HttpResponse, ApiError> {
+    let (asked, filter) = caller.query;
     let name = path_name(KIND, &path)?;
-    let found = pull_secrets.targets(&caller.identity, &name, query.state, &query.page).await?;
+    let found = pull_secrets.targets(&caller.identity, &name, filter.state, &asked.request()).await?;
     let page: Page<PullSecretTargetStatus> =
-        page_of_targets(found, &query.page, |target| format!("{}/{}", target.cluster, target.namespace));
+        Page::of(found, &asked, |target| format!("{}/{}", target.cluster, target.namespace));
     Ok(HttpResponse::Ok().json(page))
 }
 
-/// Look at every target again now.
+/// Reconcile every target now.
 #[utoipa::path(
     tag = "pull-secrets",
     params(
         ("name" = String, Path, description = "Name of the pull secret"),
-        ("Prefer" = Option<String>, Header, description = "`wait=N`: answer once every target has settled, or after N seconds, 60 at most"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: respond once every target has settled, after N seconds at most (up to 60)"),
     ),
     responses((status = ACCEPTED, body = PullSecret)),
 )]
@@ -481,29 +504,23 @@ pub async fn sync_pull_secret(
     let name = path_name(KIND, &path)?;
     let shown = pull_secrets.sync(&caller.identity, &name).await?;
     let mut response = HttpResponse::Accepted();
-    let shown = match prefer.0 {
-        Some(time) => pull_secrets.wait(&caller.identity, &name, time).await?,
-        None => shown,
-    };
+    let shown = prefer_settled(&prefer, &pull_secrets, &caller.identity, &name, shown).await?;
     if let Some(applied) = prefer.applied() {
         response.insert_header(applied);
     }
     Ok(response.json(PullSecret::from(shown)))
 }
 
-fn policy(query: &str) -> Result<Option<DeletionPolicy>, ApiError> {
-    let mut errors = FieldErrors::default();
-    let mut policy = None;
-    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-        match (&*key, &*value) {
-            ("deletionPolicy", "delete") => policy = Some(DeletionPolicy::Delete),
-            ("deletionPolicy", "retain") => policy = Some(DeletionPolicy::Retain),
-            ("deletionPolicy", _) => errors.refuse("deletionPolicy", "must be delete or retain"),
-            (other, _) => {
-                errors.refuse(&other.chars().take(50).collect::<String>(), "is not a known query parameter");
-            }
-        }
-    }
-    let finished: Result<Option<DeletionPolicy>, Vec<FieldError>> = errors.finish(|| Some(policy));
-    Ok(finished?)
+/// Waits until the pull secret has settled, if the client prefers that. Returns its status.
+async fn prefer_settled(
+    prefer: &PreferWait,
+    pull_secrets: &PullSecrets,
+    caller: &Call,
+    name: &Name,
+    shown: ShownPullSecret,
+) -> Result<ShownPullSecret, ApiError> {
+    Ok(match prefer.0 {
+        Some(time) => pull_secrets.wait(caller, name, time).await?,
+        None => shown,
+    })
 }

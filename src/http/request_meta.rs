@@ -1,4 +1,4 @@
-//! What is known of a request before anybody looks at what it wants: which one it is, and where it comes from.
+//! Metadata of a request: its id and source address.
 
 use std::{fmt, net::IpAddr};
 
@@ -10,26 +10,27 @@ use uuid::{Uuid, fmt::Hyphenated};
 
 use crate::domain::proxies::{ForwardingHeader, Proxies};
 
-/// The header with the id of a request.
+/// Header with the id of a request.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The id of a request: in the log, in problems, and in `X-Request-Id` of every response.
+/// Request id, as in logs, problems and the `X-Request-Id` of the response.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestId(Uuid);
 
 impl RequestId {
-    /// The caller's own is kept if it is a UUID; any other is replaced, so that nobody writes into our log what he likes.
+    /// Takes the id of the client if it is a UUID. Other values are replaced: they could inject
+    /// text into logs.
     fn of(headers: &HeaderMap) -> Self {
         let given = headers.get(&X_REQUEST_ID).and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok());
         Self(given.unwrap_or_else(Uuid::now_v7))
     }
 
-    /// The id itself.
+    /// The UUID.
     pub fn uuid(self) -> Uuid {
         self.0
     }
 
-    /// Its text, as it stands everywhere.
+    /// Calls a function with the id as text, without an allocation.
     pub fn with_text<T>(self, use_text: impl FnOnce(&str) -> T) -> T {
         use_text(self.0.hyphenated().encode_lower(&mut [0; Hyphenated::LENGTH]))
     }
@@ -41,18 +42,18 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// What is known of a request from its arrival on.
+/// Metadata that is known before routing.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestMeta {
-    /// Which one it is.
+    /// Request id.
     pub id: RequestId,
-    /// The address that it comes from: what is limited, logged and recorded. That of the connection, unless a proxy that is
-    /// trusted says another one.
+    /// Source address for rate limits, logs and audit events: the peer, or the client address that
+    /// a trusted proxy reports.
     pub source: Option<IpAddr>,
 }
 
 impl RequestMeta {
-    /// Looks at a request that arrives.
+    /// Reads the metadata of a request.
     pub fn new(request: &HttpRequest, proxies: &Proxies) -> Self {
         let headers = request.headers();
         let forwarded = match proxies.header {
@@ -64,7 +65,7 @@ impl RequestMeta {
         Self { id: RequestId::of(headers), source }
     }
 
-    /// What was found out when this request arrived; nothing where it did not come by way of the edge.
+    /// The metadata that [`edge`](super::edge) stored; `None` if the request did not pass it.
     pub fn of(request: &HttpRequest) -> Option<Self> {
         request.extensions().get::<Self>().copied()
     }

@@ -1,4 +1,4 @@
-//! The span of a request: what every log line of it carries.
+//! Tracing span of a request.
 
 use std::sync::Arc;
 
@@ -12,9 +12,10 @@ use tracing_actix_web::RootSpanBuilder;
 
 use crate::{domain::caller::Identity, http::request_meta::RequestMeta};
 
-/// Records the path without its query and no header at all: both may hold what does not belong in a log.
+/// Creates the root span of a request.
 ///
-/// What is known only later, route, caller and status, stands in the last line alone.
+/// The span records the path without the query and no headers: both may contain secrets. Route,
+/// caller and status are known only at the end, so the last log line of the request records them.
 pub struct RootSpan;
 
 impl RootSpanBuilder for RootSpan {
@@ -29,7 +30,6 @@ impl RootSpanBuilder for RootSpan {
         )
     }
 
-    /// Runs within the span.
     fn on_request_end<B: MessageBody>(_: Span, outcome: &Result<ServiceResponse<B>, Error>) {
         let (status, request) = match outcome {
             Ok(response) => (response.status(), Some(response.request())),
@@ -39,6 +39,6 @@ impl RootSpanBuilder for RootSpan {
         let extensions = request.map(HttpRequest::extensions);
         let identity = extensions.as_ref().and_then(|extensions| extensions.get::<Arc<Identity>>());
         let caller = identity.map(|identity| identity.actor.name.as_str());
-        tracing::info!(status = status.as_u16(), route, caller, "request done");
+        tracing::info!(status = status.as_u16(), route, caller, "request completed");
     }
 }

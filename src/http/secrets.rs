@@ -14,6 +14,7 @@ use crate::{
         invalid::FieldErrors,
         names::{Labels, NamespaceName, SecretName},
         secret::SecretType,
+        selector::{AccountSelection, LabelSelectorDocument},
         unique::UniqueMap,
     },
     http::{
@@ -21,74 +22,74 @@ use crate::{
         body::Json,
         path_name,
         problem::ApiError,
-        selection::{LabelSelectorInput, choice},
     },
     service::secrets::{Delivery, Secrets},
 };
 
-/// A Secret to be created, now.
+/// Secret to create.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateSecret {
     /// Name of the Secret, a DNS-1123 subdomain.
-    #[schema(example = "registrykey-m262-5")]
+    #[schema(example = "team-a-pull")]
     name: String,
-    /// Names of the accounts that go into it.
-    #[schema(min_items = 1, max_items = 1000, example = json!(["martin-5000", "martin-6000"]))]
+    /// Names of the accounts to include.
+    #[schema(min_items = 1, max_items = 1000, example = json!(["team-a", "team-b"]))]
     accounts: Option<Vec<String>>,
-    /// All accounts with such labels, in place of `accounts`.
-    account_selector: Option<LabelSelectorInput>,
-    /// `kubernetes.io/dockerconfigjson`, or the legacy `kubernetes.io/dockercfg`.
+    /// Selects the accounts by label, instead of `accounts`.
+    account_selector: Option<LabelSelectorDocument>,
+    /// Type: `kubernetes.io/dockerconfigjson` (default) or the legacy `kubernetes.io/dockercfg`.
     #[serde(rename = "type")]
     secret_type: Option<String>,
-    /// Further labels of the Secret.
+    /// Additional labels of the Secret.
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, String>)]
     labels: UniqueMap<String>,
-    /// The API server checks everything and stores nothing.
+    /// Lets the API server validate the Secret without storing it.
     #[serde(default)]
     dry_run: bool,
 }
 
-/// A Secret that was created; nothing of its value.
+/// Created Secret, without its value.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Secret {
-    /// The cluster.
+    /// Name of the cluster.
     cluster: String,
-    /// The namespace.
+    /// Namespace.
     namespace: String,
     /// Name of the Secret.
     name: String,
     /// Type of the Secret.
     #[serde(rename = "type")]
     secret_type: &'static str,
-    /// Identity of the Secret.
+    /// UID of the Secret.
     uid: Option<String>,
-    /// Version of the Secret; `null` after a dry run.
+    /// Resource version of the Secret; `null` for a dry run.
     resource_version: Option<String>,
-    /// When it was created, by the cluster's clock.
+    /// Time of creation, by the cluster's clock.
     creation_timestamp: Option<DateTime<Utc>>,
-    /// The API server checked everything and stored nothing.
+    /// Whether this was a dry run.
     dry_run: bool,
-    /// The keys of the docker config: what it unlocks.
+    /// Keys of the docker config.
     keys: Vec<String>,
-    /// Ready to paste into a pod's or a ServiceAccount's spec.
+    /// Value for `imagePullSecrets` of a pod or ServiceAccount.
     image_pull_secrets: Vec<SecretReference>,
-    /// What the reader will do otherwise than the accounts say.
+    /// Differences between the accounts and the behaviour of the reader.
     warnings: Vec<Warning>,
 }
 
-/// A Secret's name, as `imagePullSecrets` wants it.
+/// Reference to a Secret, as in `imagePullSecrets`.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct SecretReference {
     /// Name of the Secret.
     name: String,
 }
 
-/// Create one pull secret in a namespace of a cluster, now.
+/// Create a Secret in a namespace of a cluster (direct delivery).
 ///
-/// One POST goes to the API server and is never repeated. A Secret of that name that is there stays as it is.
+/// regcred sends one POST to the API server and never retries it. An existing Secret is not
+/// changed.
 #[utoipa::path(
     tag = "secrets",
     params(
@@ -98,7 +99,7 @@ pub struct SecretReference {
     request_body = CreateSecret,
     responses(
         (status = CREATED, description = "Created", body = Secret),
-        (status = OK, description = "A dry run: it would be created", body = Secret),
+        (status = OK, description = "Dry run: the Secret is valid", body = Secret),
     ),
 )]
 #[post("/clusters/{cluster}/namespaces/{namespace}/secrets")]
@@ -136,7 +137,7 @@ impl CreateSecret {
         let name = errors.take("name", SecretName::parse(&self.name));
         let secret_type =
             errors.take("type", self.secret_type.as_deref().map_or(Ok(SecretType::default()), str::parse));
-        let accounts = choice(&mut errors, self.accounts, self.account_selector);
+        let accounts = AccountSelection::parse(&mut errors, self.accounts, self.account_selector);
         let labels = errors.take("labels", Labels::parse(self.labels.0));
         Ok(errors.finish(|| {
             Some(Delivery {

@@ -21,13 +21,12 @@ use crate::{
     domain::{origin::Origins, proxies::Proxies},
     http::{
         Serves, State,
-        attempts::Attempts,
         connection::{Stream, Timed},
         cors,
         edge::{self, Edge},
         openapi::{self, Methods},
         problem::{ApiError, write_problems},
-        request_limit::RequestLimit,
+        rate_limit::{FailedAuthenticationLimiter, RequestLimiter},
         root_span::RootSpan,
     },
 };
@@ -70,8 +69,8 @@ pub fn start(listener: TcpListener, state: State, config: ServerConfig) -> std::
     let document = openapi::document_of(routes);
     let document_json = Data::new(DocumentJson(serde_json::to_string(&document)?));
     let methods = Data::new(Methods::of(document));
-    let attempts = Data::new(Attempts::default());
-    let limit = Data::new(RequestLimit::new(config.requests));
+    let failed_authentications = Data::new(FailedAuthenticationLimiter::default());
+    let limit = Data::new(RequestLimiter::new(config.requests));
     let has_origins = !config.origins.is_empty();
     let origins = Data::new(config.origins);
     let edge =
@@ -82,7 +81,7 @@ pub fn start(listener: TcpListener, state: State, config: ServerConfig) -> std::
         let (app, _) = App::new().into_utoipa_app().openapi(openapi::frame()).configure(routes).split_for_parts();
         app.app_data(state.authenticator.clone())
             .app_data(state.token_authenticator.clone())
-            .app_data(attempts.clone())
+            .app_data(failed_authentications.clone())
             .app_data(limit.clone())
             .app_data(origins.clone())
             .app_data(state.api_keys.clone())
@@ -110,7 +109,7 @@ pub fn start(listener: TcpListener, state: State, config: ServerConfig) -> std::
             .default_service(route().to(no_route))
             .wrap(from_fn(write_problems))
             .wrap(TracingLogger::<RootSpan>::new())
-            .wrap(Condition::new(has_origins, from_fn(cors::admit_pages)))
+            .wrap(Condition::new(has_origins, from_fn(cors::allow_origins)))
             .wrap(from_fn(move |request, next| edge::pass(Rc::clone(&edge), request, next)))
     };
     // As `HttpServer` does it, but that the streams are `Timed`.

@@ -1,50 +1,44 @@
-//! `/v1/registry-accounts/{name}/verify`, and `?verify=true` where accounts are made or changed.
-
-use std::future::{Ready, ready};
+//! `/v1/registry-accounts/{name}/verify`, and `?verify=true` of requests that create or change
+//! accounts.
 
 use actix_web::{
-    FromRequest, HttpRequest, HttpResponse,
-    dev::Payload,
-    post,
+    HttpResponse, post,
     web::{Data, Path},
 };
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use url::form_urlencoded;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
-    domain::{
-        invalid::FieldErrors,
-        verification::{Verification, VerificationResult},
-    },
+    domain::verification::{Verification, VerificationResult},
     http::{
         auth::{Caller, permission::WriteAccounts},
         body::OptionalJson,
         path_name,
         problem::ApiError,
+        query::{FromQuery, Query, text},
     },
     service::{accounts::Accounts, verification::RequiredVerification},
 };
 
-/// What to verify. Without a body the login alone is.
+/// What to verify. Without a body, only the login is verified.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VerifyRegistryAccount {
-    /// A repository that the login should be able to pull, without registry and tag.
+    /// Repository that the login must be able to pull, without registry and tag.
     #[schema(example = "os/alpine")]
     repository: Option<String>,
 }
 
-/// What a check of a login found.
+/// Result of a verification.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VerificationOutcome {
-    /// What was found, for programs.
+    /// Result.
     result: VerificationResult,
-    /// What was found and what to do about it, for people. Nothing in it was written by a registry.
+    /// Explanation of the result, and how to fix it. It contains no text from the registry.
     detail: String,
-    /// When.
+    /// Time of the verification.
     checked_at: DateTime<Utc>,
 }
 
@@ -54,52 +48,40 @@ impl From<Verification> for VerificationOutcome {
     }
 }
 
-/// Whether the login has to work before anything is stored.
+/// Verification before an account is stored.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "describes the query to clients; VerifyQuery parses it")]
-pub struct VerifyParams {
-    /// With `true`, nothing is stored unless the registry is seen to take the login; else the answer is 422
-    /// `verification-failed`.
-    verify: Option<bool>,
-    /// With `verify=true`: a repository that the login has to be able to pull, too.
+pub struct VerifyQuery {
+    /// Verifies the login first. Unless the result is `valid`, nothing is stored and the response
+    /// is 422 `verification-failed`.
+    #[param(value_type = Option<bool>, default = false)]
+    verify: bool,
+    /// Repository that the login must be able to pull. Requires `verify=true`.
+    #[param(example = "os/alpine")]
     repository: Option<String>,
 }
 
-/// The query of a request that makes or changes an account.
-pub struct VerifyQuery(pub Option<RequiredVerification>);
-
-impl FromRequest for VerifyQuery {
-    type Error = ApiError;
-    type Future = Ready<Result<Self, ApiError>>;
-
-    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        ready(parse(request.query_string()).map(Self))
+impl FromQuery for VerifyQuery {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        let parsed = Self { verify: query.flag("verify"), repository: query.one("repository", text) };
+        if parsed.repository.is_some() && !parsed.verify {
+            query.errors().refuse("repository", "requires verify=true");
+        }
+        parsed
     }
 }
 
-fn parse(query: &str) -> Result<Option<RequiredVerification>, ApiError> {
-    let mut errors = FieldErrors::default();
-    let (mut is_wanted, mut first) = (false, RequiredVerification::default());
-    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-        match (&*key, &*value) {
-            ("verify", "true") => is_wanted = true,
-            ("verify", "false") => is_wanted = false,
-            ("verify", _) => errors.refuse("verify", "must be true or false"),
-            ("repository", repository) => first.repository = Some(repository.to_owned()),
-            (other, _) => errors.refuse(&other.chars().take(50).collect::<String>(), "is not a known query parameter"),
-        }
+impl VerifyQuery {
+    /// Returns the verification that must succeed before anything is stored, if any.
+    pub fn verification(self) -> Option<RequiredVerification> {
+        self.verify.then_some(RequiredVerification { repository: self.repository })
     }
-    if first.repository.is_some() && !is_wanted {
-        errors.refuse("repository", "goes with verify=true");
-    }
-    Ok(errors.finish(|| Some(is_wanted.then_some(first)))?)
 }
 
 /// Verify the login of a registry account.
 ///
-/// Asks the registry, and stores what it found with the account. A login that does not work is what was found, not an error:
-/// the answer is 200 with the result.
+/// Calls the registry and stores the result with the account. The response is 200 for every result,
+/// including a login that the registry rejects.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "verify_registry_account",
@@ -123,15 +105,16 @@ pub async fn verify_account(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::query::parse;
 
     #[test]
-    fn a_query_says_whether_to_verify() {
-        assert!(parse("").unwrap().is_none() && parse("verify=false").unwrap().is_none());
-        assert_eq!(parse("verify=true").unwrap().unwrap().repository, None);
-        let repository = parse("verify=true&repository=os%2Falpine").unwrap().unwrap().repository;
-        assert_eq!(repository.as_deref(), Some("os/alpine"));
+    fn a_query_selects_a_verification() {
+        let first = |query| parse::<VerifyQuery>(query).unwrap().first();
+        assert!(first("").is_none() && first("verify=false").is_none());
+        assert_eq!(first("verify=true").unwrap().repository, None);
+        assert_eq!(first("verify=true&repository=os%2Falpine").unwrap().repository.as_deref(), Some("os/alpine"));
         for refused in ["verify=1", "verify", "repository=a", "verified=true"] {
-            assert!(parse(refused).is_err(), "{refused}");
+            assert!(parse::<VerifyQuery>(refused).is_err(), "{refused}");
         }
     }
 }

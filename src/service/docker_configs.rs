@@ -15,23 +15,11 @@ use crate::{
         invalid::{FieldError, FieldErrors, Invalid},
         matching::{Explanation, ImageName, explain_accounts, explain_config, lint::lint_config},
         names::Name,
-        selector::LabelSelector,
+        selector::AccountSelection,
     },
     service::{ServiceError, audit::writer::AuditWriter, connection, row_cache::RowCache, spawn_blocking},
     storage::{self, accounts::SealedCredential, sealed::SealedColumn},
 };
-
-/// Maximum number of accounts in one docker config.
-const ACCOUNTS_MAX: usize = 1_000;
-
-/// Accounts of a docker config.
-#[derive(Debug)]
-pub enum AccountChoice {
-    /// Accounts with these names, in this order.
-    Names(Vec<String>),
-    /// Accounts that the selector matches, by name.
-    Selector(LabelSelector),
-}
 
 /// Source of account rows.
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +34,7 @@ enum ReadMode {
 #[derive(Debug)]
 pub enum Subject {
     /// Stored accounts.
-    Accounts(AccountChoice),
+    Accounts(AccountSelection),
     /// Docker config from the request, in any supported form.
     Config(SecretString),
 }
@@ -85,7 +73,7 @@ impl DockerConfigs {
         &self,
         caller: &Call,
         profile: Profile,
-        choice: &AccountChoice,
+        choice: &AccountSelection,
     ) -> Result<RenderedConfig, ServiceError> {
         let details = Details::default().profile(profile);
         let assembled = self.assemble(caller, profile, choice).await;
@@ -117,7 +105,7 @@ impl DockerConfigs {
         &self,
         caller: &Identity,
         profile: Profile,
-        choice: &AccountChoice,
+        choice: &AccountSelection,
     ) -> Result<Assembled, ServiceError> {
         self.render_chosen(profile, &self.choose(&caller.grants, choice, ReadMode::Cached).await?)
     }
@@ -131,7 +119,7 @@ impl DockerConfigs {
     pub(super) async fn assemble_stored(
         &self,
         profile: Profile,
-        choice: &AccountChoice,
+        choice: &AccountSelection,
     ) -> Result<RenderedConfig, ServiceError> {
         let sealed = self.choose(&Grants::everything(), choice, ReadMode::Fresh).await?;
         Ok(self.render_chosen(profile, &sealed)?.rendered)
@@ -187,12 +175,12 @@ impl DockerConfigs {
     async fn choose(
         &self,
         grants: &Grants,
-        choice: &AccountChoice,
+        choice: &AccountSelection,
         read_mode: ReadMode,
     ) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
         match choice {
-            AccountChoice::Names(accounts) => {
-                let names = parse_names(accounts)?;
+            AccountSelection::Names(accounts) => {
+                let names: Vec<&str> = accounts.iter().map(Name::as_str).collect();
                 let granted = |account: &SealedCredential| grants.include_account(&account.name, &account.labels);
                 let found = match read_mode {
                     ReadMode::Cached => self.row_cache.credentials(&names, granted).await?,
@@ -200,14 +188,14 @@ impl DockerConfigs {
                 };
                 in_order(accounts, found)
             }
-            AccountChoice::Selector(selector) => {
-                let limit = ACCOUNTS_MAX + 1;
+            AccountSelection::Selector(selector) => {
+                let limit = AccountSelection::MAX + 1;
                 let mut conn = connection(&self.pool).await?;
                 let selected = storage::accounts::select_credentials(&mut conn, grants, selector, limit).await?;
                 let invalid = |detail| Err(vec![FieldError::new("accountSelector", detail)].into());
                 match selected.len() {
                     0 => invalid("matches no registry account"),
-                    1..=ACCOUNTS_MAX => Ok(selected.into_iter().map(Arc::new).collect()),
+                    1..=AccountSelection::MAX => Ok(selected.into_iter().map(Arc::new).collect()),
                     _ => invalid("matches more than 1000 registry accounts"),
                 }
             }
@@ -232,39 +220,19 @@ fn explain_and_lint(config: &Config, image: &ImageName) -> Explanation {
     explanation
 }
 
-/// Validates the list of names: not empty, no duplicates, every name valid.
-fn parse_names(accounts: &[String]) -> Result<Vec<&str>, ServiceError> {
-    if accounts.is_empty() || accounts.len() > ACCOUNTS_MAX {
-        return Err(vec![FieldError::new("accounts", "must contain 1 to 1000 names")].into());
-    }
-    let mut errors = FieldErrors::default();
-    let mut seen = HashMap::with_capacity(accounts.len());
-    for (index, name) in accounts.iter().enumerate() {
-        let field = format!("accounts[{index}]");
-        errors.take(&field, Name::parse(name));
-        if let Some(first) = seen.insert(name.as_str(), index) {
-            errors.refuse(&field, format!("is a duplicate of accounts[{first}]"));
-        }
-    }
-    errors.finish(|| Some(accounts.iter().map(String::as_str).collect())).map_err(Into::into)
-}
-
 /// Sorts the found accounts in the order of the request, or reports the unknown ones.
-fn in_order(
-    accounts: &[String],
-    found: Vec<Arc<SealedCredential>>,
-) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
+fn in_order(accounts: &[Name], found: Vec<Arc<SealedCredential>>) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
     let mut by_name: HashMap<String, Arc<SealedCredential>> =
         found.into_iter().map(|account| (account.name.clone(), account)).collect();
     let mut errors = FieldErrors::default();
     let mut unknown = Vec::new();
     let mut ordered = Vec::with_capacity(accounts.len());
     for (index, name) in accounts.iter().enumerate() {
-        if let Some(account) = by_name.remove(name) {
+        if let Some(account) = by_name.remove(name.as_str()) {
             ordered.push(account);
         } else {
             errors.refuse(&format!("accounts[{index}]"), format!("there is no registry account named `{name}`"));
-            unknown.extend(Name::parse(name));
+            unknown.push(name.clone());
         }
     }
     errors.finish(|| Some(ordered)).map_err(|errors| ServiceError::UnknownAccounts { errors, names: unknown })

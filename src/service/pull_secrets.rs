@@ -19,8 +19,8 @@ use crate::{
         grants::Grants,
         invalid::{FieldError, FieldErrors},
         names::Name,
-        pull_secret::{Accounts, Declaration, DeletionPolicy, Namespaces, TargetState},
-        selector::LabelSelector,
+        pull_secret::{Declaration, DeletionPolicy, Namespaces, TargetState},
+        selector::{AccountSelection, LabelSelector},
     },
     service::{ExpectedVersion, ServiceError, audit::TransactionalAudit, check_version, connection},
     storage::{
@@ -301,8 +301,8 @@ impl PullSecrets {
 /// The accounts that a declaration names.
 fn named(declaration: &Declaration) -> Vec<Resource> {
     match &declaration.accounts {
-        Accounts::Names(names) => names.iter().map(Resource::account).collect(),
-        Accounts::Selector(_) => Vec::new(),
+        AccountSelection::Names(names) => names.iter().map(Resource::account).collect(),
+        AccountSelection::Selector(_) => Vec::new(),
     }
 }
 
@@ -376,16 +376,16 @@ pub(super) async fn visible(
         .map(|account| account.name)
         .collect();
     found.retain(|one| match &one.declaration.accounts {
-        Accounts::Names(names) => names.iter().all(|name| granted.contains(name.as_str())),
-        Accounts::Selector(selector) => grants.include_accounts_with(selector.match_labels().as_map()),
+        AccountSelection::Names(names) => names.iter().all(|name| granted.contains(name.as_str())),
+        AccountSelection::Selector(selector) => grants.include_accounts_with(selector.match_labels().as_map()),
     });
     Ok(found)
 }
 
 fn account_names(declaration: &Declaration) -> Vec<&str> {
     match &declaration.accounts {
-        Accounts::Names(names) => names.iter().map(Name::as_str).collect(),
-        Accounts::Selector(_) => Vec::new(),
+        AccountSelection::Names(names) => names.iter().map(Name::as_str).collect(),
+        AccountSelection::Selector(_) => Vec::new(),
     }
 }
 

@@ -25,14 +25,10 @@ use crate::{
         audit::{self, Action, Details, NewEvent, Outcome as EventOutcome, Resource},
         docker_config::RenderError,
         names::{Name, NamespaceName, ServiceAccountName},
-        pull_secret::{self, Accounts, Declaration, Owner, Step, TargetState, Wanted, Written, backoff, plan},
+        pull_secret::{self, Declaration, Owner, Step, TargetState, Wanted, Written, backoff, plan},
     },
     service::{
-        ServiceError,
-        audit::TransactionalAudit,
-        clusters::Clusters,
-        connection,
-        docker_configs::{AccountChoice, DockerConfigs},
+        ServiceError, audit::TransactionalAudit, clusters::Clusters, connection, docker_configs::DockerConfigs,
         progress::Announcer,
     },
     storage::{
@@ -819,12 +815,8 @@ impl Reconciler {
     }
 
     async fn assemble(&self, declaration: &Declaration) -> Result<Content, ServiceError> {
-        let choice = match &declaration.accounts {
-            Accounts::Names(names) => AccountChoice::Names(names.iter().map(Name::to_string).collect()),
-            Accounts::Selector(selector) => AccountChoice::Selector(selector.clone()),
-        };
         let secret_type = declaration.secret_type;
-        let rendered = self.docker_configs.assemble_stored(secret_type.profile(), &choice).await?;
+        let rendered = self.docker_configs.assemble_stored(secret_type.profile(), &declaration.accounts).await?;
         let mac =
             self.content_key.mac(&[secret_type.as_str().as_bytes(), rendered.document.expose_secret().as_bytes()]);
         let secret = SecretContent::new(secret_type.as_str(), secret_type.data_key(), &rendered.document);

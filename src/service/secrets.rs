@@ -12,12 +12,13 @@ use crate::{
         docker_config::{RenderedConfig, Warning},
         names::{Labels, Name, NamespaceName, SecretName},
         secret::{MANAGED_BY_LABEL, SecretType},
+        selector::AccountSelection,
     },
     service::{
         ServiceError,
         audit::{refusals::Refusal, writer::AuditWriter},
         clusters::Clusters,
-        docker_configs::{AccountChoice, Assembled, DockerConfigs},
+        docker_configs::{Assembled, DockerConfigs},
     },
 };
 
@@ -33,7 +34,7 @@ pub struct Delivery {
     /// Type of the Secret, which decides the form of the document.
     pub secret_type: SecretType,
     /// The accounts that go into it.
-    pub accounts: AccountChoice,
+    pub accounts: AccountSelection,
     /// Further labels of the Secret.
     pub labels: Labels,
     /// The API server checks everything and stores nothing.

@@ -230,7 +230,9 @@ mod tests {
     fn a_line_holds_the_event_and_its_span() {
         let [ours, theirs] = written(|| {
             let span = tracing::info_span!("request", method = %"GET", path = "/a\"b", late = tracing::field::Empty);
-            span.in_scope(|| tracing::info!(status = 200, caller = Some("ci"), none = None::<&str>, "request done"));
+            span.in_scope(|| {
+                tracing::info!(status = 200, caller = Some("ci"), none = None::<&str>, "request completed")
+            });
             span.record("late", 7);
             span.in_scope(|| tracing::warn!(ratio = 0.5, yes = true, less = -1, r#type = "x", "and\nmore"));
             tracing::error!(odd = f64::NAN, debug = ?["\u{1}", "ü"], "outside");
@@ -240,7 +242,7 @@ mod tests {
         let span = json!({"name": "request", "method": "GET", "path": "/a\"b"});
         let target = "regcred::telemetry::json::tests";
         let done = json!({
-            "level": "INFO", "message": "request done", "status": 200, "caller": "ci", "target": target, "span": span,
+            "level": "INFO", "message": "request completed", "status": 200, "caller": "ci", "target": target, "span": span,
         });
         assert_eq!(ours[0], done);
         assert_eq!(ours[1]["span"]["late"], 7);

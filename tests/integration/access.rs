@@ -1,5 +1,5 @@
-//! Who may do what: every route with every role, on what is granted, on what is not, and on what nobody has; and the rules of
-//! API keys one by one.
+//! Access control: every route with every role, for granted, foreign and missing resources; and API
+//! keys.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,18 +32,19 @@ use crate::{
 
 const CANARY: &str = "canary-of-a-password";
 
-/// The columns of [`TABLE`]. All but the anonymous and the admin have the grants `in-*` for accounts, clusters and
-/// namespaces.
+/// Columns of [`TABLE`]. All but the anonymous client and the admin have grants `in-*` for
+/// accounts, clusters and namespaces.
 const CALLERS: [&str; 6] = ["anonymous", "admin", "operator", "deliverer", "renderer", "viewer"];
 
-/// What everybody is answered. The things that a route is tried on:
+/// Expected statuses. The resources that a route is called for:
 ///
-/// - `granted`: there, and named `in-…`; for a route that makes something: free, and named `in-…`;
-/// - `foreign`: there, and named `out-…`;
-/// - `missing`: nobody has it, and it would be named `out-…`.
+/// - `granted`: exists, with a name `in-…`. If the route creates the resource, the name is free;
+/// - `foreign`: exists, with a name `out-…`;
+/// - `missing`: does not exist, with a name `out-…`.
 ///
-/// `any` stands for routes that are not about one thing with a name. Whoever has grants must find no difference between a
-/// foreign and a missing thing: neither here nor in the text of the answer.
+/// `any` is for routes without a named resource. A caller with grants must not be able to
+/// distinguish foreign from missing resources, neither by the status nor by the text of the
+/// response.
 const TABLE: &str = "
     operation                 on       anonymous admin operator deliverer renderer viewer
 
@@ -136,7 +137,7 @@ const TABLE: &str = "
     get_metrics               any      200       200   200      200       200      200
 ";
 
-/// One line of the table.
+/// A row of the table.
 struct Row {
     operation: &'static str,
     on: &'static str,
@@ -174,23 +175,24 @@ fn operations() -> BTreeMap<String, (String, String)> {
     operations
 }
 
-/// What a row is tried on.
-struct Thing {
-    /// Name of an account, or of a cluster.
+/// Resource that a row is about.
+struct Resource {
+    /// Name of the resource.
     name: String,
     id: Uuid,
     namespace: String,
 }
 
 fn account(name: &str) -> Value {
-    json!({"name": name, "registry": format!("{name}.example.com"), "username": "martin", "password": CANARY})
+    json!({"name": name, "registry": format!("{name}.example.com"), "username": "dev", "password": CANARY})
 }
 
 fn cluster(name: &str) -> Value {
     json!({"name": name, "server": "https://127.0.0.1:1", "auth": {"type": "none"}})
 }
 
-/// A declaration that names an account and a cluster of this name, and the one namespace that is granted to everybody here.
+/// A declaration with an account and a cluster of this name, and the namespace that all callers are
+/// granted.
 fn pull_secret(name: &str) -> Value {
     json!({"accounts": [name], "secret": {"name": "pull"}, "deletionPolicy": "retain",
         "targets": [{"cluster": name, "namespaces": ["in-namespace"]}]})
@@ -201,14 +203,14 @@ fn identity_provider(name: &str) -> Value {
     json!({"name": name, "type": "oidc", "issuer": "https://issuer.example.com", "audience": name, "rules": rules})
 }
 
-/// The body and query that an operation is tried with.
-fn request(operation: &str, thing: &Thing) -> (&'static str, Option<Value>) {
-    let Thing { name, .. } = thing;
+/// Query and body for an operation.
+fn request(operation: &str, resource: &Resource) -> (&'static str, Option<Value>) {
+    let Resource { name, .. } = resource;
     match operation {
         "create_registry_account" => ("", Some(account(name))),
-        "update_registry_account" => ("", Some(json!({"username": "lena"}))),
+        "update_registry_account" => ("", Some(json!({"username": "ops"}))),
         "import_registry_accounts" => {
-            let auths = json!({format!("{name}.example.com"): {"username": "martin", "password": CANARY}});
+            let auths = json!({format!("{name}.example.com"): {"username": "dev", "password": CANARY}});
             ("?dryRun=true", Some(json!({"auths": auths})))
         }
         "create_docker_config" => ("", Some(json!({"accounts": [name]}))),
@@ -224,77 +226,77 @@ fn request(operation: &str, thing: &Thing) -> (&'static str, Option<Value>) {
     }
 }
 
-/// Whether an operation makes what it is tried on.
-fn makes(operation: &str) -> bool {
+/// Whether an operation creates its resource.
+fn creates(operation: &str) -> bool {
     ["create_registry_account", "create_cluster", "import_registry_accounts", "put_pull_secret"].contains(&operation)
 }
 
-/// Sees to it that a thing is there, or not.
-async fn prepare(app: &TestApp, row: &Row, thing: &mut Thing) {
-    let is_there = row.on == "foreign" || row.on == "granted" && !makes(row.operation);
+/// Creates the resource of a row, if it must exist.
+async fn prepare(app: &TestApp, row: &Row, resource: &mut Resource) {
+    let exists = row.on == "foreign" || row.on == "granted" && !creates(row.operation);
     if row.operation == "create_secret" {
-        // The cluster is always there, and granted: it is about the namespace.
-        if app.admin().get(&format!("/v1/clusters/{}", thing.name)).await.status == 404 {
-            app.register_cluster(&thing.name).await;
+        // The row is about the namespace: the cluster always exists and is granted.
+        if app.admin().get(&format!("/v1/clusters/{}", resource.name)).await.status == 404 {
+            app.register_cluster(&resource.name).await;
         }
         return;
     }
     let is_about_pull_secret = row.operation.contains("pull_secret") && row.on != "any";
-    if is_about_pull_secret && (is_there || row.on == "granted") {
-        app.admin().post("/v1/registry-accounts", &account(&thing.name)).await.expect(201);
-        app.admin().post("/v1/clusters", &cluster(&thing.name)).await.expect(201);
+    if is_about_pull_secret && (exists || row.on == "granted") {
+        app.admin().post("/v1/registry-accounts", &account(&resource.name)).await.expect(201);
+        app.admin().post("/v1/clusters", &cluster(&resource.name)).await.expect(201);
     }
-    if !is_there {
+    if !exists {
         return;
     }
     if is_about_pull_secret {
-        let request = app.admin().request("PUT", &format!("/v1/pull-secrets/{}", thing.name));
-        app.admin().send(request.json(&pull_secret(&thing.name))).await.expect(201);
+        let request = app.admin().request("PUT", &format!("/v1/pull-secrets/{}", resource.name));
+        app.admin().send(request.json(&pull_secret(&resource.name))).await.expect(201);
         return;
     }
     if row.operation.ends_with("api_key") {
-        let body = json!({"name": thing.name, "role": "viewer"});
+        let body = json!({"name": resource.name, "role": "viewer"});
         let made = app.admin().post("/v1/api-keys", &body).await.expect(201);
-        thing.id = serde_json::from_value(made["id"].clone()).expect("a UUID");
+        resource.id = serde_json::from_value(made["id"].clone()).expect("a UUID");
     } else if row.operation.ends_with("identity_provider") {
-        app.admin().post("/v1/identity-providers", &identity_provider(&thing.name)).await.expect(201);
+        app.admin().post("/v1/identity-providers", &identity_provider(&resource.name)).await.expect(201);
     } else if row.operation.ends_with("cluster") {
-        app.admin().post("/v1/clusters", &cluster(&thing.name)).await.expect(201);
+        app.admin().post("/v1/clusters", &cluster(&resource.name)).await.expect(201);
     } else {
         // An import names accounts after their registries.
         let name = match row.operation {
-            "import_registry_accounts" => format!("{}-example-com", thing.name),
-            _ => thing.name.clone(),
+            "import_registry_accounts" => format!("{}-example-com", resource.name),
+            _ => resource.name.clone(),
         };
         let body = json!({
-            "name": name, "registry": format!("{}.example.com", thing.name), "username": "martin", "password": CANARY,
+            "name": name, "registry": format!("{}.example.com", resource.name), "username": "dev", "password": CANARY,
         });
         app.admin().post("/v1/registry-accounts", &body).await.expect(201);
     }
 }
 
-/// An answer without what differs between any two requests.
-fn without_names(answer: &Answer, thing: &Thing) -> String {
-    let mut body = answer.body.replace(&thing.name, "NAME").replace(&thing.id.to_string(), "ID");
-    body = body.replace(&thing.namespace, "NAMESPACE");
+/// A response without the values that differ between requests.
+fn without_names(answer: &Answer, resource: &Resource) -> String {
+    let mut body = answer.body.replace(&resource.name, "NAME").replace(&resource.id.to_string(), "ID");
+    body = body.replace(&resource.namespace, "NAMESPACE");
     body.replace(answer.header("x-request-id"), "REQUEST")
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_table_holds_for_every_route_and_every_role(pool: PgPool) {
+async fn every_route_has_the_expected_status_for_every_role(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let operations = operations();
     let rows = rows();
     let in_table: BTreeSet<&str> = rows.iter().map(|row| row.operation).collect();
     let in_document: BTreeSet<&str> = operations.keys().map(String::as_str).collect();
-    assert_eq!(in_table, in_document, "every route needs a row");
-    // A route that names one thing has a row for each that there may be: none of them stands for another.
+    assert_eq!(in_table, in_document, "every route must have a row");
+    // A route with a named resource must have a row for each kind of resource.
     for (operation, _) in operations.iter().filter(|(_, (_, path))| path.contains('{')) {
-        let tried: Vec<&str> = rows.iter().filter(|row| row.operation == operation).map(|row| row.on).collect();
-        // Nothing can be granted of API keys and identity providers: they are foreign to all but admins.
+        let tested: Vec<&str> = rows.iter().filter(|row| row.operation == operation).map(|row| row.on).collect();
+        // API keys and identity providers cannot be granted: they are foreign to all but admins.
         let is_granted = !operation.ends_with("api_key") && !operation.ends_with("identity_provider");
         let needed: &[&str] = if is_granted { &["granted", "foreign", "missing"] } else { &["foreign", "missing"] };
-        assert_eq!(tried, needed, "{operation}");
+        assert_eq!(tested, needed, "{operation}");
     }
 
     let granted_namespace = kubernetes::new_namespace().await;
@@ -317,17 +319,17 @@ async fn the_table_holds_for_every_route_and_every_role(pool: PgPool) {
             let namespace = match row.on {
                 "granted" => granted_namespace.clone(),
                 "foreign" => foreign_namespace.clone(),
-                _ => format!("regcred-nobody-{number}"),
+                _ => format!("regcred-missing-{number}"),
             };
             let name = format!("{}-{number}x", if inside { "in" } else { "out" });
-            let mut thing = Thing { name, id: Uuid::now_v7(), namespace };
-            prepare(&app, row, &mut thing).await;
+            let mut resource = Resource { name, id: Uuid::now_v7(), namespace };
+            prepare(&app, row, &mut resource).await;
             let path = path
-                .replace("{name}", &thing.name)
-                .replace("{cluster}", &thing.name)
-                .replace("{namespace}", &thing.namespace)
-                .replace("{id}", &thing.id.to_string());
-            let (query, body) = request(row.operation, &thing);
+                .replace("{name}", &resource.name)
+                .replace("{cluster}", &resource.name)
+                .replace("{namespace}", &resource.namespace)
+                .replace("{id}", &resource.id.to_string());
+            let (query, body) = request(row.operation, &resource);
             let mut request = client.request(method, &format!("{path}{query}"));
             if let Some(body) = body {
                 request = request.json(&body);
@@ -342,9 +344,9 @@ async fn the_table_holds_for_every_route_and_every_role(pool: PgPool) {
             let may_reveal = ["admin", "renderer"].contains(&who) && row.operation == "create_docker_config";
             let canary_base64 = "Y2FuYXJ5LW9mLWEtcGFzc3dvcmQ";
             let reveals = answer.body.contains(CANARY) || answer.body.contains(canary_base64);
-            assert!(may_reveal || !reveals, "{who} was shown a password: {answer:?}");
+            assert!(may_reveal || !reveals, "{who} received a password: {answer:?}");
 
-            let text = without_names(&answer, &thing);
+            let text = without_names(&answer, &resource);
             if row.on == "foreign" {
                 foreign.insert((row.operation, who), text);
             } else if row.on == "missing" && who != "admin" && foreign.get(&(row.operation, who)) != Some(&text) {
@@ -355,7 +357,7 @@ async fn the_table_holds_for_every_route_and_every_role(pool: PgPool) {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Names of the items on every page of a list, with one request for each page.
+/// Names of all items of a list, read page by page.
 async fn names(client: &Client, path: &str, limit: usize) -> Vec<String> {
     let mut names = Vec::new();
     let mut page_path = format!("{path}limit={limit}");
@@ -364,13 +366,13 @@ async fn names(client: &Client, path: &str, limit: usize) -> Vec<String> {
         let items = page["items"].as_array().expect("items");
         names.extend(items.iter().map(|item| item["name"].as_str().expect("a name").to_owned()));
         let Some(next) = page["next"].as_str() else { return names };
-        assert_eq!(items.len(), limit, "a page before the last one is full");
+        assert_eq!(items.len(), limit, "every page but the last one is full");
         page_path = format!("{path}limit={limit}&cursor={next}");
     }
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn lists_show_what_is_granted_on_full_pages(pool: PgPool) {
+async fn lists_contain_only_granted_items_on_full_pages(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     for number in 0..40 {
         let name = format!("{}-{number:02}", if number % 4 == 0 { "a" } else { "b" });
@@ -388,7 +390,7 @@ async fn lists_show_what_is_granted_on_full_pages(pool: PgPool) {
         json!({"accounts": [], "clusters": []}),
         json!({"accounts": ["a-*"], "clusters": ["a-*"]}),
         json!({"accounts": ["b-39", "a-00", "zz"], "clusters": ["b-39", "a-00", "zz"]}),
-        // Rules that overlap: each account once.
+        // Overlapping rules list each account once.
         json!({"accounts": ["a-*", "a-0*", "a-00", {"matchLabels": {"team": "x"}}], "clusters": ["a-*", "a-0*", "a-00"]}),
         json!({"accounts": [{"matchLabels": {"team": "x", "even": "true"}}], "clusters": ["*"]}),
     ];
@@ -415,23 +417,23 @@ async fn lists_show_what_is_granted_on_full_pages(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn what_a_role_reaches_without_grants(pool: PgPool) {
+async fn each_role_has_default_grants(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     app.admin().post("/v1/registry-accounts", &account("prod")).await.expect(201);
-    for (role, reaches) in [("operator", true), ("viewer", true), ("deliverer", false), ("renderer", false)] {
+    for (role, has_access) in [("operator", true), ("viewer", true), ("deliverer", false), ("renderer", false)] {
         let caller = app.caller(role, role, None).await;
-        let everything = if reaches { json!(["*"]) } else { json!([]) };
+        let everything = if has_access { json!(["*"]) } else { json!([]) };
         let me = caller.get("/v1/me").await.expect(200);
         assert_eq!((&me["name"], &me["role"], &me["expiresAt"]), (&json!(role), &json!(role), &Value::Null));
         let grants = json!({"accounts": everything, "clusters": everything, "namespaces": everything});
         assert_eq!(me["grants"], grants);
-        let status = if reaches { 200 } else { 404 };
+        let status = if has_access { 200 } else { 404 };
         assert_eq!(caller.get("/v1/registry-accounts/prod").await.status, status, "{role}");
     }
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn accounts_are_chosen_among_what_is_granted(pool: PgPool) {
+async fn a_selector_selects_only_granted_accounts(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     for (name, team) in [("a-one", "a"), ("a-two", "b"), ("b-one", "a")] {
         let mut body = account(name);
@@ -460,20 +462,20 @@ async fn accounts_are_chosen_among_what_is_granted(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_operator_cannot_lead_an_account_out_of_his_grants_or_into_them(pool: PgPool) {
+async fn an_operator_cannot_move_an_account_into_or_out_of_its_grants(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let grants = json!({"accounts": [{"matchLabels": {"team": "a"}}]});
     let operator = app.caller("o", "operator", Some(grants)).await;
-    let mut mine = account("mine");
+    let mut own = account("own");
 
-    operator.post("/v1/registry-accounts", &mine).await.problem(403, "forbidden");
-    mine["labels"] = json!({"team": "a"});
-    operator.post("/v1/registry-accounts", &mine).await.expect(201);
+    operator.post("/v1/registry-accounts", &own).await.problem(403, "forbidden");
+    own["labels"] = json!({"team": "a"});
+    operator.post("/v1/registry-accounts", &own).await.expect(201);
     let out = json!({"labels": {"team": "b"}});
-    operator.patch("/v1/registry-accounts/mine", &out).await.problem(403, "forbidden");
-    operator.patch("/v1/registry-accounts/mine", &json!({"labels": {"tier": "1"}})).await.expect(200);
+    operator.patch("/v1/registry-accounts/own", &out).await.problem(403, "forbidden");
+    operator.patch("/v1/registry-accounts/own", &json!({"labels": {"tier": "1"}})).await.expect(200);
     assert_eq!(
-        operator.get("/v1/registry-accounts/mine").await.expect(200)["labels"],
+        operator.get("/v1/registry-accounts/own").await.expect(200)["labels"],
         json!({"team": "a", "tier": "1"})
     );
 
@@ -485,7 +487,7 @@ async fn an_operator_cannot_lead_an_account_out_of_his_grants_or_into_them(pool:
     operator.post("/v1/registry-accounts:import", &config).await.problem(403, "forbidden");
 }
 
-/// Every string in an answer, and what the strings hold that are base64, any number of times.
+/// Whether a text contains a canary, also base64-encoded any number of times.
 fn holds(text: &str, canary: &str) -> bool {
     text.contains(canary)
         || text.split(|c: char| !(c.is_ascii_alphanumeric() || "+/=".contains(c))).any(|word| {
@@ -495,7 +497,7 @@ fn holds(text: &str, canary: &str) -> bool {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_deliverer_places_secrets_and_sees_no_password_by_any_road(pool: PgPool) {
+async fn a_deliverer_places_secrets_but_never_receives_a_password(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let namespace = kubernetes::new_namespace().await;
     app.register_cluster("dev").await;
@@ -516,7 +518,7 @@ async fn a_deliverer_places_secrets_and_sees_no_password_by_any_road(pool: PgPoo
         json!({"accounts": ["in-one"], "secret": {"name": "pull"}}),
         json!({"accounts": ["in-one"], "secret": {"name": "pull"}, "format": "yaml"}),
         json!({"accounts": ["in-one"], "profile": "dockerAuthConfig", "format": "env"}),
-        json!({"accounts": ["nobody"]}),
+        json!({"accounts": ["missing"]}),
         json!({}),
     ] {
         answers.push((403, deliverer.post("/v1/docker-configs", &body).await));
@@ -532,7 +534,7 @@ async fn a_deliverer_places_secrets_and_sees_no_password_by_any_road(pool: PgPoo
         assert!(!holds(&format!("{answer:?}"), CANARY), "{answer:?}");
     }
 
-    // What is not granted is not there, whatever else is.
+    // Resources that are not granted do not exist for the caller.
     deliverer
         .post("/v1/clusters/dev/namespaces/default/secrets", &secret("pull", false))
         .await
@@ -548,7 +550,7 @@ async fn a_deliverer_places_secrets_and_sees_no_password_by_any_road(pool: PgPoo
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn whoever_may_not_reveal_sees_no_password_of_what_a_pull_secret_places(pool: PgPool) {
+async fn pull_secret_routes_never_return_a_password(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let namespace = kubernetes::new_namespace().await;
     app.register_cluster("dev").await;
@@ -560,24 +562,24 @@ async fn whoever_may_not_reveal_sees_no_password_of_what_a_pull_secret_places(po
     let deliverer = app.caller("ci", "deliverer", Some(grants.clone())).await;
     let operator = app.caller("team-a", "operator", Some(grants)).await;
 
-    // What a stream tells while a rotation gets on.
+    // The event stream during a rotation.
     let request = deliverer.request("GET", "/v1/pull-secrets/team-a/events");
     let mut stream = request.send().await.expect("an answer");
     let rotated = format!("{CANARY}-rotated");
     app.admin().patch("/v1/registry-accounts/in-one", &json!({"password": rotated})).await.expect(200);
-    let mut told = String::new();
-    while !told.contains(r#""observedGeneration":2"#) {
-        let chunk = stream.chunk().await.expect("whole events").expect("the stream goes on");
-        told.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
+    let mut events = String::new();
+    while !events.contains(r#""observedGeneration":2"#) {
+        let chunk = stream.chunk().await.expect("a chunk").expect("the stream goes on");
+        events.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
     }
-    assert!(!holds(&told, CANARY), "{told}");
+    assert!(!holds(&events, CANARY), "{events}");
     assert!(holds(&kubernetes::document(&kubernetes::secret(&namespace, "team-a-pull").await), &rotated));
 
     declared["dryRun"] = json!(true);
-    let import = json!({"auths": {"in-two.example.com": {"username": "martin", "password": CANARY}}});
+    let import = json!({"auths": {"in-two.example.com": {"username": "dev", "password": CANARY}}});
     let check = format!("/v1/clusters/dev/check?namespace={namespace}");
-    // With what the deliverer is answered, and the operator, who is let onto more roads.
-    let roads = [
+    // With the expected statuses for the deliverer and the operator.
+    let requests = [
         ("GET", "/v1/pull-secrets", Value::Null, [200, 200]),
         ("GET", "/v1/pull-secrets/team-a", Value::Null, [200, 200]),
         ("GET", "/v1/pull-secrets/team-a/targets", Value::Null, [200, 200]),
@@ -591,7 +593,7 @@ async fn whoever_may_not_reveal_sees_no_password_of_what_a_pull_secret_places(po
         ("POST", "/v1/docker-configs", json!({"accounts": ["in-one"]}), [403, 403]),
     ];
     for (which, caller) in [&deliverer, &operator].into_iter().enumerate() {
-        for (method, path, body, statuses) in &roads {
+        for (method, path, body, statuses) in &requests {
             let request = caller.request(method, path);
             let answer = caller.send(if body.is_null() { request } else { request.json(body) }).await;
             assert_eq!(answer.status, statuses[which], "{method} {path}: {answer:?}");
@@ -601,11 +603,11 @@ async fn whoever_may_not_reveal_sees_no_password_of_what_a_pull_secret_places(po
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_key_is_shown_once_and_ends_at_once(pool: PgPool) {
+async fn a_key_is_returned_once_and_revoked_immediately(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let body = json!({
         "name": "ci-team-a", "role": "deliverer", "expiresAt": "2101-06-30T00:00:00Z",
-        "grants": {"accounts": ["martin-*", {"matchLabels": {"team": "a"}}], "clusters": ["dev"], "namespaces": ["a-*"]},
+        "grants": {"accounts": ["team-*", {"matchLabels": {"team": "a"}}], "clusters": ["dev"], "namespaces": ["a-*"]},
     });
 
     let created = app.admin().post("/v1/api-keys", &body).await;
@@ -641,13 +643,13 @@ async fn a_key_is_shown_once_and_ends_at_once(pool: PgPool) {
     assert_eq!(app.admin().delete(&path).await.status, 204);
     assert!(app.admin().get(&path).await.expect(200)["revokedAt"].is_string());
     app.admin().post("/v1/api-keys", &body).await.expect(201);
-    for nobody in [Uuid::now_v7().to_string(), "ci-team-a".to_owned(), "%20".to_owned()] {
-        app.admin().delete(&format!("/v1/api-keys/{nobody}")).await.problem(404, "not-found");
+    for missing in [Uuid::now_v7().to_string(), "ci-team-a".to_owned(), "%20".to_owned()] {
+        app.admin().delete(&format!("/v1/api-keys/{missing}")).await.problem(404, "not-found");
     }
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn keys_are_listed_page_by_page(pool: PgPool) {
+async fn keys_are_listed_in_pages(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     for number in 0..6 {
         app.caller(&format!("k-{number}"), "viewer", None).await;
@@ -662,9 +664,9 @@ async fn keys_are_listed_page_by_page(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_expired_key_is_refused_from_its_second_on(pool: PgPool) {
+async fn a_key_is_refused_from_its_expiry_on(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    // On a slow machine a short time may be over before the key is used at all.
+    // On a slow machine a key may expire before its first use.
     for seconds in [2, 8, 32] {
         let ends = chrono::Utc::now() + chrono::TimeDelta::seconds(seconds);
         let body = json!({"name": format!("lives-{seconds}"), "role": "viewer", "expiresAt": ends});
@@ -679,11 +681,11 @@ async fn an_expired_key_is_refused_from_its_second_on(pool: PgPool) {
             return;
         }
     }
-    panic!("no key was used before its end");
+    panic!("no key was used before its expiry");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_bad_key_is_refused_by_its_fields(pool: PgPool) {
+async fn an_invalid_key_request_is_refused_by_field(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let key = |role: &str, grants: Value| json!({"name": "k", "role": role, "grants": grants});
     for (body, fields) in [
@@ -705,7 +707,7 @@ async fn a_bad_key_is_refused_by_its_fields(pool: PgPool) {
         answer.problem(422, "invalid-request");
         assert_eq!(answer.fields(), fields, "{answer:?}");
     }
-    // Of two values for one label, none is taken in silence.
+    // Duplicate labels are refused.
     let twice = r#"{"name":"k","role":"viewer","grants":{"accounts":[{"matchLabels":{"team":"a","team":"b"}}]}}"#;
     let request = app.admin().request("POST", "/v1/api-keys").header("content-type", "application/json").body(twice);
     let answer = app.admin().send(request).await;
@@ -724,7 +726,7 @@ async fn the_last_admin_cannot_be_revoked(pool: PgPool) {
     app.caller("operator", "operator", None).await;
     revoke(&first).await.problem(409, "last-admin");
 
-    // One that ends by itself does not count where there is one that does not.
+    // A key that expires does not count as the last admin key.
     let body = json!({"name": "short", "role": "admin", "expiresAt": "2101-01-01T00:00:00Z"});
     let short = app.admin().post("/v1/api-keys", &body).await.expect(201);
     let problem = revoke(&first).await.problem(409, "last-admin");
@@ -733,7 +735,7 @@ async fn the_last_admin_cannot_be_revoked(pool: PgPool) {
 
     assert!(app.revoke_key("admin", false).await.is_err());
 
-    // Of all that go at the same time, one stays.
+    // Concurrent revocations leave one key.
     let mut admins = vec![app.admin()];
     for number in 0..4 {
         admins.push(app.caller(&format!("admin-{number}"), "admin", None).await);
@@ -746,14 +748,13 @@ async fn the_last_admin_cannot_be_revoked(pool: PgPool) {
         .await
         .expect("names");
     assert_eq!(left.len(), 1, "{left:?}");
-    // Whoever has the database may.
+    // The command line may revoke it with a flag.
     app.revoke_key(&left[0], true).await.expect("revoked");
 }
 
-/// The time of an answer that there is no such thing, for whoever does not reach everything.
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_answer_that_may_hide_something_is_held_back_from_the_end_of_the_request_on(pool: PgPool) {
-    const HELD: Duration = Duration::from_millis(5);
+async fn a_not_found_answer_has_a_minimum_latency_after_the_body(pool: PgPool) {
+    const LATENCY: Duration = Duration::from_millis(5);
     let app = TestApp::spawn(pool).await;
     app.admin().post("/v1/registry-accounts", &account("foreign")).await.expect(201);
     let new_key = json!({"name": "in", "role": "operator", "grants": {"accounts": ["in-*"]}});
@@ -763,26 +764,26 @@ async fn an_answer_that_may_hide_something_is_held_back_from_the_end_of_the_requ
     for path in ["registry-accounts/foreign", "registry-accounts/missing", "clusters/missing", "pull-secrets/missing"] {
         let start = Instant::now();
         narrow.get(&format!("/v1/{path}")).await.problem(404, "not-found");
-        assert!(start.elapsed() >= HELD, "{path}");
+        assert!(start.elapsed() >= LATENCY, "{path}");
     }
 
-    // Whoever sends the end of a body late is told as late.
+    // The latency starts when the body is complete.
     let body = r#"{"accounts":["foreign"],"image":"foreign.example.com/a"}"#;
     let head = format!("POST /v1/docker-configs/explain HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n");
     let head = format!("{head}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
     let (begin, end) = body.split_at(body.len() - 1);
     let mut stream = TcpStream::connect(app.address).await.expect("a connection");
     stream.write_all(format!("{head}{begin}").as_bytes()).await.expect("sent");
-    tokio::time::sleep(4 * HELD).await;
+    tokio::time::sleep(4 * LATENCY).await;
     let start = Instant::now();
     stream.write_all(end.as_bytes()).await.expect("sent");
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await.expect("an answer");
     assert_eq!(&answer, b"HTTP/1.1 422");
-    assert!(start.elapsed() >= HELD);
+    assert!(start.elapsed() >= LATENCY);
 }
 
-/// A key with the id of another one, a secret of its own, and a right checksum.
+/// A key with this id, a forged secret and a valid checksum.
 fn forged(id: &str, number: u32) -> String {
     let body = format!("rgc_{id}_{number:064x}");
     let checksum = crc32fast::hash(body.as_bytes());
@@ -790,7 +791,7 @@ fn forged(id: &str, number: u32) -> String {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_flood_of_wrong_keys_is_limited_and_locks_out_nobody(pool: PgPool) {
+async fn a_flood_of_forged_keys_is_limited_and_locks_out_no_caller(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let text = app.new_key("good", None).await;
     let id = text.split('_').nth(1).expect("an id").to_owned();
@@ -810,14 +811,14 @@ async fn a_flood_of_wrong_keys_is_limited_and_locks_out_nobody(pool: PgPool) {
         } else {
             wrong.problem(401, "unauthenticated");
         }
-        // The right key of the same id, and another caller behind the same address.
+        // The valid key with the same id, and another caller at the same address.
         good.get("/v1/me").await.expect(200);
         other.get("/v1/me").await.expect(200);
     }
     assert!(statuses[&401] >= 10 && statuses[&429] >= 20, "{statuses:?}");
 
-    // Unknown ids are limited by the address, and what is not even a key is not counted at all.
-    // All at once, so that on no machine the limit has the time to let them pass one by one.
+    // Unknown ids are limited by address, and malformed keys are not counted.
+    // Concurrent, so that the bucket does not refill between the requests.
     let unknown = join_all((0..60).map(async |number| {
         let unknown = Uuid::now_v7().simple().to_string();
         app.anonymous().with_key(&forged(&unknown, number)).get("/v1/me").await.status
@@ -829,7 +830,7 @@ async fn a_flood_of_wrong_keys_is_limited_and_locks_out_nobody(pool: PgPool) {
     assert_eq!(argon2_runs(&app).await, before);
 }
 
-/// The line of the metrics that says how often argon2 has run.
+/// The metric that counts runs of argon2.
 async fn argon2_runs(app: &TestApp) -> String {
     let metrics = app.anonymous().get("/metrics").await.body;
     let line = metrics.lines().find(|line| line.starts_with("regcred_api_key_argon2_runs_total")).map(str::to_owned);
@@ -837,7 +838,7 @@ async fn argon2_runs(app: &TestApp) -> String {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_key_that_has_ended_costs_no_argon2(pool: PgPool) {
+async fn an_expired_or_revoked_key_costs_no_argon2(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let made = app.admin().post("/v1/api-keys", &json!({"name": "ci", "role": "viewer"})).await.expect(201);
     let id = made["id"].as_str().expect("an id");
@@ -852,7 +853,7 @@ async fn a_key_that_has_ended_costs_no_argon2(pool: PgPool) {
     assert_eq!(argon2_runs(&app).await, before);
 }
 
-/// How many connections to this database wait for what another one has locked.
+/// Number of connections to this database that wait for a lock.
 async fn waiting_for_locks(watcher: &mut PgConnection) -> i64 {
     let count = "SELECT count(*) FROM pg_stat_activity
                  WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -860,17 +861,17 @@ async fn waiting_for_locks(watcher: &mut PgConnection) -> i64 {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_flood_of_forged_keys_is_few_reads_and_holds_up_no_key_that_was_not_seen_yet(pool: PgPool) {
+async fn a_flood_of_forged_keys_costs_few_reads_and_does_not_delay_valid_keys(pool: PgPool) {
     let app = TestApp::configured(pool, &[("REGCRED_DATABASE_ACQUIRE_TIMEOUT_SECONDS", "60")]).await;
     let good = app.admin().with_key(&app.new_key("good", None).await);
     let (mut holder, mut watcher) = (superuser(&app.pool).await, superuser(&app.pool).await);
-    // Whoever looks for a key waits, on the connection that he has.
+    // Key lookups wait, each on its connection.
     sqlx::raw_sql("BEGIN; LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE").execute(&mut holder).await.expect("locked");
     let mut waiting = async || waiting_for_locks(&mut watcher).await;
     let first = app.anonymous().with_key(&forged(&Uuid::now_v7().simple().to_string(), 0));
     let hangs_up = tokio::spawn(async move { first.get("/v1/me").await.status });
     eventually("a key is looked up", async || (waiting().await == 1).then_some(())).await;
-    // Each of another id, so that none is told to wait for its sake.
+    // Different ids, so that the limit per key id does not apply.
     let flood = join_all((1..25).map(async |number| {
         let id = Uuid::now_v7().simple().to_string();
         app.anonymous().with_key(&forged(&id, number)).get("/v1/me").await.status
@@ -891,7 +892,7 @@ async fn a_flood_of_forged_keys_is_few_reads_and_holds_up_no_key_that_was_not_se
     assert!(statuses.iter().all(|status| *status == 401), "{statuses:?}");
 }
 
-/// A token with a time, an issuer and an audience, and a signature that is nobody's.
+/// A well-formed token with an invalid signature.
 fn forged_token(number: u32) -> String {
     let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
     let end = chrono::Utc::now().timestamp() + 600;
@@ -901,15 +902,15 @@ fn forged_token(number: u32) -> String {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_flood_of_forged_tokens_leaves_connections_to_those_who_have_a_key(pool: PgPool) {
+async fn a_flood_of_forged_tokens_leaves_connections_for_valid_keys(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     app.admin().get("/v1/me").await.expect(200);
     let (mut holder, mut watcher) = (superuser(&app.pool).await, superuser(&app.pool).await);
-    // Whoever looks for a token's provider waits, on the connection that he has.
+    // Provider lookups wait, each on its connection.
     let lock = sqlx::raw_sql("BEGIN; LOCK TABLE identity_providers IN ACCESS EXCLUSIVE MODE");
     lock.execute(&mut holder).await.expect("locked");
     let mut waiting = async || waiting_for_locks(&mut watcher).await;
-    // More than the app has connections.
+    // More than the connections of the app.
     let flood = join_all(
         (0..24).map(async |number| app.anonymous().with_key(&forged_token(number)).get("/v1/me").await.status),
     );
@@ -924,12 +925,12 @@ async fn a_flood_of_forged_tokens_leaves_connections_to_those_who_have_a_key(poo
 
     let (statuses, ()) = tokio::join!(flood, work);
 
-    // Who waited for longer than for a connection was told to come again.
+    // A request that waited too long for a connection gets 503.
     assert!(statuses.iter().all(|status| [401, 429, 503].contains(status)), "{statuses:?}");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_cluster_that_regcred_runs_in_is_for_those_to_whom_all_clusters_are_granted(pool: PgPool) {
+async fn registering_the_own_cluster_requires_grants_of_all_clusters(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let narrow = app.caller("narrow", "operator", Some(json!({"clusters": ["in-*"]}))).await;
     let wide = app.caller("wide", "operator", Some(json!({"clusters": ["in-*", "*"]}))).await;
@@ -941,7 +942,7 @@ async fn the_cluster_that_regcred_runs_in_is_for_those_to_whom_all_clusters_are_
     narrow.post("/v1/clusters", &cluster("in-one")).await.expect(201);
     narrow.patch("/v1/clusters/in-one", &own).await.problem(403, "forbidden");
     assert_eq!(narrow.get("/v1/clusters/in-one").await.expect(200)["server"], "https://127.0.0.1:1");
-    // Whether the name is in use or not.
+    // Also if the name is in use.
     let taken = narrow.post("/v1/clusters", &own_named("in-one")).await.problem(403, "forbidden");
     assert_eq!(taken["detail"], problem["detail"].as_str().expect("a detail").replace("in-own", "in-one"));
 
@@ -949,14 +950,14 @@ async fn the_cluster_that_regcred_runs_in_is_for_those_to_whom_all_clusters_are_
     wide.patch("/v1/clusters/in-one", &own).await.expect(200);
     app.caller("unsaid", "operator", None).await.post("/v1/clusters", &own_named("own")).await.expect(201);
     app.admin().post("/v1/clusters", &own_named("out-own")).await.expect(201);
-    // One that it is already may be changed by whoever has the name.
+    // A caller that is granted its name may change a registered one.
     let elsewhere = json!({"server": "https://127.0.0.1:1", "auth": {"type": "none"}});
     narrow.patch("/v1/clusters/in-own", &elsewhere).await.expect(200);
     narrow.patch("/v1/clusters/in-own", &own).await.problem(403, "forbidden");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_check_says_nothing_of_a_namespace_that_is_not_granted(pool: PgPool) {
+async fn a_check_conceals_namespaces_that_are_not_granted(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     app.register_cluster("dev").await;
     let grants = json!({"accounts": ["*"], "clusters": ["dev"], "namespaces": ["a-*"]});

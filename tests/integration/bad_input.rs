@@ -1,6 +1,7 @@
-//! Bad input: each case is answered with a problem that says what is wrong and where, and nothing is stored.
+//! Invalid requests: each is refused with a problem that names the field, and stores nothing.
 
 use std::{
+    collections::BTreeSet,
     fmt::Display,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
@@ -21,17 +22,16 @@ use crate::support::{
     kubernetes,
 };
 
-/// Stands for every secret in these requests; it may come back in no answer.
+/// Secret in these requests, which no response may contain.
 const CANARY: &str = "canary-7f3a";
 
-/// An account that can be registered, with some members replaced; `null` takes one out.
+/// A valid account with some members replaced; `null` removes a member.
 fn account_with(members: Value) -> Value {
-    let good =
-        json!({"name": "good", "registry": "registry.martin.com:5000", "username": "martin", "password": CANARY});
+    let good = json!({"name": "good", "registry": "registry.example.com:5000", "username": "dev", "password": CANARY});
     replaced(good, members)
 }
 
-/// A cluster that can be registered, with some members replaced.
+/// A valid cluster with some members replaced.
 fn cluster_with(members: Value) -> Value {
     let auth = json!({"type": "token", "token": CANARY});
     replaced(json!({"name": "good", "server": "https://127.0.0.1:6443", "auth": auth}), members)
@@ -50,12 +50,12 @@ fn replaced(mut good: Value, members: Value) -> Value {
     good
 }
 
-/// Sends a body as it is, as JSON.
+/// A request with an unchecked JSON body.
 fn raw(client: &Client, method: &str, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
     client.request(method, path).header("Content-Type", "application/json").body(body)
 }
 
-/// Gathers which cases of a table were not answered as they must be.
+/// Collects the cases of a table with an unexpected response.
 #[derive(Default)]
 struct Refusals {
     cases: usize,
@@ -63,7 +63,7 @@ struct Refusals {
 }
 
 impl Refusals {
-    /// The request must be refused as a whole: with 422, naming the field, and no secret in the answer.
+    /// Expects 422 that names the field, and no secret in the response.
     fn take(&mut self, field: &str, case: impl Display, answer: &Answer) {
         self.cases += 1;
         let refused = (answer.status, answer.slug().as_str()) == (422, "invalid-request");
@@ -79,7 +79,7 @@ impl Refusals {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_account_that_breaks_a_rule_is_refused_by_field(pool: PgPool) {
+async fn an_invalid_account_is_refused_by_field(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let mut refusals = Refusals::default();
     let before = app.rows().await;
@@ -96,20 +96,20 @@ async fn an_account_that_breaks_a_rule_is_refused_by_field(pool: PgPool) {
         ("name", json!({"name": null})),
         ("name", json!({"name": 1})),
         ("registry", json!({"registry": ""})),
-        ("registry", json!({"registry": "http://registry.martin.com"})),
-        ("registry", json!({"registry": format!("https://martin:{CANARY}@registry.martin.com")})),
-        ("registry", json!({"registry": "registry.martin.com:99999"})),
-        ("registry", json!({"registry": "registry.martin.com/os/alpine:3"})),
-        ("registry", json!({"registry": "registry martin com"})),
-        ("registry", json!({"registry": "*.martin.com"})),
+        ("registry", json!({"registry": "http://registry.example.com"})),
+        ("registry", json!({"registry": format!("https://dev:{CANARY}@registry.example.com")})),
+        ("registry", json!({"registry": "registry.example.com:99999"})),
+        ("registry", json!({"registry": "registry.example.com/os/alpine:3"})),
+        ("registry", json!({"registry": "registry example com"})),
+        ("registry", json!({"registry": "*.example.com"})),
         ("registry", json!({"registry": long(2000)})),
         ("registry", json!({"registry": null})),
-        ("registry", json!({"registry": ["registry.martin.com"]})),
+        ("registry", json!({"registry": ["registry.example.com"]})),
         ("username", json!({"username": ""})),
-        ("username", json!({"username": format!("martin:{CANARY}")})),
-        ("username", json!({"username": "mar\ntin"})),
-        ("username", json!({"username": "mar\u{0}tin"})),
-        ("username", json!({"username": "mar\u{7f}tin"})),
+        ("username", json!({"username": format!("dev:{CANARY}")})),
+        ("username", json!({"username": "de\nv"})),
+        ("username", json!({"username": "de\u{0}v"})),
+        ("username", json!({"username": "de\u{7f}v"})),
         ("username", json!({"username": long(256)})),
         ("username", json!({"username": null})),
         ("password", json!({"password": ""})),
@@ -120,7 +120,7 @@ async fn an_account_that_breaks_a_rule_is_refused_by_field(pool: PgPool) {
         ("password", json!({"password": true})),
         ("password", json!({"password": [CANARY]})),
         ("password", json!({"password": {"value": CANARY}})),
-        ("email", json!({"email": "nobody"})),
+        ("email", json!({"email": "no-at-sign"})),
         ("email", json!({"email": "a b@example.com"})),
         ("email", json!({"email": 1})),
         ("labels", json!({"labels": {"": "a"}})),
@@ -144,13 +144,13 @@ async fn an_account_that_breaks_a_rule_is_refused_by_field(pool: PgPool) {
         assert!(!answer.body.contains("73333777"), "{answer:?}");
     }
     assert_eq!(app.rows().await, before);
-    // What was taken apart here is good as a whole.
+    // The unchanged account is valid.
     app.admin().post("/v1/registry-accounts", &account_with(json!({}))).await.expect(201);
     refusals.finish();
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn every_wrong_field_is_named_at_once(pool: PgPool) {
+async fn all_invalid_fields_are_reported_at_once(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let body = json!({
         "name": "A", "registry": "", "username": "a:b", "password": "", "email": "x", "labels": {"": ""},
@@ -168,7 +168,7 @@ async fn every_wrong_field_is_named_at_once(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_bad_change_of_an_account_changes_nothing(pool: PgPool) {
+async fn an_invalid_account_change_changes_nothing(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let mut refusals = Refusals::default();
     let account = app.admin().post("/v1/registry-accounts", &account_with(json!({}))).await.expect(201);
@@ -188,23 +188,23 @@ async fn a_bad_change_of_an_account_changes_nothing(pool: PgPool) {
         ("plainHttp", json!({"plainHttp": "x"})),
     ];
     for (field, mut body) in cases {
-        // A good change beside the bad one must not come through.
+        // The valid part of the change must not be applied.
         body["password"] = body.get("password").cloned().unwrap_or(json!("another"));
         let answer = app.admin().patch("/v1/registry-accounts/good", &body).await;
         refusals.take(field, &body, &answer);
     }
     assert_eq!(app.admin().get("/v1/registry-accounts/good").await.expect(200), account);
     let rendered = app.admin().post("/v1/docker-configs", &json!({"accounts": ["good"]})).await.expect(200);
-    assert_eq!(rendered["config"]["auths"]["registry.martin.com:5000"]["password"], CANARY);
+    assert_eq!(rendered["config"]["auths"]["registry.example.com:5000"]["password"], CANARY);
     refusals.finish();
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn what_cannot_be_removed_is_not_silently_kept(pool: PgPool) {
+async fn removing_a_required_field_is_refused(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let mut refusals = Refusals::default();
     app.admin().post("/v1/registry-accounts", &account_with(json!({}))).await.expect(201);
-    // `null` in a merge patch removes; these can only be replaced.
+    // `null` in a merge patch removes a field, and these can only be replaced.
     for field in ["registry", "username", "password", "plainHttp"] {
         let answer = app.admin().patch("/v1/registry-accounts/good", &json!({field: null})).await;
         refusals.take(field, format!("{field}: null"), &answer);
@@ -213,7 +213,7 @@ async fn what_cannot_be_removed_is_not_silently_kept(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_body_that_is_not_json_is_refused_by_place(pool: PgPool) {
+async fn malformed_json_is_refused_by_position(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let before = app.rows().await;
     let deep = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
@@ -242,12 +242,12 @@ async fn a_body_that_is_not_json_is_refused_by_place(pool: PgPool) {
     }
     let not_utf8 = [&b"{\"name\":\"good\",\"password\":\""[..], &[0xff, 0xfe], b"\"}"].concat();
     app.admin().send(raw(&app.admin(), "POST", "/v1/registry-accounts", not_utf8)).await.problem(400, "malformed-json");
-    // JSON, but not an object of fields.
+    // JSON, but not an object.
     for body in ["[]", "null", "\"text\"", "7", &deep(100)] {
         let answer = app.admin().send(raw(&app.admin(), "POST", "/v1/registry-accounts", body.to_owned())).await;
         answer.problem(422, "invalid-request");
     }
-    // Deeper than anybody means it; the parser must not follow to the end of its stack.
+    // Deep nesting must not overflow the stack of the parser.
     for depth in [1_000, 100_000] {
         let body = format!("{{\"labels\":{{\"a\":{}}}}}", deep(depth));
         let answer = app.admin().send(raw(&app.admin(), "POST", "/v1/registry-accounts", body)).await;
@@ -260,7 +260,7 @@ async fn a_body_that_is_not_json_is_refused_by_place(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_field_that_is_there_twice_is_refused(pool: PgPool) {
+async fn duplicate_fields_are_refused(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let mut refusals = Refusals::default();
     let before = app.rows().await;
@@ -268,7 +268,7 @@ async fn a_field_that_is_there_twice_is_refused(pool: PgPool) {
     let cases = [
         ("/v1/registry-accounts", "password", format!("{{{account},\"password\":\"second\"}}")),
         ("/v1/registry-accounts", "name", format!("{{\"name\":\"other\",{account}}}")),
-        // The last one would win in silence.
+        // Otherwise the last value would win silently.
         ("/v1/registry-accounts", "labels.team", format!("{{{account},\"labels\":{{\"team\":\"a\",\"team\":\"b\"}}}}")),
         ("/v1/clusters", "name", r#"{"name":"a","name":"b","server":"https://k","auth":{"type":"none"}}"#.to_owned()),
         (
@@ -292,7 +292,7 @@ async fn a_field_that_is_there_twice_is_refused(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_cluster_that_breaks_a_rule_is_refused_by_field(pool: PgPool) {
+async fn an_invalid_cluster_is_refused_by_field(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let mut refusals = Refusals::default();
     let before = app.rows().await;
@@ -389,7 +389,7 @@ async fn a_kubeconfig_that_is_not_self_contained_is_refused(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_stored_credential_is_not_sent_to_a_server_of_the_callers_choice(pool: PgPool) {
+async fn a_stored_credential_is_not_sent_to_another_server(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let mut refusals = Refusals::default();
     let cluster = app.register_cluster("dev").await;
@@ -409,12 +409,12 @@ async fn a_stored_credential_is_not_sent_to_a_server_of_the_callers_choice(pool:
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn accounts_that_cannot_be_rendered_are_refused_by_their_place(pool: PgPool) {
+async fn invalid_account_names_are_refused_by_position(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let mut refusals = Refusals::default();
     let namespace = kubernetes::new_namespace().await;
     app.register_cluster("dev").await;
-    app.register_account("good", "ghcr.io", "martin", CANARY).await;
+    app.register_account("good", "ghcr.io", "dev", CANARY).await;
     let too_many: Vec<String> = (0..1001).map(|number| format!("a-{number}")).collect();
     let cases = [
         ("accounts[1]", json!(["good", "absent"])),
@@ -439,10 +439,10 @@ async fn accounts_that_cannot_be_rendered_are_refused_by_their_place(pool: PgPoo
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_docker_config_that_breaks_a_rule_is_refused_by_field(pool: PgPool) {
+async fn an_invalid_docker_config_is_refused_by_field(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let mut refusals = Refusals::default();
-    app.register_account("good", "ghcr.io", "martin", CANARY).await;
+    app.register_account("good", "ghcr.io", "dev", CANARY).await;
     let cases = [
         ("profile", json!({"profile": "rkt"})),
         ("profile", json!({"profile": "Kubernetes"})),
@@ -468,13 +468,13 @@ async fn a_docker_config_that_breaks_a_rule_is_refused_by_field(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn two_accounts_with_one_key_are_a_conflict_that_names_both(pool: PgPool) {
+async fn a_key_collision_names_both_accounts(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let namespace = kubernetes::new_namespace().await;
     app.register_cluster("dev").await;
-    app.register_account("hub-old", "https://index.docker.io/v1/", "martin", CANARY).await;
-    app.register_account("hub-new", "docker.io", "lena", CANARY).await;
-    app.register_account("hub-part", "docker.io/acme", "lena", CANARY).await;
+    app.register_account("hub-old", "https://index.docker.io/v1/", "dev", CANARY).await;
+    app.register_account("hub-new", "docker.io", "ops", CANARY).await;
+    app.register_account("hub-part", "docker.io/acme", "ops", CANARY).await;
     let render = json!({"accounts": ["hub-old", "hub-part", "hub-new"]});
     let manifest = json!({"accounts": ["hub-old", "hub-new"], "secret": {"name": "pull"}});
     let secret = json!({"accounts": ["hub-new", "hub-old"], "name": "pull"});
@@ -492,17 +492,17 @@ async fn two_accounts_with_one_key_are_a_conflict_that_names_both(pool: PgPool) 
     }
 
     assert_eq!(kubernetes::secret_names(&namespace).await, [""; 0]);
-    // One of them with the part that is not the same: no collision.
+    // An account for a part of the registry has another key.
     app.admin().post("/v1/docker-configs", &json!({"accounts": ["hub-old", "hub-part"]})).await.expect(200);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_secret_that_breaks_a_rule_is_not_created(pool: PgPool) {
+async fn an_invalid_secret_is_not_created(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let mut refusals = Refusals::default();
     let namespace = kubernetes::new_namespace().await;
     app.register_cluster("dev").await;
-    app.register_account("good", "ghcr.io", "martin", CANARY).await;
+    app.register_account("good", "ghcr.io", "dev", CANARY).await;
     let path = format!("/v1/clusters/dev/namespaces/{namespace}/secrets");
     let cases = [
         ("name", json!({"name": null})),
@@ -522,7 +522,7 @@ async fn a_secret_that_breaks_a_rule_is_not_created(pool: PgPool) {
         let body = replaced(json!({"name": "pull", "accounts": ["good"]}), members);
         refusals.take(field, &body, &app.admin().post(&path, &body).await);
     }
-    // A namespace that none can be called never becomes a part of a path to the API server.
+    // An invalid namespace name never becomes a part of a path to the API server.
     let body = json!({"name": "pull", "accounts": ["good"]});
     for namespace in ["Default", "a.b", "-", "..%2f..%2fnodes", "a%20b", &"x".repeat(64)] {
         let answer = app.admin().post(&format!("/v1/clusters/dev/namespaces/{namespace}/secrets"), &body).await;
@@ -543,11 +543,12 @@ async fn a_secret_over_one_mebibyte_is_refused(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let namespace = kubernetes::new_namespace().await;
     app.register_cluster("dev").await;
-    // Each is in the document twice, once in base64: 16 of them are over 1 MiB, 10 are not.
+    // The document contains each password twice, once in base64: 16 of them exceed 1 MiB, 10 do
+    // not.
     let password = CANARY.repeat(32 * 1024 / CANARY.len());
     let names: Vec<String> = (0..16).map(|number| format!("long-{number}")).collect();
     for name in &names {
-        app.register_account(name, &format!("{name}.example.com"), "martin", &password).await;
+        app.register_account(name, &format!("{name}.example.com"), "dev", &password).await;
     }
     let path = format!("/v1/clusters/dev/namespaces/{namespace}/secrets");
 
@@ -561,7 +562,7 @@ async fn a_secret_over_one_mebibyte_is_refused(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_query_that_breaks_a_rule_is_refused_by_parameter(pool: PgPool) {
+async fn an_invalid_query_parameter_is_refused_by_name(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let mut refusals = Refusals::default();
     let accounts = [
@@ -577,6 +578,9 @@ async fn a_query_that_breaks_a_rule_is_refused_by_parameter(pool: PgPool) {
         ("label", "label==a"),
         ("label", "label=team=not%20a%20value"),
         ("offset", "offset=7"),
+        ("limit", "limit=1&limit=2"),
+        ("expiresWithin", "expiresWithin=soon"),
+        ("expiresWithin", "expiresWithin=100001d"),
     ];
     for (field, query) in accounts {
         let answer = app.admin().get(&format!("/v1/registry-accounts?{query}")).await;
@@ -588,8 +592,99 @@ async fn a_query_that_breaks_a_rule_is_refused_by_parameter(pool: PgPool) {
     refusals.finish();
 }
 
+/// Every operation under `/v1` of the OpenAPI document: method, path without variables, and query
+/// parameters.
+fn operations() -> Vec<(String, String, BTreeSet<String>)> {
+    let document = serde_json::to_value(regcred::http::document()).expect("JSON");
+    let mut operations = Vec::new();
+    for (path, item) in
+        document["paths"].as_object().expect("paths").iter().filter(|(path, _)| path.starts_with("/v1/"))
+    {
+        let path = path.replace("{id}", "0198a0b1-7000-7000-8000-000000000001").replace(['{', '}'], "");
+        for (method, operation) in item.as_object().expect("operations") {
+            let parameters = operation["parameters"].as_array().into_iter().flatten();
+            let names = parameters.filter(|one| one["in"] == "query").filter_map(|one| one["name"].as_str());
+            operations.push((method.to_uppercase(), path.clone(), names.map(str::to_owned).collect()));
+        }
+    }
+    operations
+}
+
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn whoever_has_no_good_key_is_told_nothing_else(pool: PgPool) {
+async fn every_route_refuses_query_parameters_that_it_does_not_document(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let before = app.rows().await;
+    let operations = operations();
+    let mut all: BTreeSet<String> = operations.iter().flat_map(|(.., names)| names.clone()).collect();
+    all.insert("unknown".to_owned());
+    let query: Vec<String> = all.iter().map(|name| format!("{name}=x")).collect();
+    let mut wrong = Vec::new();
+    for (method, path, documented) in &operations {
+        // Parameters of other routes are unknown too, and all of them are named at once.
+        let answer = app.admin().send(app.admin().request(method, &format!("{path}?{}", query.join("&")))).await;
+        let is_unknown =
+            |error: &&Value| error["detail"].as_str().is_some_and(|detail| detail.contains("is not a known"));
+        let errors = answer.json()["errors"].as_array().cloned().unwrap_or_default();
+        let refused = errors.iter().filter(is_unknown).filter_map(|error| error["field"].as_str());
+        let refused: BTreeSet<String> = refused.map(str::to_owned).collect();
+        let expected: BTreeSet<String> = all.difference(documented).cloned().collect();
+        if (answer.status, answer.slug().as_str()) != (422, "invalid-request") || refused != expected {
+            wrong.push(format!("{method} {path}: {answer:?}"));
+        }
+        let answer = app.admin().send(app.admin().request(method, &format!("{path}?unknown=x"))).await;
+        if answer.status != 422 || answer.fields() != ["unknown"] {
+            wrong.push(format!("{method} {path}: {answer:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(operations.len() >= 30 && all.len() >= 15, "{operations:?}");
+    assert_eq!(app.rows().await, before);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_unknown_query_parameter_prevents_every_write(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let namespace = kubernetes::new_namespace().await;
+    app.register_cluster("dev").await;
+    app.register_account("good", "ghcr.io", "dev", CANARY).await;
+    let before = app.rows().await;
+    let account = app.admin().get("/v1/registry-accounts/good").await.expect(200);
+    let secret = json!({"name": "pull", "accounts": ["good"]});
+    let declared = json!({"accounts": ["good"], "secret": {"name": "pull"},
+        "targets": [{"cluster": "dev", "namespaces": [namespace]}]});
+    // The dry run of these routes is a field of the body, or does not exist.
+    for (method, path, body) in [
+        ("POST", &*format!("/v1/clusters/dev/namespaces/{namespace}/secrets"), secret),
+        ("PUT", "/v1/pull-secrets/team-a", declared),
+        ("POST", "/v1/registry-accounts", replaced(account_with(json!({})), json!({"name": "other"}))),
+        ("PATCH", "/v1/registry-accounts/good", json!({"username": "ops"})),
+        ("DELETE", "/v1/registry-accounts/good", Value::Null),
+        ("POST", "/v1/api-keys", json!({"name": "other", "role": "viewer"})),
+    ] {
+        let request = app.admin().request(method, &format!("{path}?dryRun=true")).json(&body);
+        let answer = app.admin().send(request).await;
+        answer.problem(422, "invalid-request");
+        assert_eq!(answer.fields(), ["dryRun"], "{method} {path}");
+    }
+    assert_eq!(app.rows().await, before);
+    assert_eq!(app.admin().get("/v1/registry-accounts/good").await.expect(200), account);
+    assert_eq!(app.admin().get("/v1/pull-secrets").await.expect(200)["items"], json!([]));
+    assert_eq!(kubernetes::secret_names(&namespace).await, [""; 0]);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn a_query_is_checked_after_the_permission_and_ignored_by_probes(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let viewer = app.caller("viewer", "viewer", None).await;
+    viewer.post("/v1/clusters?unknown=x", &cluster_with(json!({}))).await.problem(403, "forbidden");
+    app.anonymous().get("/v1/me?unknown=x").await.problem(401, "unauthenticated");
+    for path in ["/healthz", "/readyz", "/metrics", "/openapi.json"] {
+        assert_eq!(app.anonymous().get(&format!("{path}?unknown=x")).await.status, 200, "{path}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_invalid_key_gets_one_answer_for_every_route(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let before = app.rows().await;
     let good = app.new_key("good", None).await;
@@ -602,7 +697,7 @@ async fn whoever_has_no_good_key_is_told_nothing_else(pool: PgPool) {
         let body = format!("rgc_{}_{}", "0198a0b1700070008000000000000001", "7".repeat(64));
         format!("{body}{:08x}", crc32fast::hash(body.as_bytes()))
     };
-    // Another key's id with this key's secret, and a checksum that is right.
+    // The id of another key with this key's secret and a valid checksum.
     let mixed = {
         let body = format!("rgc_{}{}", &expired[4..37], &good[37..101]);
         format!("{body}{:08x}", crc32fast::hash(body.as_bytes()))
@@ -639,15 +734,15 @@ async fn whoever_has_no_good_key_is_told_nothing_else(pool: PgPool) {
     }
     let [accounts, clusters, _] = app.rows().await;
     assert_eq!([accounts, clusters], before[..2]);
-    // The scheme's name has no case; and a good key is good.
+    // The scheme is case-insensitive, and the valid key still works.
     let request = app.anonymous().request("GET", "/v1/me").header("Authorization", format!("bEARER {good}"));
     assert_eq!(app.anonymous().send(request).await.expect(200)["name"], "good");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_body_is_not_read_for_whoever_has_no_key(pool: PgPool) {
+async fn a_body_without_a_key_is_not_read(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    // The body is announced and never sent: who waits for it does not answer.
+    // The body is announced and never sent, so the response must not wait for it.
     let head = "POST /v1/registry-accounts HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n";
     let mut stream = connect(app.address);
     stream.write_all(head.as_bytes()).expect("sent");
@@ -655,7 +750,7 @@ async fn a_body_is_not_read_for_whoever_has_no_key(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_wrong_method_is_told_which_ones_there_are(pool: PgPool) {
+async fn an_unsupported_method_is_answered_with_the_supported_ones(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let cases = [
         ("PUT", "/v1/registry-accounts", "GET, POST"),
@@ -679,7 +774,7 @@ async fn a_wrong_method_is_told_which_ones_there_are(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_path_that_leads_nowhere_is_a_problem_too(pool: PgPool) {
+async fn an_unknown_path_is_a_problem(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let paths = [
         "/",
@@ -701,9 +796,9 @@ async fn a_path_that_leads_nowhere_is_a_problem_too(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn media_types_that_are_not_spoken_are_refused(pool: PgPool) {
+async fn unsupported_media_types_are_refused(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    app.register_account("a", "ghcr.io", "martin", CANARY).await;
+    app.register_account("a", "ghcr.io", "dev", CANARY).await;
     let before = app.rows().await;
     let body = account_with(json!({})).to_string();
     let sent = async |method: &str, path: &str, media_type: Option<&str>| {
@@ -757,14 +852,14 @@ async fn ten_megabytes_are_refused_unread(pool: PgPool) {
     for path in ["/v1/registry-accounts", "/v1/clusters", "/v1/docker-configs"] {
         let announced = app.admin().send(raw(&app.admin(), "POST", path, large.clone())).await;
         announced.problem(413, "body-too-large");
-        // In chunks, of which the server learns the sum only as they come.
+        // In chunks, so that the size is not announced.
         let mut stream = connect(app.address);
         let head = head(&key, path, "Transfer-Encoding: chunked");
         let mut sender = stream.try_clone().expect("a handle");
         let sending = thread::spawn(move || {
             let chunk = format!("10000\r\n{}\r\n", " ".repeat(0x10000));
             sender.write_all(head.as_bytes()).expect("sent");
-            // The server hangs up before all of them are sent.
+            // The server closes the connection before all chunks are sent.
             (0..160).take_while(|_| sender.write_all(chunk.as_bytes()).is_ok()).count()
         });
         let chunked = read_head(&mut stream);
@@ -772,7 +867,7 @@ async fn ten_megabytes_are_refused_unread(pool: PgPool) {
         drop(stream);
         sending.join().expect("sent");
     }
-    // Announced and never sent: nobody waits for it.
+    // Announced and never sent: the response must not wait for it.
     let mut stream = connect(app.address);
     stream.write_all(head(&key, "/v1/registry-accounts", "Content-Length: 10485760").as_bytes()).expect("sent");
     let answer = read_head(&mut stream);
@@ -781,18 +876,18 @@ async fn ten_megabytes_are_refused_unread(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_body_that_comes_too_slowly_is_cut_off(pool: PgPool) {
+async fn a_slow_body_times_out(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let key = app.new_key("slow", None).await;
     let before = app.rows().await;
     let start = Instant::now();
-    // Stands for a client that holds a connection open and sends a byte now and then.
+    // A client that holds a connection open and sends a byte now and then.
     let mut slow = connect(app.address);
     slow.write_all(head(&key, "/v1/registry-accounts", "Content-Length: 1000").as_bytes()).expect("sent");
     slow.set_read_timeout(Some(Duration::from_millis(500))).expect("set");
     let mut answer = Vec::new();
     while answer.is_empty() && start.elapsed() < PATIENCE {
-        // The server may have closed the connection between the two.
+        // The server may have closed the connection meanwhile.
         let _ = slow.write_all(b" ");
         let mut chunk = [0; 4096];
         let count = slow.read(&mut chunk).unwrap_or(0);
@@ -802,11 +897,11 @@ async fn a_body_that_comes_too_slowly_is_cut_off(pool: PgPool) {
     assert!(answer.starts_with("http/1.1 408 ") && answer.contains("application/problem+json"), "{answer}");
     assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
     assert_eq!(app.rows().await, before);
-    // And one who sends whole bodies is served meanwhile and afterwards.
-    app.register_account("good", "ghcr.io", "martin", CANARY).await;
+    // Other clients are still served.
+    app.register_account("good", "ghcr.io", "dev", CANARY).await;
 }
 
-/// The head of a POST whose body the framing announces.
+/// Head of a POST request with this framing of the body.
 fn head(key: &str, path: &str, framing: &str) -> String {
     format!(
         "POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n{framing}\r\n\r\n"
@@ -819,7 +914,7 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Reads until the head of a response is whole.
+/// Reads the head of a response.
 fn read_head(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];

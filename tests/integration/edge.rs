@@ -1,4 +1,4 @@
-//! The edge: what stands between a caller, honest or not, and the routes.
+//! Protection of the listener: timeouts, limits, malformed requests, browsers and TLS.
 
 mod browsers;
 mod heads;
@@ -14,7 +14,7 @@ use std::{
 
 use crate::support::PATIENCE;
 
-/// A connection without anything that knows HTTP.
+/// A raw TCP connection.
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("a connection");
     stream.set_read_timeout(Some(PATIENCE)).expect("set");
@@ -22,10 +22,10 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Sends bytes and reads until the server closes the connection: what it answered.
+/// Sends bytes and returns the responses until the server closes the connection.
 fn answers(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = connect(address);
-    // The server may have closed the connection before all was sent.
+    // The server may close the connection before all bytes are sent.
     let _ = stream.write_all(bytes);
     read_to_the_end(&mut stream)
 }
@@ -37,7 +37,7 @@ fn read_to_the_end(stream: &mut TcpStream) -> String {
         match stream.read(&mut chunk) {
             Ok(0) => break,
             Ok(count) => read.extend_from_slice(&chunk[..count]),
-            // Closed with something unread: that is closed, too.
+            // Closed with unread bytes.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
             Err(error) => panic!("the connection was not closed ({error}) after {}", String::from_utf8_lossy(&read)),
         }
@@ -45,12 +45,12 @@ fn read_to_the_end(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&read).into_owned()
 }
 
-/// The statuses of all answers in a text.
+/// Statuses of all responses in a text.
 fn statuses(answers: &str) -> Vec<&str> {
     answers.match_indices("HTTP/1.1 ").map(|(at, found)| &answers[at + found.len()..][..3]).collect()
 }
 
-/// A pause that is part of what a slow client is.
+/// Pause of a slow client.
 fn pause(milliseconds: u64) {
     std::thread::sleep(Duration::from_millis(milliseconds));
 }

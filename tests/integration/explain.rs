@@ -1,4 +1,4 @@
-//! Which entry a reader would use for an image and why not another, asked through the API.
+//! Explanations of the entry that each reader uses for an image.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
@@ -9,14 +9,14 @@ use crate::support::app::TestApp;
 const EXPLAIN: &str = "/v1/docker-configs/explain";
 const CONSUMERS: [&str; 5] = ["kubernetes", "k8schain", "docker", "dockerAuthConfig", "podman"];
 
-/// Asks about an image; the explanation.
+/// The explanation for an image.
 async fn explain(app: &TestApp, image: &str, subject: Value) -> Value {
     let mut body = subject;
     body["image"] = json!(image);
     app.admin().post(EXPLAIN, &body).await.expect(200)
 }
 
-/// A docker config with one good entry under this key.
+/// A docker config with one valid entry under this key.
 fn config(key: &str) -> Value {
     json!({"config": {"auths": {key: {"auth": BASE64_STANDARD.encode("u:p")}}}})
 }
@@ -27,10 +27,10 @@ fn codes(answer: &Value) -> Vec<&str> {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_image_is_understood_however_it_is_written(pool: PgPool) {
+async fn every_spelling_of_an_image_is_understood(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     app.register_account("hub", "https://index.docker.io/v1/", "u", "pw").await;
-    app.register_account("martin-5000", "registry.martin.com:5000", "u", "pw").await;
+    app.register_account("team-a", "registry.example.com:5000", "u", "pw").await;
     let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
     for (written, full, account) in [
         ("nginx".to_owned(), "docker.io/library/nginx", "hub"),
@@ -39,15 +39,19 @@ async fn an_image_is_understood_however_it_is_written(pool: PgPool) {
         ("acme/app".to_owned(), "docker.io/acme/app", "hub"),
         ("docker.io/nginx".to_owned(), "docker.io/library/nginx", "hub"),
         ("index.docker.io/acme/app".to_owned(), "docker.io/acme/app", "hub"),
-        ("registry.martin.com:5000/os/alpine:3".to_owned(), "registry.martin.com:5000/os/alpine", "martin-5000"),
-        (format!("registry.martin.com:5000/os/alpine:3@{digest}"), "registry.martin.com:5000/os/alpine", "martin-5000"),
+        ("registry.example.com:5000/os/alpine:3".to_owned(), "registry.example.com:5000/os/alpine", "team-a"),
+        (format!("registry.example.com:5000/os/alpine:3@{digest}"), "registry.example.com:5000/os/alpine", "team-a"),
     ] {
-        let said = explain(&app, &written, json!({"accounts": ["hub", "martin-5000"]})).await;
-        assert_eq!(said["image"], full, "{written}");
+        let explained = explain(&app, &written, json!({"accounts": ["hub", "team-a"]})).await;
+        assert_eq!(explained["image"], full, "{written}");
         for consumer in CONSUMERS {
-            assert_eq!(said["consumers"][consumer]["accounts"], json!([account]), "{written} {consumer}: {said}");
+            assert_eq!(
+                explained["consumers"][consumer]["accounts"],
+                json!([account]),
+                "{written} {consumer}: {explained}"
+            );
         }
-        assert_eq!(said["warnings"], json!([]));
+        assert_eq!(explained["warnings"], json!([]));
     }
     for written in
         ["", "Nginx", "https://docker.io/nginx", "reg.io/", "reg.io/app:", "reg.io/app@sha256:abc", " nginx", "a//b"]
@@ -59,7 +63,7 @@ async fn an_image_is_understood_however_it_is_written(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn each_reader_has_its_own_order(pool: PgPool) {
+async fn each_reader_has_its_own_precedence(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     for (name, scope) in
         [("all", "reg.io"), ("team", "reg.io/team"), ("app", "reg.io/team/app"), ("other", "reg.io/other")]
@@ -70,9 +74,9 @@ async fn each_reader_has_its_own_order(pool: PgPool) {
     }
     let selector = json!({"accountSelector": {"matchLabels": {"for": "reg"}}});
 
-    let said = explain(&app, "reg.io/team/app:1", selector).await;
+    let explained = explain(&app, "reg.io/team/app:1", selector).await;
 
-    let consumers = &said["consumers"];
+    let consumers = &explained["consumers"];
     assert_eq!(consumers["kubernetes"]["accounts"], json!(["app", "team", "all"]));
     assert_eq!(consumers["kubernetes"]["keys"], json!(["reg.io/team/app", "reg.io/team", "reg.io"]));
     assert_eq!(consumers["k8schain"]["accounts"], json!(["app"]));
@@ -81,17 +85,17 @@ async fn each_reader_has_its_own_order(pool: PgPool) {
         let problem = consumers[consumer]["problem"].as_str().expect("a problem");
         assert!(problem.contains("matches only hosts"), "{problem}");
     }
-    // The docker CLI can be asked about one of them, and is warned of.
-    let said = explain(&app, "reg.io/other-team/app", json!({"accounts": ["other"]})).await;
-    assert_eq!(said["consumers"]["docker"]["accounts"], json!(["other"]));
-    assert_eq!(said["consumers"]["podman"]["nearest"][0]["mismatch"], "pathNotPrefix");
+    // A single account for a path can be explained for the docker CLI, with a warning.
+    let explained = explain(&app, "reg.io/other-team/app", json!({"accounts": ["other"]})).await;
+    assert_eq!(explained["consumers"]["docker"]["accounts"], json!(["other"]));
+    assert_eq!(explained["consumers"]["podman"]["nearest"][0]["mismatch"], "pathNotPrefix");
     // The kubelet compares paths as plain text.
-    assert_eq!(said["consumers"]["kubernetes"]["accounts"], json!(["other"]));
-    assert_eq!(codes(&said), ["matchesMore", "matchesMore"]);
+    assert_eq!(explained["consumers"]["kubernetes"]["accounts"], json!(["other"]));
+    assert_eq!(codes(&explained), ["matchesMore", "matchesMore"]);
 }
 
-/// Key, image, how the kubelet, the docker CLI and podman say why the entry is not used (`-` where it is), and what the first of
-/// them says in words.
+/// Key, image, mismatch for kubelet, docker CLI and podman (`-` if the entry is used), and a part
+/// of the first detail.
 const NEAR_MISSES: [(&str, &str, [&str; 3], &str); 9] = [
     (
         "reg.example.com:6000",
@@ -120,36 +124,44 @@ const NEAR_MISSES: [(&str, &str, [&str; 3], &str); 9] = [
 ];
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_nearest_entry_says_why_it_is_not_used(pool: PgPool) {
+async fn the_nearest_entry_explains_its_mismatch(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     for (key, image, mismatches, detail) in NEAR_MISSES {
-        let said = explain(&app, image, config(key)).await;
+        let explained = explain(&app, image, config(key)).await;
         let mut details = Vec::new();
         for (consumer, mismatch) in ["kubernetes", "docker", "podman"].into_iter().zip(mismatches) {
-            let look_up = &said["consumers"][consumer];
+            let look_up = &explained["consumers"][consumer];
             if mismatch == "-" {
-                assert_eq!((&look_up["keys"], &look_up["nearest"]), (&json!([key]), &json!([])), "{consumer}: {said}");
+                assert_eq!(
+                    (&look_up["keys"], &look_up["nearest"]),
+                    (&json!([key]), &json!([])),
+                    "{consumer}: {explained}"
+                );
                 continue;
             }
             let nearest = &look_up["nearest"][0];
-            assert_eq!((&look_up["keys"], &nearest["mismatch"]), (&json!([]), &json!(mismatch)), "{consumer}: {said}");
+            assert_eq!(
+                (&look_up["keys"], &nearest["mismatch"]),
+                (&json!([]), &json!(mismatch)),
+                "{consumer}: {explained}"
+            );
             assert_eq!((&nearest["key"], &nearest["account"]), (&json!(key), &Value::Null));
             details.push(nearest["detail"].as_str().expect("a text").to_owned());
         }
         assert!(details[0].contains(detail), "{details:?}");
     }
-    // An entry for something else altogether is not near.
-    let said = explain(&app, "quay.io/app", config("reg.example.com")).await;
-    assert_eq!(said["consumers"]["kubernetes"]["nearest"], json!([]));
+    // An unrelated entry is not near.
+    let explained = explain(&app, "quay.io/app", config("reg.example.com")).await;
+    assert_eq!(explained["consumers"]["kubernetes"]["nearest"], json!([]));
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_config_can_be_pasted_in_any_form_and_needs_no_account(pool: PgPool) {
+async fn a_config_is_explained_in_any_format_without_accounts(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let document = config("reg.io")["config"].clone();
     let value = BASE64_STANDARD.encode(document.to_string());
     let legacy = document["auths"].clone();
-    for (form, pasted) in [
+    for (format, given) in [
         ("the object", document.clone()),
         ("its text", json!(document.to_string())),
         ("its base64", json!(value)),
@@ -161,14 +173,14 @@ async fn a_config_can_be_pasted_in_any_form_and_needs_no_account(pool: PgPool) {
         ("the legacy form", legacy.clone()),
         ("its base64", json!(BASE64_STANDARD.encode(legacy.to_string()))),
     ] {
-        let said = explain(&app, "reg.io/app", json!({"config": pasted})).await;
+        let explained = explain(&app, "reg.io/app", json!({"config": given})).await;
         for consumer in ["kubernetes", "podman"] {
-            assert_eq!(said["consumers"][consumer]["keys"], json!(["reg.io"]), "{form}: {said}");
-            assert_eq!(said["consumers"][consumer]["accounts"], json!([]));
+            assert_eq!(explained["consumers"][consumer]["keys"], json!(["reg.io"]), "{format}: {explained}");
+            assert_eq!(explained["consumers"][consumer]["accounts"], json!([]));
         }
     }
-    let said = explain(&app, "reg.io/app", json!({"config": legacy})).await;
-    let problem = said["consumers"]["docker"]["problem"].as_str().expect("a problem");
+    let explained = explain(&app, "reg.io/app", json!({"config": legacy})).await;
+    let problem = explained["consumers"]["docker"]["problem"].as_str().expect("a problem");
     assert!(problem.contains("legacy form"), "{problem}");
     assert_eq!(app.rows().await[0], 0);
 
@@ -188,11 +200,11 @@ async fn a_config_can_be_pasted_in_any_form_and_needs_no_account(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn what_is_odd_in_a_config_is_said(pool: PgPool) {
+async fn a_config_is_linted(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let auth = |login: &str| json!({"auth": BASE64_STANDARD.encode(login)});
     let auths = |key: &str, entry: Value| json!({"auths": {key: entry}});
-    for (config, code, said) in [
+    for (config, code, explained) in [
         (auths("registry.hub.docker.com", auth("u:p")), "neverMatches", "write `https://index.docker.io/v1/`"),
         (auths("Reg.io", auth("u:p")), "neverMatches", "write `reg.io`"),
         (auths("*.reg.io", auth("u:p")), "missedBySome", "the docker CLI and podman"),
@@ -217,8 +229,8 @@ async fn what_is_odd_in_a_config_is_said(pool: PgPool) {
         let warnings = answer["warnings"].as_array().expect("warnings");
         let warning =
             warnings.iter().find(|warning| warning["code"] == code).unwrap_or_else(|| panic!("{code}: {answer}"));
-        assert!(warning["detail"].as_str().is_some_and(|detail| detail.contains(said)), "{said}: {warning}");
-        // Who imports it is told the same.
+        assert!(warning["detail"].as_str().is_some_and(|detail| detail.contains(explained)), "{explained}: {warning}");
+        // The import returns the same warning.
         let request = app.admin().request("POST", "/v1/registry-accounts:import?dryRun=true").json(&config);
         let imported = app.admin().send(request).await.expect(200);
         assert!(codes(&imported).contains(&code), "{code}: {imported}");
@@ -227,7 +239,7 @@ async fn what_is_odd_in_a_config_is_said(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_new_account_comes_back_with_its_warnings(pool: PgPool) {
+async fn a_new_account_is_returned_with_its_warnings(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     for (name, registry, expected) in [
         ("plain", "reg.io", None),
@@ -239,10 +251,10 @@ async fn a_new_account_comes_back_with_its_warnings(pool: PgPool) {
     ] {
         let created = app.register_account(name, registry, "u", "pw").await;
         assert_eq!(codes(&created), Vec::from_iter(expected.map(|(code, _)| code)), "{created}");
-        if let Some((_, said)) = expected {
+        if let Some((_, explained)) = expected {
             let warning = &created["warnings"][0];
             assert_eq!(warning["account"], name);
-            assert!(warning["detail"].as_str().is_some_and(|detail| detail.contains(said)), "{warning}");
+            assert!(warning["detail"].as_str().is_some_and(|detail| detail.contains(explained)), "{warning}");
         }
         let shown = app.admin().get(&format!("/v1/registry-accounts/{name}")).await.expect(200);
         assert_eq!(shown["warnings"], created["warnings"]);
@@ -250,21 +262,21 @@ async fn a_new_account_comes_back_with_its_warnings(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn no_password_is_in_an_explanation(pool: PgPool) {
+async fn an_explanation_contains_no_password(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     app.register_account("a", "reg.io", "u", "CANARY-1").await;
     let encoded = BASE64_STANDARD.encode("u:CANARY-2");
-    let pasted = json!({
+    let config = json!({
         "auths": {
             "reg.io": {"auth": encoded}, "https://me:CANARY-3@reg.io:80": {"auth": "CANARY-4!"},
             "quay.io": {"username": "CANARY-5", "password": "CANARY-6", "identitytoken": "CANARY-7"},
         },
         "HttpHeaders": {"Authorization": "CANARY-8"},
     });
-    for subject in [json!({"accounts": ["a"]}), json!({"config": pasted}), json!({"config": pasted.to_string()})] {
+    for subject in [json!({"accounts": ["a"]}), json!({"config": config}), json!({"config": config.to_string()})] {
         for image in ["reg.io/app", "reg.io:81/app", "quay.io/app"] {
-            let said = explain(&app, image, subject.clone()).await.to_string();
-            assert!(!said.contains("CANARY") && !said.contains(&encoded), "{said}");
+            let explained = explain(&app, image, subject.clone()).await.to_string();
+            assert!(!explained.contains("CANARY") && !explained.contains(&encoded), "{explained}");
         }
     }
 }

@@ -488,7 +488,7 @@ async fn secrets_appear_only_in_docker_configs(pool: PgPool) {
     for text in [
         "\"level\":\"TRACE\"",
         "\"level\":\"DEBUG\"",
-        "request done",
+        "request completed",
         "cluster.create_secret",
         "a target of a pull secret is in order",
         "a target of a pull secret is not in order",

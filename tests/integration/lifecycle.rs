@@ -83,7 +83,7 @@ async fn the_last_line_of_a_request_says_who_asked_and_how_it_ended(pool: PgPool
         let line = eventually("the request's last line", async || {
             let stderr = service.process.stderr();
             let mut lines = stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            lines.find(|line| line["message"] == "request done" && line["span"]["request_id"] == id)
+            lines.find(|line| line["message"] == "request completed" && line["span"]["request_id"] == id)
         })
         .await;
         assert_eq!((&line["status"], &line["caller"]), (&json!(status), &caller));

@@ -1,4 +1,4 @@
-//! The OpenAPI document, which clients are generated from.
+//! The OpenAPI document.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ fn document() -> Value {
     serde_json::to_value(regcred::http::document()).expect("JSON")
 }
 
-/// Every operation: its path, its method and itself.
+/// Every operation with its path and method.
 fn operations(document: &Value) -> Vec<(&str, &str, &Value)> {
     let paths = document["paths"].as_object().expect("paths");
     let operations = paths.iter().flat_map(|(path, item)| {
@@ -19,7 +19,7 @@ fn operations(document: &Value) -> Vec<(&str, &str, &Value)> {
 }
 
 #[test]
-fn the_document_under_version_control_is_what_the_code_says() {
+fn the_committed_document_is_up_to_date() {
     let committed = include_str!("../../openapi/openapi.json");
     let generated = regcred::http::document().to_pretty_json().expect("JSON");
     assert!(committed.trim_end() == generated.trim_end(), "run: make openapi");
@@ -33,24 +33,24 @@ fn every_operation_has_a_name_a_tag_and_a_summary() {
     let mut names = BTreeSet::new();
     for (path, method, operation) in operations(&document) {
         let name = operation["operationId"].as_str().unwrap_or_default();
-        assert!(!name.is_empty() && names.insert(name), "{method} {path}: {name:?} is no name of its own");
+        assert!(!name.is_empty() && names.insert(name), "{method} {path}: {name:?} is missing or not unique");
         let tags = operation["tags"].as_array().cloned().unwrap_or_default();
         assert!(tags.len() == 1 && known.contains(tags[0].as_str().unwrap_or_default()), "{method} {path}: {tags:?}");
         let summary = operation["summary"].as_str().unwrap_or_default();
-        assert!(summary.ends_with('.'), "{method} {path}: {summary:?} is no sentence");
+        assert!(summary.ends_with('.'), "{method} {path}: {summary:?} does not end with a full stop");
     }
     assert!(names.len() >= 17, "{names:?}");
 }
 
 #[test]
-fn every_operation_under_v1_needs_a_key_and_says_so() {
+fn every_operation_under_v1_documents_its_authentication() {
     let document = document();
     assert_eq!(document["components"]["securitySchemes"]["apiKey"]["scheme"], "bearer");
     for (path, method, operation) in operations(&document) {
-        let needs_key = path.starts_with("/v1/");
+        let is_authenticated = path.starts_with("/v1/");
         let security = operation.get("security");
-        assert_eq!(security, needs_key.then_some(&json!([{"apiKey": []}])), "{method} {path}");
-        if needs_key {
+        assert_eq!(security, is_authenticated.then_some(&json!([{"apiKey": []}])), "{method} {path}");
+        if is_authenticated {
             let problem = &operation["responses"]["401"]["content"]["application/problem+json"]["schema"]["$ref"];
             assert_eq!(problem, "#/components/schemas/Problem", "{method} {path}");
         }
@@ -58,7 +58,7 @@ fn every_operation_under_v1_needs_a_key_and_says_so() {
 }
 
 #[test]
-fn every_parameter_of_a_path_is_described() {
+fn every_parameter_is_described() {
     let document = document();
     for (path, method, operation) in operations(&document) {
         let in_path: BTreeSet<&str> =
@@ -77,11 +77,11 @@ fn every_parameter_of_a_path_is_described() {
 }
 
 #[test]
-fn secrets_are_written_and_never_read() {
+fn secrets_are_write_only() {
     const SECRETS: [&str; 4] = ["password", "token", "key", "kubeconfig"];
     let document = document();
     let schemas = document["components"]["schemas"].as_object().expect("schemas");
-    let answered = answered_schemas(&document);
+    let in_responses = response_schemas(&document);
     let mut written = BTreeSet::new();
     let mut todo: Vec<(&str, &str, &Value)> =
         schemas.iter().map(|(name, schema)| (name.as_str(), "", schema)).collect();
@@ -89,14 +89,14 @@ fn secrets_are_written_and_never_read() {
         match schema {
             Value::Object(members) => {
                 let is_text = schema["type"] == "string" || schema["type"] == json!(["string", "null"]);
-                // The one answer with a secret: a new API key, which is shown this once.
+                // The only response with a secret: a new API key.
                 let is_new_key = name == "CreatedApiKey" && property == "key";
                 if SECRETS.contains(&property) && is_text && schema["format"] == "password" && !is_new_key {
                     assert_eq!(schema["writeOnly"], true, "{name}.{property}");
-                    assert!(!answered.contains(name), "{name}.{property} is in an answer");
+                    assert!(!in_responses.contains(name), "{name}.{property} is in a response");
                     written.insert((name, property));
                 }
-                // A password without its format would be shown by whatever shows the document.
+                // Without its format, tools would display the password.
                 assert!(property != "password" || !is_text || schema["format"] == "password", "{name}.{property}");
                 for (member, value) in members {
                     match value {
@@ -119,12 +119,12 @@ fn secrets_are_written_and_never_read() {
         ("CreateCluster", "kubeconfig"),
         ("UpdateCluster", "kubeconfig"),
     ] {
-        assert!(written.contains(&expected), "{expected:?} is not marked in {written:?}");
+        assert!(written.contains(&expected), "{expected:?} is not write-only in {written:?}");
     }
 }
 
-/// The schemas that answers are made of.
-fn answered_schemas(document: &Value) -> BTreeSet<String> {
+/// Names of the schemas of responses.
+fn response_schemas(document: &Value) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     let mut todo: Vec<&Value> =
         operations(document).into_iter().map(|(.., operation)| &operation["responses"]).collect();

@@ -1,4 +1,4 @@
-//! `/v1/pull-secrets/{name}/events`: how a pull secret gets on, while it does, as server-sent events.
+//! `/v1/pull-secrets/{name}/events`: status changes of a pull secret as server-sent events.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -20,8 +20,8 @@ use crate::{
         names::Name,
     },
     http::{
-        auth::{Caller, Shown, ShownAgain, permission::ReadPullSecrets},
-        connection::LongAnswer,
+        auth::{Caller, PresentedCredential, Reauthentication, permission::ReadPullSecrets},
+        connection::StreamGuard,
         path_name,
         problem::ApiError,
         pull_secrets::{KIND, PullSecretStatus},
@@ -33,42 +33,45 @@ use crate::{
     },
 };
 
-/// The least time between two looks, so that a fan-out of thousands is a few events; and how many times as long as a look took.
+/// Minimum time between two reads of the status, so that a fan-out to thousands of targets is a few
+/// events.
 const PAUSE: Duration = Duration::from_millis(500);
-const PAUSE_FOR_LOOKS: u32 = 10;
+/// Pause after a read, as a multiple of its duration, up to `PAUSE_MAX`.
+const PAUSE_PER_READ: u32 = 10;
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// How soon it is looked again though nothing was heard, while it gets on and while it has settled.
+/// Interval of reads without a notification, before and after the pull secret has settled.
 const POLL: Duration = Duration::from_secs(2);
 const POLL_SETTLED: Duration = Duration::from_secs(10);
-/// How soon something is said where there is nothing to say, so that nobody on the way takes the connection for dead.
+/// Interval of comments, so that proxies do not close an idle connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// How often the caller is asked again who he is; and how old an answer counts when something is told.
-const KNOWN_FOR: Duration = Duration::from_secs(5);
-const KNOWN_FOR_A_STATUS: Duration = Duration::from_secs(1);
-/// How long a stream lasts: whoever wants more begins another one, as `EventSource` does by itself.
-const LASTS: Duration = Duration::from_hours(1);
-/// How long a client shall wait before it begins another one.
+/// Maximum age of the caller's authentication, and its maximum age when a status is sent.
+const AUTHENTICATED_FOR: Duration = Duration::from_secs(5);
+const AUTHENTICATED_FOR_STATUS: Duration = Duration::from_secs(1);
+/// Maximum lifetime of a stream. `EventSource` opens another one by itself.
+const LIFETIME: Duration = Duration::from_hours(1);
+/// Time after which a client reconnects.
 const RETRY_MILLIS: u64 = 2_000;
 
-/// How a pull secret is doing: the data of an event `status`.
+/// Progress of a pull secret: the data of a `status` event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PullSecretProgress {
-    /// Identity.
+    /// Immutable identifier.
     id: Uuid,
     /// Unique name.
     name: String,
-    /// Grows by one with every change of the declaration.
+    /// Version of the declaration, incremented by every change.
     version: i64,
-    /// Grows with everything that the Secrets must follow.
+    /// Generation of the desired state.
     generation: i64,
-    /// The generation that every target has.
+    /// Generation that all targets have reached.
     observed_generation: i64,
-    /// How many targets are in which state.
+    /// Number of targets by state.
     status: PullSecretStatus,
-    /// Every target came to something since the last change: in order, failed or in conflict.
+    /// Whether every target was attempted since the last change: it is synced, failed or in
+    /// conflict.
     settled: bool,
-    /// Since when its Secrets are being removed.
+    /// Time of deletion.
     deleted_at: Option<DateTime<Utc>>,
 }
 
@@ -89,7 +92,7 @@ impl From<ShownPullSecret> for PullSecretProgress {
 }
 
 impl PullSecretProgress {
-    /// The same wherever and whenever it is told: what has the same id says the same.
+    /// Identifier derived from the content: events with the same id have the same content.
     fn event_id(&self) -> String {
         let PullSecretStatus { synced, pending, failed, conflict, removing, .. } = self.status;
         format!(
@@ -107,18 +110,18 @@ impl PullSecretProgress {
     }
 }
 
-/// Why a stream ends.
+/// Reason why a stream ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// The pull secret is not there any more, or not for this caller.
+    /// The pull secret no longer exists, or the caller may no longer see it.
     Gone,
-    /// The key or token is good no more, or allows this no more.
+    /// The caller's credential is no longer valid or lacks the permission.
     Unauthenticated,
-    /// It cannot be looked how it is doing.
+    /// The status cannot be read.
     Unavailable,
-    /// The process ends.
+    /// The process stops.
     Stopping,
-    /// It has lasted long enough.
+    /// The stream reached its maximum lifetime.
     Renew,
 }
 
@@ -138,16 +141,17 @@ impl End {
     }
 }
 
-/// Follow how a pull secret gets on, as server-sent events.
+/// Stream the status of a pull secret as server-sent events.
 ///
-/// At once an event `status` with how it is doing, and then one whenever that changes, twice a second at most; `settled` in it says
-/// that every target came to something. The id of an event is made of what it says. A comment comes every 15 seconds. The last event
-/// is `end`, with the reason: `gone`, `unauthenticated`, or, where another stream may be begun at once, `unavailable`, `stopping`,
+/// Sends a `status` event immediately, and then one for every change, at most two per second.
+/// `settled` is true once every target was attempted. The id of an event is derived from its
+/// content. A comment is sent every 15 seconds. The last event is `end` with a reason: `gone`,
+/// `unauthenticated`, or one that allows the client to reconnect: `unavailable`, `stopping`,
 /// `renew` (after an hour).
 #[utoipa::path(
     tag = "pull-secrets",
     params(("name" = String, Path, description = "Name of the pull secret")),
-    responses((status = OK, description = "Events; `PullSecretProgress` is the data of those named `status`", content(
+    responses((status = OK, description = "Events. `PullSecretProgress` is the data of `status` events", content(
         (PullSecretProgress = "text/event-stream"),
     ))),
 )]
@@ -159,46 +163,48 @@ pub async fn get_pull_secret_events(
     request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name(KIND, &path)?;
-    let events = Events::begin(&caller.identity.identity, streams.into_inner(), name, &request).await?;
+    let events = EventStream::open(&caller.identity.identity, streams.into_inner(), name, &request).await?;
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream")
-        // nginx would gather what it passes on.
+        // Disables buffering in nginx.
         .insert_header(("X-Accel-Buffering", "no"))
         .force_close()
         .streaming(events.into_stream()))
 }
 
-/// A stream of events.
-struct Events {
+/// An open event stream.
+struct EventStream {
     streams: Arc<Streams>,
-    shown: Shown,
+    credential: PresentedCredential,
     identity: Arc<Identity>,
     name: Name,
     news: News,
     first: Option<Bytes>,
+    /// Status that was sent last.
     last: PullSecretProgress,
     pause: Duration,
-    began: Instant,
-    looked: Instant,
-    said: Instant,
-    known: Instant,
-    told: u64,
+    opened_at: Instant,
+    read_at: Instant,
+    sent_at: Instant,
+    authenticated_at: Instant,
+    /// Number of events sent.
+    sent: u64,
     end: Option<End>,
     span: Span,
     _place: Place,
-    _answer: LongAnswer,
+    _guard: StreamGuard,
 }
 
-/// What happens next.
+/// Next action of a stream.
 enum Next {
-    Look,
-    Ask,
-    Beat,
+    Read,
+    Authenticate,
+    Heartbeat,
     End(End),
 }
 
-impl Events {
-    async fn begin(
+impl EventStream {
+    async fn open(
         identity: &Arc<Identity>,
         streams: Arc<Streams>,
         name: Name,
@@ -207,61 +213,61 @@ impl Events {
         let found = streams.look(identity, &name).await?;
         let place = streams.admit(&identity.actor)?;
         let news = streams.hear(found.stored.id);
-        // Again, so that nothing falls between the look and the hearing.
-        let looking = Instant::now();
+        // Read again: a change before the subscription was not notified.
+        let reading = Instant::now();
         let last = PullSecretProgress::from(streams.look(identity, &name).await?);
         let now = Instant::now();
         let event = last.event().map_err(|error| ApiError::Internal(error.into()))?;
         let first = [format!("retry: {RETRY_MILLIS}\n").as_bytes(), &event[..]].concat();
         Ok(Self {
             streams,
-            shown: Shown::of(request)?,
+            credential: PresentedCredential::of(request)?,
             identity: Arc::clone(identity),
             name,
             news,
             first: Some(first.into()),
             last,
-            pause: pause_after(now - looking),
-            began: now,
-            looked: now,
-            said: now,
-            known: now,
-            told: 0,
+            pause: pause_after(now - reading),
+            opened_at: now,
+            read_at: now,
+            sent_at: now,
+            authenticated_at: now,
+            sent: 0,
             end: None,
             span: Span::current(),
             _place: place,
-            _answer: LongAnswer::begin(request).ok_or(ApiError::BadRequest)?,
+            _guard: StreamGuard::begin(request).ok_or(ApiError::BadRequest)?,
         })
     }
 
     fn into_stream(self) -> impl Stream<Item = Result<Bytes, Infallible>> {
         stream::unfold(self, |mut events| async move {
             let bytes = events.next().await?;
-            events.said = Instant::now();
+            events.sent_at = Instant::now();
             Some((Ok(bytes), events))
         })
     }
 
-    /// What is told next; none after the end.
+    /// Next chunk of the body; `None` after the `end` event.
     async fn next(&mut self) -> Option<Bytes> {
         if self.end.is_some() {
             return None;
         }
         if let Some(first) = self.first.take() {
-            self.told += 1;
+            self.sent += 1;
             return Some(first);
         }
         loop {
             let done = match self.wait().await {
-                Next::Look => self.look().await,
-                Next::Ask => self.ask(KNOWN_FOR).await.map(|()| None),
-                Next::Beat => return Some(Bytes::from_static(b": still here\n\n")),
+                Next::Read => self.read().await,
+                Next::Authenticate => self.authenticate(AUTHENTICATED_FOR).await.map(|()| None),
+                Next::Heartbeat => return Some(Bytes::from_static(b": heartbeat\n\n")),
                 Next::End(end) => Err(end),
             };
             match done {
                 Ok(None) => {}
                 Ok(Some(event)) => {
-                    self.told += 1;
+                    self.sent += 1;
                     return Some(event);
                 }
                 Err(end) => {
@@ -273,64 +279,65 @@ impl Events {
     }
 
     async fn wait(&mut self) -> Next {
-        let look_at = self.looked + if self.last.settled { POLL_SETTLED } else { POLL };
-        let (look_from, streams) = (self.looked + self.pause, Arc::clone(&self.streams));
-        let (beat_at, ask_at, end_at) = (self.said + HEARTBEAT, self.known + KNOWN_FOR, self.began + LASTS);
-        let heard = async {
-            sleep_until(look_from).await;
+        let poll_at = self.read_at + if self.last.settled { POLL_SETTLED } else { POLL };
+        let (read_from, streams) = (self.read_at + self.pause, Arc::clone(&self.streams));
+        let authenticate_at = self.authenticated_at + AUTHENTICATED_FOR;
+        let (beat_at, end_at) = (self.sent_at + HEARTBEAT, self.opened_at + LIFETIME);
+        let notified = async {
+            sleep_until(read_from).await;
             self.news.next().await;
         };
         tokio::select! {
             biased;
             () = streams.stopped() => Next::End(End::Stopping),
             () = sleep_until(end_at) => Next::End(End::Renew),
-            () = sleep_until(ask_at) => Next::Ask,
-            () = sleep_until(look_at.max(look_from)) => Next::Look,
-            () = heard => Next::Look,
-            () = sleep_until(beat_at) => Next::Beat,
+            () = sleep_until(authenticate_at) => Next::Authenticate,
+            () = sleep_until(poll_at.max(read_from)) => Next::Read,
+            () = notified => Next::Read,
+            () = sleep_until(beat_at) => Next::Heartbeat,
         }
     }
 
-    /// Looks how it is doing; an event if that is not what was told last.
-    async fn look(&mut self) -> Result<Option<Bytes>, End> {
-        let looking = Instant::now();
+    /// Reads the status. Returns an event if it differs from the last one.
+    async fn read(&mut self) -> Result<Option<Bytes>, End> {
+        let reading = Instant::now();
         let found = self.until_stopped(self.streams.look(&self.identity, &self.name)).await?;
-        self.looked = Instant::now();
-        self.pause = pause_after(self.looked - looking);
+        self.read_at = Instant::now();
+        self.pause = pause_after(self.read_at - reading);
         let progress = match found {
-            // One that was made anew under the name is another one.
+            // A pull secret that was recreated under the name has another id.
             Ok(found) if found.stored.id == self.last.id => PullSecretProgress::from(found),
             Ok(_) | Err(ServiceError::NotFound { .. } | ServiceError::Hidden { .. }) => return Err(End::Gone),
             Err(error) => {
-                tracing::warn!(%error, "a stream of events ends, since it cannot be looked how the pull secret is doing");
+                tracing::warn!(%error, "pull secret status unavailable, event stream ends");
                 return Err(End::Unavailable);
             }
         };
         if progress == self.last {
             return Ok(None);
         }
-        self.ask(KNOWN_FOR_A_STATUS).await?;
+        self.authenticate(AUTHENTICATED_FOR_STATUS).await?;
         let event = progress.event().map_err(|_| End::Unavailable)?;
         self.last = progress;
         Ok(Some(event))
     }
 
-    /// Asks at the door again, if the last answer is older than this.
-    async fn ask(&mut self, known_for: Duration) -> Result<(), End> {
-        if self.known.elapsed() < known_for {
+    /// Authenticates the caller again, unless that happened within `valid_for`.
+    async fn authenticate(&mut self, valid_for: Duration) -> Result<(), End> {
+        if self.authenticated_at.elapsed() < valid_for {
             return Ok(());
         }
-        match self.until_stopped(self.shown.again()).await? {
-            ShownAgain::Known(identity) if identity.may(Permission::ReadPullSecrets) => {
-                (self.identity, self.known) = (identity, Instant::now());
+        match self.until_stopped(self.credential.reauthenticate()).await? {
+            Reauthentication::Known(identity) if identity.may(Permission::ReadPullSecrets) => {
+                (self.identity, self.authenticated_at) = (identity, Instant::now());
                 Ok(())
             }
-            ShownAgain::Known(_) | ShownAgain::Ended => Err(End::Unauthenticated),
-            ShownAgain::Unavailable => Err(End::Unavailable),
+            Reauthentication::Known(_) | Reauthentication::Ended => Err(End::Unauthenticated),
+            Reauthentication::Unavailable => Err(End::Unavailable),
         }
     }
 
-    /// A process that ends waits for no answer.
+    /// Runs `work` until it is done or the process stops.
     async fn until_stopped<T>(&self, work: impl Future<Output = T>) -> Result<T, End> {
         tokio::select! {
             biased;
@@ -340,14 +347,14 @@ impl Events {
     }
 }
 
-impl Drop for Events {
+impl Drop for EventStream {
     fn drop(&mut self) {
-        let reason = self.end.map_or("the client went", End::as_str);
-        let seconds = self.began.elapsed().as_secs();
-        self.span.in_scope(|| tracing::info!(reason, seconds, events = self.told, "a stream of events has ended"));
+        let reason = self.end.map_or("client-disconnected", End::as_str);
+        let seconds = self.opened_at.elapsed().as_secs();
+        self.span.in_scope(|| tracing::info!(reason, seconds, events = self.sent, "event stream ended"));
     }
 }
 
-fn pause_after(look: Duration) -> Duration {
-    (look * PAUSE_FOR_LOOKS).clamp(PAUSE, PAUSE_MAX)
+fn pause_after(read: Duration) -> Duration {
+    (read * PAUSE_PER_READ).clamp(PAUSE, PAUSE_MAX)
 }

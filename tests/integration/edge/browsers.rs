@@ -1,4 +1,4 @@
-//! What browsers are told.
+//! Security headers and CORS.
 
 use serde_json::json;
 use sqlx::PgPool;
@@ -12,10 +12,10 @@ fn assert_has(answer: &Answer, name: &str, value: &str) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn every_kind_of_answer_has_the_security_headers(pool: PgPool) {
+async fn every_response_has_security_headers(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let (admin, anonymous) = (app.admin(), app.anonymous());
-    app.register_account("broken", "ghcr.io", "martin", "xxx1").await;
+    app.register_account("broken", "ghcr.io", "dev", "correct-horse").await;
     sqlx::query("UPDATE registry_accounts SET password = '\\x00'").execute(&app.pool).await.expect("broken");
     let answers = [
         (200, admin.get("/v1/me").await),
@@ -39,7 +39,7 @@ async fn every_kind_of_answer_has_the_security_headers(pool: PgPool) {
         (500, admin.post("/v1/docker-configs", &json!({"accounts": ["broken"]})).await),
     ];
     for (status, answer) in &answers {
-        // There is no account to delete: that is a 404.
+        // The account to delete does not exist.
         assert!(answer.status == *status || (*status, answer.status) == (204, 404), "{status}: {answer:?}");
         assert_has(answer, "x-content-type-options", "nosniff");
         assert_has(answer, "x-frame-options", "DENY");
@@ -47,14 +47,14 @@ async fn every_kind_of_answer_has_the_security_headers(pool: PgPool) {
         assert_has(answer, "cross-origin-resource-policy", "same-origin");
         assert_has(answer, "content-security-policy", "default-src 'none'; frame-ancestors 'none'");
         assert_has(answer, "cache-control", "no-store");
-        // Whoever speaks TLS for us says this.
+        // Sent by the TLS listener or a proxy.
         assert_has(answer, "strict-transport-security", "");
         assert_has(answer, "access-control-allow-origin", "");
     }
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_documentation_runs_what_regcred_serves_alone(pool: PgPool) {
+async fn documentation_runs_only_scripts_of_regcred(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     for path in ["/docs/", "/docs/swagger-ui-bundle.js"] {
         let answer = app.anonymous().get(path).await;
@@ -63,7 +63,7 @@ async fn the_documentation_runs_what_regcred_serves_alone(pool: PgPool) {
         assert!(policy.contains("script-src 'self';") && policy.contains("frame-ancestors 'none'"), "{policy}");
         assert!(policy.contains("connect-src 'self'") && !policy.contains("script-src 'self' 'unsafe"), "{policy}");
     }
-    // Nothing in the page itself is a program, as the policy has it.
+    // The page has no inline scripts, which the policy would block.
     let page = app.anonymous().get("/docs/").await.body;
     assert!(page.contains("<script src=") && !page.contains("<script>"), "{page}");
 }
@@ -74,7 +74,7 @@ fn preflight(app: &TestApp, origin: &str) -> reqwest::RequestBuilder {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn no_page_may_call_where_no_origin_is_listed(pool: PgPool) {
+async fn without_configured_origins_no_page_is_allowed(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let asked = app.anonymous().send(preflight(&app, LISTED)).await;
     let called = app.admin().send(app.admin().request("GET", "/v1/me").header("Origin", LISTED)).await;
@@ -86,7 +86,7 @@ async fn no_page_may_call_where_no_origin_is_listed(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn pages_of_listed_origins_may_call_and_no_others(pool: PgPool) {
+async fn only_pages_of_configured_origins_are_allowed(pool: PgPool) {
     let listed = format!("http://localhost:3000, {LISTED}");
     let app = TestApp::configured(pool, &[("REGCRED_HTTP_CORS_ORIGINS", &listed)]).await;
 
@@ -98,7 +98,7 @@ async fn pages_of_listed_origins_may_call_and_no_others(pool: PgPool) {
     assert_has(&asked, "access-control-allow-credentials", "");
     assert!(!asked.header("x-request-id").is_empty(), "{asked:?}");
 
-    // A good answer and a problem alike can be read by the page.
+    // The page can read both success and problem responses.
     for (status, client) in [(200, app.admin()), (401, app.anonymous())] {
         let answer = client.send(client.request("GET", "/v1/me").header("Origin", LISTED)).await;
         assert_eq!(answer.status, status);

@@ -1,4 +1,4 @@
-//! Heads that are too long, and requests that two parsers would read in two ways.
+//! Limits of request heads, and request smuggling.
 
 use sqlx::PgPool;
 
@@ -6,7 +6,7 @@ use super::{answers, statuses};
 use crate::support::app::TestApp;
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_head_has_a_limit(pool: PgPool) {
+async fn an_oversized_head_is_refused(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let many = (0..10_000).map(|number| format!("X-{number}: y\r\n")).collect::<Vec<_>>().concat();
     let long = format!("X: {}\r\n", "y".repeat(200_000));
@@ -16,9 +16,10 @@ async fn a_head_has_a_limit(pool: PgPool) {
     }
 }
 
-/// Scenario A3. What follows each request in the same bytes would be a request of its own to somebody who reads it otherwise.
+/// Each request is followed by one that another parser would treat as part of its body, or the
+/// other way round.
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_request_that_can_be_read_in_two_ways_is_refused_and_the_connection_closed(pool: PgPool) {
+async fn an_ambiguous_request_is_refused_and_closes_the_connection(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let key = app.new_key("smuggler", None).await;
     let hidden = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -66,7 +67,8 @@ async fn a_request_that_can_be_read_in_two_ways_is_refused_and_the_connection_cl
             wrong.push(format!("{name}: {answer:?}"));
         }
     }
-    // A chunk that is not one ends the connection, with an answer or without: there is nobody left who could be answered twice.
+    // An invalid chunk closes the connection, with or without a response, so the hidden request is
+    // not served.
     let chunks = [
         ("chunk size with a sign", "+2\r\n{}\r\n0\r\n\r\n"),
         ("chunk size in another base", "0x2\r\n{}\r\n0\r\n\r\n"),
@@ -104,20 +106,20 @@ async fn a_request_that_can_be_read_in_two_ways_is_refused_and_the_connection_cl
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_request_with_lines_of_its_own_is_one_request(pool: PgPool) {
+async fn a_body_with_line_feeds_is_one_request(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let key = app.new_key("honest", None).await;
     let start = format!(
         "POST /v1/docker-configs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
     );
     let body = "{\n\"accounts\": [],\n\n\"profile\": \"kubernetes\"\n}\n";
-    // A chunk extension that nobody knows is skipped, as RFC 9112 has it.
+    // Unknown chunk extensions are ignored, as RFC 9112 requires.
     let framings = [
         format!("Content-Length: {}\r\n\r\n{body}", body.len()),
         format!("Transfer-Encoding: chunked\r\n\r\n{:x};a=b\r\n{body}\r\n0\r\n\r\n", body.len()),
     ];
     for framing in framings {
-        // Two on one connection, the second of which ends it.
+        // Two requests on one connection; the second one closes it.
         let last = start.replace("Host: x", "Host: x\r\nConnection: close");
         let answer = answers(app.address, format!("{start}{framing}{last}{framing}").as_bytes());
         let statuses = statuses(&answer);

@@ -1,4 +1,4 @@
-//! How much one caller may send, and where a request comes from.
+//! Request rate limits, and the source address of a request.
 
 use serde_json::Value;
 use sqlx::{ConnectOptions, PgPool};
@@ -6,7 +6,7 @@ use sqlx::{ConnectOptions, PgPool};
 use crate::support::{app::TestApp, client::Client, eventually, process::Installation};
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn who_sends_too_much_waits_and_nobody_else_does(pool: PgPool) {
+async fn a_rate_limited_caller_does_not_affect_others(pool: PgPool) {
     let limits = [("REGCRED_HTTP_REQUESTS_PER_SECOND", "1"), ("REGCRED_HTTP_REQUEST_BURST", "10")];
     let app = TestApp::configured(pool, &limits).await;
     let one = app.admin().with_key(&app.new_key("one", None).await);
@@ -14,7 +14,7 @@ async fn who_sends_too_much_waits_and_nobody_else_does(pool: PgPool) {
 
     one.get("/v1/me").await.expect(200);
     let mut refused = 0;
-    // More than a second each, on a very slow machine, would be no flood.
+    // On a very slow machine, requests that take a second each do not exceed the limit.
     for _ in 0..40 {
         let answer = one.get("/v1/me").await;
         if answer.status == 429 {
@@ -31,13 +31,13 @@ async fn who_sends_too_much_waits_and_nobody_else_does(pool: PgPool) {
     }
 
     assert!(refused >= 10, "{refused}");
-    // Nothing is held against whoever has no key, and nothing without a key is.
+    // Unauthenticated requests are not counted.
     app.anonymous().get("/v1/me").await.problem(401, "unauthenticated");
     app.anonymous().get("/healthz").await;
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn without_a_limit_nobody_waits(pool: PgPool) {
+async fn a_rate_of_zero_disables_the_limit(pool: PgPool) {
     let limits = [("REGCRED_HTTP_REQUESTS_PER_SECOND", "0"), ("REGCRED_HTTP_REQUEST_BURST", "1")];
     let app = TestApp::configured(pool, &limits).await;
     for _ in 0..50 {
@@ -45,7 +45,7 @@ async fn without_a_limit_nobody_waits(pool: PgPool) {
     }
 }
 
-/// Sends a request with these headers; the address that the log has for it.
+/// Sends a request with these headers and returns its logged address.
 async fn logged_address(installation: &Installation, headers: &[(&str, &str)]) -> String {
     let service = installation.serve().await;
     let id = uuid::Uuid::now_v7().to_string();
@@ -56,13 +56,13 @@ async fn logged_address(installation: &Installation, headers: &[(&str, &str)]) -
     let line = eventually("the request is in the log", async || {
         let stderr = service.process.stderr();
         let mut lines = stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.find(|line| line["span"]["request_id"] == id.as_str() && line["message"] == "request done")
+        lines.find(|line| line["span"]["request_id"] == id.as_str() && line["message"] == "request completed")
     });
     line.await["span"]["peer"].as_str().expect("an address").to_owned()
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn only_a_configured_proxy_is_believed_and_only_in_its_header(pool: PgPool) {
+async fn only_the_configured_header_of_a_trusted_proxy_is_used(pool: PgPool) {
     let installation = || Installation::new(pool.connect_options().to_url_lossy().as_str());
     let trusting = |proxies: &str, header: &str| {
         installation().with("REGCRED_HTTP_TRUSTED_PROXIES", proxies).with("REGCRED_HTTP_PROXY_HEADER", header)
@@ -74,6 +74,6 @@ async fn only_a_configured_proxy_is_believed_and_only_in_its_header(pool: PgPool
     assert_eq!(logged_address(&trusting("127.0.0.0/8", ""), &both).await, "203.0.113.7");
     assert_eq!(logged_address(&trusting("127.0.0.0/8", "Forwarded"), &both).await, "2001:db8::7");
     assert_eq!(logged_address(&trusting("127.0.0.0/8,203.0.113.0/24", ""), &both).await, "198.51.100.1");
-    let malformed = [("X-Forwarded-For", "203.0.113.7, nobody")];
+    let malformed = [("X-Forwarded-For", "203.0.113.7, not-an-address")];
     assert_eq!(logged_address(&trusting("127.0.0.1", ""), &malformed).await, "127.0.0.1");
 }

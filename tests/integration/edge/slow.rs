@@ -1,4 +1,4 @@
-//! Clients that take their time.
+//! Slow clients.
 
 use std::{
     io::{Read, Write},
@@ -12,10 +12,10 @@ use sqlx::PgPool;
 use super::{connect, pause, read_to_the_end, statuses};
 use crate::support::{PATIENCE, app::TestApp};
 
-/// Scenario A1: what trickles is cut off by then, whatever it is.
+/// Time after which a slow client must be disconnected.
 const CUT_WITHIN: Duration = Duration::from_secs(15);
 
-/// Sends a little now and then until the server has closed the connection: how long that took.
+/// Sends a few bytes now and then until the server closes the connection. Returns the elapsed time.
 fn trickle(mut stream: TcpStream, drop: &[u8]) -> Duration {
     let start = Instant::now();
     stream.set_read_timeout(Some(Duration::from_millis(300))).expect("set");
@@ -45,14 +45,14 @@ fn read_one_answer(stream: &mut TcpStream) -> String {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn whatever_trickles_is_cut_off(pool: PgPool) {
+async fn slow_requests_are_disconnected(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let key = app.new_key("slow", None).await;
     let authorization = format!("Host: x\r\nAuthorization: Bearer {key}\r\n");
     let json = "Content-Type: application/json\r\n";
     let length = "Content-Length: 100000\r\n\r\n";
     let chunked = "Transfer-Encoding: chunked\r\n\r\n";
-    // What is sent first, and what then trickles.
+    // Name, first bytes, and the bytes that are sent slowly afterwards.
     let cases: Vec<(&str, String, &[u8])> = vec![
         ("the first head", "GET /healthz HTTP/1.1\r\n".to_owned(), b"X: y\r\n"),
         (
@@ -66,14 +66,10 @@ async fn whatever_trickles_is_cut_off(pool: PgPool) {
             format!("POST /v1/registry-accounts HTTP/1.1\r\n{authorization}{json}{chunked}"),
             b"1\r\n \r\n",
         ),
-        ("a body that nobody reads", format!("GET /v1/me HTTP/1.1\r\n{authorization}{length}"), b" "),
-        (
-            "a body in chunks that nobody reads",
-            format!("GET /v1/me HTTP/1.1\r\n{authorization}{chunked}"),
-            b"1\r\nx\r\n",
-        ),
-        ("a body of somebody unknown", format!("POST /v1/clusters HTTP/1.1\r\nHost: x\r\n{chunked}"), b"1\r\nx\r\n"),
-        ("a body to nowhere", format!("POST /nowhere HTTP/1.1\r\nHost: x\r\n{chunked}"), b"1\r\nx\r\n"),
+        ("an unread body", format!("GET /v1/me HTTP/1.1\r\n{authorization}{length}"), b" "),
+        ("an unread body in chunks", format!("GET /v1/me HTTP/1.1\r\n{authorization}{chunked}"), b"1\r\nx\r\n"),
+        ("an unauthenticated body", format!("POST /v1/clusters HTTP/1.1\r\nHost: x\r\n{chunked}"), b"1\r\nx\r\n"),
+        ("a body for an unknown path", format!("POST /nowhere HTTP/1.1\r\nHost: x\r\n{chunked}"), b"1\r\nx\r\n"),
     ];
 
     let address = app.address;
@@ -96,17 +92,17 @@ async fn whatever_trickles_is_cut_off(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn who_takes_no_answers_is_cut_off(pool: PgPool) {
+async fn a_client_that_reads_no_responses_is_disconnected(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let document = app.anonymous().get("/openapi.json").await.body.len();
-    // As many as no buffer of the system holds.
+    // More than the buffers of the system hold.
     let count = 32 * 1024 * 1024 / document;
     let request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n";
     let mut stream = connect(app.address);
     stream.write_all(&request.repeat(count)).expect("sent");
     let start = Instant::now();
 
-    // An empty line between two requests is allowed, and finds out whether somebody is there.
+    // An empty line between two requests is allowed, and shows whether the connection is open.
     while stream.write_all(b"\r\n").is_ok() {
         assert!(start.elapsed() < PATIENCE, "the connection is still open");
         pause(200);
@@ -117,7 +113,7 @@ async fn who_takes_no_answers_is_cut_off(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_connection_serves_many_requests_and_ends_when_it_is_idle(pool: PgPool) {
+async fn a_connection_is_reused_and_closed_when_idle(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let mut stream = connect(app.address);
     for _ in 0..100 {
@@ -132,7 +128,7 @@ async fn a_connection_serves_many_requests_and_ends_when_it_is_idle(pool: PgPool
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_large_body_of_somebody_unknown_is_refused_unread(pool: PgPool) {
+async fn a_large_unauthenticated_body_is_refused_unread(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     for framing in
         ["Content-Length: 10485760\r\n\r\n".to_owned(), "Transfer-Encoding: chunked\r\n\r\nA00000\r\n".to_owned()]
@@ -149,8 +145,8 @@ async fn a_large_body_of_somebody_unknown_is_refused_unread(pool: PgPool) {
         let answer = read_to_the_end(&mut reader);
 
         assert_eq!(statuses(&answer), ["401"], "{answer}");
-        // What was sent is more than what was read: the rest filled the buffers of the system.
+        // The rest of the body filled the buffers of the system.
         let sent = sending.join().expect("sent");
-        assert!(sent < 10 * 1024 * 1024, "all of it was read");
+        assert!(sent < 10 * 1024 * 1024, "the server read the complete body");
     }
 }

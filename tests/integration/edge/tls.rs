@@ -1,4 +1,4 @@
-//! TLS of regcred's own.
+//! TLS of the listener.
 
 use std::{fs, os::unix::fs::symlink, time::Duration};
 
@@ -26,7 +26,7 @@ fn write(folder: &TempDir, pair: &ServerCertificate) {
     folder.write("tls.key", &pair.key);
 }
 
-/// Asks whether the service lives, trusting one CA alone; nothing where there is no good connection.
+/// Requests `/healthz` with one trusted CA.
 async fn ask(service: &Service, ca: &Ca, at_most: Version) -> reqwest::Result<reqwest::Response> {
     let trusted = Certificate::from_pem(ca.pem.as_bytes()).expect("a certificate");
     let client = reqwest::Client::builder().no_proxy().tls_certs_only([trusted]).max_tls_version(at_most);
@@ -35,7 +35,7 @@ async fn ask(service: &Service, ca: &Ca, at_most: Version) -> reqwest::Result<re
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_listener_speaks_tls_and_nothing_else(pool: PgPool) {
+async fn the_listener_accepts_only_tls(pool: PgPool) {
     let (folder, ca) = (TempDir::new(), Ca::new());
     write(&folder, &ca.certify());
     let installation = installation(&pool, &folder);
@@ -46,11 +46,11 @@ async fn the_listener_speaks_tls_and_nothing_else(pool: PgPool) {
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.headers()["strict-transport-security"], "max-age=31536000");
     }
-    // Another CA's word is no word, and plain HTTP is no TLS.
+    // An untrusted CA fails, and so does plain HTTP.
     assert!(ask(&service, &Ca::new(), Version::TLS_1_3).await.is_err());
     let plain = answers(service.address, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
     assert!(!plain.contains("HTTP/1.1"), "{plain}");
-    // Who starts no handshake is cut off, too.
+    // A client that does not start a handshake is disconnected.
     super::read_to_the_end(&mut connect(service.address));
 
     let own = installation.with("REGCRED_HTTP_LISTEN", &service.address.to_string());
@@ -60,8 +60,9 @@ async fn the_listener_speaks_tls_and_nothing_else(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn another_pair_of_files_is_taken_while_serving_and_a_bad_one_is_not(pool: PgPool) {
-    // As Kubernetes mounts a Secret: the files are links into a folder that is a link, which is replaced as a whole.
+async fn a_replaced_certificate_is_loaded_unless_it_is_invalid(pool: PgPool) {
+    // Like a Secret volume: the files are links into a directory that is a link, which is replaced
+    // atomically.
     let folder = TempDir::new();
     let publish = |name: &str, certificate: &str, key: &str| {
         fs::create_dir(folder.path().join(name)).expect("a folder");
@@ -84,7 +85,7 @@ async fn another_pair_of_files_is_taken_while_serving_and_a_bad_one_is_not(pool:
     eventually("the second certificate is shown", async || ask(&service, &second, Version::TLS_1_3).await.ok()).await;
     assert!(ask(&service, &first, Version::TLS_1_3).await.is_err());
 
-    // A key of another certificate: the second pair stays, and the log says so.
+    // The key of another certificate: the second pair remains in use, and the error is logged.
     publish("3", &third.certify().certificate, &pair.key);
     eventually("the log says that the pair is bad", async || {
         service.process.stderr().contains("the TLS certificate cannot be taken").then_some(())
@@ -105,7 +106,7 @@ async fn another_pair_of_files_is_taken_while_serving_and_a_bad_one_is_not(pool:
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_end_of_the_certificate_is_a_metric_and_a_bad_pair_does_not_start(pool: PgPool) {
+async fn certificate_expiry_is_a_metric_and_an_invalid_pair_prevents_the_start(pool: PgPool) {
     let (folder, ca) = (TempDir::new(), Ca::new());
     write(&folder, &ca.certify());
     let installation = installation(&pool, &folder);

@@ -1,4 +1,4 @@
-//! Runs the recipes of `docs/ACCESS.md`, and checks that tokens appear in no output.
+//! The recipes of `docs/ACCESS.md`, taken out of the document and run; and that no token comes out anywhere.
 
 use std::process::{Command, Output};
 
@@ -13,7 +13,7 @@ use crate::{
 
 const DOCUMENT: &str = include_str!("../../../docs/ACCESS.md");
 
-/// Returns the first code block of a language in a section of the document.
+/// The first block of this language in a section of the document.
 fn block(section: &str, language: &str) -> &'static str {
     let (_, rest) = DOCUMENT.split_once(&format!("\n### {section}\n")).expect("the section");
     let section = rest.split("\n### ").next().expect("a section");
@@ -29,11 +29,10 @@ fn yaml_of(section: &str) -> Value {
     serde_saphyr::from_str(block(section, "yaml")).expect("YAML")
 }
 
-/// Creates the cluster `dev`, the account and a namespace. Returns the namespace, which replaces
-/// `a-dev`.
+/// What the recipes need: the cluster `dev`, the account, and a namespace in place of `a-dev`.
 async fn prepare(app: &TestApp) -> String {
     app.register_cluster("dev").await;
-    app.register_account("martin-5000", "registry.example.com:5000", "martin", "canary").await;
+    app.register_account("team-5000", "registry.example.com:5000", "dev", "canary").await;
     cluster::new_account("ci").await
 }
 
@@ -41,10 +40,10 @@ fn in_namespace(text: &str, namespace: &str) -> String {
     text.replace("a-dev", namespace)
 }
 
-/// Creates the provider of a recipe, with the issuer of the test if there is one.
+/// Creates the provider of a recipe, of the test's own issuer where it has one.
 async fn trust(app: &TestApp, section: &str, namespace: &str, issuer: Option<&TestIssuer>) {
     let mut body: Value = serde_json::from_str(&in_namespace(&json_of(section).to_string(), namespace)).expect("JSON");
-    // The unchanged document is valid as well.
+    // As it stands in the document it is taken, too.
     app.admin().post("/v1/identity-providers", &body).await.expect(201);
     let Some(issuer) = issuer else { return };
     let name = body["name"].as_str().expect("a name").to_owned();
@@ -66,7 +65,7 @@ async fn assert_placed(output: &Output, namespace: &str) {
     assert!(kubernetes::document(&kubernetes::secret(namespace, "pull").await).contains("canary"));
 }
 
-/// Claims of a job's token, as documented by GitHub ("`OpenID` Connect reference").
+/// The claims of a job's token, as GitHub documents them ("`OpenID` Connect reference").
 fn github_claims() -> Value {
     json!({
         "sub": "repo:acme/app:environment:production", "environment": "production", "repository": "acme/app",
@@ -78,11 +77,11 @@ fn github_claims() -> Value {
     })
 }
 
-/// Claims of a job's token, as documented by GitLab ("ID token payload").
+/// The claims of a job's token, as GitLab documents them ("ID token payload").
 fn gitlab_claims() -> Value {
     json!({
         "sub": "project_path:acme/app:ref_type:branch:ref:main", "namespace_id": "72", "namespace_path": "acme", "project_id": "42",
-        "project_path": "acme/app", "user_id": "1", "user_login": "dev", "user_email": "dev@example.com", "user_access_level": "owner",
+        "project_path": "acme/app", "user_id": "1", "user_login": "martin", "user_email": "martin@example.com", "user_access_level": "owner",
         "pipeline_id": "574", "pipeline_source": "push", "job_id": "302", "ref": "main", "ref_type": "branch",
         "ref_path": "refs/heads/main", "ref_protected": "true", "groups_direct": ["acme"], "runner_id": 1,
         "runner_environment": "gitlab-hosted", "sha": "example-sha", "project_visibility": "private",
@@ -91,7 +90,7 @@ fn gitlab_claims() -> Value {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn recipe_for_github_actions_works(pool: PgPool) {
+async fn the_recipe_for_github_actions_works(pool: PgPool) {
     let app = TestApp::configured(pool, &[ALLOW]).await;
     let namespace = prepare(&app).await;
     let key = TestKey::rsa("38826b17-6a30-5f9b-b169-8beb8202f723");
@@ -101,8 +100,7 @@ async fn recipe_for_github_actions_works(pool: PgPool) {
     let job = &workflow["jobs"]["pull-secret"];
     assert_eq!((&job["permissions"]["id-token"], &job["environment"]), (&json!("write"), &json!("production")));
     let script = in_namespace(job["steps"][0]["run"].as_str().expect("a script"), &namespace);
-    // Token endpoint of a runner: the audience is in the query, the runner's own token in the
-    // header.
+    // What a runner calls for a token: the audience is in the query, the runner's own token in the header.
     let token = issuer.token(&key, github_claims());
     let (runner, requests) = serve(move |request| {
         let is_right =
@@ -129,7 +127,7 @@ async fn recipe_for_github_actions_works(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn recipe_for_gitlab_works(pool: PgPool) {
+async fn the_recipe_for_gitlab_works(pool: PgPool) {
     let app = TestApp::configured(pool, &[ALLOW]).await;
     let namespace = prepare(&app).await;
     let key = TestKey::rsa("4i3sFE7sxqNPOT7FdvcGA1ZVGGI_r-tsDXnEuYT4ZqE");
@@ -143,7 +141,7 @@ async fn recipe_for_gitlab_works(pool: PgPool) {
         claims.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
         vec![("REGCRED", format!("http://{}", app.address)), ("REGCRED_TOKEN", issuer.token(&key, claims))]
     };
-    // An unprotected branch is rejected.
+    // Not from a branch that is not protected.
     assert!(!run(script.clone(), variables(json!({"ref": "mine", "ref_protected": "false"}))).await.status.success());
 
     let output = run(script, variables(json!({}))).await;
@@ -152,13 +150,13 @@ async fn recipe_for_gitlab_works(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn recipe_for_a_job_in_a_cluster_works(pool: PgPool) {
+async fn the_recipe_for_a_job_in_a_cluster_works(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let namespace = prepare(&app).await;
     trust(&app, "A job in a cluster", &namespace, None).await;
     let manifest = in_namespace(block("A job in a cluster", "yaml"), &namespace);
     kubernetes::kubectl(&["apply", "-f", "-"], &manifest);
-    // Does the work of the kubelet with the stored job.
+    // What the kubelet would do with what the API server has stored.
     let stored = kubernetes::kubectl(&["-n", &namespace, "get", "job", "pull-secret", "-o", "json"], "");
     let stored: Value = serde_json::from_str(&stored).expect("JSON");
     let pod = &stored["spec"]["template"]["spec"];
@@ -181,7 +179,7 @@ async fn recipe_for_a_job_in_a_cluster_works(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn tokens_appear_in_no_output(pool: PgPool) {
+async fn no_token_comes_out_anywhere(pool: PgPool) {
     let installation = Installation::new(pool.connect_options().to_url_lossy().as_str())
         .with("REGCRED_LOG_FILTER", "trace")
         .with(ALLOW.0, ALLOW.1);
@@ -233,9 +231,9 @@ async fn tokens_appear_in_no_output(pool: PgPool) {
         exit.stderr.contains("\"level\":\"TRACE\"") && exit.stderr.contains("cluster.review_token"),
         "the log is verbose"
     );
-    assert!(exit.stderr.contains("token rejected"), "rejections are logged");
+    assert!(exit.stderr.contains("a token does not open the door"), "refusals are logged");
     for (token, _) in &tokens {
-        // Headers are the same for many tokens. Claims and signatures must not appear.
+        // Header and claims are the same for many; the signature is what nobody else may have.
         let (start, signature) = token.rsplit_once('.').expect("a token");
         let (_, claims) = start.split_once('.').expect("a token");
         for (place, text) in [("the log", &exit.stderr), ("standard output", &exit.stdout), ("an answer", &answers)] {

@@ -294,7 +294,7 @@ async fn streams_end_at_once_where_their_process_does(pool: PgPool) {
         let lines = lines.iter().filter(|line| line["message"] == message && line["span"]["path"] == path);
         lines.cloned().collect::<Vec<Value>>()
     };
-    let (begun, over) = (of("request done"), of("a stream of events has ended"));
+    let (begun, over) = (of("request completed"), of("event stream ended"));
     assert_eq!((begun.len(), over.len()), (3, 3), "{}", ended.stderr);
     assert!(begun.iter().all(|line| line["status"] == 200 && line["caller"] == "admin"), "{begun:?}");
     assert!(over.iter().all(|line| line["reason"] == "stopping" && line["events"].as_u64() >= Some(2)), "{over:?}");

@@ -130,7 +130,7 @@ async fn an_api_and_a_worker_in_processes_of_their_own_do_the_work_of_one(pool: 
     all_have(&namespaces, "two").await;
     // Who did it: the one logs requests, the other targets.
     let (by_api, by_worker) = (api.process.stderr(), worker.process.stderr());
-    assert!(by_worker.contains("a target of a pull secret is in order") && by_api.contains("request done"));
+    assert!(by_worker.contains("a target of a pull secret is in order") && by_api.contains("request completed"));
     assert!(!by_api.contains("a target of a pull secret"), "{by_api}");
 
     // Nobody calls a worker but who runs it.
