@@ -30,7 +30,7 @@ use crate::{
     service::{ServiceError, api_keys, audit::TransactionalAudit, master_keys},
     shutdown::Signals,
     storage::api_keys::ApiKey,
-    telemetry::{self, Delivery, Log},
+    telemetry,
 };
 
 /// A credential broker: registry accounts go in, Kubernetes image pull secrets come out.
@@ -218,7 +218,7 @@ impl Cli {
         if let Command::MasterKey(MasterKeyCommand::Generate { file }) = &self.command {
             return generate_master_key(file.as_deref());
         }
-        let _log = start_log(&self.command)?;
+        start_log(&self.command)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(self.command.run());
         // Whatever still waits, such as a call to a cluster that hangs, is not worth waiting for.
@@ -249,17 +249,17 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-fn start_log(command: &Command) -> Result<Option<Log>, CliError> {
+fn start_log(command: &Command) -> Result<(), CliError> {
     let mut reader = Reader::new(&variable);
     let log = reader.log();
     let serves = matches!(command, Command::Serve { .. } | Command::Worker);
     if log.is_none() && serves {
         // With everything else that is wrong.
         reader.serve()?;
-        return Ok(None);
+        return Ok(());
     }
-    let delivery = if serves { Delivery::Gathered } else { Delivery::AtOnce };
-    Ok(Some(telemetry::start(&reader.finish(|| log)?, delivery)?))
+    telemetry::start(&reader.finish(|| log)?);
+    Ok(())
 }
 
 async fn serve(migrate: bool, no_worker: bool) -> Result<(), CliError> {
@@ -416,7 +416,7 @@ fn rights(key: &ApiKey) -> String {
 /// Names and labels together; nothing if neither was given.
 fn account_grants(names: Option<Vec<String>>, labels: &[String]) -> Result<Option<Vec<AccountGrant>>, CliError> {
     if names.is_none() && labels.is_empty() {
-        return Ok(None);
+        return Ok(());
     }
     let mut rules: Vec<AccountGrant> = names.unwrap_or_default().into_iter().map(AccountGrant::Names).collect();
     for rule in labels {
