@@ -4,6 +4,8 @@
 //! Everything is on loopback: the load, the servers, each a process of its own, and Postgres share the machine's cores. So
 //! no figure stands alone. Rounds alternate between what is compared, and what counts is the median of the rounds' ratios.
 
+#![expect(clippy::disallowed_methods, reason = "benchmarks read the environment and the wall clock")]
+
 mod bare;
 mod fanout;
 mod http;

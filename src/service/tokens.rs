@@ -99,7 +99,7 @@ impl TokenAuthenticator {
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
     pub async fn identify(&self, text: &str) -> Result<TokenVerdict, ServiceError> {
-        let verdict = match self.verify(text, Utc::now()).await? {
+        let verdict = match self.verify(text, crate::clock::now()).await? {
             Ok(identity) => {
                 self.metrics.count(TokenOutcome::Accepted);
                 return Ok(TokenVerdict::Known(identity));

@@ -1,5 +1,7 @@
 //! Tests against real parts: Postgres, kube-apiserver, registries. `dev/with-services` brings them.
 
+#![expect(clippy::disallowed_methods, reason = "tests read the environment and the wall clock")]
+
 mod access;
 mod accounts;
 mod architecture;

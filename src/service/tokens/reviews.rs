@@ -131,7 +131,7 @@ impl Reviews {
 
     fn remember(&self, digest: Digest, answer: Answer, end: DateTime<Utc>) {
         let now = Instant::now();
-        let left = (end - Utc::now()).to_std().unwrap_or_default().min(self.remembered_for);
+        let left = (end - crate::clock::now()).to_std().unwrap_or_default().min(self.remembered_for);
         let mut answers = lock(&self.answers);
         if answers.len() >= ANSWERS_MAX {
             answers.retain(|_, (_, until)| now < *until);
@@ -209,7 +209,7 @@ mod tests {
     }
 
     fn later() -> DateTime<Utc> {
-        Utc::now() + TimeDelta::hours(1)
+        crate::clock::now() + TimeDelta::hours(1)
     }
 
     #[tokio::test]
@@ -225,7 +225,10 @@ mod tests {
     #[tokio::test]
     async fn an_answer_does_not_outlive_its_token_nor_its_time() {
         let asked = Asked::new(30);
-        assert_eq!((asked.ask(CLUSTER, 1, Utc::now()).await, asked.ask(CLUSTER, 1, Utc::now()).await), (1, 2));
+        assert_eq!(
+            (asked.ask(CLUSTER, 1, crate::clock::now()).await, asked.ask(CLUSTER, 1, crate::clock::now()).await),
+            (1, 2)
+        );
         let at_once = Asked::new(0);
         assert_eq!((at_once.ask(CLUSTER, 1, later()).await, at_once.ask(CLUSTER, 1, later()).await), (1, 2));
     }
