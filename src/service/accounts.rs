@@ -156,7 +156,7 @@ pub(super) fn not_found(name: &Name) -> ServiceError {
 }
 
 pub(super) fn not_granted(name: &Name) -> ServiceError {
-    ServiceError::NotGranted { kind: "registry account", name: name.to_string(), as_it_is: " with these labels" }
+    ServiceError::NotGranted { kind: "registry account", name: name.to_string(), qualifier: " with these labels" }
 }
 
 /// Refuses an account that would not be granted to the caller.

@@ -6,7 +6,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
-    crypto::api_key::{self, KeyChecker, NewKey, Pepper, ShownKey},
+    crypto::api_key::{self, KeyChecker, NewKey, Pepper, PresentedKey},
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Actor, Call, Identity, NewApiKey, Role},
@@ -58,7 +58,7 @@ impl ApiKeyAuthenticator {
     ///
     /// [`ServiceError::Storage`] if Postgres cannot be asked.
     pub async fn identify(&self, key: &str) -> Result<Authentication, ServiceError> {
-        let Some(shown) = ShownKey::parse(key) else { return Ok(Authentication::Refused) };
+        let Some(shown) = PresentedKey::parse(key) else { return Ok(Authentication::Refused) };
         let known = self.row_cache.api_key(shown.id).await?;
         if let Some(authentication) = self.judge(shown, known.as_deref()) {
             return Ok(authentication);
@@ -74,17 +74,17 @@ impl ApiKeyAuthenticator {
     /// The same, if neither Postgres nor argon2 needs to be waited for.
     #[must_use]
     pub fn identify_at_once(&self, key: &str) -> Option<Authentication> {
-        let Some(shown) = ShownKey::parse(key) else { return Some(Authentication::Refused) };
+        let Some(shown) = PresentedKey::parse(key) else { return Some(Authentication::Refused) };
         let known = self.row_cache.recall_api_key(shown.id)?;
         self.judge(shown, Some(&known))
     }
 
     /// What can be said of a key without argon2. The HMAC proves the secret, and argon2 is for those who may come in.
-    fn judge(&self, shown: ShownKey<'_>, known: Option<&KnownKey>) -> Option<Authentication> {
-        let is_right = self.checker.has_right_mac(shown, known.map(|key| &key.verifier));
+    fn judge(&self, shown: PresentedKey<'_>, known: Option<&KnownKey>) -> Option<Authentication> {
+        let is_right = self.checker.has_valid_mac(shown, known.map(|key| &key.verifier));
         match known {
             Some(key) if is_right && !key.is_active() => Some(Authentication::Ended(Arc::clone(&key.identity))),
-            Some(key) if is_right && self.checker.remembers(&key.verifier) => {
+            Some(key) if is_right && self.checker.has_verified(&key.verifier) => {
                 Some(Authentication::Known(Arc::clone(&key.identity)))
             }
             Some(_) if is_right => None,

@@ -457,8 +457,8 @@ async fn providers_of(conn: &mut PgConnection, stored: &StoredCluster) -> Result
     Ok(names.into_iter().map(|name| format!("identity-providers/{name}")).collect())
 }
 
-fn not_granted(name: &Name, as_it_is: &'static str) -> ServiceError {
-    ServiceError::NotGranted { kind: "cluster", name: name.to_string(), as_it_is }
+fn not_granted(name: &Name, qualifier: &'static str) -> ServiceError {
+    ServiceError::NotGranted { kind: "cluster", name: name.to_string(), qualifier }
 }
 
 /// Refuses to show regcred's own `ServiceAccount` on the word of somebody to whom a few names are granted: what it may do has

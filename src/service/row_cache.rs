@@ -256,7 +256,7 @@ impl RowCache {
                 Err(error) => Err(error),
             };
             // Who does not wait any more need not be told.
-            let _ = tell.send(known.map_err(StorageError::for_another));
+            let _ = tell.send(known.map_err(StorageError::duplicate));
         }
     }
 

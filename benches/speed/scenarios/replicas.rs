@@ -89,7 +89,7 @@ fn open_the_door(server: &Server, key: &str) -> anyhow::Result<()> {
 fn until_remembering(server: &Server) -> anyhow::Result<()> {
     let start = Instant::now();
     let metrics = load::request("GET", "/metrics", None, "");
-    while !load::once(server.address, &metrics)?.1.contains("\nregcred_rows_remembered 1\n") {
+    while !load::once(server.address, &metrics)?.1.contains("\nregcred_row_cache_active 1\n") {
         ensure!(start.elapsed() < GIVEN_UP, "rows are not remembered");
         std::thread::sleep(Duration::from_millis(20));
     }
