@@ -1,16 +1,12 @@
-//! Configuration from the environment: sections, secrets from files, and every problem reported at once.
+//! Configuration from environment variables.
 //!
-//! The README has the table of variables. Only `cli` and `app` read this; everything below is given values.
+//! `docs/CONFIGURATION.md` lists the variables. Secrets can also come from files. All problems are
+//! reported at once. Only `cli` and `app` read the configuration; other modules receive values.
 
-use std::{
-    fmt::{self, Display},
-    net::SocketAddr,
-    path::PathBuf,
-    str::FromStr,
-    time::Duration,
-};
+mod reader;
 
-use secrecy::{ExposeSecret, SecretString};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
@@ -25,17 +21,19 @@ use crate::{
     telemetry::{self, LogConfig},
 };
 
-/// Where the HTTP server listens if nobody says.
+pub use self::reader::{ConfigError, Reader, variable};
+
+/// Default address of the HTTP server.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:8080";
 
-/// The certificate of the listener's own TLS.
+/// Variable with the path of the listener's TLS certificate.
 pub const TLS_CERTIFICATE_FILE: &str = "REGCRED_HTTP_TLS_CERTIFICATE_FILE";
 const TLS_KEY_FILE: &str = "REGCRED_HTTP_TLS_KEY_FILE";
 
-/// Far above what somebody needs who is not in a loop, and far below what one process can answer.
+/// Default rate limit: far above normal use, far below the capacity of one process.
 const REQUESTS_PER_SECOND_DEFAULT: u32 = 1000;
 
-/// Where clusters may be if nobody says: most of them are in private networks.
+/// Default networks of clusters: loopback, private and carrier-grade NAT addresses.
 const CLUSTER_ALLOW_DEFAULT: &str =
     "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7";
 
@@ -44,35 +42,35 @@ const CLUSTER_ALLOW_DEFAULT: &str =
 pub struct HttpConfig {
     /// Address to listen on.
     pub listen: SocketAddr,
-    /// Worker threads.
+    /// Number of worker threads.
     pub workers: usize,
-    /// How long requests may take to end once the service is told to stop.
+    /// Time for requests in flight during a shutdown.
     pub shutdown_grace: Duration,
-    /// How many requests one caller may send in a second; 0 is no limit.
+    /// Sustained request rate of one caller; 0 disables the limit.
     pub requests_per_second: u32,
-    /// How many at once.
+    /// Burst size of one caller.
     pub request_burst: u32,
-    /// Whose word about a client's address is believed.
+    /// Proxies that are trusted to report the client address.
     pub proxies: Proxies,
-    /// Which pages of browsers may call.
+    /// Origins of web pages that may call the API.
     pub origins: Origins,
-    /// What TLS is spoken with; plain HTTP if not.
+    /// Certificate of the listener; plain HTTP if absent.
     pub certificate: Option<ServerCertificate>,
 }
 
 /// `REGCRED_DATABASE_…`
 pub struct DatabaseConfig {
-    /// How to connect, password included.
+    /// Connection options, including the password.
     pub options: PgConnectOptions,
-    /// The most connections of this process.
+    /// Maximum number of pooled connections of this process.
     pub max_connections: u32,
-    /// How long a request waits for a connection.
+    /// Time that a request waits for a connection.
     pub acquire_timeout: Duration,
-    /// How long a start waits for Postgres.
+    /// Time that startup waits for Postgres.
     pub start_timeout: Duration,
 }
 
-// sqlx's own `Debug` of the options shows the password.
+// The `Debug` implementation of the options shows the password.
 impl fmt::Debug for DatabaseConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DatabaseConfig")
@@ -85,109 +83,73 @@ impl fmt::Debug for DatabaseConfig {
 /// `REGCRED_MASTER_KEYS` or its file.
 #[derive(Debug)]
 pub struct MasterKeysConfig {
-    /// The keys.
+    /// Key ring.
     pub ring: KeyRing,
-    /// The file that they came from, which is looked at again while the service runs.
+    /// File of the ring, which is reloaded while the service runs.
     pub file: Option<PathBuf>,
 }
 
 /// `REGCRED_VERIFY_…` and `REGCRED_OUTBOUND_ALLOW`
 #[derive(Debug)]
 pub struct VerifyConfig {
-    /// What may be called beside public addresses.
+    /// Allowed addresses in addition to public ones.
     pub allowed: AllowList,
-    /// How registries are called.
+    /// Client of registries.
     pub registries: registry::RegistryClientConfig,
-    /// Whether accounts that have an interval are verified in the background, by this process.
+    /// Whether this process verifies due accounts in the background.
     pub background: bool,
-    /// How often it is looked for accounts that are due.
+    /// Interval between two searches for due accounts.
     pub poll: Duration,
 }
 
 /// `REGCRED_ISSUER_…` and `REGCRED_TOKEN_REVIEW_SECONDS`
 #[derive(Debug)]
 pub struct IdentityConfig {
-    /// Where issuers may be, beside public addresses.
+    /// Allowed addresses of issuers in addition to public ones.
     pub allowed: AllowList,
-    /// How issuers are called.
+    /// Client of issuers.
     pub issuers: oidc::IssuerClientConfig,
-    /// How long the answer of a cluster to a token counts.
+    /// Time for which a cluster's review of a token is cached.
     pub review_remembered: Duration,
 }
 
 /// `REGCRED_PULL_SECRETS_…`
 #[derive(Debug)]
 pub struct PullSecretsConfig {
-    /// How long a target is nobody else's that this process works on.
+    /// Duration of the lease on a claimed target.
     pub lease: Duration,
-    /// How often a target that is in order is compared with the cluster all the same.
+    /// Interval at which synced targets are reconciled again.
     pub resync: Duration,
-    /// How often the namespaces of a cluster are compared with the selectors.
+    /// Interval at which the namespaces of a cluster are matched against selectors.
     pub compare: Duration,
-    /// How often it is looked for what is due, whatever was notified.
+    /// Interval between two searches for due targets; notifications shorten it.
     pub poll: Duration,
-    /// Targets of one cluster that are worked on at a time.
+    /// Number of targets of one cluster that are reconciled concurrently.
     pub concurrency: usize,
 }
 
-/// Everything that `serve` needs.
+/// Configuration of `serve` and `worker`.
 #[derive(Debug)]
 pub struct ServeConfig {
-    /// The HTTP server.
+    /// HTTP server.
     pub http: HttpConfig,
     /// Postgres.
     pub database: DatabaseConfig,
-    /// What seals.
+    /// Keys that seal stored secrets.
     pub master_keys: MasterKeysConfig,
-    /// What API keys are checked with.
+    /// Key of the HMAC over API keys.
     pub pepper: Pepper,
-    /// How clusters are called.
+    /// Clients of clusters.
     pub clusters: cluster::ClusterClientConfig,
-    /// How logins are verified.
+    /// Verification of logins.
     pub verify: VerifyConfig,
-    /// How pull secrets are kept right.
+    /// Reconciliation of pull secrets.
     pub pull_secrets: PullSecretsConfig,
-    /// How tokens of identity providers are verified.
+    /// Verification of identity provider tokens.
     pub identity: IdentityConfig,
 }
 
-/// All that is wrong with the configuration.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ConfigError(Vec<String>);
-
-impl Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the configuration is not usable:")?;
-        self.0.iter().try_for_each(|problem| write!(f, "\n  - {problem}"))
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
-/// Reads variables and gathers what is wrong with them.
-pub struct Reader<'a> {
-    lookup: &'a dyn Fn(&str) -> Option<String>,
-    problems: Vec<String>,
-}
-
-impl<'a> Reader<'a> {
-    /// Reads from `lookup`, which is the environment or, in tests, something else.
-    pub fn new(lookup: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { lookup, problems: Vec::new() }
-    }
-
-    /// Ends the reading: what `build` makes of the sections, or everything that was wrong.
-    ///
-    /// # Errors
-    ///
-    /// All problems at once.
-    pub fn finish<T>(self, build: impl FnOnce() -> Option<T>) -> Result<T, ConfigError> {
-        match build() {
-            Some(config) if self.problems.is_empty() => Ok(config),
-            _ => Err(ConfigError(self.problems)),
-        }
-    }
-
+impl Reader<'_> {
     /// Reads `REGCRED_HTTP_…`.
     pub fn http(&mut self) -> Option<HttpConfig> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -216,7 +178,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Reads the files that `REGCRED_HTTP_TLS_…` name: none, or both.
+    /// Reads the files that `REGCRED_HTTP_TLS_…` name: both or neither.
     fn certificate(&mut self) -> Option<Option<ServerCertificate>> {
         let files = [TLS_CERTIFICATE_FILE, TLS_KEY_FILE].map(|name| self.get(name).map(PathBuf::from));
         match files {
@@ -227,8 +189,7 @@ impl<'a> Reader<'a> {
             }
             [given, _] => {
                 let missing = if given.is_some() { TLS_KEY_FILE } else { TLS_CERTIFICATE_FILE };
-                self.problems.push(format!("{missing} must be set too, or neither of the two"));
-                None
+                self.refuse(format!("{missing} must be set too: set both variables or neither"))
             }
         }
     }
@@ -263,7 +224,7 @@ impl<'a> Reader<'a> {
         self.keep("REGCRED_API_KEY_PEPPER", Pepper::parse(&text))
     }
 
-    /// Reads `REGCRED_CLUSTER_…`, and where the pod's own API server is.
+    /// Reads `REGCRED_CLUSTER_…`, and the address of the API server of the pod's own cluster.
     pub fn clusters(&mut self) -> Option<cluster::ClusterClientConfig> {
         let default = cluster::ClusterClientConfig::default();
         let timeout = self.seconds("REGCRED_CLUSTER_TIMEOUT_SECONDS", default.timeout.as_secs());
@@ -346,11 +307,11 @@ impl<'a> Reader<'a> {
         Some(LogConfig { format: format?, filter: filter? })
     }
 
-    /// Reads everything that `serve` needs.
+    /// Reads the configuration of `serve` and `worker`.
     ///
     /// # Errors
     ///
-    /// All problems at once.
+    /// [`ConfigError`] lists all problems.
     pub fn serve(mut self) -> Result<ServeConfig, ConfigError> {
         let (http, database, master_keys) = (self.http(), self.database(), self.master_keys());
         let (pepper, clusters, verify) = (self.pepper(), self.clusters(), self.verify());
@@ -369,60 +330,6 @@ impl<'a> Reader<'a> {
             })
         })
     }
-
-    /// A variable; an empty one counts as absent, as in compose files.
-    fn get(&self, name: &str) -> Option<String> {
-        (self.lookup)(name).filter(|value| !value.is_empty())
-    }
-
-    fn keep<T, E: Display>(&mut self, name: &str, parsed: Result<T, E>) -> Option<T> {
-        parsed.map_err(|error| self.problems.push(format!("{name}: {error}"))).ok()
-    }
-
-    fn parsed<T: FromStr>(&mut self, name: &str, default: &str, form: &str) -> Option<T> {
-        let value = self.get(name).unwrap_or_else(|| default.to_owned());
-        self.keep(name, value.parse().map_err(|_| format!("must be {form}")))
-    }
-
-    fn number<T>(&mut self, name: &str, default: T, range: std::ops::RangeInclusive<T>) -> Option<T>
-    where
-        T: FromStr + PartialOrd + Display,
-    {
-        let Some(value) = self.get(name) else { return Some(default) };
-        let refused = format!("must be a number from {} to {}", range.start(), range.end());
-        self.keep(name, value.parse().ok().filter(|number| range.contains(number)).ok_or(refused))
-    }
-
-    fn seconds(&mut self, name: &str, default: u64) -> Option<Duration> {
-        self.number(name, default, 1..=3600).map(Duration::from_secs)
-    }
-
-    /// A secret, from the variable itself or from the file that its `_FILE` twin names, and that file.
-    fn secret(&mut self, name: &str) -> Option<(SecretString, Option<PathBuf>)> {
-        let twin = format!("{name}_FILE");
-        match (self.get(name), self.get(&twin)) {
-            (Some(_), Some(_)) => {
-                self.problems.push(format!("{name} and {twin} are both set: say it once"));
-                None
-            }
-            (Some(value), None) => Some((SecretString::from(value), None)),
-            (None, Some(file)) => {
-                let file = PathBuf::from(file);
-                let text = std::fs::read_to_string(&file);
-                let text = self.keep(&twin, text.map_err(|error| format!("{}: {error}", file.display())))?;
-                let text = SecretString::from(text);
-                if text.expose_secret().trim().is_empty() {
-                    self.problems.push(format!("{twin}: {} is empty", file.display()));
-                    return None;
-                }
-                Some((text, Some(file)))
-            }
-            (None, None) => {
-                self.problems.push(format!("{name} or {twin} must be set"));
-                None
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -440,7 +347,7 @@ mod tests {
     const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
     #[test]
-    fn a_minimal_environment_is_enough() {
+    fn defaults_complete_a_minimal_environment() {
         let ring = format!("k1:{KEY}");
         let config = serve(&[
             ("REGCRED_DATABASE_URL", "postgres://regcred:canary@127.0.0.1/regcred"),
@@ -454,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn every_problem_is_reported_at_once_and_no_secret_is_shown() {
+    fn all_problems_are_reported_without_secrets() {
         let refused = serve(&[
             ("REGCRED_HTTP_LISTEN", "nowhere"),
             ("REGCRED_HTTP_WORKERS", "0"),
@@ -504,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_and_a_missing_variable_are_named() {
+    fn missing_file_and_missing_variable_are_named() {
         let refused = serve(&[("REGCRED_MASTER_KEYS_FILE", "/nowhere/keys")]).unwrap_err().to_string();
         assert!(refused.contains("/nowhere/keys"), "{refused}");
         assert!(refused.contains("REGCRED_DATABASE_URL or REGCRED_DATABASE_URL_FILE"), "{refused}");

@@ -1,4 +1,4 @@
-//! Sealing of stored secrets, the keys that callers show, and the certificate that regcred shows.
+//! Cryptography: sealing of stored secrets, API keys, token signatures and the TLS certificate.
 
 pub mod api_key;
 pub mod audit;

@@ -1,11 +1,12 @@
 //! regcred: a credential broker that turns registry accounts into Kubernetes image pull secrets.
 //!
-//! `docs/ARCHITECTURE.md` has the picture of the modules and the way of a request.
+//! `docs/ARCHITECTURE.md` shows the modules and traces a request through them.
 #![warn(missing_docs)]
 
 pub mod app;
 pub mod cli;
 pub mod clients;
+pub mod clock;
 pub mod config;
 pub mod crypto;
 pub mod domain;

@@ -1,4 +1,4 @@
-//! Parses the command line, runs the command, and says how it went.
+//! Entry point: parses the command line, runs the command and returns its exit code.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,7 @@ use clap::Parser;
 use regcred::cli::Cli;
 
 fn main() -> ExitCode {
-    // One TLS provider for all: kube, reqwest and sqlx take the process's default. It is only ever set here.
+    // kube, reqwest and sqlx use the default TLS provider of the process.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,11 +1,11 @@
-//! What is counted, in a registry that is a value: nothing global, so that tests do not share counts.
+//! Prometheus metrics. The registry is a value, not a global, so that tests do not share counts.
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
+    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric, text::encode},
     metrics::{
         MetricType,
         counter::{ConstCounter, Counter},
@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// From half a millisecond, as a read takes, to 16 s, as a cluster that hangs does.
+/// Buckets from 0.5 ms, a read, to 16 s, a cluster that hangs.
 const SECONDS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 8.0, 16.0];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -41,17 +41,17 @@ struct RouteLabels {
     route: String,
 }
 
-/// The metrics of one process.
+/// Metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram, fn() -> Histogram>,
-    /// The series that there are, to be found without making labels.
+    /// Existing series, found without allocating labels.
     routes: RwLock<HashMap<String, RouteSeries>>,
 }
 
-/// The series of a route: its requests by method and status.
+/// Series of a route. Requests are counted by method and status.
 #[derive(Debug)]
 struct RouteSeries {
     durations: Histogram,
@@ -59,32 +59,32 @@ struct RouteSeries {
 }
 
 impl Metrics {
-    /// Makes the metrics; the sources are looked at whenever the metrics are.
+    /// Creates the metrics. Sources are read at each scrape.
     #[must_use]
     pub fn new(sources: Sources) -> Self {
         let mut registry = Registry::with_prefix("regcred");
         let requests = Family::default();
-        registry.register("http_requests", "Requests by method, route and status", requests.clone());
+        registry.register("http_requests", "Requests by method, route and status code", requests.clone());
         let durations = Family::new_with_constructor((|| Histogram::new(SECONDS)) as fn() -> Histogram);
         registry.register_with_unit(
             "http_request_duration",
-            "Time from the head of a request to the head of its response",
+            "Duration from request head to response head",
             Unit::Seconds,
             durations.clone(),
         );
         registry.register(
             "cluster_calls",
-            "Calls to API servers by cluster, verb and code: the status, or timeout, tls or unreachable",
+            "Calls to API servers by cluster, verb and code: the status code, or timeout, tls or unreachable",
             sources.cluster_calls.counts.clone(),
         );
         registry.register(
             "cluster_watch_restarts",
-            "Watches of clusters that broke off or could not be begun",
+            "Watches of clusters that were interrupted or failed to start",
             sources.cluster_calls.watch_restarts.clone(),
         );
         registry.register_with_unit(
             "pull_secret_sync_duration",
-            "Time from a change to its being in order, for each target that this process brought in order",
+            "Duration from a change until its target was synced, for targets synced by this process",
             Unit::Seconds,
             sources.pull_secrets.sync_durations.clone(),
         );
@@ -92,7 +92,7 @@ impl Metrics {
         Self { registry, requests, durations, routes: RwLock::default() }
     }
 
-    /// Counts one request. `route` is the pattern of the route that took it.
+    /// Counts a request. `route` is the pattern of the matched route.
     pub fn count_request(&self, method: &str, route: Option<&str>, status: u16, took: Duration) {
         let (route, kind) = (route.unwrap_or("none"), (known_method(method), status));
         let known = self.routes.read();
@@ -117,11 +117,11 @@ impl Metrics {
         requests.inc();
     }
 
-    /// Writes all metrics in the OpenMetrics text format.
+    /// Encodes all metrics in the OpenMetrics text format.
     ///
     /// # Errors
     ///
-    /// [`fmt::Error`] if a metric cannot be written.
+    /// [`fmt::Error`] if a metric cannot be encoded.
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
@@ -129,7 +129,7 @@ impl Metrics {
     }
 }
 
-/// A caller may send any word as a method; he does not get a series for it.
+/// Maps unknown methods to one label value, so that callers cannot create series.
 fn known_method(method: &str) -> &'static str {
     ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
         .into_iter()
@@ -137,96 +137,87 @@ fn known_method(method: &str) -> &'static str {
         .unwrap_or("other")
 }
 
-/// Who keeps values that are read when somebody asks.
+/// Components whose values are read at each scrape.
 #[derive(Debug)]
 pub struct Sources {
-    /// Connections to Postgres.
+    /// Postgres connections.
     pub pool: PgPool,
-    /// Whether rows are remembered.
+    /// Cached rows.
     pub row_cache: Arc<RowCache>,
-    /// How often argon2 has run.
+    /// API key verification.
     pub checker: Arc<KeyChecker>,
-    /// What checks of logins found.
+    /// Login verification.
     pub verifications: Arc<VerificationMetrics>,
-    /// What became of audit events.
+    /// Audit log.
     pub audit: Arc<AuditMetrics>,
-    /// What became of tokens.
+    /// Tokens of identity providers.
     pub tokens: Arc<tokens::TokenMetrics>,
-    /// What the worker does to pull secrets.
+    /// Reconciliation of pull secrets.
     pub pull_secrets: reconcile::ReconcileMetrics,
     /// Calls to clusters.
     pub cluster_calls: Calls,
-    /// Streams of events.
+    /// Event streams.
     pub streams: Arc<Streams>,
-    /// What the listener shows, where it speaks TLS.
+    /// TLS certificate of the listener.
     pub certificate: Option<Arc<ServerCertificate>>,
 }
 
 impl Collector for Sources {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let runs = ConstCounter::new(self.checker.argon2_runs());
-        let help = "Times that an API key had to be verified with argon2id";
-        runs.encode(encoder.encode_descriptor("api_key_argon2_runs", help, None, runs.metric_type())?)?;
-        let open = ConstGauge::new(i64::from(self.pool.size()));
-        let help = "Open connections to Postgres";
-        open.encode(encoder.encode_descriptor("database_connections", help, None, open.metric_type())?)?;
-        let idle = ConstGauge::new(i64::try_from(self.pool.num_idle()).unwrap_or(i64::MAX));
-        let help = "Open connections to Postgres that nobody uses";
-        idle.encode(encoder.encode_descriptor("database_connections_idle", help, None, idle.metric_type())?)?;
-        if let Some(certificate) = &self.certificate {
-            let end = ConstGauge::new(certificate.not_after().timestamp());
-            let help = "When the certificate ends that is shown to callers, in seconds since 1970";
-            let unit = Some(&Unit::Seconds);
-            end.encode(encoder.encode_descriptor("tls_certificate_not_after", help, unit, end.metric_type())?)?;
-        }
-        let trusted = ConstGauge::new(i64::from(self.row_cache.is_trusted()));
-        let help = "1 where changes of rows are heard, so that rows are remembered; 0 where each request asks Postgres";
-        trusted.encode(encoder.encode_descriptor("rows_remembered", help, None, trusted.metric_type())?)?;
-        let streams = ConstGauge::new(i64::try_from(self.streams.open()).unwrap_or(i64::MAX));
-        let help = "Streams of events that are open";
-        streams.encode(encoder.encode_descriptor("event_streams", help, None, streams.metric_type())?)?;
-        self.encode_audit(&mut encoder)?;
-        self.encode_tokens(&mut encoder)?;
-        self.encode_pull_secrets(&mut encoder)?;
-        self.encode_verifications(&mut encoder)
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut out = Output(encoder);
+        self.encode_process(&mut out)?;
+        self.encode_audit(&mut out)?;
+        self.encode_tokens(&mut out)?;
+        self.encode_pull_secrets(&mut out)?;
+        self.encode_verifications(&mut out)
     }
 }
 
 impl Sources {
-    fn encode_audit(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let help =
-            "Audit events beside those of changes, by what became of them; what a failed one is about was refused";
-        let mut events = encoder.encode_descriptor("audit_events", help, None, MetricType::Counter)?;
+    fn encode_process(&self, out: &mut Output<'_>) -> Result<(), fmt::Error> {
+        out.counter("api_key_argon2_runs", "Verifications of API keys with argon2id", self.checker.argon2_runs())?;
+        out.gauge("database_connections", "Open connections to Postgres", i64::from(self.pool.size()))?;
+        let idle = saturating(self.pool.num_idle());
+        out.gauge("database_connections_idle", "Open connections to Postgres that are idle", idle)?;
+        if let Some(certificate) = &self.certificate {
+            let help = "Expiry of the TLS certificate of the listener, in seconds since 1970";
+            out.gauge_seconds("tls_certificate_not_after", help, certificate.not_after().timestamp())?;
+        }
+        let help = "1 if rows are cached; 0 if each request reads from Postgres, because changes are not received";
+        out.gauge("row_cache_active", help, i64::from(self.row_cache.is_trusted()))?;
+        out.gauge("event_streams", "Open event streams", saturating(self.streams.open()))
+    }
+
+    fn encode_audit(&self, out: &mut Output<'_>) -> Result<(), fmt::Error> {
+        let help = "Audit events other than those of changes, by result; the action of a failed event was refused";
+        let mut events = out.0.encode_descriptor("audit_events", help, None, MetricType::Counter)?;
         for (result, count) in self.audit.events() {
             ConstCounter::new(count).encode(events.encode_family(&[("result", result)])?)?;
         }
-        let groups = ConstCounter::new(self.audit.groups());
-        let help = "Groups in which these audit events were written";
-        groups.encode(encoder.encode_descriptor("audit_groups", help, None, groups.metric_type())?)?;
-        let breaks = ConstCounter::new(self.audit.breaks());
-        let help = "Times that the audit chain was not as this process had left it";
-        breaks.encode(encoder.encode_descriptor("audit_chain_breaks", help, None, breaks.metric_type())?)
+        out.counter("audit_groups", "Groups in which these audit events were written", self.audit.groups())?;
+        let help = "Audit chains found in another state than this process had left them";
+        out.counter("audit_chain_breaks", help, self.audit.breaks())
     }
 
-    fn encode_tokens(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let help = "Tokens of identity providers by what became of them";
-        let mut tokens = encoder.encode_descriptor("tokens", help, None, MetricType::Counter)?;
+    fn encode_tokens(&self, out: &mut Output<'_>) -> Result<(), fmt::Error> {
+        let help = "Tokens of identity providers by result";
+        let mut tokens = out.0.encode_descriptor("tokens", help, None, MetricType::Counter)?;
         for (result, count) in self.tokens.tokens() {
             ConstCounter::new(count).encode(tokens.encode_family(&[("result", result)])?)?;
         }
-        let help = "Fetches of issuers' keys by what they came to";
-        let mut fetches = encoder.encode_descriptor("issuer_key_fetches", help, None, MetricType::Counter)?;
+        let help = "Fetches of issuer keys by result";
+        let mut fetches = out.0.encode_descriptor("issuer_key_fetches", help, None, MetricType::Counter)?;
         for (result, count) in self.tokens.fetches() {
             ConstCounter::new(count).encode(fetches.encode_family(&[("result", result)])?)?;
         }
         Ok(())
     }
 
-    /// Of a process whose worker has not looked yet, or never does, nothing is said.
-    fn encode_pull_secrets(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    /// Encodes nothing until the worker of this process has counted targets.
+    fn encode_pull_secrets(&self, out: &mut Output<'_>) -> Result<(), fmt::Error> {
         let Some(survey) = self.pull_secrets.survey() else { return Ok(()) };
-        let help = "Targets of all pull secrets by state, the same in every process with a worker";
-        let mut targets = encoder.encode_descriptor("pull_secret_targets", help, None, MetricType::Gauge)?;
+        let help = "Targets of all pull secrets by state; equal in all processes with a worker";
+        let mut targets = out.0.encode_descriptor("pull_secret_targets", help, None, MetricType::Gauge)?;
         for (state, count) in [
             ("synced", survey.synced),
             ("pending", survey.pending),
@@ -236,47 +227,52 @@ impl Sources {
         ] {
             ConstGauge::new(count).encode(targets.encode_family(&[("state", state)])?)?;
         }
-        let due = ConstGauge::new(survey.due);
-        let help = "Targets that are due and that no process works on";
-        due.encode(encoder.encode_descriptor("pull_secret_targets_due", help, None, due.metric_type())?)?;
-        let claimed = ConstGauge::new(survey.claimed);
-        let help = "Targets that a process works on";
-        claimed.encode(encoder.encode_descriptor(
-            "pull_secret_targets_claimed",
-            help,
-            None,
-            claimed.metric_type(),
-        )?)?;
-        let oldest = ConstGauge::new(survey.oldest_pending_seconds);
-        let help = "How long the target has waited that waits longest to be in order, 0 where none waits";
-        let unit = Some(&Unit::Seconds);
-        oldest.encode(encoder.encode_descriptor(
-            "pull_secret_targets_oldest_pending",
-            help,
-            unit,
-            oldest.metric_type(),
-        )?)
+        out.gauge("pull_secret_targets_due", "Due targets that no process has claimed", survey.due)?;
+        out.gauge("pull_secret_targets_claimed", "Targets that a process has claimed", survey.claimed)?;
+        let help = "Age of the oldest change that is not yet synced; 0 if there is none";
+        out.gauge_seconds("pull_secret_targets_oldest_pending", help, survey.oldest_pending_seconds)
     }
 
-    fn encode_verifications(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let (counters, gauges) = (MetricType::Counter, MetricType::Gauge);
-        let help = "Checks of logins by who wanted them and what they found";
-        let mut checks = encoder.encode_descriptor("verifications", help, None, counters)?;
+    fn encode_verifications(&self, out: &mut Output<'_>) -> Result<(), fmt::Error> {
+        let help = "Verifications of logins by trigger and result";
+        let mut checks = out.0.encode_descriptor("verifications", help, None, MetricType::Counter)?;
         for (trigger, result, count) in self.verifications.checks() {
             let labels = [("trigger", trigger), ("result", result)];
             ConstCounter::new(count).encode(checks.encode_family(&labels)?)?;
         }
-        let help = "Registry accounts by what the last check of their login found";
-        let mut accounts = encoder.encode_descriptor("registry_accounts_verified", help, None, gauges)?;
+        let help = "Registry accounts by result of their last verification";
+        let mut accounts = out.0.encode_descriptor("registry_accounts_verified", help, None, MetricType::Gauge)?;
         for (result, count) in self.verifications.last_results() {
             ConstGauge::new(count).encode(accounts.encode_family(&[("result", result)])?)?;
         }
-        let help = "Registry accounts whose expiresAt is at most so many days away, or past";
-        let mut expiring = encoder.encode_descriptor("registry_accounts_expiring", help, None, gauges)?;
+        let help = "Registry accounts that expire within the given number of days, or have expired";
+        let mut expiring = out.0.encode_descriptor("registry_accounts_expiring", help, None, MetricType::Gauge)?;
         for (days, count) in self.verifications.expiring() {
             let days = days.to_string();
             ConstGauge::new(count).encode(expiring.encode_family(&[("within_days", days.as_str())])?)?;
         }
         Ok(())
     }
+}
+
+/// Encoder of metrics without labels.
+struct Output<'a>(DescriptorEncoder<'a>);
+
+impl Output<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> Result<(), fmt::Error> {
+        ConstCounter::new(value).encode(self.0.encode_descriptor(name, help, None, MetricType::Counter)?)
+    }
+
+    fn gauge<G: EncodeGaugeValue>(&mut self, name: &str, help: &str, value: G) -> Result<(), fmt::Error> {
+        ConstGauge::new(value).encode(self.0.encode_descriptor(name, help, None, MetricType::Gauge)?)
+    }
+
+    fn gauge_seconds<G: EncodeGaugeValue>(&mut self, name: &str, help: &str, value: G) -> Result<(), fmt::Error> {
+        let descriptor = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
+        ConstGauge::new(value).encode(descriptor)
+    }
+}
+
+fn saturating(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! Use cases: each is one transaction, and knows nothing of HTTP.
+//! Use cases. Each owns its transaction and is independent of HTTP.
 
 use sqlx::{PgPool, Postgres, pool::PoolConnection};
 
@@ -36,123 +36,124 @@ pub mod secrets;
 pub mod tokens;
 pub mod verification;
 
-/// Everything that a use case may fail with.
+/// Failure of a use case.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// These fields of the request were refused.
-    #[error("the request is not valid")]
+    /// Fields of the request are invalid.
+    #[error("the request contains invalid fields")]
     Invalid(Vec<FieldError>),
-    /// There is no such resource.
-    #[error("there is no {kind} named `{name}`")]
+    /// The resource does not exist.
+    #[error("{kind} `{name}` not found")]
     NotFound {
-        /// What was looked for.
+        /// Kind of the resource.
         kind: &'static str,
-        /// Its name.
+        /// Name of the resource.
         name: String,
     },
-    /// There is such a resource, and for this caller there is none: he reads the same as for [`Self::NotFound`], and the
-    /// audit record something else.
-    #[error("there is no {kind} named `{name}`")]
+    /// The resource exists, but is not granted to the caller. The response is the same as for
+    /// [`Self::NotFound`]; the audit event differs.
+    #[error("{kind} `{name}` not found")]
     Hidden {
-        /// What was looked for.
+        /// Kind of the resource.
         kind: &'static str,
-        /// Its name.
+        /// Name of the resource.
         name: String,
     },
-    /// These accounts are not there, or not for this caller.
-    #[error("the request is not valid")]
+    /// Accounts do not exist or are not granted to the caller.
+    #[error("the request contains invalid fields")]
     UnknownAccounts {
-        /// Where they stand in the request.
+        /// Fields that name the accounts.
         errors: Vec<FieldError>,
-        /// Their names.
+        /// Names of the accounts.
         names: Vec<Name>,
     },
-    /// What was asked for is not done, since it cannot be recorded.
-    #[error("nothing was done, since it could not be recorded in the audit record")]
+    /// The request was not performed, because its audit event could not be written.
+    #[error("the request was not performed because its audit event could not be written: retry later")]
     Audit(#[source] AuditError),
-    /// The caller's role includes this, and his grants do not include the name.
-    #[error("your grants do not include a {kind} named `{name}`{as_it_is}")]
+    /// The caller's role allows the operation, but the caller's grants do not include the resource.
+    #[error("your grants do not include the {kind} `{name}`{qualifier}: ask an admin for a grant")]
     NotGranted {
-        /// What it would be.
+        /// Kind of the resource.
         kind: &'static str,
-        /// Its name.
+        /// Name of the resource.
         name: String,
-        /// What of it beside its name matters to grants; empty, or with a space before it.
-        as_it_is: &'static str,
+        /// Further property that grants depend on; empty, or starting with a space.
+        qualifier: &'static str,
     },
-    /// Nobody could make API keys any more.
-    #[error("this is the last admin's key, or the last one that does not expire; make another one first")]
+    /// Without this key no other one could create keys.
+    #[error("this is the last admin key, or the last one without expiry: create another admin key first")]
     LastAdmin,
-    /// Something uses it.
-    #[error("the {kind} `{name}` is used by {}; change or delete {} first", used_by(.by, *.hidden), if .by.len() + .hidden == 1 { "it" } else { "them" })]
+    /// Other resources use the resource.
+    #[error("the {kind} `{name}` is used by {}: change or delete {} first", used_by(.by, *.hidden), if .by.len() + .hidden == 1 { "it" } else { "them" })]
     InUse {
-        /// What it is.
+        /// Kind of the resource.
         kind: &'static str,
-        /// Its name.
+        /// Name of the resource.
         name: String,
-        /// Paths of what uses it, without `/v1/`, as far as the caller may see them.
+        /// Paths of visible users of the resource, without `/v1/`.
         by: Vec<String>,
-        /// How many more there are.
+        /// Number of users that are hidden from the caller.
         hidden: usize,
     },
-    /// The caller has as many streams of events as one may.
-    #[error("you have {most} streams of events open, which is as many as one may: end one of them")]
+    /// The caller has reached the limit of event streams per caller.
+    #[error("you have {most} event streams open, which is the maximum: close one first")]
     TooManyStreams {
-        /// How many one may have.
+        /// Limit per caller.
         most: usize,
     },
-    /// This process has as many streams of events as it takes.
-    #[error("this process has as many streams of events as it takes: try again later, or ask with `Prefer: wait`")]
+    /// The process has reached its limit of event streams.
+    #[error("this process has reached its limit of event streams: retry later, or use `Prefer: wait`")]
     StreamsExhausted,
-    /// The pull secret is on its way out.
-    #[error("the pull secret `{0}` is being deleted: its Secrets are being removed, and then the name is free")]
+    /// The pull secret is being deleted.
+    #[error("the pull secret `{0}` is being deleted: wait until its Secrets are removed")]
     Deleting(String),
-    /// Another resource of that kind has the name.
-    #[error("the name `{0}` is in use")]
+    /// Another resource of the kind has the name.
+    #[error("the name `{0}` is already in use: choose another name")]
     NameTaken(String),
-    /// Another identity provider is meant by the same tokens.
-    #[error("another identity provider has this audience: one token would be meant for both")]
+    /// Another identity provider accepts the same tokens.
+    #[error("another identity provider already uses this audience: choose another audience")]
     AudienceTaken,
-    /// A cluster that tokens are believed to, and that somebody would lead elsewhere who may not decide on tokens.
+    /// Identity providers trust token reviews of the cluster, and the caller may not change them.
     #[error(
-        "the cluster `{name}` says whose tokens are good for {}: only who may change these may lead it to another server",
+        "the cluster `{name}` reviews tokens for {}: changing its server requires the permission to change identity \
+         providers",
         .by.join(", ")
     )]
     Trusted {
         /// Name of the cluster.
         name: String,
-        /// Paths of what believes it, without `/v1/`.
+        /// Paths of the identity providers, without `/v1/`.
         by: Vec<String>,
     },
     /// The resource was changed since the caller read it.
-    #[error("the resource is at version {current}, not at the one that `If-Match` names")]
+    #[error("the resource is at version {current}, which `If-Match` does not name: read it again and retry")]
     Stale {
-        /// The version that is stored.
+        /// Stored version.
         current: i64,
     },
-    /// No docker config can be made of these accounts.
+    /// The accounts cannot be rendered as a docker config.
     #[error(transparent)]
     Render(#[from] RenderError),
-    /// The API server refused, or could not be reached.
+    /// The API server refused the call or is unreachable.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
-    /// The login did not prove to work, and the caller wants nothing stored that does not.
-    #[error("nothing was stored, since the login was not verified ({}): {}", .0.result, .0.detail)]
+    /// The login is not valid, and the caller required a valid one.
+    #[error("nothing was stored because the login was not verified ({}): {}", .0.result, .0.detail)]
     VerificationFailed(LoginCheck),
-    /// Postgres refused, or could not be reached.
+    /// Postgres returned an error or is unreachable.
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// A stored secret did not open.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// A secret could not be sealed.
+    /// A secret was not sealed.
     #[error(transparent)]
     Seal(#[from] SealError),
-    /// A key could not be made or checked.
+    /// A key was not generated or verified.
     #[error(transparent)]
     Crypto(#[from] CryptoError),
-    /// Work beside the requests did not come to its end.
-    #[error("a task ended early")]
+    /// A blocking task panicked or was cancelled.
+    #[error("a blocking task ended early")]
     Task(#[from] tokio::task::JoinError),
 }
 
@@ -173,13 +174,13 @@ impl ServiceError {
         Self::NotFound { kind, name: name.to_string() }
     }
 
-    /// One refused field.
+    /// Creates the error of one invalid field.
     fn field(field: &str, detail: impl Into<Invalid>) -> Self {
         Self::Invalid(vec![FieldError::new(field, detail.into())])
     }
 }
 
-/// Names at most ten of them.
+/// Lists at most ten names.
 fn used_by(names: &[String], hidden: usize) -> String {
     const SHOWN: usize = 10;
     let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
@@ -187,12 +188,12 @@ fn used_by(names: &[String], hidden: usize) -> String {
     match (shown.is_empty(), more) {
         (false, 0) => shown.join(", "),
         (false, more) => format!("{} and {more} more", shown.join(", ")),
-        (true, 1) => "something that you may not see".to_owned(),
-        (true, more) => format!("{more} things that you may not see"),
+        (true, 1) => "a resource that you may not see".to_owned(),
+        (true, more) => format!("{more} resources that you may not see"),
     }
 }
 
-/// What the caller believes the version of a resource to be; `None` where he does not care.
+/// Version of a resource that the caller expects, from `If-Match`; `None` accepts any.
 pub type ExpectedVersion = Option<i64>;
 
 fn check_version(expected: ExpectedVersion, current: i64) -> Result<(), ServiceError> {
@@ -226,8 +227,7 @@ fn on_conflict(name: &Name) -> impl FnOnce(StorageError) -> ServiceError {
     }
 }
 
-/// Does what may take a processor for long, such as reading a document that somebody made to be hard to read, while other
-/// requests are served.
+/// Runs CPU-bound work, such as parsing a hostile document, off the request threads.
 async fn spawn_blocking<T, F>(work: F) -> Result<T, ServiceError>
 where
     T: Send + 'static,

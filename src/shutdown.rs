@@ -1,24 +1,24 @@
-//! Signals: the first one asks to end, the second one ends.
+//! Signals that stop the process.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM and SIGINT of this process.
+/// Stream of SIGTERM and SIGINT.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    /// Starts to listen, which takes the signals from their default: the process is not ended by them any more.
+    /// Installs the handlers. From then on the signals no longer end the process by default.
     ///
     /// # Errors
     ///
-    /// What the operating system says.
+    /// Returns the error of the operating system if a handler cannot be installed.
     pub fn listen() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Waits for the next signal, and says its name.
+    /// Waits for the next signal and returns its name.
     pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

@@ -1,9 +1,9 @@
 //! SQL: free functions on a connection, one file per table. No other module contains SQL.
 //!
-//! Transactions belong to the services. A row that is not a valid domain value is an error, never a panic.
+//! Services own the transactions. A row that is not a valid domain value is an error, not a panic.
 //!
-//! Every function returns [`StorageError::Unavailable`] if Postgres cannot be reached, and
-//! [`StorageError::Corrupt`] if a row does not parse. Only other errors are documented on the function.
+//! Every function returns [`StorageError::Unavailable`] if Postgres is unreachable, and
+//! [`StorageError::Corrupt`] if a row does not parse. Functions document only other errors.
 
 #![expect(clippy::missing_errors_doc, reason = "the module documentation states the errors that all functions share")]
 
@@ -28,39 +28,40 @@ pub mod sealed;
 pub mod targets;
 pub mod verifications;
 
-/// What can go wrong between a service and Postgres.
+/// Failure of a database operation.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// Postgres cannot be reached, is shutting down, or has put an end to what waited for too long; trying again later may help.
-    #[error("the database is not available")]
+    /// Postgres is unreachable, shutting down, or ended the operation after a timeout. Retrying may
+    /// help.
+    #[error("the database is unavailable")]
     Unavailable(#[source] sqlx::Error),
-    /// Another row has this name.
+    /// Another row has the name.
     #[error("the name is in use")]
     NameTaken,
-    /// Another identity provider is meant by the same tokens.
+    /// Another identity provider has the audience.
     #[error("the audience is in use")]
     AudienceTaken,
     /// A stored value is not a valid domain value.
-    #[error("{table}/{id}: the stored {column} is not valid: {reason}")]
+    #[error("{table}/{id}: the stored {column} is invalid: {reason}")]
     Corrupt {
         /// Table of the row.
         table: &'static str,
         /// Primary key of the row.
         id: Uuid,
-        /// Column that holds the value.
+        /// Column of the value.
         column: &'static str,
-        /// Which rule it breaks.
+        /// Rule that the value breaks.
         reason: Invalid,
     },
-    /// Anything else that Postgres or the driver said.
-    #[error("the database refused")]
+    /// Any other error of Postgres or the driver.
+    #[error("the database returned an error")]
     Sql(#[source] sqlx::Error),
 }
 
 impl StorageError {
-    /// The same, for one more who waited for what failed.
+    /// Copies the error for another request that waited for the same operation.
     #[must_use]
-    pub fn for_another(&self) -> Self {
+    pub fn duplicate(&self) -> Self {
         match self {
             Self::Unavailable(source) => Self::Unavailable(sqlx::Error::Io(io::Error::other(source.to_string()))),
             Self::Sql(source) => Self::Sql(sqlx::Error::Protocol(source.to_string())),
@@ -79,7 +80,7 @@ impl From<sqlx::Error> for StorageError {
     }
 }
 
-/// Whether an error says that the server is away or busy, and nothing about the statement.
+/// Whether an error concerns the availability of the server, not the statement.
 fn is_unavailable(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)
@@ -88,9 +89,9 @@ fn is_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolClosed
         | sqlx::Error::Protocol(_)
         | sqlx::Error::WorkerCrashed => true,
-        // 08: connection exception; 57P: shutting down, crashed, starting up; 53300: too many connections;
-        // 25006: read-only, as a server is that was failed over; 57014 and 25P03: what `pool::bounded` has ended; 40P01: a circle
-        // of waits, of which Postgres ends one, who has changed nothing then and may try again.
+        // 08: connection exception; 57P: shutting down, crashed or starting up; 53300: too many
+        // connections; 25006: read-only after a failover; 57014 and 25P03: timeouts of
+        // `pool::bounded`; 40P01: deadlock, whose victim was rolled back and may retry.
         sqlx::Error::Database(db) => db.code().is_some_and(|code| {
             code.starts_with("08")
                 || code.starts_with("57P")
@@ -100,7 +101,7 @@ fn is_unavailable(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Turns the violation of a name's unique constraint into [`StorageError::NameTaken`].
+/// Maps the violation of a unique constraint on a name to [`StorageError::NameTaken`].
 fn on_name_taken(constraint: &'static str) -> impl FnOnce(sqlx::Error) -> StorageError {
     move |error| match error.as_database_error() {
         Some(db) if db.constraint() == Some(constraint) => StorageError::NameTaken,
@@ -108,25 +109,21 @@ fn on_name_taken(constraint: &'static str) -> impl FnOnce(sqlx::Error) -> Storag
     }
 }
 
-/// Makes a [`StorageError::Corrupt`] for one column of a row.
+/// Creates a [`StorageError::Corrupt`] for a column of a row.
 fn corrupt(table: &'static str, id: Uuid, column: &'static str) -> impl FnOnce(Invalid) -> StorageError {
     move |reason| StorageError::Corrupt { table, id, column, reason }
 }
 
-/// One page of a list: at most `limit` rows after the name `after`.
+/// Page of a list: at most `limit` rows after the name `after`.
 #[derive(Debug, Clone)]
 pub struct PageRequest {
-    /// The last name of the page before, if there was one.
+    /// Last name of the previous page.
     pub after: Option<String>,
-    /// The most rows to return.
+    /// Maximum number of rows.
     pub limit: i64,
 }
 
-/// Asks Postgres for a sign of life.
-///
-/// # Errors
-///
-/// [`StorageError::Unavailable`] if there is none.
+/// Checks that Postgres answers.
 pub async fn ping(conn: &mut PgConnection) -> Result<(), StorageError> {
     sqlx::query!("SELECT 1 AS one").fetch_one(conn).await?;
     Ok(())

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, hint::black_box, time::Instant};
 use argon2::{Argon2, PasswordVerifier};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use regcred::{
-    crypto::api_key::{KeyChecker, NewKey, Pepper, ShownKey, generate},
+    crypto::api_key::{KeyChecker, NewKey, Pepper, PresentedKey, generate},
     domain::{
         docker_config::{Credential, Profile, ScopedAccount, render},
         matching::{ImageName, explain_accounts},
@@ -161,7 +161,7 @@ impl Checked {
     }
 
     fn check(&self, checker: &KeyChecker) -> bool {
-        let Some(shown) = ShownKey::parse(self.key.text.expose_secret()) else { return false };
+        let Some(shown) = PresentedKey::parse(self.key.text.expose_secret()) else { return false };
         self.runtime.block_on(checker.check(shown, Some(&self.key.verifier))).unwrap_or(false)
     }
 }

@@ -5,6 +5,8 @@
 //! so absolute figures mean little. Rounds alternate between the subjects; the result is the median
 //! of the rounds' ratios.
 
+#![expect(clippy::disallowed_methods, reason = "benchmarks read the environment and the wall clock")]
+
 mod bare;
 mod fanout;
 mod http;

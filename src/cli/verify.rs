@@ -1,4 +1,5 @@
-//! `regcred verify`: does every login of a docker config work. No database, no service; nothing is stored.
+//! `regcred verify`: verifies every login of a docker config. Needs neither database nor service,
+//! and stores nothing.
 
 use std::{
     fs,
@@ -9,17 +10,17 @@ use clap::{Args, ValueEnum};
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
-use super::{CliError, print_line, variable};
+use super::{CliError, print_line};
 use crate::{
     clients::{
         guard::{AllowList, Guard},
         registry::{Login, Registries},
     },
-    config::{Reader, VerifyConfig},
+    config::{Reader, VerifyConfig, variable},
     domain::{
         cluster::CaCertificate,
         docker_config::{
-            import::{FoundAccount, Import, ImportOutcome, SkipReason},
+            import::{FoundAccount, Import, ImportItem, ImportOutcome, SkipReason},
             parse::Config,
         },
         registry::RegistryScope,
@@ -27,31 +28,32 @@ use crate::{
     },
 };
 
-/// Checks that run at a time.
+/// Number of concurrent checks.
 const CONCURRENCY: usize = 8;
 
 #[derive(Debug, Args)]
 pub(super) struct Verify {
-    /// The docker config: a config.json, a .dockercfg, or a Secret with one of them [default: ~/.docker/config.json].
+    /// Docker config: a config.json, a .dockercfg, or a Secret that holds one of them
+    /// [default: ~/.docker/config.json].
     #[arg(long)]
     config: Option<PathBuf>,
-    /// How to print what was found.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// A registry, as HOST or HOST:PORT, that is spoken to without TLS; may be given several times. On loopback it is
-    /// tried where TLS does not work, as docker does.
+    /// Registry without TLS, as HOST or HOST:PORT. Can be repeated. On loopback addresses, plain
+    /// HTTP is tried automatically if TLS fails, as docker does.
     #[arg(long, value_name = "REGISTRY")]
     plain_http: Vec<String>,
-    /// PEM file with the CA of private registries, trusted beside the authorities of this host.
+    /// PEM file with the CA of private registries, trusted in addition to the CAs of this host.
     #[arg(long, value_name = "FILE")]
     ca_certificate: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Output {
-    /// For people.
+    /// Table for terminals.
     Table,
-    /// For programs.
+    /// JSON for programs.
     Json,
 }
 
@@ -59,15 +61,15 @@ enum Output {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Line {
-    /// The entry's key, or the name of a field beside the entries.
+    /// Key of the entry, or name of another field of the document.
     key: String,
     registry: Option<String>,
     username: Option<String>,
-    /// Null for what was not verified.
+    /// Null if the entry was not verified.
     result: Option<VerificationResult>,
     detail: String,
     advice: Option<String>,
-    /// Whether this is as it should be.
+    /// Whether the entry needs no attention.
     ok: bool,
 }
 
@@ -75,6 +77,25 @@ struct Line {
 struct Report {
     ok: bool,
     items: Vec<Line>,
+}
+
+impl Report {
+    fn new(items: Vec<Line>) -> Self {
+        let has_login = items.iter().any(|line| line.registry.is_some() || !line.ok);
+        Self { ok: has_login && items.iter().all(|line| line.ok), items }
+    }
+
+    fn result(&self, path: &Path) -> Result<(), CliError> {
+        let bad = self.items.iter().filter(|line| !line.ok).count();
+        match (self.ok, bad) {
+            (true, _) => Ok(()),
+            (false, 0) => Err(CliError::Failed(format!(
+                "{} contains no login: run `docker login`, or pass another file with --config",
+                path.display()
+            ))),
+            (false, bad) => Err(CliError::Failed(format!("{bad} of {} entries failed verification", self.items.len()))),
+        }
+    }
 }
 
 impl Verify {
@@ -92,58 +113,48 @@ impl Verify {
                 account.plain_http |= self.plain_http.iter().any(|host| is_same(host, &account.scope));
             }
         }
-        let accounts = items.iter().filter_map(|item| match &item.outcome {
-            ImportOutcome::Found(account) => Some(account),
-            ImportOutcome::Skipped { .. } => None,
-        });
-        let engine = engine(config, accounts.clone().map(|account| &account.scope));
-        let findings = check_all(&engine, &accounts.collect::<Vec<_>>(), ca.as_ref()).await;
-        let mut findings = findings.into_iter();
-        let lines: Vec<Line> = items
-            .iter()
-            .filter_map(|item| match &item.outcome {
-                ImportOutcome::Found(account) => Some(checked(&item.key, account, findings.next()?)),
-                ImportOutcome::Skipped { reason, detail } => Some(skipped(&item.key, *reason, detail)),
-            })
-            .collect();
-        let is_empty = lines.iter().all(|line| line.registry.is_none() && line.ok);
-        let report = Report { ok: !is_empty && lines.iter().all(|line| line.ok), items: lines };
+        let report = verify_items(config, &items, ca.as_ref()).await;
         match self.output {
             Output::Table => print_table(&report.items)?,
             Output::Json => print_line(&serde_json::to_string_pretty(&report).unwrap_or_default())?,
         }
-        let bad = report.items.iter().filter(|line| !line.ok).count();
-        match (report.ok, is_empty) {
-            (true, _) => Ok(()),
-            (false, true) => Err(CliError::Failed(format!("there is no login in {}", path.display()))),
-            (false, false) => {
-                Err(CliError::Failed(format!("{bad} of {} entries are not shown to work", report.items.len())))
-            }
-        }
+        report.result(&path)
     }
 
     fn config_path(&self) -> Result<PathBuf, CliError> {
         let default = || Some(Path::new(&variable("HOME")?).join(".docker/config.json"));
         let path = self.config.clone().or_else(default);
-        path.ok_or_else(|| {
-            CliError::Failed("there is no HOME to look for a docker config in: give --config".to_owned())
-        })
+        path.ok_or_else(|| CliError::Failed("HOME is not set: pass the docker config with --config".to_owned()))
     }
 }
 
-/// The registries of the document are the caller's own choice, wherever they are; the token services that they
-/// name are not.
-fn engine<'a>(config: VerifyConfig, scopes: impl Iterator<Item = &'a RegistryScope>) -> Registries {
+async fn verify_items(config: VerifyConfig, items: &[ImportItem], ca: Option<&CaCertificate>) -> Report {
+    let accounts = items.iter().filter_map(|item| match &item.outcome {
+        ImportOutcome::Found(account) => Some(account),
+        ImportOutcome::Skipped { .. } => None,
+    });
+    let registries = registries(config, accounts.clone().map(|account| &account.scope));
+    let mut findings = check_all(&registries, &accounts.collect::<Vec<_>>(), ca).await.into_iter();
+    let lines = items.iter().filter_map(|item| match &item.outcome {
+        ImportOutcome::Found(account) => Some(checked(&item.key, account, findings.next()?)),
+        ImportOutcome::Skipped { reason, detail } => Some(skipped(&item.key, *reason, detail)),
+    });
+    Report::new(lines.collect())
+}
+
+/// Creates the client. Registries of the document are allowed at any address, because the caller
+/// chose them; the token services that they name are not.
+fn registries<'a>(config: VerifyConfig, scopes: impl Iterator<Item = &'a RegistryScope>) -> Registries {
     let mut allowed: AllowList = config.allowed;
     scopes.for_each(|scope| allowed.allow_host(scope.host()));
     Registries::new(Guard::new(allowed), config.registries)
 }
 
-/// Checks all of them, some at a time; the findings are in their order.
-async fn check_all(engine: &Registries, accounts: &[&FoundAccount], ca: Option<&CaCertificate>) -> Vec<LoginCheck> {
+/// Checks accounts concurrently; returns the findings in the order of the accounts.
+async fn check_all(registries: &Registries, accounts: &[&FoundAccount], ca: Option<&CaCertificate>) -> Vec<LoginCheck> {
     let mut findings: Vec<(usize, LoginCheck)> = Vec::with_capacity(accounts.len());
     let mut checks = stream::iter(accounts.iter().enumerate())
-        .map(|(index, account)| async move { (index, check(engine, account, ca).await) })
+        .map(|(index, account)| async move { (index, check(registries, account, ca).await) })
         .buffer_unordered(CONCURRENCY);
     while let Some((index, finding)) = checks.next().await {
         let registry = &accounts[index].scope;
@@ -154,7 +165,7 @@ async fn check_all(engine: &Registries, accounts: &[&FoundAccount], ca: Option<&
     findings.into_iter().map(|(_, finding)| finding).collect()
 }
 
-async fn check(engine: &Registries, account: &FoundAccount, ca: Option<&CaCertificate>) -> LoginCheck {
+async fn check(registries: &Registries, account: &FoundAccount, ca: Option<&CaCertificate>) -> LoginCheck {
     let login = Login {
         registry: &account.scope,
         plain_http: account.plain_http,
@@ -162,12 +173,12 @@ async fn check(engine: &Registries, account: &FoundAccount, ca: Option<&CaCertif
         username: &account.username,
         password: &account.password,
     };
-    let finding = engine.verify(&login, None).await;
+    let finding = registries.verify(&login, None).await;
     if finding.result != VerificationResult::TlsError || login.plain_http || !is_loopback(&account.scope) {
         return finding;
     }
-    // A registry that speaks TLS says so before any login is sent.
-    match engine.verify(&Login { plain_http: true, ..login }, None).await {
+    // A registry that expects TLS fails before the login is sent.
+    match registries.verify(&Login { plain_http: true, ..login }, None).await {
         plain if plain.result == VerificationResult::TlsError => finding,
         plain => plain,
     }
@@ -216,19 +227,19 @@ fn skipped(key: &str, reason: SkipReason, detail: &str) -> Line {
     }
 }
 
-/// What to do about a result.
+/// Returns what to do about a result.
 fn advice(result: VerificationResult, scope: &RegistryScope) -> Option<String> {
     use VerificationResult as R;
     Some(match result {
         R::Valid => return None,
-        R::Invalid => format!("log in anew: docker login {}", scope.authority()),
-        R::Anonymous => "the registry asked for no login: is it needed?".to_owned(),
-        R::NoAccess => "ask for the right to pull".to_owned(),
+        R::Invalid => format!("log in again: docker login {}", scope.authority()),
+        R::Anonymous => "the registry requires no login: remove the entry if it is not needed".to_owned(),
+        R::NoAccess => "request the right to pull".to_owned(),
         R::Unreachable => "check the name, the port and the network".to_owned(),
-        R::TlsError => "give its CA by --ca-certificate, or --plain-http if it has no TLS".to_owned(),
+        R::TlsError => "pass its CA with --ca-certificate, or --plain-http if it has no TLS".to_owned(),
         R::NotARegistry => "check the name and the port".to_owned(),
         R::RateLimited => "try again later".to_owned(),
-        R::Refused => "allow the address by REGCRED_OUTBOUND_ALLOW, if it is meant".to_owned(),
+        R::Refused => "if the address is intended, allow it in REGCRED_OUTBOUND_ALLOW".to_owned(),
     })
 }
 
@@ -257,7 +268,7 @@ fn print_table(lines: &[Line]) -> Result<(), CliError> {
     details.into_iter().try_for_each(|line| print_line(&format!("{}: {}", plain(&line.key), plain(&line.detail))))
 }
 
-/// Text from a document, without what a terminal would take for a command.
+/// Replaces control characters, which a terminal could interpret.
 fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

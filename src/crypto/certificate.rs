@@ -1,4 +1,4 @@
-//! The certificate that regcred's own listener shows, and its key: from two files that are looked at again while it serves.
+//! TLS certificate of the listener, reloaded from its files while the service runs.
 
 use std::{
     fmt, fs,
@@ -20,20 +20,20 @@ use zeroize::Zeroizing;
 
 use crate::domain::invalid::Invalid;
 
-/// The longest file that is taken for a certificate chain or a key.
+/// Maximum size of a certificate or key file.
 const FILE_MAX_BYTES: u64 = 1024 * 1024;
 
-/// A pair of files, and what was in them when they last made a good pair.
+/// Certificate and key files, with their last valid content.
 pub struct ServerCertificate {
     certificate_file: PathBuf,
     key_file: PathBuf,
-    served: RwLock<Served>,
-    /// What was read last, good or not, so that each bad pair is reported once.
+    current: RwLock<Current>,
+    /// Content read last, valid or not, so that an invalid pair is reported once.
     seen: Mutex<Fingerprint>,
 }
 
 #[derive(Clone)]
-struct Served {
+struct Current {
     key: Arc<CertifiedKey>,
     not_after: DateTime<Utc>,
 }
@@ -50,22 +50,22 @@ impl fmt::Debug for ServerCertificate {
 }
 
 impl ServerCertificate {
-    /// Reads a chain in PEM, the server's own certificate first, and its private key.
+    /// Reads a PEM chain, which starts with the certificate of the server, and its private key.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] says which file is at fault and why, and shows nothing of the key.
+    /// [`Invalid`] names the file and the problem, without key material.
     pub fn load(certificate_file: PathBuf, key_file: PathBuf) -> Result<Self, Invalid> {
         let files = Files::read(&certificate_file, &key_file)?;
-        let served = RwLock::new(files.parse(&certificate_file, &key_file)?);
-        Ok(Self { certificate_file, key_file, served, seen: Mutex::new(files.fingerprint()) })
+        let current = RwLock::new(files.parse(&certificate_file, &key_file)?);
+        Ok(Self { certificate_file, key_file, current, seen: Mutex::new(files.fingerprint()) })
     }
 
-    /// Looks at the files again. Whether there is another pair now; a pair that is not good leaves the old one in use.
+    /// Reads the files again; returns whether the certificate changed. An invalid pair is ignored.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] the first time that this pair is found to be bad; and whenever a file cannot be read.
+    /// [`Invalid`] if a file cannot be read, and once for each invalid pair.
     pub fn reload(&self) -> Result<bool, Invalid> {
         let files = Files::read(&self.certificate_file, &self.key_file)?;
         let fingerprint = files.fingerprint();
@@ -76,43 +76,45 @@ impl ServerCertificate {
             }
             *seen = fingerprint;
         }
-        let served = files.parse(&self.certificate_file, &self.key_file)?;
-        *self.served.write() = served;
+        let current = files.parse(&self.certificate_file, &self.key_file)?;
+        *self.current.write() = current;
         Ok(true)
     }
 
-    /// When the certificate that is shown now ends.
+    /// Returns the expiry of the current certificate.
     #[must_use]
     pub fn not_after(&self) -> DateTime<Utc> {
-        self.served.read().not_after
+        self.current.read().not_after
     }
 
-    /// How TLS is spoken: 1.2 or 1.3, HTTP/1.1, without client certificates.
+    /// Returns the TLS configuration: TLS 1.2 and 1.3, HTTP/1.1, no client certificates.
     ///
     /// # Errors
     ///
-    /// What rustls says if it does not know the versions of TLS.
+    /// [`rustls::Error`] if the provider does not support these versions.
     pub fn server_config(self: Arc<Self>) -> Result<ServerConfig, rustls::Error> {
         let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
         let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()));
-        let mut config =
-            builder.with_protocol_versions(&versions)?.with_no_client_auth().with_cert_resolver(Arc::new(Shown(self)));
+        let mut config = builder
+            .with_protocol_versions(&versions)?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(Resolver(self)));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)
     }
 }
 
-/// Hands each handshake the pair of the moment.
+/// Selects the current certificate for each handshake.
 #[derive(Debug)]
-struct Shown(Arc<ServerCertificate>);
+struct Resolver(Arc<ServerCertificate>);
 
-impl ResolvesServerCert for Shown {
+impl ResolvesServerCert for Resolver {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0.served.read().key))
+        Some(Arc::clone(&self.0.current.read().key))
     }
 }
 
-/// What is in the two files.
+/// Content of both files.
 struct Files {
     certificate: Vec<u8>,
     key: Zeroizing<Vec<u8>>,
@@ -125,7 +127,7 @@ impl Files {
 
     fn fingerprint(&self) -> Fingerprint {
         let mut context = digest::Context::new(&digest::SHA256);
-        // The length parts the two.
+        // The length separates the two.
         context.update(&self.certificate.len().to_be_bytes());
         context.update(&self.certificate);
         context.update(&self.key);
@@ -134,24 +136,24 @@ impl Files {
         fingerprint
     }
 
-    fn parse(&self, certificate_file: &Path, key_file: &Path) -> Result<Served, Invalid> {
+    fn parse(&self, certificate_file: &Path, key_file: &Path) -> Result<Current, Invalid> {
         let of = |file: &Path, what: &str| Invalid::new(format!("{}: {what}", file.display()));
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.certificate).collect();
-        let chain = chain.map_err(|_| of(certificate_file, "this is not a chain of certificates in PEM"))?;
-        let own = chain.first().ok_or_else(|| of(certificate_file, "there is no certificate in it"))?;
+        let chain = chain.map_err(|_| of(certificate_file, "must be a PEM certificate chain"))?;
+        let own = chain.first().ok_or_else(|| of(certificate_file, "contains no certificate"))?;
         let (_, parsed) = x509_parser::parse_x509_certificate(own)
-            .map_err(|_| of(certificate_file, "its first certificate cannot be read"))?;
+            .map_err(|_| of(certificate_file, "the first certificate is malformed"))?;
         let not_after = DateTime::from_timestamp(parsed.validity().not_after.timestamp(), 0)
-            .ok_or_else(|| of(certificate_file, "its first certificate ends at no time"))?;
+            .ok_or_else(|| of(certificate_file, "the first certificate has no valid expiry"))?;
         let key = PrivateKeyDer::from_pem_slice(&self.key)
-            .map_err(|_| of(key_file, "this is not a private key in PEM without a passphrase"))?;
+            .map_err(|_| of(key_file, "must be an unencrypted PEM private key"))?;
         let key = CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => {
-                of(key_file, &format!("this is not the key of the certificate in {}", certificate_file.display()))
+                of(key_file, &format!("does not belong to the certificate in {}", certificate_file.display()))
             }
-            _ => of(key_file, "this key cannot be used"),
+            _ => of(key_file, "the private key is not supported"),
         })?;
-        Ok(Served { key: Arc::new(key), not_after })
+        Ok(Current { key: Arc::new(key), not_after })
     }
 }
 
@@ -159,7 +161,7 @@ fn read(file: &Path) -> Result<Vec<u8>, Invalid> {
     let refused = |what: &dyn fmt::Display| Invalid::new(format!("{}: {what}", file.display()));
     let length = fs::metadata(file).map_err(|error| refused(&error))?.len();
     if length > FILE_MAX_BYTES {
-        return Err(refused(&"this is longer than 1 MiB"));
+        return Err(refused(&"must not be longer than 1 MiB"));
     }
     fs::read(file).map_err(|error| refused(&error))
 }
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn another_pair_is_taken_and_a_bad_one_is_not() {
+    fn valid_pair_is_reloaded_and_invalid_pair_is_ignored() {
         let folder = Folder::new();
         let ((old_certificate, old_key), (new_certificate, new_key)) = (pair(2040), pair(2050));
         let (certificate_file, key_file) =
@@ -209,9 +211,9 @@ mod tests {
         let year = || certificate.not_after().format("%Y").to_string();
         assert_eq!((certificate.reload(), year().as_str()), (Ok(false), "2040"));
 
-        // One file of the new pair alone is no pair; it is said once.
+        // One file of the new pair is not a valid pair. It is reported once.
         folder.write("tls.crt", &new_certificate);
-        assert!(certificate.reload().unwrap_err().to_string().contains("tls.key: this is not the key of"));
+        assert!(certificate.reload().unwrap_err().to_string().contains("tls.key: does not belong to"));
         assert_eq!((certificate.reload(), year().as_str()), (Ok(false), "2040"));
 
         folder.write("tls.key", &new_key);
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_pair_is_refused_by_file_and_shows_no_key() {
+    fn invalid_pair_is_reported_by_file_without_key_material() {
         let folder = Folder::new();
         let ((certificate, key), (_, other_key)) = (pair(2040), pair(2040));
         let certificate_file = folder.write("tls.crt", &certificate);

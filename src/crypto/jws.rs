@@ -1,7 +1,7 @@
-//! Signatures of tokens, checked with the public key of their issuer.
+//! Verifies token signatures with the public key of the issuer.
 //!
-//! The cryptography is aws-lc-rs', as everywhere here. What a library for tokens would add is the reading of headers, claims
-//! and keys, and each of these has rules of its own here that come before any cryptography: `domain::token`, `domain::jwk`.
+//! Uses aws-lc-rs directly. A JWT library would add the parsing of headers, claims and keys, for
+//! which `domain::token` and `domain::jwk` have stricter rules.
 
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384,
@@ -11,8 +11,7 @@ use aws_lc_rs::signature::{
 
 use crate::domain::jwk::{Algorithm, Jwk, KeyMaterial};
 
-/// Whether `signature` is over `message`, by `key` and in the way of `algorithm`. A key that does not fit the algorithm has
-/// signed nothing.
+/// Verifies the `signature` of a `message`. Fails if the key does not fit the algorithm.
 #[must_use]
 pub fn verify(key: &Jwk, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
     if !key.fits(algorithm) {
@@ -48,14 +47,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::domain::{jwk::KeySet, token::ShownToken};
+    use crate::domain::{jwk::KeySet, token::PresentedToken};
 
-    /// The example of RFC 7515, appendix A.3.
+    /// Example of RFC 7515, appendix A.3.
     const ES256: (&str, &str) = (
         r#"{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#,
         "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q",
     );
-    /// The key of RFC 8037, appendix A.2, and the signature of A.4.
+    /// Key of RFC 8037, appendix A.2, and signature of A.4.
     const ED25519_KEY: &str = r#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
     const ED25519_SIGNED: &str = "eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc";
     const ED25519_SIGNATURE: &str =
@@ -71,9 +70,9 @@ mod tests {
     }
 
     #[test]
-    fn the_examples_of_the_standards_verify() {
+    fn examples_of_the_standards_verify() {
         let (key, text) = ES256;
-        let token = ShownToken::parse(text).unwrap();
+        let token = PresentedToken::parse(text).unwrap();
         assert!(verified(&keys(key), Algorithm::Es256, token.signed(), &token.signature));
         let signature = base64::Engine::decode(&base64::prelude::BASE64_URL_SAFE_NO_PAD, ED25519_SIGNATURE).unwrap();
         assert!(verified(&keys(ED25519_KEY), Algorithm::EdDsa, ED25519_SIGNED.as_bytes(), &signature));
@@ -83,9 +82,9 @@ mod tests {
     #[case(0)]
     #[case(31)]
     #[case(63)]
-    fn a_changed_signature_does_not_verify(#[case] at: usize) {
+    fn changed_signature_does_not_verify(#[case] at: usize) {
         let (key, text) = ES256;
-        let mut token = ShownToken::parse(text).unwrap();
+        let mut token = PresentedToken::parse(text).unwrap();
         token.signature[at] ^= 1;
         assert!(!verified(&keys(key), Algorithm::Es256, token.signed(), &token.signature));
         assert!(!verified(&keys(key), Algorithm::Es256, token.signed(), &[]));
@@ -93,9 +92,9 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_another_kind_has_signed_nothing() {
+    fn key_of_another_type_does_not_verify() {
         let (key, text) = ES256;
-        let token = ShownToken::parse(text).unwrap();
+        let token = PresentedToken::parse(text).unwrap();
         for algorithm in Algorithm::ALL.into_iter().filter(|algorithm| *algorithm != Algorithm::Es256) {
             let keys = keys(key);
             let key = keys.candidates(None, Algorithm::Es256).next().unwrap();

@@ -1,9 +1,9 @@
 //! Seals secrets for storage with AES-256-GCM-SIV under a ring of master keys.
 //!
-//! The first key of the ring seals, every key of it opens, and the key's id stands beside the ciphertext, so
-//! that a new key can be put in front while rows of the old one are still there. A ciphertext is bound to its
-//! table, row and column and opens nowhere else. GCM-SIV, because a repeated random nonce then shows at most
-//! that two plaintexts are equal, where GCM would give the key stream away.
+//! The first key of the ring seals, every key opens. The key id is stored with the ciphertext, so
+//! that a new key can be added while rows of older keys exist. A ciphertext is bound to its table,
+//! row and column. With GCM-SIV a repeated random nonce reveals at most that two plaintexts are
+//! equal; with GCM it would reveal the key stream.
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
@@ -24,20 +24,21 @@ use crate::domain::{
 
 const KEY_BYTES: usize = 32;
 
-/// What binds a ciphertext to its slot.
+/// Returns the associated data that binds a ciphertext to its slot.
 fn aad(slot: Slot) -> Aad<String> {
     Aad::from(format!("{}/{}/{}", slot.table, slot.id, slot.column))
 }
 
-/// Why a sealed value did not open.
+/// Reason why a sealed value did not open.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The ring does not have the key that sealed the value.
-    #[error("master key {0:?} is not in the ring")]
+    /// The ring does not contain the key that sealed the value.
+    #[error("master key {0:?} is not in the ring: add it to the key ring")]
     UnknownKey(String),
-    /// The ciphertext is not the one that was sealed for this slot under this key.
+    /// The ciphertext was not sealed for this slot with this key.
     #[error(
-        "the sealed value of {table}/{id} is damaged, from another row, or sealed under another key of the same id"
+        "the sealed value of {table}/{id} is damaged, belongs to another row, or was sealed with a different key of the \
+         same id"
     )]
     Tampered {
         /// Table of the slot.
@@ -47,12 +48,12 @@ pub enum OpenError {
     },
 }
 
-/// The system's random source failed or refused.
+/// The random generator of the system failed.
 #[derive(Debug, thiserror::Error)]
-#[error("the system gave no random bytes")]
+#[error("the system returned no random bytes")]
 pub struct SealError;
 
-/// The master keys, in order: the first one seals, all of them open.
+/// Master keys in order. The first one seals, all of them open.
 pub struct KeyRing {
     keys: Vec<(String, LessSafeKey)>,
 }
@@ -64,11 +65,12 @@ impl fmt::Debug for KeyRing {
 }
 
 impl KeyRing {
-    /// Parses a ring: a line `ID:BASE64` for each key of 32 bytes; empty lines and `#` comments are passed over.
+    /// Parses a ring: one line `ID:BASE64` per key of 32 bytes. Empty lines and `#` comments are
+    /// ignored.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] names the line that is wrong, never its content.
+    /// [`Invalid`] names the line, without its content.
     pub fn parse(ring: &SecretString) -> Result<Self, Invalid> {
         let mut keys: Vec<(String, LessSafeKey)> = Vec::new();
         for (number, line) in ring.expose_secret().lines().enumerate() {
@@ -78,12 +80,12 @@ impl KeyRing {
             }
             let (id, key) = Self::parse_line(line).map_err(|e| Invalid::new(format!("line {}: {e}", number + 1)))?;
             if keys.iter().any(|(other, _)| *other == id) {
-                return Err(Invalid::new(format!("line {}: key id {id:?} is there twice", number + 1)));
+                return Err(Invalid::new(format!("line {}: key id {id:?} is a duplicate", number + 1)));
             }
             keys.push((id, key));
         }
         if keys.is_empty() {
-            return Err(Invalid::new("holds no key; `regcred master-key generate` makes one"));
+            return Err(Invalid::new("contains no key: generate one with `regcred master-key generate`"));
         }
         Ok(Self { keys })
     }
@@ -102,7 +104,7 @@ impl KeyRing {
         Ok((id.to_owned(), LessSafeKey::new(key)))
     }
 
-    /// Ids of the keys, the sealing one first.
+    /// Returns the key ids, the sealing key first.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
         self.keys.iter().map(|(id, _)| id.as_str())
     }
@@ -112,7 +114,7 @@ impl KeyRing {
     }
 
     fn seal(&self, slot: Slot, secret: &SecretString) -> Result<Sealed, SealError> {
-        // A ring is never empty: `parse` is its only maker.
+        // `parse` is the only constructor and rejects an empty ring.
         let (id, key) = self.keys.first().ok_or(SealError)?;
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).map_err(|_| SealError)?;
@@ -142,11 +144,11 @@ impl KeyRing {
     }
 }
 
-/// Makes the ring line of a new master key, ready for the ring's file.
+/// Generates a master key and returns its line for the key ring file.
 ///
 /// # Errors
 ///
-/// [`SealError`] if the system gives no random bytes.
+/// [`SealError`] if the system returns no random bytes.
 pub fn generate_ring_line() -> Result<SecretString, SealError> {
     let mut key = Zeroizing::new([0; KEY_BYTES]);
     rand::fill(key.as_mut()).map_err(|_| SealError)?;
@@ -156,72 +158,70 @@ pub fn generate_ring_line() -> Result<SecretString, SealError> {
     Ok(SecretString::from(format!("k-{:08x}:{}", u32::from_be_bytes(id), *encoded)))
 }
 
-/// Seals and opens with the current ring, which can be replaced while the service runs.
+/// Seals and opens with the current ring, which can be reloaded.
 #[derive(Debug)]
 pub struct Sealer {
     ring: RwLock<Arc<KeyRing>>,
-    /// Where the ring came from; read again when it may have changed.
+    /// File of the ring, if it came from one.
     file: Option<PathBuf>,
 }
 
 impl Sealer {
-    /// Starts with a ring; `file` is where [`reload`](Self::reload) reads a newer one.
+    /// Creates a sealer. [`reload`](Self::reload) reads a newer ring from `file`.
     #[must_use]
     pub fn new(ring: KeyRing, file: Option<PathBuf>) -> Self {
         Self { ring: RwLock::new(Arc::new(ring)), file }
     }
 
-    /// Reads the ring's file again, so that a key that was put in front of it seals from now on.
-    ///
-    /// A file that cannot be read or parsed changes nothing. Without a file nothing happens.
+    /// Reads the key ring file again. Does nothing without a file.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] says why the file was not taken.
+    /// [`Invalid`] if the file cannot be read or parsed; the current ring stays in use.
     pub fn reload(&self) -> Result<(), Invalid> {
         let Some(file) = &self.file else { return Ok(()) };
         let text = std::fs::read_to_string(file).map_err(|e| Invalid::new(format!("{}: {e}", file.display())))?;
         let ring =
             KeyRing::parse(&SecretString::from(text)).map_err(|e| Invalid::new(format!("{}: {e}", file.display())))?;
         if !ring.ids().eq(self.ring().ids()) {
-            tracing::info!(keys = ?ring, "the master key ring changed");
+            tracing::info!(keys = ?ring, "master key ring reloaded");
             *self.ring.write() = Arc::new(ring);
         }
         Ok(())
     }
 
-    /// The ring in use now.
+    /// Returns the current ring.
     #[must_use]
     pub fn ring(&self) -> Arc<KeyRing> {
         Arc::clone(&self.ring.read())
     }
 
-    /// Id of the key that seals now.
+    /// Returns the id of the key that seals.
     #[must_use]
     pub fn sealing_key_id(&self) -> String {
         self.ring().ids().next().unwrap_or_default().to_owned()
     }
 
-    /// Seals a secret for one slot.
+    /// Seals a secret for a slot.
     ///
     /// # Errors
     ///
-    /// [`SealError`] if the system gives no random bytes.
+    /// [`SealError`] if the system returns no random bytes.
     pub fn seal(&self, slot: Slot, secret: &SecretString) -> Result<Sealed, SealError> {
         self.ring().seal(slot, secret)
     }
 
-    /// Opens what was sealed for this very slot. A key that the ring does not have yet is looked for in the
-    /// ring's file first: another replica, or `master-key rotate`, may know a newer ring.
+    /// Opens a value that was sealed for this slot. Reloads the ring if the key is unknown, because
+    /// another replica or `master-key rotate` may already use a newer ring.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] if the key is unknown or the ciphertext is not this slot's.
+    /// [`OpenError`] if the key is unknown or the ciphertext does not belong to the slot.
     pub fn open(&self, slot: Slot, sealed: &Sealed) -> Result<SecretString, OpenError> {
         match self.ring().open(slot, sealed) {
             Err(OpenError::UnknownKey(id)) => {
                 if let Err(error) = self.reload() {
-                    tracing::error!(%error, "the master key ring could not be read again");
+                    tracing::error!(%error, "master key ring not reloaded");
                     return Err(OpenError::UnknownKey(id));
                 }
                 self.ring().open(slot, sealed)
@@ -256,7 +256,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_sealed_value_opens_only_in_its_own_slot(secret in any::<String>(), id in any::<u128>(), other in any::<u128>()) {
+        fn sealed_value_opens_only_in_its_own_slot(secret in any::<String>(), id in any::<u128>(), other in any::<u128>()) {
             let ring = ring(&["a"]);
             let own = slot("registry_accounts", "password", id);
             let sealed = ring.seal(own, &SecretString::from(secret.clone())).unwrap();
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_anywhere_is_found() {
+    fn any_flipped_bit_is_detected() {
         let ring = ring(&["a"]);
         let own = slot("t", "c", 1);
         let sealed = ring.seal(own, &SecretString::from("secret")).unwrap();
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_key_seals_and_every_key_opens() {
+    fn first_key_seals_and_every_key_opens() {
         let own = slot("t", "c", 1);
         let old = ring(&["a"]).seal(own, &SecretString::from("s")).unwrap();
         let both = ring(&["bb", "a"]);
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_line_is_refused_without_being_shown() {
+    fn invalid_ring_line_is_rejected_without_its_content() {
         for bad in ["", "# only a comment", "canary", "a:canary", "a:Y2FuYXJ5", "a b:AAAA", ":AAAA"] {
             let refused = KeyRing::parse(&SecretString::from(bad)).unwrap_err().to_string();
             assert!(!refused.contains("canary") && !refused.contains("Y2FuYXJ5"), "{refused}");

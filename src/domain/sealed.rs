@@ -1,8 +1,8 @@
-//! Sealed values: what is stored of a secret, and where.
+//! Sealed values and the places that they are bound to.
 
 use uuid::Uuid;
 
-/// Where a sealed value lives: the ciphertext opens only there.
+/// Place of a sealed value. The ciphertext opens only there.
 #[derive(Debug, Clone, Copy)]
 pub struct Slot {
     /// Table of the row.
@@ -13,11 +13,11 @@ pub struct Slot {
     pub id: Uuid,
 }
 
-/// A sealed value as it is stored.
+/// Sealed value as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed {
     /// Id of the master key.
     pub key_id: String,
-    /// 12 bytes of nonce, the ciphertext, 16 bytes of tag.
+    /// Nonce (12 bytes), ciphertext and tag (16 bytes).
     pub bytes: Vec<u8>,
 }

@@ -114,7 +114,7 @@ fn is_text(value: &Value, wanted: &str) -> bool {
 
 /// A token as its bearer shows it: well-formed, not verified. `Debug` does not show it.
 #[derive(Debug)]
-pub struct ShownToken {
+pub struct PresentedToken {
     /// How it claims to be signed, if that is a way that is taken.
     pub algorithm: Option<Algorithm>,
     /// Which key of its issuer it claims to be signed with.
@@ -139,7 +139,7 @@ pub enum NotNow {
     Early,
 }
 
-impl ShownToken {
+impl PresentedToken {
     /// Reads a token; no I/O, no cryptography. What has a `crit` header wants something to be understood that is not
     /// understood here, and is no token (RFC 7515, 4.1.11). A header or claim that is there twice makes it none, too.
     #[must_use]
@@ -220,7 +220,7 @@ mod tests {
     }
 
     fn claims(payload: &str) -> Claims {
-        ShownToken::parse(&token(r#"{"alg":"RS256"}"#, payload)).unwrap().claims
+        PresentedToken::parse(&token(r#"{"alg":"RS256"}"#, payload)).unwrap().claims
     }
 
     #[rstest]
@@ -237,24 +237,24 @@ mod tests {
     #[case(r#"{"alg":"none","alg":"RS256"}"#, None)]
     #[case("[]", None)]
     fn a_header_is_read(#[case] header: &str, #[case] algorithm: Option<Option<Algorithm>>) {
-        assert_eq!(ShownToken::parse(&token(header, "{}")).map(|token| token.algorithm), algorithm);
+        assert_eq!(PresentedToken::parse(&token(header, "{}")).map(|token| token.algorithm), algorithm);
     }
 
     #[test]
     fn what_is_no_token_is_none() {
         let good = token(r#"{"alg":"RS256"}"#, "{}");
-        let parsed = ShownToken::parse(&good).unwrap();
+        let parsed = PresentedToken::parse(&good).unwrap();
         assert_eq!(parsed.signed(), good.rsplit_once('.').unwrap().0.as_bytes());
         assert!(!format!("{parsed:?}").contains(&good));
         for bad in
             ["", ".", "..", "a.b.c", "rgc_x", &good[1..], &format!("{good}."), &format!("{good}="), &format!(" {good}")]
         {
-            assert!(ShownToken::parse(bad).is_none(), "{bad}");
+            assert!(PresentedToken::parse(bad).is_none(), "{bad}");
         }
         let twice = token(r#"{"alg":"RS256"}"#, r#"{"sub":"a","sub":"b"}"#);
-        assert!(ShownToken::parse(&twice).is_none());
+        assert!(PresentedToken::parse(&twice).is_none());
         let long = token(r#"{"alg":"RS256"}"#, &format!(r#"{{"x":"{}"}}"#, "x".repeat(TOKEN_MAX)));
-        assert!(ShownToken::parse(&long).is_none());
+        assert!(PresentedToken::parse(&long).is_none());
     }
 
     #[rstest]
@@ -302,7 +302,7 @@ mod tests {
     #[case(r#"{"exp":null}"#, Err(NotNow::Endless))]
     #[case("{}", Err(NotNow::Endless))]
     fn a_token_has_its_time(#[case] payload: &str, #[case] end: Result<i64, NotNow>) {
-        let token = ShownToken::parse(&token(r#"{"alg":"RS256"}"#, payload)).unwrap();
+        let token = PresentedToken::parse(&token(r#"{"alg":"RS256"}"#, payload)).unwrap();
         let now = DateTime::from_timestamp(1000, 0).unwrap();
         assert_eq!(token.end(now).map(|end| end.timestamp()), end);
     }
@@ -319,8 +319,8 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_that_is_shown_makes_it_panic(text in ".{0,200}", header in ".{0,40}", payload in ".{0,80}") {
-            let _ = ShownToken::parse(&text);
-            let _ = ShownToken::parse(&token(&header, &payload)).map(|token| token.end(Utc::now()));
+            let _ = PresentedToken::parse(&text);
+            let _ = PresentedToken::parse(&token(&header, &payload)).map(|token| token.end(crate::clock::now()));
         }
     }
 }

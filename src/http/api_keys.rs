@@ -100,7 +100,7 @@ pub async fn create_api_key(
     body: Json<CreateApiKey>,
 ) -> Result<HttpResponse, ApiError> {
     let CreateApiKey { name, role, grants, expires_at } = body.0;
-    let new = NewApiKey::parse(&name, &role, grants, expires_at, Utc::now())?;
+    let new = NewApiKey::parse(&name, &role, grants, expires_at, crate::clock::now())?;
     let (stored, created) = api_keys.create(&caller.identity, &new).await?;
     Ok(HttpResponse::Created()
         .insert_header((LOCATION, format!("/v1/api-keys/{}", stored.id)))

@@ -13,7 +13,7 @@ use utoipa::{
 };
 use utoipa_actix_web::{AppExt, service_config::ServiceConfig};
 
-use crate::http::{Serves, problem::Problem};
+use crate::http::{RouteSet, problem::Problem};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -45,7 +45,7 @@ pub(super) fn frame() -> Document {
 /// The OpenAPI document of all routes.
 #[must_use]
 pub fn document() -> Document {
-    document_of(Serves::Everything.routes())
+    document_of(RouteSet::All.routes())
 }
 
 /// The OpenAPI document of the given routes.

@@ -1,12 +1,13 @@
-//! The server: middleware around the routes, on a listener that is already bound.
+//! The HTTP server: routes, middleware and connection handling on a bound listener.
 
-use std::{net::TcpListener, rc::Rc, sync::Arc, time::Duration};
+use std::{io, net::TcpListener, rc::Rc, sync::Arc, time::Duration};
 
 use actix_http::{HttpService, Protocol, error::DispatchError};
-use actix_service::{IntoServiceFactory, ServiceFactoryExt, map_config};
+use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt, map_config};
 use actix_web::{
-    App, HttpRequest, HttpResponse,
-    dev::{AppConfig, Server, fn_service},
+    App, Error, HttpRequest, HttpResponse,
+    body::MessageBody,
+    dev::{AppConfig, Server, ServiceRequest, ServiceResponse, fn_service},
     get,
     middleware::{Condition, from_fn},
     web::{Data, PathConfig, ServiceConfig, redirect, route},
@@ -20,7 +21,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use crate::{
     domain::{origin::Origins, proxies::Proxies},
     http::{
-        Serves, State,
+        RouteSet,
         connection::{Stream, Timed},
         cors,
         edge::{self, Edge},
@@ -29,77 +30,128 @@ use crate::{
         rate_limit::{FailedAuthenticationLimiter, RequestLimiter},
         root_span::RootSpan,
     },
+    metrics::Metrics,
 };
 
 pub use crate::http::rate_limit::Rate;
 
-/// How long the first head of a connection may take, and a TLS handshake before it.
-const HEAD_WITHIN: Duration = Duration::from_secs(5);
-/// How long a connection is kept on which nothing comes.
-const IDLE_FOR: Duration = Duration::from_secs(5);
-/// How long the rest of a body that was refused is read, so that its sender finds the answer.
-const LINGER_FOR: Duration = Duration::from_secs(1);
+/// Time limit for the TLS handshake, and for the first request head of a connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Idle time after which a connection is closed.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Time for which the rest of a refused body is read, so that the client sees the response.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How to serve.
+/// Configuration of the server.
 #[derive(Debug)]
 pub struct ServerConfig {
-    /// What is served.
-    pub serves: Serves,
-    /// Worker threads.
+    /// Routes to serve.
+    pub routes: RouteSet,
+    /// Number of worker threads.
     pub workers: usize,
-    /// How long requests that are under way may take when the server is told to stop.
+    /// Time for requests in flight during a shutdown.
     pub grace: Duration,
-    /// How many requests one caller may send, if there is a limit.
+    /// Request rate limit per caller; unlimited if absent.
     pub requests: Option<Rate>,
-    /// Whose word about a client's address is believed.
+    /// Proxies that are trusted to report the client address.
     pub proxies: Proxies,
-    /// Which pages of browsers may call.
+    /// Origins of web pages that may call the API.
     pub origins: Origins,
-    /// How TLS is spoken; plain HTTP if not.
+    /// TLS configuration; plain HTTP if absent.
     pub tls: Option<rustls::ServerConfig>,
 }
 
-/// Starts to serve; the returned server runs once it is polled.
+/// Builds the server, which accepts connections once it is polled. `services` registers the
+/// application data that handlers extract.
 ///
 /// # Errors
 ///
-/// What the operating system says of the listener.
-pub fn start(listener: TcpListener, state: State, config: ServerConfig) -> std::io::Result<Server> {
-    let (routes, has_documents) = (config.serves.routes(), config.serves == Serves::Everything);
-    let document = openapi::document_of(routes);
-    let document_json = Data::new(DocumentJson(serde_json::to_string(&document)?));
-    let methods = Data::new(Methods::of(document));
-    let failed_authentications = Data::new(FailedAuthenticationLimiter::default());
-    let limit = Data::new(RequestLimiter::new(config.requests));
-    let has_origins = !config.origins.is_empty();
-    let origins = Data::new(config.origins);
-    let edge =
-        Edge { metrics: state.metrics.clone(), proxies: Arc::new(config.proxies), speaks_tls: config.tls.is_some() };
-    let acceptor = config.tls.map(|config| TlsAcceptor::from(Arc::new(config)));
-    let app = move || {
-        let edge = Rc::new(edge.clone());
+/// Returns the error of the operating system if the listener cannot be used.
+pub fn start<S>(listener: TcpListener, metrics: Data<Metrics>, services: S, config: ServerConfig) -> io::Result<Server>
+where
+    S: Fn(&mut ServiceConfig) + Clone + Send + 'static,
+{
+    let builder = Server::build().workers(config.workers).shutdown_timeout(config.grace.as_secs()).disable_signals();
+    let stopping = builder.graceful_shutdown_signal();
+    let (site, tls) = Site::new(metrics, config)?;
+    let acceptor = tls.map(|tls| TlsAcceptor::from(Arc::new(tls)));
+    // Like `HttpServer`, except that streams are `Timed`.
+    let builder = builder.listen("http", listener, move || {
+        let (acceptor, stopping) = (acceptor.clone(), stopping.clone());
+        let app = site.clone().app(services.clone()).into_factory().map_err(|error: Error| error.error_response());
+        let http = HttpService::build()
+            .keep_alive(KEEP_ALIVE)
+            .client_request_timeout(HEAD_TIMEOUT)
+            .client_disconnect_timeout(DISCONNECT_TIMEOUT)
+            .graceful_shutdown_signal(move || {
+                let stopping = stopping.clone();
+                async move { stopping.notified().await }
+            })
+            .on_connect_ext(|stream: &Timed, data| drop(data.insert(stream.clock())))
+            .finish(map_config(app, |()| AppConfig::default()));
+        let connect = fn_service(move |stream: TcpStream| {
+            let acceptor = acceptor.clone();
+            async move {
+                let peer = stream.peer_addr().ok();
+                let stream = handshake(stream, acceptor).await.map_err(DispatchError::Io)?;
+                Ok((Timed::new(stream), Protocol::Http1, peer))
+            }
+        });
+        connect.and_then(http)
+    })?;
+    Ok(builder.run())
+}
+
+/// What the applications of all worker threads share.
+#[derive(Clone)]
+struct Site {
+    routes: RouteSet,
+    edge: Edge,
+    origins: Data<Origins>,
+    failed_authentications: Data<FailedAuthenticationLimiter>,
+    limit: Data<RequestLimiter>,
+    document: Data<DocumentJson>,
+    methods: Data<Methods>,
+}
+
+impl Site {
+    fn new(metrics: Data<Metrics>, config: ServerConfig) -> io::Result<(Self, Option<rustls::ServerConfig>)> {
+        let document = openapi::document_of(config.routes.routes());
+        let site = Self {
+            routes: config.routes,
+            edge: Edge { metrics, proxies: Arc::new(config.proxies), speaks_tls: config.tls.is_some() },
+            origins: Data::new(config.origins),
+            failed_authentications: Data::new(FailedAuthenticationLimiter::default()),
+            limit: Data::new(RequestLimiter::new(config.requests)),
+            document: Data::new(DocumentJson(serde_json::to_string(&document)?)),
+            methods: Data::new(Methods::of(document)),
+        };
+        Ok((site, config.tls))
+    }
+
+    /// Builds the application of one worker thread. The middleware wrapped last runs first.
+    fn app(
+        self,
+        services: impl Fn(&mut ServiceConfig),
+    ) -> App<
+        impl ServiceFactory<
+            ServiceRequest,
+            Config = (),
+            Response = ServiceResponse<impl MessageBody>,
+            Error = Error,
+            InitError = (),
+        >,
+    > {
+        let (routes, has_documents) = (self.routes.routes(), self.routes == RouteSet::All);
         let (app, _) = App::new().into_utoipa_app().openapi(openapi::frame()).configure(routes).split_for_parts();
-        app.app_data(state.authenticator.clone())
-            .app_data(state.token_authenticator.clone())
-            .app_data(failed_authentications.clone())
-            .app_data(limit.clone())
-            .app_data(origins.clone())
-            .app_data(state.api_keys.clone())
-            .app_data(state.identity_providers.clone())
-            .app_data(state.accounts.clone())
-            .app_data(state.imports.clone())
-            .app_data(state.docker_configs.clone())
-            .app_data(state.clusters.clone())
-            .app_data(state.secrets.clone())
-            .app_data(state.pull_secrets.clone())
-            .app_data(state.streams.clone())
-            .app_data(state.previews.clone())
-            .app_data(state.audit_events.clone())
-            .app_data(state.audit_writer.clone())
-            .app_data(state.pool.clone())
-            .app_data(state.metrics.clone())
-            .app_data(document_json.clone())
-            .app_data(methods.clone())
+        let (edge, has_origins) = (Rc::new(self.edge.clone()), !self.origins.is_empty());
+        app.configure(services)
+            .app_data(self.edge.metrics.clone())
+            .app_data(self.origins)
+            .app_data(self.failed_authentications)
+            .app_data(self.limit)
+            .app_data(self.document)
+            .app_data(self.methods)
             .app_data(PathConfig::default().error_handler(|_, _| ApiError::NoRoute.into()))
             .configure(|config| {
                 if has_documents {
@@ -111,44 +163,17 @@ pub fn start(listener: TcpListener, state: State, config: ServerConfig) -> std::
             .wrap(TracingLogger::<RootSpan>::new())
             .wrap(Condition::new(has_origins, from_fn(cors::allow_origins)))
             .wrap(from_fn(move |request, next| edge::pass(Rc::clone(&edge), request, next)))
-    };
-    // As `HttpServer` does it, but that the streams are `Timed`.
-    let builder = Server::build().workers(config.workers).shutdown_timeout(config.grace.as_secs()).disable_signals();
-    let stopping = builder.graceful_shutdown_signal();
-    let builder = builder.listen("http", listener, move || {
-        let (acceptor, stopping) = (acceptor.clone(), stopping.clone());
-        let app = app().into_factory().map_err(|error: actix_web::Error| error.error_response());
-        let http = HttpService::build()
-            .keep_alive(IDLE_FOR)
-            .client_request_timeout(HEAD_WITHIN)
-            .client_disconnect_timeout(LINGER_FOR)
-            .graceful_shutdown_signal(move || {
-                let stopping = stopping.clone();
-                async move { stopping.notified().await }
-            })
-            .on_connect_ext(|stream: &Timed, data| drop(data.insert(stream.clock())))
-            .finish(map_config(app, |()| AppConfig::default()));
-        let connect = fn_service(move |stream: TcpStream| {
-            let acceptor = acceptor.clone();
-            async move {
-                let peer = stream.peer_addr().ok();
-                let stream = secure(stream, acceptor).await.map_err(DispatchError::Io)?;
-                Ok((Timed::new(stream), Protocol::Http1, peer))
-            }
-        });
-        connect.and_then(http)
-    })?;
-    Ok(builder.run())
+    }
 }
 
-/// Does the TLS handshake where there is TLS.
-async fn secure(stream: TcpStream, acceptor: Option<TlsAcceptor>) -> std::io::Result<Stream> {
+/// Performs the TLS handshake, if TLS is configured.
+async fn handshake(stream: TcpStream, acceptor: Option<TlsAcceptor>) -> io::Result<Stream> {
     let Some(acceptor) = acceptor else { return Ok(Stream::Plain(stream)) };
-    let stream = tokio::time::timeout(HEAD_WITHIN, acceptor.accept(stream)).await??;
+    let stream = tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await??;
     Ok(Stream::Tls(Box::new(stream)))
 }
 
-/// The OpenAPI document, for programs and for people.
+/// Registers the OpenAPI document and its web page.
 fn documents(config: &mut ServiceConfig) {
     config
         .service(get_document)
@@ -158,13 +183,13 @@ fn documents(config: &mut ServiceConfig) {
 
 struct DocumentJson(String);
 
-/// The OpenAPI document. It is not part of itself.
+/// Serves the OpenAPI document. The route itself is not part of the document.
 #[get("/openapi.json")]
 async fn get_document(document: Data<DocumentJson>) -> HttpResponse {
     HttpResponse::Ok().content_type("application/json").body(document.0.clone())
 }
 
-/// What no route takes: 405 where the path is there for other methods, else 404.
+/// Answers 405 if the path exists for other methods, else 404.
 async fn no_route(request: HttpRequest, methods: Data<Methods>) -> Result<HttpResponse, ApiError> {
     Err(methods.allowed(request.path()).map_or(ApiError::NoRoute, ApiError::MethodNotAllowed))
 }

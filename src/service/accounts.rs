@@ -295,7 +295,7 @@ pub(super) fn require_granted(caller: &Identity, name: &Name, labels: &Labels) -
     if caller.grants.include_account(name.as_str(), labels.as_map()) {
         return Ok(());
     }
-    Err(ServiceError::NotGranted { kind: KIND, name: name.to_string(), as_it_is: " with these labels" })
+    Err(ServiceError::NotGranted { kind: KIND, name: name.to_string(), qualifier: " with these labels" })
 }
 
 fn visible(caller: &Identity, name: &Name, found: Option<Account>) -> Result<Account, ServiceError> {

@@ -6,7 +6,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
-    crypto::api_key::{self, KeyChecker, NewKey, Pepper, ShownKey},
+    crypto::api_key::{self, KeyChecker, NewKey, Pepper, PresentedKey},
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Actor, Call, Identity, NewApiKey, Role},
@@ -60,7 +60,7 @@ impl ApiKeyAuthenticator {
     ///
     /// [`ServiceError::Storage`].
     pub async fn authenticate(&self, key: &str) -> Result<Authentication, ServiceError> {
-        let Some(presented) = ShownKey::parse(key) else { return Ok(Authentication::Malformed) };
+        let Some(presented) = PresentedKey::parse(key) else { return Ok(Authentication::Malformed) };
         let row = self.row_cache.api_key(presented.id).await?;
         if let Some(authentication) = self.check_mac(presented, row.as_deref()) {
             return Ok(authentication);
@@ -76,7 +76,7 @@ impl ApiKeyAuthenticator {
     /// Authenticates a key if neither a read from Postgres nor an argon2 hash is necessary.
     #[must_use]
     pub fn authenticate_cached(&self, key: &str) -> Option<Authentication> {
-        let Some(presented) = ShownKey::parse(key) else { return Some(Authentication::Malformed) };
+        let Some(presented) = PresentedKey::parse(key) else { return Some(Authentication::Malformed) };
         let row = self.row_cache.cached_api_key(presented.id)?;
         self.check_mac(presented, Some(&row))
     }
@@ -85,11 +85,11 @@ impl ApiKeyAuthenticator {
     ///
     /// Returns `None` only for an active key with a correct HMAC whose argon2 hash this process has
     /// not verified. Wrong keys therefore never cost an argon2 hash.
-    fn check_mac(&self, presented: ShownKey<'_>, row: Option<&CachedKey>) -> Option<Authentication> {
-        let is_valid = self.checker.has_right_mac(presented, row.map(|key| &key.verifier));
+    fn check_mac(&self, presented: PresentedKey<'_>, row: Option<&CachedKey>) -> Option<Authentication> {
+        let is_valid = self.checker.has_valid_mac(presented, row.map(|key| &key.verifier));
         match row {
             Some(key) if is_valid && !key.is_active() => Some(Authentication::Inactive(Arc::clone(&key.identity))),
-            Some(key) if is_valid && self.checker.remembers(&key.verifier) => {
+            Some(key) if is_valid && self.checker.has_verified(&key.verifier) => {
                 Some(Authentication::Authenticated(Arc::clone(&key.identity)))
             }
             Some(_) if is_valid => None,

@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use chrono::Utc;
 use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 use tokio::{sync::Mutex, time::timeout};
 use uuid::Uuid;
@@ -240,7 +239,7 @@ async fn open_chain(
 ) -> Result<Chain, AuditError> {
     let last = storage::audit::lock_last_chain(&mut *conn).await?;
     let (number, before) = last.map_or((0, Vec::new()), |last| (last.opening.number, last.opening_hash));
-    let opening = Opening { id: Uuid::now_v7(), number: number + 1, opened_at: Utc::now(), continues };
+    let opening = Opening { id: Uuid::now_v7(), number: number + 1, opened_at: crate::clock::now(), continues };
     let opening_hash = key.open(&opening, &before);
     let head = Head { sequence: 0, hash: opening_hash.clone() };
     let seal = key.seal(opening.id, &head);

@@ -469,8 +469,8 @@ async fn reviewed_providers(conn: &mut PgConnection, stored: &StoredCluster) -> 
     Ok(names.into_iter().map(|name| format!("identity-providers/{name}")).collect())
 }
 
-fn not_granted(name: &Name, as_it_is: &'static str) -> ServiceError {
-    ServiceError::NotGranted { kind: KIND, name: name.to_string(), as_it_is }
+fn not_granted(name: &Name, qualifier: &'static str) -> ServiceError {
+    ServiceError::NotGranted { kind: KIND, name: name.to_string(), qualifier }
 }
 
 /// Requires a grant of all clusters for `inCluster`: the rights of regcred's own `ServiceAccount`

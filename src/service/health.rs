@@ -1,4 +1,4 @@
-//! Whether regcred can serve.
+//! Readiness of the service.
 
 use sqlx::PgPool;
 
@@ -7,29 +7,29 @@ use crate::{
     storage::schema,
 };
 
-/// What is needed to serve, and whether it is there.
+/// Result of a readiness check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Readiness {
     /// Postgres answers.
     pub database: bool,
-    /// Postgres has every migration of this binary.
+    /// All migrations of this binary are applied.
     pub migrations: bool,
 }
 
 impl Readiness {
-    /// Whether all of it is there.
+    /// Whether the service can serve requests.
     #[must_use]
     pub fn is_ready(self) -> bool {
         self.database && self.migrations
     }
 }
 
-/// Looks at everything that serving needs.
+/// Checks Postgres and its schema.
 pub async fn readiness(pool: &PgPool) -> Readiness {
     match pending(pool).await {
         Ok(pending) => Readiness { database: true, migrations: pending == 0 },
         Err(error) => {
-            tracing::warn!(%error, "not ready: the database does not answer");
+            tracing::warn!(%error, "readiness check failed");
             Readiness { database: false, migrations: false }
         }
     }

@@ -1,4 +1,4 @@
-//! Master keys: re-sealing under a new one while the service runs, and what is sealed under which.
+//! Master key rotation and usage.
 
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -13,26 +13,26 @@ use crate::{
     storage::sealed::{self, KeyUse, SealedColumn},
 };
 
-/// Rows re-sealed in one transaction: their rows are locked for a few milliseconds.
+/// Rows per transaction, which locks them for a few milliseconds.
 const BATCH: i64 = 500;
 
-/// What [`rotate`] did.
+/// Result of [`rotate`].
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Rotation {
-    /// Values that are now under the first key of the ring.
+    /// Number of values re-sealed with the first key of the ring.
     pub resealed: u64,
-    /// Values that did not open and were left as they are.
+    /// Number of values skipped because they did not open.
     pub unreadable: u64,
 }
 
-/// Re-seals every value under the first key of the ring, in batches. It can be interrupted and run again at any
-/// time: every value is under one key or the other, and both open.
+/// Re-seals every value with the first key of the ring, in batches.
 ///
-/// `progress` is called after each batch. A value that does not open is left as it is, logged, and counted.
+/// Safe to interrupt and to repeat: each value is sealed with one key or the other, and both open.
+/// Calls `progress` after each batch. A value that does not open is logged, counted and skipped.
 ///
 /// # Errors
 ///
-/// [`ServiceError::Storage`] if Postgres cannot be asked; what was committed stays.
+/// [`ServiceError::Storage`] if Postgres is unavailable; committed batches remain.
 pub async fn rotate(
     pool: &PgPool,
     sealer: &Sealer,
@@ -50,12 +50,12 @@ pub async fn rotate(
     Ok(rotation)
 }
 
-/// As [`rotate`], on record before it begins, and again with how it went.
+/// Runs [`rotate`] with an audit event before it and another one with its result.
 ///
 /// # Errors
 ///
-/// [`ServiceError::Audit`] if it cannot be recorded; nothing is re-sealed then.
-pub async fn rotate_on_record(
+/// [`ServiceError::Audit`] if the first event cannot be recorded; nothing is re-sealed then.
+pub async fn rotate_audited(
     pool: &PgPool,
     sealer: &Sealer,
     audit: &TransactionalAudit,
@@ -76,7 +76,7 @@ pub async fn rotate_on_record(
     Ok(rotation)
 }
 
-/// Re-seals the next batch; the id of its last row, or `None` after the end.
+/// Re-seals the next batch. Returns the id of its last row, or `None` at the end.
 async fn reseal_batch(
     pool: &PgPool,
     sealer: &Sealer,
@@ -86,7 +86,7 @@ async fn reseal_batch(
     rotation: &mut Rotation,
 ) -> Result<Option<Uuid>, ServiceError> {
     let mut tx = pool.begin().await?;
-    let rows = sealed::lock_sealed_by_others(&mut tx, column, key_id, after, BATCH).await?;
+    let rows = sealed::lock_sealed_by_other_keys(&mut tx, column, key_id, after, BATCH).await?;
     let mut ids = Vec::with_capacity(rows.len());
     let mut values = Vec::with_capacity(rows.len());
     for row in &rows {
@@ -96,7 +96,7 @@ async fn reseal_batch(
                 values.push(sealer.seal(column.slot(row.id), &secret)?.bytes);
             }
             Err(error) => {
-                tracing::error!(%column, row.id = %row.id, %error, "a sealed value does not open and was left as it is");
+                tracing::error!(%column, row.id = %row.id, %error, "sealed value not opened, row skipped");
                 rotation.unreadable += 1;
             }
         }
@@ -107,22 +107,22 @@ async fn reseal_batch(
     Ok(rows.last().map(|row| row.id))
 }
 
-/// Which master keys are in use, and where.
+/// Returns the use of each master key by column.
 ///
 /// # Errors
 ///
-/// [`ServiceError::Storage`] if Postgres cannot be asked.
+/// [`ServiceError::Storage`] if Postgres is unavailable.
 pub async fn uses(pool: &PgPool) -> Result<Vec<KeyUse>, ServiceError> {
     let mut conn = connection(pool).await?;
     Ok(sealed::key_uses(&mut conn).await?)
 }
 
-/// Tries each master key in use on one value, so that a service with the wrong ring does not start.
+/// Opens one value of each master key in use, so that a process with the wrong ring does not start.
 ///
 /// # Errors
 ///
-/// [`ServiceError::Open`] for the first key that is missing or does not open its sample.
-pub async fn try_ring(pool: &PgPool, sealer: &Sealer) -> Result<(), ServiceError> {
+/// [`ServiceError::Open`] for the first key that is missing or does not open its value.
+pub async fn verify_ring(pool: &PgPool, sealer: &Sealer) -> Result<(), ServiceError> {
     for in_use in uses(pool).await? {
         let opened = sealer.open(in_use.column.slot(in_use.sample.id), &in_use.sample.sealed);
         opened.map(drop).map_err(|error: OpenError| ServiceError::Open(error))?;

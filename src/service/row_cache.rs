@@ -283,7 +283,7 @@ impl RowCache {
                 Err(error) => Err(error),
             };
             // Fails only if the lookup timed out.
-            let _ = reply.send(key.map_err(StorageError::for_another));
+            let _ = reply.send(key.map_err(StorageError::duplicate));
         }
     }
 

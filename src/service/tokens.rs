@@ -23,7 +23,7 @@ use crate::{
         caller::{Actor, ActorKind, Identity},
         cluster::CaCertificate,
         identity_provider::{AuthMethod, Issuer},
-        token::{Claims, NotNow, ShownToken},
+        token::{Claims, NotNow, PresentedToken},
     },
     service::{ServiceError, clusters::Clusters, connection},
     storage::{self, identity_providers::StoredProvider},
@@ -101,7 +101,7 @@ impl TokenAuthenticator {
     ///
     /// [`ServiceError::Storage`].
     pub async fn authenticate(&self, text: &str) -> Result<TokenAuthentication, ServiceError> {
-        let failure = match self.verify(text, Utc::now()).await? {
+        let failure = match self.verify(text, crate::clock::now()).await? {
             Ok(identity) => {
                 self.metrics.count(TokenOutcome::Accepted);
                 return Ok(TokenAuthentication::Authenticated(identity));
@@ -121,7 +121,9 @@ impl TokenAuthenticator {
     }
 
     async fn verify(&self, text: &str, now: DateTime<Utc>) -> Result<Result<Identity, Failure>, ServiceError> {
-        let Some(token) = ShownToken::parse(text) else { return Ok(Err(Failure::Rejected(TokenOutcome::Malformed))) };
+        let Some(token) = PresentedToken::parse(text) else {
+            return Ok(Err(Failure::Rejected(TokenOutcome::Malformed)));
+        };
         let expires_at = match token.end(now) {
             Ok(expires_at) => expires_at,
             Err(not_now) => return Ok(Err(Failure::Rejected(not_now.into()))),
@@ -140,7 +142,7 @@ impl TokenAuthenticator {
     }
 
     /// Finds the providers for the issuer and audiences that the token claims.
-    async fn find_providers(&self, token: &ShownToken) -> Result<Vec<StoredProvider>, ServiceError> {
+    async fn find_providers(&self, token: &PresentedToken) -> Result<Vec<StoredProvider>, ServiceError> {
         // Postgres text cannot contain NUL, so no provider matches such a value.
         let is_text = |text: &&str| !text.contains('\0');
         let audiences: Vec<String> = token.claims.audiences().into_iter().filter(is_text).map(str::to_owned).collect();
@@ -159,7 +161,7 @@ impl TokenAuthenticator {
     /// token with several audiences.
     async fn verify_with_keys(
         &self,
-        token: &ShownToken,
+        token: &PresentedToken,
         providers: &[&StoredProvider],
         expires_at: DateTime<Utc>,
     ) -> Result<Identity, Failure> {
@@ -181,7 +183,7 @@ impl TokenAuthenticator {
 
     async fn check_signature(
         &self,
-        token: &ShownToken,
+        token: &PresentedToken,
         issuer: &Issuer,
         ca_certificate: Option<&CaCertificate>,
     ) -> Result<(), Failure> {
@@ -204,7 +206,7 @@ impl TokenAuthenticator {
     /// been checked.
     async fn verify_by_review(
         &self,
-        token: &ShownToken,
+        token: &PresentedToken,
         provider: &StoredProvider,
         expires_at: DateTime<Utc>,
     ) -> Result<Identity, Failure> {

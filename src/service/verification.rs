@@ -8,7 +8,6 @@ use std::sync::{
     atomic::{AtomicI64, AtomicU64, Ordering},
 };
 
-use chrono::Utc;
 use secrecy::SecretString;
 use sqlx::PgPool;
 
@@ -228,7 +227,7 @@ impl Verifications {
         let mut conn = connection(&self.pool).await?;
         let (id, version) = (account.id, account.version);
         let stored_at = storage::verifications::record(&mut conn, id, version, result, &detail).await?;
-        Ok(Verification { result, detail, checked_at: stored_at.unwrap_or_else(Utc::now) })
+        Ok(Verification { result, detail, checked_at: stored_at.unwrap_or_else(crate::clock::now) })
     }
 
     async fn verify_stored(

@@ -1,4 +1,4 @@
-//! The pool of Postgres connections.
+//! Postgres connection pool.
 
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use sqlx::{
 
 use crate::domain::invalid::Invalid;
 
-/// A connection that was idle for longer than this is tried before it is used: one that Postgres closed
-/// meanwhile costs a reconnect then, not a failed request. Asking every time would cost a fifth of all reads.
+/// Idle time after which a connection is tested before use, so that one closed by Postgres causes a
+/// reconnect and not a failed request. Testing it every time would slow reads down by a fifth.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
-/// How long one connection may take to come about.
+/// Time limit for a single connection attempt.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Parses a Postgres URL.
 ///
 /// # Errors
 ///
-/// [`Invalid`] says that it is no URL; it never shows the URL, which has a password in it.
+/// [`Invalid`] if it is not a URL; without the URL, which contains a password.
 pub fn parse_url(url: &SecretString) -> Result<PgConnectOptions, Invalid> {
     url.expose_secret()
         .trim()
@@ -29,19 +29,20 @@ pub fn parse_url(url: &SecretString) -> Result<PgConnectOptions, Invalid> {
         .map_err(|_| Invalid::new("must be a URL such as postgres://user:password@host:5432/regcred"))
 }
 
-/// How long a statement of a service may take.
+/// Maximum duration of a statement of the service.
 pub const STATEMENT_MAX: Duration = Duration::from_secs(30);
 
-/// Has Postgres end what a service never means to do: a statement that takes longer than [`STATEMENT_MAX`], and a transaction in which
-/// nothing is said for 5 s. The latter is that of a process that stands still or has lost its host. It may have locked rows, or the head
-/// of an audit chain, that all other replicas wait for.
+/// Makes Postgres end statements that exceed [`STATEMENT_MAX`] and transactions that are idle for
+/// 5 s. An idle transaction belongs to a process that is stopped or has lost its host, and may hold
+/// locks that other replicas wait for.
 #[must_use]
 pub fn bounded(options: PgConnectOptions) -> PgConnectOptions {
     let statement = format!("{}s", STATEMENT_MAX.as_secs());
     options.options([("statement_timeout", statement.as_str()), ("idle_in_transaction_session_timeout", "5s")])
 }
 
-/// Makes a pool without connecting: requests fail as long as Postgres is away, and work once it is back.
+/// Creates a pool without connecting. Requests fail while Postgres is unavailable and succeed again
+/// afterwards.
 #[must_use]
 pub fn lazy(options: PgConnectOptions, max_connections: u32, acquire_timeout: Duration) -> PgPool {
     PgPoolOptions::new()
@@ -59,16 +60,16 @@ pub fn lazy(options: PgConnectOptions, max_connections: u32, acquire_timeout: Du
         .connect_lazy_with(options)
 }
 
-/// Connects once, beside any pool, and says why it does not work if it does not.
+/// Connects once, outside any pool.
 ///
 /// # Errors
 ///
-/// The driver's words; they hold no password.
+/// Returns the message of the driver, which contains no password.
 pub async fn probe(options: &PgConnectOptions) -> Result<(), String> {
     let connecting = sqlx::PgConnection::connect_with(options);
     match tokio::time::timeout(PROBE_TIMEOUT, connecting).await {
         Ok(Ok(conn)) => conn.close().await.map_err(|error| error.to_string()),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("the connection hangs".to_owned()),
+        Err(_) => Err("the connection attempt timed out".to_owned()),
     }
 }

@@ -1,47 +1,47 @@
-//! The schema's migrations, compiled into the binary.
+//! Schema migrations, compiled into the binary.
 
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, migrate::Migrator};
 
 use crate::{domain::invalid::Invalid, storage::StorageError};
 
-/// All migrations. A database that is ahead of this binary is fine: migrations expand first and contract one
-/// release later, so that the release before still runs.
+/// All migrations. The database may be ahead of this binary: migrations expand first and contract
+/// one release later, so that the previous release still runs.
 pub static MIGRATOR: Migrator = {
     let mut migrator = sqlx::migrate!();
     migrator.ignore_missing = true;
     migrator
 };
 
-/// Applies what is missing, under an advisory lock: replicas that start together take turns.
+/// Applies pending migrations under an advisory lock, so that concurrent replicas take turns.
 ///
 /// # Errors
 ///
-/// [`sqlx::migrate::MigrateError`] if a migration fails or an applied one was changed afterwards.
+/// [`sqlx::migrate::MigrateError`] if a migration fails or an applied one was modified.
 pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
     MIGRATOR.run(pool).await
 }
 
-/// Why rights were not granted.
+/// Reason why rights were not granted.
 #[derive(Debug, thiserror::Error)]
 pub enum GrantError {
-    /// That can be no role.
+    /// The role name is invalid.
     #[error(transparent)]
     Role(Invalid),
-    /// Postgres refuses.
+    /// Postgres refused.
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
 }
 
-/// Gives a role what a service needs in this schema: rows of all tables, but of the audit record only to add events and to
-/// move the heads of the chains. To be repeated after each migration, for tables that are new.
+/// Grants a role the rights of the service: rows of all tables, except that audit events can only
+/// be added and audit chains not deleted. Repeat it after each migration, for new tables.
 ///
 /// # Errors
 ///
-/// [`GrantError::Role`] if that can be no role's name, else what Postgres says.
+/// [`GrantError::Role`] if the role name is invalid, [`GrantError::Sql`] if Postgres refuses.
 pub async fn grant(pool: &PgPool, role: &str) -> Result<(), GrantError> {
     let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     if role.is_empty() || role.len() > 63 || !role.bytes().all(is_plain) {
-        return Err(GrantError::Role(Invalid::new("must be a role of lower-case letters, digits and '_'")));
+        return Err(GrantError::Role(Invalid::new("must be a role name of lower-case letters, digits and '_'")));
     }
     let statements = format!(
         r#"GRANT USAGE ON SCHEMA public TO "{role}";
@@ -51,12 +51,12 @@ pub async fn grant(pool: &PgPool, role: &str) -> Result<(), GrantError> {
            REVOKE DELETE ON audit_chains FROM "{role}";"#
     );
     let mut tx = pool.begin().await?;
-    // Safe: of the role's name, only such characters were let through.
+    // Safe: the role name contains only the characters checked above.
     sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *tx).await?;
     Ok(tx.commit().await?)
 }
 
-/// How many of this binary's migrations the database does not have.
+/// Returns the number of pending migrations.
 pub async fn pending(conn: &mut PgConnection) -> Result<usize, StorageError> {
     let exists = sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "exists!""#)
         .fetch_one(&mut *conn)
@@ -64,7 +64,7 @@ pub async fn pending(conn: &mut PgConnection) -> Result<usize, StorageError> {
     if !exists {
         return Ok(MIGRATOR.iter().count());
     }
-    // Not a checked query: sqlx makes this table itself, so it is not there when queries are checked.
+    // Unchecked: sqlx creates this table itself, so it does not exist when queries are checked.
     let applied: Vec<i64> =
         sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(conn).await?;
     Ok(MIGRATOR.iter().filter(|migration| !applied.contains(&migration.version)).count())

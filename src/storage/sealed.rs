@@ -1,4 +1,4 @@
-//! The columns that hold sealed values, for those who must visit them all: `master-key rotate` and `list`.
+//! Columns with sealed values, for operations on all of them: `master-key rotate` and `list`.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::{
     storage::{StorageError, accounts, clusters},
 };
 
-/// A column of sealed values.
+/// Column with sealed values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SealedColumn {
     /// Passwords of registry accounts.
@@ -20,10 +20,10 @@ pub enum SealedColumn {
 }
 
 impl SealedColumn {
-    /// All of them.
+    /// All columns.
     pub const ALL: [Self; 2] = [Self::AccountPassword, Self::ClusterCredential];
 
-    /// The slot of this column in one row.
+    /// Returns the slot of this column in a row.
     #[must_use]
     pub const fn slot(self, id: Uuid) -> Slot {
         let (table, column) = match self {
@@ -41,17 +41,17 @@ impl fmt::Display for SealedColumn {
     }
 }
 
-/// One sealed value and the row that it is in.
+/// Sealed value with the id of its row.
 #[derive(Debug)]
 pub struct SealedRow {
     /// Primary key of the row.
     pub id: Uuid,
-    /// The sealed value.
+    /// Sealed value.
     pub sealed: Sealed,
 }
 
-/// Locks the next rows, in the order of their ids, that another key than `key_id` sealed.
-pub async fn lock_sealed_by_others(
+/// Locks the next rows, ordered by id, that were not sealed with `key_id`.
+pub async fn lock_sealed_by_other_keys(
     conn: &mut PgConnection,
     column: SealedColumn,
     key_id: &str,
@@ -87,7 +87,8 @@ pub async fn lock_sealed_by_others(
     Ok(rows.into_iter().map(|(id, key_id, bytes)| SealedRow { id, sealed: Sealed { key_id, bytes } }).collect())
 }
 
-/// Replaces sealed values, all under one key, in one statement. Versions stay: nothing changed for callers.
+/// Replaces sealed values in one statement. Keeps the versions of the rows, because nothing changes
+/// for callers.
 pub async fn replace(
     conn: &mut PgConnection,
     column: SealedColumn,
@@ -124,18 +125,18 @@ pub async fn replace(
     Ok(())
 }
 
-/// The rows of one column that one master key has sealed.
+/// Rows of a column that were sealed with one master key.
 #[derive(Debug)]
 pub struct KeyUse {
-    /// Where the rows are.
+    /// Column of the rows.
     pub column: SealedColumn,
-    /// How many there are.
+    /// Number of rows.
     pub rows: i64,
-    /// One of them, to try the key on.
+    /// One of the rows, to test the key.
     pub sample: SealedRow,
 }
 
-/// Which master keys are in use, and where.
+/// Returns the use of each master key by column.
 pub async fn key_uses(conn: &mut PgConnection) -> Result<Vec<KeyUse>, StorageError> {
     let accounts = sqlx::query!(
         r#"SELECT DISTINCT ON (password_key_id) id, password, password_key_id,

@@ -1,5 +1,5 @@
-//! The direction of the modules, as the architecture has it: `main -> cli -> app -> {http, worker} -> service ->
-//! {storage, clients, crypto} -> domain`, and nothing points back.
+//! Checks the direction of module dependencies: `main -> cli -> app -> {http, worker} -> service ->
+//! {storage, clients, crypto} -> domain`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,28 +9,44 @@ use std::{
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// Which modules each module of the crate may use. A module that is not here must not be there.
-const MAY_USE: [(&str, &[&str]); 14] = [
+/// Modules that each module of the crate may use. Every module must be listed.
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("main", &["cli"]),
-    // `regcred verify` puts its own engine together, as `app` does for the service.
-    ("cli", &["app", "clients", "config", "crypto", "domain", "http", "service", "shutdown", "storage", "telemetry"]),
-    ("app", &["clients", "config", "crypto", "http", "metrics", "service", "shutdown", "storage", "worker"]),
-    // Only `cli` and `app` read the configuration; all others are given values.
+    // `regcred verify` creates its own clients, as `app` does for the service.
+    (
+        "cli",
+        &[
+            "app",
+            "clients",
+            "clock",
+            "config",
+            "crypto",
+            "domain",
+            "http",
+            "service",
+            "shutdown",
+            "storage",
+            "telemetry",
+        ],
+    ),
+    ("app", &["clients", "clock", "config", "crypto", "http", "metrics", "service", "shutdown", "storage", "worker"]),
+    // Only `cli` and `app` read the configuration; other modules receive values.
     ("config", &["clients", "crypto", "domain", "storage", "telemetry"]),
-    ("http", &["clients", "domain", "metrics", "service", "storage"]),
+    ("http", &["clients", "clock", "domain", "metrics", "service", "storage"]),
     ("worker", &["clients", "domain", "metrics", "service", "storage"]),
-    ("service", &["clients", "crypto", "domain", "storage"]),
+    ("service", &["clients", "clock", "crypto", "domain", "storage"]),
     ("storage", &["domain"]),
-    ("clients", &["domain"]),
+    ("clients", &["clock", "domain"]),
     ("crypto", &["domain"]),
     ("domain", &[]),
-    // Beside the layers, for all that are above what they look at.
+    // Outside the layers.
     ("metrics", &["clients", "crypto", "service"]),
     ("telemetry", &["domain"]),
     ("shutdown", &[]),
+    ("clock", &[]),
 ];
 
-/// Crates that speak to the outside world, and who may use them.
+/// Crates that perform I/O or cryptography, and the modules that may use them.
 const OUTSIDE: [(&str, &[&str]); 8] = [
     ("actix_web", &["app", "http"]),
     ("kube", &["clients"]),
@@ -42,7 +58,7 @@ const OUTSIDE: [(&str, &[&str]); 8] = [
     ("argon2", &["crypto"]),
 ];
 
-/// What makes SQL run; a pool, a connection and a transaction alone do not.
+/// Items of sqlx that run SQL, as opposed to pools, connections and transactions.
 const SQL: [&str; 12] = [
     "query",
     "query_as",
@@ -58,14 +74,15 @@ const SQL: [&str; 12] = [
     "Executor",
 ];
 
-/// A source file: the module of the crate that it belongs to, and the paths in it as far as `crate::MODULE` or `CRATE::NAME`.
+/// Source file with its module and the first two segments of its paths, such as `crate::MODULE` or
+/// `CRATE::NAME`.
 struct Source {
     file: PathBuf,
     module: String,
     paths: BTreeSet<(String, String)>,
 }
 
-/// All files of `src/`, without what is for tests alone.
+/// Returns all files of `src/`, without unit tests.
 fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
@@ -96,14 +113,14 @@ fn collect_files(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// Gathers the first two parts of every path, also in macros, and of every path in a `use` with braces.
+/// Collects the first two segments of every path, including those in macros and nested `use`.
 fn collect_paths(tokens: TokenStream, paths: &mut BTreeSet<(String, String)>) {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     let mut at = 0;
     while at < tokens.len() {
-        if is_for_tests(&tokens[at..]) {
+        if is_test_only(&tokens[at..]) {
             at += 2;
-            // The item itself ends with its braces or a semicolon.
+            // The item ends with its braces or a semicolon.
             while !tokens.get(at).is_none_or(ends_item) {
                 at += 1;
             }
@@ -126,7 +143,7 @@ fn collect_paths(tokens: TokenStream, paths: &mut BTreeSet<(String, String)>) {
 }
 
 /// `#[cfg(test)]`
-fn is_for_tests(tokens: &[TokenTree]) -> bool {
+fn is_test_only(tokens: &[TokenTree]) -> bool {
     let [hash, TokenTree::Group(attribute), ..] = tokens else { return false };
     is_punct(hash, '#') && attribute.stream().to_string().replace(' ', "") == "cfg(test)"
 }
@@ -139,7 +156,7 @@ fn is_punct(token: &TokenTree, wanted: char) -> bool {
     matches!(token, TokenTree::Punct(punct) if punct.as_char() == wanted)
 }
 
-/// The first name of each element of a `{…}` in a `use`.
+/// Returns the first name of each element of a `{…}` in a `use`.
 fn first_names(tokens: TokenStream) -> Vec<String> {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     let elements = tokens.split(|token| is_punct(token, ','));
@@ -147,30 +164,26 @@ fn first_names(tokens: TokenStream) -> Vec<String> {
 }
 
 #[test]
-fn modules_point_in_one_direction() {
+fn modules_depend_in_one_direction() {
     let may_use = BTreeMap::from(MAY_USE);
     let mut used = BTreeSet::new();
-    let mut wrong = Vec::new();
+    let mut violations = Vec::new();
     for source in sources() {
         let Some(allowed) = may_use.get(source.module.as_str()) else {
-            wrong.push(format!(
-                "{}: the module `{}` has no place in the architecture",
-                source.file.display(),
-                source.module
-            ));
+            violations.push(format!("{}: the module `{}` is not in MAY_USE", source.file.display(), source.module));
             continue;
         };
         for (_, target) in source.paths.iter().filter(|(first, _)| first == "crate" || first == "regcred") {
             if *target != source.module && may_use.contains_key(target.as_str()) {
                 used.insert((source.module.clone(), target.clone()));
                 if !allowed.contains(&target.as_str()) {
-                    wrong.push(format!("{}: `{}` must not use `{target}`", source.file.display(), source.module));
+                    violations.push(format!("{}: `{}` must not use `{target}`", source.file.display(), source.module));
                 }
             }
         }
     }
-    assert!(wrong.is_empty(), "{wrong:#?}");
-    // The main road is seen at all: otherwise the search itself is broken.
+    assert!(violations.is_empty(), "{violations:#?}");
+    // Proves that the search finds the main dependencies.
     for (user, target) in [
         ("main", "cli"),
         ("cli", "app"),
@@ -183,56 +196,56 @@ fn modules_point_in_one_direction() {
         ("clients", "domain"),
         ("crypto", "domain"),
     ] {
-        assert!(used.contains(&(user.to_owned(), target.to_owned())), "nobody saw that {user} uses {target}: {used:?}");
+        assert!(used.contains(&(user.to_owned(), target.to_owned())), "{user} -> {target} was not found in {used:?}");
     }
 }
 
 #[test]
-fn the_allowed_directions_have_no_circle() {
+fn allowed_dependencies_have_no_cycle() {
     let mut left = BTreeMap::from(MAY_USE);
     while !left.is_empty() {
         let before = left.len();
         let names: BTreeSet<&str> = left.keys().copied().collect();
         left.retain(|_, uses| uses.iter().any(|module| names.contains(module)));
-        assert!(left.len() < before, "these use each other in a circle: {:?}", left.keys());
+        assert!(left.len() < before, "dependency cycle: {:?}", left.keys());
     }
 }
 
 #[test]
-fn sql_is_in_storage_alone() {
+fn only_storage_contains_sql() {
     let (in_storage, elsewhere): (Vec<Source>, Vec<Source>) = sources()
         .into_iter()
         .filter(|source| source.paths.iter().any(|(first, name)| first == "sqlx" && SQL.contains(&name.as_str())))
         .partition(|source| source.module == "storage");
     let elsewhere: Vec<PathBuf> = elsewhere.into_iter().map(|source| source.file).collect();
     assert_eq!(elsewhere, [""; 0].map(PathBuf::from));
-    assert!(in_storage.len() >= 4, "the search found SQL in {} files only", in_storage.len());
+    assert!(in_storage.len() >= 4, "found SQL in only {} files", in_storage.len());
 }
 
 #[test]
-fn the_outside_world_is_reached_where_it_belongs() {
+fn outside_crates_are_used_by_their_modules_only() {
     let may_use = BTreeMap::from(OUTSIDE);
-    let mut wrong = Vec::new();
+    let mut violations = Vec::new();
     let mut seen = BTreeSet::new();
     for source in sources() {
         for (first, _) in &source.paths {
             let Some(allowed) = may_use.get(first.as_str()) else { continue };
             seen.insert(first.clone());
             if !allowed.contains(&source.module.as_str()) {
-                wrong.push(format!("{}: `{first}` does not belong in `{}`", source.file.display(), source.module));
+                violations.push(format!("{}: `{}` must not use `{first}`", source.file.display(), source.module));
             }
         }
         let in_std = |name: &str| source.paths.contains(&("std".to_owned(), name.to_owned()));
         if source.module == "domain" && ["fs", "env", "process", "thread"].into_iter().any(in_std) {
-            wrong.push(format!("{}: `domain` is pure", source.file.display()));
+            violations.push(format!("{}: `domain` is pure", source.file.display()));
         }
     }
-    assert!(wrong.is_empty(), "{wrong:#?}");
-    assert_eq!(seen.len(), OUTSIDE.len(), "only these are used at all: {seen:?}");
+    assert!(violations.is_empty(), "{violations:#?}");
+    assert_eq!(seen.len(), OUTSIDE.len(), "unused: only {seen:?} were found");
 }
 
 #[test]
-fn paths_are_found_wherever_they_stand() {
+fn paths_are_found_in_imports_expressions_and_macros() {
     let source = r#"
         // use crate::in_a_comment::X;
         use crate::{one::A, two::{B, C}, self};

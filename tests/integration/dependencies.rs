@@ -1,5 +1,5 @@
-//! What regcred needs and does not have: Postgres, clusters, a usable configuration. Each is said as what it is, in time, and is
-//! recovered from without a restart.
+//! Missing dependencies: Postgres, clusters, configuration. Each is reported in time and recovered
+//! from without a restart.
 
 use std::{
     collections::BTreeMap,
@@ -23,13 +23,13 @@ use crate::support::{
 
 // ---- Postgres ----
 
-/// The URL of a Postgres that is not there.
+/// Returns the URL of an unreachable Postgres.
 fn absent_postgres() -> String {
     refusing_server().replace("http://", &format!("postgres://regcred:{}@", postgres::PASSWORD)) + "/regcred"
 }
 
 #[tokio::test]
-async fn a_start_without_postgres_is_tried_again_and_ends_in_time() {
+async fn startup_without_postgres_retries_until_its_timeout() {
     let url = absent_postgres();
     let server = url.rsplit_once('@').expect("a URL").1.trim_end_matches("/regcred").to_owned();
     let installation = Installation::new(&url).with("REGCRED_DATABASE_START_TIMEOUT_SECONDS", "3");
@@ -38,16 +38,16 @@ async fn a_start_without_postgres_is_tried_again_and_ends_in_time() {
     let exit = installation.run(&["serve"]).await;
 
     assert_eq!(exit.code, Some(69), "{exit:?}");
-    let told = format!("Postgres at {server} did not answer within 3 s");
-    assert!(exit.stderr.contains(&told) && exit.stderr.contains("REGCRED_DATABASE_URL"), "{exit:?}");
-    let retries = exit.stderr.lines().filter(|line| line.contains("trying again")).count();
+    let message = format!("Postgres at {server} did not answer within 3 s");
+    assert!(exit.stderr.contains(&message) && exit.stderr.contains("REGCRED_DATABASE_URL"), "{exit:?}");
+    let retries = exit.stderr.lines().filter(|line| line.contains("postgres unavailable")).count();
     assert!(retries >= 2, "{retries} retries: {exit:?}");
     assert!(!exit.stderr.contains(postgres::PASSWORD) && exit.stdout.is_empty(), "{exit:?}");
     assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
 }
 
 #[tokio::test]
-async fn every_command_that_needs_postgres_says_that_it_is_not_there() {
+async fn every_command_reports_an_unreachable_postgres() {
     let installation = Installation::new(&absent_postgres()).with("REGCRED_DATABASE_START_TIMEOUT_SECONDS", "1");
     for arguments in [
         &["migrate"][..],
@@ -64,11 +64,11 @@ async fn every_command_that_needs_postgres_says_that_it_is_not_there() {
 }
 
 #[tokio::test]
-async fn a_start_waits_for_a_postgres_that_comes_late() {
+async fn startup_waits_for_postgres() {
     let mut postgres = Postgres::prepare();
     let installation = Installation::new(&postgres.url());
     let process = installation.spawn(&["serve", "--migrate"]);
-    eventually("it waits", async || process.stderr().contains("trying again").then_some(())).await;
+    eventually("startup waits", async || process.stderr().contains("postgres unavailable").then_some(())).await;
 
     postgres.start().await;
 
@@ -77,10 +77,10 @@ async fn a_start_waits_for_a_postgres_that_comes_late() {
 }
 
 #[tokio::test]
-async fn a_signal_ends_a_start_that_waits_for_postgres() {
+async fn signal_aborts_a_startup_that_waits_for_postgres() {
     let installation = Installation::new(&absent_postgres());
     let process = installation.spawn(&["serve"]);
-    eventually("it waits", async || process.stderr().contains("trying again").then_some(())).await;
+    eventually("startup waits", async || process.stderr().contains("postgres unavailable").then_some(())).await;
 
     process.signal("TERM");
 
@@ -89,22 +89,22 @@ async fn a_signal_ends_a_start_that_waits_for_postgres() {
 }
 
 #[tokio::test]
-async fn without_postgres_requests_are_refused_until_it_is_back() {
+async fn requests_fail_with_503_while_postgres_is_down() {
     let mut postgres = Postgres::prepare();
     postgres.start().await;
     let installation = Installation::new(&postgres.url()).with("REGCRED_DATABASE_ACQUIRE_TIMEOUT_SECONDS", "1");
     let mut service = installation.serve().await;
     let client = service.client(&installation.new_key("admin").await);
-    let account = json!({"name": "a", "registry": "ghcr.io", "username": "martin", "password": "canary-password"});
+    let account = json!({"name": "a", "registry": "ghcr.io", "username": "robot", "password": "canary-password"});
     client.post("/v1/registry-accounts", &account).await.expect(201);
 
-    // Twice: what holds once may have used something up.
+    // Twice, in case the first outage exhausts a resource.
     for round in 1..=2 {
         postgres.stop().await;
-        // What is remembered counts until the process has heard of it.
-        eventually("rows are not remembered any more", async || {
+        // Cached rows are used until the process notices the outage.
+        eventually("row cache inactive", async || {
             let metrics = service.anonymous().get("/metrics").await.body;
-            metrics.contains("\nregcred_rows_remembered 0\n").then_some(())
+            metrics.contains("\nregcred_row_cache_active 0\n").then_some(())
         })
         .await;
         let render = json!({"accounts": ["a"]});
@@ -126,11 +126,9 @@ async fn without_postgres_requests_are_refused_until_it_is_back() {
         assert_eq!(service.anonymous().get("/metrics").await.status, 200);
 
         postgres.start().await;
-        eventually("it is ready again", async || {
-            (service.anonymous().get("/readyz").await.status == 200).then_some(())
-        })
-        .await;
-        // Nothing of the lost time was stored, nothing of the time before is lost.
+        eventually("ready again", async || (service.anonymous().get("/readyz").await.status == 200).then_some(()))
+            .await;
+        // Failed changes were not stored; earlier ones are intact.
         assert_eq!(client.get("/v1/registry-accounts/a").await.expect(200)["email"], Value::Null);
         let rendered = client.post("/v1/docker-configs", &render).await.expect(200);
         assert_eq!(rendered["config"]["auths"]["ghcr.io"]["password"], "canary-password", "round {round}");
@@ -140,7 +138,7 @@ async fn without_postgres_requests_are_refused_until_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_postgres_that_stands_still_for_a_while_is_used_again_afterwards() {
+async fn service_recovers_from_a_frozen_postgres() {
     let mut postgres = Postgres::prepare();
     postgres.start().await;
     let installation = Installation::new(&postgres.url()).with("REGCRED_DATABASE_ACQUIRE_TIMEOUT_SECONDS", "1");
@@ -148,7 +146,8 @@ async fn a_postgres_that_stands_still_for_a_while_is_used_again_afterwards() {
     let client = service.client(&installation.new_key("admin").await);
     client.get("/v1/me").await.expect(200);
 
-    // Every connection stays open and nothing comes through, as in a network that is cut: more requests than connections.
+    // Connections stay open without traffic, as in a network partition. More requests than
+    // connections.
     postgres.freeze();
     let requests = join_all((0..32).map(|_| client.get("/v1/me")));
     let meanwhile = async {
@@ -168,30 +167,28 @@ async fn a_postgres_that_stands_still_for_a_while_is_used_again_afterwards() {
     for answer in answers {
         assert!(answer.status == 200 || answer.slug() == "database-unavailable", "{answer:?}");
     }
-    eventually("it is ready again", async || (service.anonymous().get("/readyz").await.status == 200).then_some(()))
-        .await;
+    eventually("ready again", async || (service.anonymous().get("/readyz").await.status == 200).then_some(())).await;
     for answer in join_all((0..32).map(|_| client.get("/v1/me"))).await {
         answer.expect(200);
     }
 }
 
-/// As that of a replica that was stopped, or whose host is gone.
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_transaction_in_which_nothing_is_said_keeps_nobody_waiting_for_long(pool: PgPool) {
+async fn idle_transaction_is_ended_so_that_its_locks_are_released(pool: PgPool) {
     let service = pool::lazy(pool::bounded((*pool.connect_options()).clone()), 2, PATIENCE);
-    let mut still = service.begin().await.expect("a transaction");
+    let mut idle = service.begin().await.expect("a transaction");
     let lock = "UPDATE pull_secrets SET version = version + 1";
     sqlx::query("INSERT INTO pull_secrets (id, name, declaration) VALUES (gen_random_uuid(), 'team-a', '{}')")
         .execute(&pool)
         .await
         .expect("a pull secret");
-    sqlx::query(lock).execute(&mut *still).await.expect("locked");
+    sqlx::query(lock).execute(&mut *idle).await.expect("locked");
 
     let start = Instant::now();
-    sqlx::query(lock).execute(&service).await.expect("nobody has it locked any more");
+    sqlx::query(lock).execute(&service).await.expect("lock released");
 
     assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
-    let lost = sqlx::query("SELECT 1").execute(&mut *still).await.expect_err("it was ended");
+    let lost = sqlx::query("SELECT 1").execute(&mut *idle).await.expect_err("transaction ended");
     assert!(matches!(StorageError::from(lost), StorageError::Unavailable(_)));
     let longest: String = sqlx::query_scalar("SHOW statement_timeout").fetch_one(&service).await.expect("a setting");
     assert_eq!(longest, "30s");
@@ -199,13 +196,13 @@ async fn a_transaction_in_which_nothing_is_said_keeps_nobody_waiting_for_long(po
 
 // ---- Clusters ----
 
-/// Registers a cluster whose API server is anything but well, and an account to deliver there.
+/// Registers a faulty cluster, and an account to deliver there.
 async fn register(app: &TestApp, cluster: Value) {
-    app.register_account("a", "ghcr.io", "martin", "canary-password").await;
+    app.register_account("a", "ghcr.io", "robot", "canary-password").await;
     app.admin().post("/v1/clusters", &cluster).await.expect(201);
 }
 
-/// Tries to deliver the account; the problem's detail, and what `check` says of the cluster.
+/// Delivers the account, which must fail. Returns the problem's detail and the cluster check.
 async fn try_delivery(app: &TestApp, namespace: &str, status: u16, slug: &str) -> (String, Value) {
     let path = format!("/v1/clusters/ill/namespaces/{namespace}/secrets");
     let answer = app.admin().post(&path, &json!({"name": "pull", "accounts": ["a"]})).await;
@@ -218,7 +215,7 @@ async fn try_delivery(app: &TestApp, namespace: &str, status: u16, slug: &str) -
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_api_server_that_is_gone_is_unreachable(pool: PgPool) {
+async fn refused_connection_is_reported_as_unreachable(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let server = refusing_server();
     let auth = json!({"type": "token", "token": "canary-token"});
@@ -231,7 +228,7 @@ async fn an_api_server_that_is_gone_is_unreachable(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_api_server_that_hangs_is_given_up_in_time(pool: PgPool) {
+async fn hanging_api_server_is_reported_after_the_timeout(pool: PgPool) {
     let app = TestApp::configured(pool, &[("REGCRED_CLUSTER_TIMEOUT_SECONDS", "2")]).await;
     let (_gate, cluster) = Gate::cluster("ill");
     register(&app, cluster).await;
@@ -245,7 +242,7 @@ async fn an_api_server_that_hangs_is_given_up_in_time(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_api_server_that_hangs_holds_nobody_else_up(pool: PgPool) {
+async fn hanging_api_server_does_not_block_other_clusters(pool: PgPool) {
     let app = TestApp::configured(pool, &[("REGCRED_CLUSTER_TIMEOUT_SECONDS", "3600")]).await;
     let namespace = kubernetes::new_namespace().await;
     let (gate, cluster) = Gate::cluster("ill");
@@ -256,7 +253,7 @@ async fn an_api_server_that_hangs_holds_nobody_else_up(pool: PgPool) {
         app.admin().post(&path, &json!({"name": name, "accounts": ["a"]})).await
     };
 
-    // More than there are connections to Postgres: a request that waits for a cluster must hold none.
+    // More requests than Postgres connections: waiting for a cluster must not hold one.
     let hanging = join_all((0..40).map(|number| deliver("ill", format!("ill-{number}"))));
     let meanwhile = async {
         gate.until_waiting(40).await;
@@ -272,21 +269,21 @@ async fn an_api_server_that_hangs_holds_nobody_else_up(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_api_server_whose_certificate_does_not_verify_gets_nothing(pool: PgPool) {
+async fn api_server_with_unverified_certificate_receives_nothing(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let auth = json!({"type": "token", "token": given("REGCRED_TEST_KUBE_ADMIN_TOKEN")});
-    // The real API server, and no CA that vouches for it.
+    // Without the CA of the API server.
     register(&app, json!({"name": "ill", "server": kubernetes::server(), "auth": auth})).await;
 
     let (detail, check) = try_delivery(&app, "default", 502, "cluster-unreachable").await;
 
     assert!(detail.contains("certificate") && detail.contains("caCertificate"), "{detail}");
     assert_eq!((&check["reachable"], &check["problem"]["type"]), (&json!(false), &json!("cluster-unreachable")));
-    // With its CA, it is the right one.
+    // With the CA.
     let body = json!({"caCertificate": kubernetes::file("ca.crt"), "auth": auth});
     app.admin().patch("/v1/clusters/ill", &body).await.expect(200);
     assert_eq!(app.admin().post("/v1/clusters/ill/check", &json!({})).await.expect(200)["reachable"], true);
-    // With another name than its certificate bears, it is not.
+    // With a name that the certificate does not contain.
     let body = json!({"tlsServerName": "other.example.com", "auth": auth});
     app.admin().patch("/v1/clusters/ill", &body).await.expect(200);
     let (detail, _) = try_delivery(&app, "default", 502, "cluster-unreachable").await;
@@ -294,10 +291,10 @@ async fn an_api_server_whose_certificate_does_not_verify_gets_nothing(pool: PgPo
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_credential_that_the_cluster_does_not_take_is_not_the_callers_fault(pool: PgPool) {
+async fn rejected_cluster_credential_is_reported_as_502(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let namespace = kubernetes::new_namespace().await;
-    app.register_account("a", "ghcr.io", "martin", "canary-password").await;
+    app.register_account("a", "ghcr.io", "robot", "canary-password").await;
     app.register_cluster_with("ill", &json!({"type": "token", "token": "canary-token"})).await;
 
     let (_, check) = try_delivery(&app, &namespace, 502, "cluster-unauthorized").await;
@@ -309,7 +306,7 @@ async fn a_credential_that_the_cluster_does_not_take_is_not_the_callers_fault(po
     assert!(detail.contains(&namespace), "{detail}");
     let permissions = check["permissions"].as_array().expect("a list");
     assert!(check["reachable"] == true && permissions.iter().all(|permission| permission["allowed"] == false));
-    // A credential that was changed counts at once.
+    // A changed credential takes effect immediately.
     let admin = json!({"type": "token", "token": given("REGCRED_TEST_KUBE_ADMIN_TOKEN")});
     app.admin().patch("/v1/clusters/ill", &json!({"auth": admin})).await.expect(200);
     let path = format!("/v1/clusters/ill/namespaces/{namespace}/secrets");
@@ -319,7 +316,7 @@ async fn a_credential_that_the_cluster_does_not_take_is_not_the_callers_fault(po
 // ---- Configuration ----
 
 #[tokio::test]
-async fn every_problem_of_the_configuration_is_told_at_once() {
+async fn all_configuration_problems_are_reported_together() {
     let installation = Installation::new("canary-no-url")
         .with("REGCRED_HTTP_LISTEN", "nowhere")
         .with("REGCRED_HTTP_WORKERS", "0")
@@ -332,7 +329,7 @@ async fn every_problem_of_the_configuration_is_told_at_once() {
     let exit = installation.run(&["serve"]).await;
 
     assert_eq!(exit.code, Some(64), "{exit:?}");
-    let told: BTreeMap<&str, &str> =
+    let reported: BTreeMap<&str, &str> =
         exit.stderr.lines().filter_map(|line| line.trim().strip_prefix("- ")?.split_once(':')).collect();
     for variable in [
         "REGCRED_HTTP_LISTEN",
@@ -344,18 +341,18 @@ async fn every_problem_of_the_configuration_is_told_at_once() {
         "REGCRED_API_KEY_PEPPER_FILE",
         "REGCRED_CLUSTER_TIMEOUT_SECONDS",
     ] {
-        assert!(told.contains_key(variable), "{variable} is not in {told:#?}");
+        assert!(reported.contains_key(variable), "{variable} is not in {reported:#?}");
     }
     assert!(!exit.stderr.contains("canary"), "{exit:?}");
 }
 
 #[tokio::test]
-async fn a_log_filter_that_is_none_is_told() {
+async fn invalid_log_configuration_is_reported() {
     for (variable, value) in [("REGCRED_LOG_FILTER", "regcred=loud"), ("REGCRED_LOG_FORMAT", "xml")] {
         let installation = Installation::new("postgres://localhost/x").with(variable, value);
         let exit = installation.run(&["migrate"]).await;
         assert!(exit.code == Some(64) && exit.stderr.contains(variable), "{exit:?}");
-        // With what else is wrong.
+        // Together with other problems.
         let exit = installation.with("REGCRED_HTTP_WORKERS", "0").run(&["serve"]).await;
         assert!(exit.code == Some(64) && exit.stderr.contains(variable), "{exit:?}");
         assert!(exit.stderr.contains("REGCRED_HTTP_WORKERS"), "{exit:?}");
@@ -363,7 +360,7 @@ async fn a_log_filter_that_is_none_is_told() {
 }
 
 #[tokio::test]
-async fn a_secret_that_is_missing_is_named_with_both_of_its_variables() {
+async fn missing_secret_is_reported_with_both_variables() {
     for name in ["REGCRED_DATABASE_URL", "REGCRED_MASTER_KEYS", "REGCRED_API_KEY_PEPPER"] {
         let file = format!("{name}_FILE");
         let exit = Installation::new("postgres://localhost/x").with(&file, "").run(&["serve"]).await;
@@ -372,14 +369,14 @@ async fn a_secret_that_is_missing_is_named_with_both_of_its_variables() {
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_schema_that_is_behind_is_told_with_the_way_out(pool: PgPool) {
+async fn outdated_schema_is_reported_with_its_remedy(pool: PgPool) {
     let installation = Installation::new(pool.connect_options().to_url_lossy().as_str());
 
     let exit = installation.run(&["serve"]).await;
 
     assert_eq!(exit.code, Some(64), "{exit:?}");
     assert!(exit.stderr.contains("regcred migrate") && exit.stderr.contains("serve --migrate"), "{exit:?}");
-    // A refused start changes nothing; and the way out is one, also twice.
+    // A refused start changes nothing. The remedy works and can be repeated.
     let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
         .fetch_one(&pool)
         .await
@@ -392,17 +389,17 @@ async fn a_schema_that_is_behind_is_told_with_the_way_out(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn master_keys_that_do_not_open_what_is_stored_are_told_at_the_start(pool: PgPool) {
+async fn startup_rejects_master_keys_that_do_not_open_stored_values(pool: PgPool) {
     let url = pool.connect_options().to_url_lossy();
     let installation = Installation::new(url.as_str());
     let service = installation.serve().await;
     let client = service.client(&installation.new_key("admin").await);
-    let account = json!({"name": "a", "registry": "ghcr.io", "username": "martin", "password": "x"});
+    let account = json!({"name": "a", "registry": "ghcr.io", "username": "robot", "password": "x"});
     client.post("/v1/registry-accounts", &account).await.expect(201);
     let own = std::fs::read_to_string(installation.variable("REGCRED_MASTER_KEYS_FILE")).expect("the ring");
     let (id, _) = own.split_once(':').expect("a ring");
 
-    // Another key, and another key under the id of the right one.
+    // Another key, and another key with the id of the right one.
     let other_ring = Installation::new(url.as_str());
     let same_id = format!("{id}:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
     let confused =
@@ -416,7 +413,7 @@ async fn master_keys_that_do_not_open_what_is_stored_are_told_at_the_start(pool:
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_address_in_use_is_told_with_the_variable_that_names_it(pool: PgPool) {
+async fn address_in_use_is_reported_with_its_variable(pool: PgPool) {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address").to_string();
     let installation =

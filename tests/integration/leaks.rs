@@ -12,7 +12,7 @@ use regcred::{
     clients::cluster::{ClusterClient, ClusterClientConfig, NewSecret},
     config::Reader,
     crypto::{
-        api_key::{self, Pepper, ShownKey},
+        api_key::{self, Pepper, PresentedKey},
         sealer::{KeyRing, Sealer, generate_ring_line},
     },
     domain::{
@@ -568,7 +568,7 @@ async fn debug_output_contains_no_secret() {
     let config = Reader::new(&lookup).serve().expect("a good configuration");
     let pepper = Pepper::parse(&SecretString::from(ring_key)).expect("a pepper");
     let new_key = api_key::generate(&pepper).expect("a key");
-    let shown = ShownKey::parse(new_key.text.expose_secret()).expect("a key");
+    let shown = PresentedKey::parse(new_key.text.expose_secret()).expect("a key");
     let token = || ClusterAuth::Token { token: hidden() };
     let connection = ClusterConnection::new(Some("https://k"), Some(&kubernetes::file("ca.crt")), None, token(), false);
     let connection = connection.expect("a good connection");

@@ -1,4 +1,4 @@
-//! From the first replica's start to the last signal: starts, stops, health, and the change of master keys, on the real binary.
+//! Startup, shutdown, health and master key rotation of the compiled binary.
 
 use std::{
     fs,
@@ -34,15 +34,14 @@ fn installation(pool: &PgPool) -> Installation {
 // ---- Start ----
 
 #[sqlx::test(migrations = false)]
-async fn replicas_that_start_together_on_an_empty_database_all_come_up(pool: PgPool) {
+async fn replicas_start_concurrently_on_an_empty_database(pool: PgPool) {
     let installation = installation(&pool);
     let processes: Vec<_> = (0..5).map(|_| installation.spawn(&["serve", "--migrate"])).collect();
 
     let replicas = join_all(processes.into_iter().map(Service::of)).await;
 
-    // A key that one of them takes is taken by all, and what one stores is seen by all.
     let key = installation.new_key("admin").await;
-    let account = json!({"name": "a", "registry": "ghcr.io", "username": "martin", "password": "x"});
+    let account = json!({"name": "a", "registry": "ghcr.io", "username": "robot", "password": "x"});
     replicas[0].client(&key).post("/v1/registry-accounts", &account).await.expect(201);
     for replica in &replicas {
         assert_eq!(replica.anonymous().get("/readyz").await.expect(200)["ready"], true);
@@ -51,7 +50,7 @@ async fn replicas_that_start_together_on_an_empty_database_all_come_up(pool: PgP
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn healthcheck_says_by_its_exit_code_whether_a_service_lives(pool: PgPool) {
+async fn healthcheck_exit_code_reports_whether_the_service_answers(pool: PgPool) {
     let installation = installation(&pool);
     let service = installation.serve().await;
     let url = |path: &str| format!("http://{}{path}", service.address);
@@ -71,16 +70,16 @@ async fn healthcheck_says_by_its_exit_code_whether_a_service_lives(pool: PgPool)
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_last_line_of_a_request_says_who_asked_and_how_it_ended(pool: PgPool) {
+async fn request_log_line_names_caller_and_status(pool: PgPool) {
     let installation = installation(&pool);
     let service = installation.serve().await;
-    let asked = [
+    let cases = [
         (service.client(&installation.new_key("ci").await).get("/v1/me").await, 200, json!("ci")),
         (service.anonymous().get("/v1/me").await, 401, Value::Null),
     ];
-    for (answer, status, caller) in asked {
+    for (answer, status, caller) in cases {
         let id = answer.header("x-request-id");
-        let line = eventually("the request's last line", async || {
+        let line = eventually("request logged", async || {
             let stderr = service.process.stderr();
             let mut lines = stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
             lines.find(|line| line["message"] == "request completed" && line["span"]["request_id"] == id)
@@ -92,7 +91,7 @@ async fn the_last_line_of_a_request_says_who_asked_and_how_it_ended(pool: PgPool
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn what_operators_ask_for_needs_no_key(pool: PgPool) {
+async fn operational_routes_need_no_key(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let ask = async |path: &str| {
         let answer = app.anonymous().get(path).await;
@@ -106,10 +105,10 @@ async fn what_operators_ask_for_needs_no_key(pool: PgPool) {
     assert_eq!(ask("/openapi.json").await.json(), serde_json::to_value(regcred::http::document()).expect("JSON"));
     let docs = ask("/docs").await;
     assert!(docs.header("content-type").starts_with("text/html") && docs.body.contains("swagger"), "{docs:?}");
-    assert!(!docs.body.contains("src=\"http") && !docs.body.contains("href=\"http"), "something is loaded: {docs:?}");
+    assert!(!docs.body.contains("src=\"http") && !docs.body.contains("href=\"http"), "external resource: {docs:?}");
     assert!(ask("/docs/swagger-initializer.js").await.body.contains("/openapi.json"));
 
-    // Counted by the pattern of the route, whatever callers write into paths.
+    // Requests are counted by route pattern, so that paths of callers create no series.
     app.admin().get("/v1/registry-accounts/canary-1").await.problem(404, "not-found");
     app.anonymous().get("/canary-2").await.problem(404, "not-found");
     app.anonymous().get("/v1/me").await.problem(401, "unauthenticated");
@@ -128,69 +127,69 @@ async fn what_operators_ask_for_needs_no_key(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn every_route_of_the_document_needs_a_key(pool: PgPool) {
+async fn every_documented_route_requires_a_key(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    // Keys that were good for everything.
+    // Admin keys, so that only their state is at fault.
     let expired = app.new_key("expired", Some(Utc::now() - TimeDelta::seconds(1))).await;
     let revoked = app.caller("revoked", "admin", None).await;
     let me = revoked.get("/v1/me").await.expect(200);
     let key = format!("/v1/api-keys/{}", me["id"].as_str().expect("an id"));
     assert_eq!(app.admin().delete(&key).await.status, 204);
-    let nobody = app.anonymous();
+    let anonymous = app.anonymous();
     let callers = [
-        ("no key", nobody.clone()),
-        ("what is no key", nobody.with_key("rgc_wrong")),
-        ("an expired key", nobody.with_key(&expired)),
+        ("no key", anonymous.clone()),
+        ("a malformed key", anonymous.with_key("rgc_wrong")),
+        ("an expired key", anonymous.with_key(&expired)),
         ("a revoked key", revoked),
     ];
     let document = serde_json::to_value(regcred::http::document()).expect("JSON");
-    let mut asked = 0;
+    let mut requests = 0;
     for (path, operations) in document["paths"].as_object().expect("paths") {
         if !path.starts_with("/v1/") {
             continue;
         }
         let filled = path.split('/').map(|part| if part.starts_with('{') { "x" } else { part }).collect::<Vec<_>>();
         for method in operations.as_object().expect("operations").keys().map(|method| method.to_uppercase()) {
-            for (shown, client) in &callers {
+            for (case, client) in &callers {
                 let answer = client.send(client.request(&method, &filled.join("/")).json(&json!({}))).await;
                 let refused = (answer.status, answer.slug());
-                assert_eq!(refused, (401, "unauthenticated".to_owned()), "{method} {path} with {shown}");
+                assert_eq!(refused, (401, "unauthenticated".to_owned()), "{method} {path} with {case}");
                 assert!(answer.header("www-authenticate").starts_with("Bearer"), "{method} {path}: {answer:?}");
-                asked += 1;
+                requests += 1;
             }
         }
     }
-    assert!(asked >= 120, "only {asked} requests");
+    assert!(requests >= 120, "only {requests} requests");
 }
 
 // ---- Stop ----
 
-/// Registers the slow cluster and an account.
+/// Registers an account and a cluster.
 async fn register(client: &Client, cluster: &Value) {
-    let account = json!({"name": "a", "registry": "ghcr.io", "username": "martin", "password": "x"});
+    let account = json!({"name": "a", "registry": "ghcr.io", "username": "robot", "password": "x"});
     client.post("/v1/registry-accounts", &account).await.expect(201);
     client.post("/v1/clusters", cluster).await.expect(201);
 }
 
-/// A request that takes as long as the cluster does.
+/// Request that waits for the slow cluster.
 fn deliver(client: &Client) -> reqwest::RequestBuilder {
     let path = "/v1/clusters/slow/namespaces/default/secrets";
     client.request("POST", path).json(&json!({"name": "pull", "accounts": ["a"]}))
 }
 
-/// Whoever waits is told so, or sees the connection end.
-fn assert_given_up(outcome: &reqwest::Result<Answer>) {
+/// Checks that the request failed: with a problem, or because the connection was closed.
+fn assert_aborted(outcome: &reqwest::Result<Answer>) {
     if let Ok(answer) = outcome {
         answer.problem(502, "cluster-unreachable");
     }
 }
 
 async fn until_refused(service: &Service) {
-    eventually("it takes no new connections", async || TcpStream::connect(service.address).err()).await;
+    eventually("new connections are refused", async || TcpStream::connect(service.address).err()).await;
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_signal_under_load_fails_no_request_that_is_under_way(pool: PgPool) {
+async fn signal_under_load_fails_no_request_in_flight(pool: PgPool) {
     let installation =
         installation(&pool).with("REGCRED_HTTP_SHUTDOWN_SECONDS", "60").with("REGCRED_CLUSTER_TIMEOUT_SECONDS", "60");
     for signal in ["TERM", "INT"] {
@@ -203,14 +202,14 @@ async fn a_signal_under_load_fails_no_request_that_is_under_way(pool: PgPool) {
             client.patch("/v1/clusters/slow", &json!({"server": cluster["server"]})).await.expect(200);
         }
         let is_stopping = AtomicBool::new(false);
-        // Short requests, one after the other, until they are turned away.
+        // Short requests in sequence, until new connections are refused.
         let short = (0..8).map(async |_| {
             let mut answered = 0;
             loop {
                 let request = client.request("POST", "/v1/docker-configs").json(&json!({"accounts": ["a"]}));
                 match client.try_send(request).await {
                     Ok(answer) => assert_eq!(answer.status, 200, "{answer:?}"),
-                    // Whole answers or none: a broken one is a request that failed under way.
+                    // No partial response: that would be a failed request in flight.
                     Err(error) => {
                         assert!(
                             is_stopping.load(Ordering::SeqCst) && !error.is_body() && !error.is_decode(),
@@ -222,7 +221,7 @@ async fn a_signal_under_load_fails_no_request_that_is_under_way(pool: PgPool) {
                 answered += 1;
             }
         });
-        // Long requests, of which it is certain that they are under way.
+        // Long requests that are in flight when the signal arrives.
         let long = join_all((0..20).map(|_| client.try_send(deliver(&client))));
         let stop = async {
             gate.until_waiting(20).await;
@@ -235,7 +234,7 @@ async fn a_signal_under_load_fails_no_request_that_is_under_way(pool: PgPool) {
         let (answered, long, ()) = tokio::join!(join_all(short), long, stop);
 
         for answer in long {
-            assert_eq!(answer.expect("an answer").expect(201)["uid"], "u-1");
+            assert_eq!(answer.expect("response").expect(201)["uid"], "u-1");
         }
         assert!(answered.iter().all(|count| *count > 0), "{answered:?}");
         let exit = service.process.wait().await;
@@ -244,7 +243,7 @@ async fn a_signal_under_load_fails_no_request_that_is_under_way(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_second_signal_ends_at_once(pool: PgPool) {
+async fn second_signal_aborts_the_shutdown(pool: PgPool) {
     let installation = installation(&pool)
         .with("REGCRED_HTTP_SHUTDOWN_SECONDS", "3600")
         .with("REGCRED_CLUSTER_TIMEOUT_SECONDS", "3600");
@@ -260,18 +259,18 @@ async fn a_second_signal_ends_at_once(pool: PgPool) {
 
     service.process.signal("TERM");
     until_refused(&service).await;
-    // It waits for the request, and would for an hour; if it did not, it would be gone by now.
+    // The process waits for the request in flight.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(service.process.ended().is_none());
     service.process.signal("TERM");
 
     let exit = service.process.wait().await;
     assert_eq!(exit.code, Some(0), "{exit:?}");
-    assert_given_up(&hanging.await.expect("it ends"));
+    assert_aborted(&hanging.await.expect("request task"));
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_request_that_does_not_end_is_waited_for_no_longer_than_the_grace(pool: PgPool) {
+async fn grace_period_bounds_the_wait_for_requests_in_flight(pool: PgPool) {
     let installation =
         installation(&pool).with("REGCRED_HTTP_SHUTDOWN_SECONDS", "1").with("REGCRED_CLUSTER_TIMEOUT_SECONDS", "3600");
     let service = installation.serve().await;
@@ -288,12 +287,12 @@ async fn a_request_that_does_not_end_is_waited_for_no_longer_than_the_grace(pool
 
     let exit = service.process.wait().await;
     assert_eq!(exit.code, Some(0), "{exit:?}");
-    assert_given_up(&hanging.await.expect("it ends"));
+    assert_aborted(&hanging.await.expect("request task"));
 }
 
 // ---- Master keys ----
 
-/// Each key of `master-key list` with its state and rows, in the order of the ring.
+/// Returns key id, state and rows of `master-key list`, in the order of the ring.
 async fn list_keys(installation: &Installation) -> Vec<(String, String, i64)> {
     let listed = installation.must_run(&["master-key", "list"]).await;
     let lines = listed.lines().skip(1).map(|line| {
@@ -304,10 +303,10 @@ async fn list_keys(installation: &Installation) -> Vec<(String, String, i64)> {
     lines.collect()
 }
 
-/// Stores accounts as `regcred` does, many at once: `account-0` with `password-0` and so on.
+/// Inserts accounts directly: `account-0` with `password-0` and so on.
 async fn store_accounts(pool: &PgPool, installation: &Installation, count: usize) {
-    let ring = fs::read_to_string(installation.variable("REGCRED_MASTER_KEYS_FILE")).expect("a ring");
-    let sealer = Sealer::new(KeyRing::parse(&SecretString::from(ring)).expect("a ring"), None);
+    let ring = fs::read_to_string(installation.variable("REGCRED_MASTER_KEYS_FILE")).expect("key ring");
+    let sealer = Sealer::new(KeyRing::parse(&SecretString::from(ring)).expect("key ring"), None);
     let ids: Vec<Uuid> = (0..count).map(|_| Uuid::now_v7()).collect();
     let passwords: Vec<Vec<u8>> = ids
         .iter()
@@ -332,7 +331,7 @@ async fn store_accounts(pool: &PgPool, installation: &Installation, count: usize
     .expect("stored");
 }
 
-/// Renders some of the stored accounts, which must open.
+/// Renders stored accounts and checks their passwords.
 async fn render(client: &Client, numbers: std::ops::Range<usize>) {
     let names: Vec<String> = numbers.clone().map(|number| format!("account-{number}")).collect();
     let rendered = client.post("/v1/docker-configs", &json!({"accounts": names})).await.expect(200);
@@ -343,8 +342,19 @@ async fn render(client: &Client, numbers: std::ops::Range<usize>) {
     }
 }
 
+/// Renders 50 accounts at a time until `is_done`; returns how often.
+async fn render_until(client: &Client, count: usize, is_done: &AtomicBool) -> usize {
+    let mut rendered = 0;
+    while !is_done.load(Ordering::SeqCst) {
+        let start = rendered * 7 % (count - 50);
+        render(client, start..start + 50).await;
+        rendered += 1;
+    }
+    rendered
+}
+
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn master_keys_change_under_load_without_a_failed_request(pool: PgPool) {
+async fn master_key_rotation_under_load_fails_no_request(pool: PgPool) {
     const COUNT: usize = 3_000;
     let installation = installation(&pool);
     let ring_file = installation.variable("REGCRED_MASTER_KEYS_FILE");
@@ -358,21 +368,13 @@ async fn master_keys_change_under_load_without_a_failed_request(pool: PgPool) {
     assert_eq!(before, [(old.clone(), "seals".to_owned(), 3_001)]);
 
     let is_done = AtomicBool::new(false);
-    let load = replicas.iter().map(async |replica| {
-        let client = replica.client(&key);
-        let mut rendered = 0;
-        while !is_done.load(Ordering::SeqCst) {
-            let start = rendered * 7 % (COUNT - 50);
-            render(&client, start..start + 50).await;
-            rendered += 1;
-        }
-        rendered
-    });
+    let clients = replicas.each_ref().map(|replica| replica.client(&key));
+    let load = clients.iter().map(|client| render_until(client, COUNT, &is_done));
     let rotation = async {
         installation.must_run(&["master-key", "generate", "--file", &ring_file]).await;
         installation.must_run(&["master-key", "rotate"]).await;
         let listed = list_keys(&installation).await;
-        // Who has opened what the new key sealed, seals under it.
+        // A replica that has opened a value of the new key also seals with it.
         for (number, replica) in replicas.iter().enumerate() {
             render(&replica.client(&key), 0..1).await;
             let body =
@@ -393,9 +395,9 @@ async fn master_keys_change_under_load_without_a_failed_request(pool: PgPool) {
         [(new.clone(), "seals".to_owned(), 3_003), (old, "opens".to_owned(), 0)]
     );
 
-    // The old key can go, and everything opens after a restart.
+    // Without the old key everything still opens after a restart.
     drop(replicas);
-    let ring = fs::read_to_string(&ring_file).expect("the ring");
+    let ring = fs::read_to_string(&ring_file).expect("key ring");
     fs::write(&ring_file, ring.lines().next().expect("the new key")).expect("written");
     let service = installation.serve().await;
     let client = service.client(&key);
@@ -403,12 +405,12 @@ async fn master_keys_change_under_load_without_a_failed_request(pool: PgPool) {
         render(&client, start..start + 1_000).await;
     }
     let kept = client.patch("/v1/clusters/c", &json!({"allowPlainHttp": false})).await;
-    assert_eq!(kept.expect(200)["version"], 2, "the cluster's token opens too");
+    assert_eq!(kept.expect(200)["version"], 2, "the token of the cluster opens");
     assert_eq!(list_keys(&installation).await, [(new, "seals".to_owned(), 3_003)]);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_rotation_that_is_killed_halfway_loses_nothing_and_can_be_repeated(pool: PgPool) {
+async fn killed_rotation_loses_nothing_and_can_be_repeated(pool: PgPool) {
     const COUNT: usize = 1_200;
     let installation = installation(&pool);
     store_accounts(&pool, &installation, COUNT).await;
@@ -416,19 +418,19 @@ async fn a_rotation_that_is_killed_halfway_loses_nothing_and_can_be_repeated(poo
     let client = service.client(&installation.new_key("admin").await);
     let ring_file = installation.variable("REGCRED_MASTER_KEYS_FILE");
     installation.must_run(&["master-key", "generate", "--file", &ring_file]).await;
-    // Whoever holds the last row holds the rotation up in its last batch.
-    let mut holder = pool.begin().await.expect("a transaction");
+    // A lock on the last row blocks the last batch of the rotation.
+    let mut lock = pool.begin().await.expect("a transaction");
     sqlx::query("SELECT id FROM registry_accounts ORDER BY id DESC LIMIT 1 FOR UPDATE")
-        .fetch_one(&mut *holder)
+        .fetch_one(&mut *lock)
         .await
         .expect("the last row");
     let rotation = installation.spawn(&["master-key", "rotate"]);
-    eventually("two batches are done", async || rotation.stderr().contains("1000 values").then_some(())).await;
+    eventually("two batches committed", async || rotation.stderr().contains("1000 values").then_some(())).await;
 
     rotation.signal("KILL");
 
     assert_eq!(rotation.wait().await.code, None);
-    holder.rollback().await.expect("released");
+    lock.rollback().await.expect("released");
     let halfway = list_keys(&installation).await;
     assert_eq!([halfway[0].2, halfway[1].2], [1_000, 200]);
     render(&client, 700..COUNT).await;
@@ -438,13 +440,13 @@ async fn a_rotation_that_is_killed_halfway_loses_nothing_and_can_be_repeated(poo
     let after = list_keys(&installation).await;
     assert_eq!([after[0].2, after[1].2], [1_200, 0]);
     render(&client, 700..COUNT).await;
-    // A third time there is nothing to do.
+    // Nothing remains for a third run.
     let again = installation.run(&["master-key", "rotate"]).await;
     assert!(again.code == Some(0) && again.stderr.contains("0 values"), "{again:?}");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_rotation_says_which_values_it_could_not_open(pool: PgPool) {
+async fn rotation_reports_values_that_do_not_open(pool: PgPool) {
     let installation = installation(&pool);
     store_accounts(&pool, &installation, 3).await;
     sqlx::query("UPDATE registry_accounts SET password = set_byte(password, 20, get_byte(password, 20) # 1) WHERE name = 'account-1'")
@@ -458,7 +460,7 @@ async fn a_rotation_says_which_values_it_could_not_open(pool: PgPool) {
     let exit = installation.run(&["master-key", "rotate"]).await;
 
     assert_eq!(exit.code, Some(1), "{exit:?}");
-    assert!(exit.stderr.contains("2 values re-sealed; 1 did not open"), "{exit:?}");
+    assert!(exit.stderr.contains("2 values re-sealed, 1 skipped because they did not open"), "{exit:?}");
     let listed = list_keys(&installation).await;
     assert_eq!([listed[0].2, listed[1].2], [2, 1]);
     assert!(start.elapsed() < PATIENCE);

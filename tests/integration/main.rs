@@ -1,6 +1,8 @@
 //! Integration tests against real Postgres, API servers and registries, started by
 //! `dev/with-services`.
 
+#![expect(clippy::disallowed_methods, reason = "tests read the environment and the wall clock")]
+
 mod access;
 mod accounts;
 mod architecture;

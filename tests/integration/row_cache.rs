@@ -1,4 +1,4 @@
-//! Rows that a process remembers, and what others change in them meanwhile: two replicas on one Postgres.
+//! Cached rows and concurrent changes: two replicas on one Postgres.
 
 use std::time::{Duration, Instant};
 
@@ -17,14 +17,14 @@ use crate::support::{
     process::{Installation, Service},
 };
 
-/// How long a replica may go on with what another one has changed, while the announcing connection lives.
-const WHILE_HEARD: Duration = Duration::from_secs(1);
-/// The same while that connection hangs: docs/ARCHITECTURE.md.
-const WHILE_CUT: Duration = Duration::from_secs(5);
+/// Maximum staleness while the connection for change notifications works.
+const STALENESS: Duration = Duration::from_secs(1);
+/// Maximum staleness while that connection hangs: docs/ARCHITECTURE.md.
+const STALENESS_HANGING: Duration = Duration::from_secs(5);
 
-/// Waits until the replica remembers rows, or does not any more.
-async fn until_remembering(client: &Client, remembers: bool) {
-    let line = format!("\nregcred_rows_remembered {}\n", i32::from(remembers));
+/// Waits until the replica caches rows, or no longer does.
+async fn until_caching(client: &Client, is_active: bool) {
+    let line = format!("\nregcred_row_cache_active {}\n", i32::from(is_active));
     eventually(&line, async || client.get("/metrics").await.body.contains(&line).then_some(())).await;
 }
 
@@ -34,34 +34,34 @@ async fn password_of(client: &Client, account: &str) -> Option<String> {
     auths["ghcr.io"]["password"].as_str().map(str::to_owned)
 }
 
-/// A second replica on the database of the first.
+/// Starts a second replica on the database of the first.
 async fn second_of(first: &TestApp) -> TestApp {
     let second = TestApp::beside(first).await;
-    until_remembering(&first.anonymous(), true).await;
-    until_remembering(&second.anonymous(), true).await;
+    until_caching(&first.anonymous(), true).await;
+    until_caching(&second.anonymous(), true).await;
     second
 }
 
-/// Asks until `is_over`, and says how long that was after `start`.
+/// Polls until `is_over`. Returns the time between `start` and the last poll.
 async fn time_until(start: Instant, what: &str, mut is_over: impl AsyncFnMut() -> bool) -> Duration {
     loop {
-        // What was asked before the end may be answered after it.
-        let asked_at = start.elapsed();
+        // Taken before the request, which may be answered later.
+        let polled_at = start.elapsed();
         if is_over().await {
-            return asked_at;
+            return polled_at;
         }
-        assert!(start.elapsed() < PATIENCE, "this did not come about: {what}");
+        assert!(start.elapsed() < PATIENCE, "timeout: {what}");
     }
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_remembered_row_is_not_asked_for_again(pool: PgPool) {
+async fn cached_row_is_not_read_again(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    app.register_account("a", "ghcr.io", "martin", "first").await;
-    until_remembering(&app.anonymous(), true).await;
+    app.register_account("a", "ghcr.io", "robot", "first").await;
+    until_caching(&app.anonymous(), true).await;
     assert_eq!(password_of(&app.admin(), "a").await.as_deref(), Some("first"));
 
-    // Without its tables nothing can be read.
+    // Without the tables nothing can be read from Postgres.
     for table in ["api_keys", "registry_accounts"] {
         let rename = format!("ALTER TABLE {table} RENAME TO {table}_elsewhere");
         sqlx::raw_sql(sqlx::AssertSqlSafe(rename)).execute(&app.pool).await.expect("renamed");
@@ -71,27 +71,27 @@ async fn a_remembered_row_is_not_asked_for_again(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_damaged_row_of_a_key_keeps_no_other_key_out(pool: PgPool) {
+async fn damaged_row_of_one_key_does_not_affect_other_keys(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let keys = [app.new_key("good", None).await, app.new_key("bad", None).await];
-    // As a later version might write it.
+    // Grants of a later version.
     let later = "UPDATE api_keys SET grants = '{\"registries\": []}' WHERE name = 'bad'";
     sqlx::query(later).execute(&app.pool).await.expect("changed");
     let ids = keys.each_ref().map(|key| Uuid::parse_str(key.split('_').nth(1).expect("an id")).expect("a UUID"));
 
     let mut conn = app.pool.acquire().await.expect("a connection");
-    let found = find_many(&mut conn, &ids).await.expect("both are read");
+    let found = find_many(&mut conn, &ids).await.expect("rows");
 
-    let is_good = |id| found.iter().find(|(found, _)| *found == id).expect("it is there").1.is_ok();
+    let is_good = |id| found.iter().find(|(found, _)| *found == id).expect("row").1.is_ok();
     assert_eq!(ids.map(is_good), [true, false]);
     let [good, bad] = keys.map(|key| app.anonymous().with_key(&key));
     good.get("/v1/me").await.expect(200);
     bad.get("/v1/me").await.problem(500, "internal");
 }
 
-/// Postgres knows a time that is later than all others, and whoever has the database can write it.
+/// `infinity` is a valid timestamp in Postgres.
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_key_that_ends_at_the_end_of_time_is_good(pool: PgPool) {
+async fn key_with_infinite_expiry_is_accepted(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let key = app.new_key("good", None).await;
     let endless = "UPDATE api_keys SET expires_at = 'infinity' WHERE name = 'good'";
@@ -100,7 +100,7 @@ async fn a_key_that_ends_at_the_end_of_time_is_good(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_key_that_one_replica_revokes_is_refused_by_the_other(pool: PgPool) {
+async fn key_revoked_by_one_replica_is_rejected_by_the_other(pool: PgPool) {
     let first = TestApp::spawn(pool).await;
     let second = second_of(&first).await;
     for round in 0..5 {
@@ -115,17 +115,17 @@ async fn a_key_that_one_replica_revokes_is_refused_by_the_other(pool: PgPool) {
         assert_eq!(first.admin().delete(&format!("/v1/api-keys/{id}")).await.status, 204);
 
         let revoked_at = Instant::now();
-        assert_eq!(here.get("/v1/me").await.status, 401, "the replica itself goes on with what it has revoked");
-        let took = time_until(revoked_at, "refused", async || there.get("/v1/me").await.status == 401).await;
-        assert!(took < WHILE_HEARD, "{took:?}");
+        assert_eq!(here.get("/v1/me").await.status, 401, "the revoking replica accepts the key");
+        let took = time_until(revoked_at, "rejected", async || there.get("/v1/me").await.status == 401).await;
+        assert!(took < STALENESS, "{took:?}");
     }
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_rotation_is_followed_by_the_other_replica(pool: PgPool) {
+async fn rotated_password_is_used_by_the_other_replica(pool: PgPool) {
     let first = TestApp::spawn(pool).await;
     let second = second_of(&first).await;
-    first.register_account("a", "ghcr.io", "martin", "0").await;
+    first.register_account("a", "ghcr.io", "robot", "0").await;
     for version in 1..=20 {
         assert!(password_of(&second.admin(), "a").await.is_some());
         let change = json!({"password": version.to_string()});
@@ -133,29 +133,29 @@ async fn a_rotation_is_followed_by_the_other_replica(pool: PgPool) {
 
         let rotated_at = Instant::now();
         let expected = Some(version.to_string());
-        assert_eq!(password_of(&first.admin(), "a").await, expected, "who rotates sees the old password");
+        assert_eq!(password_of(&first.admin(), "a").await, expected, "the rotating replica uses the old password");
         let took =
             time_until(rotated_at, "the new password", async || password_of(&second.admin(), "a").await == expected)
                 .await;
-        assert!(took < WHILE_HEARD, "{took:?}");
+        assert!(took < STALENESS, "{took:?}");
     }
 
     assert_eq!(first.admin().delete("/v1/registry-accounts/a").await.status, 204);
-    time_until(Instant::now(), "gone", async || {
+    time_until(Instant::now(), "deleted", async || {
         second.admin().post("/v1/docker-configs", &json!({"accounts": ["a"]})).await.status == 422
     })
     .await;
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_import_is_followed_too(pool: PgPool) {
+async fn imported_password_is_used_by_the_other_replica(pool: PgPool) {
     let first = TestApp::spawn(pool).await;
     let second = second_of(&first).await;
-    first.register_account("ghcr-io", "ghcr.io", "martin", "old").await;
+    first.register_account("ghcr-io", "ghcr.io", "robot", "old").await;
     for app in [&first, &second] {
         assert_eq!(password_of(&app.admin(), "ghcr-io").await.as_deref(), Some("old"));
     }
-    let document = json!({"auths": {"ghcr.io": {"username": "martin", "password": "new"}}});
+    let document = json!({"auths": {"ghcr.io": {"username": "robot", "password": "new"}}});
     first.admin().post("/v1/registry-accounts:import", &document).await.expect(200);
     assert_eq!(password_of(&first.admin(), "ghcr-io").await.as_deref(), Some("new"));
     time_until(Instant::now(), "the new password", async || {
@@ -164,19 +164,19 @@ async fn an_import_is_followed_too(pool: PgPool) {
     .await;
 }
 
-/// Somebody with psql does not tell regcred anything; the triggers do.
+/// Triggers notify regcred of changes made with psql.
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn what_is_changed_by_hand_is_heard_of(pool: PgPool) {
+async fn changes_made_in_the_database_invalidate_the_cache(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    until_remembering(&app.anonymous(), true).await;
-    app.register_account("a", "ghcr.io", "martin", "x").await;
+    until_caching(&app.anonymous(), true).await;
+    app.register_account("a", "ghcr.io", "robot", "x").await;
     let username = async || {
         let config = app.admin().post("/v1/docker-configs", &json!({"accounts": ["a"]})).await.expect(200);
         config["config"]["auths"]["ghcr.io"]["username"].clone()
     };
     for (statement, expected) in [
         ("UPDATE registry_accounts SET username = 'one' WHERE name = 'a'", "one"),
-        // Many rows in one statement are announced as one.
+        // Many rows in one statement cause one notification.
         (
             "INSERT INTO registry_accounts (id, name, registry, username, password, password_key_id)
               SELECT gen_random_uuid(), 'x' || n, 'reg.io', 'u', '', '' FROM generate_series(1, 200) AS n;
@@ -202,27 +202,27 @@ async fn what_is_changed_by_hand_is_heard_of(pool: PgPool) {
     }
     app.admin().get("/v1/me").await.expect(200);
     sqlx::raw_sql("TRUNCATE api_keys").execute(&app.pool).await.expect("truncated");
-    time_until(Instant::now(), "nobody is known", async || app.admin().get("/v1/me").await.status == 401).await;
+    time_until(Instant::now(), "all keys rejected", async || app.admin().get("/v1/me").await.status == 401).await;
 }
 
-/// The result of a verification changes no login, so nothing need be read again.
+/// A verification result does not change the login, so cached rows remain valid.
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_verification_is_not_announced(pool: PgPool) {
+async fn verification_result_sends_no_notification(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    app.register_account("a", "ghcr.io", "martin", "x").await;
-    let mut listener = sqlx::postgres::PgListener::connect_with(&app.pool).await.expect("a listener");
+    app.register_account("a", "ghcr.io", "robot", "x").await;
+    let mut listener = sqlx::postgres::PgListener::connect_with(&app.pool).await.expect("listener");
     listener.listen("regcred_changes").await.expect("listening");
     let verified = "UPDATE registry_accounts SET last_verified_at = now(), last_verification_result = 'valid',
         last_verification_detail = 'x'; UPDATE registry_accounts SET email = 'a@b.c'";
     sqlx::raw_sql(verified).execute(&app.pool).await.expect("updated");
-    let first = listener.recv().await.expect("an announcement");
+    let first = listener.recv().await.expect("notification");
     assert_eq!(first.payload(), "registry_accounts a");
     let mut conn = app.pool.acquire().await.expect("a connection");
     sqlx::raw_sql("NOTIFY regcred_changes, 'end'").execute(&mut *conn).await.expect("notified");
-    assert_eq!(listener.recv().await.expect("an announcement").payload(), "end", "the verification was announced");
+    assert_eq!(listener.recv().await.expect("notification").payload(), "end", "the verification sent a notification");
 }
 
-/// Two processes on a Postgres of their own, with a client of each.
+/// Two processes on their own Postgres, with a client for each.
 struct Replicas {
     postgres: Postgres,
     services: [Service; 2],
@@ -239,7 +239,7 @@ impl Replicas {
         let key = installation.new_key("admin").await;
         let clients = [services[0].client(&key), services[1].client(&key)];
         for client in &clients {
-            until_remembering(client, true).await;
+            until_caching(client, true).await;
         }
         Self { postgres, services, clients, installation }
     }
@@ -248,21 +248,21 @@ impl Replicas {
         PgConnection::connect(&self.postgres.url()).await.expect("a connection")
     }
 
-    /// The server processes at the other end of the connections on which changes are announced.
-    async fn announcers(&self) -> Vec<i32> {
+    /// Returns the Postgres processes that serve the connections for change notifications.
+    async fn notifiers(&self) -> Vec<i32> {
         let query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'regcred changes'";
         sqlx::query_scalar(query).fetch_all(&mut self.sql().await).await.expect("pids")
     }
 }
 
 #[tokio::test]
-async fn with_the_connection_closed_every_request_asks_postgres_until_there_is_another() {
+async fn without_the_notification_connection_every_request_reads_from_postgres() {
     let replicas = Replicas::start().await;
     let [first, second] = &replicas.clients;
-    let account = json!({"name": "a", "registry": "ghcr.io", "username": "martin", "password": "old"});
+    let account = json!({"name": "a", "registry": "ghcr.io", "username": "robot", "password": "old"});
     first.post("/v1/registry-accounts", &account).await.expect(201);
     assert_eq!(password_of(second, "a").await.as_deref(), Some("old"));
-    // Again and again, at the moment of the change.
+    // Closes the connection at the moment of the change, repeatedly.
     for round in 0..5 {
         let password = format!("new-{round}");
         let mut sql = replicas.sql().await;
@@ -278,9 +278,9 @@ async fn with_the_connection_closed_every_request_asks_postgres_until_there_is_a
             password_of(second, "a").await.as_deref() == Some(password.as_str())
         })
         .await;
-        assert!(took < WHILE_CUT, "{took:?}");
+        assert!(took < STALENESS_HANGING, "{took:?}");
         for client in &replicas.clients {
-            until_remembering(client, true).await;
+            until_caching(client, true).await;
         }
         assert_eq!(password_of(second, "a").await.as_deref(), Some(password.as_str()));
     }
@@ -289,20 +289,20 @@ async fn with_the_connection_closed_every_request_asks_postgres_until_there_is_a
 }
 
 #[tokio::test]
-async fn with_the_connection_hanging_nothing_stale_is_handed_out_beyond_the_bound() {
+async fn hanging_notification_connection_bounds_staleness() {
     let replicas = Replicas::start().await;
     let [first, second] = &replicas.clients;
-    let account = json!({"name": "a", "registry": "ghcr.io", "username": "martin", "password": "old"});
+    let account = json!({"name": "a", "registry": "ghcr.io", "username": "robot", "password": "old"});
     first.post("/v1/registry-accounts", &account).await.expect(201);
     let ci = replicas.installation.new_key("ci").await;
     let ci = replicas.services[1].client(&ci);
     let id = ci.get("/v1/me").await.expect(200)["id"].as_str().expect("an id").to_owned();
     assert_eq!(password_of(second, "a").await.as_deref(), Some("old"));
 
-    // The connections stay open, and nothing comes through: what TCP notices after minutes.
-    let announcers = replicas.announcers().await;
-    assert_eq!(announcers.len(), 2);
-    let hung = Hung::stop(&announcers);
+    // The connections stay open without traffic, which TCP detects only after minutes.
+    let notifiers = replicas.notifiers().await;
+    assert_eq!(notifiers.len(), 2);
+    let stopped = Stopped::new(&notifiers);
     first.patch("/v1/registry-accounts/a", &json!({"password": "new"})).await.expect(200);
     assert_eq!(first.delete(&format!("/v1/api-keys/{id}")).await.status, 204);
     let changed_at = Instant::now();
@@ -311,33 +311,33 @@ async fn with_the_connection_hanging_nothing_stale_is_handed_out_beyond_the_boun
         time_until(changed_at, "the new password", async || password_of(second, "a").await.as_deref() == Some("new"))
             .await
     }));
-    let revoked = time_until(changed_at, "refused", async || ci.get("/v1/me").await.status == 401);
+    let revoked = time_until(changed_at, "rejected", async || ci.get("/v1/me").await.status == 401);
     let (stale, revoked) = tokio::join!(stale, revoked);
     for took in stale.into_iter().chain([revoked]) {
-        assert!(took < WHILE_CUT, "{took:?} after the change");
+        assert!(took < STALENESS_HANGING, "{took:?} after the change");
     }
-    // And never again, from whatever was read before.
-    until_remembering(second, true).await;
+    // No earlier read brings the old value back.
+    until_caching(second, true).await;
     assert_eq!(password_of(second, "a").await.as_deref(), Some("new"));
-    drop(hung);
+    drop(stopped);
     for client in &replicas.clients {
-        until_remembering(client, true).await;
+        until_caching(client, true).await;
         assert_eq!(password_of(client, "a").await.as_deref(), Some("new"));
     }
     assert_eq!(ci.get("/v1/me").await.status, 401);
 }
 
-/// Server processes that stand still until this is dropped.
-struct Hung(Vec<i32>);
+/// Processes that are stopped until this is dropped.
+struct Stopped(Vec<i32>);
 
-impl Hung {
-    fn stop(pids: &[i32]) -> Self {
+impl Stopped {
+    fn new(pids: &[i32]) -> Self {
         signal("STOP", pids);
         Self(pids.to_vec())
     }
 }
 
-impl Drop for Hung {
+impl Drop for Stopped {
     fn drop(&mut self) {
         signal("CONT", &self.0);
     }
@@ -347,16 +347,16 @@ fn signal(signal: &str, pids: &[i32]) {
     for pid in pids {
         let sent =
             std::process::Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &pid.to_string()]).status();
-        assert!(sent.expect("a shell").success() || signal == "CONT", "{pid} is gone");
+        assert!(sent.expect("shell").success() || signal == "CONT", "{pid} exited");
     }
 }
 
-/// Many reads that began before a change and end after it: none of them is remembered.
+/// Reads that start before a change and finish after it are not cached.
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn reads_that_were_under_way_during_a_change_leave_nothing_old(pool: PgPool) {
+async fn reads_concurrent_with_a_change_are_not_cached(pool: PgPool) {
     let first = TestApp::spawn(pool).await;
     let second = second_of(&first).await;
-    first.register_account("a", "ghcr.io", "martin", "0").await;
+    first.register_account("a", "ghcr.io", "robot", "0").await;
     let clients = [first.admin(), second.admin()];
     for version in 1..=20 {
         let expected = Some(version.to_string());

@@ -92,7 +92,7 @@ fn cache_key(server: &Server, key: &str) -> anyhow::Result<()> {
 fn until_caching(server: &Server) -> anyhow::Result<()> {
     let start = Instant::now();
     let metrics = load::request("GET", "/metrics", None, "");
-    while !load::once(server.address, &metrics)?.1.contains("\nregcred_rows_remembered 1\n") {
+    while !load::once(server.address, &metrics)?.1.contains("\nregcred_row_cache_active 1\n") {
         ensure!(start.elapsed() < DEADLINE, "rows are not cached");
         std::thread::sleep(Duration::from_millis(20));
     }

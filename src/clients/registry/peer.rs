@@ -113,7 +113,7 @@ impl<'a> Peer<'a> {
             return Err(LoginCheck::new(Found::Refused, format!("{} was not at its address", self.label)));
         }
         let (status, headers) = (response.status(), response.headers().clone());
-        let asked = limits::retry_after(&headers, chrono::Utc::now());
+        let asked = limits::retry_after(&headers, crate::clock::now());
         if status == StatusCode::TOO_MANY_REQUESTS {
             let pause = self.registries.hosts.pause(&self.host, asked);
             return Err(is_busy(&self.label, &Busy::Paused(pause)));

@@ -102,7 +102,6 @@ impl KeptChain {
 
 #[cfg(test)]
 mod tests {
-    use chrono::Utc;
 
     use super::*;
     use crate::domain::audit::Opening;
@@ -112,7 +111,7 @@ mod tests {
     }
 
     fn chain(id: Uuid, sequence: i64) -> Chain {
-        let opening = Opening { id, number: 1, opened_at: Utc::now(), continues: None };
+        let opening = Opening { id, number: 1, opened_at: crate::clock::now(), continues: None };
         Chain { opening, opening_hash: Vec::new(), key_id: String::new(), head: head(sequence), seal: Vec::new() }
     }
 

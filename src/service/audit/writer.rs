@@ -12,7 +12,6 @@ use std::{
 use sqlx::{Connection, PgConnection, PgPool, postgres::PgConnectOptions};
 use tokio::{
     sync::{mpsc, oneshot},
-    task::JoinHandle,
     time::{Instant, MissedTickBehavior, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -99,7 +98,7 @@ impl std::fmt::Debug for Entry {
 }
 
 impl AuditWriter {
-    /// Opens a chain for this process, and starts to write it until it is told to stop. What waits then is written first.
+    /// Opens a chain for this process. The returned future writes events until `stop`, then those that wait.
     ///
     /// # Errors
     ///
@@ -108,7 +107,7 @@ impl AuditWriter {
         pool: &PgPool,
         key: Arc<AuditKey>,
         stop: CancellationToken,
-    ) -> Result<(Self, JoinHandle<()>), AuditError> {
+    ) -> Result<(Self, impl Future<Output = ()> + use<>), AuditError> {
         let options = (*pool.connect_options()).clone();
         let mut writer = Writer {
             options,
@@ -124,8 +123,8 @@ impl AuditWriter {
         writer.open(None).await?;
         let (queue, entries) = mpsc::channel(QUEUE);
         let audit_writer = Self { queue, refusals: Arc::default(), metrics: Arc::clone(&writer.metrics) };
-        let task = tokio::spawn(writer.run(entries, Arc::clone(&audit_writer.refusals), stop));
-        Ok((audit_writer, task))
+        let run = writer.run(entries, Arc::clone(&audit_writer.refusals), stop);
+        Ok((audit_writer, run))
     }
 
     /// What is counted.

@@ -19,7 +19,7 @@ use crate::{
         api_key::CryptoError,
         keyed_digest::{Digest, Digester},
     },
-    domain::token::ShownToken,
+    domain::token::PresentedToken,
     service::ServiceError,
     storage::identity_providers::ReviewingCluster,
 };
@@ -92,7 +92,7 @@ impl ReviewCache {
         &self,
         cluster: ReviewingCluster,
         audience: &str,
-        token: &ShownToken,
+        token: &PresentedToken,
         expires_at: DateTime<Utc>,
         review: impl AsyncFnOnce() -> Result<Review, ServiceError>,
     ) -> SharedReview {
@@ -139,7 +139,7 @@ impl ReviewCache {
 
     fn insert(&self, digest: Digest, review: Review, expires_at: DateTime<Utc>) {
         let now = Instant::now();
-        let lifetime = (expires_at - Utc::now()).to_std().unwrap_or_default().min(self.ttl);
+        let lifetime = (expires_at - crate::clock::now()).to_std().unwrap_or_default().min(self.ttl);
         let mut reviews = self.reviews.lock();
         if reviews.len() >= REVIEWS_MAX {
             reviews.retain(|_, (_, until)| now < *until);
@@ -175,9 +175,9 @@ mod tests {
 
     const CLUSTER: ReviewingCluster = ReviewingCluster { id: Uuid::nil(), version: 1 };
 
-    fn token(number: usize) -> ShownToken {
+    fn token(number: usize) -> PresentedToken {
         // {"alg":"RS256"} . {} . a signature that differs
-        ShownToken::parse(&format!("eyJhbGciOiJSUzI1NiJ9.e30.{number:08}")).unwrap()
+        PresentedToken::parse(&format!("eyJhbGciOiJSUzI1NiJ9.e30.{number:08}")).unwrap()
     }
 
     fn account() -> ReviewedServiceAccount {
@@ -215,7 +215,7 @@ mod tests {
     }
 
     fn later() -> DateTime<Utc> {
-        Utc::now() + TimeDelta::hours(1)
+        crate::clock::now() + TimeDelta::hours(1)
     }
 
     #[tokio::test]
@@ -232,7 +232,10 @@ mod tests {
     async fn review_expires_with_its_token_or_its_ttl() {
         let counted = Counted::new(30);
         assert_eq!(
-            (counted.review(CLUSTER, 1, Utc::now()).await, counted.review(CLUSTER, 1, Utc::now()).await),
+            (
+                counted.review(CLUSTER, 1, crate::clock::now()).await,
+                counted.review(CLUSTER, 1, crate::clock::now()).await
+            ),
             (1, 2)
         );
         let uncached = Counted::new(0);
@@ -242,7 +245,7 @@ mod tests {
     #[tokio::test]
     async fn waiting_requests_share_a_failed_call() {
         let (reviews, count) = (ReviewCache::new(Duration::from_secs(30)).unwrap(), AtomicUsize::new(0));
-        let shown: Vec<ShownToken> = (0..50).map(|_| token(1)).collect();
+        let shown: Vec<PresentedToken> = (0..50).map(|_| token(1)).collect();
         let answers = join_all(shown.iter().map(|token| {
             reviews.get(CLUSTER, "regcred", token, later(), async || {
                 tokio::task::yield_now().await;
@@ -278,7 +281,7 @@ mod tests {
     async fn flood_of_tokens_is_limited_per_cluster() {
         let reviews = ReviewCache::new(Duration::from_secs(30)).unwrap();
         let (calling, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let shown: Vec<ShownToken> = (0..200).map(token).collect();
+        let shown: Vec<PresentedToken> = (0..200).map(token).collect();
         let answers = join_all(shown.iter().map(|token| {
             reviews.get(CLUSTER, "regcred", token, later(), async || {
                 most.fetch_max(calling.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);

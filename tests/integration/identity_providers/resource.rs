@@ -150,7 +150,7 @@ async fn cluster_that_reviews_tokens_cannot_be_deleted(pool: PgPool) {
     let refused = admin.delete("/v1/clusters/dev").await.problem(409, "in-use");
     assert_eq!(
         refused["detail"],
-        "the cluster `dev` is used by `identity-providers/dev-pods`; change or delete it first"
+        "the cluster `dev` is used by `identity-providers/dev-pods`: change or delete it first"
     );
     admin.get("/v1/clusters/dev").await.expect(200);
 

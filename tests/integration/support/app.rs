@@ -10,7 +10,7 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, TimeDelta, Utc};
 use regcred::{
-    app::App,
+    app::{App, Role},
     config::Reader,
     crypto::{api_key::Pepper, audit::AuditKey},
     domain::{
@@ -78,7 +78,7 @@ impl TestApp {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
             runtime.expect("a runtime").block_on(async {
                 let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-                let app = App::build(config, listener, false).await.expect("the app builds");
+                let app = App::build(config, listener, Role::All).await.expect("the app builds");
                 started.send(app.address).expect("the test waits");
                 tokio::select! {
                     ended = app.run(Signals::listen().expect("signals")) => panic!("the app ended by itself: {ended:?}"),

@@ -1,27 +1,29 @@
-//! The real binary, in processes of its own.
+//! Processes of the compiled binary.
 
 use std::{
     io::Read,
     net::SocketAddr,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::Arc,
     thread::{self, JoinHandle},
 };
 
+use parking_lot::Mutex;
 use regcred::crypto::sealer::generate_ring_line;
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
 use super::{client::Client, eventually, files::TempDir};
 
-/// What all processes of one regcred share: a database, master keys, a pepper, and further variables.
+/// Configuration that all processes of an installation share: database, master keys, pepper and
+/// further variables.
 pub struct Installation {
     folder: TempDir,
     variables: Vec<(String, String)>,
 }
 
 impl Installation {
-    /// Makes the secrets, as files, for a database that need not be there yet.
+    /// Generates the secrets as files. The database need not exist yet.
     pub fn new(database_url: &str) -> Self {
         let folder = TempDir::new();
         let mut installation = Self { folder, variables: Vec::new() };
@@ -42,67 +44,68 @@ impl Installation {
         self.variables.push((variable.to_owned(), path.display().to_string()));
     }
 
-    /// Sets a variable; an empty value takes one away.
+    /// Sets a variable; an empty value unsets it.
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.variables.retain(|(other, _)| other != name);
         self.variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// The value of a variable.
+    /// Returns the value of a variable.
     pub fn variable(&self, name: &str) -> String {
-        let (_, value) = self.variables.iter().find(|(other, _)| other == name).expect("the variable is set");
+        let (_, value) = self.variables.iter().find(|(other, _)| other == name).expect("variable is set");
         value.clone()
     }
 
-    /// Starts `regcred` with these arguments.
+    /// Starts `regcred` with arguments.
     pub fn spawn(&self, arguments: &[&str]) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_regcred"));
         command.args(arguments).env_clear().envs(self.variables.iter().map(|(name, value)| (name, value)));
         Process::start(command)
     }
 
-    /// Runs `regcred` with these arguments to its end.
+    /// Runs `regcred` until it exits.
     pub async fn run(&self, arguments: &[&str]) -> Exit {
         self.spawn(arguments).wait().await
     }
 
-    /// Runs `regcred` with these arguments, which must do; what it printed.
+    /// Runs `regcred`, which must succeed, and returns its output.
     pub async fn must_run(&self, arguments: &[&str]) -> String {
         let exit = self.run(arguments).await;
         assert_eq!(exit.code, Some(0), "regcred {arguments:?}: {exit:?}");
         exit.stdout
     }
 
-    /// Starts the service, migrates its database first, and waits until it serves.
+    /// Migrates the database, starts the service and waits until it serves.
     pub async fn serve(&self) -> Service {
         let process = self.spawn(&["serve", "--migrate"]);
         Service::of(process).await
     }
 
-    /// Makes an API key.
+    /// Creates an API key.
     pub async fn new_key(&self, name: &str) -> String {
         self.must_run(&["api-key", "create", "--name", name]).await.trim().to_owned()
     }
 }
 
-/// A process that serves. It is killed when it is dropped.
+/// Running service. Dropping it kills the process.
 pub struct Service {
     pub process: Process,
     pub address: SocketAddr,
 }
 
 impl Service {
-    /// Waits until the process serves, or works.
+    /// Waits until the server or worker has started.
     pub async fn of(mut process: Process) -> Self {
-        let address = eventually("it serves", async || {
+        let address = eventually("service started", async || {
             if let Some(status) = process.ended() {
-                panic!("it ended ({status}) before it served: {}", process.stderr());
+                panic!("exited ({status}) during startup: {}", process.stderr());
             }
             let stderr = process.stderr();
             let mut lines = stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            let serving = lines.find(|line| line["message"] == "serving" || line["message"] == "working")?;
-            serving["address"].as_str()?.parse().ok()
+            let started =
+                lines.find(|line| line["message"] == "server started" || line["message"] == "worker started")?;
+            started["address"].as_str()?.parse().ok()
         });
         let address = address.await;
         Self { process, address }
@@ -117,17 +120,17 @@ impl Service {
     }
 }
 
-/// A running process and what it has written so far. It is killed when it is dropped.
+/// Running process with its output so far. Dropping it kills the process.
 pub struct Process {
     child: Child,
     stdout: Stream,
     stderr: Stream,
 }
 
-/// How a process ended and what it wrote.
+/// Exit code and output of a process.
 #[derive(Debug)]
 pub struct Exit {
-    /// None if a signal ended it.
+    /// `None` if a signal ended the process.
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
@@ -137,8 +140,8 @@ impl Process {
     pub fn start(mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let stdout = Stream::follow(child.stdout.take().expect("a pipe"));
-        let stderr = Stream::follow(child.stderr.take().expect("a pipe"));
+        let stdout = Stream::follow(child.stdout.take().expect("pipe"));
+        let stderr = Stream::follow(child.stderr.take().expect("pipe"));
         Self { child, stdout, stderr }
     }
 
@@ -146,38 +149,38 @@ impl Process {
         self.child.id()
     }
 
-    /// What it has written to standard error so far.
+    /// Returns the standard error output so far.
     pub fn stderr(&self) -> String {
         self.stderr.text()
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status if the process has exited.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("a child")
+        self.child.try_wait().expect("child")
     }
 
     /// Sends a signal, such as `TERM`.
     pub fn signal(&self, signal: &str) {
         let sent = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &self.id().to_string()]).status();
-        assert!(sent.expect("a shell").success(), "the process is gone");
+        assert!(sent.expect("shell").success(), "process exited");
     }
 
-    /// Waits for its end.
+    /// Waits until the process exits.
     pub async fn wait(mut self) -> Exit {
-        let status = eventually("it ends", async || self.ended()).await;
+        let status = eventually("process exits", async || self.ended()).await;
         Exit { code: status.code(), stdout: self.stdout.finish(), stderr: self.stderr.finish() }
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // Fails if it has already exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// What comes out of a pipe, gathered as it comes.
+/// Collected output of a pipe.
 struct Stream {
     bytes: Arc<Mutex<Vec<u8>>>,
     reader: Option<JoinHandle<()>>,
@@ -190,20 +193,20 @@ impl Stream {
         let reader = thread::spawn(move || {
             let mut chunk = [0; 8192];
             while let Ok(count @ 1..) = pipe.read(&mut chunk) {
-                gathered.lock().expect("the text").extend_from_slice(&chunk[..count]);
+                gathered.lock().extend_from_slice(&chunk[..count]);
             }
         });
         Self { bytes, reader: Some(reader) }
     }
 
     fn text(&self) -> String {
-        String::from_utf8_lossy(&self.bytes.lock().expect("the text")).into_owned()
+        String::from_utf8_lossy(&self.bytes.lock()).into_owned()
     }
 
-    /// The whole text of a process that has ended.
+    /// Returns the complete output of an exited process.
     fn finish(&mut self) -> String {
         if let Some(reader) = self.reader.take() {
-            reader.join().expect("read to the end");
+            reader.join().expect("pipe read to its end");
         }
         self.text()
     }

@@ -1,0 +1,57 @@
+//! Watchers of files that change while the service runs.
+
+use std::{
+    future::pending,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chrono::TimeDelta;
+
+use crate::{
+    clock,
+    crypto::{certificate::ServerCertificate, sealer::Sealer},
+};
+
+/// Interval at which the files are checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Remaining validity below which an expiring certificate is logged.
+const EXPIRY_WARNING: TimeDelta = TimeDelta::days(7);
+/// Interval between two such log messages.
+const EXPIRY_WARNING_INTERVAL: Duration = Duration::from_hours(12);
+
+/// Reloads the master key ring, so that every replica soon seals with a new key.
+pub async fn watch_master_keys(sealer: Arc<Sealer>) {
+    let mut ticks = tokio::time::interval(CHECK_INTERVAL);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = sealer.reload() {
+            tracing::error!(%error, "master key ring not reloaded, previous ring stays in use");
+        }
+    }
+}
+
+/// Reloads the listener's certificate and warns before it expires. Waits forever without one.
+pub async fn watch_certificate(certificate: Option<Arc<ServerCertificate>>) {
+    let Some(certificate) = certificate else { return pending().await };
+    let mut warned_at: Option<Instant> = None;
+    let mut ticks = tokio::time::interval(CHECK_INTERVAL);
+    loop {
+        ticks.tick().await;
+        match certificate.reload() {
+            Ok(true) => {
+                tracing::info!(not_after = %certificate.not_after(), "tls certificate reloaded");
+                warned_at = None;
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(%error, "tls certificate not reloaded, previous one stays in use");
+            }
+        }
+        let expires_soon = certificate.not_after() - clock::now() < EXPIRY_WARNING;
+        if expires_soon && warned_at.is_none_or(|at| at.elapsed() >= EXPIRY_WARNING_INTERVAL) {
+            tracing::warn!(not_after = %certificate.not_after(), "tls certificate expires soon");
+            warned_at = Some(Instant::now());
+        }
+    }
+}

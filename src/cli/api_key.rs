@@ -1,0 +1,185 @@
+//! `regcred api-key`: creates, lists and revokes API keys directly in the database.
+
+use chrono::{DateTime, Utc};
+use clap::{Args, Subcommand};
+use secrecy::ExposeSecret;
+use sqlx::PgPool;
+
+use super::{CliError, argument, audit, database, print_line};
+use crate::{
+    app, clock,
+    config::{Reader, variable},
+    crypto::api_key::Pepper,
+    domain::{
+        caller::NewApiKey,
+        grants::{AccountGrant, Grants, GrantsDocument, LabelGrant},
+        invalid::FieldError,
+        names::Name,
+    },
+    service::api_keys,
+    storage::api_keys::ApiKey,
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ApiKeyCommand {
+    /// Create a key and print it. It cannot be displayed again.
+    Create(CreateApiKey),
+    /// List all keys.
+    List,
+    /// Revoke a key with immediate effect.
+    Revoke {
+        /// Name of the key.
+        #[arg(long)]
+        name: String,
+        /// Revoke the key even if no other key can create keys through the API. This command still
+        /// can.
+        #[arg(long)]
+        even_last_admin: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CreateApiKey {
+    /// Name of the key: a DNS-1123 label.
+    #[arg(long)]
+    name: String,
+    /// Role: admin, operator, deliverer, renderer or viewer.
+    #[arg(long, default_value = "admin")]
+    role: String,
+    /// Granted registry accounts: comma-separated names or prefixes such as team-a-*.
+    ///
+    /// If accounts, clusters or namespaces are not given, an operator or viewer is granted all of
+    /// them, a deliverer or renderer none.
+    #[arg(long, value_delimiter = ',')]
+    accounts: Option<Vec<String>>,
+    /// Granted registry accounts by label, such as team=a,tier=prod for accounts with both labels.
+    /// Can be repeated.
+    #[arg(long)]
+    account_labels: Vec<String>,
+    /// Granted clusters: comma-separated names or prefixes.
+    #[arg(long, value_delimiter = ',')]
+    clusters: Option<Vec<String>>,
+    /// Granted namespaces, in each of the clusters: comma-separated names or prefixes.
+    #[arg(long, value_delimiter = ',')]
+    namespaces: Option<Vec<String>>,
+    /// Expiry, such as 2027-01-31T00:00:00Z [default: never].
+    #[arg(long)]
+    expires_at: Option<DateTime<Utc>>,
+}
+
+impl ApiKeyCommand {
+    pub(super) async fn run(self) -> Result<(), CliError> {
+        match self {
+            Self::Create(create) => create.run().await,
+            Self::List => list().await,
+            Self::Revoke { name, even_last_admin } => revoke(&name, even_last_admin).await,
+        }
+    }
+}
+
+impl CreateApiKey {
+    async fn run(self) -> Result<(), CliError> {
+        let grants = GrantsDocument {
+            accounts: account_grants(self.accounts, &self.account_labels)?,
+            clusters: self.clusters,
+            namespaces: self.namespaces,
+        };
+        let new = NewApiKey::parse(&self.name, &self.role, Some(grants), self.expires_at, clock::now());
+        let new = new.map_err(|errors| CliError::Failed(argument_errors(&errors)))?;
+        let (pool, pepper) = open().await?;
+        let (audit, actor) = (audit::audit(&pool, &pepper).await?, audit::actor());
+        let (stored, key) = api_keys::create(&pool, &audit, &actor, &pepper, &new).await?;
+        eprintln!(
+            "Created the API key `{}`, {}. Store it now, it cannot be displayed again:",
+            stored.name,
+            rights(&stored)
+        );
+        print_line(key.text.expose_secret())
+    }
+}
+
+async fn revoke(name: &str, even_last_admin: bool) -> Result<(), CliError> {
+    let name = argument("--name", Name::parse(name))?;
+    let (pool, pepper) = open().await?;
+    let (audit, actor) = (audit::audit(&pool, &pepper).await?, audit::actor());
+    if even_last_admin {
+        api_keys::revoke_even_last_admin(&pool, &audit, &actor, &name).await?;
+    } else {
+        api_keys::revoke(&pool, &audit, &actor, &name).await?;
+    }
+    eprintln!("Revoked the API key `{name}`.");
+    Ok(())
+}
+
+async fn open() -> Result<(PgPool, Pepper), CliError> {
+    let mut reader = Reader::new(&variable);
+    let (database, pepper) = (reader.database(), reader.pepper());
+    let (database, pepper) = reader.finish(|| database.zip(pepper))?;
+    Ok((app::connect(&database).await?, pepper))
+}
+
+async fn list() -> Result<(), CliError> {
+    const PAGE: i64 = 500;
+    let pool = database().await?;
+    let mut keys = api_keys::list(&pool, None, PAGE).await?;
+    print_line(&format!("{:36}  {:20}  {:8}  {:25}  RIGHTS", "ID", "NAME", "STATE", "EXPIRES"))?;
+    while let Some(last) = keys.last().map(|key| key.id) {
+        for key in &keys {
+            let is_expired = key.expires_at.is_some_and(|at| at <= clock::now());
+            let state = match (key.revoked_at, is_expired) {
+                (Some(_), _) => "revoked",
+                (None, true) => "expired",
+                (None, false) => "active",
+            };
+            let expires = key.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_rfc3339());
+            print_line(&format!("{:36}  {:20}  {state:8}  {expires:25}  {}", key.id, key.name, rights(key)))?;
+        }
+        keys = api_keys::list(&pool, Some(last), PAGE).await?;
+    }
+    Ok(())
+}
+
+/// Formats role and grants on one line.
+fn rights(key: &ApiKey) -> String {
+    let role = key.role.as_str();
+    if !key.role.takes_grants() {
+        return role.to_owned();
+    }
+    let Grants { accounts, clusters, namespaces } = &key.grants;
+    let listed = |rules: Vec<String>| if rules.is_empty() { "none".to_owned() } else { rules.join(",") };
+    format!(
+        "{role} (accounts {}; clusters {}; namespaces {})",
+        listed(accounts.iter().map(ToString::to_string).collect()),
+        listed(clusters.iter().map(ToString::to_string).collect()),
+        listed(namespaces.iter().map(ToString::to_string).collect()),
+    )
+}
+
+/// Combines grants by name and by label; `None` if neither is given.
+fn account_grants(names: Option<Vec<String>>, labels: &[String]) -> Result<Option<Vec<AccountGrant>>, CliError> {
+    if names.is_none() && labels.is_empty() {
+        return Ok(None);
+    }
+    let mut rules: Vec<AccountGrant> = names.unwrap_or_default().into_iter().map(AccountGrant::Names).collect();
+    for rule in labels {
+        let pairs = rule.split(',').map(|pair| {
+            let (key, value) = pair.split_once('=')?;
+            Some((key.to_owned(), value.to_owned()))
+        });
+        let match_labels = pairs.collect::<Option<_>>();
+        let match_labels =
+            match_labels.ok_or_else(|| CliError::Failed("--account-labels must be key=value,key=value".to_owned()))?;
+        rules.push(AccountGrant::Labels(LabelGrant { match_labels }));
+    }
+    Ok(Some(rules))
+}
+
+/// Formats refused fields by the names of the command's arguments.
+fn argument_errors(errors: &[FieldError]) -> String {
+    let all = errors.iter().map(|FieldError { field, detail }| match field.as_str() {
+        "expiresAt" => format!("--expires-at {detail}"),
+        "grants" => format!("--accounts, --account-labels, --clusters and --namespaces {detail}"),
+        other => format!("--{} {detail}", other.trim_start_matches("grants.")),
+    });
+    all.collect::<Vec<_>>().join("; ")
+}
