@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_query_selects_a_verification() {
-        let first = |query| parse::<VerifyQuery>(query).unwrap().first();
+        let first = |query| parse::<VerifyQuery>(query).unwrap().verification();
         assert!(first("").is_none() && first("verify=false").is_none());
         assert_eq!(first("verify=true").unwrap().repository, None);
         assert_eq!(first("verify=true&repository=os%2Falpine").unwrap().repository.as_deref(), Some("os/alpine"));
