@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clients::{guard::Guard, oidc::Issuers, registry::Registries},
+    clients::{oidc::IssuerClient, outbound::Guard, registry::RegistryClient},
     config::{DatabaseConfig, HttpConfig, MasterKeysConfig, ServeConfig},
     crypto::{
         api_key::{KeyChecker, Pepper},
@@ -129,7 +129,7 @@ impl App {
         let checker = Arc::new(key_checker(config.pepper));
         let mut settings = config.clusters;
         settings.runtime = Some(tokio::runtime::Handle::current());
-        let cluster_calls = settings.calls.clone();
+        let cluster_calls = settings.metrics.clone();
         let row_cache = Arc::new(RowCache::new(pool.clone()));
         let docker_configs =
             DockerConfigs::new(pool.clone(), Arc::clone(&row_cache), Arc::clone(&sealer), audit_writer.clone());
@@ -154,13 +154,13 @@ impl App {
                 compare: pull_secrets.compare,
             },
         );
-        let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
+        let registries = RegistryClient::new(Guard::new(verify.allowed), verify.registries);
         let certificate = config.http.certificate.take().map(Arc::new);
         let seal = Arc::clone(&sealer);
         let verifications = Verifications::new(pool.clone(), seal, accounts.clone(), registries, audit_writer.clone());
         let mut identity = config.identity;
         identity.issuers.runtime = Some(tokio::runtime::Handle::current());
-        let issuers = Arc::new(Issuers::new(Guard::new(identity.allowed), identity.issuers));
+        let issuers = Arc::new(IssuerClient::new(Guard::new(identity.allowed), identity.issuers));
         let token_authenticator =
             TokenAuthenticator::new(pool.clone(), issuers, clusters.clone(), identity.review_remembered)
                 .map_err(|error| AppError::Internal(error.to_string()))?;

@@ -15,9 +15,9 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::{
     clients::{
-        cluster,
-        guard::{AllowList, Guard},
-        oidc, registry,
+        cluster, oidc,
+        outbound::{AllowList, Guard},
+        registry,
     },
     crypto::{api_key::Pepper, certificate::ServerCertificate, sealer::KeyRing},
     domain::{origin::Origins, proxies::Proxies},
@@ -279,7 +279,7 @@ impl<'a> Reader<'a> {
             service_port: self.get("KUBERNETES_SERVICE_PORT"),
             runtime: None,
             guard: Some(Guard::new(allowed?)),
-            calls: default.calls,
+            metrics: default.metrics,
         })
     }
 

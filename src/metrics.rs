@@ -18,7 +18,7 @@ use prometheus_client::{
 use sqlx::PgPool;
 
 use crate::{
-    clients::cluster::Calls,
+    clients::cluster::ClusterMetrics,
     crypto::{api_key::KeyChecker, certificate::ServerCertificate},
     service::{
         audit::writer::AuditMetrics, progress::Streams, reconcile, row_cache::RowCache, tokens,
@@ -75,7 +75,7 @@ impl Metrics {
         registry.register(
             "cluster_calls",
             "Calls to API servers by cluster, verb and code: the status, or timeout, tls or unreachable",
-            sources.cluster_calls.counts.clone(),
+            sources.cluster_calls.calls.clone(),
         );
         registry.register(
             "cluster_watch_restarts",
@@ -155,7 +155,7 @@ pub struct Sources {
     /// What the worker does to pull secrets.
     pub pull_secrets: reconcile::ReconcileMetrics,
     /// Calls to clusters.
-    pub cluster_calls: Calls,
+    pub cluster_calls: ClusterMetrics,
     /// Streams of events.
     pub streams: Arc<Streams>,
     /// What the listener shows, where it speaks TLS.

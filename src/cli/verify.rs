@@ -12,8 +12,8 @@ use serde::Serialize;
 use super::{CliError, print_line, variable};
 use crate::{
     clients::{
-        guard::{AllowList, Guard},
-        registry::{Login, Registries},
+        outbound::{AllowList, Guard},
+        registry::{Login, RegistryClient},
     },
     config::{Reader, VerifyConfig},
     domain::{
@@ -133,14 +133,14 @@ impl Verify {
 
 /// The registries of the document are the caller's own choice, wherever they are; the token services that they
 /// name are not.
-fn engine<'a>(config: VerifyConfig, scopes: impl Iterator<Item = &'a RegistryScope>) -> Registries {
+fn engine<'a>(config: VerifyConfig, scopes: impl Iterator<Item = &'a RegistryScope>) -> RegistryClient {
     let mut allowed: AllowList = config.allowed;
     scopes.for_each(|scope| allowed.allow_host(scope.host()));
-    Registries::new(Guard::new(allowed), config.registries)
+    RegistryClient::new(Guard::new(allowed), config.registries)
 }
 
 /// Checks all of them, some at a time; the findings are in their order.
-async fn check_all(engine: &Registries, accounts: &[&FoundAccount], ca: Option<&CaCertificate>) -> Vec<Finding> {
+async fn check_all(engine: &RegistryClient, accounts: &[&FoundAccount], ca: Option<&CaCertificate>) -> Vec<Finding> {
     let mut findings: Vec<(usize, Finding)> = Vec::with_capacity(accounts.len());
     let mut checks = stream::iter(accounts.iter().enumerate())
         .map(|(index, account)| async move { (index, check(engine, account, ca).await) })
@@ -154,7 +154,7 @@ async fn check_all(engine: &Registries, accounts: &[&FoundAccount], ca: Option<&
     findings.into_iter().map(|(_, finding)| finding).collect()
 }
 
-async fn check(engine: &Registries, account: &FoundAccount, ca: Option<&CaCertificate>) -> Finding {
+async fn check(engine: &RegistryClient, account: &FoundAccount, ca: Option<&CaCertificate>) -> Finding {
     let login = Login {
         registry: &account.scope,
         plain_http: account.plain_http,

@@ -48,7 +48,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::domain::{jwk::KeySet, token::ShownToken};
+    use crate::domain::{jwk::KeySet, token::PresentedToken};
 
     /// The example of RFC 7515, appendix A.3.
     const ES256: (&str, &str) = (
@@ -73,8 +73,8 @@ mod tests {
     #[test]
     fn the_examples_of_the_standards_verify() {
         let (key, text) = ES256;
-        let token = ShownToken::parse(text).unwrap();
-        assert!(verified(&keys(key), Algorithm::Es256, token.signed(), &token.signature));
+        let token = PresentedToken::parse(text).unwrap();
+        assert!(verified(&keys(key), Algorithm::Es256, token.signed_part(), &token.signature));
         let signature = base64::Engine::decode(&base64::prelude::BASE64_URL_SAFE_NO_PAD, ED25519_SIGNATURE).unwrap();
         assert!(verified(&keys(ED25519_KEY), Algorithm::EdDsa, ED25519_SIGNED.as_bytes(), &signature));
     }
@@ -85,21 +85,21 @@ mod tests {
     #[case(63)]
     fn a_changed_signature_does_not_verify(#[case] at: usize) {
         let (key, text) = ES256;
-        let mut token = ShownToken::parse(text).unwrap();
+        let mut token = PresentedToken::parse(text).unwrap();
         token.signature[at] ^= 1;
-        assert!(!verified(&keys(key), Algorithm::Es256, token.signed(), &token.signature));
-        assert!(!verified(&keys(key), Algorithm::Es256, token.signed(), &[]));
-        assert!(!verified(&keys(key), Algorithm::Es256, token.signed(), &[0; 64]));
+        assert!(!verified(&keys(key), Algorithm::Es256, token.signed_part(), &token.signature));
+        assert!(!verified(&keys(key), Algorithm::Es256, token.signed_part(), &[]));
+        assert!(!verified(&keys(key), Algorithm::Es256, token.signed_part(), &[0; 64]));
     }
 
     #[test]
     fn a_key_of_another_kind_has_signed_nothing() {
         let (key, text) = ES256;
-        let token = ShownToken::parse(text).unwrap();
+        let token = PresentedToken::parse(text).unwrap();
         for algorithm in Algorithm::ALL.into_iter().filter(|algorithm| *algorithm != Algorithm::Es256) {
             let keys = keys(key);
             let key = keys.candidates(None, Algorithm::Es256).next().unwrap();
-            assert!(!verify(key, algorithm, token.signed(), &token.signature), "{algorithm:?}");
+            assert!(!verify(key, algorithm, token.signed_part(), &token.signature), "{algorithm:?}");
         }
     }
 }

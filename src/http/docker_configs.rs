@@ -1,5 +1,7 @@
 //! `/v1/docker-configs`
 
+use std::collections::BTreeMap;
+
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::{ACCEPT, CACHE_CONTROL, VARY, WARNING},
@@ -18,7 +20,7 @@ use crate::{
         invalid::FieldErrors,
         matching::{Explanation, ImageName},
         names::{Labels, NamespaceName, SecretName},
-        secret::{Manifest, SecretType},
+        secret::{SecretContent, SecretManifest, SecretType},
         unique::UniqueMap,
     },
     http::{
@@ -229,12 +231,13 @@ impl Order {
         }
         let document = rendered.document.expose_secret();
         if let Some(target) = &self.secret {
-            let manifest = Manifest {
+            let manifest = SecretManifest {
                 name: &target.name,
                 namespace: target.namespace.as_ref(),
-                secret_type: target.secret_type,
-                labels: &target.labels,
-                document: &rendered.document,
+                labels: target.labels.as_map(),
+                annotations: &BTreeMap::new(),
+                resource_version: None,
+                content: &SecretContent::new(target.secret_type, &rendered.document),
             };
             let (media_type, written) = match self.format {
                 Format::Yaml => ("application/yaml", manifest.to_yaml()),

@@ -16,13 +16,13 @@ use tokio::sync::Semaphore;
 pub use self::metrics::{TokenMetrics, TokenOutcome};
 use self::reviews::Reviews;
 use crate::{
-    clients::oidc::Issuers,
+    clients::oidc::IssuerClient,
     crypto::{api_key::CryptoError, jws},
     domain::{
         caller::{Actor, ActorKind, Identity},
         cluster::CaCertificate,
         identity_provider::{Issuer, Voucher},
-        token::{Claims, NotNow, ShownToken},
+        token::{Claims, PresentedToken, TokenTimeError},
     },
     service::{ServiceError, clusters::Clusters, connection},
     storage::{self, identity_providers::StoredProvider},
@@ -63,7 +63,7 @@ enum No {
 pub struct TokenAuthenticator {
     pool: PgPool,
     provider_reads: Arc<Semaphore>,
-    issuers: Arc<Issuers>,
+    issuers: Arc<IssuerClient>,
     clusters: Clusters,
     reviews: Arc<Reviews>,
     metrics: Arc<TokenMetrics>,
@@ -77,7 +77,7 @@ impl TokenAuthenticator {
     /// [`CryptoError`] if the system gives no random bytes.
     pub fn new(
         pool: PgPool,
-        issuers: Arc<Issuers>,
+        issuers: Arc<IssuerClient>,
         clusters: Clusters,
         review_remembered: Duration,
     ) -> Result<Self, CryptoError> {
@@ -117,10 +117,10 @@ impl TokenAuthenticator {
     }
 
     async fn verify(&self, text: &str, now: DateTime<Utc>) -> Result<Result<Identity, No>, ServiceError> {
-        let Some(token) = ShownToken::parse(text) else { return Ok(Err(No::Refused(TokenOutcome::Malformed))) };
-        let end = match token.end(now) {
+        let Some(token) = PresentedToken::parse(text) else { return Ok(Err(No::Refused(TokenOutcome::Malformed))) };
+        let end = match token.expiry(now) {
             Ok(end) => end,
-            Err(not_now) => return Ok(Err(No::Refused(not_now.into()))),
+            Err(error) => return Ok(Err(No::Refused(error.into()))),
         };
         let providers = self.providers(&token).await?;
         let (by_review, with_keys): (Vec<&StoredProvider>, Vec<&StoredProvider>) =
@@ -135,7 +135,7 @@ impl TokenAuthenticator {
     }
 
     /// The providers that a token says that it is meant for: one query. A memory of providers would stand here.
-    async fn providers(&self, token: &ShownToken) -> Result<Vec<StoredProvider>, ServiceError> {
+    async fn providers(&self, token: &PresentedToken) -> Result<Vec<StoredProvider>, ServiceError> {
         // Postgres takes no NUL in a text, and no provider has one.
         let is_text = |text: &&str| !text.contains('\0');
         let audiences: Vec<String> = token.claims.audiences().into_iter().filter(is_text).map(str::to_owned).collect();
@@ -154,7 +154,7 @@ impl TokenAuthenticator {
     /// By the keys of its issuer. There is more than one provider only for a token with more than one audience.
     async fn verify_with_keys(
         &self,
-        token: &ShownToken,
+        token: &PresentedToken,
         providers: &[&StoredProvider],
         end: DateTime<Utc>,
     ) -> Result<Identity, No> {
@@ -176,7 +176,7 @@ impl TokenAuthenticator {
 
     async fn check_signature(
         &self,
-        token: &ShownToken,
+        token: &PresentedToken,
         issuer: &Issuer,
         ca_certificate: Option<&CaCertificate>,
     ) -> Result<(), No> {
@@ -188,7 +188,7 @@ impl TokenAuthenticator {
         if candidates.peek().is_none() {
             return Err(No::Refused(TokenOutcome::UnknownKey));
         }
-        if candidates.any(|key| jws::verify(key, algorithm, token.signed(), &token.signature)) {
+        if candidates.any(|key| jws::verify(key, algorithm, token.signed_part(), &token.signature)) {
             Ok(())
         } else {
             Err(No::Refused(TokenOutcome::Signature))
@@ -198,7 +198,7 @@ impl TokenAuthenticator {
     /// By asking the cluster. The token has its audience and its time by now, as far as it says so itself.
     async fn verify_by_review(
         &self,
-        token: &ShownToken,
+        token: &PresentedToken,
         provider: &StoredProvider,
         end: DateTime<Utc>,
     ) -> Result<Identity, No> {
@@ -233,7 +233,7 @@ impl TokenAuthenticator {
 /// Who bears these claims, by the first rule that matches.
 fn identity(provider: &StoredProvider, claims: &Claims, end: DateTime<Utc>) -> Option<Identity> {
     let rule = provider.config.rules.iter().find(|rule| rule.matches(claims))?;
-    let name = format!("{}/{}", provider.name, claims.subject_shown());
+    let name = format!("{}/{}", provider.name, claims.display_subject());
     Some(Identity {
         actor: Actor { kind: ActorKind::IdentityProvider, id: None, name },
         role: rule.role,
@@ -242,12 +242,12 @@ fn identity(provider: &StoredProvider, claims: &Claims, end: DateTime<Utc>) -> O
     })
 }
 
-impl From<NotNow> for TokenOutcome {
-    fn from(not_now: NotNow) -> Self {
-        match not_now {
-            NotNow::Endless => Self::Malformed,
-            NotNow::Expired => Self::Expired,
-            NotNow::Early => Self::Early,
+impl From<TokenTimeError> for TokenOutcome {
+    fn from(error: TokenTimeError) -> Self {
+        match error {
+            TokenTimeError::Malformed => Self::Malformed,
+            TokenTimeError::Expired => Self::Expired,
+            TokenTimeError::NotYetValid => Self::Early,
         }
     }
 }

@@ -13,7 +13,7 @@ use secrecy::SecretString;
 use sqlx::PgPool;
 
 use crate::{
-    clients::registry::{Login, Registries},
+    clients::registry::{Login, RegistryClient},
     crypto::sealer::Sealer,
     domain::{
         account::{Account, AccountChange, NewAccount},
@@ -97,7 +97,7 @@ pub struct Verifications {
     pool: PgPool,
     sealer: Arc<Sealer>,
     accounts: Accounts,
-    registries: Arc<Registries>,
+    registries: Arc<RegistryClient>,
     audit_writer: AuditWriter,
     metrics: Arc<VerificationMetrics>,
 }
@@ -109,7 +109,7 @@ impl Verifications {
         pool: PgPool,
         sealer: Arc<Sealer>,
         accounts: Accounts,
-        registries: Registries,
+        registries: RegistryClient,
         audit_writer: AuditWriter,
     ) -> Self {
         Self { pool, sealer, accounts, registries: Arc::new(registries), audit_writer, metrics: Arc::default() }

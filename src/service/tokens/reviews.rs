@@ -17,7 +17,7 @@ use crate::{
         api_key::CryptoError,
         keyed_digest::{Digest, Digester},
     },
-    domain::token::ShownToken,
+    domain::token::PresentedToken,
     service::ServiceError,
     storage::identity_providers::ReviewingCluster,
 };
@@ -86,7 +86,7 @@ impl Reviews {
         &self,
         cluster: ReviewingCluster,
         audience: &str,
-        token: &ShownToken,
+        token: &PresentedToken,
         end: DateTime<Utc>,
         ask: impl AsyncFnOnce() -> Result<Answer, ServiceError>,
     ) -> Asked {
@@ -169,9 +169,9 @@ mod tests {
 
     const CLUSTER: ReviewingCluster = ReviewingCluster { id: Uuid::nil(), version: 1 };
 
-    fn token(number: usize) -> ShownToken {
+    fn token(number: usize) -> PresentedToken {
         // {"alg":"RS256"} . {} . a signature that differs
-        ShownToken::parse(&format!("eyJhbGciOiJSUzI1NiJ9.e30.{number:08}")).unwrap()
+        PresentedToken::parse(&format!("eyJhbGciOiJSUzI1NiJ9.e30.{number:08}")).unwrap()
     }
 
     fn account() -> ReviewedServiceAccount {
@@ -233,7 +233,7 @@ mod tests {
     #[tokio::test]
     async fn all_who_wait_for_a_call_that_fails_are_told_so_by_that_one() {
         let (reviews, count) = (Reviews::new(Duration::from_secs(30)).unwrap(), AtomicUsize::new(0));
-        let shown: Vec<ShownToken> = (0..50).map(|_| token(1)).collect();
+        let shown: Vec<PresentedToken> = (0..50).map(|_| token(1)).collect();
         let answers = join_all(shown.iter().map(|token| {
             reviews.get(CLUSTER, "regcred", token, later(), async || {
                 tokio::task::yield_now().await;
@@ -269,7 +269,7 @@ mod tests {
     async fn a_flood_of_tokens_does_not_reach_the_cluster() {
         let reviews = Reviews::new(Duration::from_secs(30)).unwrap();
         let (calling, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let shown: Vec<ShownToken> = (0..200).map(token).collect();
+        let shown: Vec<PresentedToken> = (0..200).map(token).collect();
         let answers = join_all(shown.iter().map(|token| {
             reviews.get(CLUSTER, "regcred", token, later(), async || {
                 most.fetch_max(calling.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);

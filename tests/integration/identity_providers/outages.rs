@@ -1,4 +1,4 @@
-//! Issuers that are away, slow, rotate, or are turned against their host.
+//! Issuers that are unavailable, slow, rotate keys or attack their client.
 
 use std::time::{Duration, Instant};
 
