@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::{Resource, api::PostParams};
 use serde::Serialize;
@@ -16,10 +16,13 @@ use crate::domain::{
 };
 
 /// Maximum number of concurrent access reviews.
-pub(super) const CONCURRENCY: usize = 16;
+const CONCURRENCY: usize = 16;
 /// Maximum number of access reviews for single namespaces in one call of
 /// [`ClusterClient::review_needs`].
 const REVIEWS_MAX: usize = 500;
+
+/// Verb, resource and, unless all are meant, namespace of a right.
+pub(super) type Question<'a> = (&'a str, &'a str, Option<&'a str>);
 
 /// Right that regcred's credential needs but does not have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -87,38 +90,33 @@ impl ClusterClient {
     #[tracing::instrument(name = "cluster.review_needs", skip_all, fields(server = %self.server()))]
     pub async fn review_needs(&self, needs: &[&Needs]) -> Result<ReviewedRights, ClusterError> {
         let deadline = self.deadline();
-        let all = |one: &&Needs| {
-            let within = one.within.values().flatten();
-            one.everywhere.iter().chain(within).copied().collect::<Vec<Right>>()
-        };
-        let rights: BTreeSet<Right> = needs.iter().flat_map(all).collect();
-        let everywhere = self.review_all(rights.into_iter().map(|right| (None, right)).collect(), deadline).await?;
+        let all = needs.iter().flat_map(|one| one.everywhere.iter().chain(one.within.values().flatten()));
+        let rights: BTreeSet<Right> = all.copied().collect();
+        let questions: Vec<Question<'_>> = rights.iter().map(|right| (right.verb(), right.resource(), None)).collect();
+        let granted = self.review_all(questions, deadline).await?;
         let everywhere: BTreeSet<Right> =
-            everywhere.into_iter().filter(|(_, allowed)| *allowed).map(|((_, right), _)| right).collect();
-        let asked: BTreeSet<(&NamespaceName, Right)> =
+            rights.into_iter().zip(granted).filter(|(_, granted)| *granted).map(|(right, _)| right).collect();
+
+        let rights: BTreeSet<(&NamespaceName, Right)> =
             needs.iter().flat_map(|one| namespaced(one, &everywhere)).collect();
-        let asked = asked.into_iter().take(REVIEWS_MAX);
-        let asked = asked.map(|(namespace, right)| (Some(namespace.clone()), right)).collect();
-        let within = self.review_all(asked, deadline).await?.into_iter();
-        let within = within.filter_map(|((namespace, right), allowed)| Some(((namespace?, right), allowed)));
-        Ok(ReviewedRights { within: within.collect(), everywhere })
+        let rights: Vec<(&NamespaceName, Right)> = rights.into_iter().take(REVIEWS_MAX).collect();
+        let questions =
+            rights.iter().map(|(namespace, right)| (right.verb(), right.resource(), Some(namespace.as_str())));
+        let granted = self.review_all(questions.collect(), deadline).await?;
+        let rights = rights.into_iter().map(|(namespace, right)| (namespace.clone(), right));
+        Ok(ReviewedRights { within: rights.zip(granted).collect(), everywhere })
     }
 
-    async fn review_all(
+    /// Reviews rights concurrently. The results have the order of the questions.
+    pub(super) async fn review_all(
         &self,
-        questions: Vec<(Option<NamespaceName>, Right)>,
+        questions: Vec<Question<'_>>,
         deadline: Instant,
-    ) -> Result<Vec<((Option<NamespaceName>, Right), bool)>, ClusterError> {
-        let answers: Vec<Result<_, ClusterError>> = stream::iter(questions)
-            .map(|(namespace, right)| async move {
-                let within = namespace.as_ref().map(NamespaceName::as_str);
-                let allowed = self.is_allowed(right.verb(), right.resource(), within, deadline).await?;
-                Ok(((namespace, right), allowed))
-            })
-            .buffered(CONCURRENCY)
-            .collect()
-            .await;
-        answers.into_iter().collect()
+    ) -> Result<Vec<bool>, ClusterError> {
+        let reviews = questions
+            .into_iter()
+            .map(|(verb, resource, namespace)| self.is_allowed(verb, resource, namespace, deadline));
+        stream::iter(reviews).buffered(CONCURRENCY).try_collect().await
     }
 
     /// Reviews one right; without a namespace, in all of them.

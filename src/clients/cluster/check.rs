@@ -1,13 +1,12 @@
 //! Check of a cluster: whether it answers, its version, and regcred's rights there.
 
-use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{
     ClusterClient, ClusterError,
-    access_review::{CONCURRENCY, MissingRight},
+    access_review::{MissingRight, Question},
 };
 
 /// Rights that regcred needs in a namespace.
@@ -141,20 +140,15 @@ impl ClusterClient {
         let some: Vec<Option<&str>> = namespaces.iter().copied().map(Some).collect();
         let scopes = if some.is_empty() { &all[..] } else { &some[..] };
         let in_scopes = scopes.iter().flat_map(|scope| NAMESPACED.map(|(verb, resource)| (verb, resource, *scope)));
-        let questions = in_scopes.chain(CLUSTER_WIDE.map(|(verb, resource)| (verb, resource, None)));
-        let answers: Vec<Result<Permission, ClusterError>> = stream::iter(questions)
-            .map(|(verb, resource, namespace)| async move {
-                let allowed = self.is_allowed(verb, resource, namespace, deadline).await?;
-                Ok(Permission {
-                    verb: verb.to_owned(),
-                    resource: resource.to_owned(),
-                    namespace: namespace.map(str::to_owned),
-                    allowed,
-                })
-            })
-            .buffered(CONCURRENCY)
-            .collect()
-            .await;
-        answers.into_iter().collect()
+        let questions: Vec<Question<'_>> =
+            in_scopes.chain(CLUSTER_WIDE.map(|(verb, resource)| (verb, resource, None))).collect();
+        let granted = self.review_all(questions.clone(), deadline).await?;
+        let permissions = questions.into_iter().zip(granted).map(|((verb, resource, namespace), allowed)| Permission {
+            verb: verb.to_owned(),
+            resource: resource.to_owned(),
+            namespace: namespace.map(str::to_owned),
+            allowed,
+        });
+        Ok(permissions.collect())
     }
 }

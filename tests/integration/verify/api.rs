@@ -7,7 +7,7 @@ use super::{
     certificates::Ca,
     listening::{answer, bearer, serve},
     registries::{Setup, TAGGED, TestRegistry},
-    token_service::{Habits, TokenService},
+    token_service::{Deviations, TokenService},
 };
 use crate::support::{app::TestApp, client::Answer, registry};
 
@@ -227,7 +227,7 @@ async fn internal_addresses_are_refused_by_default(pool: PgPool) {
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn no_response_contains_text_of_the_registry_or_a_login(pool: PgPool) {
     let app = spawn(pool).await;
-    let service = TokenService::start(Habits::default());
+    let service = TokenService::start(Deviations::default());
     let realm = service.realm();
     let (echo, _) = serve(move |request| {
         // Repeats the login in all parts of its response.

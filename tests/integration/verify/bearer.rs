@@ -8,7 +8,7 @@ use super::{
     listening::{answer, bearer, serve},
     registries::{Attempt, LATEST, Setup, TAGGED, TestRegistry, registry_client},
     token_service::{
-        Habits,
+        Deviations,
         Quirk::{self, OmitsSubject, RefusesAnonymous, RefusesScopes, UsesAccessToken},
         TokenService,
     },
@@ -49,19 +49,19 @@ async fn open_registry_leaves_the_password_unverified() {
 }
 
 /// Starts a real registry and a token service with these deviations.
-async fn with_tokens(habits: Habits) -> (TestRegistry, TokenService, TempDir) {
-    let service = TokenService::start(habits);
+async fn with_tokens(deviations: Deviations) -> (TestRegistry, TokenService, TempDir) {
+    let service = TokenService::start(deviations);
     let folder = TempDir::new();
     let certificate = service.write_certificate(folder.path());
     let setup = Setup { token_service: Some((service.realm(), certificate)), ..Setup::default() };
     (TestRegistry::start(setup).await, service, folder)
 }
 
-const STANDARD: Habits = Habits { get_is: None, post_is: None, quirk: None };
+const STANDARD: Deviations = Deviations { get_is: None, post_is: None, quirk: None };
 
 /// One deviation.
-fn with(quirk: Quirk) -> Habits {
-    Habits { quirk: Some(quirk), ..STANDARD }
+fn with(quirk: Quirk) -> Deviations {
+    Deviations { quirk: Some(quirk), ..STANDARD }
 }
 
 #[rstest]
@@ -86,26 +86,26 @@ fn with(quirk: Quirk) -> Habits {
 #[case::tokens_without_subject_in_public(with(OmitsSubject), "lena", Some(LATEST), Anonymous)]
 #[case::tokens_without_subject_or_grant(with(OmitsSubject), "lena", Some(TAGGED), NoAccess)]
 #[case::token_in_another_field(with(UsesAccessToken), "martin", Some(TAGGED), Valid)]
-#[case::only_post(Habits { get_is: Some("405 Method Not Allowed"), ..STANDARD }, "martin", Some(TAGGED), Valid)]
-#[case::only_post_404(Habits { get_is: Some("404 Not Found"), ..STANDARD }, "martin", None, Valid)]
-#[case::only_post_wrong(Habits { get_is: Some("405 Method Not Allowed"), ..STANDARD }, "wrong", None, Invalid)]
-#[case::neither(Habits { get_is: Some("404 Not Found"), post_is: Some("404 Not Found"), ..STANDARD }, "martin", None, NotARegistry)]
+#[case::only_post(Deviations { get_is: Some("405 Method Not Allowed"), ..STANDARD }, "martin", Some(TAGGED), Valid)]
+#[case::only_post_404(Deviations { get_is: Some("404 Not Found"), ..STANDARD }, "martin", None, Valid)]
+#[case::only_post_wrong(Deviations { get_is: Some("405 Method Not Allowed"), ..STANDARD }, "wrong", None, Invalid)]
+#[case::neither(Deviations { get_is: Some("404 Not Found"), post_is: Some("404 Not Found"), ..STANDARD }, "martin", None, NotARegistry)]
 #[case::identity_token(STANDARD, "<token>", Some(TAGGED), Valid)]
-#[case::identity_token_without_post(Habits { post_is: Some("404 Not Found"), ..STANDARD }, "<token>", Some(TAGGED), Valid)]
-#[case::identity_token_without_either(Habits { post_is: Some("405 Method Not Allowed"), get_is: Some("405 Method Not Allowed"), ..STANDARD }, "<token>", None, NotARegistry)]
-#[case::unavailable_service(Habits { get_is: Some("503 Service Unavailable"), ..STANDARD }, "martin", None, Unreachable)]
-#[case::service_answers_400_to_every_request(Habits { get_is: Some("400 Bad Request"), ..STANDARD }, "martin", None, NotARegistry)]
-#[case::redirecting_service(Habits { get_is: Some("302 Found"), ..STANDARD }, "martin", None, NotARegistry)]
-#[case::service_without_tokens(Habits { get_is: Some("200 OK"), ..STANDARD }, "martin", None, NotARegistry)]
-#[case::rate_limiting_service(Habits { get_is: Some("429 Too Many Requests"), ..STANDARD }, "martin", None, RateLimited)]
+#[case::identity_token_without_post(Deviations { post_is: Some("404 Not Found"), ..STANDARD }, "<token>", Some(TAGGED), Valid)]
+#[case::identity_token_without_either(Deviations { post_is: Some("405 Method Not Allowed"), get_is: Some("405 Method Not Allowed"), ..STANDARD }, "<token>", None, NotARegistry)]
+#[case::unavailable_service(Deviations { get_is: Some("503 Service Unavailable"), ..STANDARD }, "martin", None, Unreachable)]
+#[case::service_answers_400_to_every_request(Deviations { get_is: Some("400 Bad Request"), ..STANDARD }, "martin", None, NotARegistry)]
+#[case::redirecting_service(Deviations { get_is: Some("302 Found"), ..STANDARD }, "martin", None, NotARegistry)]
+#[case::service_without_tokens(Deviations { get_is: Some("200 OK"), ..STANDARD }, "martin", None, NotARegistry)]
+#[case::rate_limiting_service(Deviations { get_is: Some("429 Too Many Requests"), ..STANDARD }, "martin", None, RateLimited)]
 #[tokio::test]
 async fn token_service_tells_valid_from_invalid_logins(
-    #[case] habits: Habits,
+    #[case] deviations: Deviations,
     #[case] username: &str,
     #[case] repository: Option<&str>,
     #[case] result: VerificationResult,
 ) {
-    let (registry, service, _folder) = with_tokens(habits).await;
+    let (registry, service, _folder) = with_tokens(deviations).await;
     let password = if username == "<token>" { "canary-identity" } else { PASSWORD };
     let found = Attempt::plain(&registry.address, username, password).verify(&registry_client(), repository).await;
     let log = registry.log();
@@ -115,7 +115,7 @@ async fn token_service_tells_valid_from_invalid_logins(
 
 #[tokio::test]
 async fn login_is_sent_to_the_token_service_not_to_the_registry() {
-    let (registry, service, _folder) = with_tokens(Habits::default()).await;
+    let (registry, service, _folder) = with_tokens(Deviations::default()).await;
     let (front, seen) = serve(move |request| {
         assert!(!request.contains("authorization: Basic"), "{request}");
         if request.contains("authorization: Bearer") { answer("200 OK", &[], "{}") } else { bearer(&service.realm()) }
@@ -183,7 +183,7 @@ async fn mixing_up_plain_http_and_tls_is_reported() {
 
 #[tokio::test]
 async fn registry_with_tls_cannot_redirect_the_login_to_plain_http() {
-    let (ca, service) = (Ca::new(), TokenService::start(Habits::default()));
+    let (ca, service) = (Ca::new(), TokenService::start(Deviations::default()));
     let folder = TempDir::new();
     let certificate = service.write_certificate(folder.path());
     let setup = Setup { token_service: Some((service.realm(), certificate)), tls: Some(&ca.certify()), users: &[] };

@@ -8,7 +8,7 @@ use super::{
     certificates::Ca,
     listening::{Trap, answer, bearer, serve},
     registries::{Setup, TestRegistry},
-    token_service::{Habits, TokenService},
+    token_service::{Deviations, TokenService},
 };
 use crate::support::{
     files::TempDir,
@@ -132,7 +132,7 @@ async fn proxy_of_the_environment_is_not_used() {
 
 #[tokio::test]
 async fn verbose_output_of_the_command_contains_no_secret() {
-    let service = TokenService::start(Habits::default());
+    let service = TokenService::start(Deviations::default());
     let realm = service.realm();
     let (registry, _) = serve(move |request| {
         if request.contains("authorization: Bearer") {
@@ -152,7 +152,7 @@ async fn verbose_output_of_the_command_contains_no_secret() {
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn verbose_log_of_the_service_contains_no_secret(pool: PgPool) {
-    let service = TokenService::start(Habits::default());
+    let service = TokenService::start(Deviations::default());
     let realm = service.realm();
     let (echo, _) = serve(move |request| {
         let login = request.lines().find_map(|line| line.strip_prefix("authorization: ")).unwrap_or("canary-upstream");

@@ -15,7 +15,7 @@ use super::listening::{Requests, answer, serve};
 
 /// Deviations of a token service.
 #[derive(Clone, Copy, Default)]
-pub struct Habits {
+pub struct Deviations {
     /// Status for every GET.
     pub get_is: Option<&'static str>,
     /// Status for every POST.
@@ -47,10 +47,10 @@ pub struct TokenService {
 }
 
 impl TokenService {
-    pub fn start(habits: Habits) -> Self {
+    pub fn start(deviations: Deviations) -> Self {
         let signer = Signer::new();
         let certificate = signer.certificate.clone();
-        let (address, requests) = serve(move |request| respond(request, habits, &signer));
+        let (address, requests) = serve(move |request| respond(request, deviations, &signer));
         Self { address, requests, certificate }
     }
 
@@ -90,11 +90,11 @@ impl Signer {
     }
 }
 
-fn respond(request: &str, habits: Habits, signer: &Signer) -> Vec<u8> {
+fn respond(request: &str, deviations: Deviations, signer: &Signer) -> Vec<u8> {
     let (head, body) = request.split_once("\r\n\r\n").unwrap_or((request, ""));
     let is_post = head.starts_with("POST");
     let target = head.split(' ').nth(1).unwrap_or_default();
-    if let Some(status) = if is_post { habits.post_is } else { habits.get_is } {
+    if let Some(status) = if is_post { deviations.post_is } else { deviations.get_is } {
         return answer(status, &[], "canary-upstream");
     }
     let query = if is_post { body } else { target.split_once('?').map_or("", |(_, query)| query) };
@@ -104,7 +104,7 @@ fn respond(request: &str, habits: Habits, signer: &Signer) -> Vec<u8> {
     let refusal =
         |status: &str| answer(status, &[], r#"{"errors":[{"code":"UNAUTHORIZED","message":"canary-upstream"}]}"#);
     let subject = match login.as_ref().map(|(user, password)| (user.as_str(), password.as_str())) {
-        None if habits.quirk == Some(Quirk::RefusesAnonymous) => return refusal("401 Unauthorized"),
+        None if deviations.quirk == Some(Quirk::RefusesAnonymous) => return refusal("401 Unauthorized"),
         None | Some(("harbor", _)) => "",
         Some(("martin", "canary-password") | ("<token>", "canary-identity")) => "martin",
         Some(("lena", "canary-password")) => "lena",
@@ -112,9 +112,9 @@ fn respond(request: &str, habits: Habits, signer: &Signer) -> Vec<u8> {
         Some(_) => return refusal("401 Unauthorized"),
     };
     let scope = parameter("scope").and_then(|scope| scope.strip_prefix("repository:")?.strip_suffix(":pull"));
-    let has_public = habits.quirk != Some(Quirk::RefusesAnonymous);
+    let has_public = deviations.quirk != Some(Quirk::RefusesAnonymous);
     let may_read = |name: &&str| subject == "martin" || (has_public && name.starts_with("team/"));
-    if habits.quirk == Some(Quirk::RefusesScopes) && scope.is_some_and(|name| !may_read(&name)) {
+    if deviations.quirk == Some(Quirk::RefusesScopes) && scope.is_some_and(|name| !may_read(&name)) {
         return refusal("403 Forbidden");
     }
     let access: Vec<Value> = scope
@@ -127,10 +127,10 @@ fn respond(request: &str, habits: Habits, signer: &Signer) -> Vec<u8> {
         "iss": "test-issuer", "aud": parameter("service").unwrap_or_default(), "sub": subject,
         "iat": now, "nbf": now - 10, "exp": now + 300, "jti": uuid::Uuid::now_v7().to_string(), "access": access,
     });
-    if habits.quirk == Some(Quirk::OmitsSubject) {
+    if deviations.quirk == Some(Quirk::OmitsSubject) {
         claims.as_object_mut().expect("an object").remove("sub");
     }
-    let name = if habits.quirk == Some(Quirk::UsesAccessToken) { "access_token" } else { "token" };
+    let name = if deviations.quirk == Some(Quirk::UsesAccessToken) { "access_token" } else { "token" };
     answer(
         "200 OK",
         &[("Content-Type", "application/json")],
