@@ -1,6 +1,6 @@
-//! The world outside: what regcred calls over the network.
+//! Clients for the systems that regcred calls over the network.
 
 pub mod cluster;
-pub mod guard;
 pub mod oidc;
+pub mod outbound;
 pub mod registry;

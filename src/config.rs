@@ -11,9 +11,9 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::{
     clients::{
-        cluster,
-        guard::{AllowList, Guard},
-        oidc, registry,
+        cluster, oidc,
+        outbound::{AllowList, Guard},
+        registry,
     },
     crypto::{api_key::Pepper, certificate::ServerCertificate, sealer::KeyRing},
     domain::{origin::Origins, proxies::Proxies},
@@ -240,7 +240,7 @@ impl Reader<'_> {
             service_port: self.get("KUBERNETES_SERVICE_PORT"),
             runtime: None,
             guard: Some(Guard::new(allowed?)),
-            calls: default.calls,
+            metrics: default.metrics,
         })
     }
 

@@ -18,7 +18,7 @@ use prometheus_client::{
 use sqlx::PgPool;
 
 use crate::{
-    clients::cluster::Calls,
+    clients::cluster::ClusterMetrics,
     crypto::{api_key::KeyChecker, certificate::ServerCertificate},
     service::{
         audit::writer::AuditMetrics, progress::Streams, reconcile, row_cache::RowCache, tokens,
@@ -74,8 +74,8 @@ impl Metrics {
         );
         registry.register(
             "cluster_calls",
-            "Calls to API servers by cluster, verb and code: the status code, or timeout, tls or unreachable",
-            sources.cluster_calls.counts.clone(),
+            "ClusterMetrics to API servers by cluster, verb and code: the status code, or timeout, tls or unreachable",
+            sources.cluster_calls.calls.clone(),
         );
         registry.register(
             "cluster_watch_restarts",
@@ -154,8 +154,8 @@ pub struct Sources {
     pub tokens: Arc<tokens::TokenMetrics>,
     /// Reconciliation of pull secrets.
     pub pull_secrets: reconcile::ReconcileMetrics,
-    /// Calls to clusters.
-    pub cluster_calls: Calls,
+    /// ClusterMetrics to clusters.
+    pub cluster_calls: ClusterMetrics,
     /// Event streams.
     pub streams: Arc<Streams>,
     /// TLS certificate of the listener.

@@ -12,7 +12,7 @@ use crate::{
         docker_config::RenderError,
         invalid::{FieldError, Invalid},
         names::Name,
-        verification::LoginCheck,
+        verification::VerificationReport,
     },
     service::audit::AuditError,
     storage::StorageError,
@@ -139,7 +139,7 @@ pub enum ServiceError {
     Cluster(#[from] ClusterError),
     /// The login is not valid, and the caller required a valid one.
     #[error("nothing was stored because the login was not verified ({}): {}", .0.result, .0.detail)]
-    VerificationFailed(LoginCheck),
+    VerificationFailed(VerificationReport),
     /// Postgres returned an error or is unreachable.
     #[error(transparent)]
     Storage(#[from] StorageError),

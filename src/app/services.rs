@@ -12,10 +12,10 @@ use tokio::runtime::Handle;
 use super::AppError;
 use crate::{
     clients::{
-        cluster::{Calls, ClusterClientConfig},
-        guard::Guard,
-        oidc::Issuers,
-        registry::Registries,
+        cluster::{ClusterClientConfig, ClusterMetrics},
+        oidc::IssuerClient,
+        outbound::Guard,
+        registry::RegistryClient,
     },
     config::{IdentityConfig, VerifyConfig},
     crypto::{
@@ -81,21 +81,21 @@ pub struct Services {
     pub streams: Data<Streams>,
     pub row_cache: Arc<RowCache>,
     checker: Arc<KeyChecker>,
-    cluster_calls: Calls,
+    cluster_calls: ClusterMetrics,
 }
 
 impl Services {
     pub fn build(foundation: Foundation, config: ServicesConfig) -> Result<Self, AppError> {
         let Foundation { pool, sealer, pepper, audit, audit_writer } = foundation;
         let ServicesConfig { clusters, verify, reconcile, identity } = config;
-        let cluster_calls = clusters.calls.clone();
+        let cluster_calls = clusters.metrics.clone();
         let content_key = pepper.content_key();
 
         let row_cache = Arc::new(RowCache::new(pool.clone()));
         let checker = Arc::new(KeyChecker::new(pepper, argon2_permits()));
         let clusters = ClusterClientConfig { runtime: Some(Handle::current()), ..clusters };
         let clusters = Clusters::new(pool.clone(), sealer.clone(), clusters, audit.clone());
-        let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
+        let registries = RegistryClient::new(Guard::new(verify.allowed), verify.registries);
         let verifications = Verifications::new(pool.clone(), sealer.clone(), registries, audit_writer.clone());
         let accounts =
             Accounts::new(pool.clone(), row_cache.clone(), sealer.clone(), audit.clone(), verifications.clone());
@@ -186,7 +186,7 @@ fn token_authenticator(
     mut identity: IdentityConfig,
 ) -> Result<TokenAuthenticator, AppError> {
     identity.issuers.runtime = Some(Handle::current());
-    let issuers = Arc::new(Issuers::new(Guard::new(identity.allowed), identity.issuers));
+    let issuers = Arc::new(IssuerClient::new(Guard::new(identity.allowed), identity.issuers));
     TokenAuthenticator::new(pool, issuers, clusters, identity.review_remembered)
         .map_err(|error| AppError::Internal(error.to_string()))
 }

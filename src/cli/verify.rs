@@ -13,8 +13,8 @@ use serde::Serialize;
 use super::{CliError, print_line};
 use crate::{
     clients::{
-        guard::{AllowList, Guard},
-        registry::{Login, Registries},
+        outbound::{AllowList, Guard},
+        registry::{Login, RegistryClient},
     },
     config::{Reader, VerifyConfig, variable},
     domain::{
@@ -24,7 +24,7 @@ use crate::{
             parse::Config,
         },
         registry::RegistryScope,
-        verification::{LoginCheck, VerificationResult},
+        verification::{VerificationReport, VerificationResult},
     },
 };
 
@@ -142,17 +142,21 @@ async fn verify_items(config: VerifyConfig, items: &[ImportItem], ca: Option<&Ca
     Report::new(lines.collect())
 }
 
-/// Creates the client. Registries of the document are allowed at any address, because the caller
+/// Creates the client. RegistryClient of the document are allowed at any address, because the caller
 /// chose them; the token services that they name are not.
-fn registries<'a>(config: VerifyConfig, scopes: impl Iterator<Item = &'a RegistryScope>) -> Registries {
+fn registries<'a>(config: VerifyConfig, scopes: impl Iterator<Item = &'a RegistryScope>) -> RegistryClient {
     let mut allowed: AllowList = config.allowed;
     scopes.for_each(|scope| allowed.allow_host(scope.host()));
-    Registries::new(Guard::new(allowed), config.registries)
+    RegistryClient::new(Guard::new(allowed), config.registries)
 }
 
 /// Checks accounts concurrently; returns the findings in the order of the accounts.
-async fn check_all(registries: &Registries, accounts: &[&FoundAccount], ca: Option<&CaCertificate>) -> Vec<LoginCheck> {
-    let mut findings: Vec<(usize, LoginCheck)> = Vec::with_capacity(accounts.len());
+async fn check_all(
+    registries: &RegistryClient,
+    accounts: &[&FoundAccount],
+    ca: Option<&CaCertificate>,
+) -> Vec<VerificationReport> {
+    let mut findings: Vec<(usize, VerificationReport)> = Vec::with_capacity(accounts.len());
     let mut checks = stream::iter(accounts.iter().enumerate())
         .map(|(index, account)| async move { (index, check(registries, account, ca).await) })
         .buffer_unordered(CONCURRENCY);
@@ -165,7 +169,7 @@ async fn check_all(registries: &Registries, accounts: &[&FoundAccount], ca: Opti
     findings.into_iter().map(|(_, finding)| finding).collect()
 }
 
-async fn check(registries: &Registries, account: &FoundAccount, ca: Option<&CaCertificate>) -> LoginCheck {
+async fn check(registries: &RegistryClient, account: &FoundAccount, ca: Option<&CaCertificate>) -> VerificationReport {
     let login = Login {
         registry: &account.scope,
         plain_http: account.plain_http,
@@ -202,7 +206,7 @@ fn failed(path: &Path, error: impl std::fmt::Display) -> CliError {
     CliError::Failed(format!("{}: {error}", path.display()))
 }
 
-fn checked(key: &str, account: &FoundAccount, finding: LoginCheck) -> Line {
+fn checked(key: &str, account: &FoundAccount, finding: VerificationReport) -> Line {
     Line {
         key: key.to_owned(),
         registry: Some(account.scope.to_string()),

@@ -1,17 +1,16 @@
-//! An OIDC issuer, asked for the keys that it signs tokens with (`OpenID` Connect Discovery 1.0).
+//! Client for the signing keys of OIDC issuers (`OpenID` Connect Discovery 1.0).
 //!
-//! What holds for every fetch: it ends within [`IssuerClientConfig::timeout`]; only hosts that the [`Guard`] admits are called, at the addresses
-//! that it saw; no redirect is followed; what comes is read within bounds; the document has to name the very issuer that was
-//! asked for; and nothing that came over the wire reaches a log or an error. A fetch lives on its own, so whoever waits for it
-//! may go away, and all who need the keys of one issuer wait for the same one.
+//! Every fetch ends within [`IssuerClientConfig::timeout`] and goes through the [outbound
+//! client](super::outbound). A fetch runs in a task of its own: callers that need keys of the same
+//! issuer share it, and none of them can cancel it.
 
-mod fetch;
-mod kept;
+mod discovery;
+mod key_cache;
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -19,38 +18,29 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
-use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
-use serde::Deserialize;
 use tokio::{runtime::Handle, time::Instant};
 
-use self::kept::{Kept, Step, Times};
+use self::key_cache::{KeyCache, Lifetimes, Lookup};
 use crate::{
-    clients::{
-        guard::{Guard, Schemes, parse_url},
-        registry::host_roots,
-    },
+    clients::outbound::{Guard, OutboundClient, OutboundClientConfig, TlsHints},
     domain::{cluster::CaCertificate, identity_provider::Issuer, jwk::KeySet},
 };
 
-/// Issuers whose keys are kept.
-const ISSUERS_KEPT: usize = 256;
-/// The longest discovery document, in bytes. Those of large issuers have 2 to 3 KiB.
-const DISCOVERY_MAX: usize = 64 * 1024;
-/// The longest set of keys, in bytes. A key with its certificates has 2 to 4 KiB.
-const KEYS_MAX: usize = 256 * 1024;
+/// Maximum number of issuers with cached keys.
+const ISSUERS_MAX: usize = 256;
 
-/// How issuers are called.
+/// Configuration of an [`IssuerClient`].
 #[derive(Debug, Clone)]
 pub struct IssuerClientConfig {
-    /// The time after which a fetch of keys is over, both documents together.
+    /// Time limit for a fetch of keys, discovery included.
     pub timeout: Duration,
-    /// How long keys are used without a look whether they are still the issuer's.
+    /// Time after which cached keys are fetched again.
     pub keys_lifetime: Duration,
-    /// The least time between two fetches from one issuer, whatever tokens come.
+    /// Minimum time between two fetches from one issuer, whatever tokens arrive.
     pub refresh_interval: Duration,
-    /// How long keys are used of an issuer that does not answer, since they were fetched.
+    /// Time since the last successful fetch during which keys of an unavailable issuer stay in use.
     pub stale_lifetime: Duration,
-    /// The runtime that fetches live on; without it, the runtime of whoever asks.
+    /// Runtime of the fetches; the caller's runtime if absent.
     pub runtime: Option<Handle>,
 }
 
@@ -66,30 +56,30 @@ impl Default for IssuerClientConfig {
     }
 }
 
-/// Why there are no keys of an issuer. The texts are for the log of whoever runs this.
+/// Why an issuer's keys are unavailable. The texts are for the operator's log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IssuerError {
     /// The guard forbids the call.
     #[error("{0}")]
     Refused(String),
-    /// No answer, or one that says that the issuer is not well.
+    /// No response, or a temporary failure.
     #[error("{0}")]
     Unreachable(String),
-    /// An answer that is not an issuer's, or not this one's.
+    /// The response is not an issuer's, or not this issuer's.
     #[error("{0}")]
     Invalid(String),
 }
 
-/// What fetches of keys came to.
+/// Statistics of an [`IssuerClient`].
 #[derive(Debug, Default)]
-pub struct Fetches {
+pub struct IssuerMetrics {
     ok: AtomicU64,
     refused: AtomicU64,
     unreachable: AtomicU64,
     invalid: AtomicU64,
 }
 
-impl Fetches {
+impl IssuerMetrics {
     fn count(&self, fetched: &Result<KeySet, IssuerError>) {
         let counter = match fetched {
             Ok(_) => &self.ok,
@@ -100,8 +90,8 @@ impl Fetches {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many had each result.
-    pub fn by_result(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    /// Number of fetches by result.
+    pub fn fetches(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let all = [
             ("ok", &self.ok),
             ("refused", &self.refused),
@@ -112,150 +102,119 @@ impl Fetches {
     }
 }
 
-/// An issuer, and whom to believe that it is.
-type Asked = (Issuer, Option<String>);
+/// Key of the cache: an issuer, and the CA certificates that it is verified with.
+type CacheKey = (Issuer, Option<String>);
 
-/// Fetches the keys of issuers and keeps them for a while. There is one for the process.
+/// Fetches and caches the keys of issuers. A process has one.
 #[derive(Debug)]
-pub struct Issuers {
-    guard: Guard,
+pub struct IssuerClient {
+    outbound: OutboundClient,
     config: IssuerClientConfig,
-    kept: Mutex<HashMap<Asked, Arc<Mutex<Kept>>>>,
-    fetches: Fetches,
-    /// The host's trust store, read once.
-    roots: OnceLock<RootCertStore>,
+    caches: Mutex<HashMap<CacheKey, Arc<Mutex<KeyCache>>>>,
+    metrics: IssuerMetrics,
 }
 
-impl Issuers {
-    /// Gets ready; nothing is called yet.
+impl IssuerClient {
+    /// Creates a client. Nothing is sent.
     #[must_use]
     pub fn new(guard: Guard, config: IssuerClientConfig) -> Self {
-        Self { guard, config, kept: Mutex::default(), fetches: Fetches::default(), roots: OnceLock::new() }
+        let outbound = OutboundClientConfig {
+            timeout: config.timeout,
+            connect_timeout: config.timeout,
+            allow_variable: "REGCRED_ISSUER_ALLOW",
+            hints: TlsHints::default(),
+        };
+        Self {
+            outbound: OutboundClient::new(guard, outbound),
+            config,
+            caches: Mutex::default(),
+            metrics: IssuerMetrics::default(),
+        }
     }
 
-    /// What fetches came to.
+    /// Statistics.
     #[must_use]
-    pub const fn fetches(&self) -> &Fetches {
-        &self.fetches
+    pub const fn metrics(&self) -> &IssuerMetrics {
+        &self.metrics
     }
 
-    /// The least time between two fetches from one issuer: when it is worth to ask again.
+    /// Minimum time between two fetches from one issuer, after which a retry makes sense.
     #[must_use]
     pub const fn refresh_interval(&self) -> Duration {
         self.config.refresh_interval
     }
 
-    /// The keys of an issuer. They are fetched if there are none, if they have not been looked at for long, or if `key_id` is
-    /// none of them; but never more often than the settings allow, so they may lack it all the same.
+    /// Returns the keys of an issuer.
+    ///
+    /// Fetches them if none are cached, if they are too old, or if `key_id` is unknown, but never
+    /// more often than [`IssuerClientConfig::refresh_interval`] allows. So the result may lack
+    /// `key_id`.
     ///
     /// # Errors
     ///
-    /// [`IssuerError`] if there are none that may be used: the issuer does not answer, or not well.
+    /// [`IssuerError`] if no usable keys are cached and the issuer does not provide any.
     pub async fn keys(
         self: &Arc<Self>,
         issuer: &Issuer,
         ca_certificate: Option<&CaCertificate>,
         key_id: Option<&str>,
     ) -> Result<Arc<KeySet>, IssuerError> {
-        let times = self.times();
-        let kept = self.kept(issuer, ca_certificate);
-        let flight = {
-            let mut kept_now = lock(&kept);
-            match kept_now.step(key_id, Instant::now(), &times) {
-                Step::Use(keys) => return Ok(keys),
-                Step::Fail(error) => return Err(error),
-                Step::Wait(flight) => flight,
-                Step::Fetch => {
-                    let flight = self.start(Arc::clone(&kept), issuer.clone(), ca_certificate.cloned()).shared();
-                    kept_now.take_off(flight.clone());
-                    flight
+        let lifetimes = self.lifetimes();
+        let cache = self.cache(issuer, ca_certificate);
+        let fetch = {
+            let mut locked = cache.lock();
+            match locked.look_up(key_id, Instant::now(), &lifetimes) {
+                Lookup::Keys(keys) => return Ok(keys),
+                Lookup::Failed(error) => return Err(error),
+                Lookup::Wait(fetch) => fetch,
+                Lookup::Fetch => {
+                    let fetch = self.spawn_fetch(Arc::clone(&cache), issuer.clone(), ca_certificate.cloned()).shared();
+                    locked.start_fetch(fetch.clone());
+                    fetch
                 }
             }
         };
-        flight.await;
-        lock(&kept).settle(key_id, Instant::now(), &times)
+        fetch.await;
+        cache.lock().current(key_id, Instant::now(), &lifetimes)
     }
 
-    fn times(&self) -> Times {
+    fn lifetimes(&self) -> Lifetimes {
         let IssuerClientConfig { keys_lifetime, refresh_interval, stale_lifetime, .. } = self.config;
-        Times { keys_lifetime, refresh_interval: refresh_interval.min(keys_lifetime), stale_lifetime }
+        Lifetimes { keys_lifetime, refresh_interval: refresh_interval.min(keys_lifetime), stale_lifetime }
     }
 
-    fn kept(&self, issuer: &Issuer, ca_certificate: Option<&CaCertificate>) -> Arc<Mutex<Kept>> {
-        let asked = (issuer.clone(), ca_certificate.map(|ca| ca.as_pem().to_owned()));
-        let mut all = self.kept.lock();
-        if all.len() >= ISSUERS_KEPT
-            && !all.contains_key(&asked)
+    fn cache(&self, issuer: &Issuer, ca_certificate: Option<&CaCertificate>) -> Arc<Mutex<KeyCache>> {
+        let key = (issuer.clone(), ca_certificate.map(|ca| ca.as_pem().to_owned()));
+        let mut caches = self.caches.lock();
+        if caches.len() >= ISSUERS_MAX
+            && !caches.contains_key(&key)
             && let Some(oldest) =
-                all.iter().min_by_key(|(_, kept)| lock(kept).fetched_at()).map(|(asked, _)| asked.clone())
+                caches.iter().min_by_key(|(_, cache)| cache.lock().fetched_at()).map(|(key, _)| key.clone())
         {
-            all.remove(&oldest);
+            caches.remove(&oldest);
         }
-        Arc::clone(all.entry(asked).or_default())
+        Arc::clone(caches.entry(key).or_default())
     }
 
-    /// Starts a fetch that goes on whoever waits for it, and ends by itself.
-    fn start(
+    /// Starts a fetch that no caller can cancel. It ends by its own deadline.
+    fn spawn_fetch(
         self: &Arc<Self>,
-        kept: Arc<Mutex<Kept>>,
+        cache: Arc<Mutex<KeyCache>>,
         issuer: Issuer,
         ca_certificate: Option<CaCertificate>,
     ) -> BoxFuture<'static, ()> {
-        let issuers = Arc::clone(self);
+        let client = Arc::clone(self);
         let task = async move {
-            let deadline = Instant::now() + issuers.config.timeout;
-            let fetched = issuers.fetch(&issuer, ca_certificate.as_ref(), deadline).await;
-            issuers.fetches.count(&fetched);
+            let deadline = Instant::now() + client.config.timeout;
+            let fetched = discovery::fetch(&client.outbound, &issuer, ca_certificate.as_ref(), deadline).await;
+            client.metrics.count(&fetched);
             match &fetched {
-                Ok(_) => tracing::debug!(%issuer, "the keys of an issuer were fetched"),
-                Err(error) => tracing::warn!(%issuer, %error, "the keys of an issuer could not be fetched"),
+                Ok(_) => tracing::debug!(%issuer, "issuer keys fetched"),
+                Err(error) => tracing::warn!(%issuer, %error, "issuer keys not fetched"),
             }
-            lock(&kept).land(fetched, Instant::now());
+            cache.lock().finish_fetch(fetched, Instant::now());
         };
         let handle = self.config.runtime.clone().unwrap_or_else(Handle::current);
         handle.spawn(task).map(drop).boxed()
     }
-
-    async fn fetch(
-        &self,
-        issuer: &Issuer,
-        ca_certificate: Option<&CaCertificate>,
-        deadline: Instant,
-    ) -> Result<KeySet, IssuerError> {
-        #[derive(Deserialize)]
-        struct Discovery {
-            issuer: String,
-            jwks_uri: String,
-        }
-        let invalid = |detail: &str| IssuerError::Invalid(detail.to_owned());
-        let schemes = if issuer.is_https() { Schemes::Https } else { Schemes::HttpAndHttps };
-        let url =
-            parse_url(&issuer.discovery_url(), schemes).map_err(|_| invalid("the issuer's URL cannot be used"))?;
-        let document = self.get(&url, "the discovery document", ca_certificate, DISCOVERY_MAX, deadline).await?;
-        let discovery: Discovery = serde_json::from_slice(&document)
-            .map_err(|_| invalid("the discovery document is none: it names no issuer and jwks_uri"))?;
-        if discovery.issuer != issuer.as_str() {
-            return Err(invalid("the discovery document is another issuer's"));
-        }
-        let keys_url = parse_url(&discovery.jwks_uri, schemes)
-            .map_err(|reason| IssuerError::Invalid(format!("the jwks_uri of the discovery document {reason}")))?;
-        // A sandbox's issuer names its own keys; anybody else's over http:// could be everybody's.
-        if keys_url.scheme() != "https" && keys_url.origin() != url.origin() {
-            return Err(invalid("the jwks_uri of the discovery document is http://"));
-        }
-        let keys = self.get(&keys_url, "the key document", ca_certificate, KEYS_MAX, deadline).await?;
-        KeySet::parse(&keys).map_err(|refused| IssuerError::Invalid(refused.to_string()))
-    }
-
-    fn tls(&self, ca_certificate: Option<&CaCertificate>) -> ClientConfig {
-        let mut roots = self.roots.get_or_init(host_roots).clone();
-        let own = ca_certificate.into_iter().flat_map(CaCertificate::as_der);
-        roots.add_parsable_certificates(own.map(|der| CertificateDer::from(der.to_vec())));
-        ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()
-    }
-}
-
-fn lock(kept: &Mutex<Kept>) -> parking_lot::MutexGuard<'_, Kept> {
-    // Nothing in there can panic halfway through a change.
-    kept.lock()
 }

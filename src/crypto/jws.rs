@@ -73,7 +73,7 @@ mod tests {
     fn examples_of_the_standards_verify() {
         let (key, text) = ES256;
         let token = PresentedToken::parse(text).unwrap();
-        assert!(verified(&keys(key), Algorithm::Es256, token.signed(), &token.signature));
+        assert!(verified(&keys(key), Algorithm::Es256, token.signed_part(), &token.signature));
         let signature = base64::Engine::decode(&base64::prelude::BASE64_URL_SAFE_NO_PAD, ED25519_SIGNATURE).unwrap();
         assert!(verified(&keys(ED25519_KEY), Algorithm::EdDsa, ED25519_SIGNED.as_bytes(), &signature));
     }
@@ -86,9 +86,9 @@ mod tests {
         let (key, text) = ES256;
         let mut token = PresentedToken::parse(text).unwrap();
         token.signature[at] ^= 1;
-        assert!(!verified(&keys(key), Algorithm::Es256, token.signed(), &token.signature));
-        assert!(!verified(&keys(key), Algorithm::Es256, token.signed(), &[]));
-        assert!(!verified(&keys(key), Algorithm::Es256, token.signed(), &[0; 64]));
+        assert!(!verified(&keys(key), Algorithm::Es256, token.signed_part(), &token.signature));
+        assert!(!verified(&keys(key), Algorithm::Es256, token.signed_part(), &[]));
+        assert!(!verified(&keys(key), Algorithm::Es256, token.signed_part(), &[0; 64]));
     }
 
     #[test]
@@ -98,7 +98,7 @@ mod tests {
         for algorithm in Algorithm::ALL.into_iter().filter(|algorithm| *algorithm != Algorithm::Es256) {
             let keys = keys(key);
             let key = keys.candidates(None, Algorithm::Es256).next().unwrap();
-            assert!(!verify(key, algorithm, token.signed(), &token.signature), "{algorithm:?}");
+            assert!(!verify(key, algorithm, token.signed_part(), &token.signature), "{algorithm:?}");
         }
     }
 }

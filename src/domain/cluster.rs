@@ -1,7 +1,8 @@
-//! A Kubernetes cluster: where its API server is and how regcred shows who it is.
+//! Connection to a Kubernetes cluster: the API server and regcred's credential.
 //!
-//! A [`ClusterConnection`] that exists is complete and consistent: the URL can be called, every certificate parses, a private
-//! key belongs to its certificate, and no credential would ever travel in the clear to another host.
+//! A [`ClusterConnection`] is complete and consistent: the URL can be called, every certificate
+//! parses, a private key belongs to its certificate, and no credential is sent in the clear to
+//! another host.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -19,11 +20,11 @@ use utoipa::ToSchema;
 
 use super::invalid::{FieldError, Invalid};
 
-const MAX_SERVER_LENGTH: usize = 2048;
-const MAX_PEM_LENGTH: usize = 256 * 1024;
-const MAX_TOKEN_LENGTH: usize = 64 * 1024;
+const SERVER_MAX: usize = 2048;
+const PEM_MAX: usize = 256 * 1024;
+const TOKEN_MAX: usize = 64 * 1024;
 
-/// How regcred shows a cluster who it is.
+/// How regcred authenticates to a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum AuthType {
@@ -33,12 +34,12 @@ pub enum AuthType {
     ClientCertificate,
     /// The `ServiceAccount` of the pod in which regcred itself runs.
     InCluster,
-    /// Nothing: for an API server behind a proxy of its own, as `kubectl proxy`.
+    /// No credential, for an API server behind a proxy such as `kubectl proxy`.
     None,
 }
 
 impl AuthType {
-    /// The name under which the kind is stored and shown.
+    /// Name in the API and the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -67,7 +68,7 @@ impl FromStr for AuthType {
     }
 }
 
-/// What regcred shows a cluster; `Debug` tells the kind alone.
+/// Credential for a cluster. `Debug` prints only its type.
 #[derive(Clone)]
 pub enum ClusterAuth {
     /// A bearer token.
@@ -77,23 +78,23 @@ pub enum ClusterAuth {
     },
     /// A client certificate.
     ClientCertificate {
-        /// The certificate and its intermediates, PEM; public, so it is stored in the clear.
+        /// The certificate and its intermediates, PEM. Public, so stored unencrypted.
         certificate: String,
         /// Its private key, PEM.
         key: SecretString,
     },
     /// The `ServiceAccount` of regcred's own pod.
     InCluster,
-    /// Nothing.
+    /// No credential.
     None,
 }
 
 impl ClusterAuth {
-    /// Puts together what storage keeps in separate columns.
+    /// Builds a credential from the columns in storage.
     ///
     /// # Errors
     ///
-    /// A part that this kind needs is missing, or one that it has no use for is there.
+    /// The parts do not match the type.
     pub fn from_parts(
         auth_type: AuthType,
         certificate: Option<String>,
@@ -106,11 +107,11 @@ impl ClusterAuth {
             }
             (AuthType::InCluster, None, None) => Ok(Self::InCluster),
             (AuthType::None, None, None) => Ok(Self::None),
-            (kind, ..) => Err(Invalid::new(format!("the parts do not fit authentication of type {kind}"))),
+            (kind, ..) => Err(Invalid::new(format!("the parts do not match authentication of type {kind}"))),
         }
     }
 
-    /// The kind of authentication.
+    /// Type of authentication.
     #[must_use]
     pub const fn auth_type(&self) -> AuthType {
         match self {
@@ -121,7 +122,7 @@ impl ClusterAuth {
         }
     }
 
-    /// The part that has to be sealed: the token or the private key.
+    /// The part that must be sealed: the token or the private key.
     #[must_use]
     pub const fn secret(&self) -> Option<&SecretString> {
         match self {
@@ -147,9 +148,9 @@ impl fmt::Debug for ClusterAuth {
     }
 }
 
-/// The URL of an API server: scheme, host, port and, behind gateways such as Rancher's, a path; nothing else.
+/// URL of an API server: scheme, host, port and, behind gateways such as Rancher's, a path.
 ///
-/// Kept in its normal form: host in lower case, the scheme's own port left out, no slash at the end.
+/// Normalized: host in lower case, no default port, no trailing slash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerUrl {
     text: String,
@@ -159,18 +160,18 @@ pub struct ServerUrl {
 }
 
 impl ServerUrl {
-    /// Reads a URL; `http://` is another matter, see [`ClusterConnection::new`].
+    /// Parses a URL. [`ClusterConnection::new`] decides about `http://`.
     ///
     /// # Errors
     ///
-    /// Not such a URL; the refusal says in which way, and never repeats user information.
+    /// The text is not such a URL. The refusal never repeats user information.
     pub fn parse(server: &str) -> Result<Self, Invalid> {
-        if server.len() > MAX_SERVER_LENGTH {
+        if server.len() > SERVER_MAX {
             return Err(Invalid::new("must not be longer than 2048 characters"));
         }
-        // The url crate mends white space, backslashes and missing slashes silently; here they are mistakes.
+        // The url crate silently corrects white space, backslashes and missing slashes.
         if !server.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\') {
-            return Err(Invalid::new("must be a URL of visible ASCII characters, such as https://10.0.0.1:6443"));
+            return Err(Invalid::new("must be a URL of visible ASCII characters such as https://10.0.0.1:6443"));
         }
         let scheme_end = server.find("://").ok_or_else(not_a_url)?;
         let https = match server[..scheme_end].to_ascii_lowercase().as_str() {
@@ -183,7 +184,7 @@ impl ServerUrl {
         }
         let url = Url::parse(server).map_err(|_| not_a_url())?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(Invalid::new("must not hold a user name or password; they belong in auth"));
+            return Err(Invalid::new("must not contain a user name or password: set auth instead"));
         }
         if url.query().is_some() || url.fragment().is_some() {
             return Err(Invalid::new("must not have a query or fragment"));
@@ -202,13 +203,13 @@ impl ServerUrl {
         Ok(Self { text, host, https, loopback })
     }
 
-    /// The URL in its normal form, without a slash at the end.
+    /// Normalized URL, without a trailing slash.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The host: a name in lower case or an address (IPv6 in brackets).
+    /// Host: a name in lower case or an address (IPv6 in brackets).
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
@@ -220,7 +221,7 @@ impl ServerUrl {
         self.https
     }
 
-    /// Whether the host is this machine, so that nothing passes over a network.
+    /// Whether the host is this machine, so that no network is involved.
     #[must_use]
     pub const fn is_loopback(&self) -> bool {
         self.loopback
@@ -237,7 +238,7 @@ fn not_a_url() -> Invalid {
     Invalid::new("must be a URL such as https://10.0.0.1:6443")
 }
 
-/// The certificate authorities that an API server's certificate may be signed by.
+/// CA certificates that may sign a server's certificate.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CaCertificate {
     pem: String,
@@ -245,13 +246,12 @@ pub struct CaCertificate {
 }
 
 impl CaCertificate {
-    /// Reads one or more PEM certificates, each of which must be usable as a trust anchor.
-    ///
-    /// What stands between the certificates is dropped, so that nothing strange is stored beside them.
+    /// Parses one or more PEM certificates, each of which must be usable as a trust anchor. Text
+    /// around them is dropped.
     ///
     /// # Errors
     ///
-    /// No certificate, a broken one, or a private key among them.
+    /// There is no certificate, an invalid one, or a private key.
     pub fn parse(pem: &str) -> Result<Self, Invalid> {
         let certificates = parse_certificates(pem)?;
         let mut roots = RootCertStore::empty();
@@ -279,31 +279,31 @@ impl fmt::Debug for CaCertificate {
     }
 }
 
-/// Where a cluster's API server is, how it is known to be the right one, and how regcred shows who it is.
+/// API server of a cluster, how it is verified, and regcred's credential.
 #[derive(Debug, Clone)]
 pub struct ClusterConnection {
-    /// The API server; none exactly for [`ClusterAuth::InCluster`].
+    /// API server. None for [`ClusterAuth::InCluster`] only.
     pub server: Option<ServerUrl>,
-    /// Who signs the API server's certificate; without it the host's own trust store decides.
+    /// Authorities that may sign the API server's certificate; the host's trust store if absent.
     pub ca_certificate: Option<CaCertificate>,
-    /// The name that the API server's certificate has to bear in place of the host of the URL.
+    /// Name that the API server's certificate must contain instead of the URL's host.
     pub tls_server_name: Option<String>,
-    /// What regcred shows.
+    /// Credential.
     pub auth: ClusterAuth,
-    /// Whether `http://` is wanted.
+    /// Whether `http://` is allowed.
     pub allow_plain_http: bool,
 }
 
 impl ClusterConnection {
-    /// Checks the parts and that they fit together; the fields of the problems are named as in the API.
+    /// Validates the parts and their combination.
     ///
-    /// `http://` needs `allow_plain_http`. A client certificate has no meaning there. A bearer token over `http://` could be
-    /// read by everybody on the way, and it is as good as the cluster itself: so it is refused even with `allow_plain_http`,
-    /// unless the host is this machine's loopback.
+    /// `http://` requires `allow_plain_http` and excludes a client certificate. A bearer token over
+    /// `http://` can be read on the network and gives access to the cluster. So it is refused even
+    /// with `allow_plain_http`, except on loopback.
     ///
     /// # Errors
     ///
-    /// Every problem at once.
+    /// All problems, with fields named as in the API.
     pub fn new(
         server: Option<&str>,
         ca_certificate: Option<&str>,
@@ -312,14 +312,14 @@ impl ClusterConnection {
         allow_plain_http: bool,
     ) -> Result<Self, Vec<FieldError>> {
         let mut problems = Problems(Vec::new());
-        let given = Given { server, ca_certificate, tls_server_name };
+        let input = ServerInput { server, ca_certificate, tls_server_name };
         let auth = problems.take(check_auth(auth));
         let in_cluster = matches!(auth, Some(ClusterAuth::InCluster));
         let connection = if in_cluster {
-            given.refuse_all(&mut problems);
+            input.refuse_all(&mut problems);
             auth.map(|auth| Self { server: None, ca_certificate: None, tls_server_name: None, auth, allow_plain_http })
         } else {
-            given.check(auth, allow_plain_http, &mut problems)
+            input.check(auth, allow_plain_http, &mut problems)
         };
         match connection {
             Some(connection) if problems.0.is_empty() => Ok(connection),
@@ -328,7 +328,7 @@ impl ClusterConnection {
     }
 }
 
-/// The problems found so far.
+/// Problems found so far.
 struct Problems(Vec<FieldError>);
 
 impl Problems {
@@ -341,19 +341,19 @@ impl Problems {
     }
 }
 
-/// The parts of a connection that say where and whom to call, as they were given.
-struct Given<'a> {
+/// Unparsed parts that identify the API server.
+struct ServerInput<'a> {
     server: Option<&'a str>,
     ca_certificate: Option<&'a str>,
     tls_server_name: Option<&'a str>,
 }
 
-impl Given<'_> {
+impl ServerInput<'_> {
     fn refuse_all(&self, problems: &mut Problems) {
         let parts =
             [("server", self.server), ("caCertificate", self.ca_certificate), ("tlsServerName", self.tls_server_name)];
         for (field, _) in parts.iter().filter(|(_, value)| value.is_some()) {
-            problems.push(field, "must not be given with auth.type inCluster: regcred's own pod knows it");
+            problems.push(field, "must not be set with auth.type inCluster: the pod provides it");
         }
     }
 
@@ -366,7 +366,7 @@ impl Given<'_> {
         let field = |name: &'static str| move |invalid: Invalid| FieldError::new(name, invalid);
         let server = match self.server {
             Some(server) => problems.take(ServerUrl::parse(server).map_err(field("server"))),
-            None => problems.take(Err(FieldError::new("server", "is required, unless auth.type is inCluster"))),
+            None => problems.take(Err(FieldError::new("server", "is required unless auth.type is inCluster"))),
         };
         let ca_certificate = self
             .ca_certificate
@@ -394,21 +394,21 @@ impl Given<'_> {
         problems: &mut Problems,
     ) {
         if !allow_plain_http {
-            problems.push("server", "must be https://; http:// is taken only with allowPlainHttp: true");
+            problems.push("server", "must be https://: http:// requires allowPlainHttp: true");
         }
         if self.ca_certificate.is_some() {
-            problems.push("caCertificate", "has no meaning with an http:// server");
+            problems.push("caCertificate", "must not be set with an http:// server");
         }
         if self.tls_server_name.is_some() {
-            problems.push("tlsServerName", "has no meaning with an http:// server");
+            problems.push("tlsServerName", "must not be set with an http:// server");
         }
         match auth {
             Some(ClusterAuth::ClientCertificate { .. }) => {
-                problems.push("auth.type", "a client certificate can only be shown to an https:// server");
+                problems.push("auth.type", "a client certificate requires an https:// server");
             }
             Some(ClusterAuth::Token { .. }) if !server.is_loopback() => problems.push(
                 "auth.type",
-                "a token is never sent over http:// to another host, where anybody on the way could read it; use https://",
+                "a token is never sent over http:// to another host, because it could be read on the network: use https://",
             ),
             _ => {}
         }
@@ -433,7 +433,7 @@ fn check_auth(auth: ClusterAuth) -> Result<ClusterAuth, FieldError> {
 }
 
 fn check_token(token: &str) -> Result<(), Invalid> {
-    if token.is_empty() || token.len() > MAX_TOKEN_LENGTH {
+    if token.is_empty() || token.len() > TOKEN_MAX {
         return Err(Invalid::new("must have 1 to 65536 characters"));
     }
     if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -444,7 +444,7 @@ fn check_token(token: &str) -> Result<(), Invalid> {
 
 fn check_key(certificates: Vec<CertificateDer<'static>>, key: &str) -> Result<(), FieldError> {
     let key_problem = |detail: &str| FieldError::new("auth.key", detail);
-    if key.len() > MAX_PEM_LENGTH {
+    if key.len() > PEM_MAX {
         return Err(key_problem("must not be longer than 262144 bytes"));
     }
     let der = PrivateKeyDer::from_pem_slice(key.as_bytes())
@@ -452,7 +452,7 @@ fn check_key(certificates: Vec<CertificateDer<'static>>, key: &str) -> Result<()
     let signing_key =
         any_supported_type(&der).map_err(|_| key_problem("must be a private key of type RSA, ECDSA or Ed25519"))?;
     match CertifiedKey::new(certificates, signing_key).keys_match() {
-        // A key that cannot tell its public half is believed; the API server has the last word.
+        // Some keys do not reveal their public half. The API server decides about these.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(()),
         Err(rustls::Error::InconsistentKeys(_)) => {
             Err(key_problem("does not belong to the (first) certificate in auth.certificate"))
@@ -469,22 +469,22 @@ fn check_tls_server_name(name: &str) -> Result<String, Invalid> {
 }
 
 fn parse_certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Invalid> {
-    if pem.len() > MAX_PEM_LENGTH {
+    if pem.len() > PEM_MAX {
         return Err(Invalid::new("must not be longer than 262144 bytes"));
     }
     if pem.contains("PRIVATE KEY-----") {
-        return Err(Invalid::new("must not hold a private key: certificates are public and are stored in the clear"));
+        return Err(Invalid::new("must not contain a private key: certificates are stored unencrypted"));
     }
     let certificates: Vec<CertificateDer<'static>> =
         CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(|_| broken_certificate())?;
     if certificates.is_empty() {
-        return Err(Invalid::new("must hold at least one certificate in PEM (-----BEGIN CERTIFICATE-----)"));
+        return Err(Invalid::new("must contain at least one PEM certificate (-----BEGIN CERTIFICATE-----)"));
     }
     Ok(certificates)
 }
 
 fn broken_certificate() -> Invalid {
-    Invalid::new("holds a certificate that cannot be read")
+    Invalid::new("contains an invalid certificate")
 }
 
 fn to_pem(certificates: &[CertificateDer<'_>]) -> String {
@@ -551,7 +551,7 @@ mod tests {
     )]
     #[case("http://127.0.0.1:8001", "http://127.0.0.1:8001", "127.0.0.1")]
     #[case("https://0x7f.1", "https://127.0.0.1", "127.0.0.1")]
-    fn a_server_url_has_one_normal_form(#[case] given: &str, #[case] normal: &str, #[case] host: &str) {
+    fn server_url_is_normalized(#[case] given: &str, #[case] normal: &str, #[case] host: &str) {
         let server = ServerUrl::parse(given).unwrap();
         assert_eq!((server.as_str(), server.host()), (normal, host));
     }
@@ -579,7 +579,7 @@ mod tests {
     #[case("https://kübernetes.example.com")]
     #[case("https://k8s .example.com")]
     #[case("unix:///var/run/kube.sock")]
-    fn what_is_no_server_url_is_refused(#[case] given: &str) {
+    fn invalid_server_url_is_refused(#[case] given: &str) {
         let refused = ServerUrl::parse(given).expect_err("refused").to_string();
         assert!(!refused.contains("password@"), "{refused}");
     }
@@ -593,13 +593,13 @@ mod tests {
     #[case("http://localhost.example.com", false)]
     #[case("http://10.0.0.1:8001", false)]
     #[case("http://0.0.0.0:8001", false)]
-    fn loopback_is_this_machine_alone(#[case] server: &str, #[case] loopback: bool) {
+    fn only_addresses_of_this_machine_are_loopback(#[case] server: &str, #[case] loopback: bool) {
         assert_eq!(ServerUrl::parse(server).unwrap().is_loopback(), loopback);
     }
 
     proptest! {
         #[test]
-        fn the_normal_form_is_stable(text in "https?://[a-zA-Z0-9.:/\\[\\]%-]{1,40}") {
+        fn normalized_url_is_stable(text in "https?://[a-zA-Z0-9.:/\\[\\]%-]{1,40}") {
             if let Ok(server) = ServerUrl::parse(&text) {
                 prop_assert_eq!(ServerUrl::parse(server.as_str()), Ok(server));
             }
@@ -631,7 +631,7 @@ mod tests {
     #[case("token\n", false)]
     #[case("line\r\nX-Injected: yes", false)]
     #[case("tøken", false)]
-    fn a_token_is_one_line_of_visible_ascii(#[case] text: &str, #[case] good: bool) {
+    fn token_is_one_line_of_visible_ascii(#[case] text: &str, #[case] good: bool) {
         let connection = ClusterConnection::new(Some("https://k8s.example.com"), None, None, token(text), false);
         assert_eq!(
             connection.map(|_| ()).map_err(|problems| problems[0].field.clone()),
@@ -640,11 +640,11 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_certificate_is_kept_without_what_stands_around_it() {
+    fn text_around_ca_certificates_is_dropped() {
         let (first, second) = (ca(), ca());
-        let given = format!("subject=CN = one\n{first}\r\nsome words\n{second}");
+        let input = format!("subject=CN = one\n{first}\r\nsome words\n{second}");
 
-        let kept = CaCertificate::parse(&given).unwrap();
+        let kept = CaCertificate::parse(&input).unwrap();
 
         assert_eq!(kept.as_der().count(), 2);
         assert!(!kept.as_pem().contains("words") && !kept.as_pem().contains("subject"));
@@ -658,13 +658,13 @@ mod tests {
     #[case::no_certificate("-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n")]
     #[case::cut_short("-----BEGIN CERTIFICATE-----\naGVsbG8=\n")]
     #[case::other_section("-----BEGIN PUBLIC KEY-----\naGVsbG8=\n-----END PUBLIC KEY-----\n")]
-    fn what_is_no_ca_certificate_is_refused(#[case] pem: &str) {
+    fn invalid_ca_certificate_is_refused(#[case] pem: &str) {
         let connection = ClusterConnection::new(Some("https://k8s.example.com"), Some(pem), None, token("t"), false);
         assert_eq!(fields(connection), ["caCertificate"]);
     }
 
     #[test]
-    fn a_private_key_among_certificates_is_refused() {
+    fn private_key_among_certificates_is_refused() {
         let (certificate, key) = client_pair();
         let mixed = format!("{certificate}{key}");
         let auth = ClusterAuth::ClientCertificate { certificate: mixed.clone(), key: key.into() };
@@ -675,7 +675,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_key_must_belong_to_its_certificate() {
+    fn client_key_must_belong_to_its_certificate() {
         let (certificate, key) = client_pair();
         let (_, other_key) = client_pair();
         let connect = |key: &str| {
@@ -691,21 +691,21 @@ mod tests {
     }
 
     #[test]
-    fn in_cluster_stands_alone() {
+    fn in_cluster_excludes_server_fields() {
         assert!(ClusterConnection::new(None, None, None, ClusterAuth::InCluster, false).is_ok());
-        let given = ClusterConnection::new(Some("https://k"), Some("x"), Some("y"), ClusterAuth::InCluster, false);
-        assert_eq!(fields(given), ["server", "caCertificate", "tlsServerName"]);
+        let input = ClusterConnection::new(Some("https://k"), Some("x"), Some("y"), ClusterAuth::InCluster, false);
+        assert_eq!(fields(input), ["server", "caCertificate", "tlsServerName"]);
         assert_eq!(fields(ClusterConnection::new(None, None, None, ClusterAuth::None, false)), ["server"]);
     }
 
     #[test]
-    fn every_problem_is_told_at_once() {
+    fn all_problems_are_reported_together() {
         let connection = ClusterConnection::new(Some("nowhere"), Some("no pem"), Some("-"), token("a b"), false);
         assert_eq!(fields(connection), ["auth.token", "server", "caCertificate", "tlsServerName"]);
     }
 
     #[test]
-    fn debug_tells_the_kind_alone() {
+    fn debug_prints_only_the_type() {
         let (certificate, key) = client_pair();
         let pair = ClusterAuth::ClientCertificate { certificate, key: key.into() };
         assert_eq!(format!("{pair:?}"), "ClusterAuth(ClientCertificate)");
@@ -715,7 +715,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_from_storage_are_put_together_again() {
+    fn credential_is_rebuilt_from_its_parts() {
         for kind in [AuthType::Token, AuthType::ClientCertificate, AuthType::InCluster, AuthType::None] {
             assert_eq!(kind.as_str().parse(), Ok(kind));
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());

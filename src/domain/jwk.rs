@@ -1,4 +1,4 @@
-//! Public keys of issuers: JSON Web Keys (RFC 7517, 7518, 8037), of the kinds that sign tokens.
+//! JSON Web Keys (RFC 7517, 7518, 8037) that verify signatures of tokens.
 
 use std::{fmt, str::FromStr};
 
@@ -8,13 +8,13 @@ use serde_json::Value;
 
 use crate::domain::invalid::Invalid;
 
-/// The most keys in a set. Issuers have two or three; some large ones a dozen.
+/// Maximum number of keys in a set. IssuerClient have two or three, some large ones a dozen.
 const KEYS_MAX: usize = 100;
-/// The lengths that an RSA modulus may have, in bits.
+/// Accepted lengths of an RSA modulus, in bits.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
-/// The ways to sign a token that are taken: by a private key that the issuer alone has. Everything else, `none` and the
-/// keyed hashes above all, is no algorithm here.
+/// Accepted signature algorithm. Only the issuer has the private key; `none` and HMACs are not
+/// accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Algorithm {
     /// RSA, PKCS#1 v1.5, SHA-256.
@@ -38,7 +38,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// All that are taken.
+    /// All accepted algorithms.
     pub const ALL: [Self; 9] = [
         Self::Rs256,
         Self::Rs384,
@@ -51,7 +51,7 @@ impl Algorithm {
         Self::EdDsa,
     ];
 
-    /// The name in headers of tokens.
+    /// Name in the header of a token.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -73,18 +73,18 @@ impl FromStr for Algorithm {
 
     fn from_str(name: &str) -> Result<Self, Invalid> {
         let known = Self::ALL.into_iter().find(|algorithm| algorithm.as_str() == name);
-        known.ok_or_else(|| Invalid::new("is no algorithm that is taken"))
+        known.ok_or_else(|| Invalid::new("is not an accepted algorithm"))
     }
 }
 
-/// A public key.
+/// Public key.
 #[derive(Clone, PartialEq, Eq)]
 pub enum KeyMaterial {
-    /// Modulus and exponent, big-endian, without leading zeros.
+    /// RSA key: big-endian, without leading zeros.
     Rsa {
-        /// The modulus.
+        /// Modulus.
         modulus: Vec<u8>,
-        /// The exponent.
+        /// Exponent.
         exponent: Vec<u8>,
     },
     /// A point on P-256, uncompressed.
@@ -106,18 +106,19 @@ impl fmt::Debug for KeyMaterial {
     }
 }
 
-/// A key of an issuer that may sign tokens.
+/// Key of an issuer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Jwk {
     id: Option<String>,
-    /// The only algorithm that it is for, where its issuer says so.
+    /// The only algorithm of the key, if the issuer restricts it.
     algorithm: Option<Algorithm>,
-    /// The key itself.
+    /// Public key.
     pub material: KeyMaterial,
 }
 
 impl Jwk {
-    /// Whether a signature of this algorithm can be by this key: its kind, its curve, and what its issuer says it is for.
+    /// Whether the key can verify this algorithm: by its type, its curve and the issuer's
+    /// restriction.
     #[must_use]
     pub fn fits(&self, algorithm: Algorithm) -> bool {
         use Algorithm as A;
@@ -132,7 +133,7 @@ impl Jwk {
         kind_fits && self.algorithm.is_none_or(|only| only == algorithm)
     }
 
-    /// Reads one key; none if it does not sign tokens, or not well enough.
+    /// Parses one key. None if it does not verify signatures or is too weak.
     fn parse(key: &Value) -> Option<Self> {
         #[derive(Deserialize)]
         struct Parts {
@@ -153,7 +154,7 @@ impl Jwk {
         if !signs {
             return None;
         }
-        // A key that is for an algorithm that is not taken is for none.
+        // A key restricted to an algorithm that is not accepted is useless.
         let algorithm = parts.alg.map(|name| name.parse().ok()).map_or(Some(None), |only: Option<_>| only.map(Some))?;
         let material = match (parts.kty.as_str(), parts.crv.as_deref()) {
             ("RSA", _) => rsa(&parts.n?, &parts.e?)?,
@@ -184,32 +185,32 @@ fn point(x: &str, y: &str, length: usize) -> Option<Vec<u8>> {
     (x.len() == length && y.len() == length).then(|| [&[4], &x[..], &y[..]].concat())
 }
 
-/// The keys of an issuer that may sign tokens.
+/// Keys of an issuer that verify tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeySet(Vec<Jwk>);
 
 impl KeySet {
-    /// Reads a JWK set. Keys of other kinds, for other purposes or of too few bits are left out: issuers add what is new
-    /// beside what is old.
+    /// Parses a JWK set. Keys of unknown types, for other purposes or with too few bits are
+    /// ignored, so that issuers can add new kinds of keys.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if it is no set, or has more keys than any issuer needs.
+    /// The document is not a set, or has more than 100 keys.
     pub fn parse(document: &[u8]) -> Result<Self, Invalid> {
         #[derive(Deserialize)]
         struct Document {
             keys: Vec<Value>,
         }
         let Document { keys } =
-            serde_json::from_slice(document).map_err(|_| Invalid::new("the document is no JWK set"))?;
+            serde_json::from_slice(document).map_err(|_| Invalid::new("the key document is not a JWK set"))?;
         if keys.len() > KEYS_MAX {
             return Err(Invalid::new("the JWK set has more than 100 keys"));
         }
         Ok(Self(keys.iter().filter_map(Jwk::parse).collect()))
     }
 
-    /// The keys that may have made a signature: those of this id that fit the algorithm. A token that names no key is
-    /// taken only where there is no choice.
+    /// Keys that may verify a signature: those with this id that fit the algorithm. Without an id,
+    /// the key must be the only one.
     pub fn candidates(&self, id: Option<&str>, algorithm: Algorithm) -> impl Iterator<Item = &Jwk> {
         let only = self.0.len() == 1;
         let is_named = move |key: &Jwk| match id {
@@ -219,9 +220,9 @@ impl KeySet {
         self.0.iter().filter(move |key| is_named(key) && key.fits(algorithm))
     }
 
-    /// Whether there is a key of this id; for a token that names none, whether there is one at all.
+    /// Whether a key with this id exists; without an id, whether any key exists.
     #[must_use]
-    pub fn knows(&self, id: Option<&str>) -> bool {
+    pub fn contains(&self, id: Option<&str>) -> bool {
         match id {
             Some(id) => self.0.iter().any(|key| key.id.as_deref() == Some(id)),
             None => !self.0.is_empty(),
@@ -264,7 +265,7 @@ mod tests {
     #[case(json!({"e": ""}), false)]
     #[case(json!({"kty": "oct", "k": "c2VjcmV0"}), false)]
     #[case(json!({"kid": 7}), false)]
-    fn only_keys_that_sign_well_are_kept(#[case] more: Value, #[case] kept: bool) {
+    fn unusable_key_is_ignored(#[case] more: Value, #[case] kept: bool) {
         let set = KeySet::parse(json!({"keys": [rsa_key(more)]}).to_string().as_bytes()).unwrap();
         assert_eq!(set.0.len() == 1, kept);
     }
@@ -279,14 +280,14 @@ mod tests {
     #[case(json!({"kty": "EC", "crv": "P-521", "x": encoded(66), "y": encoded(66)}), &[])]
     #[case(json!({"kty": "OKP", "crv": "X25519", "x": encoded(32)}), &[])]
     #[case(json!({"kty": "EC", "crv": "P-256", "alg": "RS256", "x": encoded(32), "y": encoded(32)}), &[])]
-    fn a_key_is_for_the_algorithms_of_its_kind(#[case] key: Value, #[case] algorithms: &[&str]) {
+    fn key_fits_the_algorithms_of_its_type(#[case] key: Value, #[case] algorithms: &[&str]) {
         let key = Jwk::parse(&key);
         let fit = Algorithm::ALL.into_iter().filter(|algorithm| key.as_ref().is_some_and(|key| key.fits(*algorithm)));
         assert_eq!(fit.map(Algorithm::as_str).collect::<Vec<_>>(), algorithms);
     }
 
     #[test]
-    fn a_token_without_a_key_id_needs_an_issuer_with_one_key() {
+    fn without_key_id_the_issuer_must_have_one_key() {
         let set = |ids: &[&str]| {
             let keys: Vec<Value> = ids.iter().map(|id| rsa_key(json!({"kid": id}))).collect();
             KeySet::parse(json!({"keys": keys}).to_string().as_bytes()).unwrap()
@@ -294,11 +295,11 @@ mod tests {
         let count = |set: &KeySet, id: Option<&str>| set.candidates(id, Algorithm::Rs256).count();
         assert_eq!((count(&set(&["a"]), None), count(&set(&["a", "b"]), None)), (1, 0));
         assert_eq!((count(&set(&["a", "b"]), Some("a")), count(&set(&["a"]), Some("b"))), (1, 0));
-        assert!(set(&["a"]).knows(Some("a")) && !set(&["a"]).knows(Some("b")) && !set(&[]).knows(None));
+        assert!(set(&["a"]).contains(Some("a")) && !set(&["a"]).contains(Some("b")) && !set(&[]).contains(None));
     }
 
     #[test]
-    fn a_set_has_its_bounds() {
+    fn set_is_bounded() {
         let many: Vec<Value> = (0..101).map(|_| rsa_key(json!({}))).collect();
         for bad in [json!({"keys": many}), json!({"keys": {}}), json!([]), json!("x")] {
             assert!(KeySet::parse(bad.to_string().as_bytes()).is_err());

@@ -1,32 +1,33 @@
-//! Pull secrets as Kubernetes objects: their types, and the manifest of one.
+//! Secrets of Kubernetes: their types, and the manifest of one.
 
 use std::{collections::BTreeMap, str::FromStr};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use secrecy::{ExposeSecret, SecretString};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::domain::{
     docker_config::Profile,
     invalid::Invalid,
-    names::{Labels, NamespaceName, SecretName},
+    names::{NamespaceName, SecretName},
 };
 
-/// The label by which people find what regcred made.
+/// Label that marks the Secrets of regcred.
 pub const MANAGED_BY_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "regcred");
 
-/// The two types of Secret that the kubelet takes registry credentials from (`k8s.io/api/core/v1/types.go`).
+/// Type of a Secret from which the kubelet reads registry credentials
+/// (`k8s.io/api/core/v1/types.go`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SecretType {
     /// `kubernetes.io/dockerconfigjson`: a docker `config.json`.
     #[default]
     DockerConfigJson,
-    /// `kubernetes.io/dockercfg`: the legacy form, the bare map without `auths`.
+    /// `kubernetes.io/dockercfg`: the legacy form, the map without `auths`.
     Dockercfg,
 }
 
 impl SecretType {
-    /// The type as it stands in the Secret.
+    /// Value of the Secret's `type`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -35,7 +36,7 @@ impl SecretType {
         }
     }
 
-    /// The key of the document in the Secret's data.
+    /// Key of the document in the Secret's `data`.
     #[must_use]
     pub const fn data_key(self) -> &'static str {
         match self {
@@ -44,7 +45,7 @@ impl SecretType {
         }
     }
 
-    /// The profile of the document in a Secret of this type.
+    /// Profile of the document in a Secret of this type.
     #[must_use]
     pub const fn profile(self) -> Profile {
         match self {
@@ -65,19 +66,44 @@ impl FromStr for SecretType {
     }
 }
 
-/// A Secret as `kubectl apply -f -` takes it.
+/// Type and encoded document of a Secret. Encoded once, it can be written to many namespaces.
 #[derive(Debug)]
-pub struct Manifest<'a> {
-    /// Name of the Secret.
+pub struct SecretContent {
+    secret_type: SecretType,
+    base64: SecretString,
+    size: usize,
+}
+
+impl SecretContent {
+    /// Encodes a document, which must be rendered for the profile of the type.
+    #[must_use]
+    pub fn new(secret_type: SecretType, document: &SecretString) -> Self {
+        let document = document.expose_secret();
+        Self { secret_type, base64: BASE64_STANDARD.encode(document).into(), size: document.len() }
+    }
+
+    /// Length of the document in bytes.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        self.size
+    }
+}
+
+/// Manifest of a Secret, as `kubectl apply -f -` and the API server accept it.
+#[derive(Debug, Clone, Copy)]
+pub struct SecretManifest<'a> {
+    /// Name.
     pub name: &'a SecretName,
-    /// Namespace, where it is said.
+    /// Namespace; without one, the client that applies the manifest chooses.
     pub namespace: Option<&'a NamespaceName>,
-    /// Type, which must be the one whose profile the document was rendered for.
-    pub secret_type: SecretType,
     /// Labels.
-    pub labels: &'a Labels,
-    /// The docker config.
-    pub document: &'a SecretString,
+    pub labels: &'a BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: &'a BTreeMap<String, String>,
+    /// Version that an update requires.
+    pub resource_version: Option<&'a str>,
+    /// Type and document.
+    pub content: &'a SecretContent,
 }
 
 #[derive(Serialize)]
@@ -88,54 +114,63 @@ struct Object<'a> {
     metadata: Metadata<'a>,
     #[serde(rename = "type")]
     secret_type: &'static str,
-    data: BTreeMap<&'static str, String>,
+    data: BTreeMap<&'static str, &'a str>,
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Metadata<'a> {
     name: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     namespace: Option<&'a str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     labels: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource_version: Option<&'a str>,
 }
 
-impl Manifest<'_> {
-    fn object(&self) -> Object<'_> {
-        let value = BASE64_STANDARD.encode(self.document.expose_secret());
-        Object {
+impl Serialize for SecretManifest<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let SecretContent { secret_type, base64, .. } = self.content;
+        let object = Object {
             api_version: "v1",
             kind: "Secret",
             metadata: Metadata {
                 name: self.name.as_str(),
                 namespace: self.namespace.map(NamespaceName::as_str),
-                labels: self.labels.as_map(),
+                labels: self.labels,
+                annotations: self.annotations,
+                resource_version: self.resource_version,
             },
-            secret_type: self.secret_type.as_str(),
-            data: BTreeMap::from([(self.secret_type.data_key(), value)]),
-        }
+            secret_type: secret_type.as_str(),
+            data: BTreeMap::from([(secret_type.data_key(), base64.expose_secret())]),
+        };
+        object.serialize(serializer)
     }
+}
 
-    /// The manifest as JSON.
+impl SecretManifest<'_> {
+    /// Renders the manifest as JSON.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if it cannot be written, which nothing in it can cause.
+    /// Never for a valid manifest.
     pub fn to_json(&self) -> Result<SecretString, Invalid> {
-        serde_json::to_string_pretty(&self.object())
+        serde_json::to_string_pretty(self)
             .map(SecretString::from)
             .map_err(|_| Invalid::new("the manifest cannot be written as JSON"))
     }
 
-    /// The manifest as YAML.
+    /// Renders the manifest as YAML, with the value on one line.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if it cannot be written, which nothing in it can cause.
+    /// Never for a valid manifest.
     pub fn to_yaml(&self) -> Result<SecretString, Invalid> {
-        // One line for the value, as `base64 -w 0` gives it.
         let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
-        serde_saphyr::to_string_with_options(&self.object(), options)
+        serde_saphyr::to_string_with_options(self, options)
             .map(SecretString::from)
             .map_err(|_| Invalid::new("the manifest cannot be written as YAML"))
     }

@@ -1,6 +1,8 @@
-//! Tokens: JSON Web Tokens (RFC 7519) in the compact form of a signature (RFC 7515), read before anybody vouches for them.
+//! Parser for JSON Web Tokens (RFC 7519) in the compact form of JWS (RFC 7515), before
+//! verification.
 //!
-//! What is read here is believed by nobody: it says whom to ask, and what to compare once somebody has vouched for the whole.
+//! Unverified content is not trusted: it selects the issuer to verify with. Claims are compared
+//! only after verification.
 
 use std::collections::BTreeMap;
 
@@ -11,23 +13,24 @@ use serde_json::Value;
 
 use crate::domain::{jwk::Algorithm, unique::UniqueMap};
 
-/// Longer tokens are refused unread, in bytes.
+/// Maximum length of a token, in bytes.
 pub const TOKEN_MAX: usize = 16 * 1024;
-/// How far the clock of an issuer may be ahead of ours, in seconds. An end is an end: it has no leeway.
+/// Accepted clock skew for `nbf` and `iat`, in seconds. `exp` has none.
 const LEEWAY_SECONDS: i64 = 30;
-/// The most audiences that are looked at.
+/// Maximum number of audiences.
 const AUDIENCES_MAX: usize = 16;
-/// The longest key id, in bytes.
+/// Maximum length of a key id, in bytes.
 const KID_MAX: usize = 512;
-/// The longest subject that is shown, in characters.
-const SUBJECT_SHOWN: usize = 200;
+/// Maximum length of a displayed subject, in characters.
+const SUBJECT_MAX: usize = 200;
 
-/// What a token says, top level alone.
+/// Claims of a token; only the top level can be compared.
 #[derive(Debug, Clone, Default)]
 pub struct Claims(BTreeMap<String, Value>);
 
 impl Claims {
-    /// Whether a claim has this value. Booleans and numbers are compared as text; of a list, one element has to match.
+    /// Whether a claim has this value. Booleans and numbers are compared as text; in a list, one
+    /// element must match.
     #[must_use]
     pub fn has(&self, name: &str, wanted: &str) -> bool {
         match self.0.get(name) {
@@ -37,13 +40,13 @@ impl Claims {
         }
     }
 
-    /// A claim that is a string.
+    /// Value of a string claim.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name)?.as_str()
     }
 
-    /// Whom the token was made for; none if it names more than anybody has use for, or something that is no name.
+    /// Audiences of the token. Empty if there are too many, or if one is not a string.
     #[must_use]
     pub fn audiences(&self) -> Vec<&str> {
         match self.0.get("aud") {
@@ -56,51 +59,51 @@ impl Claims {
         }
     }
 
-    /// A moment, in seconds since 1970, with or without a fraction (RFC 7519, 2).
-    fn moment(&self, name: &str) -> Option<Moment> {
+    /// A `NumericDate`: seconds since 1970, with or without a fraction (RFC 7519, 2).
+    fn date(&self, name: &str) -> Option<Date> {
         let value = self.0.get(name)?;
-        // A fraction is cut off: an end comes a little early.
-        #[expect(clippy::cast_possible_truncation, reason = "a float that is no moment becomes one that is none, too")]
+        // Without its fraction, an expiry is slightly early.
+        #[expect(clippy::cast_possible_truncation, reason = "a float out of range becomes an invalid date")]
         let seconds = value.as_i64().or_else(|| value.as_f64().map(|seconds| seconds.floor() as i64));
-        Some(seconds.and_then(|seconds| DateTime::from_timestamp(seconds, 0)).map_or(Moment::Odd, Moment::At))
+        Some(seconds.and_then(|seconds| DateTime::from_timestamp(seconds, 0)).map_or(Date::Invalid, Date::At))
     }
 
-    /// The subject, fit to be shown and logged: of limited length, without control characters.
+    /// Subject for logs and responses: of limited length, without control characters.
     #[must_use]
-    pub fn subject_shown(&self) -> String {
-        shown(self.text("sub").unwrap_or("-"))
+    pub fn display_subject(&self) -> String {
+        display(self.text("sub").unwrap_or("-"))
     }
 }
 
 impl<const N: usize> From<[(&str, Option<String>); N]> for Claims {
-    /// Claims that somebody else found out, without those that he did not.
+    /// Builds claims from known values; absent values are omitted.
     fn from(claims: [(&str, Option<String>); N]) -> Self {
         let known = claims.into_iter().filter_map(|(name, value)| Some((name.to_owned(), Value::String(value?))));
         Self(known.collect())
     }
 }
 
-/// A text of somebody else, fit to be shown and logged.
-fn shown(text: &str) -> String {
-    let mut shown: String = text.chars().take(SUBJECT_SHOWN).flat_map(escaped).collect();
-    if text.chars().nth(SUBJECT_SHOWN).is_some() {
-        shown.push('…');
+/// Escapes and truncates untrusted text for logs and responses.
+fn display(text: &str) -> String {
+    let mut display: String = text.chars().take(SUBJECT_MAX).flat_map(escaped).collect();
+    if text.chars().nth(SUBJECT_MAX).is_some() {
+        display.push('…');
     }
-    shown
+    display
 }
 
-/// A character, or how it is written where it would change how a line looks.
+/// A character, or its escape if it would change the appearance of a line.
 fn escaped(character: char) -> Vec<char> {
-    // Beside control characters, those that turn or hide the text around them.
+    // Includes characters that reverse or hide the text around them.
     let changes_lines = character.is_control()
         || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     if changes_lines { character.escape_unicode().collect() } else { vec![character] }
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Moment {
+enum Date {
     At(DateTime<Utc>),
-    Odd,
+    Invalid,
 }
 
 fn is_text(value: &Value, wanted: &str) -> bool {
@@ -112,44 +115,46 @@ fn is_text(value: &Value, wanted: &str) -> bool {
     }
 }
 
-/// A token as its bearer shows it: well-formed, not verified. `Debug` does not show it.
+/// Presented token: well-formed, not verified. `Debug` does not print its text.
 #[derive(Debug)]
 pub struct PresentedToken {
-    /// How it claims to be signed, if that is a way that is taken.
+    /// Algorithm in its header, if accepted.
     pub algorithm: Option<Algorithm>,
-    /// Which key of its issuer it claims to be signed with.
+    /// Key id in its header.
     pub key_id: Option<String>,
-    /// What it says.
+    /// Claims.
     pub claims: Claims,
-    /// Its signature.
+    /// Signature.
     pub signature: Vec<u8>,
-    /// Where what is signed ends in the text.
-    signed: usize,
+    /// Length of the signed part of the text.
+    signed_length: usize,
     text: SecretString,
 }
 
-/// Why a token is not one for now.
+/// Why a token is not valid at a given time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotNow {
-    /// It says no end, or a moment in it is none.
-    Endless,
-    /// Its end is past.
+pub enum TokenTimeError {
+    /// `exp` is missing, or a date is invalid.
+    Malformed,
+    /// `exp` has passed.
     Expired,
-    /// Its begin, or when it was made, is to come.
-    Early,
+    /// `nbf` or `iat` is in the future.
+    NotYetValid,
 }
 
 impl PresentedToken {
-    /// Reads a token; no I/O, no cryptography. What has a `crit` header wants something to be understood that is not
-    /// understood here, and is no token (RFC 7515, 4.1.11). A header or claim that is there twice makes it none, too.
+    /// Parses a token without I/O or cryptography.
+    ///
+    /// None for a `crit` header, whose extensions are not supported (RFC 7515, 4.1.11), and for a
+    /// repeated header or claim.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         if text.len() > TOKEN_MAX {
             return None;
         }
-        let signed = text.rfind('.')?;
-        let (header, payload) = text.get(..signed)?.split_once('.')?;
-        let signature = BASE64_URL_SAFE_NO_PAD.decode(text.get(signed + 1..)?).ok()?;
+        let signed_length = text.rfind('.')?;
+        let (header, payload) = text.get(..signed_length)?.split_once('.')?;
+        let signature = BASE64_URL_SAFE_NO_PAD.decode(text.get(signed_length + 1..)?).ok()?;
         let header = object(header)?;
         if header.contains_key("crit") || header.contains_key("b64") {
             return None;
@@ -163,42 +168,42 @@ impl PresentedToken {
             key_id,
             claims: Claims(object(payload)?),
             signature,
-            signed,
+            signed_length,
             text: SecretString::from(text),
         })
     }
 
-    /// What the signature is over.
+    /// Signed part of the token.
     #[must_use]
-    pub fn signed(&self) -> &[u8] {
-        self.text.expose_secret().as_bytes().get(..self.signed).unwrap_or_default()
+    pub fn signed_part(&self) -> &[u8] {
+        self.text.expose_secret().as_bytes().get(..self.signed_length).unwrap_or_default()
     }
 
-    /// The whole token.
+    /// Text of the token.
     #[must_use]
     pub fn secret(&self) -> &SecretString {
         &self.text
     }
 
-    /// When it ends, if it has begun and not ended.
+    /// Checks the token's dates and returns its expiry.
     ///
     /// # Errors
     ///
-    /// Why it is not one for now.
-    pub fn end(&self, now: DateTime<Utc>) -> Result<DateTime<Utc>, NotNow> {
-        let Some(Moment::At(end)) = self.claims.moment("exp") else { return Err(NotNow::Endless) };
-        if end <= now {
-            return Err(NotNow::Expired);
+    /// The token is not valid at `now`.
+    pub fn expiry(&self, now: DateTime<Utc>) -> Result<DateTime<Utc>, TokenTimeError> {
+        let Some(Date::At(expiry)) = self.claims.date("exp") else { return Err(TokenTimeError::Malformed) };
+        if expiry <= now {
+            return Err(TokenTimeError::Expired);
         }
-        for begin in ["nbf", "iat"] {
-            match self.claims.moment(begin) {
+        for name in ["nbf", "iat"] {
+            match self.claims.date(name) {
                 None => {}
-                Some(Moment::At(begin)) if begin.timestamp() <= now.timestamp() + LEEWAY_SECONDS => {}
-                Some(Moment::At(_)) => return Err(NotNow::Early),
-                Some(Moment::Odd) => return Err(NotNow::Endless),
+                Some(Date::At(start)) if start.timestamp() <= now.timestamp() + LEEWAY_SECONDS => {}
+                Some(Date::At(_)) => return Err(TokenTimeError::NotYetValid),
+                Some(Date::Invalid) => return Err(TokenTimeError::Malformed),
             }
         }
-        Ok(end)
+        Ok(expiry)
     }
 }
 
@@ -236,15 +241,15 @@ mod tests {
     #[case(r#"{"alg":"RS256","b64":false}"#, None)]
     #[case(r#"{"alg":"none","alg":"RS256"}"#, None)]
     #[case("[]", None)]
-    fn a_header_is_read(#[case] header: &str, #[case] algorithm: Option<Option<Algorithm>>) {
+    fn header_is_parsed(#[case] header: &str, #[case] algorithm: Option<Option<Algorithm>>) {
         assert_eq!(PresentedToken::parse(&token(header, "{}")).map(|token| token.algorithm), algorithm);
     }
 
     #[test]
-    fn what_is_no_token_is_none() {
+    fn malformed_token_is_refused() {
         let good = token(r#"{"alg":"RS256"}"#, "{}");
         let parsed = PresentedToken::parse(&good).unwrap();
-        assert_eq!(parsed.signed(), good.rsplit_once('.').unwrap().0.as_bytes());
+        assert_eq!(parsed.signed_part(), good.rsplit_once('.').unwrap().0.as_bytes());
         assert!(!format!("{parsed:?}").contains(&good));
         for bad in
             ["", ".", "..", "a.b.c", "rgc_x", &good[1..], &format!("{good}."), &format!("{good}="), &format!(" {good}")]
@@ -267,12 +272,12 @@ mod tests {
     #[case(r#"{"x":{"true":true}}"#, false)]
     #[case(r#"{"x":null}"#, false)]
     #[case("{}", false)]
-    fn a_claim_is_compared_as_text(#[case] payload: &str, #[case] matches: bool) {
+    fn claim_is_compared_as_text(#[case] payload: &str, #[case] matches: bool) {
         assert_eq!(claims(payload).has("x", "true"), matches);
     }
 
     #[test]
-    fn numbers_are_compared_as_they_are_written() {
+    fn number_is_compared_as_written() {
         assert!(claims(r#"{"project_id":42}"#).has("project_id", "42"));
         assert!(!claims(r#"{"project_id":420}"#).has("project_id", "42"));
         assert!(!claims(r#"{"project_id":42.5}"#).has("project_id", "42"));
@@ -284,7 +289,7 @@ mod tests {
     #[case(r#"{"aud":["a",7]}"#, &[])]
     #[case(r#"{"aud":7}"#, &[])]
     #[case("{}", &[])]
-    fn audiences_are_names(#[case] payload: &str, #[case] audiences: &[&str]) {
+    fn audiences_are_strings(#[case] payload: &str, #[case] audiences: &[&str]) {
         assert_eq!(claims(payload).audiences(), audiences);
     }
 
@@ -292,35 +297,35 @@ mod tests {
     #[case(r#"{"exp":1001}"#, Ok(1001))]
     #[case(r#"{"exp":1001.9}"#, Ok(1001))]
     #[case(r#"{"exp":1001,"nbf":1030,"iat":1030}"#, Ok(1001))]
-    #[case(r#"{"exp":1001,"nbf":1031}"#, Err(NotNow::Early))]
-    #[case(r#"{"exp":1001,"iat":1031}"#, Err(NotNow::Early))]
-    #[case(r#"{"exp":1001,"nbf":"x"}"#, Err(NotNow::Endless))]
-    #[case(r#"{"exp":1000}"#, Err(NotNow::Expired))]
-    #[case(r#"{"exp":-1}"#, Err(NotNow::Expired))]
-    #[case(r#"{"exp":"1001"}"#, Err(NotNow::Endless))]
-    #[case(r#"{"exp":1e300}"#, Err(NotNow::Endless))]
-    #[case(r#"{"exp":null}"#, Err(NotNow::Endless))]
-    #[case("{}", Err(NotNow::Endless))]
-    fn a_token_has_its_time(#[case] payload: &str, #[case] end: Result<i64, NotNow>) {
+    #[case(r#"{"exp":1001,"nbf":1031}"#, Err(TokenTimeError::NotYetValid))]
+    #[case(r#"{"exp":1001,"iat":1031}"#, Err(TokenTimeError::NotYetValid))]
+    #[case(r#"{"exp":1001,"nbf":"x"}"#, Err(TokenTimeError::Malformed))]
+    #[case(r#"{"exp":1000}"#, Err(TokenTimeError::Expired))]
+    #[case(r#"{"exp":-1}"#, Err(TokenTimeError::Expired))]
+    #[case(r#"{"exp":"1001"}"#, Err(TokenTimeError::Malformed))]
+    #[case(r#"{"exp":1e300}"#, Err(TokenTimeError::Malformed))]
+    #[case(r#"{"exp":null}"#, Err(TokenTimeError::Malformed))]
+    #[case("{}", Err(TokenTimeError::Malformed))]
+    fn dates_of_a_token_are_checked(#[case] payload: &str, #[case] expiry: Result<i64, TokenTimeError>) {
         let token = PresentedToken::parse(&token(r#"{"alg":"RS256"}"#, payload)).unwrap();
         let now = DateTime::from_timestamp(1000, 0).unwrap();
-        assert_eq!(token.end(now).map(|end| end.timestamp()), end);
+        assert_eq!(token.expiry(now).map(|expiry| expiry.timestamp()), expiry);
     }
 
     #[test]
-    fn a_subject_cannot_change_how_a_line_looks() {
-        let sub = |text: &str| Claims::from([("sub", Some(text.to_owned()))]).subject_shown();
+    fn displayed_subject_is_escaped_and_truncated() {
+        let sub = |text: &str| Claims::from([("sub", Some(text.to_owned()))]).display_subject();
         assert_eq!(sub("repo:acme/app:ref:refs/heads/main"), "repo:acme/app:ref:refs/heads/main");
         assert_eq!(sub("a\nb\u{1b}[31m\u{202e}"), "a\\u{a}b\\u{1b}[31m\\u{202e}");
         assert_eq!(sub(&"x".repeat(201)).chars().count(), 201);
-        assert_eq!(Claims::default().subject_shown(), "-");
+        assert_eq!(Claims::default().display_subject(), "-");
     }
 
     proptest! {
         #[test]
-        fn nothing_that_is_shown_makes_it_panic(text in ".{0,200}", header in ".{0,40}", payload in ".{0,80}") {
+        fn arbitrary_token_does_not_panic(text in ".{0,200}", header in ".{0,40}", payload in ".{0,80}") {
             let _ = PresentedToken::parse(&text);
-            let _ = PresentedToken::parse(&token(&header, &payload)).map(|token| token.end(crate::clock::now()));
+            let _ = PresentedToken::parse(&token(&header, &payload)).map(|token| token.expiry(crate::clock::now()));
         }
     }
 }

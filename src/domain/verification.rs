@@ -87,7 +87,7 @@ impl FromStr for VerificationResult {
 
 /// Outcome of one login check: the result and its explanation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LoginCheck {
+pub struct VerificationReport {
     /// Machine-readable result.
     pub result: VerificationResult,
     /// Explanation and remedy. Contains no text from the registry.
@@ -96,7 +96,7 @@ pub struct LoginCheck {
     pub retry_after: Option<Duration>,
 }
 
-impl LoginCheck {
+impl VerificationReport {
     /// Creates an outcome without a requested delay.
     pub fn new(result: VerificationResult, detail: impl Into<String>) -> Self {
         Self { result, detail: detail.into(), retry_after: None }

@@ -1,5 +1,7 @@
 //! `/v1/docker-configs`
 
+use std::collections::BTreeMap;
+
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::{ACCEPT, CACHE_CONTROL, VARY, WARNING},
@@ -18,7 +20,7 @@ use crate::{
         invalid::FieldErrors,
         matching::{Explanation, ImageName},
         names::{Labels, NamespaceName, SecretName},
-        secret::{Manifest, SecretType},
+        secret::{SecretContent, SecretManifest, SecretType},
         selector::{AccountSelection, LabelSelectorDocument},
         unique::UniqueMap,
     },
@@ -233,12 +235,13 @@ impl RenderRequest {
         }
         let document = rendered.document.expose_secret();
         if let Some(secret) = &self.secret {
-            let manifest = Manifest {
+            let manifest = SecretManifest {
                 name: &secret.name,
                 namespace: secret.namespace.as_ref(),
-                secret_type: secret.secret_type,
-                labels: &secret.labels,
-                document: &rendered.document,
+                labels: secret.labels.as_map(),
+                annotations: &BTreeMap::new(),
+                resource_version: None,
+                content: &SecretContent::new(secret.secret_type, &rendered.document),
             };
             let (media_type, written) = match self.format {
                 Format::Yaml => ("application/yaml", manifest.to_yaml()),

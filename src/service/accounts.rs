@@ -24,7 +24,7 @@ use crate::{
         names::{Labels, Name},
         registry::RegistryScope,
         sealed::Sealed,
-        verification::{LoginCheck, Verification},
+        verification::{Verification, VerificationReport},
     },
     service::{
         ExpectedVersion, ServiceError,
@@ -156,7 +156,7 @@ impl Accounts {
         change: &AccountChange,
         expected: ExpectedVersion,
         required: &RequiredVerification,
-    ) -> Result<(i64, LoginCheck), ServiceError> {
+    ) -> Result<(i64, VerificationReport), ServiceError> {
         let account = self.find(caller, name).await?;
         let changed = apply_change(caller, &account, change, expected)?;
         let check =
@@ -220,7 +220,11 @@ impl Accounts {
         self.verifications.verify(caller, &account, repository).await
     }
 
-    async fn record_check(&self, mut account: Account, check: Option<LoginCheck>) -> Result<Account, ServiceError> {
+    async fn record_check(
+        &self,
+        mut account: Account,
+        check: Option<VerificationReport>,
+    ) -> Result<Account, ServiceError> {
         if let Some(check) = check {
             account.verification = Some(self.verifications.record(&account, check).await?);
         }

@@ -6,7 +6,7 @@
 //! whole is not written: the last good Secret stays.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
     sync::Arc,
     time::Duration,
@@ -19,13 +19,16 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::{
-    clients::cluster::{AppliedSecret, Attachment, ClusterClient, ClusterError, CreatedSecret, SecretContent},
+    clients::cluster::{Attachment, ClusterClient, ClusterError, SecretMetadata},
     crypto::api_key::ContentKey,
     domain::{
         audit::{self, Action, Details, NewEvent, Outcome as EventOutcome, Resource},
         docker_config::RenderError,
         names::{Name, NamespaceName, ServiceAccountName},
-        pull_secret::{self, Declaration, Owner, Step, TargetState, Wanted, Written, backoff, plan},
+        pull_secret::{
+            self, Declaration, GENERATION_ANNOTATION, Owner, Step, TargetState, Wanted, Written, backoff, plan,
+        },
+        secret::{SecretContent, SecretManifest},
     },
     service::{
         ServiceError, audit::TransactionalAudit, clusters::Clusters, connection, docker_configs::DockerConfigs,
@@ -554,11 +557,13 @@ impl Reconciler {
         let declaration = &pull_secret.declaration;
         let content = self.render(pull_secret, target.generation).await?;
         let labels = pull_secret::labels(pull_secret.id);
-        let secret = AppliedSecret {
-            namespace: &target.namespace,
+        let annotations = BTreeMap::from([(GENERATION_ANNOTATION.to_owned(), target.generation.to_string())]);
+        let secret = SecretManifest {
             name: &declaration.secret_name,
+            namespace: Some(&target.namespace),
             labels: &labels,
-            generation: target.generation,
+            annotations: &annotations,
+            resource_version: None,
             content: &content.secret,
         };
         let placed = match self.rotate(client, job, &secret, &content).await? {
@@ -619,16 +624,16 @@ impl Reconciler {
         &self,
         client: &ClusterClient,
         job: &Job,
-        secret: &AppliedSecret<'_>,
+        secret: &SecretManifest<'_>,
         content: &Content,
-    ) -> Result<Option<CreatedSecret>, ServiceError> {
+    ) -> Result<Option<SecretMetadata>, ServiceError> {
         let Written { resource_version: Some(version), content_mac: Some(mac), .. } = &job.target.written else {
             return Ok(None);
         };
         if *mac == content.mac || job.target.applied_generation >= job.target.generation {
             return Ok(None);
         }
-        match client.apply_secret(secret, version).await {
+        match client.apply_secret(&job.target.namespace, secret, version).await {
             Ok(created) => Ok(Some(created)),
             // Gone or changed; some API servers have no better answer than 500 for what is gone. A look tells.
             Err(ClusterError::Changed | ClusterError::Unreachable { .. }) => Ok(None),
@@ -640,7 +645,7 @@ impl Reconciler {
         &self,
         client: &ClusterClient,
         job: &Job,
-        secret: &AppliedSecret<'_>,
+        secret: &SecretManifest<'_>,
         content: &Content,
     ) -> Result<Placed, ServiceError> {
         let target = &job.target;
@@ -651,13 +656,13 @@ impl Reconciler {
             adopt: job.pull_secret.declaration.adopt,
         };
         for _ in 0..LOOKS {
-            let found = client.find_secret(secret.namespace, secret.name).await?;
+            let found = client.get_secret(&target.namespace, secret.name).await?;
             let is_ours = found.as_ref().is_none_or(|found| found.owner(wanted.id, &target.written) == Owner::Us);
             let version = match plan(&wanted, &target.written, found.as_ref()) {
                 Step::Leave => return Ok(Placed::At(LEFT, target.written.clone())),
                 // A Secret that is made has no version that a late one would miss.
                 Step::Create if self.has_no_lease(job) => return Ok(Placed::Not(Self::superseded(job))),
-                Step::Create => match client.post_secret(secret).await {
+                Step::Create => match client.create_secret(&target.namespace, secret, false).await {
                     Ok(created) => return Ok(Placed::At("created", written(created, content))),
                     Err(ClusterError::SecretExists) => continue,
                     Err(error) => return Err(error.into()),
@@ -677,7 +682,7 @@ impl Reconciler {
                     resource_version
                 }
             };
-            match client.apply_secret(secret, &version).await {
+            match client.apply_secret(&target.namespace, secret, &version).await {
                 Ok(created) => {
                     let did = if is_ours { "applied" } else { "adopted" };
                     return Ok(Placed::At(did, written(created, content)));
@@ -784,7 +789,7 @@ impl Reconciler {
     /// Removes the Secret, if it is ours.
     async fn remove_secret(&self, client: &ClusterClient, job: &Job) -> Result<Verdict, ServiceError> {
         let (target, name) = (&job.target, &job.pull_secret.declaration.secret_name);
-        let found = client.find_secret(&target.namespace, name).await?;
+        let found = client.get_secret(&target.namespace, name).await?;
         let ours = found.filter(|found| found.owner(target.pull_secret_id, &target.written) == Owner::Us);
         for account in &target.attached {
             if self.has_no_lease(job) {
@@ -819,7 +824,7 @@ impl Reconciler {
         let rendered = self.docker_configs.assemble_stored(secret_type.profile(), &declaration.accounts).await?;
         let mac =
             self.content_key.mac(&[secret_type.as_str().as_bytes(), rendered.document.expose_secret().as_bytes()]);
-        let secret = SecretContent::new(secret_type.as_str(), secret_type.data_key(), &rendered.document);
+        let secret = SecretContent::new(secret_type, &rendered.document);
         Ok(Content { secret, mac })
     }
 
@@ -931,7 +936,7 @@ enum Placed {
     Not(Settlement),
 }
 
-fn written(created: CreatedSecret, content: &Content) -> Written {
+fn written(created: SecretMetadata, content: &Content) -> Written {
     Written { uid: created.uid, resource_version: created.resource_version, content_mac: Some(content.mac.clone()) }
 }
 

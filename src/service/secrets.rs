@@ -1,17 +1,17 @@
-//! The direct road: one Secret, now.
+//! Direct delivery of one Secret to a namespace.
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
 use crate::{
-    clients::cluster::{ClusterError, NewSecret},
+    clients::cluster::ClusterError,
     domain::{
         audit::{Action, Details, NewEvent, Outcome, Resource},
         caller::Call,
         docker_config::{RenderedConfig, Warning},
         names::{Labels, Name, NamespaceName, SecretName},
-        secret::{MANAGED_BY_LABEL, SecretType},
+        secret::{MANAGED_BY_LABEL, SecretContent, SecretManifest, SecretType},
         selector::AccountSelection,
     },
     service::{
@@ -22,41 +22,41 @@ use crate::{
     },
 };
 
-/// What to place where.
+/// Secret to deliver.
 #[derive(Debug)]
 pub struct Delivery {
-    /// The cluster.
+    /// Cluster.
     pub cluster: Name,
-    /// The namespace.
+    /// Namespace.
     pub namespace: NamespaceName,
     /// Name of the Secret.
     pub name: SecretName,
-    /// Type of the Secret, which decides the form of the document.
+    /// Type of the Secret, which determines the profile of the document.
     pub secret_type: SecretType,
-    /// The accounts that go into it.
+    /// Accounts in the document.
     pub accounts: AccountSelection,
-    /// Further labels of the Secret.
+    /// Additional labels.
     pub labels: Labels,
-    /// The API server checks everything and stores nothing.
+    /// Whether the API server only validates the Secret.
     pub dry_run: bool,
 }
 
-/// A Secret that is there now; nothing of its value.
+/// Delivered Secret, without its value.
 #[derive(Debug)]
 pub struct Delivered {
-    /// Identity of the Secret.
+    /// UID of the Secret.
     pub uid: Option<String>,
     /// Version of the Secret.
     pub resource_version: Option<String>,
-    /// When it was created, by the cluster's clock.
+    /// Time of creation by the cluster's clock.
     pub creation_timestamp: Option<DateTime<Utc>>,
-    /// The keys of its document.
+    /// Keys of the document.
     pub keys: Vec<String>,
-    /// What its reader will do otherwise than the accounts say.
+    /// Differences between the accounts and what the reader will do.
     pub warnings: Vec<Warning>,
 }
 
-/// Places Secrets in namespaces.
+/// Delivers Secrets to namespaces.
 #[derive(Clone)]
 pub struct Secrets {
     clusters: Clusters,
@@ -65,22 +65,21 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// Puts the service together.
+    /// Creates the service.
     #[must_use]
     pub fn new(clusters: Clusters, docker_configs: DockerConfigs, audit_writer: AuditWriter) -> Self {
         Self { clusters, docker_configs, audit_writer }
     }
 
-    /// Creates one Secret by one POST, which is never repeated: a Secret of that name that is there stays as
-    /// it is.
+    /// Creates a Secret by one POST. An existing Secret of this name is not changed.
     ///
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] for the cluster, [`ServiceError::Invalid`] for the accounts,
-    /// [`ServiceError::Cluster`] for whatever the API server says. For the caller, a namespace that is not granted
-    /// is one that the cluster does not have; it is not looked for.
+    /// [`ServiceError::Cluster`] if the API server refuses. A namespace that is not granted is
+    /// reported as absent, without a call to the cluster.
     pub async fn deliver(&self, caller: &Call, delivery: Delivery) -> Result<Delivered, ServiceError> {
-        // The cluster first: what it cannot take need not be opened.
+        // The cluster first: if it cannot be called, no password needs to be opened.
         let client = self.clusters.client(caller, &delivery.cluster).await?;
         if !caller.grants.include_namespace(delivery.namespace.as_str()) {
             self.refuse(caller, &delivery);
@@ -97,26 +96,25 @@ impl Secrets {
         related.extend(accounts);
         let event = NewEvent::of(caller, Action::Deliver, resource).related(related);
         let details = Details::default().dry_run(delivery.dry_run);
-        let secret = NewSecret {
-            namespace: delivery.namespace.to_string(),
-            name: delivery.name.to_string(),
-            secret_type: delivery.secret_type.as_str().to_owned(),
-            data_key: delivery.secret_type.data_key().to_owned(),
-            document,
-            labels: with_managed_by(delivery.labels),
-            annotations: BTreeMap::new(),
+        let secret = SecretManifest {
+            name: &delivery.name,
+            namespace: Some(&delivery.namespace),
+            labels: &with_managed_by(delivery.labels),
+            annotations: &BTreeMap::new(),
+            resource_version: None,
+            content: &SecretContent::new(delivery.secret_type, &document),
         };
-        // It cannot be in one transaction with what a cluster does: so what is about to be done is durable before, and how
-        // it went follows.
+        // A call to a cluster cannot be part of a transaction. So the attempt is recorded before,
+        // and its outcome after.
         self.audit_writer.record(event.clone().details(details.clone()).outcome(Outcome::Attempt)).await?;
-        let created = client.create_secret(&secret, delivery.dry_run).await;
+        let created = client.create_secret(&delivery.namespace, &secret, delivery.dry_run).await;
         let (outcome, details) = match &created {
             Ok(_) => (Outcome::Success, details),
             Err(error) => (Outcome::Failure, details.reason(error.slug())),
         };
-        // What was done is answered as it was: that it was asked for is on record.
+        // The Secret was delivered or not, whatever happens here. The attempt is recorded.
         if let Err(error) = self.audit_writer.record(event.details(details).outcome(outcome)).await {
-            tracing::error!(%error, "how a delivery went is not in the audit record; that it was asked for is");
+            tracing::error!(%error, "delivery outcome not audited");
         }
         let created = created?;
         Ok(Delivered {

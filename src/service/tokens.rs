@@ -17,13 +17,13 @@ use tokio::sync::Semaphore;
 pub use self::metrics::{TokenMetrics, TokenOutcome};
 use self::reviews::ReviewCache;
 use crate::{
-    clients::oidc::Issuers,
+    clients::oidc::IssuerClient,
     crypto::{api_key::CryptoError, jws},
     domain::{
         caller::{Actor, ActorKind, Identity},
         cluster::CaCertificate,
         identity_provider::{AuthMethod, Issuer},
-        token::{Claims, NotNow, PresentedToken},
+        token::{Claims, PresentedToken, TokenTimeError},
     },
     service::{ServiceError, clusters::Clusters, connection},
     storage::{self, identity_providers::StoredProvider},
@@ -64,7 +64,7 @@ enum Failure {
 pub struct TokenAuthenticator {
     pool: PgPool,
     provider_lookups: Arc<Semaphore>,
-    issuers: Arc<Issuers>,
+    issuers: Arc<IssuerClient>,
     clusters: Clusters,
     reviews: Arc<ReviewCache>,
     metrics: Arc<TokenMetrics>,
@@ -78,7 +78,7 @@ impl TokenAuthenticator {
     /// [`CryptoError`] if the system provides no random bytes.
     pub fn new(
         pool: PgPool,
-        issuers: Arc<Issuers>,
+        issuers: Arc<IssuerClient>,
         clusters: Clusters,
         review_ttl: Duration,
     ) -> Result<Self, CryptoError> {
@@ -124,7 +124,7 @@ impl TokenAuthenticator {
         let Some(token) = PresentedToken::parse(text) else {
             return Ok(Err(Failure::Rejected(TokenOutcome::Malformed)));
         };
-        let expires_at = match token.end(now) {
+        let expires_at = match token.expiry(now) {
             Ok(expires_at) => expires_at,
             Err(not_now) => return Ok(Err(Failure::Rejected(not_now.into()))),
         };
@@ -195,7 +195,7 @@ impl TokenAuthenticator {
         if candidates.peek().is_none() {
             return Err(Failure::Rejected(TokenOutcome::UnknownKey));
         }
-        if candidates.any(|key| jws::verify(key, algorithm, token.signed(), &token.signature)) {
+        if candidates.any(|key| jws::verify(key, algorithm, token.signed_part(), &token.signature)) {
             Ok(())
         } else {
             Err(Failure::Rejected(TokenOutcome::Signature))
@@ -241,7 +241,7 @@ impl TokenAuthenticator {
 /// Maps claims to an identity by the first matching rule.
 fn identity(provider: &StoredProvider, claims: &Claims, expires_at: DateTime<Utc>) -> Option<Identity> {
     let rule = provider.config.rules.iter().find(|rule| rule.matches(claims))?;
-    let name = format!("{}/{}", provider.name, claims.subject_shown());
+    let name = format!("{}/{}", provider.name, claims.display_subject());
     Some(Identity {
         actor: Actor { kind: ActorKind::IdentityProvider, id: None, name },
         role: rule.role,
@@ -250,12 +250,12 @@ fn identity(provider: &StoredProvider, claims: &Claims, expires_at: DateTime<Utc
     })
 }
 
-impl From<NotNow> for TokenOutcome {
-    fn from(not_now: NotNow) -> Self {
+impl From<TokenTimeError> for TokenOutcome {
+    fn from(not_now: TokenTimeError) -> Self {
         match not_now {
-            NotNow::Endless => Self::Malformed,
-            NotNow::Expired => Self::Expired,
-            NotNow::Early => Self::Early,
+            TokenTimeError::Malformed => Self::Malformed,
+            TokenTimeError::Expired => Self::Expired,
+            TokenTimeError::NotYetValid => Self::Early,
         }
     }
 }

@@ -12,7 +12,7 @@ use secrecy::SecretString;
 use sqlx::PgPool;
 
 use crate::{
-    clients::registry::{Login, Registries},
+    clients::registry::{Login, RegistryClient},
     crypto::sealer::Sealer,
     domain::{
         account::{Account, NewAccount, Password},
@@ -20,7 +20,7 @@ use crate::{
         caller::Call,
         names::Name,
         registry::{RegistryScope, RepositoryName},
-        verification::{EXPIRY_WARNINGS, LoginCheck, Verification, VerificationResult},
+        verification::{EXPIRY_WARNINGS, Verification, VerificationReport, VerificationResult},
     },
     service::{ServiceError, audit::writer::AuditWriter, connection},
     storage::{self, sealed::SealedColumn, verifications::Expiring},
@@ -92,7 +92,7 @@ impl VerificationMetrics {
 pub struct Verifications {
     pool: PgPool,
     sealer: Arc<Sealer>,
-    registries: Arc<Registries>,
+    registries: Arc<RegistryClient>,
     audit_writer: AuditWriter,
     metrics: Arc<VerificationMetrics>,
 }
@@ -100,7 +100,7 @@ pub struct Verifications {
 impl Verifications {
     /// Creates the service.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>, registries: Registries, audit_writer: AuditWriter) -> Self {
+    pub fn new(pool: PgPool, sealer: Arc<Sealer>, registries: RegistryClient, audit_writer: AuditWriter) -> Self {
         Self { pool, sealer, registries: Arc::new(registries), audit_writer, metrics: Arc::default() }
     }
 
@@ -131,7 +131,7 @@ impl Verifications {
         &self,
         new: &NewAccount,
         required: &RequiredVerification,
-    ) -> Result<LoginCheck, ServiceError> {
+    ) -> Result<VerificationReport, ServiceError> {
         let repository = parse_repository(required.repository.as_deref(), &new.registry)?;
         let login = Login {
             registry: &new.registry,
@@ -155,7 +155,7 @@ impl Verifications {
         changed: &Account,
         password: Option<&Password>,
         required: &RequiredVerification,
-    ) -> Result<LoginCheck, ServiceError> {
+    ) -> Result<VerificationReport, ServiceError> {
         let repository = parse_repository(required.repository.as_deref(), &changed.registry)?;
         let password = if let Some(password) = password {
             password.secret().clone()
@@ -222,8 +222,12 @@ impl Verifications {
     }
 
     /// Stores a check with the account. Nothing is stored if the account changed since the check.
-    pub(super) async fn record(&self, account: &Account, check: LoginCheck) -> Result<Verification, ServiceError> {
-        let LoginCheck { result, detail, .. } = check;
+    pub(super) async fn record(
+        &self,
+        account: &Account,
+        check: VerificationReport,
+    ) -> Result<Verification, ServiceError> {
+        let VerificationReport { result, detail, .. } = check;
         let mut conn = connection(&self.pool).await?;
         let (id, version) = (account.id, account.version);
         let stored_at = storage::verifications::record(&mut conn, id, version, result, &detail).await?;
@@ -241,7 +245,12 @@ impl Verifications {
         self.record(account, check).await
     }
 
-    async fn check(&self, login: &Login<'_>, repository: Option<&RepositoryName>, trigger: Trigger) -> LoginCheck {
+    async fn check(
+        &self,
+        login: &Login<'_>,
+        repository: Option<&RepositoryName>,
+        trigger: Trigger,
+    ) -> VerificationReport {
         let check = self.registries.verify(login, repository).await;
         self.metrics.count(trigger, check.result);
         check
@@ -285,7 +294,7 @@ fn parse_repository(
 
 /// Accepts [`VerificationResult::Valid`] only. `Anonymous` is not sufficient: it does not confirm
 /// the password.
-fn require_valid(check: LoginCheck) -> Result<LoginCheck, ServiceError> {
+fn require_valid(check: VerificationReport) -> Result<VerificationReport, ServiceError> {
     match check.result {
         VerificationResult::Valid => Ok(check),
         _ => Err(ServiceError::VerificationFailed(check)),

@@ -9,7 +9,7 @@ use base64::{
     prelude::BASE64_STANDARD,
 };
 use regcred::{
-    clients::cluster::{ClusterClient, ClusterClientConfig, NewSecret},
+    clients::cluster::{ClusterClient, ClusterClientConfig},
     config::Reader,
     crypto::{
         api_key::{self, Pepper, PresentedKey},
@@ -20,6 +20,7 @@ use regcred::{
         cluster::{ClusterAuth, ClusterConnection},
         docker_config::{Credential, Profile, render},
         registry::RegistryScope,
+        secret::{SecretContent, SecretType},
     },
     service::clusters::ConnectionInput,
 };
@@ -573,15 +574,7 @@ async fn debug_output_contains_no_secret() {
     let connection = ClusterConnection::new(Some("https://k"), Some(&kubernetes::file("ca.crt")), None, token(), false);
     let connection = connection.expect("a good connection");
     let client = ClusterClient::connect(&connection, &ClusterClientConfig::default()).expect("a client");
-    let new_secret = NewSecret {
-        namespace: "n".to_owned(),
-        name: "s".to_owned(),
-        secret_type: "t".to_owned(),
-        data_key: "k".to_owned(),
-        document: hidden(),
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-    };
+    let content = SecretContent::new(SecretType::DockerConfigJson, &hidden());
     let input = ConnectionInput { auth: Some(token()), kubeconfig: Some(hidden()), ..ConnectionInput::default() };
     let scope = RegistryScope::parse("ghcr.io").expect("a registry");
     let (account, username, password) = ("a", "martin", &hidden());
@@ -592,7 +585,7 @@ async fn debug_output_contains_no_secret() {
         ("the configuration", format!("{config:?} {config:#?}")),
         ("a key", format!("{new_key:?} {shown:?} {pepper:?}")),
         ("a connection", format!("{connection:?} {client:?} {input:?}")),
-        ("a Secret", format!("{new_secret:?}")),
+        ("a Secret", format!("{content:?}")),
         ("a docker config", format!("{credential:?} {:?}", render(Profile::Kubernetes, &[credential]))),
         ("a password", format!("{:?}", Password::parse(hidden()))),
         ("a ring", format!("{sealer:?} {:?}", sealer.ring())),

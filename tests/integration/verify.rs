@@ -1,4 +1,4 @@
-//! Does a login work: the check against real registries, and against those that are turned against its host.
+//! Verification of logins against real registries, and against hostile ones.
 
 mod api;
 mod attacks;

@@ -1,89 +1,106 @@
-//! What can go wrong between regcred and a cluster, in words that hold no credential and nothing an API server wrote.
+//! Errors of calls to clusters. Their texts contain no credential and nothing that an API server
+//! sent.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
-/// Why a cluster did not do what it was asked.
+use crate::clients::outbound::{Cause, Peer};
+
+/// Failed call to a cluster.
 ///
-/// Every text is made here from the status, the machine-readable reason and local knowledge: never from a message that came over
-/// the wire, since such a message may repeat what was sent.
+/// Texts are built from the status, the machine-readable reason and local knowledge, never from a
+/// message of the API server: such a message may repeat what was sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClusterError {
     /// 409: the name is in use in this namespace.
-    #[error("a Secret of this name exists in this namespace already")]
+    #[error("a Secret of this name already exists in this namespace")]
     SecretExists,
-    /// 404: there is no such namespace.
+    /// 404: the namespace does not exist.
     #[error("the cluster has no such namespace")]
     NamespaceNotFound,
-    /// 403 with this cause: the namespace is on its way out and takes nothing new.
-    #[error("the namespace is being deleted and takes no new Secrets")]
+    /// 403 with this cause: the namespace is being deleted.
+    #[error("the namespace is being deleted and accepts no new Secrets")]
     NamespaceTerminating,
     /// 422: the API server's validation refused the Secret.
     #[error("{detail}")]
     InvalidSecret {
-        /// Path of the field in the Secret, such as `metadata.name` or `data[.dockerconfigjson]`; none where unknown.
+        /// Path of the field in the Secret, such as `metadata.name` or `data[.dockerconfigjson]`,
+        /// if known.
         field: Option<String>,
-        /// What the rule is.
+        /// The violated rule.
         detail: String,
     },
-    /// 422: the Secret is there with another type, which nobody can change.
-    #[error("the Secret has another type, and a type cannot be changed: delete the Secret, or choose another name")]
+    /// 422: the Secret exists with another type, which is immutable.
+    #[error("the Secret has another type, which cannot be changed: delete the Secret or choose another name")]
     TypeFixed,
-    /// 422: the Secret is there and says that it is immutable.
-    #[error("the Secret is immutable: delete it, or choose another name")]
+    /// 422: the Secret exists and is immutable.
+    #[error("the Secret is immutable: delete it or choose another name")]
     Immutable,
-    /// 409: the object was changed, or deleted, since it was looked at.
-    #[error("somebody else changed the object at the same time")]
+    /// 409: the object was changed or deleted since it was read.
+    #[error("another client changed the object at the same time")]
     Changed,
-    /// 4xx though the rights suffice: a quota, an admission webhook or a policy of the cluster refused the Secret.
+    /// 4xx despite sufficient rights: a quota, an admission webhook or a policy of the cluster
+    /// refused the Secret.
     #[error("{detail}")]
     Refused {
-        /// What is known about it.
+        /// Sentence for a person.
         detail: String,
     },
     /// 401: the cluster does not accept the credential.
-    #[error("the cluster does not accept regcred's credential for it (401): it is wrong, expired or revoked")]
+    #[error("the cluster does not accept regcred's credential (401): it is wrong, expired or revoked")]
     Unauthorized,
     /// 403: the credential lacks the right.
     #[error("{detail}")]
     Forbidden {
-        /// Which right is missing.
+        /// The missing right.
         detail: String,
     },
-    /// No connection, a connection that broke, 5xx, or an answer that no Kubernetes API server gives.
+    /// No connection, a broken connection, a 5xx, or a response that is not from a Kubernetes API
+    /// server.
     #[error("{detail}")]
     Unreachable {
-        /// What happened.
+        /// Sentence for a person.
         detail: String,
     },
-    /// The API server could not be shown to be the right one.
+    /// The identity of the API server could not be verified.
     #[error("{detail}")]
     Tls {
-        /// What did not verify.
+        /// Sentence for a person.
         detail: String,
     },
-    /// No (whole) answer in time.
+    /// No complete response in time.
     #[error("{detail}")]
     Timeout {
-        /// What was waited for, and how long.
+        /// Sentence for a person.
         detail: String,
     },
-    /// 429: the API server asks to come back later.
-    #[error("the API server is overloaded (429) and asks to come back later")]
+    /// 429: the API server is overloaded.
+    #[error("the API server is overloaded (429): try again later")]
     Overloaded {
-        /// When it asks to come back.
+        /// Delay that the API server requests.
         retry_after: Option<Duration>,
     },
-    /// The connection cannot be used as it is configured.
+    /// The connection cannot be used as configured.
     #[error("{detail}")]
     Misconfigured {
-        /// What is missing.
+        /// Sentence for a person.
         detail: String,
     },
 }
 
 impl ClusterError {
-    /// Whether the cluster as a whole is in no state to be called, and not this one object. A missing right is about one
-    /// namespace at least.
+    /// Maps a failure before the response.
+    pub(super) fn from_transport(peer: &Peer, error: &(dyn Error + 'static)) -> Self {
+        let cause = Cause::of(error);
+        let detail = peer.describe(&cause);
+        match cause {
+            Cause::Tls(_) => Self::Tls { detail },
+            Cause::ConnectTimeout | Cause::Timeout => Self::Timeout { detail },
+            _ => Self::Unreachable { detail },
+        }
+    }
+
+    /// Whether the error concerns the entire cluster rather than one object. A missing right
+    /// concerns one namespace.
     #[must_use]
     pub const fn is_about_cluster(&self) -> bool {
         matches!(
@@ -97,7 +114,7 @@ impl ClusterError {
         )
     }
 
-    /// The stable last part of the problem type.
+    /// Last part of the problem type; stable.
     #[must_use]
     pub const fn slug(&self) -> &'static str {
         match self {

@@ -1,7 +1,8 @@
-//! Import of a kubeconfig: the one context that is wanted becomes a [`ClusterConnection`].
+//! Import of a kubeconfig: one of its contexts becomes a [`ClusterConnection`].
 //!
-//! A kubeconfig may make a client run programs, read files, act as others or skip checks. A server that reads the kubeconfig of somebody
-//! else does none of this: whatever is not a self-contained credential is refused by name, never ignored. No refusal repeats a value.
+//! A kubeconfig can make a client run programs, read files, impersonate users or skip checks. A
+//! server must do none of this for a caller's kubeconfig. So everything but a self-contained
+//! credential is refused by name, never ignored. No refusal repeats a value.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use secrecy::{ExposeSecret, SecretString};
@@ -12,27 +13,30 @@ use crate::domain::{
     invalid::FieldError,
 };
 
-const MAX_LENGTH: usize = 1024 * 1024;
-const MAX_NAME_SHOWN: usize = 64;
-const MAX_CONTEXTS_SHOWN: usize = 10;
+/// Maximum length of a kubeconfig, in bytes.
+const LENGTH_MAX: usize = 1024 * 1024;
+/// Maximum length of a name in a message, in characters.
+const NAME_MAX: usize = 64;
+/// Maximum number of contexts in a message.
+const CONTEXTS_MAX: usize = 10;
 
-/// Reads the connection of one context, the current one if none is named.
+/// Parses the connection of one context: `context`, or else the current context.
 ///
 /// # Errors
 ///
-/// Every problem of the chosen context at once, under the fields `kubeconfig` and `context`.
+/// All problems of the context, under the fields `kubeconfig` and `context`.
 pub fn parse(
     kubeconfig: &SecretString,
     context: Option<&str>,
     allow_plain_http: bool,
 ) -> Result<ClusterConnection, Vec<FieldError>> {
     let text = kubeconfig.expose_secret();
-    if text.len() > MAX_LENGTH {
+    if text.len() > LENGTH_MAX {
         return Err(vec![problem("must not be longer than 1 MiB")]);
     }
     let file: Kubeconfig = serde_saphyr::from_str(text).map_err(|error| vec![unreadable(&error)])?;
-    let chosen = file.choose(context).map_err(|refusal| vec![refusal])?;
-    chosen.connection(allow_plain_http)
+    let selected = file.select(context).map_err(|refusal| vec![refusal])?;
+    selected.connection(allow_plain_http)
 }
 
 #[derive(Deserialize)]
@@ -101,8 +105,8 @@ struct User {
     as_user_extra: Option<IgnoredAny>,
 }
 
-/// The parts that a context joins, and their names.
-struct Chosen {
+/// Cluster and user of a context, with their names.
+struct SelectedContext {
     cluster_name: String,
     cluster: Cluster,
     user_name: String,
@@ -110,7 +114,7 @@ struct Chosen {
 }
 
 impl Kubeconfig {
-    fn choose(self, wanted: Option<&str>) -> Result<Chosen, FieldError> {
+    fn select(self, context: Option<&str>) -> Result<SelectedContext, FieldError> {
         if self.kind.as_deref().is_some_and(|kind| kind != "Config") {
             return Err(problem("is not a kubeconfig: its kind is not Config"));
         }
@@ -118,42 +122,43 @@ impl Kubeconfig {
         if contexts.is_empty() {
             return Err(problem("is not a kubeconfig: it has no contexts"));
         }
-        let known = list_names(&contexts);
-        let wanted = match wanted.or(self.current_context.as_deref()).filter(|name| !name.is_empty()) {
-            Some(name) => name.to_owned(),
-            None => {
-                return Err(FieldError::new(
-                    "context",
-                    format!("is required: the kubeconfig has no current-context; {known}"),
-                ));
-            }
-        };
-        let named = only(contexts, |context| context.name == wanted)
-            .map_err(|found| FieldError::new("context", format!("{} in the kubeconfig; {known}", found.describe())))?;
-        let context = named.context.ok_or_else(|| FieldError::new("context", "is empty in the kubeconfig"))?;
+        let context = context.or(self.current_context.as_deref()).filter(|name| !name.is_empty());
+        let context = select_context(contexts, context)?;
 
         let cluster_name = context.cluster.filter(|name| !name.is_empty());
-        let cluster_name = cluster_name.ok_or_else(|| problem("names no cluster in the chosen context"))?;
-        let shown_cluster = shown(&cluster_name);
-        let cluster = only(self.clusters.unwrap_or_default(), |cluster| cluster.name == cluster_name)
-            .map_err(|found| problem(&format!("clusters[{shown_cluster}] {}", found.describe())))?
+        let cluster_name = cluster_name.ok_or_else(|| problem("names no cluster in the selected context"))?;
+        let display_cluster = display(&cluster_name);
+        let cluster = exactly_one(self.clusters.unwrap_or_default(), |cluster| cluster.name == cluster_name)
+            .map_err(|count| problem(&format!("clusters[{display_cluster}] {}", count.describe())))?
             .cluster
-            .ok_or_else(|| problem(&format!("clusters[{shown_cluster}].cluster is empty")))?;
+            .ok_or_else(|| problem(&format!("clusters[{display_cluster}].cluster is empty")))?;
 
         let user_name = context.user.unwrap_or_default();
         let user = if user_name.is_empty() {
             User::default()
         } else {
-            only(self.users.unwrap_or_default(), |user| user.name == user_name)
-                .map_err(|found| problem(&format!("users[{}] {}", shown(&user_name), found.describe())))?
+            exactly_one(self.users.unwrap_or_default(), |user| user.name == user_name)
+                .map_err(|count| problem(&format!("users[{}] {}", display(&user_name), count.describe())))?
                 .user
                 .unwrap_or_default()
         };
-        Ok(Chosen { cluster_name: shown_cluster, cluster, user_name: shown(&user_name), user })
+        Ok(SelectedContext { cluster_name: display_cluster, cluster, user_name: display(&user_name), user })
     }
 }
 
-impl Chosen {
+fn select_context(contexts: Vec<NamedContext>, name: Option<&str>) -> Result<Context, FieldError> {
+    let known = list_names(&contexts);
+    let Some(name) = name else {
+        let detail = format!("is required: the kubeconfig has no current-context; {known}");
+        return Err(FieldError::new("context", detail));
+    };
+    exactly_one(contexts, |context| context.name == name)
+        .map_err(|count| FieldError::new("context", format!("{} in the kubeconfig; {known}", count.describe())))?
+        .context
+        .ok_or_else(|| FieldError::new("context", "is empty in the kubeconfig"))
+}
+
+impl SelectedContext {
     fn connection(self, allow_plain_http: bool) -> Result<ClusterConnection, Vec<FieldError>> {
         let Self { cluster_name, cluster, user_name, user } = self;
         let at_cluster = |key: &str| format!("clusters[{cluster_name}].cluster.{key}");
@@ -187,7 +192,7 @@ impl Chosen {
             Ok(_) => Err(problems),
             Err(refused) => {
                 problems.extend(refused.into_iter().map(|refusal| {
-                    let place = match refusal.field.as_str() {
+                    let path = match refusal.field.as_str() {
                         "server" => at_cluster("server"),
                         "caCertificate" => at_cluster("certificate-authority-data"),
                         "tlsServerName" => at_cluster("tls-server-name"),
@@ -196,7 +201,7 @@ impl Chosen {
                         "auth.key" => at_user("client-key-data"),
                         _ => at_user(""),
                     };
-                    problem(&format!("{place} {}", refusal.detail))
+                    problem(&format!("{path} {}", refusal.detail))
                 }));
                 Err(problems)
             }
@@ -210,12 +215,12 @@ fn refused_in_cluster(cluster: &Cluster, at: impl Fn(&str) -> String) -> Vec<Fie
         (
             no_data && is_given(cluster.certificate_authority.as_deref()),
             "certificate-authority",
-            "is the path of a file, which is not here: embed it as certificate-authority-data (kubectl config view --raw --flatten)",
+            "is a file path, which regcred cannot read: embed the file as certificate-authority-data (kubectl config view --raw --flatten)",
         ),
         (
             cluster.insecure_skip_tls_verify == Some(true),
             "insecure-skip-tls-verify",
-            "is never honoured: give the CA certificate as certificate-authority-data instead",
+            "is not supported: set certificate-authority-data instead",
         ),
         (
             is_given(cluster.proxy_url.as_deref()),
@@ -232,21 +237,21 @@ fn refused_in_cluster(cluster: &Cluster, at: impl Fn(&str) -> String) -> Vec<Fie
 
 fn refused_in_user(user: &User, at: impl Fn(&str) -> String) -> Vec<FieldError> {
     const PATH: &str =
-        "is the path of a file, which is not here: embed its content (kubectl config view --raw --flatten)";
-    const PASSWORD: &str = "is not supported: API servers no longer accept passwords; use a token";
-    const AS: &str = "is not supported: give a credential that has the rights itself";
+        "is a file path, which regcred cannot read: embed the content (kubectl config view --raw --flatten)";
+    const PASSWORD: &str = "is not supported: API servers no longer accept passwords. Use a token";
+    const AS: &str = "is not supported: use a credential that has the rights itself";
     let has_certificate = is_given(user.client_certificate_data.as_deref());
     let has_key = user.client_key_data.as_ref().is_some_and(|key| !key.expose_secret().is_empty());
     let refused = [
         (
             user.exec.is_some(),
             "exec",
-            "would run a program, which is not done here: use the token of a ServiceAccount in that cluster instead",
+            "runs a program, which is not supported: use the token of a ServiceAccount in that cluster",
         ),
         (
             user.auth_provider.is_some(),
             "auth-provider",
-            "is a plug-in, which is not supported: use the token of a ServiceAccount in that cluster instead",
+            "is a plug-in, which is not supported: use the token of a ServiceAccount in that cluster",
         ),
         (is_given(user.token_file.as_deref()), "tokenFile", PATH),
         (!has_certificate && is_given(user.client_certificate.as_deref()), "client-certificate", PATH),
@@ -265,7 +270,7 @@ fn refused_in_user(user: &User, at: impl Fn(&str) -> String) -> Vec<FieldError> 
         .collect()
 }
 
-/// The credential of a user; none if it was refused already or is refused here.
+/// Credential of a user. None after adding to `problems`, or if there already are some.
 fn auth_of(
     user: User,
     plain_http: bool,
@@ -275,7 +280,7 @@ fn auth_of(
     let token = user.token.filter(|token| !token.expose_secret().is_empty());
     let certificate = text_of(user.client_certificate_data.as_deref(), &at("client-certificate-data"), problems);
     let key = text_of(user.client_key_data.as_ref().map(ExposeSecret::expose_secret), &at("client-key-data"), problems);
-    // With a part refused, what remains says nothing about what was meant.
+    // If a part was refused, the rest does not show which credential was intended.
     if !problems.is_empty() {
         return None;
     }
@@ -284,10 +289,10 @@ fn auth_of(
         (None, Some(certificate), Some(key)) => {
             return Some(ClusterAuth::ClientCertificate { certificate, key: key.into() });
         }
-        // Behind kubectl proxy no credential is needed; over TLS it is far more likely a mistake.
+        // `kubectl proxy` needs no credential. Over TLS its absence is a mistake.
         (None, None, None) if plain_http => return Some(ClusterAuth::None),
-        (None, None, None) => "has no credential that can be taken over: a token, or a client certificate and its key",
-        (Some(_), ..) => "has both a token and a client certificate: leave one",
+        (None, None, None) => "has no supported credential: a token, or a client certificate and its key",
+        (Some(_), ..) => "has both a token and a client certificate: remove one",
         (None, Some(_), None) => "has a client certificate without its key (client-key-data)",
         (None, None, Some(_)) => "has a client key without its certificate (client-certificate-data)",
     };
@@ -295,15 +300,15 @@ fn auth_of(
     None
 }
 
-/// Decodes a `…-data` field; absent and empty are alike, as they are for kubectl.
-fn text_of(base64: Option<&str>, place: &str, problems: &mut Vec<FieldError>) -> Option<String> {
+/// Decodes a `…-data` field. Empty means absent, as for kubectl.
+fn text_of(base64: Option<&str>, path: &str, problems: &mut Vec<FieldError>) -> Option<String> {
     let base64: String = base64?.chars().filter(|character| !character.is_ascii_whitespace()).collect();
     if base64.is_empty() {
         return None;
     }
     let text = STANDARD.decode(base64).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     if text.is_none() {
-        problems.push(problem(&format!("{place} is not the base64 form of a PEM text")));
+        problems.push(problem(&format!("{path} is not a base64-encoded PEM text")));
     }
     text
 }
@@ -312,46 +317,46 @@ fn is_given(value: Option<&str>) -> bool {
     value.is_some_and(|value| !value.is_empty())
 }
 
-/// Why a name does not lead to one thing.
-enum Found {
-    None,
+/// Number of entries with a name, if not one.
+enum Count {
+    Zero,
     Several,
 }
 
-impl Found {
+impl Count {
     const fn describe(&self) -> &'static str {
         match self {
-            Self::None => "is not",
-            Self::Several => "is there more than once",
+            Self::Zero => "does not exist",
+            Self::Several => "exists more than once",
         }
     }
 }
 
-fn only<T>(all: Vec<T>, is_wanted: impl Fn(&T) -> bool) -> Result<T, Found> {
-    let mut wanted = all.into_iter().filter(is_wanted);
-    match (wanted.next(), wanted.next()) {
+fn exactly_one<T>(all: Vec<T>, matches: impl Fn(&T) -> bool) -> Result<T, Count> {
+    let mut matching = all.into_iter().filter(matches);
+    match (matching.next(), matching.next()) {
         (Some(one), None) => Ok(one),
-        (None, _) => Err(Found::None),
-        (Some(_), Some(_)) => Err(Found::Several),
+        (None, _) => Err(Count::Zero),
+        (Some(_), Some(_)) => Err(Count::Several),
     }
 }
 
 fn list_names(contexts: &[NamedContext]) -> String {
-    let names: Vec<String> = contexts.iter().take(MAX_CONTEXTS_SHOWN).map(|context| shown(&context.name)).collect();
-    let more = if contexts.len() > MAX_CONTEXTS_SHOWN { ", …" } else { "" };
+    let names: Vec<String> = contexts.iter().take(CONTEXTS_MAX).map(|context| display(&context.name)).collect();
+    let more = if contexts.len() > CONTEXTS_MAX { ", …" } else { "" };
     format!("it has {}{more}", names.join(", "))
 }
 
-/// A name, fit for a message.
-fn shown(name: &str) -> String {
-    name.chars().filter(|character| !character.is_control()).take(MAX_NAME_SHOWN).collect()
+/// A name for a message: without control characters, of limited length.
+fn display(name: &str) -> String {
+    name.chars().filter(|character| !character.is_control()).take(NAME_MAX).collect()
 }
 
 fn problem(detail: &str) -> FieldError {
     FieldError::new("kubeconfig", detail)
 }
 
-/// Says where reading ended, but nothing of what stands there: it could be a key.
+/// Reports the position of a syntax error, but no text from there: it could be a key.
 fn unreadable(error: &serde_saphyr::Error) -> FieldError {
     match error.without_snippet() {
         serde_saphyr::Error::MultipleDocuments { .. } => problem("must be a single YAML document"),
@@ -367,335 +372,4 @@ fn unreadable(error: &serde_saphyr::Error) -> FieldError {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
-    use rstest::rstest;
-
-    use super::*;
-    use crate::domain::cluster::AuthType;
-
-    /// A CA certificate, a client certificate and its key, each in base64 as kubeconfigs hold them.
-    fn material() -> (String, String, String) {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = params.self_signed(&key).unwrap().pem();
-        (STANDARD.encode(&ca), STANDARD.encode(&ca), STANDARD.encode(key.serialize_pem()))
-    }
-
-    fn parse_text(text: &str, context: Option<&str>) -> Result<ClusterConnection, Vec<FieldError>> {
-        parse(&text.into(), context, true)
-    }
-
-    fn refusals(text: &str) -> Vec<FieldError> {
-        parse_text(text, None).expect_err("refused")
-    }
-
-    /// A kubeconfig with these keys in its cluster and its user.
-    fn kubeconfig(cluster: &str, user: &str) -> String {
-        format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
-             clusters: [{{name: k, cluster: {{{cluster}}}}}]\nusers: [{{name: u, user: {{{user}}}}}]\n"
-        )
-    }
-
-    #[test]
-    fn kind_writes_a_client_certificate() {
-        let (ca, certificate, key) = material();
-        let text = format!(
-            "apiVersion: v1
-clusters:
-- cluster:
-    certificate-authority-data: {ca}
-    server: https://127.0.0.1:40217
-  name: kind-kind
-contexts:
-- context:
-    cluster: kind-kind
-    user: kind-kind
-  name: kind-kind
-current-context: kind-kind
-kind: Config
-preferences: {{}}
-users:
-- name: kind-kind
-  user:
-    client-certificate-data: {certificate}
-    client-key-data: {key}
-"
-        );
-
-        let connection = parse_text(&text, None).unwrap();
-
-        assert_eq!(connection.server.unwrap().as_str(), "https://127.0.0.1:40217");
-        assert_eq!(connection.auth.auth_type(), AuthType::ClientCertificate);
-        assert!(connection.ca_certificate.is_some());
-    }
-
-    #[test]
-    fn k3s_calls_everything_default() {
-        let (ca, certificate, key) = material();
-        let text = format!(
-            "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {ca}\n    server: https://127.0.0.1:6443\n  name: default\n\
-             contexts:\n- context:\n    cluster: default\n    user: default\n  name: default\ncurrent-context: default\nkind: Config\n\
-             preferences: {{}}\nusers:\n- name: default\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\n"
-        );
-        assert_eq!(parse_text(&text, Some("default")).unwrap().auth.auth_type(), AuthType::ClientCertificate);
-    }
-
-    #[test]
-    fn minikube_with_embedded_certificates_has_extensions() {
-        let (ca, certificate, key) = material();
-        let text = format!(
-            "apiVersion: v1
-clusters:
-- cluster:
-    certificate-authority-data: {ca}
-    extensions:
-    - extension:
-        last-update: Mon, 24 Nov 2025 10:00:00 CET
-        provider: minikube.sigs.k8s.io
-        version: v1.37.0
-      name: cluster_info
-    server: https://192.168.49.2:8443
-  name: minikube
-contexts:
-- context:
-    cluster: minikube
-    extensions:
-    - extension: {{provider: minikube.sigs.k8s.io}}
-      name: context_info
-    namespace: default
-    user: minikube
-  name: minikube
-current-context: minikube
-kind: Config
-users:
-- name: minikube
-  user: {{client-certificate-data: {certificate}, client-key-data: {key}}}
-"
-        );
-        assert_eq!(parse_text(&text, None).unwrap().server.unwrap().host(), "192.168.49.2");
-    }
-
-    #[test]
-    fn minikube_with_file_paths_is_refused_at_every_path() {
-        let text = kubeconfig(
-            "server: 'https://192.168.49.2:8443', certificate-authority: /home/me/.minikube/ca.crt",
-            "client-certificate: /home/me/.minikube/profiles/minikube/client.crt, client-key: /home/me/.minikube/profiles/minikube/client.key",
-        );
-        let details: Vec<String> = refusals(&text).into_iter().map(|refusal| refusal.detail).collect();
-        assert_eq!(details.len(), 3, "{details:?}");
-        assert!(
-            details[0].starts_with("clusters[k].cluster.certificate-authority is the path of a file"),
-            "{details:?}"
-        );
-        assert!(details[1].starts_with("users[u].user.client-certificate is the path of a file"), "{details:?}");
-        assert!(details[2].starts_with("users[u].user.client-key is the path of a file"), "{details:?}");
-    }
-
-    #[test]
-    fn eks_runs_a_program_and_is_refused() {
-        let (ca, ..) = material();
-        let text = format!(
-            "apiVersion: v1
-clusters:
-- cluster:
-    certificate-authority-data: {ca}
-    server: https://ABCDEF0123456789.gr7.eu-central-1.eks.amazonaws.com
-  name: arn:aws:eks:eu-central-1:111122223333:cluster/prod
-contexts:
-- context:
-    cluster: arn:aws:eks:eu-central-1:111122223333:cluster/prod
-    user: arn:aws:eks:eu-central-1:111122223333:cluster/prod
-  name: prod
-current-context: prod
-kind: Config
-preferences: {{}}
-users:
-- name: arn:aws:eks:eu-central-1:111122223333:cluster/prod
-  user:
-    exec:
-      apiVersion: client.authentication.k8s.io/v1beta1
-      args: [--region, eu-central-1, eks, get-token, --cluster-name, prod, --output, json]
-      command: aws
-      env:
-      - name: AWS_SECRET_ACCESS_KEY
-        value: canary
-"
-        );
-        let refused = refusals(&text);
-        assert_eq!(refused.len(), 1, "{refused:?}");
-        assert!(refused[0].detail.contains(".user.exec would run a program"), "{refused:?}");
-        assert!(!refused[0].detail.contains("canary"));
-    }
-
-    #[rstest]
-    #[case::gke_today(
-        "exec: {apiVersion: client.authentication.k8s.io/v1beta1, command: gke-gcloud-auth-plugin, provideClusterInfo: true}",
-        "exec"
-    )]
-    #[case::gke_before("auth-provider: {name: gcp, config: {cmd-path: gcloud}}", "auth-provider")]
-    #[case::token_file("tokenFile: /var/run/token", "tokenFile")]
-    #[case::user_name("username: admin", "username")]
-    #[case::password("token: t, password: canary", "password")]
-    #[case::impersonation("token: t, as: root", "as")]
-    #[case::impersonated_groups("token: t, as-groups: [system:masters]", "as-groups")]
-    #[case::impersonated_uid("token: t, as-uid: '1'", "as-uid")]
-    #[case::impersonated_extra("token: t, as-user-extra: {a: [b]}", "as-user-extra")]
-    #[case::exec_beside_token("token: t, exec: {command: aws}", "exec")]
-    fn a_user_that_needs_more_than_a_credential_is_refused(#[case] user: &str, #[case] key: &str) {
-        let refused = refusals(&kubeconfig("server: 'https://k8s'", user));
-        assert_eq!(refused[0].field, "kubeconfig");
-        assert!(
-            refused.iter().any(|refusal| refusal.detail.starts_with(&format!("users[u].user.{key} "))),
-            "{refused:?}"
-        );
-        assert!(!format!("{refused:?}").contains("canary"));
-    }
-
-    #[rstest]
-    #[case::skip_tls(
-        "server: 'https://k8s', insecure-skip-tls-verify: true",
-        "insecure-skip-tls-verify is never honoured: give the CA"
-    )]
-    #[case::proxy("server: 'https://k8s', proxy-url: 'http://proxy:3128'", "proxy-url is not supported")]
-    #[case::no_server("tls-server-name: k8s", "server must be")]
-    #[case::bad_server("server: 'k8s:6443'", "server must be")]
-    #[case::bad_name("server: 'https://k8s', tls-server-name: 'a b'", "tls-server-name must be")]
-    #[case::bad_base64(
-        "server: 'https://k8s', certificate-authority-data: '%%%'",
-        "certificate-authority-data is not the base64 form"
-    )]
-    #[case::bad_pem(
-        "server: 'https://k8s', certificate-authority-data: aGVsbG8=",
-        "certificate-authority-data must hold"
-    )]
-    fn a_cluster_that_cannot_be_called_safely_is_refused(#[case] cluster: &str, #[case] refusal: &str) {
-        let refused = refusals(&kubeconfig(cluster, "token: t"));
-        assert_eq!(refused.len(), 1, "{refused:?}");
-        assert!(refused[0].detail.starts_with(&format!("clusters[k].cluster.{refusal}")), "{refused:?}");
-    }
-
-    #[rstest]
-    #[case::nothing("", "has no credential")]
-    #[case::empty("token: ''", "has no credential")]
-    #[case::key_is_missing("client-certificate-data: aGVsbG8=", "has a client certificate without its key")]
-    #[case::certificate_is_missing("client-key-data: aGVsbG8=", "has a client key without its certificate")]
-    #[case::both("token: t, client-certificate-data: aGVsbG8=", "has both a token and a client certificate")]
-    #[case::bad_token("token: 'a b'", "token must be one line")]
-    #[case::bad_key(
-        "client-certificate-data: aGVsbG8=, client-key-data: aGVsbG8=",
-        "client-certificate-data must hold"
-    )]
-    fn a_user_without_one_whole_credential_is_refused(#[case] user: &str, #[case] refusal: &str) {
-        let refused = refusals(&kubeconfig("server: 'https://k8s'", user));
-        assert_eq!(refused.len(), 1, "{refused:?}");
-        assert!(refused[0].detail.contains(refusal), "{refused:?}");
-    }
-
-    #[test]
-    fn a_token_is_taken_over() {
-        let connection =
-            parse_text(&kubeconfig("server: 'https://k8s', insecure-skip-tls-verify: false", "token: canary"), None)
-                .unwrap();
-        assert_eq!(connection.auth.secret().map(ExposeSecret::expose_secret), Some("canary"));
-        assert!(!format!("{connection:?}").contains("canary"));
-    }
-
-    #[test]
-    fn json_is_a_kubeconfig_too() {
-        let text = serde_json::json!({
-            "kind": "Config",
-            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-            "clusters": [{"name": "k", "cluster": {"server": "https://k8s"}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-        });
-        assert!(parse_text(&text.to_string(), Some("c")).is_ok());
-    }
-
-    #[test]
-    fn kubectl_proxy_needs_no_user() {
-        let text = "current-context: p\ncontexts: [{name: p, context: {cluster: p}}]\nclusters: [{name: p, cluster: {server: 'http://127.0.0.1:8001'}}]";
-        assert_eq!(parse_text(text, None).unwrap().auth.auth_type(), AuthType::None);
-        let refused = parse(&text.into(), None, false).expect_err("plain HTTP was not allowed");
-        assert!(refused[0].detail.contains("allowPlainHttp"), "{refused:?}");
-    }
-
-    #[rstest]
-    #[case::unknown(Some("c2"), "is not in the kubeconfig; it has c")]
-    #[case::none_given(None, "is required: the kubeconfig has no current-context; it has c")]
-    fn the_context_must_be_known(#[case] context: Option<&str>, #[case] refusal: &str) {
-        let text = kubeconfig("server: 'https://k8s'", "token: t").replace("current-context: c\n", "");
-        let refused = parse_text(&text, context).expect_err("refused");
-        assert_eq!(refused, [FieldError::new("context", refusal)]);
-    }
-
-    #[rstest]
-    #[case::cluster("clusters: [{name: k", "clusters: [{name: other", "clusters[k] is not")]
-    #[case::user("users: [{name: u", "users: [{name: other", "users[u] is not")]
-    #[case::twice("users: [", "users: [{name: u}, ", "users[u] is there more than once")]
-    #[case::empty_cluster(
-        "clusters: [{name: k, cluster: {server: 'https://k8s'}}]",
-        "clusters: [{name: k}]",
-        "clusters[k].cluster is empty"
-    )]
-    #[case::kind("kind: Config", "kind: Pod", "is not a kubeconfig: its kind is not Config")]
-    fn dangling_names_are_refused(#[case] from: &str, #[case] to: &str, #[case] refusal: &str) {
-        let text = kubeconfig("server: 'https://k8s'", "token: t");
-        assert!(text.contains(from));
-        assert_eq!(refusals(&text.replace(from, to))[0].detail, refusal);
-    }
-
-    #[rstest]
-    #[case::not_yaml("users: [canary", "is not a kubeconfig in YAML or JSON: see line")]
-    #[case::scalar("canary", "is not a kubeconfig in YAML or JSON: see line")]
-    #[case::wrong_type("users: {canary: 1}", "is not a kubeconfig in YAML or JSON: see line")]
-    #[case::twice_the_key("kind: Config\nkind: canary\n", "is not a kubeconfig in YAML or JSON: see line")]
-    #[case::several("kind: Config\n---\nkind: canary\n", "must be a single YAML document")]
-    #[case::empty("", "is not a kubeconfig")]
-    #[case::bomb(
-        "a: &a [canary,canary,canary,canary,canary,canary,canary,canary]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\n\
-         d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f]\n",
-        "is not a kubeconfig in YAML or JSON"
-    )]
-    fn what_cannot_be_read_is_refused_without_its_content(#[case] text: &str, #[case] refusal: &str) {
-        let refused = refusals(text);
-        assert!(refused.iter().any(|problem| problem.detail.contains(refusal)), "{refused:?}");
-        assert!(!format!("{refused:?}").contains("canary"), "{refused:?}");
-    }
-
-    #[test]
-    fn the_place_of_a_mistake_is_told() {
-        let refused = refusals("kind: Config\nusers:\n- name: u\n  user: [canary]\n");
-        assert_eq!(refused[0].detail, "is not a kubeconfig in YAML or JSON: see line 4, column 9");
-    }
-
-    #[test]
-    fn problems_of_cluster_and_user_are_told_together() {
-        let refused = refusals(&kubeconfig("server: 'k8s', proxy-url: 'http://p'", ""));
-        assert_eq!(refused.len(), 3, "{refused:?}");
-    }
-
-    proptest! {
-        #[test]
-        fn no_text_is_too_strange_to_be_refused(text in "\\PC{0,80}") {
-            prop_assert!(parse_text(&text, None).is_err());
-        }
-    }
-
-    #[test]
-    fn more_than_a_mebibyte_is_not_even_read() {
-        let text = format!("{}\n# {}", kubeconfig("server: 'https://k8s'", "token: t"), "x".repeat(MAX_LENGTH));
-        assert_eq!(refusals(&text)[0].detail, "must not be longer than 1 MiB");
-    }
-
-    #[test]
-    fn long_and_strange_names_do_not_flood_a_message() {
-        let strange = format!("evil\\u001b[31m{}", "x".repeat(500));
-        let text = format!("contexts: [{{name: \"{strange}\"}}]");
-        let refused = refusals(&text);
-        assert!(refused[0].detail.len() < 200 && !refused[0].detail.contains('\u{1b}'), "{refused:?}");
-    }
-}
+mod tests;

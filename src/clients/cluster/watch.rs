@@ -1,9 +1,9 @@
-//! Watches: an API server tells what is there, and then what changes. Metadata only.
+//! Watches of namespaces and Secrets, metadata only.
 //!
-//! kube's runtime keeps a watch going: one that ends, as each does after some minutes, or breaks off is resumed at the last version
-//! that was heard of, bookmarks included; one that the API server cannot resume any more (410) begins anew with everything
-//! that is there. Nothing that an API server writes reaches log or error, as for every other call: kube's own log lines are
-//! switched off (`telemetry.rs`), and of its errors only the kind and the status count.
+//! kube's runtime resumes a watch that ended at the last known version, including bookmarks. If the
+//! API server cannot resume it (410), the watch starts over with a list. As for every other call,
+//! nothing that an API server sent reaches a log or an error: kube's own log lines are disabled
+//! (`telemetry.rs`), and only kind and status of its errors are used.
 
 use std::{io, time::Duration};
 
@@ -24,28 +24,28 @@ use tokio::time::{sleep, timeout};
 use tower::{BoxError, service_fn};
 use uuid::Uuid;
 
-use super::{ClusterClient, ClusterError, Verb, answer::Answer, retry_after};
+use super::{ClusterClient, ClusterError, Verb, response::Response, retry_after};
 use crate::domain::pull_secret::ID_LABEL;
 
-/// When the API server ends a watch by itself, to be resumed.
-const SECONDS: u32 = 240;
-/// When a list or a watch is given up that did not end.
-const GIVEN_UP: Duration = Duration::from_secs(SECONDS as u64 + 30);
-/// The most that one list or one watch may bring: the metadata of tens of thousands of objects. One that brings more is
-/// broken off, and a watch resumed.
-const ANSWER_MAX: usize = 64 * 1024 * 1024;
+/// Time after which the API server ends a watch, in seconds.
+const WATCH_SECONDS: u32 = 240;
+/// Time after which a list or watch that did not end is aborted.
+const ABORT_AFTER: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 30);
+/// Maximum length of one list or watch, in bytes: the metadata of tens of thousands of objects. A
+/// longer one is aborted.
+const BODY_MAX: usize = 64 * 1024 * 1024;
 
-/// What is watched.
+/// Kind of watched objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Watched {
     /// All namespaces.
     Namespaces,
-    /// The Secrets of all pull secrets, in all namespaces.
+    /// Secrets of pull secrets in all namespaces.
     Secrets,
 }
 
 impl Watched {
-    /// Its name in metrics.
+    /// Name in metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -55,42 +55,43 @@ impl Watched {
     }
 }
 
-/// Something is there, was changed or was deleted.
+/// Event of a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// A namespace.
+    /// A namespace was added, changed or deleted.
     Namespace(String),
-    /// A Secret with the label of a pull secret.
+    /// A Secret with the label of a pull secret was added, changed or deleted.
     Secret {
-        /// Its namespace.
+        /// Namespace.
         namespace: String,
-        /// The pull secret.
+        /// Pull secret in the label.
         pull_secret_id: Uuid,
-        /// Its version; none if it was deleted.
+        /// Version; none after deletion.
         resource_version: Option<String>,
     },
-    /// The watch began, or began anew, and these are all Secrets that were there: pull secret and namespace of each. Any other
-    /// has gone, maybe while nobody watched.
+    /// End of the initial list: pull secret and namespace of every existing Secret. All others were
+    /// deleted, possibly while no watch was active.
     AllSecrets(Vec<(Uuid, String)>),
 }
 
-/// Why a watch was interrupted.
+/// Interruption of a watch.
 #[derive(Debug)]
 pub enum Interruption {
-    /// It broke off, or has to begin anew; it goes on by itself.
+    /// The watch ended early or starts over. It continues by itself.
     Broken,
-    /// It cannot be begun; polled again, it tries again.
+    /// The watch could not be started. Polling it again retries.
     Refused(ClusterError),
 }
 
-/// Events, as kube's runtime tells them.
+/// Events of kube's runtime.
 type Watch<K> = stream::BoxStream<'static, watcher::Result<Event<PartialObjectMeta<K>>>>;
 
 impl ClusterClient {
-    /// Watches for as long as it is polled. After an interruption it waits a while, longer with each in a row, up to 30 s.
+    /// Watches objects while the stream is polled. After interruptions it waits with exponential
+    /// backoff, up to 30 s.
     #[must_use]
     pub fn watch(&self, watched: Watched) -> stream::BoxStream<'static, Result<Change, Interruption>> {
-        let config = watcher::Config::default().timeout(SECONDS);
+        let config = watcher::Config::default().timeout(WATCH_SECONDS);
         match watched {
             Watched::Namespaces => self.changes(watched, self.follow::<Namespace>(config), |event| match event {
                 Event::Apply(one) | Event::InitApply(one) | Event::Delete(one) => {
@@ -125,10 +126,10 @@ impl ClusterClient {
         let changes = events.map(move |event| match event {
             Ok(event) => change(event).map(Ok),
             Err(error) => {
-                let interruption = this.interruption(&error);
-                // A right that is missing is nothing that broke.
+                let interruption = this.interruption(watched, &error);
+                // A missing right is not a restart.
                 if !matches!(interruption, Interruption::Refused(ClusterError::Forbidden { .. })) {
-                    this.calls.count_watch_restart(&this.name, watched);
+                    this.metrics.count_watch_restart(&this.name, watched);
                 }
                 Some(Err(interruption))
             }
@@ -136,15 +137,15 @@ impl ClusterClient {
         changes.filter_map(future::ready).boxed()
     }
 
-    fn interruption(&self, error: &watcher::Error) -> Interruption {
+    fn interruption(&self, watched: Watched, error: &watcher::Error) -> Interruption {
         match error {
             watcher::Error::InitialListFailed(kube::Error::Api(status))
             | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
-                let answer = Answer { status: status.code, retry_after: None, body: None };
-                Interruption::Refused(answer.failure(self.server()))
+                let response = Response { status: status.code, retry_after: None, body: None };
+                Interruption::Refused(response.error(self.server(), &format!("list and watch {}", watched.as_str())))
             }
             watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => {
-                Interruption::Refused(self.peer.explain(error))
+                Interruption::Refused(ClusterError::from_transport(&self.peer, error))
             }
             watcher::Error::WatchError(_) | watcher::Error::WatchFailed(_) | watcher::Error::NoResourceVersion => {
                 Interruption::Broken
@@ -152,27 +153,28 @@ impl ClusterClient {
         }
     }
 
-    /// The same client for watches: an answer begins within the time of a call, and is bounded in length and time.
+    /// kube client for watches. The head of a response must arrive within the time limit of a call;
+    /// its body has a limit in length and time of its own.
     fn bounded(&self) -> Client {
         let this = self.clone();
         let service = service_fn(move |request: Request<Body>| {
             let this = this.clone();
             async move {
                 let verb = Verb::of(&request);
-                let answered = timeout(this.timeout, this.client.send(request)).await;
-                let answered = answered.map_err(|_| BoxError::from(io::Error::from(io::ErrorKind::TimedOut)));
-                let response = answered.and_then(|answered| answered.map_err(BoxError::from));
-                let explained = response.as_ref().map(|response| response.status().as_u16());
-                let explained = explained.map_err(|error| this.peer.explain(error.as_ref()));
-                this.calls.count(&this.name, verb, explained.as_ref().copied());
+                let sent = timeout(this.timeout, this.client.send(request)).await;
+                let sent = sent.map_err(|_| BoxError::from(io::Error::from(io::ErrorKind::TimedOut)));
+                let response = sent.and_then(|sent| sent.map_err(BoxError::from));
+                let status = response.as_ref().map(|response| response.status().as_u16());
+                let status = status.map_err(|error| ClusterError::from_transport(&this.peer, error.as_ref()));
+                this.metrics.count_call(&this.name, verb, status.as_ref().copied());
                 let response = response?;
-                if let (StatusCode::TOO_MANY_REQUESTS, Some(asked)) =
+                if let (StatusCode::TOO_MANY_REQUESTS, Some(delay)) =
                     (response.status(), retry_after(response.headers()))
                 {
-                    sleep(asked).await;
+                    sleep(delay).await;
                 }
                 Ok::<_, BoxError>(response.map(|body| {
-                    Limited::new(StreamBody::new(BodyStream::new(body).take_until(sleep(GIVEN_UP))), ANSWER_MAX)
+                    Limited::new(StreamBody::new(BodyStream::new(body).take_until(sleep(ABORT_AFTER))), BODY_MAX)
                 }))
             }
         });
@@ -180,7 +182,7 @@ impl ClusterClient {
     }
 }
 
-/// What an event is about; `listed` gathers what was there at the beginning.
+/// Maps an event of kube's runtime. `listed` collects the initial list.
 fn secret_change(event: Event<PartialObjectMeta<Secret>>, listed: &mut Vec<(Uuid, String)>) -> Option<Change> {
     match event {
         Event::Init => {
@@ -204,7 +206,7 @@ fn secret_change(event: Event<PartialObjectMeta<Secret>>, listed: &mut Vec<(Uuid
     }
 }
 
-/// None where somebody wrote something else into the label.
+/// Pull secret and namespace of a Secret. None if the label is not an id.
 fn key(secret: &PartialObjectMeta<Secret>) -> Option<(Uuid, String)> {
     Some((secret.labels().get(ID_LABEL)?.parse().ok()?, secret.namespace()?))
 }

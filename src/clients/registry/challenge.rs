@@ -1,26 +1,26 @@
-//! `WWW-Authenticate`, as a registry sends it (RFC 9110, 11.6.1): read strictly and within bounds, since it is foreign input that
-//! decides where a login goes.
+//! Parser for `WWW-Authenticate` (RFC 9110, 11.6.1). Strict and bounded: this untrusted header
+//! decides where a login is sent.
 
-/// Longer headers are refused.
+/// Maximum length of a header.
 const HEADER_MAX: usize = 4096;
-/// More challenges, or parameters of one, are refused.
+/// Maximum number of challenges, and of parameters of one challenge.
 const COUNT_MAX: usize = 16;
 
-/// How a registry wants to be shown a login.
+/// Authentication scheme that a registry requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Challenge {
-    /// With every request.
+    /// The login, with every request.
     Basic,
-    /// Once, to a token service.
+    /// A token from a token service.
     Bearer {
-        /// URL of the token service; not checked yet.
+        /// URL of the token service, unchecked.
         realm: String,
-        /// Whom the token is for.
+        /// Audience of the token.
         service: Option<String>,
     },
 }
 
-/// Reads the headers of one answer: the first challenge of a kind that registries use.
+/// Parses the headers of one response and returns the first challenge with a supported scheme.
 pub(super) fn parse<'a>(headers: impl Iterator<Item = &'a [u8]>) -> Option<Challenge> {
     headers.take(COUNT_MAX).filter_map(challenges).flatten().find_map(|(scheme, parameters)| {
         let parameter = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
@@ -34,49 +34,50 @@ pub(super) fn parse<'a>(headers: impl Iterator<Item = &'a [u8]>) -> Option<Chall
 
 type Parameters = Vec<(String, String)>;
 
-/// All challenges of one header, or none of them where a part cannot be read.
+/// All challenges of one header, or none if any part is malformed.
 fn challenges(header: &[u8]) -> Option<Vec<(String, Parameters)>> {
     let text = std::str::from_utf8(header).ok().filter(|text| text.len() <= HEADER_MAX)?;
     if !text.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte)) {
         return None;
     }
-    let mut rest = Rest(text);
+    let mut cursor = Cursor(text);
     let mut found: Vec<(String, Parameters)> = Vec::new();
     loop {
-        rest.skip_commas();
-        if rest.0.is_empty() {
+        cursor.skip_commas();
+        if cursor.0.is_empty() {
             return Some(found);
         }
-        let word = rest.token()?;
-        let had_space = rest.skip_space();
-        if rest.take('=') {
-            // A parameter of the challenge before.
-            let value = rest.value()?;
+        let word = cursor.token()?;
+        let had_space = cursor.skip_space();
+        if cursor.take('=') {
+            // A parameter of the previous challenge.
+            let value = cursor.value()?;
             let (_, parameters) = found.last_mut()?;
             let name = word.to_ascii_lowercase();
             if parameters.len() == COUNT_MAX || parameters.iter().any(|(key, _)| *key == name) {
                 return None;
             }
             parameters.push((name, value));
-            rest.end_of_item()?;
+            cursor.end_of_item()?;
         } else {
             if found.len() == COUNT_MAX {
                 return None;
             }
             found.push((word.to_ascii_lowercase(), Vec::new()));
-            // Its first parameter follows without a comma; or a token68, which Negotiate and the like have.
-            if had_space && !rest.0.is_empty() && !rest.0.starts_with(',') && !rest.starts_parameter() {
-                rest.token68()?;
-                rest.end_of_item()?;
+            // The first parameter follows without a comma. Schemes such as Negotiate have a token68
+            // instead.
+            if had_space && !cursor.0.is_empty() && !cursor.0.starts_with(',') && !cursor.starts_parameter() {
+                cursor.token68()?;
+                cursor.end_of_item()?;
             }
         }
     }
 }
 
-/// What is still to be read.
-struct Rest<'a>(&'a str);
+/// Unread rest of a header.
+struct Cursor<'a>(&'a str);
 
-impl<'a> Rest<'a> {
+impl<'a> Cursor<'a> {
     fn skip_space(&mut self) -> bool {
         let trimmed = self.0.trim_start_matches([' ', '\t']);
         let skipped = trimmed.len() < self.0.len();
@@ -110,9 +111,10 @@ impl<'a> Rest<'a> {
         self.cut(length)
     }
 
-    /// Whether a name and a `=` come next that are followed by a value, which the padding of a token68 is not.
+    /// Whether a parameter follows: a name, `=` and a value. The padding of a token68 is not a
+    /// value.
     fn starts_parameter(&self) -> bool {
-        let mut ahead = Rest(self.0);
+        let mut ahead = Cursor(self.0);
         ahead.token().is_some()
             && {
                 ahead.skip_space();
@@ -122,7 +124,7 @@ impl<'a> Rest<'a> {
             && !ahead.0.starts_with(['=', ','])
     }
 
-    /// A token or a quoted string.
+    /// Reads a token or a quoted string.
     fn value(&mut self) -> Option<String> {
         self.skip_space();
         if !self.take('"') {
@@ -143,7 +145,7 @@ impl<'a> Rest<'a> {
         None
     }
 
-    /// Only a comma or the end may follow.
+    /// Requires a comma or the end.
     fn end_of_item(&mut self) -> Option<()> {
         self.skip_space();
         (self.0.is_empty() || self.0.starts_with(',')).then_some(())
@@ -193,12 +195,12 @@ mod tests {
     #[case("Negotiate", None)]
     #[case("", None)]
     #[case("Bearer realm=\"https://a\u{e9}\"", None)]
-    fn a_challenge_is_read_strictly(#[case] header: &str, #[case] read_as: Option<Challenge>) {
+    fn challenge_is_parsed_strictly(#[case] header: &str, #[case] read_as: Option<Challenge>) {
         assert_eq!(read(header), read_as);
     }
 
     #[test]
-    fn headers_are_bounded() {
+    fn header_is_bounded() {
         assert_eq!(read(&format!(r#"Bearer realm="https://a/{}""#, "x".repeat(5000))), None);
         let many: String = [",a=b"; 100].concat();
         assert_eq!(read(&format!(r#"Bearer realm="https://a"{many}"#)), None);
@@ -208,12 +210,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_is_read_or_refused(header in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_do_not_panic(header in proptest::collection::vec(any::<u8>(), 0..200)) {
             parse([header.as_slice()].into_iter());
         }
 
         #[test]
-        fn whatever_looks_like_a_challenge_is_read_or_refused(header in "(Basic|Bearer|x)( ?[a-z]{1,3} ?= ?\"?[ -~]{0,8}\"?,?){0,5}") {
+        fn malformed_challenge_does_not_panic(header in "(Basic|Bearer|x)( ?[a-z]{1,3} ?= ?\"?[ -~]{0,8}\"?,?){0,5}") {
             read(&header);
         }
     }

@@ -1,18 +1,18 @@
-//! What a token service answers: a token, and what can be seen in it without trusting it.
+//! Token of a token service, and the hints in its claims.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-/// A bearer token. `Debug` does not show it.
+/// Bearer token. `Debug` does not print it.
 #[derive(Debug)]
 pub(super) struct Token {
     pub(super) secret: SecretString,
     claims: Option<Claims>,
 }
 
-/// What a JWT of a registry says (`distribution`, `docs/spec/auth/jwt.md`). Nobody vouches for it here: it is a hint on
-/// whom the token service took the caller for, never a proof of a right.
+/// Claims of a registry's JWT (`distribution`, `docs/spec/auth/jwt.md`). The signature is not
+/// verified: the claims hint at how the token service identified the client, and prove no right.
 #[derive(Debug, Deserialize)]
 struct Claims {
     #[serde(default)]
@@ -29,31 +29,31 @@ struct Access {
     actions: Vec<String>,
 }
 
-/// What a token service made of a login.
+/// How a token service identified a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Recognition {
-    /// It took the caller for somebody.
-    Somebody,
-    /// It took the caller for anybody.
-    Anybody,
-    /// The tokens do not tell.
+    /// As the user of the login.
+    Login,
+    /// As an anonymous client.
+    Anonymous,
+    /// The tokens do not say.
     Unknown,
 }
 
 impl Token {
-    /// Reads the answer of a token service.
+    /// Parses the response of a token service.
     pub(super) fn parse(body: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]
-        struct Answer {
+        struct Response {
             token: Option<SecretString>,
             access_token: Option<SecretString>,
         }
-        let answer: Answer = serde_json::from_slice(body).ok()?;
+        let response: Response = serde_json::from_slice(body).ok()?;
         let is_usable = |token: &SecretString| {
             let token = token.expose_secret();
             !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
         };
-        let secret = [answer.token, answer.access_token].into_iter().flatten().find(is_usable)?;
+        let secret = [response.token, response.access_token].into_iter().flatten().find(is_usable)?;
         let claims = claims(secret.expose_secret());
         Some(Self { secret, claims })
     }
@@ -62,19 +62,22 @@ impl Token {
         self.claims.as_ref()?.sub.as_deref()
     }
 
-    /// Compares the token for a login with what the same service gives to anybody: a token, or nothing.
-    pub(super) fn recognition(&self, anybody: Option<&Self>) -> Recognition {
-        match (self.subject(), anybody) {
-            (Some(""), _) => Recognition::Anybody,
-            (_, None) => Recognition::Somebody,
-            (Some(subject), Some(anybody)) if Some(subject) != anybody.subject() => Recognition::Somebody,
-            (_, Some(anybody)) if self.secret.expose_secret() == anybody.secret.expose_secret() => Recognition::Anybody,
-            (Some(_), Some(_)) => Recognition::Anybody,
+    /// Compares the token for a login with the anonymous token of the same service, if it issues
+    /// one.
+    pub(super) fn recognition(&self, anonymous: Option<&Self>) -> Recognition {
+        match (self.subject(), anonymous) {
+            (Some(""), _) => Recognition::Anonymous,
+            (_, None) => Recognition::Login,
+            (Some(subject), Some(anonymous)) if Some(subject) != anonymous.subject() => Recognition::Login,
+            (_, Some(anonymous)) if self.secret.expose_secret() == anonymous.secret.expose_secret() => {
+                Recognition::Anonymous
+            }
+            (Some(_), Some(_)) => Recognition::Anonymous,
             (None, Some(_)) => Recognition::Unknown,
         }
     }
 
-    /// Whether the token says itself that it grants no pull of a repository.
+    /// Whether the claims of the token grant no pull from a repository.
     pub(super) fn grants_nothing(&self, repository: &str) -> bool {
         let Some(access) = self.claims.as_ref().and_then(|claims| claims.access.as_ref()) else { return false };
         let pulls = |access: &Access| access.actions.iter().any(|action| action == "pull" || action == "*");
@@ -112,28 +115,28 @@ mod tests {
     #[case(r#"{"token":7}"#, None)]
     #[case("{}", None)]
     #[case("<html>", None)]
-    fn a_token_is_read(#[case] body: &str, #[case] token: Option<&str>) {
+    fn token_is_parsed(#[case] body: &str, #[case] token: Option<&str>) {
         let read = Token::parse(body.as_bytes());
         assert_eq!(read.as_ref().map(|read| read.secret.expose_secret()), token);
     }
 
     #[rstest]
-    #[case(jwt(r#"{"sub":"martin"}"#), None, Recognition::Somebody)]
-    #[case(jwt(r#"{"sub":"martin"}"#), Some(jwt(r#"{"sub":""}"#)), Recognition::Somebody)]
-    #[case(jwt(r#"{"sub":"martin"}"#), Some(opaque("x")), Recognition::Somebody)]
-    #[case(jwt(r#"{"sub":""}"#), None, Recognition::Anybody)]
-    #[case(jwt(r#"{"sub":""}"#), Some(jwt(r#"{"sub":""}"#)), Recognition::Anybody)]
-    #[case(jwt(r#"{"sub":"anonymous"}"#), Some(jwt(r#"{"sub":"anonymous","jti":"2"}"#)), Recognition::Anybody)]
-    #[case(opaque("x"), None, Recognition::Somebody)]
-    #[case(opaque("x"), Some(opaque("x")), Recognition::Anybody)]
+    #[case(jwt(r#"{"sub":"dev"}"#), None, Recognition::Login)]
+    #[case(jwt(r#"{"sub":"dev"}"#), Some(jwt(r#"{"sub":""}"#)), Recognition::Login)]
+    #[case(jwt(r#"{"sub":"dev"}"#), Some(opaque("x")), Recognition::Login)]
+    #[case(jwt(r#"{"sub":""}"#), None, Recognition::Anonymous)]
+    #[case(jwt(r#"{"sub":""}"#), Some(jwt(r#"{"sub":""}"#)), Recognition::Anonymous)]
+    #[case(jwt(r#"{"sub":"anonymous"}"#), Some(jwt(r#"{"sub":"anonymous","jti":"2"}"#)), Recognition::Anonymous)]
+    #[case(opaque("x"), None, Recognition::Login)]
+    #[case(opaque("x"), Some(opaque("x")), Recognition::Anonymous)]
     #[case(opaque("x"), Some(opaque("y")), Recognition::Unknown)]
     #[case(jwt("{}"), Some(jwt(r#"{"jti":"2"}"#)), Recognition::Unknown)]
-    fn a_token_tells_whom_the_service_saw(
+    fn token_shows_how_the_service_identified_the_client(
         #[case] login: Token,
-        #[case] anybody: Option<Token>,
+        #[case] anonymous: Option<Token>,
         #[case] recognition: Recognition,
     ) {
-        assert_eq!(login.recognition(anybody.as_ref()), recognition);
+        assert_eq!(login.recognition(anonymous.as_ref()), recognition);
     }
 
     #[rstest]
@@ -142,12 +145,12 @@ mod tests {
     #[case(r#"{"access":[{"type":"repository","name":"os/other","actions":["pull"]}]}"#, true)]
     #[case(r#"{"access":[{"type":"repository","name":"os/alpine","actions":["pull"]}]}"#, false)]
     #[case("{}", false)]
-    fn a_token_may_say_that_it_grants_nothing(#[case] claims: &str, #[case] nothing: bool) {
+    fn token_without_pull_access_grants_nothing(#[case] claims: &str, #[case] nothing: bool) {
         assert_eq!(jwt(claims).grants_nothing("os/alpine"), nothing);
     }
 
     #[test]
-    fn a_token_is_not_in_debug() {
+    fn debug_does_not_print_the_token() {
         assert!(!format!("{:?}", opaque("canary")).contains("canary"));
     }
 }

@@ -124,7 +124,7 @@ impl Reconciler {
         let looks = meant.iter().map(|namespace| {
             let (client, unwritten) = (&client, &unwritten);
             async move {
-                let found = client.find_secret(namespace, &declaration.secret_name).await;
+                let found = client.get_secret(namespace, &declaration.secret_name).await;
                 let found = match found {
                     Ok(found) => found,
                     Err(error) => return PreviewedTarget::unknown(cluster, Some(namespace.as_str()), &error.into()),

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use crate::clients::oidc::Issuers;
+use crate::clients::oidc::IssuerClient;
 
 /// Outcome of the authentication of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,12 +72,12 @@ impl TokenOutcome {
 /// Counters of token authentication.
 #[derive(Debug)]
 pub struct TokenMetrics {
-    issuers: Arc<Issuers>,
+    issuers: Arc<IssuerClient>,
     tokens: [AtomicU64; TokenOutcome::ALL.len()],
 }
 
 impl TokenMetrics {
-    pub(super) fn new(issuers: Arc<Issuers>) -> Self {
+    pub(super) fn new(issuers: Arc<IssuerClient>) -> Self {
         Self { issuers, tokens: <[AtomicU64; TokenOutcome::ALL.len()]>::default() }
     }
 
@@ -94,6 +94,6 @@ impl TokenMetrics {
 
     /// Returns the number of fetches of issuers' keys per result.
     pub fn fetches(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        self.issuers.fetches().by_result()
+        self.issuers.metrics().fetches()
     }
 }

@@ -1,4 +1,4 @@
-//! Issuers that are unavailable, slow, rotate keys, or are hostile.
+//! IssuerClient that are unavailable, slow, rotate keys, or are hostile.
 
 use std::time::{Duration, Instant};
 

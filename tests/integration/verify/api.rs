@@ -1,4 +1,4 @@
-//! The check through the API: on demand, and before an account is stored.
+//! Verification through the API: on demand, and before an account is stored.
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -7,7 +7,7 @@ use super::{
     certificates::Ca,
     listening::{answer, bearer, serve},
     registries::{Setup, TAGGED, TestRegistry},
-    token_service::{Habits, TokenService},
+    token_service::{Deviations, TokenService},
 };
 use crate::support::{app::TestApp, client::Answer, registry};
 
@@ -38,7 +38,7 @@ async fn verify(app: &TestApp, name: &str, body: Option<Value>) -> Answer {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_login_is_verified_on_demand_and_the_result_is_kept(pool: PgPool) {
+async fn login_is_verified_on_demand_and_the_result_is_stored(pool: PgPool) {
     let app = spawn(pool).await;
     let there = registry::a();
     create(&app, "", &account("right", &there.address, &there.username, &there.password)).await.expect(201);
@@ -54,20 +54,20 @@ async fn a_login_is_verified_on_demand_and_the_result_is_kept(pool: PgPool) {
         assert_eq!(after["lastVerificationResult"], "valid");
         assert_eq!(after["lastVerificationDetail"], found["detail"]);
         assert!(after["lastVerifiedAt"].is_string() && found["checkedAt"].is_string());
-        // Nothing changed for those who hold an ETag.
+        // A verification does not change the ETag.
         assert_eq!((&after["version"], &after["updatedAt"]), (&before["version"], &before["updatedAt"]));
     }
     let found = verify(&app, "right", Some(json!({"repository": "os/nothing"}))).await.expect(200);
     assert_eq!(found["result"], "noAccess", "{found}");
 
-    // An upstream 401 is a result.
+    // A 401 of the registry is a result, not an error.
     let found = verify(&app, "wrong", None).await;
     assert_eq!(found.expect(200)["result"], "invalid");
     assert_eq!(app.admin().get("/v1/registry-accounts/wrong").await.expect(200)["lastVerificationResult"], "invalid");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn what_cannot_be_asked_is_refused(pool: PgPool) {
+async fn invalid_verification_request_is_refused(pool: PgPool) {
     let app = spawn(pool).await;
     let there = registry::a();
     let scoped = format!("{}/os", there.address);
@@ -84,7 +84,7 @@ async fn what_cannot_be_asked_is_refused(pool: PgPool) {
         assert_eq!(refused.fields(), [field], "{refused:?}");
     }
     assert_eq!(verify(&app, "scoped", Some(json!({"repository": "os/alpine"}))).await.expect(200)["result"], "valid");
-    verify(&app, "nobody", None).await.problem(404, "not-found");
+    verify(&app, "unknown", None).await.problem(404, "not-found");
     let text = app.admin().request("POST", "/v1/registry-accounts/scoped/verify").body("os/alpine");
     app.admin().send(text).await.problem(415, "unsupported-media-type");
     app.anonymous().post("/v1/registry-accounts/scoped/verify", &json!({})).await.problem(401, "unauthenticated");
@@ -94,7 +94,7 @@ async fn what_cannot_be_asked_is_refused(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_account_that_is_to_be_verified_is_stored_only_if_its_login_works(pool: PgPool) {
+async fn account_with_verify_is_stored_only_if_its_login_works(pool: PgPool) {
     let app = spawn(pool).await;
     let there = registry::a();
     let refused = create(&app, "?verify=true", &account("a", &there.address, &there.username, "canary-password")).await;
@@ -113,7 +113,7 @@ async fn an_account_that_is_to_be_verified_is_stored_only_if_its_login_works(poo
     assert_eq!(created["lastVerificationResult"], "valid");
     assert_eq!(app.admin().get("/v1/registry-accounts/a").await.expect(200), created);
 
-    // What is in the way is said, and stops the request too.
+    // Every other failure refuses the request, too.
     for (registry, result) in [("127.0.0.1:1", "unreachable"), ("10.0.0.1:5000", "refused")] {
         let refused = create(&app, "?verify=true", &account("b", &registry, "a", "canary-password")).await;
         let problem = refused.problem(422, "verification-failed");
@@ -131,7 +131,7 @@ async fn an_account_that_is_to_be_verified_is_stored_only_if_its_login_works(poo
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_rotation_that_fails_verification_changes_nothing(pool: PgPool) {
+async fn rotation_that_fails_verification_changes_nothing(pool: PgPool) {
     let app = spawn(pool).await;
     let there = registry::a();
     let good = account("a", &there.address, &there.username, &there.password);
@@ -145,13 +145,13 @@ async fn a_rotation_that_fails_verification_changes_nothing(pool: PgPool) {
     assert_eq!(app.admin().get(path).await.expect(200), before);
     assert_eq!(verify(&app, "a", None).await.expect(200)["result"], "valid");
 
-    // Without the question it is the caller's affair; and what was found of the old password is no result of the new.
+    // Without `verify` the rotation is stored, and the result for the old password is cleared.
     let rotated = app.admin().patch(path, &rotation).await.expect(200);
     assert_eq!((&rotated["version"], &rotated["lastVerificationResult"]), (&json!(2), &Value::Null));
     let back = json!({"password": there.password});
     let rotated = app.admin().patch(&format!("{path}?verify=true&repository=os/alpine"), &back).await.expect(200);
     assert_eq!((&rotated["version"], &rotated["lastVerificationResult"]), (&json!(3), &json!("valid")));
-    // A change of something else leaves the result, and can be verified too.
+    // Another change keeps the result, and can be verified, too.
     let labelled = app.admin().patch(path, &json!({"labels": {"c": "d"}})).await.expect(200);
     assert_eq!(labelled["lastVerificationResult"], "valid");
     app.admin().patch(&format!("{path}?verify=true"), &json!({"email": "a@example.com"})).await.expect(200);
@@ -160,7 +160,7 @@ async fn a_rotation_that_fails_verification_changes_nothing(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_stored_password_is_not_sent_to_another_host_than_it_was_given_for(pool: PgPool) {
+async fn stored_password_is_not_sent_to_another_host(pool: PgPool) {
     let app = spawn(pool).await;
     let there = registry::a();
     create(&app, "", &account("a", &there.address, &there.username, &there.password)).await.expect(201);
@@ -168,7 +168,7 @@ async fn a_stored_password_is_not_sent_to_another_host_than_it_was_given_for(poo
     let path = "/v1/registry-accounts/a";
     let moved = json!({"registry": thief.to_string()});
 
-    // Neither asked to verify, which sends it at once, nor before a check that would.
+    // Refused with `verify`, which would send the password at once, and without it.
     for query in ["?verify=true", ""] {
         let refused = app.admin().patch(&format!("{path}{query}"), &moved).await;
         refused.problem(422, "invalid-request");
@@ -177,16 +177,16 @@ async fn a_stored_password_is_not_sent_to_another_host_than_it_was_given_for(poo
     assert_eq!(verify(&app, "a", None).await.expect(200)["result"], "valid");
     assert_eq!(requests.count(), 0);
 
-    let said_again = json!({"registry": there.address, "password": there.password});
-    app.admin().patch(path, &said_again).await.expect(200);
+    let with_password = json!({"registry": there.address, "password": there.password});
+    app.admin().patch(path, &with_password).await.expect(200);
     assert_eq!(verify(&app, "a", None).await.expect(200)["result"], "valid");
-    // Another part of the same host is no other host.
+    // Another path of the same host is the same host.
     app.admin().patch(path, &json!({"registry": format!("{}/os", there.address)})).await.expect(200);
     assert_eq!(verify(&app, "a", None).await.expect(200)["result"], "valid");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_private_ca_belongs_to_its_account(pool: PgPool) {
+async fn private_ca_is_trusted_for_its_account_only(pool: PgPool) {
     let app = spawn(pool).await;
     let ca = Ca::new();
     let registry =
@@ -216,7 +216,7 @@ async fn a_private_ca_belongs_to_its_account(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn without_configuration_inner_addresses_are_refused(pool: PgPool) {
+async fn internal_addresses_are_refused_by_default(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let there = registry::a();
     create(&app, "", &account("a", &there.address, &there.username, &there.password)).await.expect(201);
@@ -225,12 +225,12 @@ async fn without_configuration_inner_addresses_are_refused(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn no_answer_holds_what_a_registry_said_or_was_told(pool: PgPool) {
+async fn no_response_contains_text_of_the_registry_or_a_login(pool: PgPool) {
     let app = spawn(pool).await;
-    let service = TokenService::start(Habits::default());
+    let service = TokenService::start(Deviations::default());
     let realm = service.realm();
     let (echo, _) = serve(move |request| {
-        // It repeats what it is sent, everywhere.
+        // Repeats the login in all parts of its response.
         let login = request.lines().find_map(|line| line.strip_prefix("authorization: ")).unwrap_or("canary-upstream");
         if login.starts_with("Bearer") {
             answer("418 Canary", &[("X-Canary", login), ("WWW-Authenticate", login)], login)

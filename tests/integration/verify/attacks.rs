@@ -1,5 +1,5 @@
-//! S4: the check cannot be turned against the host that runs it. One inner address is allowed, as for a registry in a private
-//! network; all other inner ones have a trap.
+//! Hostile registries cannot make the check call internal addresses. One internal address is
+//! allowed, as for a registry in a private network; all others have a trap.
 
 use std::{
     collections::HashMap,
@@ -16,10 +16,10 @@ use std::{
 
 use regcred::{
     clients::{
-        guard::{Guard, Resolve},
-        registry::{Registries, RegistryClientConfig},
+        outbound::{Guard, Resolve},
+        registry::{RegistryClient, RegistryClientConfig},
     },
-    domain::verification::{LoginCheck, VerificationResult::*},
+    domain::verification::{VerificationReport, VerificationResult::*},
 };
 use rstest::rstest;
 
@@ -31,31 +31,31 @@ use crate::support::listener::{listen, read_request};
 
 const PASSWORD: &str = "canary-password";
 
-/// What names mean: each look-up of one gives the next of its answers, the last one again and again.
+/// Resolver with scripted answers: each lookup of a name returns the next one, and the last one
+/// repeatedly.
 #[derive(Default)]
 pub struct Names {
-    known: HashMap<&'static str, Vec<Vec<IpAddr>>>,
-    asked: Mutex<HashMap<String, usize>>,
+    answers: HashMap<&'static str, Vec<Vec<IpAddr>>>,
+    lookups: Mutex<HashMap<String, usize>>,
 }
 
 impl Names {
     fn with(mut self, name: &'static str, answers: &[&[&str]]) -> Self {
-        let parse =
-            |addresses: &&[&str]| addresses.iter().map(|address| address.parse().expect("it is usable")).collect();
-        self.known.insert(name, answers.iter().map(parse).collect());
+        let parse = |addresses: &&[&str]| addresses.iter().map(|address| address.parse().expect("usable")).collect();
+        self.answers.insert(name, answers.iter().map(parse).collect());
         self
     }
 
-    fn asked(&self, name: &str) -> usize {
-        self.asked.lock().expect("it is usable").get(name).copied().unwrap_or_default()
+    fn lookups(&self, name: &str) -> usize {
+        self.lookups.lock().expect("usable").get(name).copied().unwrap_or_default()
     }
 }
 
 impl Resolve for Names {
     fn resolve<'a>(&'a self, host: &'a str) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send + 'a>> {
-        let mut asked = self.asked.lock().expect("it is usable");
-        let count = asked.entry(host.to_owned()).or_default();
-        let answers = self.known.get(host);
+        let mut lookups = self.lookups.lock().expect("usable");
+        let count = lookups.entry(host.to_owned()).or_default();
+        let answers = self.answers.get(host);
         let answer = answers.and_then(|answers| answers.get((*count).min(answers.len() - 1)).cloned());
         *count += 1;
         Box::pin(async { answer.ok_or_else(|| io::ErrorKind::NotFound.into()) })
@@ -75,20 +75,20 @@ pub fn names() -> Names {
         .with("registry.example", &[&["127.0.0.1"]])
 }
 
-fn engine_with(names: Arc<Names>, timeout: Duration) -> Registries {
-    let guard = Guard::with_resolver("127.0.0.1".parse().expect("it is usable"), names);
-    Registries::new(
+fn client_with(names: Arc<Names>, timeout: Duration) -> RegistryClient {
+    let guard = Guard::with_resolver("127.0.0.1".parse().expect("usable"), names);
+    RegistryClient::new(
         guard,
         RegistryClientConfig { timeout, connect_timeout: timeout, ..RegistryClientConfig::default() },
     )
 }
 
-fn engine() -> Registries {
-    engine_with(Arc::new(names()), Duration::from_secs(10))
+fn client() -> RegistryClient {
+    client_with(Arc::new(names()), Duration::from_secs(10))
 }
 
-async fn verify(registry: &(impl ToString + ?Sized), engine: &Registries) -> LoginCheck {
-    Attempt::plain(registry, "martin", PASSWORD).verify(engine, None).await
+async fn verify(registry: &(impl ToString + ?Sized), client: &RegistryClient) -> VerificationReport {
+    Attempt::plain(registry, "martin", PASSWORD).verify(client, None).await
 }
 
 #[rstest]
@@ -158,25 +158,26 @@ async fn verify(registry: &(impl ToString + ?Sized), engine: &Registries) -> Log
 #[case::port_of_redis("http://outside.example:6379/token")]
 #[case::port_of_the_kubelet("http://outside.example:10250/token")]
 #[tokio::test]
-async fn a_realm_leads_nowhere_that_the_guard_does_not_admit(#[case] realm: &str) {
+async fn realm_at_a_forbidden_address_is_not_called(#[case] realm: &str) {
     let trap = Trap::set();
     let realm = realm.replace("{trap}", &trap.port.to_string());
-    let asked_for = realm.clone();
+    let requested = realm.clone();
     let (registry, requests) = serve(move |request| {
-        // `{front}` is this server itself, which is allowed: what is refused there is the URL.
+        // `{front}` is this server, whose address is allowed. The URL itself must be refused.
         let host = request.lines().find_map(|line| line.strip_prefix("host: ")).unwrap_or_default();
         bearer(&realm.replace("{front}", host.rsplit(':').next().unwrap_or_default()))
     });
-    let begin = Instant::now();
-    let found = verify(&registry, &engine()).await;
-    assert_eq!(found.result, Refused, "{asked_for}: {found:?}");
-    assert!(begin.elapsed() < Duration::from_secs(5), "it was tried");
-    assert_eq!((trap.caught(), requests.count()), (0, 1), "{asked_for}");
-    assert_says_nothing(&found, &requests, &asked_for);
+    let start = Instant::now();
+    let found = verify(&registry, &client()).await;
+    assert_eq!(found.result, Refused, "{requested}: {found:?}");
+    assert!(start.elapsed() < Duration::from_secs(5), "a connection was attempted");
+    assert_eq!((trap.caught(), requests.count()), (0, 1), "{requested}");
+    assert_reveals_nothing(&found, &requests, &requested);
 }
 
-/// The result holds nothing that the attacker wrote, and he has no login.
-fn assert_says_nothing(found: &LoginCheck, requests: &Requests, written: &str) {
+/// Asserts that the result contains no text of the attacker, and that the attacker received no
+/// login.
+fn assert_reveals_nothing(found: &VerificationReport, requests: &Requests, written: &str) {
     let host = written.split("://").nth(1).and_then(|rest| rest.split(['/', ':']).next()).unwrap_or_default();
     assert!(host.len() < 4 || !found.detail.contains(host), "{found:?}");
     assert!(!found.detail.contains("canary"), "{found:?}");
@@ -197,14 +198,14 @@ fn assert_says_nothing(found: &LoginCheck, requests: &Requests, written: &str) {
 #[case::private("10.1.2.3:5000")]
 #[case::ssh("outside.example:22")]
 #[tokio::test]
-async fn a_registry_is_nowhere_that_the_guard_does_not_admit(#[case] registry: &str) {
+async fn registry_at_a_forbidden_address_is_not_called(#[case] registry: &str) {
     let trap = Trap::set();
-    let found = verify(&registry.replace("{trap}", &trap.port.to_string()), &engine()).await;
+    let found = verify(&registry.replace("{trap}", &trap.port.to_string()), &client()).await;
     assert_eq!((found.result, trap.caught()), (Refused, 0), "{found:?}");
 }
 
 #[tokio::test]
-async fn a_name_cannot_change_its_meaning_between_check_and_connection() {
+async fn registry_name_cannot_be_rebound_after_the_guard() {
     let trap = Trap::set();
     let (registry, requests) = serve(|request| {
         if request.contains("authorization: Basic") {
@@ -213,26 +214,26 @@ async fn a_name_cannot_change_its_meaning_between_check_and_connection() {
             answer("401 Unauthorized", &[("WWW-Authenticate", "Basic realm=x")], "")
         }
     });
-    // First where it may be, then where it may not be: at the port of this server, on another address.
+    // First an admitted address, then a forbidden one with the same port.
     let names = Arc::new(names().with("rebind.example", &[&["127.0.0.1"], &["127.0.0.2"]]));
-    let engine = engine_with(Arc::clone(&names), Duration::from_secs(10));
-    let found = verify(&format!("rebind.example:{}", registry.port()), &engine).await;
-    assert_eq!((found.result, requests.count(), names.asked("rebind.example")), (Valid, 2, 1), "{found:?}");
+    let client = client_with(Arc::clone(&names), Duration::from_secs(10));
+    let found = verify(&format!("rebind.example:{}", registry.port()), &client).await;
+    assert_eq!((found.result, requests.count(), names.lookups("rebind.example")), (Valid, 2, 1), "{found:?}");
 
-    // The next check sees where the name leads now.
-    let found = verify(&format!("rebind.example:{}", trap.port), &engine).await;
+    // The next check uses the new address.
+    let found = verify(&format!("rebind.example:{}", trap.port), &client).await;
     assert_eq!((found.result, trap.caught()), (Refused, 0), "{found:?}");
 }
 
 #[tokio::test]
-async fn a_realm_cannot_change_its_meaning_between_check_and_connection() {
+async fn realm_name_cannot_be_rebound_after_the_guard() {
     let trap = Trap::set();
     let (tokens, asked) = serve(|_| answer("401 Unauthorized", &[], ""));
     let realm = format!("http://rebind.example:{}/token", tokens.port());
     let (registry, _) = serve(move |_| bearer(&realm));
     let names = Arc::new(names().with("rebind.example", &[&["127.0.0.1"], &["127.0.0.2"]]));
-    let found = verify(&registry, &engine_with(Arc::clone(&names), Duration::from_secs(10))).await;
-    assert_eq!((found.result, names.asked("rebind.example"), trap.caught()), (Invalid, 1, 0), "{found:?}");
+    let found = verify(&registry, &client_with(Arc::clone(&names), Duration::from_secs(10))).await;
+    assert_eq!((found.result, names.lookups("rebind.example"), trap.caught()), (Invalid, 1, 0), "{found:?}");
     assert!(asked.count() > 0);
 }
 
@@ -243,15 +244,15 @@ async fn a_realm_cannot_change_its_meaning_between_check_and_connection() {
 #[case::temporary("307 Temporary Redirect")]
 #[case::permanent("308 Permanent Redirect")]
 #[tokio::test]
-async fn no_redirect_is_followed(#[case] status: &'static str) {
+async fn redirect_is_not_followed(#[case] status: &'static str) {
     let trap = Trap::set();
     let location = format!("http://127.0.0.2:{}/latest/meta-data", trap.port);
     let there = location.clone();
     let (registry, _) = serve(move |_| answer(status, &[("Location", &there)], ""));
-    let found = verify(&registry, &engine()).await;
+    let found = verify(&registry, &client()).await;
     assert_eq!((found.result, trap.caught()), (NotARegistry, 0), "{found:?}");
 
-    // With a login, from the registry and from its token service.
+    // A redirect in response to a login, from the registry and from its token service.
     let there = location.clone();
     let (registry, _) = serve(move |request| {
         if request.contains("authorization") {
@@ -260,16 +261,17 @@ async fn no_redirect_is_followed(#[case] status: &'static str) {
             answer("401 Unauthorized", &[("WWW-Authenticate", "Basic realm=x")], "")
         }
     });
-    let found = verify(&registry, &engine()).await;
+    let found = verify(&registry, &client()).await;
     assert_eq!((found.result, trap.caught()), (NotARegistry, 0), "{found:?}");
 
     let (tokens, _) = serve(move |_| answer(status, &[("Location", &location)], ""));
     let (registry, _) = serve(move |_| bearer(&format!("http://{tokens}/token")));
-    let found = verify(&registry, &engine()).await;
+    let found = verify(&registry, &client()).await;
     assert_eq!((found.result, trap.caught()), (NotARegistry, 0), "{found:?}");
 }
 
-/// A server that reads a request and then does this, and how many bytes of its answer were taken.
+/// Starts a server that reads a request and then runs `act`. Returns its address and the number of
+/// bytes sent.
 fn hostile(act: impl Fn(&mut dyn FnMut(&[u8]) -> bool) + Send + Sync + 'static) -> (String, Arc<AtomicUsize>) {
     let taken = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&taken);
@@ -285,7 +287,7 @@ fn hostile(act: impl Fn(&mut dyn FnMut(&[u8]) -> bool) + Send + Sync + 'static) 
     (address.to_string(), taken)
 }
 
-/// Writes the same for as long as somebody takes it, within reason.
+/// Writes `bytes` repeatedly, up to `limit`, while the client reads.
 fn endless(write: &mut dyn FnMut(&[u8]) -> bool, bytes: &[u8], limit: usize) {
     for _ in 0..limit / bytes.len() {
         if !write(bytes) {
@@ -301,30 +303,30 @@ const GIGABYTE: usize = 1 << 30;
 #[case::chunked("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10000\r\n")]
 #[case::until_the_end("HTTP/1.0 200 OK\r\n\r\n")]
 #[tokio::test]
-async fn an_answer_of_a_gigabyte_is_cut_off(#[case] head: &'static str) {
+async fn response_of_a_gigabyte_is_aborted(#[case] head: &'static str) {
     let (registry, taken) = hostile(move |write| {
         write(head.as_bytes());
         endless(write, &vec![b'x'; 65_536], GIGABYTE);
     });
-    let begin = Instant::now();
-    let found = verify(&registry, &engine()).await;
+    let start = Instant::now();
+    let found = verify(&registry, &client()).await;
     assert!(matches!(found.result, NotARegistry | Unreachable), "{found:?}");
-    assert!(begin.elapsed() < Duration::from_secs(5) && taken.load(Ordering::SeqCst) < 64 << 20, "{taken:?}");
+    assert!(start.elapsed() < Duration::from_secs(5) && taken.load(Ordering::SeqCst) < 64 << 20, "{taken:?}");
 }
 
 #[rstest]
 #[case::many(b"X-Canary: canary-upstream\r\n".to_vec())]
 #[case::long(vec![b'x'; 65_536])]
 #[tokio::test]
-async fn endless_headers_are_cut_off(#[case] line: Vec<u8>) {
+async fn endless_headers_are_aborted(#[case] line: Vec<u8>) {
     let (registry, taken) = hostile(move |write| {
         write(b"HTTP/1.1 401 Unauthorized\r\nX-First: ");
         endless(write, &line, GIGABYTE);
     });
-    let begin = Instant::now();
-    let found = verify(&registry, &engine()).await;
+    let start = Instant::now();
+    let found = verify(&registry, &client()).await;
     assert_eq!(found.result, Unreachable, "{found:?}");
-    assert!(begin.elapsed() < Duration::from_secs(5) && taken.load(Ordering::SeqCst) < 64 << 20, "{taken:?}");
+    assert!(start.elapsed() < Duration::from_secs(5) && taken.load(Ordering::SeqCst) < 64 << 20, "{taken:?}");
     assert!(!found.detail.contains("canary"), "{found:?}");
 }
 
@@ -334,19 +336,19 @@ async fn too_many_headers_are_refused() {
         let headers = "X-Canary: canary-upstream\r\n".repeat(80);
         format!("HTTP/1.1 200 OK\r\n{headers}Content-Length: 2\r\n\r\n{{}}").into_bytes()
     });
-    assert_eq!(verify(&registry, &engine()).await.result, Unreachable);
+    assert_eq!(verify(&registry, &client()).await.result, Unreachable);
 }
 
-/// Each keeps a check busy in its own way; with a second's patience none takes longer.
+/// With a timeout of one second, no kind of slow response takes much longer.
 #[rstest]
 #[case::nothing("", "")]
 #[case::slow_head("HTTP/1.1 200 OK\r\n", "X-Slow: x\r\n")]
 #[case::slow_body("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", " ")]
 #[case::slow_chunks("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\n \r\n")]
-#[case::informed_forever("", "HTTP/1.1 103 Early Hints\r\n\r\n")]
-#[case::continued_forever("", "HTTP/1.1 100 Continue\r\n\r\n")]
+#[case::endless_early_hints("", "HTTP/1.1 103 Early Hints\r\n\r\n")]
+#[case::endless_continue("", "HTTP/1.1 100 Continue\r\n\r\n")]
 #[tokio::test]
-async fn a_slow_answer_is_given_up(#[case] head: &'static str, #[case] drop: &'static str) {
+async fn slow_response_is_aborted(#[case] head: &'static str, #[case] drop: &'static str) {
     let (registry, _) = hostile(move |write| {
         write(head.as_bytes());
         for _ in 0..300 {
@@ -356,23 +358,23 @@ async fn a_slow_answer_is_given_up(#[case] head: &'static str, #[case] drop: &'s
             std::thread::sleep(Duration::from_millis(100));
         }
     });
-    let begin = Instant::now();
-    let found = verify(&registry, &engine_with(Arc::new(names()), Duration::from_secs(1))).await;
+    let start = Instant::now();
+    let found = verify(&registry, &client_with(Arc::new(names()), Duration::from_secs(1))).await;
     assert_eq!(found.result, Unreachable, "{found:?}");
-    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
-async fn a_whole_check_has_one_deadline_however_many_answers_it_takes() {
+async fn check_has_one_deadline_for_all_its_requests() {
     let (tokens, _) = serve(|_| {
         std::thread::sleep(Duration::from_millis(700));
         answer("200 OK", &[], r#"{"token":"x"}"#)
     });
     let (registry, _) = serve(move |_| bearer(&format!("http://{tokens}/token")));
-    let begin = Instant::now();
-    let found = verify(&registry, &engine_with(Arc::new(names()), Duration::from_secs(1))).await;
+    let start = Instant::now();
+    let found = verify(&registry, &client_with(Arc::new(names()), Duration::from_secs(1))).await;
     assert_eq!(found.result, Unreachable, "{found:?}");
-    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
 }
 
 #[rstest]
@@ -383,27 +385,27 @@ async fn a_whole_check_has_one_deadline_however_many_answers_it_takes() {
 #[case::lines_in_a_token(&[], r#"{"token":"x\r\nX-Canary: canary-upstream"}"#)]
 #[case::a_number(&[], r#"{"token":1}"#)]
 #[tokio::test]
-async fn what_is_no_token_is_not_used(
+async fn invalid_token_is_not_used(
     #[case] headers: &'static [(&'static str, &'static str)],
     #[case] body: &'static str,
 ) {
     let body = if body == "DEEP" { "[".repeat(100_000) } else { body.to_owned() };
     let (tokens, _) = serve(move |_| answer("200 OK", headers, &body));
     let (registry, requests) = serve(move |_| bearer(&format!("http://{tokens}/token")));
-    let found = verify(&registry, &engine()).await;
+    let found = verify(&registry, &client()).await;
     assert_eq!((found.result, requests.count()), (NotARegistry, 1), "{found:?}");
     assert!(!found.detail.contains("canary"), "{found:?}");
 }
 
 #[tokio::test]
-async fn a_real_gzip_bomb_is_not_inflated() {
-    // What `gzip` makes of zeros, at 1 : 1000, goes through as the bytes that it is.
+async fn gzip_bomb_is_not_inflated() {
+    // Compressed zeros, at a ratio of 1:1000, are counted as the bytes that arrive.
     let (registry, _) = hostile(|write| {
         write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n8000000\r\n");
         write(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3]);
         endless(write, &vec![0; 65_536], 128 << 20);
     });
-    assert_eq!(verify(&registry, &engine()).await.result, NotARegistry);
+    assert_eq!(verify(&registry, &client()).await.result, NotARegistry);
 }
 
 #[rstest]
@@ -413,7 +415,7 @@ async fn a_real_gzip_bomb_is_not_inflated() {
 #[case::too_long("LONG")]
 #[case::many_parameters("MANY")]
 #[tokio::test]
-async fn a_challenge_that_could_be_read_in_two_ways_is_not_followed(#[case] challenge: &str) {
+async fn ambiguous_challenge_is_not_followed(#[case] challenge: &str) {
     let trap = Trap::set();
     let realm = format!("http://127.0.0.2:{}/", trap.port);
     let challenge = match challenge {
@@ -422,12 +424,12 @@ async fn a_challenge_that_could_be_read_in_two_ways_is_not_followed(#[case] chal
         other => other.replace("{trap}", &trap.port.to_string()),
     };
     let (registry, requests) = serve(move |_| answer("401 Unauthorized", &[("WWW-Authenticate", &challenge)], ""));
-    let found = verify(&registry, &engine()).await;
+    let found = verify(&registry, &client()).await;
     assert_eq!((found.result, trap.caught(), requests.count()), (NotARegistry, 0, 1), "{found:?}");
 }
 
 #[tokio::test]
-async fn a_host_is_not_called_by_many_at_a_time() {
+async fn concurrent_checks_of_a_host_are_limited() {
     let now = Arc::new(AtomicUsize::new(0));
     let (counter, most) = (Arc::clone(&now), Arc::new(AtomicUsize::new(0)));
     let seen = Arc::clone(&most);
@@ -437,9 +439,9 @@ async fn a_host_is_not_called_by_many_at_a_time() {
         counter.fetch_sub(1, Ordering::SeqCst);
         answer("404 Not Found", &[], "")
     });
-    let engine = engine();
+    let client = client();
     let attempts: Vec<Attempt> = (0..16).map(|_| Attempt::plain(&registry, "martin", PASSWORD)).collect();
-    let found = futures_util::future::join_all(attempts.iter().map(|attempt| attempt.verify(&engine, None))).await;
+    let found = futures_util::future::join_all(attempts.iter().map(|attempt| attempt.verify(&client, None))).await;
     assert!(found.iter().all(|found| found.result == NotARegistry), "{found:?}");
     assert_eq!(most.load(Ordering::SeqCst), RegistryClientConfig::default().checks_per_host);
 }

@@ -1,14 +1,14 @@
-//! Certificates of registries: good ones and all kinds of bad ones.
+//! Valid and invalid certificates for registries.
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd};
 
-/// A certificate for a server, with its key, as PEM.
+/// Server certificate and its key, PEM.
 pub struct ServerCertificate {
     pub certificate: String,
     pub key: String,
 }
 
-/// A private CA.
+/// Private CA.
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
     pub pem: String,
@@ -25,12 +25,12 @@ impl Ca {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    /// A certificate for 127.0.0.1 and localhost.
+    /// Issues a certificate for 127.0.0.1 and localhost.
     pub fn certify(&self) -> ServerCertificate {
         self.sign(&server(&["127.0.0.1", "localhost"]))
     }
 
-    /// One that has expired.
+    /// Issues an expired certificate.
     pub fn certify_expired(&self) -> ServerCertificate {
         let mut params = server(&["127.0.0.1"]);
         params.not_before = date_time_ymd(2020, 1, 1);
@@ -38,7 +38,7 @@ impl Ca {
         self.sign(&params)
     }
 
-    /// One that will be valid some day.
+    /// Issues a certificate that is not valid yet.
     pub fn certify_future(&self) -> ServerCertificate {
         let mut params = server(&["127.0.0.1"]);
         params.not_before = date_time_ymd(2090, 1, 1);
@@ -46,7 +46,7 @@ impl Ca {
         self.sign(&params)
     }
 
-    /// One for another host.
+    /// Issues a certificate for another host.
     pub fn certify_other(&self) -> ServerCertificate {
         self.sign(&server(&["other.example"]))
     }
@@ -58,7 +58,7 @@ impl Ca {
     }
 }
 
-/// A certificate that nobody but itself vouches for; as `openssl req -x509` makes it, it is a CA's, too.
+/// Self-signed certificate. With `is_ca` it is also a CA's, as `openssl req -x509` creates it.
 pub fn self_signed(is_ca: bool) -> ServerCertificate {
     let mut params = server(&["127.0.0.1"]);
     if is_ca {

@@ -1,11 +1,11 @@
-//! The same guard before clusters, which users name too: private networks are open by default, metadata services never.
+//! The guard for clusters: private networks are allowed by default, metadata services never.
 
 use std::{net::IpAddr, sync::Arc};
 
 use regcred::{
     clients::{
         cluster::{ClusterClient, ClusterClientConfig, ClusterError, admit},
-        guard::Guard,
+        outbound::Guard,
     },
     domain::cluster::{ClusterAuth, ClusterConnection},
 };
@@ -19,7 +19,7 @@ use super::{
 use crate::support::{app::TestApp, given, kubernetes};
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_cluster_is_nowhere_that_the_guard_does_not_admit(pool: PgPool) {
+async fn cluster_at_a_forbidden_address_is_not_called(pool: PgPool) {
     let (trap, app) = (Trap::set(), TestApp::spawn(pool).await);
     let trapped = |host: &str| format!("http://{host}:{}", trap.port);
     for (number, (server, words)) in [
@@ -46,7 +46,7 @@ async fn a_cluster_is_nowhere_that_the_guard_does_not_admit(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_configuration_says_where_clusters_may_be(pool: PgPool) {
+async fn configuration_restricts_addresses_of_clusters(pool: PgPool) {
     let app = TestApp::configured(pool, &[("REGCRED_CLUSTER_ALLOW", "10.0.0.0/8")]).await;
     app.register_cluster("dev").await;
     let found = app.admin().post("/v1/clusters/dev/check", &json!({})).await.expect(200);
@@ -55,17 +55,17 @@ async fn the_configuration_says_where_clusters_may_be(pool: PgPool) {
 }
 
 #[tokio::test]
-async fn a_cluster_is_called_where_the_guard_saw_it_and_by_its_name() {
+async fn cluster_is_called_at_the_admitted_address_by_its_name() {
     let (address, requests) = serve(|_| answer("200 OK", &[], r#"{"gitVersion":"v1.20.2"}"#));
     let guard = Guard::with_resolver("127.0.0.1".parse().expect("a list"), Arc::new(names()));
     let server = format!("http://registry.example:{}", address.port());
-    let seen = admit(&guard, &server).await.expect("it is admitted");
-    assert_eq!(seen, ["127.0.0.1".parse::<IpAddr>().expect("an address")]);
-    // By the system's resolver the name has no address at all.
+    let admitted = admit(&guard, &server).await.expect("it is admitted");
+    assert_eq!(admitted, ["127.0.0.1".parse::<IpAddr>().expect("an address")]);
+    // The system's resolver does not know the name.
     let connection = ClusterConnection::new(Some(&server), None, None, ClusterAuth::None, true).expect("a connection");
-    let client = ClusterClient::connect_at(&connection, seen.first().copied(), &ClusterClientConfig::default())
+    let client = ClusterClient::connect_at(&connection, admitted.first().copied(), &ClusterClientConfig::default())
         .expect("a client");
-    assert!(client.is_at(&seen) && !client.is_at(&["127.0.0.2".parse().expect("an address")]));
+    assert!(client.is_at(&admitted) && !client.is_at(&["127.0.0.2".parse().expect("an address")]));
     assert_eq!(client.check(&[]).await.version.as_deref(), Some("v1.20.2"));
     assert!(requests.text().contains(&format!("host: registry.example:{}\r\n", address.port())), "{}", requests.text());
 
@@ -77,18 +77,19 @@ async fn a_cluster_is_called_where_the_guard_saw_it_and_by_its_name() {
 }
 
 #[tokio::test]
-async fn a_certificate_has_to_bear_the_name_and_not_the_address() {
+async fn certificate_must_be_valid_for_the_name_not_the_address() {
     let port = kubernetes::server().rsplit(':').next().expect("a port").to_owned();
     let ca = kubernetes::file("ca.crt");
     let token = || ClusterAuth::Token { token: given("REGCRED_TEST_KUBE_ADMIN_TOKEN").into() };
-    let there = "127.0.0.1".parse().ok();
+    let address = "127.0.0.1".parse().ok();
     for (host, given_name, is_good) in
         [("localhost", None, true), ("other.example", None, false), ("other.example", Some("localhost"), true)]
     {
         let server = format!("https://{host}:{port}");
         let connection =
             ClusterConnection::new(Some(&server), Some(&ca), given_name, token(), false).expect("a connection");
-        let client = ClusterClient::connect_at(&connection, there, &ClusterClientConfig::default()).expect("a client");
+        let client =
+            ClusterClient::connect_at(&connection, address, &ClusterClientConfig::default()).expect("a client");
         let found = client.check(&[]).await;
         assert_eq!(found.reachable, is_good, "{host}: {found:?}");
     }

@@ -1,4 +1,4 @@
-//! `regcred verify`, and what the processes write at their most talkative.
+//! `regcred verify`, and output at the most verbose log level.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use super::{
     certificates::Ca,
     listening::{Trap, answer, bearer, serve},
     registries::{Setup, TestRegistry},
-    token_service::{Habits, TokenService},
+    token_service::{Deviations, TokenService},
 };
 use crate::support::{
     files::TempDir,
@@ -16,9 +16,9 @@ use crate::support::{
     registry,
 };
 
-/// Without a database: the variables of an installation, less what the command has no need of.
+/// Environment without a database and without the variables that the command does not need.
 fn installation() -> Installation {
-    Installation::new("postgres://nobody@127.0.0.1:1/none")
+    Installation::new("postgres://unused@127.0.0.1:1/none")
         .with("REGCRED_DATABASE_URL_FILE", "")
         .with("REGCRED_MASTER_KEYS_FILE", "")
         .with("REGCRED_API_KEY_PEPPER_FILE", "")
@@ -37,7 +37,7 @@ async fn verify(installation: &Installation, config: &Value, arguments: &[&str])
 }
 
 #[tokio::test]
-async fn every_entry_has_its_line_and_ci_its_exit_code() {
+async fn every_entry_has_a_line_and_failures_set_the_exit_code() {
     let (a, b) = (registry::a(), registry::b());
     let (right_a, right_b) = (entry(&a.username, &a.password), entry(&b.username, &b.password));
     let good = json!({"auths": {&a.address: right_a, &b.address: right_b}, "HttpHeaders": {"X": "y"}});
@@ -88,7 +88,7 @@ async fn every_entry_has_its_line_and_ci_its_exit_code() {
 }
 
 #[tokio::test]
-async fn private_cas_and_plain_http_can_be_named() {
+async fn private_ca_and_plain_http_can_be_set() {
     let ca = Ca::new();
     let users: &[(&str, &str)] = &[("martin", "canary-password")];
     let tls = TestRegistry::start(Setup { users, tls: Some(&ca.certify()), ..Setup::default() }).await;
@@ -107,7 +107,7 @@ async fn private_cas_and_plain_http_can_be_named() {
 }
 
 #[tokio::test]
-async fn a_registry_of_the_config_cannot_lead_the_command_elsewhere() {
+async fn registry_in_the_config_cannot_redirect_the_command() {
     let trap = Trap::set();
     let realm = format!("http://127.0.0.2:{}/token", trap.port);
     let (registry, _) = serve(move |_| bearer(&realm));
@@ -117,7 +117,7 @@ async fn a_registry_of_the_config_cannot_lead_the_command_elsewhere() {
 }
 
 #[tokio::test]
-async fn no_proxy_of_the_environment_sees_a_login() {
+async fn proxy_of_the_environment_is_not_used() {
     let (proxy, requests) = serve(|_| answer("200 OK", &[], "{}"));
     let url = format!("http://{proxy}");
     let mut installation = installation();
@@ -131,8 +131,8 @@ async fn no_proxy_of_the_environment_sees_a_login() {
 }
 
 #[tokio::test]
-async fn the_command_tells_no_secret_at_its_most_talkative() {
-    let service = TokenService::start(Habits::default());
+async fn verbose_output_of_the_command_contains_no_secret() {
+    let service = TokenService::start(Deviations::default());
     let realm = service.realm();
     let (registry, _) = serve(move |request| {
         if request.contains("authorization: Bearer") {
@@ -151,8 +151,8 @@ async fn the_command_tells_no_secret_at_its_most_talkative() {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_service_logs_no_secret_at_its_most_talkative(pool: PgPool) {
-    let service = TokenService::start(Habits::default());
+async fn verbose_log_of_the_service_contains_no_secret(pool: PgPool) {
+    let service = TokenService::start(Deviations::default());
     let realm = service.realm();
     let (echo, _) = serve(move |request| {
         let login = request.lines().find_map(|line| line.strip_prefix("authorization: ")).unwrap_or("canary-upstream");
@@ -184,15 +184,15 @@ async fn the_service_logs_no_secret_at_its_most_talkative(pool: PgPool) {
         assert_clean(&regcred.process.stderr(), user);
     }
     let log = regcred.process.stderr();
-    assert!(log.contains("\"level\":\"TRACE\"") && log.contains("a login was checked"), "{log}");
+    assert!(log.contains("\"level\":\"TRACE\"") && log.contains("login checked"), "{log}");
 }
 
-/// No password, token or upstream text, in no spelling.
+/// Asserts that `text` contains no password, token or text of a registry, in any encoding.
 #[track_caller]
 fn assert_clean(text: &str, user: &str) {
     let pair = BASE64_STANDARD.encode(format!("{user}:canary-password"));
     let reversed: String = "canary-password".chars().rev().collect();
-    let spellings = [
+    let encodings = [
         "canary-",
         &pair,
         &BASE64_STANDARD.encode("canary-password"),
@@ -201,9 +201,9 @@ fn assert_clean(text: &str, user: &str) {
         &reversed,
         "eyJ0eXAi",
     ];
-    for spelling in spellings {
-        if let Some(at) = text.find(spelling) {
-            panic!("{spelling}: {}", &text[at.saturating_sub(300)..(at + 100).min(text.len())]);
+    for encoding in encodings {
+        if let Some(at) = text.find(encoding) {
+            panic!("{encoding}: {}", &text[at.saturating_sub(300)..(at + 100).min(text.len())]);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Health over time: checks in the background, and warnings before a password ends.
+//! Background verification, and warnings before a password expires.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -28,7 +28,7 @@ async fn result_of(client: &Client, name: &str) -> Value {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn accounts_with_an_interval_are_verified_in_the_background(pool: PgPool) {
+async fn account_with_an_interval_is_verified_in_the_background(pool: PgPool) {
     let app = TestApp::configured(pool, QUICK).await;
     let there = registry::a();
     let client = app.admin();
@@ -44,7 +44,7 @@ async fn accounts_with_an_interval_are_verified_in_the_background(pool: PgPool) 
     )
     .fetch_one(&app.pool)
     .await
-    .expect("a look");
+    .expect("a row");
     assert!(soon);
 
     make_due(&app.pool).await;
@@ -63,7 +63,7 @@ async fn accounts_with_an_interval_are_verified_in_the_background(pool: PgPool) 
         .collect();
     let event = |resource| ["worker", resource, "success"];
     assert_eq!(shown, ["registry-accounts/fails", "registry-accounts/works"].map(event).into());
-    // After the interval again, a tenth more or less.
+    // The next verification is due after the interval, plus or minus a tenth.
     let in_bounds: bool = sqlx::query_scalar(
         "SELECT bool_and(next_verification_at - last_verified_at
                 BETWEEN verify_interval_seconds * interval '0.89 second' AND verify_interval_seconds * interval '1.11 second')
@@ -71,7 +71,7 @@ async fn accounts_with_an_interval_are_verified_in_the_background(pool: PgPool) 
     )
     .fetch_one(&app.pool)
     .await
-    .expect("a look");
+    .expect("a row");
     assert!(in_bounds);
     eventually("the metrics count them", async || {
         let metrics = app.anonymous().get("/metrics").await.body;
@@ -79,7 +79,7 @@ async fn accounts_with_an_interval_are_verified_in_the_background(pool: PgPool) 
     })
     .await;
 
-    // A rotation is looked at soon; and without an interval nothing is.
+    // A rotation is verified soon. Without an interval, there is no verification.
     let path = "/v1/registry-accounts/fails";
     let rotated = client.patch(path, &json!({"password": there.password})).await.expect(200);
     assert_eq!(rotated["lastVerificationResult"], Value::Null);
@@ -98,7 +98,7 @@ async fn accounts_with_an_interval_are_verified_in_the_background(pool: PgPool) 
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn replicas_share_the_checks(pool: PgPool) {
+async fn replicas_share_background_verification(pool: PgPool) {
     let (address, requests) = serve(|request| {
         if request.contains("authorization") {
             answer("200 OK", &[], "{}")
@@ -126,7 +126,7 @@ async fn replicas_share_the_checks(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn nothing_is_verified_where_the_configuration_forbids_it(pool: PgPool) {
+async fn background_verification_can_be_disabled(pool: PgPool) {
     let mut variables = QUICK.to_vec();
     variables.push(("REGCRED_VERIFY_BACKGROUND", "false"));
     let app = TestApp::configured(pool, &variables).await;
@@ -141,7 +141,7 @@ async fn nothing_is_verified_where_the_configuration_forbids_it(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn accounts_that_expire_are_found_counted_and_warned_of_once(pool: PgPool) {
+async fn expiring_account_is_listed_counted_and_logged_once(pool: PgPool) {
     let url = pool.connect_options().to_url_lossy().to_string();
     let installation = Installation::new(&url);
     let key = installation.new_key("admin").await;
@@ -171,30 +171,33 @@ async fn accounts_that_expire_are_found_counted_and_warned_of_once(pool: PgPool)
     }
     drop(service);
 
-    // It looks around at its start: each warning is given once, whoever looks.
+    // The worker checks at startup. All replicas together log each warning once.
     for (round, warnings) in [(1, 5), (2, 0)] {
         let service = installation.serve().await;
-        eventually("the metrics are there", async || {
+        let warned = || {
+            let log = service.process.stderr();
+            log.lines().filter(|line| line.contains("expires soon") || line.contains("has expired")).count()
+        };
+        eventually("metrics and warnings are complete", async || {
             let metrics = service.anonymous().get("/metrics").await.body;
             let counted = [("30", 5), ("14", 4), ("7", 4), ("3", 3), ("1", 2), ("0", 1)].map(|(days, count)| {
                 metrics.contains(&format!("regcred_registry_accounts_expiring{{within_days=\"{days}\"}} {count}\n"))
             });
-            counted.iter().all(|is_there| *is_there).then_some(())
+            (counted.iter().all(|is_there| *is_there) && warned() >= warnings).then_some(())
         })
         .await;
         let log = service.process.stderr();
-        let about = |words: &str| log.lines().filter(|line| line.contains(words)).count();
-        assert_eq!(about("expires soon") + about("password expired"), warnings, "round {round}: {log}");
+        assert_eq!(warned(), warnings, "round {round}: {log}");
         if round == 1 {
             for (name, days) in [("day", 1), ("days", 3), ("week", 7), ("month", 30)] {
-                let said = log.lines().any(|line| {
+                let is_logged = log.lines().any(|line| {
                     line.contains(&format!("\"account\":\"{name}\"")) && line.contains(&format!("\"days\":{days}"))
                 });
-                assert!(said, "{name}: {log}");
+                assert!(is_logged, "{name}: {log}");
             }
         }
     }
-    // Another expiry is another matter.
+    // A changed expiry causes a new warning.
     let service = installation.serve().await;
     let later = json!({"expiresAt": Utc::now() + TimeDelta::hours(10)});
     service.client(&key).patch("/v1/registry-accounts/later", &later).await.expect(200);
@@ -205,7 +208,7 @@ async fn accounts_that_expire_are_found_counted_and_warned_of_once(pool: PgPool)
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_check_that_hangs_does_not_hold_up_the_end(pool: PgPool) {
+async fn hanging_check_does_not_delay_shutdown(pool: PgPool) {
     let (hanging, requests) = serve(|_| {
         std::thread::sleep(Duration::from_secs(30));
         Vec::new()
@@ -218,10 +221,10 @@ async fn a_check_that_hangs_does_not_hold_up_the_end(pool: PgPool) {
     let client = service.client(&installation.new_key("admin").await);
     client.post("/v1/registry-accounts", &account("a", &hanging.to_string(), "x", Some(300))).await.expect(201);
     make_due(&pool).await;
-    eventually("the check is under way", async || (requests.count() > 0).then_some(())).await;
-    let begin = std::time::Instant::now();
+    eventually("the check is in progress", async || (requests.count() > 0).then_some(())).await;
+    let start = std::time::Instant::now();
     service.process.signal("TERM");
     let exit = service.process.wait().await;
     assert_eq!(exit.code, Some(0), "{exit:?}");
-    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }

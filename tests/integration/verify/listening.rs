@@ -1,4 +1,4 @@
-//! Listeners that answer as a test wants, and remember what they were sent.
+//! Listeners with scripted responses that record their requests.
 
 use std::{
     io::Write,
@@ -12,7 +12,7 @@ use std::{
 
 use crate::support::listener::{listen, read_request};
 
-/// What was asked, request by request.
+/// Recorded requests.
 #[derive(Clone, Default)]
 pub struct Requests(Arc<Mutex<Vec<String>>>);
 
@@ -21,7 +21,7 @@ impl Requests {
         self.0.lock().expect("the requests").push(request);
     }
 
-    /// All of it in one text.
+    /// All requests as one text.
     pub fn text(&self) -> String {
         self.0.lock().expect("the requests").join("\n")
     }
@@ -31,20 +31,20 @@ impl Requests {
     }
 }
 
-/// A plain HTTP server that answers each request with what `answer` makes of it, and closes.
+/// Starts a plain HTTP server that answers each request with `answer` and closes the connection.
 pub fn serve(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> (SocketAddr, Requests) {
     let requests = Requests::default();
-    let kept = requests.clone();
+    let recorded = requests.clone();
     let address = listen(move |mut stream| {
         let request = read_request(&stream);
-        kept.push(request.clone());
-        // Whoever hangs up early is what some tests are about.
+        recorded.push(request.clone());
+        // Some tests close the connection early.
         let _ = stream.write_all(&answer(&request));
     });
     (address, requests)
 }
 
-/// An answer with a body.
+/// Response with a body.
 pub fn answer(status: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
     let lines: Vec<String> = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let lines = lines.concat();
@@ -52,13 +52,13 @@ pub fn answer(status: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// The `/v2/` of a registry that sends everybody to this realm.
+/// Response of a registry's `/v2/` that requests a token from this realm.
 pub fn bearer(realm: &str) -> Vec<u8> {
     let challenge = format!(r#"Bearer realm="{realm}",service="test-registry""#);
     answer("401 Unauthorized", &[("WWW-Authenticate", &challenge)], "{}")
 }
 
-/// Listens where nobody may come, on the same port at several inner addresses.
+/// Listeners on the same port of several internal addresses, which no client may reach.
 pub struct Trap {
     pub port: u16,
     caught: Arc<AtomicUsize>,
@@ -69,7 +69,7 @@ impl Trap {
         let first = TcpListener::bind("127.0.0.2:0").expect("a port");
         let port = first.local_addr().expect("an address").port();
         let caught = Arc::new(AtomicUsize::new(0));
-        // A port may be taken at the other address: then the trap is smaller.
+        // If the port is in use at another address, the trap omits it.
         let others = [TcpListener::bind(("::1", port)), TcpListener::bind(("127.0.0.3", port))];
         for listener in others.into_iter().flatten().chain([first]) {
             let caught = Arc::clone(&caught);
@@ -83,7 +83,7 @@ impl Trap {
         Self { port, caught }
     }
 
-    /// How many connections came in.
+    /// Number of accepted connections.
     pub fn caught(&self) -> usize {
         self.caught.load(Ordering::SeqCst)
     }

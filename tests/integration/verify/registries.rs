@@ -1,4 +1,4 @@
-//! Debian's docker-registry, one process for each test, all of them before the same two images.
+//! Debian's docker-registry: one process for each test, with the same two images.
 
 use std::{
     fmt::Write as _,
@@ -11,13 +11,13 @@ use std::{
 
 use regcred::{
     clients::{
-        guard::Guard,
-        registry::{Login, Registries, RegistryClientConfig},
+        outbound::Guard,
+        registry::{Login, RegistryClient, RegistryClientConfig},
     },
     domain::{
         cluster::CaCertificate,
         registry::{RegistryScope, RepositoryName},
-        verification::LoginCheck,
+        verification::VerificationReport,
     },
 };
 use secrecy::SecretString;
@@ -31,24 +31,24 @@ use crate::support::{
     registry,
 };
 
-/// An image with a tag that is not `latest`.
+/// Image without a `latest` tag.
 pub const TAGGED: &str = "os/alpine";
-/// An image whose tag is `latest`.
+/// Image with a `latest` tag.
 pub const LATEST: &str = "team/app";
 
-/// A registry of one test. It goes with its process.
+/// Registry process of one test.
 pub struct TestRegistry {
     pub address: SocketAddr,
     process: Process,
     _folder: TempDir,
 }
 
-/// What a registry is like.
+/// Configuration of a registry.
 #[derive(Default)]
 pub struct Setup<'a> {
-    /// `auth: htpasswd`, with these users.
+    /// `auth: htpasswd` with these users.
     pub users: &'a [(&'a str, &'a str)],
-    /// `auth: token`, of a token service at this URL, whose certificate is in this file.
+    /// `auth: token`: URL of the token service, and the file with its certificate.
     pub token_service: Option<(String, PathBuf)>,
     pub tls: Option<&'a ServerCertificate>,
 }
@@ -67,12 +67,12 @@ impl TestRegistry {
         if let Some(tls) = setup.tls {
             let (certificate, key) = (folder.write("tls.crt", &tls.certificate), folder.write("tls.key", &tls.key));
             writeln!(config, "  tls: {{certificate: {}, key: {}}}", certificate.display(), key.display())
-                .expect("it is usable");
+                .expect("usable");
         }
         if !setup.users.is_empty() {
             let lines: String = setup.users.iter().map(|(user, password)| htpasswd(user, password)).collect();
             let file = folder.write("htpasswd", lines);
-            write!(config, "auth:\n  htpasswd: {{realm: sandbox, path: {}}}\n", file.display()).expect("it is usable");
+            write!(config, "auth:\n  htpasswd: {{realm: sandbox, path: {}}}\n", file.display()).expect("usable");
         }
         if let Some((realm, certificate)) = setup.token_service {
             write!(
@@ -80,7 +80,7 @@ impl TestRegistry {
                 "auth:\n  token: {{realm: \"{realm}\", service: test-registry, issuer: test-issuer, rootcertbundle: {}}}\n",
                 certificate.display()
             )
-            .expect("it is usable");
+            .expect("usable");
         }
         let file = folder.write("config.yml", config);
         let mut command = Command::new("docker-registry");
@@ -98,7 +98,7 @@ impl TestRegistry {
         Self { address, process, _folder: folder }
     }
 
-    /// What it has logged.
+    /// Its log.
     pub fn log(&self) -> String {
         self.process.stderr()
     }
@@ -109,7 +109,7 @@ fn htpasswd(user: &str, password: &str) -> String {
     String::from_utf8(made.stdout).expect("UTF-8").trim().to_owned() + "\n"
 }
 
-/// The folder with the images, filled once for the process.
+/// Directory with the images, filled once per process.
 async fn images() -> &'static Path {
     static IMAGES: OnceLock<TempDir> = OnceLock::new();
     static FILLING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -132,12 +132,12 @@ async fn images() -> &'static Path {
     IMAGES.get_or_init(|| folder).path()
 }
 
-/// The engine alone, with loopback allowed.
-pub fn engine() -> Registries {
-    Registries::new(Guard::new("127.0.0.0/8".parse().expect("it is usable")), RegistryClientConfig::default())
+/// Registry client that may call loopback.
+pub fn registry_client() -> RegistryClient {
+    RegistryClient::new(Guard::new("127.0.0.0/8".parse().expect("usable")), RegistryClientConfig::default())
 }
 
-/// A login to be checked by the engine alone.
+/// Login to verify.
 pub struct Attempt {
     pub scope: RegistryScope,
     pub plain_http: bool,
@@ -162,7 +162,7 @@ impl Attempt {
         Self { plain_http: false, ca, ..Self::plain(registry, username, password) }
     }
 
-    pub async fn verify(&self, engine: &Registries, repository: Option<&str>) -> LoginCheck {
+    pub async fn verify(&self, client: &RegistryClient, repository: Option<&str>) -> VerificationReport {
         let login = Login {
             registry: &self.scope,
             plain_http: self.plain_http,
@@ -171,6 +171,6 @@ impl Attempt {
             password: &self.password,
         };
         let repository = repository.map(|name| RepositoryName::parse(name, &self.scope).expect("a repository"));
-        engine.verify(&login, repository.as_ref()).await
+        client.verify(&login, repository.as_ref()).await
     }
 }

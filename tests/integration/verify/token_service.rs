@@ -1,4 +1,4 @@
-//! A token service after the specification, whose tokens a real registry takes, and the ways in which others are odd.
+//! Token service as specified, whose tokens a real registry accepts, with optional deviations.
 
 use std::path::Path;
 
@@ -13,43 +13,44 @@ use std::net::SocketAddr;
 
 use super::listening::{Requests, answer, serve};
 
-/// How a service treats those who come.
+/// Deviations of a token service.
 #[derive(Clone, Copy, Default)]
-pub struct Habits {
-    /// GET is answered with this status.
+pub struct Deviations {
+    /// Status for every GET.
     pub get_is: Option<&'static str>,
-    /// POST is answered with this status.
+    /// Status for every POST.
     pub post_is: Option<&'static str>,
-    /// What else is odd about it.
+    /// Further deviation.
     pub quirk: Option<Quirk>,
 }
 
-/// What may be odd about a token service.
+/// Deviation of a token service in its tokens.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Quirk {
-    /// Who shows no login gets 401, not a token for what is public.
-    RefusesAnybody,
-    /// Tokens tell nothing: they name no subject.
-    NamesNobody,
-    /// The token is called `access_token`.
-    CallsItAccessToken,
-    /// A login that is known gets 403 for a repository that it has no right to.
+    /// Anonymous clients get 401 instead of a token for public repositories.
+    RefusesAnonymous,
+    /// Tokens have no subject.
+    OmitsSubject,
+    /// The token is in `access_token`.
+    UsesAccessToken,
+    /// A valid login gets 403 for a repository that it may not read.
     RefusesScopes,
 }
 
-/// `martin` may read everything, `lena` nothing; `old` has expired (400), and so has `harbor` (200, and nothing in it).
+/// `martin` may read everything, `lena` nothing. `old` has expired (400), and `harbor` has expired
+/// (200 with an empty token).
 pub struct TokenService {
     pub address: SocketAddr,
     pub requests: Requests,
-    /// The certificate that signs, as PEM.
+    /// Certificate of the signing key, PEM.
     pub certificate: String,
 }
 
 impl TokenService {
-    pub fn start(habits: Habits) -> Self {
+    pub fn start(deviations: Deviations) -> Self {
         let signer = Signer::new();
         let certificate = signer.certificate.clone();
-        let (address, requests) = serve(move |request| respond(request, habits, &signer));
+        let (address, requests) = serve(move |request| respond(request, deviations, &signer));
         Self { address, requests, certificate }
     }
 
@@ -57,7 +58,7 @@ impl TokenService {
         format!("http://{}/token", self.address)
     }
 
-    /// Writes the certificate where a registry reads it.
+    /// Writes the certificate to a file for a registry.
     pub fn write_certificate(&self, folder: &Path) -> std::path::PathBuf {
         let file = folder.join(format!("signer-{}.pem", self.address.port()));
         std::fs::write(&file, &self.certificate).expect("written");
@@ -89,11 +90,11 @@ impl Signer {
     }
 }
 
-fn respond(request: &str, habits: Habits, signer: &Signer) -> Vec<u8> {
+fn respond(request: &str, deviations: Deviations, signer: &Signer) -> Vec<u8> {
     let (head, body) = request.split_once("\r\n\r\n").unwrap_or((request, ""));
     let is_post = head.starts_with("POST");
     let target = head.split(' ').nth(1).unwrap_or_default();
-    if let Some(status) = if is_post { habits.post_is } else { habits.get_is } {
+    if let Some(status) = if is_post { deviations.post_is } else { deviations.get_is } {
         return answer(status, &[], "canary-upstream");
     }
     let query = if is_post { body } else { target.split_once('?').map_or("", |(_, query)| query) };
@@ -103,7 +104,7 @@ fn respond(request: &str, habits: Habits, signer: &Signer) -> Vec<u8> {
     let refusal =
         |status: &str| answer(status, &[], r#"{"errors":[{"code":"UNAUTHORIZED","message":"canary-upstream"}]}"#);
     let subject = match login.as_ref().map(|(user, password)| (user.as_str(), password.as_str())) {
-        None if habits.quirk == Some(Quirk::RefusesAnybody) => return refusal("401 Unauthorized"),
+        None if deviations.quirk == Some(Quirk::RefusesAnonymous) => return refusal("401 Unauthorized"),
         None | Some(("harbor", _)) => "",
         Some(("martin", "canary-password") | ("<token>", "canary-identity")) => "martin",
         Some(("lena", "canary-password")) => "lena",
@@ -111,9 +112,9 @@ fn respond(request: &str, habits: Habits, signer: &Signer) -> Vec<u8> {
         Some(_) => return refusal("401 Unauthorized"),
     };
     let scope = parameter("scope").and_then(|scope| scope.strip_prefix("repository:")?.strip_suffix(":pull"));
-    let has_public = habits.quirk != Some(Quirk::RefusesAnybody);
+    let has_public = deviations.quirk != Some(Quirk::RefusesAnonymous);
     let may_read = |name: &&str| subject == "martin" || (has_public && name.starts_with("team/"));
-    if habits.quirk == Some(Quirk::RefusesScopes) && scope.is_some_and(|name| !may_read(&name)) {
+    if deviations.quirk == Some(Quirk::RefusesScopes) && scope.is_some_and(|name| !may_read(&name)) {
         return refusal("403 Forbidden");
     }
     let access: Vec<Value> = scope
@@ -126,10 +127,10 @@ fn respond(request: &str, habits: Habits, signer: &Signer) -> Vec<u8> {
         "iss": "test-issuer", "aud": parameter("service").unwrap_or_default(), "sub": subject,
         "iat": now, "nbf": now - 10, "exp": now + 300, "jti": uuid::Uuid::now_v7().to_string(), "access": access,
     });
-    if habits.quirk == Some(Quirk::NamesNobody) {
+    if deviations.quirk == Some(Quirk::OmitsSubject) {
         claims.as_object_mut().expect("an object").remove("sub");
     }
-    let name = if habits.quirk == Some(Quirk::CallsItAccessToken) { "access_token" } else { "token" };
+    let name = if deviations.quirk == Some(Quirk::UsesAccessToken) { "access_token" } else { "token" };
     answer(
         "200 OK",
         &[("Content-Type", "application/json")],

@@ -1,13 +1,13 @@
-//! Whose token it is, asked of the cluster that made it.
+//! Token reviews: the `ServiceAccount` that a token belongs to.
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
 use kube::{Resource, api::PostParams};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::time::Instant;
 
-use super::{ClusterClient, ClusterError, post};
+use super::{ClusterClient, ClusterError, unbuildable};
 
-/// The longest that what a cluster said of a token may count, in seconds: a deleted `ServiceAccount` is one for so long.
+/// Maximum time for which a review may be cached, in seconds. A deleted `ServiceAccount` stays
+/// valid that long.
 pub const REVIEW_REMEMBERED_MAX: u64 = 60;
 
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
@@ -15,30 +15,30 @@ const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 
-/// The `ServiceAccount` that a cluster says that a token is of.
+/// `ServiceAccount` that a token belongs to, as reviewed by its cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReviewedServiceAccount {
-    /// Its namespace.
+    /// Namespace.
     pub namespace: String,
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its identity.
+    /// UID.
     pub uid: Option<String>,
-    /// Name of the pod that the token was made for, where it was made for one.
+    /// Name of the pod that the token is bound to, if any.
     pub pod_name: Option<String>,
-    /// Identity of that pod.
+    /// UID of that pod.
     pub pod_uid: Option<String>,
-    /// Name of the node that the pod is on, where the cluster tells it (1.30 and newer).
+    /// Name of the pod's node, if the cluster reports it (since 1.30).
     pub node_name: Option<String>,
 }
 
 impl ClusterClient {
-    /// Asks the cluster whose token this is, and whether it was made for `audience`. None if the cluster does not vouch for it,
-    /// it was made for others, or it is no `ServiceAccount`'s.
+    /// Reviews a token. None if the cluster does not authenticate it, if it has another audience,
+    /// or if it does not belong to a `ServiceAccount`.
     ///
     /// # Errors
     ///
-    /// See [`ClusterError`]: the cluster gave no answer, or regcred may not ask.
+    /// See [`ClusterError`].
     #[tracing::instrument(name = "cluster.review_token", skip_all, fields(server = %self.server()))]
     pub async fn review_token(
         &self,
@@ -52,29 +52,32 @@ impl ClusterClient {
             },
             ..TokenReview::default()
         };
-        let request = post(TokenReview::url_path(&(), None), &PostParams::default(), &review)?;
-        let answer = self.call(request, Instant::now() + self.timeout).await?;
-        if !answer.is_success() {
-            return Err(match answer.failure(self.server()) {
-                ClusterError::Forbidden { .. } => ClusterError::Forbidden {
-                    detail: "regcred's credential for the cluster may not create tokenreviews (403): bind it to system:auth-delegator"
-                        .to_owned(),
-                },
-                other => other,
-            });
+        let body = serde_json::to_vec(&review).map_err(unbuildable)?;
+        let requests = kube::core::Request::new(TokenReview::url_path(&(), None));
+        let request = requests.create(&PostParams::default(), body).map_err(unbuildable)?;
+        let response = self.call(request, self.deadline()).await?;
+        match response.status {
+            _ if response.is_success() => {}
+            403 => {
+                let detail = "regcred's credential for the cluster may not create tokenreviews (403): bind it to the \
+                              ClusterRole system:auth-delegator";
+                return Err(ClusterError::Forbidden { detail: detail.to_owned() });
+            }
+            _ => return Err(response.error(self.server(), "create tokenreviews")),
         }
-        let review: Option<TokenReview> = answer.body.as_deref().and_then(|body| serde_json::from_slice(body).ok());
-        let status = review
-            .and_then(|review| review.status)
-            .ok_or_else(|| ClusterError::Unreachable { detail: format!("{} broke off its answer", self.server()) })?;
-        Ok(vouched(status, audience))
+        let review: Option<TokenReview> = response.json();
+        let status = review.and_then(|review| review.status).ok_or_else(|| ClusterError::Unreachable {
+            detail: format!("{} sent an incomplete token review", self.server()),
+        })?;
+        Ok(authenticated(status, audience))
     }
 }
 
-/// An API server that does not know audiences leaves them out, and has looked at none (`TokenReviewStatus.audiences`).
-fn vouched(status: TokenReviewStatus, audience: &str) -> Option<ReviewedServiceAccount> {
-    let is_for_us = status.audiences.unwrap_or_default().iter().any(|made_for| made_for == audience);
-    if status.authenticated != Some(true) || !is_for_us {
+/// Requires the audience in the response: an API server that does not support audiences omits them
+/// and has checked none (`TokenReviewStatus.audiences`).
+fn authenticated(status: TokenReviewStatus, audience: &str) -> Option<ReviewedServiceAccount> {
+    let has_audience = status.audiences.unwrap_or_default().iter().any(|reviewed| reviewed == audience);
+    if status.authenticated != Some(true) || !has_audience {
         return None;
     }
     service_account(status.user?)
@@ -108,7 +111,7 @@ mod tests {
     use super::*;
 
     fn names(status: Value) -> Option<(String, String)> {
-        let account = vouched(serde_json::from_value(status).unwrap(), "regcred")?;
+        let account = authenticated(serde_json::from_value(status).unwrap(), "regcred")?;
         Some((account.namespace, account.name))
     }
 
@@ -125,18 +128,18 @@ mod tests {
     #[case(json!({"authenticated": true, "audiences": ["regcred"], "user": {"username": "system:serviceaccount::ci"}}), false)]
     #[case(json!({"authenticated": true, "audiences": ["regcred"]}), false)]
     #[case(json!({}), false)]
-    fn a_cluster_has_to_vouch_for_the_account_and_the_audience(#[case] status: Value, #[case] vouched: bool) {
-        assert_eq!(names(status), vouched.then(|| ("a".to_owned(), "ci".to_owned())));
+    fn review_must_confirm_service_account_and_audience(#[case] status: Value, #[case] accepted: bool) {
+        assert_eq!(names(status), accepted.then(|| ("a".to_owned(), "ci".to_owned())));
     }
 
     #[test]
-    fn the_pod_is_told_where_the_cluster_tells_it() {
+    fn pod_is_read_from_the_review() {
         let user = json!({"username": "system:serviceaccount:a:ci", "uid": "u-1", "extra": {
             "authentication.kubernetes.io/pod-name": ["job-1"], "authentication.kubernetes.io/pod-uid": ["u-2"],
             "authentication.kubernetes.io/node-name": ["n-1", "n-2"],
         }});
         let status = json!({"authenticated": true, "audiences": ["regcred"], "user": user});
-        let account = vouched(serde_json::from_value(status).unwrap(), "regcred").unwrap();
+        let account = authenticated(serde_json::from_value(status).unwrap(), "regcred").unwrap();
         assert_eq!((account.uid.as_deref(), account.pod_name.as_deref()), (Some("u-1"), Some("job-1")));
         assert_eq!((account.pod_uid.as_deref(), account.node_name), (Some("u-2"), None));
     }

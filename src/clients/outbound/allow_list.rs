@@ -1,33 +1,36 @@
-//! What the configuration allows beyond public addresses.
+//! Networks and hosts that the configuration allows beyond public addresses.
 
 use std::{net::IpAddr, str::FromStr};
 
-use crate::domain::{invalid::Invalid, network::Network};
+use ipnet::IpNet;
 
-/// Networks, such as `10.0.0.0/8`, and host names that may be called though their addresses are not public.
+use crate::domain::{invalid::Invalid, network::parse_network};
+
+/// Networks, such as `10.0.0.0/8`, and host names that may be called although their addresses are
+/// not public.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AllowList {
-    networks: Vec<Network>,
+    networks: Vec<IpNet>,
     hosts: Vec<String>,
 }
 
 impl AllowList {
-    /// Whether a host is allowed by its name, wherever that leads.
+    /// Whether a host is allowed by its name, whatever its addresses.
     pub(super) fn names(&self, host: &str) -> bool {
         self.hosts.iter().any(|name| name.eq_ignore_ascii_case(host))
     }
 
     /// Whether an address is in an allowed network.
     pub(super) fn contains(&self, address: IpAddr) -> bool {
-        self.networks.iter().any(|network| network.contains(address))
+        self.networks.iter().any(|network| network.contains(&address))
     }
 
-    /// Whether an address is allowed by itself: a whole network never opens a metadata service.
-    pub(super) fn singles_out(&self, address: IpAddr) -> bool {
-        self.networks.iter().any(|network| network.is_only(address))
+    /// Whether an entry is exactly this address. Only such an entry allows a metadata service.
+    pub(super) fn contains_exactly(&self, address: IpAddr) -> bool {
+        self.networks.contains(&IpNet::from(address))
     }
 
-    /// Allows one more host by its name.
+    /// Adds a host name.
     pub fn allow_host(&mut self, host: &str) {
         self.hosts.push(host.to_ascii_lowercase());
     }
@@ -36,11 +39,11 @@ impl AllowList {
 impl FromStr for AllowList {
     type Err = Invalid;
 
-    /// Reads a list of networks, addresses and host names, separated by commas.
+    /// Parses a comma-separated list of networks, addresses and host names.
     fn from_str(list: &str) -> Result<Self, Invalid> {
         let mut allowed = Self::default();
         for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-            if let Ok(network) = entry.parse() {
+            if let Ok(network) = parse_network(entry) {
                 allowed.networks.push(network);
             } else if is_host(entry) {
                 allowed.allow_host(entry);
@@ -60,7 +63,7 @@ fn is_host(entry: &str) -> bool {
 }
 
 fn refused(entry: &str) -> Invalid {
-    Invalid::new(format!("`{entry}` is no network such as 10.0.0.0/8, no address and no host name"))
+    Invalid::new(format!("`{entry}` is not a network such as 10.0.0.0/8, an address or a host name"))
 }
 
 #[cfg(test)]
@@ -73,7 +76,7 @@ mod tests {
     #[case("fd00::/8, 10.0.0.0/8", "10.9.9.9", true)]
     #[case("10.0.0.7", "10.0.0.7", true)]
     #[case("10.0.0.7", "10.0.0.8", false)]
-    fn a_list_contains_the_addresses_of_its_networks(
+    fn list_contains_the_addresses_of_its_networks(
         #[case] list: &str,
         #[case] address: IpAddr,
         #[case] contains: bool,
@@ -89,12 +92,12 @@ mod tests {
     #[case("*.reg.io")]
     #[case("reg.io:5000")]
     #[case("::1/129")]
-    fn what_is_neither_network_nor_host_is_refused(#[case] list: &str) {
+    fn entry_that_is_neither_network_nor_host_is_refused(#[case] list: &str) {
         assert!(list.parse::<AllowList>().is_err());
     }
 
     #[test]
-    fn hosts_are_matched_whole() {
+    fn hosts_are_matched_by_their_full_name() {
         let allowed: AllowList = "Registry.Corp.Example, localhost".parse().unwrap();
         assert!(allowed.names("registry.corp.example") && allowed.names("LOCALHOST"));
         assert!(!allowed.names("corp.example") && !allowed.names("a.registry.corp.example"));

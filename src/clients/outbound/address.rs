@@ -1,14 +1,15 @@
-//! Which addresses are public, after the special-purpose registries of IANA (RFC 6890 and its successors).
+//! Classification of IP addresses by IANA's special-purpose registries (RFC 6890 and its
+//! successors).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Where clouds hand credentials to whoever asks from inside. Some of these look public.
+/// Metadata services, which hand out a cloud's credentials. Some of these addresses look public.
 const METADATA: [IpAddr; 9] = [
     // AWS, Google, Azure, Oracle, OpenStack and others; the containers of ECS; the pods of EKS.
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
-    // Alibaba; Azure's wire server; Oracle of old.
+    // Alibaba; Azure's wire server; Oracle (legacy).
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
@@ -18,13 +19,13 @@ const METADATA: [IpAddr; 9] = [
     IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
 ];
 
-/// Whether a cloud's metadata service is there, also behind an IPv6 spelling of its IPv4 address.
+/// Whether the address is a metadata service, also as an IPv4 address embedded in IPv6.
 pub(super) fn is_metadata(address: IpAddr) -> bool {
     METADATA.contains(&address)
         || matches!(address, IpAddr::V6(v6) if embedded(v6).is_some_and(|v4| METADATA.contains(&IpAddr::V4(v4))))
 }
 
-/// What an address is that is not public; the text fits after "the host".
+/// Kind of an address that is not public. The text fits after the host's name.
 pub(super) fn not_public(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(address) => not_public_v4(address),
@@ -37,10 +38,10 @@ fn not_public_v4(address: Ipv4Addr) -> Option<&'static str> {
         [127, ..] => "is at a loopback address",
         [169, 254, ..] => "is at a link-local address",
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => "is at a private address",
-        [100, 64..=127, ..] => "is at an address that carriers share (100.64.0.0/10)",
+        [100, 64..=127, ..] => "is at a carrier-grade NAT address (100.64.0.0/10)",
         [0, ..] => "is at an unspecified address",
         [224..=239, ..] => "is at a multicast address",
-        // Protocol assignments, documentation, 6to4 relays, benchmarks, the future.
+        // Protocol assignments, documentation, 6to4 relays, benchmarks, future use.
         [192, 0, 0 | 2, _]
         | [192, 88, 99, _]
         | [198, 18 | 19, ..]
@@ -53,7 +54,7 @@ fn not_public_v4(address: Ipv4Addr) -> Option<&'static str> {
 
 fn not_public_v6(address: Ipv6Addr) -> Option<&'static str> {
     if embedded(address).is_some() {
-        return Some("is at an IPv6 address that stands for an IPv4 address");
+        return Some("is at an IPv6 address with an embedded IPv4 address");
     }
     Some(match address.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0] => "is at an unspecified address",
@@ -68,11 +69,11 @@ fn not_public_v6(address: Ipv6Addr) -> Option<&'static str> {
     })
 }
 
-/// The IPv4 address inside of one that is mapped, compatible, translated (NAT64, SIIT) or 6to4.
+/// IPv4 address inside a mapped, compatible, translated (NAT64, SIIT) or 6to4 address.
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let v4 = |high: u16, low: u16| Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
     match address.segments() {
-        // `::` and `::1` are what they are.
+        // `::` and `::1` embed nothing.
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
         [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
         | [0, 0, 0, 0, 0xffff, 0, high, low]

@@ -1,11 +1,19 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use proptest::prelude::*;
 use rstest::rstest;
 
 use super::*;
 
-/// Gives these addresses for every name, and counts how often it is asked.
+/// Resolver with the same addresses for every name; counts its lookups.
 struct Fixed(Vec<IpAddr>, AtomicUsize);
 
 impl Resolve for Fixed {
@@ -22,7 +30,7 @@ fn guard(allowed: &str, addresses: &[&str]) -> Guard {
 
 #[rstest]
 #[tokio::test]
-async fn addresses_that_are_not_public_are_refused(
+async fn address_that_is_not_public_is_refused(
     #[values(
         "127.0.0.1",
         "127.255.255.254",
@@ -76,17 +84,17 @@ async fn addresses_that_are_not_public_are_refused(
     address: &str,
 ) {
     let alone = guard("", &[address]).admit("name.example", 443).await;
-    assert!(matches!(alone, Err(NotAdmitted::Refused(_))), "{alone:?}");
-    // One public address does not make the others so.
+    assert!(matches!(alone, Err(GuardError::Forbidden(_))), "{alone:?}");
+    // A public address beside it changes nothing.
     let beside = guard("", &["8.8.8.8", address]).admit("name.example", 443).await;
-    assert!(matches!(beside, Err(NotAdmitted::Refused(_))), "{beside:?}");
+    assert!(matches!(beside, Err(GuardError::Forbidden(_))), "{beside:?}");
     let literal = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
-    assert!(matches!(guard("", &[]).admit(&literal, 443).await, Err(NotAdmitted::Refused(_))));
+    assert!(matches!(guard("", &[]).admit(&literal, 443).await, Err(GuardError::Forbidden(_))));
 }
 
 #[rstest]
 #[tokio::test]
-async fn public_addresses_are_admitted(
+async fn public_address_is_admitted(
     #[values("8.8.8.8", "100.63.255.255", "172.32.0.1", "2606:4700::1", "2a00::1", "223.255.255.255")] address: &str,
 ) {
     let addresses = guard("", &[address]).admit("name.example", 5000).await.unwrap();
@@ -104,7 +112,11 @@ async fn public_addresses_are_admitted(
 #[case("name.example", "10.0.0.1", true)]
 #[case("127.0.0.0/8", "::ffff:127.0.0.1", false)]
 #[tokio::test]
-async fn only_its_own_entry_opens_a_metadata_service(#[case] allow: &str, #[case] address: &str, #[case] open: bool) {
+async fn metadata_service_is_allowed_by_its_exact_address_only(
+    #[case] allow: &str,
+    #[case] address: &str,
+    #[case] open: bool,
+) {
     assert_eq!(guard(allow, &[address]).admit("name.example", 80).await.is_ok(), open);
 }
 
@@ -120,13 +132,13 @@ async fn only_its_own_entry_opens_a_metadata_service(#[case] allow: &str, #[case
 #[case(5432, false)]
 #[case(10250, false)]
 #[tokio::test]
-async fn ports_of_other_services_are_refused(#[case] port: u16, #[case] good: bool) {
+async fn port_of_another_service_is_refused(#[case] port: u16, #[case] good: bool) {
     assert_eq!(guard("", &["8.8.8.8"]).admit("name.example", port).await.is_ok(), good);
     assert!(guard("8.8.8.8/32", &["8.8.8.8"]).admit("name.example", port).await.is_ok());
 }
 
 #[tokio::test]
-async fn a_name_is_resolved_once_and_an_address_never() {
+async fn name_is_resolved_once_and_address_never() {
     let resolver = Arc::new(Fixed(vec!["8.8.8.8".parse().unwrap()], AtomicUsize::new(0)));
     let guard = Guard::with_resolver(AllowList::default(), Arc::clone(&resolver) as Arc<dyn Resolve>);
     guard.admit("name.example", 443).await.unwrap();
@@ -136,8 +148,8 @@ async fn a_name_is_resolved_once_and_an_address_never() {
 }
 
 #[tokio::test]
-async fn a_name_without_an_address_is_not_admitted() {
-    assert_eq!(guard("", &[]).admit("name.example", 443).await, Err(NotAdmitted::Unresolved));
+async fn name_without_an_address_is_not_admitted() {
+    assert_eq!(guard("", &[]).admit("name.example", 443).await, Err(GuardError::NotResolved));
 }
 
 #[rstest]
@@ -148,7 +160,7 @@ async fn a_name_without_an_address_is_not_admitted() {
 #[case("https://[2606:4700::1]:5000/token")]
 #[case("https://auth.example")]
 #[case("https://xn--mnchen-3ya.example/token")]
-fn a_plain_url_is_taken(#[case] url: &str) {
+fn unambiguous_url_is_accepted(#[case] url: &str) {
     assert!(parse_url(url, Schemes::Https).is_ok());
 }
 
@@ -191,18 +203,18 @@ fn a_plain_url_is_taken(#[case] url: &str) {
 #[case::big_port("https://auth.example:65536/token")]
 #[case::named_port("https://auth.example:http/token")]
 #[case::empty("")]
-fn a_url_that_could_mean_something_else_is_refused(#[case] url: &str) {
+fn ambiguous_url_is_refused(#[case] url: &str) {
     assert!(parse_url(url, Schemes::Https).is_err(), "{:?}", parse_url(url, Schemes::Https));
 }
 
 #[test]
-fn a_long_url_is_refused() {
+fn long_url_is_refused() {
     assert!(parse_url(&format!("https://auth.example/{}", "a".repeat(3000)), Schemes::Https).is_err());
 }
 
 proptest! {
     #[test]
-    fn whatever_url_is_taken_leads_to_the_host_that_it_shows(text in "(https?://)?[a-z0-9.:@\\[\\]%/x-]{0,40}") {
+    fn accepted_url_leads_to_the_host_in_its_text(text in "(https?://)?[a-z0-9.:@\\[\\]%/x-]{0,40}") {
         if let Ok(url) = parse_url(&text, Schemes::HttpAndHttps) {
             let host = url.host_str().unwrap().to_owned();
             prop_assert!(text.to_ascii_lowercase().contains(&host));

@@ -1,12 +1,8 @@
-//! The guard before every call to an address that a user, or a server that a user named, has chosen.
+//! Guard against server-side request forgery: decides which hosts may be called.
 //!
-//! A host is resolved once. If any of its addresses is not public, none is called, unless the configuration allows it; else the caller
-//! gets the addresses to connect to, so that a name cannot mean something else a moment later. Refusals name the kind of
-//! an address, never the address or what was resolved.
-
-mod address;
-mod allow;
-mod url;
+//! A host is resolved once. If any of its addresses is not public, the host is refused, unless the
+//! configuration allows the address. Otherwise the caller gets the addresses to connect to, so that
+//! the name cannot change its meaning later.
 
 use std::{
     fmt,
@@ -18,25 +14,22 @@ use std::{
     time::Duration,
 };
 
-pub use self::{
-    allow::AllowList,
-    url::{Schemes, parse_url},
-};
+use super::{address, allow_list::AllowList};
 
-/// How long a look-up may take.
+/// Time limit for resolving a name.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
-/// The most addresses of a name that are tried.
+/// Maximum number of addresses that a connection tries.
 const ADDRESSES_MAX: usize = 8;
 
-/// Ports above 1023 on which something listens that is no web server, and that a request might confuse.
+/// Ports above 1023 of well-known services other than HTTP, which a request could confuse.
 const OTHER_SERVICES: [u16; 24] = [
     1433, 1521, 1719, 1720, 1723, 2049, 2375, 2379, 2380, 3306, 3389, 4045, 5060, 5061, 5432, 5672, 6379, 6667, 9042,
     9092, 10250, 10255, 11211, 27017,
 ];
 
-/// What turns names into addresses.
+/// Resolves host names.
 pub trait Resolve: Send + Sync {
-    /// Looks a name up, once.
+    /// Looks up the addresses of a name.
     fn resolve<'a>(&'a self, host: &'a str) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send + 'a>>;
 }
 
@@ -50,18 +43,29 @@ impl Resolve for SystemResolver {
     }
 }
 
-/// Why a host is not called.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotAdmitted {
-    /// The guard forbids it; the text fits after "the host".
-    #[error("{0}")]
-    Refused(&'static str),
+/// Reason why a host may not be called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuardError {
+    /// The address or port is forbidden; the text fits after the host's name.
+    Forbidden(&'static str),
     /// The name has no address.
-    #[error("cannot be resolved: there is no such name, or the resolver does not answer")]
-    Unresolved,
+    NotResolved,
 }
 
-/// Decides which addresses are called.
+impl GuardError {
+    /// Describes the refusal without the address, since a caller could probe a network with it.
+    ///
+    /// `allow_variable` names the variable that could allow the host.
+    #[must_use]
+    pub fn describe(&self, label: &str, allow_variable: &str) -> String {
+        match self {
+            Self::Forbidden(kind) => format!("{label} {kind}: to call it, add it to {allow_variable}"),
+            Self::NotResolved => format!("{label} cannot be reached: its host name cannot be resolved"),
+        }
+    }
+}
+
+/// Decides which addresses may be called.
 #[derive(Clone)]
 pub struct Guard {
     allowed: AllowList,
@@ -69,54 +73,57 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// A guard that asks the operating system for addresses.
+    /// Creates a guard that uses the operating system's resolver.
     #[must_use]
     pub fn new(allowed: AllowList) -> Self {
         Self::with_resolver(allowed, Arc::new(SystemResolver))
     }
 
-    /// A guard with another resolver, as tests need that see what a hostile name server can do.
+    /// Creates a guard with another resolver, so that tests can act as a hostile name server.
     #[must_use]
     pub fn with_resolver(allowed: AllowList, resolver: Arc<dyn Resolve>) -> Self {
         Self { allowed, resolver }
     }
 
-    /// Says which addresses may be called for `host`: all that it has, or none. An IPv6 address stands in brackets.
+    /// Resolves `host` and returns its addresses, or an error if any of them is forbidden.
+    ///
+    /// An IPv6 address is written in brackets.
     ///
     /// # Errors
     ///
-    /// [`NotAdmitted`] if the host has no address, one that is not public, or the port is another service's.
-    pub async fn admit(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, NotAdmitted> {
+    /// [`GuardError::Forbidden`] if an address is not public and not allowed, or if the port
+    /// belongs to another service. [`GuardError::NotResolved`] if the name has no address.
+    pub async fn admit(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, GuardError> {
         let mut addresses = self.addresses(host).await?;
         addresses.truncate(ADDRESSES_MAX);
         let names_host = self.allowed.names(host);
         let mut is_allowed = true;
         for address in &addresses {
-            if address::is_metadata(*address) && !self.allowed.singles_out(*address) {
-                return Err(NotAdmitted::Refused("is a cloud's metadata service"));
+            if address::is_metadata(*address) && !self.allowed.contains_exactly(*address) {
+                return Err(GuardError::Forbidden("is a cloud's metadata service"));
             }
             if names_host || self.allowed.contains(*address) {
                 continue;
             }
             is_allowed = false;
             if let Some(kind) = address::not_public(*address) {
-                return Err(NotAdmitted::Refused(kind));
+                return Err(GuardError::Forbidden(kind));
             }
         }
         if !is_allowed && !is_web_port(port) {
-            return Err(NotAdmitted::Refused("is named with a port that other services than registries have"));
+            return Err(GuardError::Forbidden("has a port of a service other than HTTP"));
         }
         Ok(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect())
     }
 
-    async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, NotAdmitted> {
+    async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, GuardError> {
         let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
         if let Ok(address) = literal.parse() {
             return Ok(vec![address]);
         }
         match tokio::time::timeout(RESOLVE_WITHIN, self.resolver.resolve(host)).await {
             Ok(Ok(addresses)) if !addresses.is_empty() => Ok(addresses),
-            _ => Err(NotAdmitted::Unresolved),
+            _ => Err(GuardError::NotResolved),
         }
     }
 }
@@ -130,6 +137,3 @@ impl fmt::Debug for Guard {
 fn is_web_port(port: u16) -> bool {
     matches!(port, 80 | 443) || (port >= 1024 && !OTHER_SERVICES.contains(&port))
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,4 +1,4 @@
-//! Counts the calls to clusters.
+//! Metrics of calls to clusters.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -11,10 +11,10 @@ use prometheus_client::{
 
 use super::{ClusterError, Watched};
 
-/// Clusters that have series of their own; those beyond share the name `other`.
+/// Maximum number of clusters with their own series. Further clusters share the label `other`.
 const CLUSTERS_MAX: usize = 250;
 
-/// What calls are told apart by.
+/// Labels of a call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CallLabels {
     cluster: String,
@@ -22,28 +22,29 @@ pub struct CallLabels {
     code: String,
 }
 
-/// What watches are told apart by.
+/// Labels of a watch.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct WatchLabels {
     cluster: String,
     watched: &'static str,
 }
 
-/// The calls to all clusters.
+/// Metrics of calls to all clusters.
 #[derive(Debug, Clone, Default)]
-pub struct Calls {
-    /// By cluster, verb and code.
-    pub counts: Family<CallLabels, Counter>,
-    /// Watches that broke off or could not be begun.
+pub struct ClusterMetrics {
+    /// Calls by cluster, verb and code.
+    pub calls: Family<CallLabels, Counter>,
+    /// Watches that were interrupted or could not be started.
     pub watch_restarts: Family<WatchLabels, Counter>,
     clusters: Arc<Mutex<HashSet<String>>>,
 }
 
-impl Calls {
-    /// Counts a call that ended with this status, or without any.
-    pub(super) fn count(&self, cluster: &str, verb: Verb, result: Result<u16, &ClusterError>) {
+impl ClusterMetrics {
+    /// Counts a call by its status or error.
+    pub(super) fn count_call(&self, cluster: &str, verb: Verb, result: Result<u16, &ClusterError>) {
         let code = match result {
-            // Those that an API server has. Whatever else answers has no series for each of its ideas.
+            // Statuses of API servers. Others share one label, so that a broken server cannot
+            // create series.
             Ok(status @ (200..=202 | 400..=410 | 412..=415 | 422 | 429 | 500..=504)) => status.to_string(),
             Ok(_) => "other".to_owned(),
             Err(ClusterError::Timeout { .. }) => "timeout".to_owned(),
@@ -51,10 +52,10 @@ impl Calls {
             Err(_) => "unreachable".to_owned(),
         };
         let labels = CallLabels { cluster: self.label(cluster), verb: verb.0, code };
-        self.counts.get_or_create(&labels).inc();
+        self.calls.get_or_create(&labels).inc();
     }
 
-    /// Counts a watch that broke off or could not be begun.
+    /// Counts a watch that was interrupted or could not be started.
     pub(super) fn count_watch_restart(&self, cluster: &str, watched: Watched) {
         let labels = WatchLabels { cluster: self.label(cluster), watched: watched.as_str() };
         self.watch_restarts.get_or_create(&labels).inc();
@@ -72,7 +73,7 @@ impl Calls {
     }
 }
 
-/// What a request asks for, in the words of Kubernetes.
+/// Kubernetes verb of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Verb(&'static str);
 
@@ -111,19 +112,19 @@ mod tests {
     #[case(Method::GET, "/api/v1/namespaces?limit=250", "list")]
     #[case(Method::GET, "/api/v1/secrets?&limit=500&labelSelector=x", "list")]
     #[case(Method::GET, "/api/v1/secrets?&watch=true&resourceVersion=5", "watch")]
-    fn a_call_has_the_verb_of_kubernetes(#[case] method: Method, #[case] uri: &str, #[case] verb: &str) {
+    fn request_has_the_verb_of_kubernetes(#[case] method: Method, #[case] uri: &str, #[case] verb: &str) {
         let request = Request::builder().method(method).uri(uri).body(()).expect("a request");
 
         assert_eq!(Verb::of(&request), Verb(Box::leak(verb.to_owned().into_boxed_str())));
     }
 
     #[test]
-    fn clusters_without_end_make_no_series_without_end() {
-        let calls = Calls::default();
+    fn number_of_series_is_bounded() {
+        let metrics = ClusterMetrics::default();
 
-        let labels: HashSet<String> = (0..1_000).map(|number| calls.label(&format!("cluster-{number}"))).collect();
+        let labels: HashSet<String> = (0..1_000).map(|number| metrics.label(&format!("cluster-{number}"))).collect();
 
         assert_eq!(labels.len(), CLUSTERS_MAX + 1);
-        assert!(labels.contains("other") && calls.label("cluster-0") == "cluster-0");
+        assert!(labels.contains("other") && metrics.label("cluster-0") == "cluster-0");
     }
 }

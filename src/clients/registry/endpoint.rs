@@ -1,0 +1,138 @@
+//! Host of a login check: an outbound endpoint under the host's limits.
+
+use http::{HeaderMap, StatusCode, header};
+use reqwest::{Client, RequestBuilder, Response};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use url::Url;
+
+use super::{
+    RegistryClient,
+    host_limits::{self, Unavailable},
+};
+use crate::{
+    clients::outbound::{Endpoint, OutboundError, OutboundErrorKind},
+    domain::{
+        cluster::CaCertificate,
+        verification::{VerificationReport, VerificationResult},
+    },
+};
+
+/// Maximum length of a body, in bytes.
+const BODY_MAX: usize = 256 * 1024;
+
+/// Host of a login check.
+pub(super) struct RegistryEndpoint<'a> {
+    registries: &'a RegistryClient,
+    endpoint: Endpoint,
+    /// `host:port`, the key of its limits.
+    host: String,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Head of a response, and its body unread.
+pub(super) struct RegistryResponse {
+    pub(super) status: StatusCode,
+    headers: HeaderMap,
+    response: Response,
+}
+
+impl<'a> RegistryEndpoint<'a> {
+    /// Waits for a permit of the host and admits it. Nothing is sent.
+    ///
+    /// `label` names the host in texts: the registry's name, or its role. Never a name that a
+    /// registry sent.
+    pub(super) async fn admit(
+        registries: &'a RegistryClient,
+        url: &Url,
+        label: String,
+        ca_certificate: Option<&CaCertificate>,
+        deadline: Instant,
+    ) -> Result<Self, VerificationReport> {
+        let name = url.host_str().unwrap_or_default();
+        let host = format!("{name}:{}", url.port_or_known_default().unwrap_or_default());
+        let permit =
+            registries.limits.acquire(&host, deadline).await.map_err(|reason| rate_limited(&label, &reason))?;
+        let endpoint = registries.outbound.endpoint(url, label, ca_certificate, deadline).await?;
+        Ok(Self { registries, endpoint, host, _permit: permit })
+    }
+
+    /// Name of the host in texts.
+    pub(super) fn label(&self) -> &str {
+        self.endpoint.label()
+    }
+
+    /// Client that requests are built with.
+    pub(super) const fn http(&self) -> &Client {
+        self.endpoint.http()
+    }
+
+    /// Sends a request. A 429 or 5xx ends the check; the caller judges every other status.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<RegistryResponse, VerificationReport> {
+        let limits = &self.registries.limits;
+        limits.check_pause(&self.host).map_err(|reason| rate_limited(self.label(), &reason))?;
+        let response = self.endpoint.send(request).await?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let retry_after = host_limits::retry_after(&headers, chrono::Utc::now());
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            let pause = limits.pause(&self.host, retry_after);
+            return Err(rate_limited(self.label(), &Unavailable::Paused(pause)));
+        }
+        if status.is_server_error() {
+            if retry_after.is_some() {
+                limits.pause(&self.host, retry_after);
+            }
+            let detail = format!("{} failed with status {}", self.label(), status.as_u16());
+            return Err(VerificationReport::new(VerificationResult::Unreachable, detail));
+        }
+        if let Some(window) = host_limits::exhausted_pull_limit(&headers) {
+            limits.pause(&self.host, Some(window));
+        }
+        Ok(RegistryResponse { status, headers, response })
+    }
+
+    /// Reads a body of bounded length.
+    pub(super) async fn read_body(&self, response: RegistryResponse) -> Result<Vec<u8>, VerificationReport> {
+        Ok(self.endpoint.read_body(response.response, BODY_MAX).await?)
+    }
+}
+
+impl From<OutboundError> for VerificationReport {
+    fn from(error: OutboundError) -> Self {
+        let result = match error.kind {
+            OutboundErrorKind::Refused => VerificationResult::Refused,
+            OutboundErrorKind::Unreachable => VerificationResult::Unreachable,
+            OutboundErrorKind::Tls => VerificationResult::TlsError,
+            OutboundErrorKind::TooLarge => VerificationResult::NotARegistry,
+        };
+        Self::new(result, error.detail)
+    }
+}
+
+impl RegistryResponse {
+    /// A header as text; empty if it is absent or not text.
+    pub(super) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// Values of `WWW-Authenticate`.
+    pub(super) fn challenges(&self) -> impl Iterator<Item = &[u8]> {
+        self.headers.get_all(header::WWW_AUTHENTICATE).iter().map(http::HeaderValue::as_bytes)
+    }
+}
+
+fn rate_limited(label: &str, reason: &Unavailable) -> VerificationReport {
+    match reason {
+        Unavailable::Paused(left) => {
+            let seconds = left.as_secs().max(1);
+            let detail = format!("{label} limits requests or pulls (429): try again in {seconds} s");
+            VerificationReport {
+                retry_after: Some(*left),
+                ..VerificationReport::new(VerificationResult::RateLimited, detail)
+            }
+        }
+        Unavailable::Saturated => {
+            let detail = format!("too many checks of {label} are in progress: try again later");
+            VerificationReport::new(VerificationResult::RateLimited, detail)
+        }
+    }
+}
