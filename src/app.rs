@@ -142,17 +142,14 @@ impl App {
             check_timeout: verify.registries.timeout,
             fanout: FanoutConfig { poll: pull_secrets.poll, concurrency: pull_secrets.concurrency },
         };
+        let (recheck_interval, resync_interval) = (pull_secrets.resync, pull_secrets.compare);
         let reconciler = Reconciler::new(
             pool.clone(),
             clusters.clone(),
             docker_configs.clone(),
             content_key,
             audit.clone(),
-            reconcile::ReconcileConfig {
-                lease: pull_secrets.lease,
-                resync: pull_secrets.resync,
-                compare: pull_secrets.compare,
-            },
+            reconcile::ReconcileConfig { lease: pull_secrets.lease, recheck_interval, resync_interval },
         );
         let registries = Registries::new(Guard::new(verify.allowed), verify.registries);
         let certificate = config.http.certificate.take().map(Arc::new);

@@ -58,7 +58,7 @@ impl Sandbox {
 
     /// A connection to the database, for whoever has a runtime of his own.
     pub async fn connect(&self) -> anyhow::Result<PgConnection> {
-        Ok(pool::parse_url(&SecretString::from(self.url.as_str()))?.connect().await?)
+        Ok(pool::bounded(pool::parse_url(&SecretString::from(self.url.as_str()))?).connect().await?)
     }
 
     /// A command of regcred, configured as in production but for its throw-away keys.

@@ -52,7 +52,7 @@ const ALL: [Scenario; 12] = [
 
 /// Scenarios without figures, and the tests that they are.
 const TESTS: [(&str, &str); 1] =
-    [("f6", "each sickness of an API server has a state and a message: --test integration f6_")];
+    [("f6", "each sickness of an API server has a state and a message: --test integration each_cluster_fault")];
 
 /// What all scenarios have: a database with one account, and an admin's key. Each starts a regcred of its own.
 pub struct Stage {

@@ -57,7 +57,7 @@ impl Accounts {
             StorageError::NameTaken => ServiceError::NameTaken(new.name.to_string()),
             other => other.into(),
         })?;
-        pull_secrets::follow_accounts(&mut tx, &[AccountTransition::Made(&account)]).await?;
+        pull_secrets::follow_accounts(&mut tx, &[AccountTransition::Created(&account)]).await?;
         let event = NewEvent::of(caller, Action::AccountCreate, Resource::account(&account.name));
         self.audit.commit(tx, [event.details(Details::default().version(account.version))]).await?;
         Ok(account)
@@ -142,7 +142,7 @@ impl Accounts {
         let users = storage::pull_secrets::naming_account(&mut tx, account.id).await?;
         pull_secrets::refuse_used(&mut tx, caller, "registry account", name, users).await?;
         storage::accounts::delete(&mut tx, account.id).await?;
-        pull_secrets::follow_accounts(&mut tx, &[AccountTransition::Removed(&account)]).await?;
+        pull_secrets::follow_accounts(&mut tx, &[AccountTransition::Deleted(&account)]).await?;
         let details = Details::default().version(account.version);
         let event = NewEvent::of(caller, Action::AccountDelete, Resource::account(name)).details(details);
         self.audit.commit(tx, [event]).await?;

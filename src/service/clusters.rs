@@ -17,14 +17,14 @@ use crate::{
         cluster::{AuthType, CaCertificate, ClusterAuth, ClusterConnection, ServerUrl},
         invalid::{FieldError, Invalid},
         names::Name,
-        rights::Needs,
+        rbac::RequiredRules,
         sealed::Sealed,
     },
     service::{
         ExpectedVersion, ServiceError,
         audit::TransactionalAudit,
         check_version, connection, pull_secrets,
-        rights::{self, Needed},
+        rbac::{self, PullSecretRules},
     },
     storage::{self, PageRequest, StorageError, clusters::StoredCluster, sealed::SealedColumn},
 };
@@ -263,8 +263,8 @@ impl Clusters {
     /// one's lock on the cluster, and this waits for targets.
     async fn look_again(&self, cluster: Uuid) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
-        storage::targets::mark_cluster_due(&mut tx, cluster).await?;
-        storage::pull_secrets::notify(&mut tx).await?;
+        storage::targets::due::mark_cluster_due(&mut tx, cluster).await?;
+        storage::wakeups::wake_workers(&mut tx).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -326,9 +326,9 @@ impl Clusters {
         check: &mut Check,
     ) -> Result<(), ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        let (needed, is_all) = rights::needed_by_visible(&mut conn, caller, cluster, LEFTOVERS_MAX).await?;
+        let (needed, is_all) = rbac::required_by_visible(&mut conn, caller, cluster, LEFTOVERS_MAX).await?;
         drop(conn);
-        let needs: Vec<&Needs> = needed.iter().map(|one| &one.needs).collect();
+        let needs: Vec<&RequiredRules> = needed.iter().map(|one| &one.rules).collect();
         let reviewed = match client.review_needs(&needs).await {
             Ok(reviewed) => reviewed,
             Err(error) => {
@@ -338,7 +338,7 @@ impl Clusters {
         };
         let mut is_cut = !is_all;
         let mut lacking = Vec::new();
-        for Needed { name, needs } in needed {
+        for PullSecretRules { name, rules: needs } in needed {
             let (mut missing, is_all) = reviewed.missing(&needs);
             is_cut |= !is_all || missing.len() > MISSING_MAX;
             missing.truncate(MISSING_MAX);

@@ -177,7 +177,7 @@ impl Imports {
             return Ok(ImportReport { items, warnings });
         }
         let accounts = accounts.iter().map(|(before, after, has_new_password)| match before {
-            None => AccountTransition::Made(after),
+            None => AccountTransition::Created(after),
             Some(before) => AccountTransition::Changed { before, after, has_new_password: *has_new_password },
         });
         pull_secrets::follow_accounts(&mut tx, &accounts.collect::<Vec<_>>()).await?;

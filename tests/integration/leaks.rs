@@ -486,9 +486,9 @@ async fn no_secret_comes_out_but_where_it_is_asked_for(pool: PgPool) {
         "\"level\":\"DEBUG\"",
         "request done",
         "cluster.create_secret",
-        "a target of a pull secret is in order",
-        "a target of a pull secret is not in order",
-        "namespaces could not be compared with selectors",
+        "target reconciled",
+        "target failed",
+        "resync failed",
     ] {
         assert!(exit.stderr.contains(words), "{words} is not in the log");
     }

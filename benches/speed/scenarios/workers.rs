@@ -183,7 +183,6 @@ impl Seen {
 
 /// How many targets each replica says it brought in order.
 fn done_of(logs: &[PathBuf]) -> anyhow::Result<Vec<usize>> {
-    let lines =
-        |log: &PathBuf| Ok(std::fs::read_to_string(log)?.matches("a target of a pull secret is in order").count());
+    let lines = |log: &PathBuf| Ok(std::fs::read_to_string(log)?.matches("target reconciled").count());
     logs.iter().map(lines).collect()
 }

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::{ClusterClient, ClusterError, post};
 use crate::domain::{
     names::NamespaceName,
-    rights::{Needs, Right},
+    rbac::{RequiredRules, Rule},
 };
 
 /// Access reviews in flight at a time.
@@ -86,21 +86,21 @@ pub struct MissingRight {
 #[derive(Debug, Clone, Default)]
 pub struct Reviewed {
     /// Allowed in the whole cluster.
-    everywhere: BTreeSet<Right>,
+    everywhere: BTreeSet<Rule>,
     /// Asked for in one namespace: whether it is allowed there.
-    within: BTreeMap<(NamespaceName, Right), bool>,
+    within: BTreeMap<(NamespaceName, Rule), bool>,
 }
 
 impl Reviewed {
     /// Which of these rights are missing; and whether all of them were asked for.
     #[must_use]
-    pub fn missing(&self, needs: &Needs) -> (Vec<MissingRight>, bool) {
-        let missing = |right: Right, namespace: Option<&NamespaceName>| MissingRight {
+    pub fn missing(&self, needs: &RequiredRules) -> (Vec<MissingRight>, bool) {
+        let missing = |right: Rule, namespace: Option<&NamespaceName>| MissingRight {
             verb: right.verb().to_owned(),
             resource: right.resource().to_owned(),
             namespace: namespace.map(NamespaceName::to_string),
         };
-        let denied = needs.everywhere.iter().filter(|right| !self.everywhere.contains(right));
+        let denied = needs.cluster.iter().filter(|right| !self.everywhere.contains(right));
         let mut found: Vec<MissingRight> = denied.map(|right| missing(*right, None)).collect();
         let mut is_all = true;
         for (namespace, right) in questions(needs, &self.everywhere) {
@@ -116,11 +116,11 @@ impl Reviewed {
 
 /// What is needed in single namespaces and is not allowed everywhere.
 fn questions<'a>(
-    needs: &'a Needs,
-    everywhere: &'a BTreeSet<Right>,
-) -> impl Iterator<Item = (&'a NamespaceName, Right)> {
+    needs: &'a RequiredRules,
+    everywhere: &'a BTreeSet<Rule>,
+) -> impl Iterator<Item = (&'a NamespaceName, Rule)> {
     let within =
-        needs.within.iter().flat_map(|(namespace, rights)| rights.iter().map(move |right| (namespace, *right)));
+        needs.namespaces.iter().flat_map(|(namespace, rights)| rights.iter().map(move |right| (namespace, *right)));
     within.filter(|(_, right)| !everywhere.contains(right))
 }
 
@@ -206,17 +206,17 @@ impl ClusterClient {
     ///
     /// See [`ClusterError`].
     #[tracing::instrument(name = "cluster.review_needs", skip_all, fields(server = %self.server()))]
-    pub async fn review_needs(&self, needs: &[&Needs]) -> Result<Reviewed, ClusterError> {
+    pub async fn review_needs(&self, needs: &[&RequiredRules]) -> Result<Reviewed, ClusterError> {
         let deadline = Instant::now() + self.timeout;
-        let all = |one: &&Needs| {
-            let within = one.within.values().flatten();
-            one.everywhere.iter().chain(within).copied().collect::<Vec<Right>>()
+        let all = |one: &&RequiredRules| {
+            let within = one.namespaces.values().flatten();
+            one.cluster.iter().chain(within).copied().collect::<Vec<Rule>>()
         };
-        let rights: BTreeSet<Right> = needs.iter().flat_map(all).collect();
+        let rights: BTreeSet<Rule> = needs.iter().flat_map(all).collect();
         let everywhere = self.allowed(rights.into_iter().map(|right| (None, right)).collect(), deadline).await?;
-        let everywhere: BTreeSet<Right> =
+        let everywhere: BTreeSet<Rule> =
             everywhere.into_iter().filter(|(_, allowed)| *allowed).map(|((_, right), _)| right).collect();
-        let asked: BTreeSet<(&NamespaceName, Right)> =
+        let asked: BTreeSet<(&NamespaceName, Rule)> =
             needs.iter().flat_map(|one| questions(one, &everywhere)).collect();
         let asked = asked.into_iter().take(REVIEWS_MAX);
         let asked = asked.map(|(namespace, right)| (Some(namespace.clone()), right)).collect();
@@ -227,9 +227,9 @@ impl ClusterClient {
 
     async fn allowed(
         &self,
-        questions: Vec<(Option<NamespaceName>, Right)>,
+        questions: Vec<(Option<NamespaceName>, Rule)>,
         deadline: Instant,
-    ) -> Result<Vec<((Option<NamespaceName>, Right), bool)>, ClusterError> {
+    ) -> Result<Vec<((Option<NamespaceName>, Rule), bool)>, ClusterError> {
         let answers: Vec<Result<_, ClusterError>> = stream::iter(questions)
             .map(|(namespace, right)| async move {
                 let within = namespace.as_ref().map(NamespaceName::as_str);

@@ -28,7 +28,7 @@ use crate::{
     },
     service::{
         ServiceError,
-        progress::{News, Place, Streams},
+        progress::{StreamPermit, Streams, Subscription},
         pull_secrets::ShownPullSecret,
     },
 };
@@ -174,7 +174,7 @@ struct Events {
     shown: Shown,
     identity: Arc<Identity>,
     name: Name,
-    news: News,
+    news: Subscription,
     first: Option<Bytes>,
     last: PullSecretProgress,
     pause: Duration,
@@ -185,7 +185,7 @@ struct Events {
     told: u64,
     end: Option<End>,
     span: Span,
-    _place: Place,
+    _place: StreamPermit,
     _answer: LongAnswer,
 }
 
@@ -204,12 +204,12 @@ impl Events {
         name: Name,
         request: &HttpRequest,
     ) -> Result<Self, ApiError> {
-        let found = streams.look(identity, &name).await?;
+        let found = streams.find(identity, &name).await?;
         let place = streams.admit(&identity.actor)?;
-        let news = streams.hear(found.stored.id);
+        let news = streams.subscribe(found.stored.id);
         // Again, so that nothing falls between the look and the hearing.
         let looking = Instant::now();
-        let last = PullSecretProgress::from(streams.look(identity, &name).await?);
+        let last = PullSecretProgress::from(streams.find(identity, &name).await?);
         let now = Instant::now();
         let event = last.event().map_err(|error| ApiError::Internal(error.into()))?;
         let first = [format!("retry: {RETRY_MILLIS}\n").as_bytes(), &event[..]].concat();
@@ -294,7 +294,7 @@ impl Events {
     /// Looks how it is doing; an event if that is not what was told last.
     async fn look(&mut self) -> Result<Option<Bytes>, End> {
         let looking = Instant::now();
-        let found = self.until_stopped(self.streams.look(&self.identity, &self.name)).await?;
+        let found = self.until_stopped(self.streams.find(&self.identity, &self.name)).await?;
         self.looked = Instant::now();
         self.pause = pause_after(self.looked - looking);
         let progress = match found {
