@@ -179,7 +179,7 @@ fn audit_unavailable(error: AuditError) -> AppError {
 }
 
 fn reconcile_config(config: &PullSecretsConfig) -> ReconcileConfig {
-    ReconcileConfig { lease: config.lease, resync: config.resync, compare: config.compare }
+    ReconcileConfig { lease: config.lease, recheck_interval: config.resync, resync_interval: config.compare }
 }
 
 fn worker_config(verify: &VerifyConfig, pull_secrets: &PullSecretsConfig) -> WorkerConfig {

@@ -22,11 +22,15 @@ pub mod clusters;
 pub mod identity_providers;
 pub mod notifications;
 pub mod pool;
+pub mod pull_secret_clusters;
 pub mod pull_secrets;
+pub mod resyncs;
 pub mod schema;
 pub mod sealed;
 pub mod targets;
 pub mod verifications;
+pub mod wakeups;
+pub mod watches;
 
 /// Failure of a database operation.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,4 @@
-//! What regcred does without being asked: it keeps pull secrets right, verifies logins that are due, and warns of those that
-//! end soon.
+//! Background work: reconciles pull secrets, verifies accounts, and warns of expiring credentials.
 
 use std::time::Duration;
 
@@ -11,55 +10,56 @@ use crate::service::{ServiceError, reconcile::Reconciler, verification::Verifica
 
 mod breaker;
 mod fanout;
+mod lane;
 
 pub use fanout::FanoutConfig;
 
-/// Checks that run at a time.
+/// Concurrent verifications.
 const CONCURRENCY: usize = 8;
-/// Accounts that are taken at a time.
+/// Accounts per claim.
 const BATCH: i64 = 16;
-/// How often expiries are looked at.
-const LOOK_AROUND: Duration = Duration::from_mins(1);
+/// Interval of expiry checks.
+const EXPIRY_INTERVAL: Duration = Duration::from_mins(1);
 
-/// How the worker works.
+/// Configuration of the worker.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
-    /// Whether logins are verified; only those of accounts that have an interval ever are.
+    /// Whether accounts with a verification interval are verified.
     pub verifies: bool,
-    /// How often it is looked for logins that are due.
+    /// Interval of polls for due verifications.
     pub poll: Duration,
-    /// How long a check may take.
+    /// Time limit of one verification.
     pub check_timeout: Duration,
-    /// How pull secrets are kept right.
+    /// Configuration of the fan-out.
     pub fanout: FanoutConfig,
 }
 
-/// What the worker works with.
+/// Services that the worker uses.
 #[derive(Debug, Clone)]
 pub struct Services {
-    /// Checks of logins.
+    /// Verifies accounts.
     pub verifications: Verifications,
-    /// Pull secrets.
+    /// Reconciles pull secrets.
     pub reconciler: Reconciler,
 }
 
-/// Works until it is told to stop.
+/// Runs the worker until `stop` is cancelled.
 pub async fn run(services: Services, config: WorkerConfig, stop: CancellationToken) {
     let Services { verifications, reconciler } = services;
-    tokio::join!(fanout::run(reconciler, config.fanout, stop.clone()), verify(verifications, config, stop.clone()),);
+    tokio::join!(fanout::run(reconciler, config.fanout, stop.clone()), verify(verifications, config, stop.clone()));
 }
 
-/// Verifies until it is told to stop. A check that is under way then is given up: its account is taken again by
-/// another replica, or at the next start, when the lease is over.
+/// Verifies accounts until `stop` is cancelled, which also aborts the verifications in flight.
+/// Their accounts are claimed again when the lease expires.
 async fn verify(verifications: Verifications, config: WorkerConfig, stop: CancellationToken) {
     let working = async {
         let mut ticks = tokio::time::interval(config.poll);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut looked: Option<Instant> = None;
+        let mut expiries_checked: Option<Instant> = None;
         loop {
             ticks.tick().await;
-            if looked.is_none_or(|at| at.elapsed() >= LOOK_AROUND) {
-                looked = Some(Instant::now());
+            if expiries_checked.is_none_or(|at| at.elapsed() >= EXPIRY_INTERVAL) {
+                expiries_checked = Some(Instant::now());
                 report(verifications.report_status().await);
             }
             if config.verifies {
@@ -70,9 +70,9 @@ async fn verify(verifications: Verifications, config: WorkerConfig, stop: Cancel
     stop.run_until_cancelled(working).await;
 }
 
-/// Verifies all that is due, batch by batch.
+/// Verifies all due accounts in batches.
 async fn verify_due(verifications: &Verifications, check_timeout: Duration) -> Result<(), ServiceError> {
-    // A batch goes through in a few rounds of checks.
+    // A batch takes two rounds of CONCURRENCY verifications.
     let lease = check_timeout * 4 + Duration::from_secs(30);
     let lease_seconds = i32::try_from(lease.as_secs()).unwrap_or(i32::MAX);
     loop {
@@ -81,7 +81,7 @@ async fn verify_due(verifications: &Verifications, check_timeout: Duration) -> R
         stream::iter(names)
             .for_each_concurrent(CONCURRENCY, |name| async move {
                 match verifications.verify_due(&name).await {
-                    // Deleted or changed meanwhile: there is nothing to do, or it is due again.
+                    // Deleted or changed since the claim.
                     Err(ServiceError::NotFound { .. }) => {}
                     result => report(result),
                 }
@@ -93,8 +93,9 @@ async fn verify_due(verifications: &Verifications, check_timeout: Duration) -> R
     }
 }
 
+/// Logs an error. The work is repeated.
 fn report(result: Result<(), ServiceError>) {
     if let Err(error) = result {
-        tracing::warn!(%error, "the worker could not do its work; it tries again");
+        tracing::warn!(%error, "worker step failed");
     }
 }

@@ -58,7 +58,7 @@ impl Sandbox {
 
     /// Opens a connection to the database on the caller's runtime.
     pub async fn connect(&self) -> anyhow::Result<PgConnection> {
-        Ok(pool::parse_url(&SecretString::from(self.url.as_str()))?.connect().await?)
+        Ok(pool::bounded(pool::parse_url(&SecretString::from(self.url.as_str()))?).connect().await?)
     }
 
     /// A regcred command, configured as in production but for its test keys.

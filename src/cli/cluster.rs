@@ -1,6 +1,9 @@
-//! `regcred cluster rbac`: the rights that pull secrets need in a cluster, ready to be applied there.
+//! `regcred cluster rbac`: prints the RBAC rules that pull secrets require in a cluster.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Display, Formatter, Write as _},
+};
 
 use clap::{Args, Subcommand};
 
@@ -8,45 +11,48 @@ use crate::{
     cli::{CliError, argument, database, print_text},
     domain::{
         names::{Name, NamespaceName, ServiceAccountName},
-        rights::{Needs, Right},
+        rbac::{RequiredRules, Rule},
     },
-    service::rights::{self, Needed},
+    service::rbac::{self, PullSecretRules},
 };
 
 /// Names of pull secrets in one comment.
 const NAMES_SHOWN: usize = 10;
-/// The longest name of a user or group that is taken.
+/// Longest name of a user or group.
 const SUBJECT_MAX: usize = 1024;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ClusterCommand {
-    /// Print the YAML of exactly the rights that regcred needs in a cluster for the pull secrets that go there.
+    /// Print the RBAC manifests that pull secrets require in a cluster.
     ///
-    /// For `kubectl apply -f -`, run by somebody who may give rights in that cluster. A Role for each namespace where the pull secrets
-    /// name their namespaces, a `ClusterRole` where one selects them by label; no verb that nothing uses. Print and apply it again
-    /// when other namespaces, `ServiceAccounts` or deletion policies are declared: a target that lacks a right says so, and
-    /// `POST /v1/clusters/NAME/check` lists what is missing. Only the database is asked, never the cluster.
+    /// Apply them with `kubectl apply -f -` as a user who may create roles in that cluster. A Role
+    /// covers each listed namespace; a `ClusterRole` covers namespaces that are selected by label.
+    /// Print and apply them again after a change of namespaces, `ServiceAccounts` or deletion
+    /// policies: `POST /v1/clusters/NAME/check` lists missing rules. The command reads the database
+    /// and does not call the cluster.
     Rbac(Rbac),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Rbac {
-    /// Name of the cluster, as it is registered.
+    /// Name of the registered cluster.
     #[arg(long)]
     cluster: String,
-    /// Who gets the rights: the `ServiceAccount` whose token the cluster was registered with. It is not made by this.
+    /// Subject: the `ServiceAccount` of the cluster's token. It must exist.
     #[arg(long, value_name = "NAMESPACE/NAME", default_value = "regcred/regcred")]
     service_account: String,
-    /// Who gets them instead: a user, as the common name of a client certificate.
+    /// Subject instead: a user, the common name of a client certificate.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["service_account", "group"])]
     user: Option<String>,
-    /// Who gets them instead: a group, as the organization of a client certificate.
+    /// Subject instead: a group, the organization of a client certificate.
     #[arg(long, value_name = "NAME", conflicts_with = "service_account")]
     group: Option<String>,
-    /// Add list and watch of all Secrets of the cluster, so that an edited or deleted Secret is put right at once.
+    /// Add `list` and `watch` of all Secrets, so that an edited or deleted Secret is repaired at
+    /// once.
     ///
-    /// That is a large right: whoever has it can read every Secret. regcred asks for the metadata of its own alone. Without it such
-    /// a Secret is found at the next comparison (`REGCRED_PULL_SECRETS_RESYNC_SECONDS`).
+    /// This permits the subject to read every Secret of the cluster. regcred requests the metadata
+    /// of its own Secrets only. Without it, the recheck repairs such a Secret
+    /// (`REGCRED_PULL_SECRETS_RESYNC_SECONDS`).
     #[arg(long)]
     watch_secrets: bool,
 }
@@ -62,9 +68,14 @@ impl Rbac {
     async fn run(self) -> Result<(), CliError> {
         let cluster = argument("--cluster", Name::parse(&self.cluster))?;
         let subject = self.subject()?;
-        let needed = rights::needed_in(&database().await?, &cluster).await?;
-        let yaml = Yaml { cluster: &cluster, subject: &subject, needed: &needed, watches_secrets: self.watch_secrets };
-        print_text(&yaml.to_string())
+        let required = rbac::required(&database().await?, &cluster).await?;
+        let manifests = Manifests {
+            cluster: &cluster,
+            subject: &subject,
+            required: &required,
+            watches_secrets: self.watch_secrets,
+        };
+        print_text(&manifests.to_string())
     }
 
     fn subject(&self) -> Result<Subject, CliError> {
@@ -91,7 +102,7 @@ fn subject_name(argument: &str, name: &str) -> Result<String, CliError> {
     Ok(name.to_owned())
 }
 
-/// Who gets the rights.
+/// Subject of the bindings.
 enum Subject {
     ServiceAccount { namespace: NamespaceName, name: ServiceAccountName },
     User(String),
@@ -110,87 +121,72 @@ impl Subject {
     }
 
     fn other(kind: &str, name: &str) -> String {
-        // A string of JSON is one of YAML, whatever is in it.
+        // A JSON string is a YAML string.
         let name = serde_json::Value::from(name);
         format!("- kind: {kind}\n  apiGroup: rbac.authorization.k8s.io\n  name: {name}\n")
     }
 }
 
-/// All that is printed.
-struct Yaml<'a> {
+/// The printed manifests.
+struct Manifests<'a> {
     cluster: &'a Name,
     subject: &'a Subject,
-    needed: &'a [Needed],
+    required: &'a [PullSecretRules],
     watches_secrets: bool,
 }
 
-impl std::fmt::Display for Yaml<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Display for Manifests<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let cluster = self.cluster;
-        let mut needs = Needs::of_all(self.needed.iter().map(|one| &one.needs));
-        if needs.is_empty() {
-            return writeln!(f, "# No pull secret goes to the cluster {cluster}: regcred needs no rights there.");
+        let mut rules = RequiredRules::union(self.required.iter().map(|one| &one.rules));
+        if rules.is_empty() {
+            return writeln!(f, "# No pull secret targets the cluster {cluster}: regcred requires no rules.");
         }
         if self.watches_secrets {
-            needs = needs.with_watched_secrets();
+            rules = rules.with_watched_secrets();
         }
         writeln!(
             f,
-            "# What regcred needs in the cluster {cluster} for the pull secrets {}.\n\
-             # Made by `regcred cluster rbac`; apply it with: kubectl apply -f -\n\
-             # Declared otherwise later, it has to be printed and applied again. What is not needed any more is found by the label:\n\
+            "# RBAC rules for regcred in the cluster {cluster}, required by: {}.\n\
+             # Generated by `regcred cluster rbac`. Apply with: kubectl apply -f -\n\
+             # Generate again after declarations change. To find roles that are no longer required:\n\
              # kubectl get clusterroles,clusterrolebindings,roles,rolebindings -A -l regcred.dev/rbac={cluster}",
-            names(self.needed.iter())
+            names(self.required.iter())
         )?;
-        if !needs.everywhere.is_empty() {
-            let selecting = self.needed.iter().filter(|one| !one.needs.everywhere.is_empty());
-            let why = match names(selecting) {
-                selecting if selecting.is_empty() => {
-                    "In the whole cluster, for what can be watched only there.".to_owned()
-                }
-                selecting => format!("In the whole cluster, where these select namespaces by label: {selecting}."),
+        if !rules.cluster.is_empty() {
+            let selecting = self.required.iter().filter(|one| !one.rules.cluster.is_empty());
+            let reason = match names(selecting) {
+                selecting if selecting.is_empty() => "Cluster-wide, for the watch of Secrets.".to_owned(),
+                selecting => format!("Cluster-wide, for namespace selectors of: {selecting}."),
             };
-            self.write_role(f, None, &why, &needs.everywhere)?;
+            self.write_role(f, None, &reason, &rules.cluster)?;
         }
-        for (namespace, rights) in &needs.within {
-            let here = self.needed.iter().filter(|one| one.needs.within.contains_key(namespace));
-            let why = format!("In the namespace {namespace}, for {}.", names(here));
-            self.write_role(f, Some(namespace), &why, rights)?;
+        for (namespace, of_namespace) in &rules.namespaces {
+            let requiring = self.required.iter().filter(|one| one.rules.namespaces.contains_key(namespace));
+            let reason = format!("Namespace {namespace}, for: {}.", names(requiring));
+            self.write_role(f, Some(namespace), &reason, of_namespace)?;
         }
         Ok(())
     }
 }
 
-impl Yaml<'_> {
-    /// A role and its binding.
+impl Manifests<'_> {
+    /// Writes a role and its binding.
     fn write_role(
         &self,
-        f: &mut std::fmt::Formatter<'_>,
+        f: &mut Formatter<'_>,
         namespace: Option<&NamespaceName>,
-        why: &str,
-        rights: &BTreeSet<Right>,
-    ) -> std::fmt::Result {
+        reason: &str,
+        rules: &BTreeSet<Rule>,
+    ) -> fmt::Result {
         let cluster = self.cluster;
         let kind = if namespace.is_some() { "Role" } else { "ClusterRole" };
         let namespace = namespace.map(|namespace| format!("  namespace: \"{namespace}\"\n")).unwrap_or_default();
         let metadata = format!(
             "metadata:\n  name: \"regcred-{cluster}\"\n{namespace}  labels:\n    regcred.dev/rbac: \"{cluster}\"\n"
         );
-        write!(f, "---\n# {why}\napiVersion: rbac.authorization.k8s.io/v1\nkind: {kind}\n{metadata}rules:\n")?;
-        for group in RULES {
-            let rights: Vec<Right> = group.iter().copied().filter(|right| rights.contains(right)).collect();
-            let Some(first) = rights.first() else { continue };
-            for right in &rights {
-                writeln!(f, "# {}: {}", right.verb(), reason(*right))?;
-            }
-            let verbs: Vec<String> = rights.iter().map(|right| format!("\"{}\"", right.verb())).collect();
-            write!(
-                f,
-                "- apiGroups: [\"\"]\n  resources: [\"{}\"]\n  verbs: [{}]\n",
-                first.resource(),
-                verbs.join(", ")
-            )?;
-        }
+        write!(f, "---\n# {reason}\napiVersion: rbac.authorization.k8s.io/v1\nkind: {kind}\n{metadata}rules:\n")?;
+        write_rules(f, rules)?;
         write!(
             f,
             "---\napiVersion: rbac.authorization.k8s.io/v1\nkind: {kind}Binding\n{metadata}roleRef:\n  \
@@ -200,33 +196,48 @@ impl Yaml<'_> {
     }
 }
 
-/// What stands in one rule.
-const RULES: [&[Right]; 4] = [
-    &[Right::CreateSecrets, Right::GetSecrets, Right::PatchSecrets, Right::DeleteSecrets],
-    &[Right::GetServiceAccounts, Right::PatchServiceAccounts],
-    &[Right::ListNamespaces, Right::WatchNamespaces],
-    &[Right::ListSecrets, Right::WatchSecrets],
+/// Rules that form one entry of a role.
+const ENTRIES: [&[Rule]; 4] = [
+    &[Rule::CreateSecrets, Rule::GetSecrets, Rule::PatchSecrets, Rule::DeleteSecrets],
+    &[Rule::GetServiceAccounts, Rule::PatchServiceAccounts],
+    &[Rule::ListNamespaces, Rule::WatchNamespaces],
+    &[Rule::ListSecrets, Rule::WatchSecrets],
 ];
 
-const fn reason(right: Right) -> &'static str {
-    match right {
-        Right::CreateSecrets => "places the Secret where there is none",
-        Right::GetSecrets => "sees whose a Secret is and which version it has; its value is never asked for",
-        Right::PatchSecrets => "puts new content into it, by server-side apply",
-        Right::DeleteSecrets => "removes it where it is not declared any more, as deletionPolicy delete says",
-        Right::GetServiceAccounts => "sees which Secrets a ServiceAccount names",
-        Right::PatchServiceAccounts => "puts the Secret into its imagePullSecrets, or takes it out",
-        Right::ListNamespaces => "compares the labels of namespaces with the selectors",
-        Right::WatchNamespaces => "hears of new namespaces and labels at once",
-        Right::ListSecrets => "(--watch-secrets) begins to watch Secrets; whoever has it can read all of them",
-        Right::WatchSecrets => {
-            "(--watch-secrets) hears at once that a Secret was edited or deleted; reads all of them, too"
+/// Writes the entries of a role, each with the purpose of its verbs.
+fn write_rules(f: &mut Formatter<'_>, rules: &BTreeSet<Rule>) -> fmt::Result {
+    for entry in ENTRIES {
+        let rules: Vec<Rule> = entry.iter().copied().filter(|rule| rules.contains(rule)).collect();
+        let Some(first) = rules.first() else { continue };
+        for rule in &rules {
+            writeln!(f, "# {}: {}", rule.verb(), purpose(*rule))?;
+        }
+        let verbs: Vec<String> = rules.iter().map(|rule| format!("\"{}\"", rule.verb())).collect();
+        let (resource, verbs) = (first.resource(), verbs.join(", "));
+        write!(f, "- apiGroups: [\"\"]\n  resources: [\"{resource}\"]\n  verbs: [{verbs}]\n")?;
+    }
+    Ok(())
+}
+
+const fn purpose(rule: Rule) -> &'static str {
+    match rule {
+        Rule::CreateSecrets => "creates a missing Secret",
+        Rule::GetSecrets => "reads owner and version of a Secret; metadata only",
+        Rule::PatchSecrets => "updates the Secret by server-side apply",
+        Rule::DeleteSecrets => "removes a Secret that is no longer declared (deletionPolicy delete)",
+        Rule::GetServiceAccounts => "reads the imagePullSecrets of a ServiceAccount",
+        Rule::PatchServiceAccounts => "adds the Secret to imagePullSecrets, or removes it",
+        Rule::ListNamespaces => "compares namespace labels with selectors",
+        Rule::WatchNamespaces => "reports new namespaces and labels at once",
+        Rule::ListSecrets => "(--watch-secrets) starts the watch; permits reading every Secret",
+        Rule::WatchSecrets => {
+            "(--watch-secrets) reports edited and deleted Secrets at once; permits reading every Secret"
         }
     }
 }
 
-fn names<'a>(needed: impl Iterator<Item = &'a Needed>) -> String {
-    let all: Vec<&str> = needed.map(|one| one.name.as_str()).collect();
+fn names<'a>(required: impl Iterator<Item = &'a PullSecretRules>) -> String {
+    let all: Vec<&str> = required.map(|one| one.name.as_str()).collect();
     let mut text = all.iter().take(NAMES_SHOWN).copied().collect::<Vec<_>>().join(", ");
     if let Some(more) = all.len().checked_sub(NAMES_SHOWN).filter(|more| *more > 0) {
         let _ = write!(text, " and {more} more");
@@ -238,113 +249,108 @@ fn names<'a>(needed: impl Iterator<Item = &'a Needed>) -> String {
 mod tests {
     use super::*;
 
-    fn needed(name: &str, everywhere: &[Right], within: &[(&str, &[Right])]) -> Needed {
-        let within = within
+    fn required(name: &str, cluster: &[Rule], namespaces: &[(&str, &[Rule])]) -> PullSecretRules {
+        let namespaces = namespaces
             .iter()
-            .map(|(namespace, rights)| (NamespaceName::parse(namespace).unwrap(), rights.iter().copied().collect()));
-        let needs = Needs { everywhere: everywhere.iter().copied().collect(), within: within.collect() };
-        Needed { name: Name::parse(name).unwrap(), needs }
+            .map(|(namespace, rules)| (NamespaceName::parse(namespace).unwrap(), rules.iter().copied().collect()));
+        let rules = RequiredRules { cluster: cluster.iter().copied().collect(), namespaces: namespaces.collect() };
+        PullSecretRules { name: Name::parse(name).unwrap(), rules }
     }
 
-    fn yaml(needed: &[Needed], subject: &Subject, watches_secrets: bool) -> String {
-        Yaml { cluster: &Name::parse("dev").unwrap(), subject, needed, watches_secrets }.to_string()
+    fn yaml(required: &[PullSecretRules], subject: &Subject, watches_secrets: bool) -> String {
+        Manifests { cluster: &Name::parse("dev").unwrap(), subject, required, watches_secrets }.to_string()
     }
 
-    /// Removes the indentation of a literal in this module.
-    fn unindented(literal: &str) -> String {
-        literal.trim().replace("\n        ", "\n")
-    }
+    const MANIFESTS: &str = r#"# RBAC rules for regcred in the cluster dev, required by: team-a, team-b.
+# Generated by `regcred cluster rbac`. Apply with: kubectl apply -f -
+# Generate again after declarations change. To find roles that are no longer required:
+# kubectl get clusterroles,clusterrolebindings,roles,rolebindings -A -l regcred.dev/rbac=dev
+---
+# Cluster-wide, for namespace selectors of: team-a.
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata:
+  name: "regcred-dev"
+  labels:
+    regcred.dev/rbac: "dev"
+rules:
+# get: reads owner and version of a Secret; metadata only
+- apiGroups: [""]
+  resources: ["secrets"]
+  verbs: ["get"]
+# list: compares namespace labels with selectors
+- apiGroups: [""]
+  resources: ["namespaces"]
+  verbs: ["list"]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata:
+  name: "regcred-dev"
+  labels:
+    regcred.dev/rbac: "dev"
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: ClusterRole
+  name: "regcred-dev"
+subjects:
+- kind: ServiceAccount
+  name: "broker.1"
+  namespace: "regcred"
+---
+# Namespace 007, for: team-b.
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata:
+  name: "regcred-dev"
+  namespace: "007"
+  labels:
+    regcred.dev/rbac: "dev"
+rules:
+# delete: removes a Secret that is no longer declared (deletionPolicy delete)
+- apiGroups: [""]
+  resources: ["secrets"]
+  verbs: ["delete"]
+# get: reads the imagePullSecrets of a ServiceAccount
+- apiGroups: [""]
+  resources: ["serviceaccounts"]
+  verbs: ["get"]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata:
+  name: "regcred-dev"
+  namespace: "007"
+  labels:
+    regcred.dev/rbac: "dev"
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: Role
+  name: "regcred-dev"
+subjects:
+- kind: ServiceAccount
+  name: "broker.1"
+  namespace: "regcred"
+"#;
 
     #[test]
-    fn the_yaml_says_what_and_why() {
+    fn manifests_explain_each_rule() {
         let subject = Subject::ServiceAccount {
             namespace: NamespaceName::parse("regcred").unwrap(),
             name: ServiceAccountName::parse("broker.1").unwrap(),
         };
-        let needed = [
-            needed("team-a", &[Right::GetSecrets, Right::ListNamespaces], &[]),
-            needed("team-b", &[], &[("007", &[Right::GetSecrets, Right::DeleteSecrets, Right::GetServiceAccounts])]),
+        let required = [
+            required("team-a", &[Rule::GetSecrets, Rule::ListNamespaces], &[]),
+            required("team-b", &[], &[("007", &[Rule::GetSecrets, Rule::DeleteSecrets, Rule::GetServiceAccounts])]),
         ];
-        let expected = r#"
-        # What regcred needs in the cluster dev for the pull secrets team-a, team-b.
-        # Made by `regcred cluster rbac`; apply it with: kubectl apply -f -
-        # Declared otherwise later, it has to be printed and applied again. What is not needed any more is found by the label:
-        # kubectl get clusterroles,clusterrolebindings,roles,rolebindings -A -l regcred.dev/rbac=dev
-        ---
-        # In the whole cluster, where these select namespaces by label: team-a.
-        apiVersion: rbac.authorization.k8s.io/v1
-        kind: ClusterRole
-        metadata:
-          name: "regcred-dev"
-          labels:
-            regcred.dev/rbac: "dev"
-        rules:
-        # get: sees whose a Secret is and which version it has; its value is never asked for
-        - apiGroups: [""]
-          resources: ["secrets"]
-          verbs: ["get"]
-        # list: compares the labels of namespaces with the selectors
-        - apiGroups: [""]
-          resources: ["namespaces"]
-          verbs: ["list"]
-        ---
-        apiVersion: rbac.authorization.k8s.io/v1
-        kind: ClusterRoleBinding
-        metadata:
-          name: "regcred-dev"
-          labels:
-            regcred.dev/rbac: "dev"
-        roleRef:
-          apiGroup: rbac.authorization.k8s.io
-          kind: ClusterRole
-          name: "regcred-dev"
-        subjects:
-        - kind: ServiceAccount
-          name: "broker.1"
-          namespace: "regcred"
-        ---
-        # In the namespace 007, for team-b.
-        apiVersion: rbac.authorization.k8s.io/v1
-        kind: Role
-        metadata:
-          name: "regcred-dev"
-          namespace: "007"
-          labels:
-            regcred.dev/rbac: "dev"
-        rules:
-        # delete: removes it where it is not declared any more, as deletionPolicy delete says
-        - apiGroups: [""]
-          resources: ["secrets"]
-          verbs: ["delete"]
-        # get: sees which Secrets a ServiceAccount names
-        - apiGroups: [""]
-          resources: ["serviceaccounts"]
-          verbs: ["get"]
-        ---
-        apiVersion: rbac.authorization.k8s.io/v1
-        kind: RoleBinding
-        metadata:
-          name: "regcred-dev"
-          namespace: "007"
-          labels:
-            regcred.dev/rbac: "dev"
-        roleRef:
-          apiGroup: rbac.authorization.k8s.io
-          kind: Role
-          name: "regcred-dev"
-        subjects:
-        - kind: ServiceAccount
-          name: "broker.1"
-          namespace: "regcred"
-        "#;
-        assert_eq!(yaml(&needed, &subject, false).trim_end(), unindented(expected));
+        assert_eq!(yaml(&required, &subject, false), MANIFESTS);
     }
 
     #[test]
-    fn nothing_that_somebody_names_becomes_yaml_of_its_own() {
-        let needed = [needed("team-a", &[], &[("null", &[Right::GetSecrets])])];
+    fn names_cannot_inject_yaml() {
+        let required = [required("team-a", &[], &[("null", &[Rule::GetSecrets])])];
         let name = "x\"\\ y: [*] # é";
-        let yaml = yaml(&needed, &Subject::User(name.to_owned()), true);
+        let yaml = yaml(&required, &Subject::User(name.to_owned()), true);
         let parsed: Vec<serde_json::Value> = serde_saphyr::from_multiple(&yaml).unwrap();
         assert_eq!(parsed.len(), 4);
         assert_eq!(parsed[1]["subjects"][0]["name"], name);
@@ -354,13 +360,13 @@ mod tests {
     }
 
     #[test]
-    fn without_pull_secrets_there_is_nothing_to_give() {
+    fn no_manifest_without_pull_secrets() {
         let text = yaml(&[], &Subject::Group("brokers".to_owned()), true);
         assert!(text.starts_with("# No pull secret") && text.lines().count() == 1, "{text}");
     }
 
     #[test]
-    fn the_bounds_of_a_subject() {
+    fn subject_names_are_validated() {
         for bad in ["", "a\nb", &"x".repeat(SUBJECT_MAX + 1)] {
             assert!(subject_name("--user", bad).is_err());
         }

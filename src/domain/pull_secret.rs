@@ -1,6 +1,6 @@
-//! Pull secrets: what somebody declares, and what is to be done for one target, given what the cluster has.
+//! Pull secrets: the declaration, and the next step for one target given the state of the cluster.
 //!
-//! Nothing here acts. The worker brings what it found, and is told the next step.
+//! Pure: [`plan`] decides, and the reconciler acts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,34 +20,34 @@ use crate::domain::{
     selector::{AccountSelection, LabelSelector, LabelSelectorDocument},
 };
 
-/// The label by which regcred knows its Secrets again; its value is the id of the pull secret.
+/// Label of regcred's Secrets. Its value is the id of the pull secret.
 pub const ID_LABEL: &str = "regcred.dev/pull-secret-id";
-/// The annotation that says which generation of the pull secret is in the Secret, so that no older one follows.
+/// Annotation with the generation of the pull secret in the Secret. It fences older generations.
 pub const GENERATION_ANNOTATION: &str = "regcred.dev/generation";
 
 const TARGETS_MAX: usize = 100;
 const NAMESPACES_MAX: usize = 10_000;
 const SERVICE_ACCOUNTS_MAX: usize = 20;
 
-/// A declaration as it stands in requests, answers and the database.
+/// A declaration as in requests, responses and the database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Document {
-    /// Names of the accounts that go into the Secret.
+    /// Names of the registry accounts in the Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accounts: Option<Vec<String>>,
-    /// All accounts with such labels, in place of `accounts`.
+    /// Selects registry accounts by label, instead of `accounts`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account_selector: Option<LabelSelectorDocument>,
-    /// The Secret.
+    /// Name and type of the Secret.
     pub secret: SecretDocument,
-    /// Where it goes.
+    /// Clusters and namespaces.
     pub targets: Vec<TargetDocument>,
-    /// The `ServiceAccount`s of each namespace whose pods shall use it.
+    /// `ServiceAccount`s of each namespace that the Secret is attached to.
     pub service_accounts: Vec<String>,
-    /// What becomes of Secrets that are not declared any more.
+    /// Handling of Secrets that are no longer declared.
     pub deletion_policy: DeletionPolicy,
-    /// A Secret of this name that somebody else made is taken over.
+    /// Whether to take over an existing Secret of this name.
     pub adopt: bool,
 }
 
@@ -56,7 +56,7 @@ pub struct Document {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(as = PullSecretSecret)]
 pub struct SecretDocument {
-    /// Name of the Secret, a DNS-1123 subdomain, the same in every namespace.
+    /// Name of the Secret in every namespace, a DNS-1123 subdomain.
     #[schema(example = "team-a-pull")]
     pub name: String,
     /// `kubernetes.io/dockerconfigjson`, or the legacy `kubernetes.io/dockercfg`.
@@ -68,7 +68,7 @@ fn default_type() -> String {
     SecretType::default().as_str().to_owned()
 }
 
-/// Namespaces of a cluster: named, or selected by their labels.
+/// Namespaces of a cluster, listed or selected by label.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(as = PullSecretTarget)]
@@ -76,48 +76,48 @@ pub struct TargetDocument {
     /// Name of the cluster.
     #[schema(example = "dev")]
     pub cluster: String,
-    /// These namespaces. Either this or `namespaceSelector` must be there.
+    /// Names of namespaces. Exactly one of `namespaces` and `namespaceSelector` is required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespaces: Option<Vec<String>>,
-    /// All namespaces with such labels, those that are made later too.
+    /// Selects namespaces by label, including future ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_selector: Option<LabelSelectorDocument>,
-    /// Namespaces that are not meant, whatever their labels are.
+    /// Namespaces excluded from the selector.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_namespaces: Vec<String>,
 }
 
-/// What becomes of a Secret that is not declared any more.
+/// Handling of a Secret that is no longer declared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum DeletionPolicy {
-    /// It is deleted, and taken out of the `ServiceAccount`s that regcred put it into.
+    /// Delete it, and detach it from the `ServiceAccount`s that regcred attached it to.
     #[default]
     Delete,
-    /// It stays as it is, and regcred forgets it.
+    /// Keep it. regcred no longer manages it.
     Retain,
 }
 
-/// A declaration that keeps all rules.
+/// A valid declaration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Declaration {
-    /// The accounts that go into the Secret.
+    /// Registry accounts in the Secret.
     pub accounts: AccountSelection,
     /// Name of the Secret.
     pub secret_name: SecretName,
-    /// Its type.
+    /// Type of the Secret.
     pub secret_type: SecretType,
-    /// Where it goes.
+    /// Clusters and namespaces.
     pub targets: Vec<Target>,
-    /// The `ServiceAccount`s that it is attached to.
+    /// `ServiceAccount`s that the Secret is attached to.
     pub service_accounts: Vec<ServiceAccountName>,
-    /// What becomes of Secrets that are not declared any more.
+    /// Handling of Secrets that are no longer declared.
     pub deletion_policy: DeletionPolicy,
-    /// A Secret of this name that somebody else made is taken over.
+    /// Whether to take over an existing Secret of this name.
     pub adopt: bool,
 }
 
-/// Some namespaces of a cluster.
+/// Namespaces of one cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// The cluster.
@@ -126,16 +126,16 @@ pub struct Target {
     pub namespaces: Namespaces,
 }
 
-/// Which namespaces.
+/// Namespaces, listed or selected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Namespaces {
-    /// These.
+    /// By name.
     Listed(Vec<NamespaceName>),
-    /// All with such labels.
+    /// By label.
     Selected {
-        /// The labels.
+        /// Label selector.
         selector: LabelSelector,
-        /// And not these.
+        /// Excluded namespaces.
         exclude: BTreeSet<NamespaceName>,
     },
 }
@@ -145,7 +145,7 @@ impl Declaration {
     ///
     /// # Errors
     ///
-    /// Every field that is refused.
+    /// One error per invalid field.
     pub fn parse(document: Document) -> Result<Self, Vec<FieldError>> {
         let mut errors = FieldErrors::default();
         let accounts = AccountSelection::parse(&mut errors, document.accounts, document.account_selector);
@@ -181,7 +181,7 @@ impl Declaration {
         })
     }
 
-    /// The declaration as it is stored and answered.
+    /// Converts the declaration to its document form.
     #[must_use]
     pub fn document(&self) -> Document {
         let (accounts, account_selector) = match &self.accounts {
@@ -202,7 +202,7 @@ impl Declaration {
         }
     }
 
-    /// The selector of the accounts, if they are not named.
+    /// Account selector, unless accounts are named.
     #[must_use]
     pub fn account_selector(&self) -> Option<&LabelSelector> {
         match &self.accounts {
@@ -211,7 +211,7 @@ impl Declaration {
         }
     }
 
-    /// The clusters that are meant, and whether namespaces are selected by label there.
+    /// Clusters, each with whether namespaces are selected in it by label.
     #[must_use]
     pub fn clusters(&self) -> BTreeMap<&Name, bool> {
         let mut clusters = BTreeMap::new();
@@ -222,7 +222,7 @@ impl Declaration {
         clusters
     }
 
-    /// The pairs of cluster and namespace that are named.
+    /// Listed pairs of cluster and namespace.
     #[must_use]
     pub fn listed(&self) -> BTreeSet<(&Name, &NamespaceName)> {
         let mut pairs = BTreeSet::new();
@@ -234,7 +234,7 @@ impl Declaration {
         pairs
     }
 
-    /// Whether a namespace of a cluster is selected by its labels.
+    /// Whether a namespace of a cluster is selected by label.
     #[must_use]
     pub fn selects(&self, cluster: &str, namespace: &NamespaceName, labels: &BTreeMap<String, String>) -> bool {
         self.targets.iter().filter(|target| target.cluster.as_str() == cluster).any(|target| match &target.namespaces {
@@ -243,10 +243,12 @@ impl Declaration {
         })
     }
 
-    /// Whether somebody with these grants reaches all clusters and namespaces of it. Who selects by label reaches namespaces
-    /// that nobody has made yet, and the labels of a namespace belong to whoever may edit it: that needs a grant of all.
+    /// Whether grants include all clusters and namespaces.
+    ///
+    /// A selector requires a grant of all namespaces: it matches future ones, and the editors of a
+    /// namespace decide its labels.
     #[must_use]
-    pub fn places_within(&self, grants: &Grants) -> bool {
+    pub fn is_within(&self, grants: &Grants) -> bool {
         self.targets.iter().all(|target| {
             grants.include_cluster(target.cluster.as_str())
                 && match &target.namespaces {
@@ -284,10 +286,10 @@ fn parse_target(errors: &mut FieldErrors, index: usize, target: TargetDocument) 
         (Some(names), None) => {
             let field = format!("{at}.namespaces");
             if names.is_empty() {
-                errors.refuse(&field, "must name at least one namespace");
+                errors.refuse(&field, "must have at least one name");
             }
             if !target.exclude_namespaces.is_empty() {
-                errors.refuse(&format!("{at}.excludeNamespaces"), "belongs to a `namespaceSelector`");
+                errors.refuse(&format!("{at}.excludeNamespaces"), "requires a `namespaceSelector`");
             }
             parse_list(errors, &field, &names, NAMESPACES_MAX, NamespaceName::parse).map(Namespaces::Listed)
         }
@@ -307,7 +309,7 @@ fn parse_target(errors: &mut FieldErrors, index: usize, target: TargetDocument) 
     Some(Target { cluster: cluster?, namespaces: namespaces? })
 }
 
-/// Parses a list of names, none of them twice.
+/// Parses a list of distinct names.
 fn parse_list<T: Clone + Ord>(
     errors: &mut FieldErrors,
     field: &str,
@@ -316,7 +318,7 @@ fn parse_list<T: Clone + Ord>(
     parse: impl Fn(&str) -> Result<T, Invalid>,
 ) -> Option<Vec<T>> {
     if names.len() > max {
-        errors.refuse(field, format!("must be at most {max}"));
+        errors.refuse(field, format!("must have at most {max} items"));
         return None;
     }
     let mut seen = BTreeSet::new();
@@ -327,7 +329,7 @@ fn parse_list<T: Clone + Ord>(
             let field = format!("{field}[{index}]");
             let parsed = errors.take(&field, parse(name))?;
             if !seen.insert(parsed.clone()) {
-                errors.refuse(&field, "is there twice");
+                errors.refuse(&field, "is a duplicate");
             }
             Some(parsed)
         })
@@ -335,17 +337,17 @@ fn parse_list<T: Clone + Ord>(
     parsed.into_iter().collect()
 }
 
-/// How a target is doing.
+/// State of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum TargetState {
-    /// The cluster was not brought up to date yet, or something that is needed does not exist yet.
+    /// Not reconciled since the last change, or waiting for a `ServiceAccount`.
     Pending,
-    /// The cluster has what was declared.
+    /// The cluster matches the declaration.
     Synced,
-    /// The last try failed; it is tried again.
+    /// The last attempt failed. It is retried.
     Failed,
-    /// Somebody else's Secret has the name, and is left alone.
+    /// A Secret of another owner has the name. It is not changed.
     Conflict,
 }
 
@@ -353,7 +355,7 @@ impl TargetState {
     /// All states.
     pub const ALL: [Self; 4] = [Self::Pending, Self::Synced, Self::Failed, Self::Conflict];
 
-    /// The name in the API, in the database and in metrics.
+    /// Name in the API, the database and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -374,50 +376,50 @@ impl FromStr for TargetState {
     }
 }
 
-/// A Secret as a cluster has it, without its value.
+/// Metadata of a Secret in a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundSecret {
-    /// Identity of the object.
+    /// UID of the object.
     pub uid: String,
-    /// Version of the object.
+    /// Resource version of the object.
     pub resource_version: String,
-    /// Its labels.
+    /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// The generation that regcred wrote on it.
+    /// Value of [`GENERATION_ANNOTATION`].
     pub generation: Option<i64>,
 }
 
-/// What regcred wrote into a cluster last.
+/// A Secret as regcred last wrote it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Written {
-    /// Identity of the Secret.
+    /// UID of the Secret.
     pub uid: Option<String>,
-    /// Version of the Secret.
+    /// Resource version of the Secret.
     pub resource_version: Option<String>,
-    /// Keyed hash of what was written.
+    /// Keyed hash of the content.
     pub content_mac: Option<Vec<u8>>,
 }
 
-/// The labels of a pull secret's Secrets.
+/// Labels of the Secrets of a pull secret.
 #[must_use]
 pub fn labels(id: Uuid) -> BTreeMap<String, String> {
     let (key, value) = MANAGED_BY_LABEL;
     BTreeMap::from([(key.to_owned(), value.to_owned()), (ID_LABEL.to_owned(), id.to_string())])
 }
 
-/// Whose a Secret is.
+/// Owner of a Secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
-    /// This pull secret's, by its label, or because regcred made this very object.
+    /// This pull secret, by label or by UID.
     Us,
-    /// Another pull secret's, by its label.
+    /// Another pull secret, by label.
     Other(Uuid),
-    /// Somebody's who is not regcred.
-    Stranger,
+    /// Not regcred.
+    Foreign,
 }
 
 impl FoundSecret {
-    /// Whose it is.
+    /// Owner, as seen by the pull secret `id`.
     #[must_use]
     pub fn owner(&self, id: Uuid, written: &Written) -> Owner {
         if written.uid.as_deref() == Some(&self.uid) {
@@ -426,50 +428,51 @@ impl FoundSecret {
         match self.labels.get(ID_LABEL).map(|label| label.parse::<Uuid>()) {
             Some(Ok(owner)) if owner == id => Owner::Us,
             Some(Ok(other)) => Owner::Other(other),
-            Some(Err(_)) | None => Owner::Stranger,
+            Some(Err(_)) | None => Owner::Foreign,
         }
     }
 }
 
-/// What a Secret shall be.
+/// Desired state of a Secret.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted<'a> {
     /// The pull secret.
     pub id: Uuid,
     /// Its generation.
     pub generation: i64,
-    /// Keyed hash of what is to be written.
+    /// Keyed hash of the desired content.
     pub content_mac: &'a [u8],
-    /// A Secret of somebody else is taken over.
+    /// Whether to take over a Secret of another owner.
     pub adopt: bool,
 }
 
-/// The next thing to do for a target.
+/// Next step for a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Make the Secret.
+    /// Create the Secret.
     Create,
-    /// Bring it up to date, if it still is at this version.
+    /// Update it at this version.
     Apply {
-        /// The version.
+        /// Resource version.
         resource_version: String,
     },
-    /// It is as it shall be.
+    /// Leave it: it is in sync.
     Leave,
-    /// It is somebody else's.
+    /// It belongs to another owner.
     Conflict,
-    /// It is another pull secret's: to be taken over only if there is none of that id any more.
+    /// It belongs to another pull secret: adopt it only if that one is gone.
     ConflictUnlessGone(Uuid),
-    /// It has a newer generation already: whoever asks is late, or the number is not of this database.
+    /// It has a newer generation: the worker lost its lease, or the annotation is not from this
+    /// database.
     Superseded {
-        /// The generation that it has.
+        /// Generation on the Secret.
         by: i64,
-        /// The version that it has.
+        /// Resource version of the Secret.
         resource_version: String,
     },
 }
 
-/// What to do for a target, given the Secret that the cluster has.
+/// Plans the next step for a target, given the Secret in the cluster.
 #[must_use]
 pub fn plan(wanted: &Wanted<'_>, written: &Written, found: Option<&FoundSecret>) -> Step {
     let Some(found) = found else { return Step::Create };
@@ -477,8 +480,8 @@ pub fn plan(wanted: &Wanted<'_>, written: &Written, found: Option<&FoundSecret>)
     match found.owner(wanted.id, written) {
         Owner::Us => {}
         Owner::Other(other) if wanted.adopt => return Step::ConflictUnlessGone(other),
-        Owner::Stranger if wanted.adopt => return apply(),
-        Owner::Other(_) | Owner::Stranger => return Step::Conflict,
+        Owner::Foreign if wanted.adopt => return apply(),
+        Owner::Other(_) | Owner::Foreign => return Step::Conflict,
     }
     match found.generation {
         Some(by) if by > wanted.generation => Step::Superseded { by, resource_version: found.resource_version.clone() },
@@ -487,36 +490,36 @@ pub fn plan(wanted: &Wanted<'_>, written: &Written, found: Option<&FoundSecret>)
     }
 }
 
-/// It is the very object and version that was written, and what was written is what is wanted.
+/// Whether the object is at the written version with the desired content.
 fn is_unchanged(wanted: &Wanted<'_>, written: &Written, found: &FoundSecret) -> bool {
     written.uid.as_deref() == Some(&found.uid)
         && written.resource_version.as_deref() == Some(&found.resource_version)
         && written.content_mac.as_deref() == Some(wanted.content_mac)
 }
 
-/// What a dry run says of a target.
+/// Effect of a declaration on a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum PreviewAction {
-    /// The Secret would be made.
+    /// The Secret would be created.
     Create,
-    /// The Secret would be written.
+    /// The Secret would be updated.
     Update,
-    /// The Secret is as it shall be.
+    /// The Secret is in sync.
     Unchanged,
-    /// Somebody else's Secret would be taken over.
+    /// A Secret of another owner would be taken over.
     Adopt,
-    /// Somebody else's Secret has the name, and would stay as it is.
+    /// A Secret of another owner has the name and would not be changed.
     Conflict,
-    /// The Secret would be removed.
+    /// The Secret would be deleted.
     Remove,
-    /// The Secret would stay, and regcred would forget it.
+    /// The Secret would stay and no longer be managed.
     Forget,
-    /// It cannot be told.
+    /// The effect is unknown.
     Unknown,
 }
 
-/// How long to wait after so many tries that failed: from a second to five minutes, doubling. The caller adds jitter.
+/// Exponential backoff after failed attempts: 1 s to 5 min, before jitter.
 #[must_use]
 pub fn backoff(attempts: i32) -> Duration {
     let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(0).min(9);
@@ -550,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn a_declaration_is_written_as_it_was_read() {
+    fn document_survives_parsing() {
         let read = document(|_| ());
         assert_eq!(Declaration::parse(read.clone()).unwrap().document(), read);
         let selected = document(|document| {
@@ -577,7 +580,7 @@ mod tests {
     #[case("/targets/1/namespaceSelector/matchLabels/team", json!("a b"), "targets[1].namespaceSelector.matchLabels")]
     #[case("/targets/2/cluster", json!("x/y"), "targets[2].cluster")]
     #[case("/serviceAccounts", json!(["default", "default"]), "serviceAccounts[1]")]
-    fn what_breaks_a_rule_is_named(#[case] pointer: &str, #[case] value: Value, #[case] field: &str) {
+    fn invalid_fields_are_named(#[case] pointer: &str, #[case] value: Value, #[case] field: &str) {
         let changed = document(|document| {
             let (parent, member) = pointer.rsplit_once('/').unwrap();
             let parent = document.pointer_mut(parent).unwrap();
@@ -591,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn listed_and_selected_namespaces_are_told_apart() {
+    fn listed_and_selected_namespaces_are_separate() {
         let declaration = declaration();
         let listed: Vec<_> = declaration.listed().into_iter().map(|(c, n)| (c.as_str(), n.as_str())).collect();
         assert_eq!(listed, [("dev", "a-dev"), ("dev", "default"), ("prod", "default")]);
@@ -628,10 +631,10 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_not_as_it_shall_be_is_written() {
+    fn only_a_secret_out_of_sync_is_written() {
         assert_eq!(planned(false, b"old", None), Step::Create);
         assert_eq!(planned(false, b"old", Some(&found(Some(ID), "u", "7", Some(5)))), Step::Leave);
-        // Rotated; edited by somebody; made anew by somebody who copied the labels; labels taken away.
+        // Rotated; edited; recreated with the same labels; without labels.
         assert_eq!(planned(false, b"new", Some(&found(Some(ID), "u", "7", Some(4)))), apply("7"));
         assert_eq!(planned(false, b"old", Some(&found(Some(ID), "u", "8", Some(5)))), apply("8"));
         assert_eq!(planned(false, b"old", Some(&found(Some(ID), "v", "9", Some(5)))), apply("9"));
@@ -639,25 +642,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_left_alone_unless_it_shall_be_adopted() {
+    fn foreign_secret_is_left_alone_unless_adopted() {
         let other = Uuid::from_u128(2);
         for adopt in [false, true] {
-            let stranger = planned(adopt, b"new", Some(&found(None, "v", "3", None)));
-            assert_eq!(stranger, if adopt { apply("3") } else { Step::Conflict });
+            let foreign = planned(adopt, b"new", Some(&found(None, "v", "3", None)));
+            assert_eq!(foreign, if adopt { apply("3") } else { Step::Conflict });
             let others = planned(adopt, b"new", Some(&found(Some(other), "v", "3", Some(1))));
             assert_eq!(others, if adopt { Step::ConflictUnlessGone(other) } else { Step::Conflict });
         }
     }
 
     #[test]
-    fn no_older_generation_follows_a_newer_one() {
+    fn newer_generation_supersedes() {
         let newer = found(Some(ID), "u", "8", Some(6));
         let superseded = Step::Superseded { by: 6, resource_version: "8".to_owned() };
         assert_eq!(planned(true, b"old", Some(&newer)), superseded);
     }
 
     #[test]
-    fn waiting_grows_and_has_an_end() {
+    fn backoff_doubles_up_to_five_minutes() {
         let seconds: Vec<u64> = [0, 1, 2, 3, 9, 10, 1000].map(|attempts| backoff(attempts).as_secs()).into();
         assert_eq!(seconds, [1, 1, 2, 4, 256, 300, 300]);
     }

@@ -38,7 +38,10 @@ use crate::{
         pull_secrets::{Declared, PullSecrets, ShownPullSecret},
         reconcile::{PreviewedTarget, Reconciler},
     },
-    storage::targets::{Comparison, Counts, ShownTarget},
+    storage::{
+        resyncs::ResyncStatus,
+        targets::status::{Counts, ShownTarget},
+    },
 };
 
 pub mod events;
@@ -239,19 +242,19 @@ impl From<Counts> for PullSecretStatus {
     }
 }
 
-impl From<Comparison> for PullSecretSelection {
-    fn from(comparison: Comparison) -> Self {
+impl From<ResyncStatus> for PullSecretSelection {
+    fn from(resync: ResyncStatus) -> Self {
         Self {
-            cluster: comparison.cluster,
-            compared_at: comparison.compared_at,
-            last_error: TargetError::of(comparison.last_error_type, comparison.last_error_detail),
+            cluster: resync.cluster,
+            compared_at: resync.compared_at,
+            last_error: TargetError::of(resync.last_error_type, resync.last_error_detail),
         }
     }
 }
 
 impl From<ShownPullSecret> for PullSecret {
     fn from(shown: ShownPullSecret) -> Self {
-        let ShownPullSecret { stored, counts, comparisons } = shown;
+        let ShownPullSecret { stored, counts, resyncs } = shown;
         let document = stored.declaration.document();
         Self {
             id: stored.id,
@@ -267,7 +270,7 @@ impl From<ShownPullSecret> for PullSecret {
             generation: stored.generation,
             observed_generation: counts.observed_generation,
             status: counts.into(),
-            selections: comparisons.into_iter().map(PullSecretSelection::from).collect(),
+            selections: resyncs.into_iter().map(PullSecretSelection::from).collect(),
             deleted_at: stored.deleted_at,
             created_at: stored.created_at,
             updated_at: stored.updated_at,
@@ -296,7 +299,7 @@ impl From<ShownTarget> for PullSecretTargetStatus {
 
 impl From<PreviewedTarget> for PullSecretTargetPreview {
     fn from(target: PreviewedTarget) -> Self {
-        let error = target.error.map(|(slug, detail)| TargetError { slug: slug.to_owned(), detail });
+        let error = target.error.map(|error| TargetError { slug: error.slug.to_owned(), detail: error.detail });
         Self { cluster: target.cluster, namespace: target.namespace, action: target.action, error }
     }
 }
@@ -337,7 +340,7 @@ pub async fn put_pull_secret(
     let name = Name::parse(&path).map_err(|invalid| ApiError::field("name", invalid))?;
     let declaration = Declaration::parse(body.0.document())?;
     if dry_run {
-        let existing = pull_secrets.examine(&caller.identity, &name, &declaration, expected.0).await?;
+        let existing = pull_secrets.validate(&caller.identity, &name, &declaration, expected.0).await?;
         let targets = previews.preview(&declaration, existing.as_ref()).await?;
         let targets = targets.into_iter().map(PullSecretTargetPreview::from).collect();
         return Ok(HttpResponse::Ok().json(PullSecretPreview { dry_run, targets }));

@@ -87,7 +87,7 @@ impl Accounts {
         let account = self.insert(&mut tx, &new).await?;
         let event = NewEvent::of(caller, Action::AccountCreate, Resource::account(&account.name));
         let event = event.details(Details::default().version(account.version));
-        self.commit(tx, &[AccountTransition::Made(&account)], vec![event]).await?;
+        self.commit(tx, &[AccountTransition::Created(&account)], vec![event]).await?;
         self.record_check(account, check).await
     }
 
@@ -200,7 +200,7 @@ impl Accounts {
         storage::accounts::delete(&mut tx, account.id).await?;
         let details = Details::default().version(account.version);
         let event = NewEvent::of(caller, Action::AccountDelete, Resource::account(name)).details(details);
-        self.commit(tx, &[AccountTransition::Removed(&account)], vec![event]).await
+        self.commit(tx, &[AccountTransition::Deleted(&account)], vec![event]).await
     }
 
     /// Verifies the stored login of an account at its registry and stores the result. A login that
@@ -271,7 +271,7 @@ impl Accounts {
         self.audit.commit(tx, events).await?;
         for transition in transitions {
             // A new account has no cached row.
-            if let AccountTransition::Changed { after: account, .. } | AccountTransition::Removed(account) = transition
+            if let AccountTransition::Changed { after: account, .. } | AccountTransition::Deleted(account) = transition
             {
                 self.row_cache.invalidate(&Change::RegistryAccount(account.name.to_string()));
             }

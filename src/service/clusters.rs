@@ -17,14 +17,15 @@ use crate::{
         cluster::{AuthType, CaCertificate, ClusterAuth, ClusterConnection, ServerUrl},
         invalid::{FieldError, Invalid},
         names::Name,
-        rights::Needs,
+        rbac::RequiredRules,
         sealed::Sealed,
     },
     service::{
         ExpectedVersion, ServiceError,
         audit::TransactionalAudit,
-        check_version, connection, on_conflict, pull_secrets, require_visible,
-        rights::{self, Needed},
+        check_version, connection, on_conflict, pull_secrets,
+        rbac::{self, PullSecretRules},
+        require_visible,
     },
     storage::{self, PageRequest, clusters::StoredCluster, sealed::SealedColumn},
 };
@@ -270,8 +271,8 @@ impl Clusters {
     /// deadlock.
     async fn mark_targets_due(&self, cluster: Uuid) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
-        storage::targets::mark_cluster_due(&mut tx, cluster).await?;
-        storage::pull_secrets::notify(&mut tx).await?;
+        storage::targets::due::mark_cluster_due(&mut tx, cluster).await?;
+        storage::wakeups::wake_workers(&mut tx).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -335,10 +336,10 @@ impl Clusters {
         check: &mut Check,
     ) -> Result<(), ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        let (needed, is_complete) = rights::needed_by_visible(&mut conn, caller, cluster, LEFTOVERS_MAX).await?;
+        let (needed, is_complete) = rbac::required_by_visible(&mut conn, caller, cluster, LEFTOVERS_MAX).await?;
         drop(conn);
-        let needs: Vec<&Needs> = needed.iter().map(|needed| &needed.needs).collect();
-        let reviewed = match client.review_needs(&needs).await {
+        let rules: Vec<&RequiredRules> = needed.iter().map(|needed| &needed.rules).collect();
+        let reviewed = match client.review_needs(&rules).await {
             Ok(reviewed) => reviewed,
             Err(error) => {
                 check.problem = Check::failed(&error).problem;
@@ -347,8 +348,8 @@ impl Clusters {
         };
         let mut is_truncated = !is_complete;
         let mut lacking = Vec::new();
-        for Needed { name, needs } in needed {
-            let (mut missing, is_complete) = reviewed.missing(&needs);
+        for PullSecretRules { name, rules } in needed {
+            let (mut missing, is_complete) = reviewed.missing(&rules);
             is_truncated |= !is_complete || missing.len() > MISSING_MAX;
             missing.truncate(MISSING_MAX);
             if !missing.is_empty() {

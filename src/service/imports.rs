@@ -289,7 +289,7 @@ impl AccountWrite {
     fn transition(&self) -> AccountTransition<'_> {
         let Self { before, after, has_new_password } = self;
         match before {
-            None => AccountTransition::Made(after),
+            None => AccountTransition::Created(after),
             Some(before) => AccountTransition::Changed { before, after, has_new_password: *has_new_password },
         }
     }

@@ -1,8 +1,8 @@
-//! Who is told how pull secrets get on, while they do: the worker says of which something was stored, and streams of events hear
-//! of it.
+//! Publishes the progress of pull secrets to event streams.
 //!
-//! A notification for each row of a fan-out would hold up every commit. So what was stored is gathered, and told a few times a
-//! second; and one connection of the process hears it for all of its streams. What is not heard is found by looking.
+//! A notification per recorded result would slow down every commit, so ids are batched for a
+//! quarter of a second. One connection per process listens for all of its streams. Streams also
+//! poll, so a lost notification delays an event but loses none.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use sqlx::PgPool;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -28,52 +28,54 @@ use crate::{
     },
     storage::{
         self,
-        pull_secrets::{Progress, ProgressListener},
+        wakeups::{Progress, ProgressListener},
     },
 };
 
-/// How long progress is gathered before it is told.
-const GATHERED: Duration = Duration::from_millis(250);
-/// How long it may take to connect to Postgres, and how long to wait before it is tried again.
-const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// Time that progress is batched before it is published.
+const BATCH_WINDOW: Duration = Duration::from_millis(250);
+/// Time limit of a connect to Postgres.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause after a failed connect.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
-/// How soon the connection is given up that nobody needs any more.
-const IDLE_FOR: Duration = Duration::from_secs(1);
-/// Streams that one caller, and all callers of a process together, may have open.
-const STREAMS_OF_A_CALLER: usize = 16;
-const STREAMS_OF_ALL: usize = 256;
-/// Looks at pull secrets for streams at a time: the other connections to Postgres are for requests.
-const LOOKS: usize = 4;
+/// Interval at which the listener checks whether a stream is left.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Open streams per caller.
+const STREAMS_PER_CALLER: usize = 16;
+/// Open streams per process.
+const STREAMS_PER_PROCESS: usize = 256;
+/// Concurrent reads of all streams. The remaining database connections serve requests.
+const READS_CONCURRENCY: usize = 4;
 
-/// Gathers which pull secrets got on.
+/// Publishes which pull secrets made progress.
 #[derive(Clone, Default)]
-pub struct Announcer(Arc<Gathered>);
+pub struct ProgressPublisher(Arc<Pending>);
 
 #[derive(Default)]
-struct Gathered {
+struct Pending {
     ids: Mutex<BTreeSet<Uuid>>,
-    noted: Notify,
+    added: Notify,
 }
 
-impl Announcer {
-    /// Notes that something was stored about a pull secret.
-    pub fn note(&self, id: Uuid) {
-        if lock(&self.0.ids).insert(id) {
-            self.0.noted.notify_one();
+impl ProgressPublisher {
+    /// Adds a pull secret to the next notification.
+    pub fn add(&self, id: Uuid) {
+        if self.0.ids.lock().insert(id) {
+            self.0.added.notify_one();
         }
     }
 
-    /// Tells what is noted, for as long as it is polled.
+    /// Publishes notifications while it is polled.
     pub async fn run(&self, pool: &PgPool) {
         loop {
-            self.0.noted.notified().await;
-            tokio::time::sleep(GATHERED).await;
-            let ids: Vec<Uuid> = std::mem::take(&mut *lock(&self.0.ids)).into_iter().collect();
+            self.0.added.notified().await;
+            tokio::time::sleep(BATCH_WINDOW).await;
+            let ids: Vec<Uuid> = std::mem::take(&mut *self.0.ids.lock()).into_iter().collect();
             if ids.is_empty() {
                 continue;
             }
             if let Err(error) = announce(pool, &ids).await {
-                tracing::debug!(%error, "progress of pull secrets could not be told; who waits for it finds it by looking");
+                tracing::debug!(%error, "progress not published");
             }
         }
     }
@@ -81,20 +83,21 @@ impl Announcer {
 
 async fn announce(pool: &PgPool, ids: &[Uuid]) -> Result<(), ServiceError> {
     let mut conn = connection(pool).await?;
-    Ok(storage::pull_secrets::announce_progress(&mut conn, ids).await?)
+    Ok(storage::wakeups::announce_progress(&mut conn, ids).await?)
 }
 
-/// Whose a stream is.
-type Whose = (Option<Uuid>, String);
+/// Caller of a stream: id and name.
+type StreamCaller = (Option<Uuid>, String);
 
-/// The streams of events of a process.
+/// Event streams of the process.
 pub struct Streams {
     pool: PgPool,
     pull_secrets: PullSecrets,
-    open: Mutex<HashMap<Whose, usize>>,
-    news: Mutex<HashMap<Uuid, watch::Sender<()>>>,
-    wanted: Notify,
-    looks: Semaphore,
+    open: Mutex<HashMap<StreamCaller, usize>>,
+    /// Subscriptions by pull secret.
+    subscriptions: Mutex<HashMap<Uuid, watch::Sender<()>>>,
+    subscribed: Notify,
+    reads: Semaphore,
     stopping: CancellationToken,
 }
 
@@ -104,102 +107,103 @@ impl fmt::Debug for Streams {
     }
 }
 
-/// The place of a stream, for as long as it lives.
-pub struct Place {
+/// Permit of an open stream. Dropping it frees the slot.
+pub struct StreamPermit {
     streams: Arc<Streams>,
-    whose: Whose,
+    caller: StreamCaller,
 }
 
-/// What a stream hears about its pull secret.
-pub struct News {
+/// Subscription of a stream to the progress of its pull secret.
+pub struct Subscription {
     streams: Arc<Streams>,
     id: Uuid,
     receiver: watch::Receiver<()>,
 }
 
 impl Streams {
-    /// Puts the service together.
+    /// Creates the service.
     #[must_use]
     pub fn new(pool: PgPool, pull_secrets: PullSecrets) -> Self {
         Self {
             pool,
             pull_secrets,
             open: Mutex::default(),
-            news: Mutex::default(),
-            wanted: Notify::new(),
-            looks: Semaphore::new(LOOKS),
+            subscriptions: Mutex::default(),
+            subscribed: Notify::new(),
+            reads: Semaphore::new(READS_CONCURRENCY),
             stopping: CancellationToken::new(),
         }
     }
 
-    /// How many are open.
+    /// Number of open streams.
     #[must_use]
     pub fn open(&self) -> usize {
-        lock(&self.open).values().sum()
+        self.open.lock().values().sum()
     }
 
-    /// Takes a place for a stream of this caller.
+    /// Takes a permit for a stream of this caller.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::TooManyStreams`] if he has too many, [`ServiceError::StreamsExhausted`] if all callers have.
-    pub fn admit(self: &Arc<Self>, actor: &Actor) -> Result<Place, ServiceError> {
-        let whose = (actor.id, actor.name.clone());
-        let mut open = lock(&self.open);
-        if open.values().sum::<usize>() >= STREAMS_OF_ALL {
+    /// [`ServiceError::TooManyStreams`] if the caller has too many,
+    /// [`ServiceError::StreamsExhausted`] if the process has.
+    pub fn admit(self: &Arc<Self>, actor: &Actor) -> Result<StreamPermit, ServiceError> {
+        let caller = (actor.id, actor.name.clone());
+        let mut open = self.open.lock();
+        if open.values().sum::<usize>() >= STREAMS_PER_PROCESS {
             return Err(ServiceError::StreamsExhausted);
         }
-        let his = open.entry(whose.clone()).or_default();
-        if *his >= STREAMS_OF_A_CALLER {
-            return Err(ServiceError::TooManyStreams { most: STREAMS_OF_A_CALLER });
+        let count = open.entry(caller.clone()).or_default();
+        if *count >= STREAMS_PER_CALLER {
+            return Err(ServiceError::TooManyStreams { most: STREAMS_PER_CALLER });
         }
-        *his += 1;
+        *count += 1;
         drop(open);
-        Ok(Place { streams: Arc::clone(self), whose })
+        Ok(StreamPermit { streams: Arc::clone(self), caller })
     }
 
-    /// Begins to hear of a pull secret.
+    /// Subscribes to the progress of a pull secret.
     #[must_use]
-    pub fn hear(self: &Arc<Self>, id: Uuid) -> News {
-        let receiver = lock(&self.news).entry(id).or_insert_with(|| watch::channel(()).0).subscribe();
-        self.wanted.notify_one();
-        News { streams: Arc::clone(self), id, receiver }
+    pub fn subscribe(self: &Arc<Self>, id: Uuid) -> Subscription {
+        let receiver = self.subscriptions.lock().entry(id).or_insert_with(|| watch::channel(()).0).subscribe();
+        self.subscribed.notify_one();
+        Subscription { streams: Arc::clone(self), id, receiver }
     }
 
-    /// Looks how a pull secret is doing.
+    /// Reads a pull secret for a stream.
     ///
     /// # Errors
     ///
     /// As [`PullSecrets::find`].
-    pub async fn look(&self, caller: &Identity, name: &Name) -> Result<ShownPullSecret, ServiceError> {
-        // It is closed by nobody.
-        let _permit = self.looks.acquire().await.ok();
+    pub async fn find(&self, caller: &Identity, name: &Name) -> Result<ShownPullSecret, ServiceError> {
+        // The semaphore is never closed.
+        let _permit = self.reads.acquire().await.ok();
         self.pull_secrets.find(caller, name).await
     }
 
-    /// Ends all streams, since the process does.
+    /// Ends all streams.
     pub fn stop(&self) {
         self.stopping.cancel();
     }
 
-    /// Waits until the process ends.
+    /// Waits for [`stop`](Self::stop).
     pub async fn stopped(&self) {
         self.stopping.cancelled().await;
     }
 
-    /// Listens for progress for as long as it is polled, while there are streams.
+    /// Listens for progress while it is polled and streams are open.
     pub async fn follow(&self) {
         loop {
-            self.wanted.notified().await;
-            while self.is_wanted() {
-                match ProgressListener::connect(&self.pool, CONNECT_WITHIN).await {
+            self.subscribed.notified().await;
+            while self.has_subscriptions() {
+                match ProgressListener::connect(&self.pool, CONNECT_TIMEOUT).await {
                     Ok(listener) => {
-                        // What was done before was not heard.
-                        self.tell(&Progress::OfAny);
-                        self.follow_one(listener).await;
+                        // Earlier progress was missed.
+                        self.dispatch(&Progress::OfAny);
+                        self.listen(listener).await;
                     }
                     Err(error) => {
-                        tracing::debug!(%error, "progress of pull secrets is not heard; streams find it by looking");
+                        tracing::debug!(%error, "progress listener interrupted");
                         tokio::time::sleep(RECONNECT_INTERVAL).await;
                     }
                 }
@@ -207,61 +211,58 @@ impl Streams {
         }
     }
 
-    async fn follow_one(&self, mut listener: ProgressListener) {
-        while self.is_wanted() {
-            match listener.next(IDLE_FOR).await {
-                Ok(Some(progress)) => self.tell(&progress),
+    async fn listen(&self, mut listener: ProgressListener) {
+        while self.has_subscriptions() {
+            match listener.next(IDLE_INTERVAL).await {
+                Ok(Some(progress)) => self.dispatch(&progress),
                 Ok(None) => {}
                 Err(_) => return,
             }
         }
     }
 
-    fn is_wanted(&self) -> bool {
-        !lock(&self.news).is_empty()
+    fn has_subscriptions(&self) -> bool {
+        !self.subscriptions.lock().is_empty()
     }
 
-    fn tell(&self, progress: &Progress) {
-        let news = lock(&self.news);
+    fn dispatch(&self, progress: &Progress) {
+        let subscriptions = self.subscriptions.lock();
         match progress {
-            Progress::Of(ids) => ids.iter().filter_map(|id| news.get(id)).for_each(|one| one.send_modify(|()| {})),
-            Progress::OfAny => news.values().for_each(|one| one.send_modify(|()| {})),
+            Progress::Of(ids) => {
+                ids.iter().filter_map(|id| subscriptions.get(id)).for_each(|one| one.send_modify(|()| {}));
+            }
+            Progress::OfAny => subscriptions.values().for_each(|one| one.send_modify(|()| {})),
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
-        let mut open = lock(&self.streams.open);
-        if let Some(his) = open.get_mut(&self.whose) {
-            *his -= 1;
-            if *his == 0 {
-                open.remove(&self.whose);
+        let mut open = self.streams.open.lock();
+        if let Some(count) = open.get_mut(&self.caller) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.caller);
             }
         }
     }
 }
 
-impl News {
-    /// Waits for news; what came since the last ones counts.
+impl Subscription {
+    /// Waits for progress since the last call.
     pub async fn next(&mut self) {
         if self.receiver.changed().await.is_err() {
-            // Never: the sender is there for as long as this is.
+            // Unreachable: the sender lives as long as a subscription.
             std::future::pending::<()>().await;
         }
     }
 }
 
-impl Drop for News {
+impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut news = lock(&self.streams.news);
-        if news.get(&self.id).is_some_and(|sender| sender.receiver_count() <= 1) {
-            news.remove(&self.id);
+        let mut subscriptions = self.streams.subscriptions.lock();
+        if subscriptions.get(&self.id).is_some_and(|sender| sender.receiver_count() <= 1) {
+            subscriptions.remove(&self.id);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that holds these can panic halfway through a change.
-    mutex.lock()
 }

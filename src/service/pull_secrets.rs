@@ -1,5 +1,5 @@
-//! Pull secrets: declare, look at, remove; and what follows for them when an account changes. The work itself is in
-//! [`super::reconcile`].
+//! Pull secrets: declare, read, sync and delete. [`super::reconcile`] does the work in the
+//! clusters.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,81 +13,91 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
-        account::Account,
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
         grants::Grants,
         invalid::{FieldError, FieldErrors},
         names::Name,
         pull_secret::{Declaration, DeletionPolicy, Namespaces, TargetState},
-        selector::{AccountSelection, LabelSelector},
+        selector::AccountSelection,
     },
     service::{ExpectedVersion, ServiceError, audit::TransactionalAudit, check_version, connection},
     storage::{
         self, PageRequest, StorageError,
         pull_secrets::StoredPullSecret,
-        targets::{Comparison, Counts, ShownTarget},
+        resyncs::ResyncStatus,
+        targets::status::{Counts, ShownTarget},
     },
 };
 
+mod accounts;
+
+pub(super) use accounts::{AccountTransition, follow_accounts};
+
 const KIND: &str = "pull secret";
 
-/// A pull secret and how it is doing.
+/// A pull secret with its status.
 #[derive(Debug)]
 pub struct ShownPullSecret {
-    /// What is stored.
+    /// The stored pull secret.
     pub stored: StoredPullSecret,
-    /// How many targets are in which state.
+    /// Targets by state.
     pub counts: Counts,
-    /// The clusters in which it selects namespaces by label.
-    pub comparisons: Vec<Comparison>,
+    /// Resyncs of the clusters in which it selects namespaces.
+    pub resyncs: Vec<ResyncStatus>,
 }
 
 impl ShownPullSecret {
-    /// Whether every target came to something since the last change: in order, failed or in conflict.
+    /// Whether every target was reconciled since the last change: synced, failed or in conflict.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.counts.pending == 0 && self.counts.removing == 0 && self.counts.uncompared == 0
     }
 }
 
-/// What a declaration did.
+/// Effect of a declaration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Declared {
-    /// There was none of that name.
+    /// The pull secret is new.
     Created,
-    /// It replaced another one.
+    /// The pull secret existed.
     Replaced,
 }
 
-/// How often somebody who waits alone looks, once he has waited for a moment.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// So many look at that interval. The more there are beyond these the less often each looks, so that Postgres has no more to do.
-const LOOKING: usize = 64;
+/// First poll interval of a waiting caller. Doubles up to [`POLL_INTERVAL_MAX`].
+const POLL_INTERVAL_MIN: Duration = Duration::from_millis(25);
+/// Longest poll interval of up to [`POLLERS`] waiting callers. It grows with their number, so that
+/// the load on Postgres does not.
+const POLL_INTERVAL_MAX: Duration = Duration::from_millis(500);
+/// Waiting callers that poll at [`POLL_INTERVAL_MAX`].
+const POLLERS: usize = 64;
 
-/// The pull secrets.
+/// Pull secrets.
 #[derive(Debug, Clone)]
 pub struct PullSecrets {
     pool: PgPool,
     audit: TransactionalAudit,
-    /// One for each who waits.
+    /// One clone per waiting caller.
     waiting: Arc<()>,
 }
 
 impl PullSecrets {
-    /// Puts the service together.
+    /// Creates the service.
     #[must_use]
     pub fn new(pool: PgPool, audit: TransactionalAudit) -> Self {
         Self { pool, audit, waiting: Arc::default() }
     }
 
-    /// Stores a declaration and has its targets brought up to date. The same declaration again changes nothing.
+    /// Stores a declaration and makes its targets due. An equal declaration changes nothing.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::UnknownAccounts`] names every account, cluster and namespace that is unknown or not granted;
-    /// [`ServiceError::NameTaken`] if the name is that of a pull secret that the caller may not see;
-    /// [`ServiceError::Stale`] if it is not at the expected version; [`ServiceError::Deleting`] if it is on its way out.
+    /// - [`ServiceError::UnknownAccounts`] names every account, cluster and namespace that is
+    ///   unknown or not granted.
+    /// - [`ServiceError::NameTaken`] if the name belongs to a pull secret that is hidden from the
+    ///   caller.
+    /// - [`ServiceError::Stale`] if the stored version differs from `expected`.
+    /// - [`ServiceError::Deleting`] if the pull secret is being deleted.
     pub async fn declare(
         &self,
         caller: &Call,
@@ -99,61 +109,38 @@ impl PullSecrets {
         if declaration.account_selector().is_some() {
             storage::pull_secrets::lock_selectors(&mut tx).await?;
         }
-        // Accounts before the pull secret: in the order in which a rotation locks them.
+        // Accounts before pull secrets: the lock order of a rotation.
         let (accounts, clusters) = references(&mut tx, caller, declaration).await?;
-        let existing = current(&mut tx, caller, name, declaration, expected).await?;
+        let existing = lock_declarable(&mut tx, caller, name, declaration, expected).await?;
         let (declared, stored) = match existing {
             Some(existing) if existing.declaration == *declaration => {
                 return Ok((Declared::Replaced, shown(&mut tx, existing).await?));
             }
             Some(existing) => {
-                let updated = storage::pull_secrets::update(&mut tx, existing.id, declaration).await?;
-                (Declared::Replaced, updated)
+                (Declared::Replaced, storage::pull_secrets::update(&mut tx, existing.id, declaration).await?)
             }
             None => {
                 let inserted = storage::pull_secrets::insert(&mut tx, Uuid::now_v7(), name, declaration).await;
-                (
-                    Declared::Created,
-                    inserted.map_err(|error| match error {
-                        StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
-                        other => other.into(),
-                    })?,
-                )
+                (Declared::Created, inserted.map_err(|error| on_name_taken(error, name))?)
             }
         };
-        storage::pull_secrets::set_accounts(&mut tx, stored.id, &accounts).await?;
-        let meant = declaration.clusters();
-        let (ids, selects): (Vec<Uuid>, Vec<bool>) =
-            meant.iter().map(|(cluster, selects)| (clusters[cluster.as_str()], *selects)).unzip();
-        storage::pull_secrets::set_clusters(&mut tx, stored.id, &ids, &selects).await?;
-        let selecting: Vec<Uuid> =
-            ids.iter().zip(&selects).filter(|(_, selects)| **selects).map(|(id, _)| *id).collect();
-        let listed = declaration.listed();
-        let listed: (Vec<Uuid>, Vec<String>) =
-            listed.into_iter().map(|(cluster, namespace)| (clusters[cluster.as_str()], namespace.to_string())).unzip();
-        storage::targets::declare(
-            &mut tx,
-            stored.id,
-            stored.generation,
-            (&listed.0, &listed.1),
-            &selecting,
-            declaration.deletion_policy,
-        )
-        .await?;
-        storage::pull_secrets::notify(&mut tx).await?;
+        storage::pull_secrets::replace_accounts(&mut tx, stored.id, &accounts).await?;
+        declare_targets(&mut tx, &stored, &clusters).await?;
+        storage::wakeups::wake_workers(&mut tx).await?;
         let shown = shown(&mut tx, stored).await?;
         let version = Details::default().version(shown.stored.version);
         let event = NewEvent::of(caller, Action::PullSecretDeclare, Resource::pull_secret(name)).details(version);
-        self.audit.commit(tx, [event.related(named(declaration))]).await?;
+        self.audit.commit(tx, [event.related(named_accounts(declaration))]).await?;
         Ok((declared, shown))
     }
 
-    /// Checks a declaration as [`declare`](Self::declare) does and stores nothing; what is stored under that name.
+    /// Validates a declaration as [`declare`](Self::declare) does, without changes. Returns the
+    /// stored pull secret of this name.
     ///
     /// # Errors
     ///
     /// As [`declare`](Self::declare).
-    pub async fn examine(
+    pub async fn validate(
         &self,
         caller: &Identity,
         name: &Name,
@@ -162,31 +149,31 @@ impl PullSecrets {
     ) -> Result<Option<StoredPullSecret>, ServiceError> {
         let mut tx = self.pool.begin().await?;
         references(&mut tx, caller, declaration).await?;
-        current(&mut tx, caller, name, declaration, expected).await
+        lock_declarable(&mut tx, caller, name, declaration, expected).await
     }
 
     /// Finds a pull secret.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name.
+    /// [`ServiceError::NotFound`] if it does not exist.
     pub async fn find(&self, caller: &Identity, name: &Name) -> Result<ShownPullSecret, ServiceError> {
         let mut conn = connection(&self.pool).await?;
         let stored = granted(&mut conn, caller, name).await?;
         shown(&mut conn, stored).await
     }
 
-    /// Lists pull secrets by name: those all of whose accounts, clusters and namespaces are granted.
+    /// Lists the pull secrets by name whose accounts, clusters and namespaces are all granted.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    /// [`ServiceError::Storage`].
     pub async fn list(&self, caller: &Identity, page: &PageRequest) -> Result<Vec<ShownPullSecret>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
         let limit = usize::try_from(page.limit).unwrap_or_default();
         let mut next = page.clone();
         let mut found: Vec<StoredPullSecret> = Vec::new();
-        // Full pages, whatever is left out of them.
+        // Hidden pull secrets do not shorten a page.
         loop {
             let read = storage::pull_secrets::list(&mut conn, &next).await?;
             let is_last = read.len() < limit;
@@ -198,13 +185,12 @@ impl PullSecrets {
         }
         found.truncate(limit);
         let ids: Vec<Uuid> = found.iter().map(|stored| stored.id).collect();
-        let counts = storage::targets::count(&mut conn, &ids).await?;
+        let counts = storage::targets::status::count(&mut conn, &ids).await?;
         let mut shown = Vec::with_capacity(found.len());
         for (stored, counts) in found.into_iter().zip(counts) {
             let selects = stored.declaration.clusters().into_values().any(|selects| selects);
-            let comparisons =
-                if selects { storage::targets::comparisons(&mut conn, stored.id).await? } else { Vec::new() };
-            shown.push(ShownPullSecret { stored, counts, comparisons });
+            let resyncs = if selects { storage::resyncs::list(&mut conn, stored.id).await? } else { Vec::new() };
+            shown.push(ShownPullSecret { stored, counts, resyncs });
         }
         Ok(shown)
     }
@@ -213,7 +199,7 @@ impl PullSecrets {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name.
+    /// [`ServiceError::NotFound`] if it does not exist.
     pub async fn targets(
         &self,
         caller: &Identity,
@@ -223,34 +209,36 @@ impl PullSecrets {
     ) -> Result<Vec<ShownTarget>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
         let stored = granted(&mut conn, caller, name).await?;
-        Ok(storage::targets::list(&mut conn, stored.id, state, page).await?)
+        Ok(storage::targets::status::list(&mut conn, stored.id, state, page).await?)
     }
 
-    /// Has every target looked at again now.
+    /// Makes every target due.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name.
+    /// [`ServiceError::NotFound`] if it does not exist.
     pub async fn sync(&self, caller: &Call, name: &Name) -> Result<ShownPullSecret, ServiceError> {
         let mut tx = self.pool.begin().await?;
-        // As whoever changes it does: two who lock its targets do not wait for each other in a circle.
+        // Pull secrets before targets: the lock order.
         storage::pull_secrets::lock(&mut tx, name).await?;
         let stored = granted(&mut tx, caller, name).await?;
-        storage::targets::mark_due(&mut tx, stored.id).await?;
-        storage::pull_secrets::notify(&mut tx).await?;
+        storage::targets::due::mark_due(&mut tx, stored.id).await?;
+        storage::wakeups::wake_workers(&mut tx).await?;
         let shown = shown(&mut tx, stored).await?;
         let event = NewEvent::of(caller, Action::PullSecretSync, Resource::pull_secret(name));
         self.audit.commit(tx, [event]).await?;
         Ok(shown)
     }
 
-    /// Removes a pull secret. With [`DeletionPolicy::Delete`] its Secrets are removed first, and it is there until they have
-    /// gone; with [`DeletionPolicy::Retain`] they stay, and it goes at once. `policy` counts in place of the declared one.
+    /// Deletes a pull secret. `policy` overrides the declared deletion policy.
+    ///
+    /// With [`DeletionPolicy::Delete`] it remains until its Secrets are removed. With
+    /// [`DeletionPolicy::Retain`] the Secrets stay, and it is gone at once.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if there is none of that name, [`ServiceError::Stale`] if it is not at the expected
-    /// version.
+    /// [`ServiceError::NotFound`] if it does not exist, [`ServiceError::Stale`] if the stored
+    /// version differs from `expected`.
     pub async fn remove(
         &self,
         caller: &Call,
@@ -266,40 +254,69 @@ impl PullSecrets {
         let policy = policy.unwrap_or(stored.declaration.deletion_policy);
         storage::targets::declare(&mut tx, stored.id, stored.generation + 1, (&[], &[]), &[], policy).await?;
         storage::pull_secrets::delete_empty(&mut tx, stored.id).await?;
-        storage::pull_secrets::notify(&mut tx).await?;
+        storage::wakeups::wake_workers(&mut tx).await?;
         let version = Details::default().version(stored.version);
         let event = NewEvent::of(caller, Action::PullSecretDelete, Resource::pull_secret(name)).details(version);
         self.audit.commit(tx, [event]).await?;
         Ok(())
     }
 
-    /// Waits until every target has settled, or the time is over; how it is doing then.
+    /// Waits until every target is settled, at most for `time`, and returns the status.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if it has gone meanwhile.
+    /// [`ServiceError::NotFound`] if it was deleted meanwhile.
     pub async fn wait(&self, caller: &Identity, name: &Name, time: Duration) -> Result<ShownPullSecret, ServiceError> {
         let deadline = Instant::now() + time;
-        let mut pause = Duration::from_millis(25);
+        let mut pause = POLL_INTERVAL_MIN;
         let waiting = Arc::clone(&self.waiting);
         loop {
             let mut conn = connection(&self.pool).await?;
             let stored = granted(&mut conn, caller, name).await?;
             let is_over = Instant::now() >= deadline;
-            // Asked again and again while thousands of targets may be worked on: they are counted once, at the end.
-            if is_over || storage::targets::is_settled(&mut conn, stored.id, stored.version).await? {
+            // Cheap while thousands of targets are pending. They are counted once, at the end.
+            if is_over || storage::targets::status::is_settled(&mut conn, stored.id, stored.version).await? {
                 return shown(&mut conn, stored).await;
             }
             drop(conn);
             tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
-            let crowd = u32::try_from(Arc::strong_count(&waiting).div_ceil(LOOKING)).unwrap_or(u32::MAX);
-            pause = (pause * 2).min(LOOK_INTERVAL.saturating_mul(crowd));
+            let crowd = u32::try_from(Arc::strong_count(&waiting).div_ceil(POLLERS)).unwrap_or(u32::MAX);
+            pause = (pause * 2).min(POLL_INTERVAL_MAX.saturating_mul(crowd));
         }
     }
 }
 
-/// The accounts that a declaration names.
-fn named(declaration: &Declaration) -> Vec<Resource> {
+/// Replaces clusters, resyncs and targets by those of the stored declaration. `clusters` holds the
+/// ids of its clusters by name.
+async fn declare_targets(
+    conn: &mut PgConnection,
+    stored: &StoredPullSecret,
+    clusters: &BTreeMap<String, Uuid>,
+) -> Result<(), ServiceError> {
+    let StoredPullSecret { id, generation, declaration, .. } = stored;
+    let (ids, selects): (Vec<Uuid>, Vec<bool>) =
+        declaration.clusters().into_iter().map(|(cluster, selects)| (clusters[cluster.as_str()], selects)).unzip();
+    storage::pull_secret_clusters::replace(conn, *id, &ids, &selects).await?;
+    storage::resyncs::schedule(conn, *id).await?;
+    let selecting: Vec<Uuid> = ids.iter().zip(&selects).filter(|(_, selects)| **selects).map(|(id, _)| *id).collect();
+    let (listed, namespaces): (Vec<Uuid>, Vec<String>) = declaration
+        .listed()
+        .into_iter()
+        .map(|(cluster, namespace)| (clusters[cluster.as_str()], namespace.to_string()))
+        .unzip();
+    let policy = declaration.deletion_policy;
+    Ok(storage::targets::declare(conn, *id, *generation, (&listed, &namespaces), &selecting, policy).await?)
+}
+
+fn on_name_taken(error: StorageError, name: &Name) -> ServiceError {
+    match error {
+        StorageError::NameTaken => ServiceError::NameTaken(name.to_string()),
+        other => other.into(),
+    }
+}
+
+/// Accounts that a declaration names.
+fn named_accounts(declaration: &Declaration) -> Vec<Resource> {
     match &declaration.accounts {
         AccountSelection::Names(names) => names.iter().map(Resource::account).collect(),
         AccountSelection::Selector(_) => Vec::new(),
@@ -307,20 +324,20 @@ fn named(declaration: &Declaration) -> Vec<Resource> {
 }
 
 async fn shown(conn: &mut PgConnection, stored: StoredPullSecret) -> Result<ShownPullSecret, ServiceError> {
-    let counts = storage::targets::count(conn, &[stored.id]).await?.pop().unwrap_or_default();
-    let comparisons = storage::targets::comparisons(conn, stored.id).await?;
-    Ok(ShownPullSecret { stored, counts, comparisons })
+    let counts = storage::targets::status::count(conn, &[stored.id]).await?.pop().unwrap_or_default();
+    let resyncs = storage::resyncs::list(conn, stored.id).await?;
+    Ok(ShownPullSecret { stored, counts, resyncs })
 }
 
 fn not_found(name: &Name) -> ServiceError {
     ServiceError::NotFound { kind: KIND, name: name.to_string() }
 }
 
-/// The pull secret, if it is there for this caller.
+/// Finds a pull secret that is visible to the caller.
 async fn granted(conn: &mut PgConnection, caller: &Identity, name: &Name) -> Result<StoredPullSecret, ServiceError> {
     let found = storage::pull_secrets::find(conn, name).await?;
     let is_there = found.is_some();
-    // Looked at as if there were one where there is none, so that nobody can tell by the time.
+    // Grants are checked even without a row, so that the latency does not reveal whether it exists.
     match visible(conn, caller, found.into_iter().collect()).await?.pop() {
         Some(stored) => Ok(stored),
         None if is_there => Err(ServiceError::Hidden { kind: KIND, name: name.to_string() }),
@@ -328,8 +345,8 @@ async fn granted(conn: &mut PgConnection, caller: &Identity, name: &Name) -> Res
     }
 }
 
-/// What is there under a name that is to be declared, locked; refused where it cannot become that.
-async fn current(
+/// Locks the pull secret of this name and checks that it can take a declaration.
+async fn lock_declarable(
     conn: &mut PgConnection,
     caller: &Identity,
     name: &Name,
@@ -349,27 +366,26 @@ async fn current(
         return Err(ServiceError::Deleting(name.to_string()));
     }
     if existing.declaration.secret_name != declaration.secret_name {
-        let detail = "cannot be changed: declare another pull secret of that name, and delete this one";
+        let detail = "cannot be changed: declare another pull secret with that Secret name, and delete this one";
         return Err(vec![FieldError::new("secret.name", detail)].into());
     }
     Ok(Some(existing))
 }
 
-/// Those of them that the caller may see: all that they name is granted to him.
+/// Retains the pull secrets that the caller may see: all that they name is granted.
 pub(super) async fn visible(
     conn: &mut PgConnection,
     caller: &Identity,
     found: Vec<StoredPullSecret>,
 ) -> Result<Vec<StoredPullSecret>, ServiceError> {
     let grants = &caller.grants;
-    let mut found: Vec<StoredPullSecret> =
-        found.into_iter().filter(|one| one.declaration.places_within(grants)).collect();
+    let mut found: Vec<StoredPullSecret> = found.into_iter().filter(|one| one.declaration.is_within(grants)).collect();
     if grants.include_accounts_with(&BTreeMap::new()) {
         return Ok(found);
     }
     let used: BTreeSet<&str> = found.iter().flat_map(|one| account_names(&one.declaration)).collect();
     let used: Vec<&str> = used.into_iter().collect();
-    let accounts = storage::pull_secrets::look_at_accounts(conn, &used).await?;
+    let accounts = storage::pull_secrets::find_accounts(conn, &used).await?;
     let granted: BTreeSet<String> = accounts
         .into_iter()
         .filter(|account| grants.include_account(&account.name, &account.labels))
@@ -389,8 +405,8 @@ fn account_names(declaration: &Declaration) -> Vec<&str> {
     }
 }
 
-/// The ids of the accounts and clusters that a declaration names. To the caller, one that is not granted is one that does not
-/// exist.
+/// Locks the accounts and clusters that a declaration names and returns their ids. One that is not
+/// granted reads as unknown.
 async fn references(
     conn: &mut PgConnection,
     caller: &Identity,
@@ -400,7 +416,7 @@ async fn references(
     let mut errors = FieldErrors::default();
     let mut unknown = Vec::new();
     let names = account_names(declaration);
-    let found = storage::pull_secrets::find_accounts(conn, &names).await?;
+    let found = storage::pull_secrets::lock_accounts(conn, &names).await?;
     let found: BTreeMap<String, Uuid> = found
         .into_iter()
         .filter(|account| grants.include_account(&account.name, &account.labels))
@@ -415,11 +431,12 @@ async fn references(
     if let Some(selector) = declaration.account_selector()
         && !grants.include_accounts_with(selector.match_labels().as_map())
     {
-        let detail = "selects more than is granted to you: `matchLabels` must hold all labels of one of your grants";
+        let detail =
+            "selects more than your grants include: `matchLabels` must contain all labels of one of your grants";
         errors.refuse("accountSelector", detail);
     }
     let clusters: Vec<&str> = declaration.clusters().into_keys().map(Name::as_str).collect();
-    let clusters = storage::pull_secrets::find_clusters(conn, &clusters).await?;
+    let clusters = storage::pull_secrets::lock_clusters(conn, &clusters).await?;
     refuse_targets(&mut errors, grants, declaration, &clusters);
     errors
         .finish(|| Some((found.into_values().collect(), clusters)))
@@ -449,7 +466,7 @@ fn refuse_targets(
                 }
             }
             Namespaces::Selected { .. } if !grants.include_all_namespaces() => {
-                let detail = "needs a grant of all namespaces: whoever edits a namespace decides its labels";
+                let detail = "requires a grant of all namespaces: the editors of a namespace decide its labels";
                 errors.refuse(&format!("targets[{index}].namespaceSelector"), detail);
             }
             Namespaces::Selected { .. } => {}
@@ -457,89 +474,7 @@ fn refuse_targets(
     }
 }
 
-/// What happened to an account.
-pub(super) enum AccountTransition<'a> {
-    Made(&'a Account),
-    Changed { before: &'a Account, after: &'a Account, has_new_password: bool },
-    Removed(&'a Account),
-}
-
-impl<'a> AccountTransition<'a> {
-    fn before(&self) -> Option<&'a Account> {
-        match self {
-            Self::Made(_) => None,
-            Self::Changed { before, .. } | Self::Removed(before) => Some(before),
-        }
-    }
-
-    fn after(&self) -> Option<&'a Account> {
-        match self {
-            Self::Made(after) | Self::Changed { after, .. } => Some(after),
-            Self::Removed(_) => None,
-        }
-    }
-
-    /// Whether a docker config with the account looks different.
-    fn shows(&self) -> bool {
-        match self {
-            Self::Made(_) | Self::Removed(_) => true,
-            Self::Changed { before, after, has_new_password } => {
-                *has_new_password
-                    || before.registry != after.registry
-                    || before.username != after.username
-                    || before.email != after.email
-            }
-        }
-    }
-
-    /// The account whose users by name get another docker config. Nothing names one that is made or removed.
-    fn named(&self) -> Option<Uuid> {
-        match self {
-            Self::Changed { after, .. } if self.shows() => Some(after.id),
-            _ => None,
-        }
-    }
-
-    /// Whether what somebody selects by label may give another docker config.
-    fn may_concern_selectors(&self) -> bool {
-        self.shows() || self.before().map(|account| &account.labels) != self.after().map(|account| &account.labels)
-    }
-
-    /// Whether what this selector selects gives another docker config.
-    fn concerns(&self, selector: &LabelSelector) -> bool {
-        let selects =
-            |account: Option<&Account>| account.is_some_and(|account| selector.matches(account.labels.as_map()));
-        let (was, is) = (selects(self.before()), selects(self.after()));
-        was != is || (is && self.shows())
-    }
-}
-
-/// Raises the generation of everything that uses accounts to which something happened: once, and all at a time, so that two who
-/// do so never wait for each other in a circle. Within the transaction of that change; whoever calls has taken
-/// [`storage::pull_secrets::lock_selectors_shared`] before.
-pub(super) async fn follow_accounts(
-    conn: &mut PgConnection,
-    transitions: &[AccountTransition<'_>],
-) -> Result<(), ServiceError> {
-    let named: Vec<Uuid> = transitions.iter().filter_map(AccountTransition::named).collect();
-    let mut ids = BTreeSet::new();
-    if !named.is_empty() {
-        ids.extend(storage::pull_secrets::ids_naming(conn, &named).await?);
-    }
-    let transitions: Vec<_> = transitions.iter().filter(|one| one.may_concern_selectors()).collect();
-    let accounts = transitions.iter().flat_map(|one| [one.before(), one.after()]).flatten();
-    let labels: BTreeSet<_> = accounts.map(|account| account.labels.as_map()).collect();
-    if !labels.is_empty() {
-        let labels: Vec<_> = labels.into_iter().collect();
-        let selecting = storage::pull_secrets::selecting(conn, &labels).await?.into_iter();
-        let concerned = selecting.filter(|(_, selector)| transitions.iter().any(|one| one.concerns(selector)));
-        ids.extend(concerned.map(|(id, _)| id));
-    }
-    let ids: Vec<Uuid> = ids.into_iter().collect();
-    Ok(storage::pull_secrets::bump_generation(conn, &ids).await?)
-}
-
-/// Refuses to delete what pull secrets use, and says which; of those that the caller may not see, how many.
+/// Fails if pull secrets use a resource. Names those that the caller may see and counts the others.
 pub(super) async fn refuse_used(
     conn: &mut PgConnection,
     caller: &Identity,

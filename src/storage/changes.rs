@@ -1,6 +1,6 @@
-//! What others change in the rows that this process remembers: Postgres tells whoever listens, at their commit.
+//! Notifications of changed rows, which the row cache holds.
 //!
-//! The triggers that tell it are in `migrations/…_announce_changes.sql`.
+//! Triggers send them at commit: `migrations/…_announce_changes.sql`.
 
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use uuid::Uuid;
 use crate::storage::{StorageError, notifications::Notifications};
 
 const CHANNEL: &str = "regcred_changes";
-/// What `pg_stat_activity` shows of the connection.
+/// Application name of the connection in `pg_stat_activity`.
 const APPLICATION_NAME: &str = "regcred changes";
 
-/// What was changed or deleted.
+/// A changed or deleted row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// This API key.
+    /// API key, by id.
     ApiKey(Uuid),
-    /// This registry account.
+    /// Registry account, by name.
     RegistryAccount(String),
-    /// Many rows, or some of a kind that this binary does not know.
+    /// Any row: many changed, or the payload is unknown to this binary.
     Many,
 }
 
@@ -34,39 +34,39 @@ impl Change {
     }
 }
 
-/// A connection of its own on which changes are heard.
+/// Listens for changes on its own connection.
 pub struct Listener(Notifications);
 
 impl Listener {
-    /// Connects beside `pool`, with its options, and begins to listen.
+    /// Connects with the options of `pool` and starts to listen.
     ///
     /// # Errors
     ///
-    /// [`StorageError`] if Postgres cannot be reached within `timeout`, or refuses.
+    /// [`StorageError::Unavailable`] if Postgres does not answer within `timeout`.
     pub async fn connect(pool: &PgPool, timeout: Duration) -> Result<Self, StorageError> {
         Ok(Self(Notifications::listen(pool, APPLICATION_NAME, &[CHANNEL], timeout).await?))
     }
 
-    /// Waits for a change, `patience` at most; `None` if there was none.
+    /// Waits up to `patience` for a change.
     ///
     /// # Errors
     ///
-    /// [`StorageError::Unavailable`] if the connection is lost, and with it perhaps a change.
+    /// [`StorageError::Unavailable`] if the connection is lost. A change may be lost with it.
     pub async fn next(&mut self, patience: Duration) -> Result<Option<Change>, StorageError> {
         Ok(self.0.next(patience).await?.as_deref().map(Change::parse))
     }
 
-    /// Asks for a sign of life on this connection. The changes that were committed before it are with
-    /// [`next_arrived`](Self::next_arrived) once this returns.
+    /// Pings Postgres on this connection. Changes committed before the ping are available through
+    /// [`next_arrived`](Self::next_arrived) afterwards.
     ///
     /// # Errors
     ///
-    /// [`StorageError::Unavailable`] if there is none within `timeout`.
+    /// [`StorageError::Unavailable`] if there is no answer within `timeout`.
     pub async fn ping(&mut self, timeout: Duration) -> Result<(), StorageError> {
         self.0.ping(timeout).await
     }
 
-    /// A change that has arrived already.
+    /// Returns a change that has arrived.
     pub fn next_arrived(&mut self) -> Option<Change> {
         self.0.next_arrived().as_deref().map(Change::parse)
     }
@@ -83,13 +83,13 @@ mod tests {
         "api_keys 0198a1b2-0000-7000-8000-000000000001",
         Change::ApiKey(Uuid::from_u128(0x0198_a1b2_0000_7000_8000_0000_0000_0001))
     )]
-    #[case("registry_accounts martin-5000", Change::RegistryAccount("martin-5000".to_owned()))]
+    #[case("registry_accounts team-a", Change::RegistryAccount("team-a".to_owned()))]
     #[case("registry_accounts", Change::Many)]
     #[case("api_keys", Change::Many)]
     #[case("api_keys nonsense", Change::Many)]
     #[case("a_table_of_tomorrow x", Change::Many)]
     #[case("", Change::Many)]
-    fn a_change_that_is_not_understood_is_taken_for_many(#[case] payload: &str, #[case] expected: Change) {
+    fn unknown_payload_means_any_row(#[case] payload: &str, #[case] expected: Change) {
         assert_eq!(Change::parse(payload), expected);
     }
 }

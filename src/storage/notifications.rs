@@ -1,4 +1,4 @@
-//! Notifications: what Postgres tells whoever listens, when somebody else commits.
+//! LISTEN connections.
 
 use std::time::Duration;
 
@@ -6,23 +6,26 @@ use sqlx::{Executor, PgPool, postgres::PgListener};
 
 use crate::storage::{StorageError, pool};
 
-/// A connection of its own on which notifications are heard. It is not made anew when it is lost: whoever listens has to know that
-/// he may have missed something.
+/// A dedicated LISTEN connection.
+///
+/// It does not reconnect by itself: after a loss the listener must assume that it missed
+/// notifications.
 pub struct Notifications(PgListener);
 
 impl Notifications {
-    /// Connects beside `pool`, with its options, and begins to listen. `application` is what `pg_stat_activity` shows.
+    /// Connects with the options of `pool` and starts to listen. `application` is the name in
+    /// `pg_stat_activity`.
     ///
     /// # Errors
     ///
-    /// [`StorageError`] if Postgres cannot be reached within `timeout`, or refuses.
+    /// [`StorageError::Unavailable`] if Postgres does not answer within `timeout`.
     pub async fn listen(
         pool: &PgPool,
         application: &str,
         channels: &[&str],
         timeout: Duration,
     ) -> Result<Self, StorageError> {
-        // A pool for each connection: one that hangs is waited for by nobody then.
+        // A pool per connection: a hanging one delays no other.
         let options = (*pool.connect_options()).clone().application_name(application);
         let own = pool::lazy(options, 1, timeout);
         let listening = async {
@@ -34,11 +37,11 @@ impl Notifications {
         within(timeout, listening).await
     }
 
-    /// Waits for the payload of a notification, `patience` at most; `None` if there was none.
+    /// Waits up to `patience` for the payload of a notification.
     ///
     /// # Errors
     ///
-    /// [`StorageError::Unavailable`] if the connection is lost, and with it perhaps a notification.
+    /// [`StorageError::Unavailable`] if the connection is lost. A notification may be lost with it.
     pub async fn next(&mut self, patience: Duration) -> Result<Option<String>, StorageError> {
         match tokio::time::timeout(patience, self.0.try_recv()).await {
             Err(_) => Ok(None),
@@ -48,17 +51,17 @@ impl Notifications {
         }
     }
 
-    /// The payload of a notification that has arrived already.
+    /// Returns the payload of a notification that has arrived.
     pub fn next_arrived(&mut self) -> Option<String> {
         self.0.next_buffered().map(|notification| notification.payload().to_owned())
     }
 
-    /// Asks for a sign of life on this connection. Postgres sends what was committed before it first, so that is with
-    /// [`next_arrived`](Self::next_arrived) once this returns.
+    /// Pings Postgres on this connection. Notifications committed before the ping are available
+    /// through [`next_arrived`](Self::next_arrived) afterwards.
     ///
     /// # Errors
     ///
-    /// [`StorageError::Unavailable`] if there is none within `timeout`.
+    /// [`StorageError::Unavailable`] if there is no answer within `timeout`.
     pub async fn ping(&mut self, timeout: Duration) -> Result<(), StorageError> {
         within(timeout, async { Ok(self.0.execute("SELECT 1").await.map(drop)?) }).await
     }
@@ -68,6 +71,6 @@ async fn within<T>(timeout: Duration, work: impl Future<Output = Result<T, Stora
     tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| Err(lost("Postgres does not answer")))
 }
 
-fn lost(how: &'static str) -> StorageError {
-    StorageError::Unavailable(sqlx::Error::Io(std::io::Error::other(how)))
+fn lost(cause: &'static str) -> StorageError {
+    StorageError::Unavailable(sqlx::Error::Io(std::io::Error::other(cause)))
 }

@@ -1,10 +1,11 @@
-//! Pull secrets as they are declared, what they use, and how their generations grow. Their targets are in [`super::targets`].
+//! Table `pull_secrets`: declarations, their generations, and the accounts they name
+//! (`pull_secret_accounts`).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::{PgConnection, PgPool, types::Json};
+use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
 use crate::{
@@ -14,44 +15,33 @@ use crate::{
         pull_secret::{Declaration, Document},
         selector::{LabelSelector, LabelSelectorDocument},
     },
-    storage::{PageRequest, StorageError, corrupt, notifications::Notifications, on_name_taken},
+    storage::{PageRequest, StorageError, corrupt, on_name_taken, targets, wakeups},
 };
 
 const TABLE: &str = "pull_secrets";
 
-/// What is notified when there is something to do.
-const CHANNEL: &str = "regcred_pull_secrets";
-/// What `pg_stat_activity` shows of a connection that hears of it.
-const WAKES_APPLICATION: &str = "regcred wakes";
-/// What is notified when something was done, with the ids of the pull secrets.
-const PROGRESS_CHANNEL: &str = "regcred_pull_secret_progress";
-/// What `pg_stat_activity` shows of a connection that hears of it.
-const PROGRESS_APPLICATION: &str = "regcred progress";
-/// So many ids fit into a notification.
-const PROGRESS_IDS_MAX: usize = 200;
-
-/// Taken shared by whoever changes accounts, and exclusively by whoever declares a selector of accounts, so that neither
-/// misses the other.
+/// Advisory lock between changes of accounts (shared) and declarations of account selectors
+/// (exclusive). Without it, either could miss the other.
 const SELECTORS_LOCK: i64 = 0x7265_6763_7265_6405;
 
-/// A pull secret as it is stored.
+/// A stored pull secret.
 #[derive(Debug, Clone)]
 pub struct StoredPullSecret {
-    /// Its identity, which its Secrets bear as a label.
+    /// Immutable identifier, a label of its Secrets.
     pub id: Uuid,
     /// Unique name.
     pub name: Name,
-    /// What is declared.
+    /// The declaration.
     pub declaration: Declaration,
-    /// Grows with every change of the declaration.
+    /// Grows with each change of the declaration.
     pub version: i64,
-    /// Grows with everything that the Secrets must follow.
+    /// Grows with each change that its Secrets must follow.
     pub generation: i64,
-    /// It goes once its last target has gone.
+    /// Time of the deletion. The row remains until the last target is gone.
     pub deleted_at: Option<DateTime<Utc>>,
-    /// Database time of the creation.
+    /// Time of creation.
     pub created_at: DateTime<Utc>,
-    /// Database time of the last change of the declaration.
+    /// Time of the last change of the declaration.
     pub updated_at: DateTime<Utc>,
 }
 
@@ -84,14 +74,14 @@ impl TryFrom<Row> for StoredPullSecret {
 }
 
 fn parse_declaration(stored: Value) -> Result<Declaration, Invalid> {
-    let document: Document = serde_json::from_value(stored).map_err(|_| Invalid::new("is no declaration"))?;
+    let document: Document = serde_json::from_value(stored).map_err(|_| Invalid::new("is not a declaration"))?;
     Declaration::parse(document).map_err(|errors| {
         let first = errors.into_iter().next().map(|error| format!("{}: {}", error.field, error.detail));
         Invalid::new(first.unwrap_or_default())
     })
 }
 
-/// Inserts a pull secret, without its targets.
+/// Inserts a pull secret without targets.
 ///
 /// # Errors
 ///
@@ -120,7 +110,7 @@ pub async fn insert(
     .try_into()
 }
 
-/// Stores another declaration, and raises version and generation.
+/// Replaces the declaration and increments version and generation.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.update", skip_all, fields(pull_secret.id = %id))]
 pub async fn update(
     conn: &mut PgConnection,
@@ -146,10 +136,6 @@ pub async fn update(
 }
 
 /// Finds a pull secret by name.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.find", skip_all)]
 pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredPullSecret>, StorageError> {
     sqlx::query_as!(
@@ -164,11 +150,7 @@ pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredP
     .transpose()
 }
 
-/// Finds a pull secret by name and keeps others from changing it until the transaction ends.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or the row is damaged.
+/// Finds a pull secret by name and locks it until the transaction ends.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.lock", skip_all)]
 pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredPullSecret>, StorageError> {
     sqlx::query_as!(
@@ -183,11 +165,7 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredP
     .transpose()
 }
 
-/// Lists pull secrets in the order of their names.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+/// Lists pull secrets by name.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.list", skip_all)]
 pub async fn list(conn: &mut PgConnection, page: &PageRequest) -> Result<Vec<StoredPullSecret>, StorageError> {
     sqlx::query_as!(
@@ -204,15 +182,14 @@ pub async fn list(conn: &mut PgConnection, page: &PageRequest) -> Result<Vec<Sto
     .collect()
 }
 
-/// The versions of these pull secrets: what was read before at the same version is still right.
+/// Reads the versions of pull secrets. A cached row of the same version is current.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.versions", skip_all)]
 pub async fn versions(conn: &mut PgConnection, ids: &[Uuid]) -> Result<BTreeMap<Uuid, i64>, StorageError> {
     let rows = sqlx::query!("SELECT id, version FROM pull_secrets WHERE id = ANY($1)", ids).fetch_all(conn).await?;
     Ok(rows.into_iter().map(|row| (row.id, row.version)).collect())
 }
 
-/// Finds pull secrets by id, in no particular order. One whose row is damaged, or of a newer version of regcred, is left out and logged:
-/// it keeps no other one from being worked on.
+/// Finds pull secrets by id, in any order. A row that does not parse is logged and left out.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.find_many", skip_all)]
 pub async fn find_many(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<StoredPullSecret>, StorageError> {
     let rows = sqlx::query_as!(
@@ -223,18 +200,18 @@ pub async fn find_many(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Stor
     )
     .fetch_all(conn)
     .await?;
-    let is_damaged = |error: &StorageError| tracing::error!(%error, "a pull secret cannot be worked on");
+    let is_damaged = |error: &StorageError| tracing::error!(%error, "pull secret skipped");
     Ok(rows.into_iter().filter_map(|row| StoredPullSecret::try_from(row).inspect_err(is_damaged).ok()).collect())
 }
 
-/// Whether there is a pull secret of this id.
+/// Whether a pull secret exists.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.exists", skip_all)]
 pub async fn exists(conn: &mut PgConnection, id: Uuid) -> Result<bool, StorageError> {
     let exists = sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM pull_secrets WHERE id = $1) AS "exists!""#, id);
     Ok(exists.fetch_one(conn).await?)
 }
 
-/// Says that a pull secret is to go, once its targets have gone.
+/// Marks a pull secret as deleted. [`delete_empty`] deletes the row.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.retire", skip_all, fields(pull_secret.id = %id))]
 pub async fn retire(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError> {
     sqlx::query!(
@@ -247,12 +224,11 @@ pub async fn retire(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageErro
     .execute(&mut *conn)
     .await?;
     sqlx::query!("DELETE FROM pull_secret_accounts WHERE pull_secret_id = $1", id).execute(&mut *conn).await?;
-    // Nothing is selected any more.
     sqlx::query!("UPDATE pull_secret_clusters SET selects = false WHERE pull_secret_id = $1", id).execute(conn).await?;
     Ok(())
 }
 
-/// Deletes a pull secret that is to go, if it has no target any more.
+/// Deletes the row of a deleted pull secret if no target is left.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.delete_empty", skip_all, fields(pull_secret.id = %id))]
 pub async fn delete_empty(conn: &mut PgConnection, id: Uuid) -> Result<bool, StorageError> {
     let deleted = sqlx::query!(
@@ -265,8 +241,8 @@ pub async fn delete_empty(conn: &mut PgConnection, id: Uuid) -> Result<bool, Sto
     Ok(deleted.rows_affected() > 0)
 }
 
-/// Deletes all pull secrets that are to go and have no target any more: a process that ended between the last target and
-/// [`delete_empty`] left them.
+/// Deletes the rows of all deleted pull secrets without targets. They remain if a process ends
+/// before its [`delete_empty`].
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.delete_all_empty", skip_all)]
 pub async fn delete_all_empty(conn: &mut PgConnection) -> Result<(), StorageError> {
     sqlx::query!(
@@ -278,20 +254,20 @@ pub async fn delete_all_empty(conn: &mut PgConnection) -> Result<(), StorageErro
     Ok(())
 }
 
-/// An account that a declaration names.
+/// A registry account named by a declaration.
 #[derive(Debug)]
 pub struct NamedAccount {
-    /// Its id.
+    /// Immutable identifier.
     pub id: Uuid,
-    /// Its name.
+    /// Unique name.
     pub name: String,
-    /// Its labels.
+    /// Labels.
     pub labels: BTreeMap<String, String>,
 }
 
-/// Finds accounts by name, and keeps others from deleting them until the transaction ends.
-#[tracing::instrument(level = "debug", name = "db.pull_secrets.find_accounts", skip_all)]
-pub async fn find_accounts(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<NamedAccount>, StorageError> {
+/// Finds accounts by name and locks them against deletion until the transaction ends.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.lock_accounts", skip_all)]
+pub async fn lock_accounts(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<NamedAccount>, StorageError> {
     let rows = sqlx::query!(
         r#"SELECT id, name, labels AS "labels: Json<BTreeMap<String, String>>" FROM registry_accounts
            WHERE name = ANY($1::text[]) ORDER BY name FOR KEY SHARE"#,
@@ -302,9 +278,9 @@ pub async fn find_accounts(conn: &mut PgConnection, names: &[&str]) -> Result<Ve
     Ok(rows.into_iter().map(|row| NamedAccount { id: row.id, name: row.name, labels: row.labels.0 }).collect())
 }
 
-/// Finds accounts by name, to see whether they are granted.
-#[tracing::instrument(level = "debug", name = "db.pull_secrets.look_at_accounts", skip_all)]
-pub async fn look_at_accounts(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<NamedAccount>, StorageError> {
+/// Finds accounts by name.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.find_accounts", skip_all)]
+pub async fn find_accounts(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<NamedAccount>, StorageError> {
     let rows = sqlx::query!(
         r#"SELECT id, name, labels AS "labels: Json<BTreeMap<String, String>>" FROM registry_accounts
            WHERE name = ANY($1::text[])"#,
@@ -315,9 +291,9 @@ pub async fn look_at_accounts(conn: &mut PgConnection, names: &[&str]) -> Result
     Ok(rows.into_iter().map(|row| NamedAccount { id: row.id, name: row.name, labels: row.labels.0 }).collect())
 }
 
-/// Finds clusters by name, and keeps others from deleting them until the transaction ends.
-#[tracing::instrument(level = "debug", name = "db.pull_secrets.find_clusters", skip_all)]
-pub async fn find_clusters(conn: &mut PgConnection, names: &[&str]) -> Result<BTreeMap<String, Uuid>, StorageError> {
+/// Finds clusters by name and locks them against deletion until the transaction ends.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.lock_clusters", skip_all)]
+pub async fn lock_clusters(conn: &mut PgConnection, names: &[&str]) -> Result<BTreeMap<String, Uuid>, StorageError> {
     let rows = sqlx::query!(
         "SELECT id, name FROM clusters WHERE name = ANY($1::text[]) ORDER BY name FOR KEY SHARE",
         names as _
@@ -327,9 +303,9 @@ pub async fn find_clusters(conn: &mut PgConnection, names: &[&str]) -> Result<BT
     Ok(rows.into_iter().map(|row| (row.name, row.id)).collect())
 }
 
-/// Stores which accounts a declaration names.
-#[tracing::instrument(level = "debug", name = "db.pull_secrets.set_accounts", skip_all, fields(pull_secret.id = %id))]
-pub async fn set_accounts(conn: &mut PgConnection, id: Uuid, accounts: &[Uuid]) -> Result<(), StorageError> {
+/// Replaces the accounts that a declaration names.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.replace_accounts", skip_all, fields(pull_secret.id = %id))]
+pub async fn replace_accounts(conn: &mut PgConnection, id: Uuid, accounts: &[Uuid]) -> Result<(), StorageError> {
     sqlx::query!("DELETE FROM pull_secret_accounts WHERE pull_secret_id = $1", id).execute(&mut *conn).await?;
     sqlx::query!(
         "INSERT INTO pull_secret_accounts (pull_secret_id, account_id) SELECT $1, unnest($2::uuid[])",
@@ -341,55 +317,19 @@ pub async fn set_accounts(conn: &mut PgConnection, id: Uuid, accounts: &[Uuid]) 
     Ok(())
 }
 
-/// Stores which clusters a declaration names, and has the namespaces of those looked at in which it selects by label.
-#[tracing::instrument(level = "debug", name = "db.pull_secrets.set_clusters", skip_all, fields(pull_secret.id = %id))]
-pub async fn set_clusters(
-    conn: &mut PgConnection,
-    id: Uuid,
-    clusters: &[Uuid],
-    selects: &[bool],
-) -> Result<(), StorageError> {
-    sqlx::query!("DELETE FROM pull_secret_clusters WHERE pull_secret_id = $1 AND cluster_id <> ALL($2)", id, clusters)
-        .execute(&mut *conn)
-        .await?;
-    sqlx::query!(
-        "INSERT INTO pull_secret_clusters (pull_secret_id, cluster_id, selects)
-         SELECT $1, one.id, one.selects FROM unnest($2::uuid[], $3::boolean[]) AS one (id, selects)
-         ON CONFLICT (pull_secret_id, cluster_id) DO UPDATE SET selects = excluded.selects",
-        id,
-        clusters,
-        selects,
-    )
-    .execute(&mut *conn)
-    .await?;
-    sqlx::query!(
-        "INSERT INTO cluster_comparisons (cluster_id)
-         SELECT cluster_id FROM pull_secret_clusters WHERE pull_secret_id = $1 AND selects ORDER BY cluster_id
-         ON CONFLICT (cluster_id) DO UPDATE SET next_at = now()",
-        id,
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-/// Waits for those who change accounts, and lets them wait: called before a selector of accounts is stored.
+/// Takes the selectors lock exclusively. Required before an account selector is stored.
 pub async fn lock_selectors(conn: &mut PgConnection) -> Result<(), StorageError> {
     sqlx::query!("SELECT pg_advisory_xact_lock($1)", SELECTORS_LOCK).execute(conn).await?;
     Ok(())
 }
 
-/// Waits for those who store selectors of accounts: called before an account is changed whose labels select it.
+/// Takes the selectors lock shared. Required before an account is changed.
 pub async fn lock_selectors_shared(conn: &mut PgConnection) -> Result<(), StorageError> {
     sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", SELECTORS_LOCK).execute(conn).await?;
     Ok(())
 }
 
-/// The pull secrets that name an account, by name.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+/// Lists the pull secrets that name an account, by name.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.naming_account", skip_all)]
 pub async fn naming_account(conn: &mut PgConnection, account: Uuid) -> Result<Vec<StoredPullSecret>, StorageError> {
     sqlx::query_as!(
@@ -406,11 +346,7 @@ pub async fn naming_account(conn: &mut PgConnection, account: Uuid) -> Result<Ve
     .collect()
 }
 
-/// The pull secrets that go to a cluster, or are still to be removed there, by name.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+/// Lists the pull secrets with a target in a cluster, including targets to remove, by name.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.using_cluster", skip_all)]
 pub async fn using_cluster(conn: &mut PgConnection, cluster: Uuid) -> Result<Vec<StoredPullSecret>, StorageError> {
     sqlx::query_as!(
@@ -430,11 +366,7 @@ pub async fn using_cluster(conn: &mut PgConnection, cluster: Uuid) -> Result<Vec
     .collect()
 }
 
-/// The pull secrets that select accounts by label, with their selectors: those whose `matchLabels` fit one of these sets of labels.
-///
-/// # Errors
-///
-/// [`StorageError`] if Postgres cannot be asked or a row is damaged.
+/// Lists the account selectors whose `matchLabels` are contained in one of these label sets.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.selecting", skip_all)]
 pub async fn selecting(
     conn: &mut PgConnection,
@@ -452,13 +384,13 @@ pub async fn selecting(
         .map(|row| {
             let mut errors = FieldErrors::default();
             let selector = row.selector.0.parse(&mut errors, "selector");
-            let damaged = || corrupt(TABLE, row.id, "account_selector")(Invalid::new("is no label selector"));
+            let damaged = || corrupt(TABLE, row.id, "account_selector")(Invalid::new("is not a label selector"));
             Ok((row.id, selector.ok_or_else(damaged)?))
         })
         .collect()
 }
 
-/// Those of these pull secrets that name one of these accounts.
+/// Lists the ids of pull secrets that name one of these accounts.
 #[tracing::instrument(level = "debug", name = "db.pull_secrets.ids_naming", skip_all)]
 pub async fn ids_naming(conn: &mut PgConnection, accounts: &[Uuid]) -> Result<Vec<Uuid>, StorageError> {
     let ids = sqlx::query_scalar!(
@@ -468,122 +400,30 @@ pub async fn ids_naming(conn: &mut PgConnection, accounts: &[Uuid]) -> Result<Ve
     Ok(ids.fetch_all(conn).await?)
 }
 
-/// Raises the generation of pull secrets and of all their targets, which are due with that; and wakes the workers.
-#[tracing::instrument(level = "debug", name = "db.pull_secrets.raise", skip_all)]
+/// Increments the generation of pull secrets, makes their targets due, and wakes the workers.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.bump_generation", skip_all)]
 pub async fn bump_generation(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StorageError> {
     if ids.is_empty() {
         return Ok(());
     }
-    // In one order, so that two who raise do not wait for each other in a circle.
+    // The fixed order prevents deadlocks.
     sqlx::query!("SELECT id FROM pull_secrets WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE", ids)
         .fetch_all(&mut *conn)
         .await?;
     sqlx::query!("UPDATE pull_secrets SET generation = generation + 1 WHERE id = ANY($1)", ids)
         .execute(&mut *conn)
         .await?;
-    super::targets::lock(&mut *conn, ids).await?;
-    sqlx::query!(
-        "UPDATE pull_secret_targets AS target
-         SET generation = pull_secrets.generation, state = 'pending', attempts = 0, next_attempt_at = now(),
-             pending_since = coalesce(pending_since, now())
-         FROM pull_secrets
-         WHERE pull_secrets.id = target.pull_secret_id AND pull_secrets.id = ANY($1)",
-        ids,
-    )
-    .execute(&mut *conn)
-    .await?;
-    notify(conn).await
+    targets::due::bump_generation(&mut *conn, ids).await?;
+    wakeups::wake_workers(conn).await
 }
 
-/// Wakes the workers of all replicas when the transaction commits: once, however often it is said in one.
-pub async fn notify(conn: &mut PgConnection) -> Result<(), StorageError> {
-    sqlx::query!("SELECT pg_notify($1, '')", CHANNEL).execute(conn).await?;
-    Ok(())
-}
-
-/// A connection of its own on which [`notify`] is heard.
-pub struct Wakes(Notifications);
-
-impl Wakes {
-    /// Connects beside `pool`, with its options, and begins to listen.
-    ///
-    /// # Errors
-    ///
-    /// [`StorageError`] if Postgres cannot be reached within `timeout`, or refuses.
-    pub async fn listen(pool: &PgPool, timeout: Duration) -> Result<Self, StorageError> {
-        Ok(Self(Notifications::listen(pool, WAKES_APPLICATION, &[CHANNEL], timeout).await?))
-    }
-
-    /// Waits for the next wake, `patience` at most; whether there was one.
-    ///
-    /// # Errors
-    ///
-    /// [`StorageError::Unavailable`] if the connection is lost, and with it perhaps a wake.
-    pub async fn next(&mut self, patience: Duration) -> Result<bool, StorageError> {
-        let woken = self.0.next(patience).await?.is_some();
-        // One is enough for all that came meanwhile.
-        while self.0.next_arrived().is_some() {}
-        Ok(woken)
-    }
-}
-
-/// Tells whoever listens which pull secrets got on: one notification for all of them.
-pub async fn announce_progress(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StorageError> {
-    let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
-    let payload = if ids.len() > PROGRESS_IDS_MAX { String::new() } else { ids.join(",") };
-    sqlx::query!("SELECT pg_notify($1, $2)", PROGRESS_CHANNEL, payload).execute(conn).await?;
-    Ok(())
-}
-
-/// Which pull secrets got on, or are about to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Progress {
-    /// These.
-    Of(Vec<Uuid>),
-    /// Any of them.
-    OfAny,
-}
-
-impl Progress {
-    fn parse(payload: &str) -> Self {
-        payload.split(',').map(Uuid::parse_str).collect::<Result<_, _>>().map_or(Self::OfAny, Self::Of)
-    }
-}
-
-/// A connection of its own on which [`announce_progress`] and [`notify`] are heard.
-pub struct ProgressListener(Notifications);
-
-impl ProgressListener {
-    /// Connects beside `pool`, with its options, and begins to listen.
-    ///
-    /// # Errors
-    ///
-    /// [`StorageError`] if Postgres cannot be reached within `timeout`, or refuses.
-    pub async fn connect(pool: &PgPool, timeout: Duration) -> Result<Self, StorageError> {
-        let channels = [CHANNEL, PROGRESS_CHANNEL];
-        Ok(Self(Notifications::listen(pool, PROGRESS_APPLICATION, &channels, timeout).await?))
-    }
-
-    /// Waits for news, `patience` at most; `None` if there was none.
-    ///
-    /// # Errors
-    ///
-    /// [`StorageError::Unavailable`] if the connection is lost, and with it perhaps some news.
-    pub async fn next(&mut self, patience: Duration) -> Result<Option<Progress>, StorageError> {
-        Ok(self.0.next(patience).await?.as_deref().map(Progress::parse))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn progress_that_is_not_understood_is_anybodys() {
-        let (one, two) = (Uuid::now_v7(), Uuid::now_v7());
-        assert_eq!(Progress::parse(&format!("{one},{two}")), Progress::Of(vec![one, two]));
-        for payload in ["", "x", ",", &format!("{one},")] {
-            assert_eq!(Progress::parse(payload), Progress::OfAny, "{payload}");
-        }
-    }
+/// Locks a pull secret by id if it is at `version` and returns its generation.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.lock_version", skip_all, fields(pull_secret.id = %id))]
+pub async fn lock_version(conn: &mut PgConnection, id: Uuid, version: i64) -> Result<Option<i64>, StorageError> {
+    let generation = sqlx::query_scalar!(
+        "SELECT generation FROM pull_secrets WHERE id = $1 AND version = $2 AND deleted_at IS NULL FOR NO KEY UPDATE",
+        id,
+        version,
+    );
+    Ok(generation.fetch_optional(conn).await?)
 }

@@ -491,9 +491,9 @@ async fn secrets_appear_only_in_docker_configs(pool: PgPool) {
         "\"level\":\"DEBUG\"",
         "request completed",
         "cluster.create_secret",
-        "a target of a pull secret is in order",
-        "a target of a pull secret is not in order",
-        "namespaces could not be compared with selectors",
+        "target reconciled",
+        "target failed",
+        "resync failed",
     ] {
         assert!(exit.stderr.contains(text), "{text} is not in the log");
     }

@@ -183,7 +183,6 @@ impl Anomalies {
 
 /// Number of targets that each replica reports as synced.
 fn synced_by(logs: &[PathBuf]) -> anyhow::Result<Vec<usize>> {
-    let lines =
-        |log: &PathBuf| Ok(std::fs::read_to_string(log)?.matches("a target of a pull secret is in order").count());
+    let lines = |log: &PathBuf| Ok(std::fs::read_to_string(log)?.matches("target reconciled").count());
     logs.iter().map(lines).collect()
 }

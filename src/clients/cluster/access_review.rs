@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::{ClusterClient, ClusterError, unbuildable};
 use crate::domain::{
     names::NamespaceName,
-    rights::{Needs, Right},
+    rbac::{RequiredRules, Rule},
 };
 
 /// Maximum number of concurrent access reviews.
@@ -24,7 +24,7 @@ const REVIEWS_MAX: usize = 500;
 /// Verb, resource and, unless all are meant, namespace of a right.
 pub(super) type Question<'a> = (&'a str, &'a str, Option<&'a str>);
 
-/// Right that regcred's credential needs but does not have.
+/// Rule that regcred's credential needs but does not have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MissingRight {
@@ -40,21 +40,21 @@ pub struct MissingRight {
 #[derive(Debug, Clone, Default)]
 pub struct ReviewedRights {
     /// Rights granted in all namespaces.
-    everywhere: BTreeSet<Right>,
+    everywhere: BTreeSet<Rule>,
     /// Rights reviewed in one namespace, and whether they are granted there.
-    within: BTreeMap<(NamespaceName, Right), bool>,
+    within: BTreeMap<(NamespaceName, Rule), bool>,
 }
 
 impl ReviewedRights {
     /// Returns the missing rights, and whether all of `needs` were reviewed.
     #[must_use]
-    pub fn missing(&self, needs: &Needs) -> (Vec<MissingRight>, bool) {
-        let missing = |right: Right, namespace: Option<&NamespaceName>| MissingRight {
+    pub fn missing(&self, needs: &RequiredRules) -> (Vec<MissingRight>, bool) {
+        let missing = |right: Rule, namespace: Option<&NamespaceName>| MissingRight {
             verb: right.verb().to_owned(),
             resource: right.resource().to_owned(),
             namespace: namespace.map(NamespaceName::to_string),
         };
-        let denied = needs.everywhere.iter().filter(|right| !self.everywhere.contains(right));
+        let denied = needs.cluster.iter().filter(|right| !self.everywhere.contains(right));
         let mut found: Vec<MissingRight> = denied.map(|right| missing(*right, None)).collect();
         let mut is_complete = true;
         for (namespace, right) in namespaced(needs, &self.everywhere) {
@@ -70,11 +70,11 @@ impl ReviewedRights {
 
 /// Rights that are needed in single namespaces and not granted everywhere.
 fn namespaced<'a>(
-    needs: &'a Needs,
-    everywhere: &'a BTreeSet<Right>,
-) -> impl Iterator<Item = (&'a NamespaceName, Right)> {
+    needs: &'a RequiredRules,
+    everywhere: &'a BTreeSet<Rule>,
+) -> impl Iterator<Item = (&'a NamespaceName, Rule)> {
     let within =
-        needs.within.iter().flat_map(|(namespace, rights)| rights.iter().map(move |right| (namespace, *right)));
+        needs.namespaces.iter().flat_map(|(namespace, rights)| rights.iter().map(move |right| (namespace, *right)));
     within.filter(|(_, right)| !everywhere.contains(right))
 }
 
@@ -88,18 +88,18 @@ impl ClusterClient {
     ///
     /// See [`ClusterError`].
     #[tracing::instrument(name = "cluster.review_needs", skip_all, fields(server = %self.server()))]
-    pub async fn review_needs(&self, needs: &[&Needs]) -> Result<ReviewedRights, ClusterError> {
+    pub async fn review_needs(&self, needs: &[&RequiredRules]) -> Result<ReviewedRights, ClusterError> {
         let deadline = self.deadline();
-        let all = needs.iter().flat_map(|one| one.everywhere.iter().chain(one.within.values().flatten()));
-        let rights: BTreeSet<Right> = all.copied().collect();
+        let all = needs.iter().flat_map(|one| one.cluster.iter().chain(one.namespaces.values().flatten()));
+        let rights: BTreeSet<Rule> = all.copied().collect();
         let questions: Vec<Question<'_>> = rights.iter().map(|right| (right.verb(), right.resource(), None)).collect();
         let granted = self.review_all(questions, deadline).await?;
-        let everywhere: BTreeSet<Right> =
+        let everywhere: BTreeSet<Rule> =
             rights.into_iter().zip(granted).filter(|(_, granted)| *granted).map(|(right, _)| right).collect();
 
-        let rights: BTreeSet<(&NamespaceName, Right)> =
+        let rights: BTreeSet<(&NamespaceName, Rule)> =
             needs.iter().flat_map(|one| namespaced(one, &everywhere)).collect();
-        let rights: Vec<(&NamespaceName, Right)> = rights.into_iter().take(REVIEWS_MAX).collect();
+        let rights: Vec<(&NamespaceName, Rule)> = rights.into_iter().take(REVIEWS_MAX).collect();
         let questions =
             rights.iter().map(|(namespace, right)| (right.verb(), right.resource(), Some(namespace.as_str())));
         let granted = self.review_all(questions.collect(), deadline).await?;

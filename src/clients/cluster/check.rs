@@ -59,7 +59,7 @@ pub struct LackingPullSecret {
     pub missing: Vec<MissingRight>,
 }
 
-/// Right, and whether the cluster grants it.
+/// Rule, and whether the cluster grants it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Permission {

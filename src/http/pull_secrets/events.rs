@@ -28,7 +28,7 @@ use crate::{
     },
     service::{
         ServiceError,
-        progress::{News, Place, Streams},
+        progress::{StreamPermit, Streams, Subscription},
         pull_secrets::ShownPullSecret,
     },
 };
@@ -178,7 +178,7 @@ struct EventStream {
     credential: PresentedCredential,
     identity: Arc<Identity>,
     name: Name,
-    news: News,
+    news: Subscription,
     first: Option<Bytes>,
     /// Status that was sent last.
     last: PullSecretProgress,
@@ -191,7 +191,7 @@ struct EventStream {
     sent: u64,
     end: Option<End>,
     span: Span,
-    _place: Place,
+    _place: StreamPermit,
     _guard: StreamGuard,
 }
 
@@ -210,12 +210,12 @@ impl EventStream {
         name: Name,
         request: &HttpRequest,
     ) -> Result<Self, ApiError> {
-        let found = streams.look(identity, &name).await?;
+        let found = streams.find(identity, &name).await?;
         let place = streams.admit(&identity.actor)?;
-        let news = streams.hear(found.stored.id);
+        let news = streams.subscribe(found.stored.id);
         // Read again: a change before the subscription was not notified.
         let reading = Instant::now();
-        let last = PullSecretProgress::from(streams.look(identity, &name).await?);
+        let last = PullSecretProgress::from(streams.find(identity, &name).await?);
         let now = Instant::now();
         let event = last.event().map_err(|error| ApiError::Internal(error.into()))?;
         let first = [format!("retry: {RETRY_MILLIS}\n").as_bytes(), &event[..]].concat();
@@ -301,7 +301,7 @@ impl EventStream {
     /// Reads the status. Returns an event if it differs from the last one.
     async fn read(&mut self) -> Result<Option<Bytes>, End> {
         let reading = Instant::now();
-        let found = self.until_stopped(self.streams.look(&self.identity, &self.name)).await?;
+        let found = self.until_stopped(self.streams.find(&self.identity, &self.name)).await?;
         self.read_at = Instant::now();
         self.pause = pause_after(self.read_at - reading);
         let progress = match found {

@@ -1,19 +1,19 @@
-//! What the worker counts of its work on pull secrets.
+//! Metrics of the reconciler.
 
 use std::{fmt, sync::Arc};
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::histogram::Histogram;
 
-use crate::storage::targets::Survey;
+use crate::storage::targets::status::Survey;
 
-/// From a tenth of a second, as one Secret takes, to an hour, as a cluster that is away does.
+/// Buckets in seconds, from one Secret to a cluster that is down for an hour.
 const SECONDS: [f64; 12] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
 
-/// What is counted.
+/// Metrics of the reconciler.
 #[derive(Clone)]
 pub struct ReconcileMetrics {
-    /// Seconds from a change to its being in order, for each target.
+    /// Seconds from a change to the sync of a target.
     pub sync_durations: Histogram,
     survey: Arc<Mutex<Option<Survey>>>,
 }
@@ -26,18 +26,18 @@ impl Default for ReconcileMetrics {
 
 impl fmt::Debug for ReconcileMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tally").field("survey", &self.survey()).finish_non_exhaustive()
+        f.debug_struct("ReconcileMetrics").field("survey", &self.survey()).finish_non_exhaustive()
     }
 }
 
 impl ReconcileMetrics {
-    /// How all targets are doing, when the worker looked last; none where it does not look.
+    /// Last count of all targets; none without a worker or after an error.
     #[must_use]
     pub fn survey(&self) -> Option<Survey> {
         *self.survey.lock()
     }
 
-    pub(super) fn note_survey(&self, survey: Option<Survey>) {
+    pub(super) fn set_survey(&self, survey: Option<Survey>) {
         *self.survey.lock() = survey;
     }
 }

@@ -1,4 +1,4 @@
-//! The dry run: what a declaration would do, target by target.
+//! Dry run of a declaration.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,35 +9,36 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::{Content, Reconciler, explain};
+use super::{Reconciler, failure::target_error, render::Content, resync::wanted_namespaces};
 use crate::{
-    clients::cluster::ClusterError,
+    clients::cluster::{ClusterClient, ClusterError},
     domain::{
         names::{Name, NamespaceName},
         pull_secret::{Declaration, DeletionPolicy, Owner, PreviewAction, Step, Wanted, Written, plan},
+        reconcile::TargetError,
     },
     service::{ServiceError, connection},
-    storage::{self, pull_secrets::StoredPullSecret},
+    storage::{self, pull_secrets::StoredPullSecret, targets::status::KnownTarget},
 };
 
-/// How long a dry run looks through one cluster.
-const PREVIEW_TIME: Duration = Duration::from_secs(20);
-/// How many clusters it looks through at a time.
-const PREVIEW_CLUSTERS: usize = 8;
-/// How many Secrets of a cluster it looks at at a time.
-const PREVIEW_CONCURRENCY: usize = 16;
+/// Time limit per cluster.
+const CLUSTER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Clusters previewed concurrently.
+const CLUSTERS_CONCURRENCY: usize = 8;
+/// Secrets of one cluster read concurrently.
+const SECRETS_CONCURRENCY: usize = 16;
 
-/// What would become of a target.
+/// Effect of a declaration on one target.
 #[derive(Debug)]
 pub struct PreviewedTarget {
     /// Name of the cluster.
     pub cluster: String,
-    /// The namespace; none where the cluster as a whole could not be looked at.
+    /// The namespace; none if the cluster as a whole cannot be previewed.
     pub namespace: Option<String>,
-    /// What would be done.
+    /// The effect.
     pub action: PreviewAction,
-    /// Why it cannot be told: a slug, and a sentence.
-    pub error: Option<(&'static str, String)>,
+    /// Reason for an unknown effect.
+    pub error: Option<TargetError>,
 }
 
 impl PreviewedTarget {
@@ -50,17 +51,29 @@ impl PreviewedTarget {
             cluster: cluster.to_owned(),
             namespace: namespace.map(str::to_owned),
             action: PreviewAction::Unknown,
-            error: Some(explain(error)),
+            error: Some(target_error(error)),
         }
     }
 }
 
+/// Inputs of a dry run, the same for all clusters.
+struct Preview<'a> {
+    declaration: &'a Declaration,
+    /// The stored pull secret of this name.
+    existing: Option<&'a StoredPullSecret>,
+    /// Its targets.
+    known: &'a [KnownTarget],
+    content: &'a Content,
+}
+
 impl Reconciler {
-    /// Says what a declaration would do, target by target, and does nothing. `existing` is what is stored under its name.
+    /// Determines the effect of a declaration on each target, without changes. `existing` is the
+    /// stored pull secret of the same name.
     ///
     /// # Errors
     ///
-    /// As [`DockerConfigs::assemble`]: a declaration that cannot be rendered would not do anything.
+    /// As [`DockerConfigs::assemble`](crate::service::docker_configs::DockerConfigs::assemble): a
+    /// declaration that does not render has no effect.
     pub async fn preview(
         &self,
         declaration: &Declaration,
@@ -69,34 +82,29 @@ impl Reconciler {
         let content = self.assemble(declaration).await?;
         let mut conn = connection(&self.pool).await?;
         let known = match existing {
-            Some(existing) => storage::targets::known(&mut conn, existing.id).await?,
+            Some(existing) => storage::targets::status::list_known(&mut conn, existing.id).await?,
             None => Vec::new(),
         };
         let mut clusters: BTreeMap<String, Uuid> =
             known.iter().map(|target| (target.cluster.clone(), target.cluster_id)).collect();
         let names: Vec<&str> = declaration.clusters().into_keys().map(Name::as_str).collect();
-        clusters.extend(storage::pull_secrets::find_clusters(&mut conn, &names).await?);
+        clusters.extend(storage::pull_secrets::lock_clusters(&mut conn, &names).await?);
         drop(conn);
-        let looks = clusters.iter().map(|(name, &id)| {
-            let (content, known) = (&content, known.iter().filter(move |target| target.cluster_id == id));
-            let known = known.map(|target| (target.namespace.as_str(), &target.written)).collect();
-            async move {
-                let looked = self.preview_cluster(declaration, existing, (name, id), &known, content);
-                // A cluster that cannot be asked keeps nothing back of what is known of the others.
-                match timeout(PREVIEW_TIME, looked).await {
-                    Ok(Ok(targets)) => Ok(targets),
-                    Ok(Err(error @ ServiceError::Storage(_))) => Err(error),
-                    Ok(Err(error)) => Ok(vec![PreviewedTarget::unknown(name, None, &error)]),
-                    Err(_) => {
-                        let detail = format!("the cluster was not looked through within {} s", PREVIEW_TIME.as_secs());
-                        let error = ClusterError::Timeout { detail }.into();
-                        Ok(vec![PreviewedTarget::unknown(name, None, &error)])
-                    }
+        let preview = &Preview { declaration, existing, known: &known, content: &content };
+        let previews = clusters.iter().map(|(name, &id)| async move {
+            // A cluster that fails does not hide the targets of the others.
+            match timeout(CLUSTER_TIMEOUT, self.preview_cluster(preview, name, id)).await {
+                Ok(Ok(targets)) => Ok(targets),
+                Ok(Err(error @ ServiceError::Storage(_))) => Err(error),
+                Ok(Err(error)) => Ok(vec![PreviewedTarget::unknown(name, None, &error)]),
+                Err(_) => {
+                    let detail = format!("the cluster took more than {} s", CLUSTER_TIMEOUT.as_secs());
+                    let error = ClusterError::Timeout { detail }.into();
+                    Ok(vec![PreviewedTarget::unknown(name, None, &error)])
                 }
             }
         });
-        // Unordered: a cluster that hangs keeps one of the places, and nobody else waiting.
-        let previewed: Vec<_> = stream::iter(looks).buffer_unordered(PREVIEW_CLUSTERS).try_collect().await?;
+        let previewed: Vec<_> = stream::iter(previews).buffer_unordered(CLUSTERS_CONCURRENCY).try_collect().await?;
         let mut previewed: Vec<PreviewedTarget> = previewed.into_iter().flatten().collect();
         previewed.sort_by(|one, other| (&one.cluster, &one.namespace).cmp(&(&other.cluster, &other.namespace)));
         Ok(previewed)
@@ -104,67 +112,69 @@ impl Reconciler {
 
     async fn preview_cluster(
         &self,
-        declaration: &Declaration,
-        existing: Option<&StoredPullSecret>,
-        (cluster, cluster_id): (&str, Uuid),
-        known: &BTreeMap<&str, &Written>,
-        content: &Content,
+        preview: &Preview<'_>,
+        cluster: &str,
+        cluster_id: Uuid,
     ) -> Result<Vec<PreviewedTarget>, ServiceError> {
+        let declaration = preview.declaration;
         let (_, client) = self.client(cluster_id).await?;
-        let listed = declaration.listed().into_iter().filter(|(name, _)| name.as_str() == cluster);
-        let mut meant: BTreeSet<NamespaceName> = listed.map(|(_, namespace)| namespace.clone()).collect();
-        if declaration.clusters().into_iter().any(|(name, selects)| selects && name.as_str() == cluster) {
-            let namespaces = client.list_namespaces().await?.into_iter();
-            let selected = namespaces.filter(|namespace| {
-                !namespace.terminating && declaration.selects(cluster, &namespace.name, &namespace.labels)
-            });
-            meant.extend(selected.map(|namespace| namespace.name));
-        }
+        let selects = declaration.clusters().into_iter().any(|(name, selects)| selects && name.as_str() == cluster);
+        let namespaces = if selects { client.list_namespaces().await? } else { Vec::new() };
+        let wanted: BTreeSet<NamespaceName> = wanted_namespaces(declaration, cluster, &namespaces);
+        let known: BTreeMap<&str, &Written> = preview
+            .known
+            .iter()
+            .filter(|target| target.cluster_id == cluster_id)
+            .map(|target| (target.namespace.as_str(), &target.written))
+            .collect();
         let unwritten = Written::default();
-        let looks = meant.iter().map(|namespace| {
-            let (client, unwritten) = (&client, &unwritten);
+        let previews = wanted.iter().map(|namespace| {
+            let written = known.get(namespace.as_str()).copied().unwrap_or(&unwritten);
+            let client = &client;
             async move {
-                let found = client.get_secret(namespace, &declaration.secret_name).await;
-                let found = match found {
-                    Ok(found) => found,
-                    Err(error) => return PreviewedTarget::unknown(cluster, Some(namespace.as_str()), &error.into()),
-                };
-                let written = known.get(namespace.as_str()).copied().unwrap_or(unwritten);
-                let wanted = Wanted {
-                    id: existing.map_or(Uuid::nil(), |existing| existing.id),
-                    generation: i64::MAX,
-                    content_mac: &content.mac,
-                    adopt: declaration.adopt,
-                };
-                let is_ours = found.as_ref().is_some_and(|found| found.owner(wanted.id, written) == Owner::Us);
-                let is_other_type =
-                    existing.is_some_and(|existing| existing.declaration.secret_type != declaration.secret_type);
-                if is_ours && is_other_type {
-                    let error = ServiceError::Cluster(ClusterError::TypeFixed);
-                    return PreviewedTarget::unknown(cluster, Some(namespace.as_str()), &error);
+                match self.preview_target(preview, client, namespace, written).await {
+                    Ok(action) => PreviewedTarget::new(cluster, namespace.as_str(), action),
+                    Err(error) => PreviewedTarget::unknown(cluster, Some(namespace.as_str()), &error),
                 }
-                let action = match plan(&wanted, written, found.as_ref()) {
-                    Step::Create => PreviewAction::Create,
-                    Step::Leave => PreviewAction::Unchanged,
-                    Step::Apply { .. } | Step::Superseded { .. } if is_ours => PreviewAction::Update,
-                    Step::Apply { .. } | Step::Superseded { .. } => PreviewAction::Adopt,
-                    Step::ConflictUnlessGone(owner) => match self.is_there(owner).await {
-                        Ok(false) => PreviewAction::Adopt,
-                        Ok(true) => PreviewAction::Conflict,
-                        Err(error) => return PreviewedTarget::unknown(cluster, Some(namespace.as_str()), &error),
-                    },
-                    Step::Conflict => PreviewAction::Conflict,
-                };
-                PreviewedTarget::new(cluster, namespace.as_str(), action)
             }
         });
-        let mut previewed: Vec<PreviewedTarget> = stream::iter(looks).buffered(PREVIEW_CONCURRENCY).collect().await;
-        let lost = match declaration.deletion_policy {
+        let mut previewed: Vec<PreviewedTarget> = stream::iter(previews).buffered(SECRETS_CONCURRENCY).collect().await;
+        let unwanted = match declaration.deletion_policy {
             DeletionPolicy::Delete => PreviewAction::Remove,
             DeletionPolicy::Retain => PreviewAction::Forget,
         };
-        let given_up = known.keys().filter(|namespace| !meant.iter().any(|name| name.as_str() == **namespace));
-        previewed.extend(given_up.map(|namespace| PreviewedTarget::new(cluster, namespace, lost)));
+        let dropped = known.keys().filter(|namespace| !wanted.iter().any(|name| name.as_str() == **namespace));
+        previewed.extend(dropped.map(|namespace| PreviewedTarget::new(cluster, namespace, unwanted)));
         Ok(previewed)
+    }
+
+    async fn preview_target(
+        &self,
+        preview: &Preview<'_>,
+        client: &ClusterClient,
+        namespace: &NamespaceName,
+        written: &Written,
+    ) -> Result<PreviewAction, ServiceError> {
+        let Preview { declaration, existing, content, .. } = *preview;
+        let found = client.get_secret(namespace, &declaration.secret_name).await?;
+        let wanted = Wanted {
+            id: existing.map_or(Uuid::nil(), |existing| existing.id),
+            generation: i64::MAX,
+            content_mac: &content.mac,
+            adopt: declaration.adopt,
+        };
+        let is_ours = found.as_ref().is_some_and(|found| found.owner(wanted.id, written) == Owner::Us);
+        let type_changes = existing.is_some_and(|one| one.declaration.secret_type != declaration.secret_type);
+        if is_ours && type_changes {
+            return Err(ClusterError::TypeFixed.into());
+        }
+        Ok(match plan(&wanted, written, found.as_ref()) {
+            Step::Create => PreviewAction::Create,
+            Step::Leave => PreviewAction::Unchanged,
+            Step::Apply { .. } | Step::Superseded { .. } if is_ours => PreviewAction::Update,
+            Step::ConflictUnlessGone(owner) if self.pull_secret_exists(owner).await? => PreviewAction::Conflict,
+            Step::Apply { .. } | Step::Superseded { .. } | Step::ConflictUnlessGone(_) => PreviewAction::Adopt,
+            Step::Conflict => PreviewAction::Conflict,
+        })
     }
 }

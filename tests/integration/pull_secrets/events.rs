@@ -1,4 +1,4 @@
-//! The stream of events of a pull secret.
+//! Event streams of pull secrets.
 
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,13 @@ use crate::support::{
     process::{Installation, Service},
 };
 
-/// A stream that somebody reads.
+/// An open event stream.
 struct Stream {
     response: reqwest::Response,
     unread: String,
 }
 
-/// An event, or a comment, whose name is empty.
+/// An event. A comment has an empty name.
 #[derive(Debug)]
 struct Event {
     name: String,
@@ -45,7 +45,7 @@ impl Stream {
         Self { response, unread: String::new() }
     }
 
-    /// The next event or comment; none at the end of the stream.
+    /// Returns the next event or comment, or `None` at the end of the stream.
     async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(end) = self.unread.find("\n\n") {
@@ -65,7 +65,7 @@ impl Stream {
         }
     }
 
-    /// The next event.
+    /// Returns the next event.
     async fn event(&mut self) -> Event {
         loop {
             let event = self.next().await.expect("the stream goes on");
@@ -75,18 +75,18 @@ impl Stream {
         }
     }
 
-    /// The events up to one of these.
-    async fn until(&mut self, is_it: impl Fn(&Event) -> bool) -> Vec<Event> {
+    /// Returns the events up to and including the first match.
+    async fn until(&mut self, is_last: impl Fn(&Event) -> bool) -> Vec<Event> {
         let mut events = Vec::new();
         loop {
             events.push(self.event().await);
-            if events.last().is_some_and(&is_it) {
+            if events.last().is_some_and(&is_last) {
                 return events;
             }
         }
     }
 
-    /// The reason of its end, which is the last that it says.
+    /// Returns the reason in the `end` event, which is the last one.
     async fn end(mut self) -> String {
         let events = self.until(|event| event.name == "end").await;
         assert!(self.next().await.is_none(), "nothing follows the end");
@@ -94,16 +94,16 @@ impl Stream {
     }
 }
 
-/// A pull secret that goes to a cluster which is away.
+/// Declares a pull secret in an unreachable cluster.
 async fn declare_away(app: &TestApp) {
     let away = json!({"name": "away", "server": refusing_server(), "auth": {"type": "none"}, "allowPlainHttp": true});
     app.admin().post("/v1/clusters", &away).await.expect(201);
-    app.register_account("martin", "registry.martin.com:5000", "martin", "one").await;
-    put(&app.admin(), "team-a", &declaration(&["martin"], "away", &["a-dev"])).await.expect(201);
+    app.register_account("dev-user", "registry.example.com:5000", "dev-user", "one").await;
+    put(&app.admin(), "team-a", &declaration(&["dev-user"], "away", &["a-dev"])).await.expect(201);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_stream_tells_how_a_rotation_gets_on(pool: PgPool) {
+async fn stream_reports_the_progress_of_a_rotation(pool: PgPool) {
     const COUNT: usize = 40;
     let (app, _broker) = app_with_broker(pool.clone(), &[]).await;
     let admin = app.admin();
@@ -112,11 +112,11 @@ async fn a_stream_tells_how_a_rotation_gets_on(pool: PgPool) {
         namespaces.push(kubernetes::new_namespace().await);
     }
     let names: Vec<&str> = namespaces.iter().map(String::as_str).collect();
-    let shown = put(&admin, "team-a", &declaration(&["martin-5000"], "dev", &names)).await.expect(201);
+    let shown = put(&admin, "team-a", &declaration(&["account-5000"], "dev", &names)).await.expect(201);
     let mut heard = PgListener::connect_with(&pool).await.expect("a listener");
     heard.listen("regcred_pull_secret_progress").await.expect("it listens");
 
-    // At once how it is doing.
+    // The first event has the current status.
     let began = Instant::now();
     let mut stream = Stream::open(&admin, "team-a").await;
     let first = stream.event().await;
@@ -127,18 +127,18 @@ async fn a_stream_tells_how_a_rotation_gets_on(pool: PgPool) {
             "status": shown["status"], "deletedAt": null}),
     );
 
-    admin.patch("/v1/registry-accounts/martin-5000", &json!({"password": "rotated"})).await.expect(200);
+    admin.patch("/v1/registry-accounts/account-5000", &json!({"password": "rotated"})).await.expect(200);
     let is_done = |event: &Event| event.data["settled"] == true && event.data["observedGeneration"] == 2;
     let events = stream.until(is_done).await;
     let last = events.last().expect("an event");
     assert_holds(&last.data["status"], &json!({"desired": COUNT, "synced": COUNT, "pending": 0, "removing": 0}));
-    // Not one for each target, and none that says nothing new.
+    // Fewer events than targets, and no repeated status.
     let most = 2 + 2 * usize::try_from(began.elapsed().as_secs() + 1).expect("few");
     assert!(events.len() <= most, "{} events", events.len());
     let mut ids: Vec<&str> = events.iter().map(|event| event.id.as_str()).collect();
     ids.dedup();
     assert_eq!(ids.len(), events.len(), "{events:?}");
-    // What another process would hear: the pull secret, once for many targets.
+    // Other processes are notified once for many targets.
     let mut notifications = vec![heard.recv().await.expect("a notification")];
     while let Some(more) = heard.next_buffered() {
         notifications.push(more);
@@ -147,7 +147,7 @@ async fn a_stream_tells_how_a_rotation_gets_on(pool: PgPool) {
     let most = 2 + 4 * usize::try_from(began.elapsed().as_secs() + 1).expect("few");
     assert!(notifications.len() <= most, "{} notifications", notifications.len());
 
-    // Somebody who looks later reads the same under the same id.
+    // A later stream has the same event id and data.
     let again = Stream::open(&admin, "team-a").await.event().await;
     assert_eq!((&again.id, &again.data), (&last.id, &last.data));
 
@@ -161,49 +161,49 @@ async fn a_stream_tells_how_a_rotation_gets_on(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_stream_lasts_while_nothing_happens_and_tells_what_does(pool: PgPool) {
+async fn idle_stream_stays_open_and_reports_unannounced_changes(pool: PgPool) {
     let (app, _broker) = app_with_broker(pool.clone(), &[]).await;
-    let body = declaration(&["martin-5000"], "dev", &[&kubernetes::new_namespace().await]);
+    let body = declaration(&["account-5000"], "dev", &[&kubernetes::new_namespace().await]);
     put(&app.admin(), "team-a", &body).await.expect(201);
     let mut stream = Stream::open(&app.admin(), "team-a").await;
     let first = stream.event().await;
     assert_holds(&first.data["status"], &json!({"desired": 1, "synced": 1}));
-    // Longer than a client may take for an answer that is not long.
+    // Longer than the timeout of an ordinary response.
     let began = Instant::now();
     loop {
-        let next = stream.next().await.expect("it lasts");
+        let next = stream.next().await.expect("the stream stays open");
         if next.name.is_empty() {
             break;
         }
     }
     assert!(began.elapsed() >= Duration::from_secs(14), "the comment came after {:?}", began.elapsed());
-    // What nobody tells of is found by looking.
+    // A change without a notification is found by polling.
     sqlx::query("UPDATE pull_secret_targets SET state = 'conflict'").execute(&pool).await.expect("done");
     let events = stream.until(|event| event.data["status"]["conflict"] == 1).await;
     assert_eq!(events.last().expect("an event").data["settled"], true);
-    // One that is made anew is another one.
+    // A recreated pull secret is another one.
     assert_eq!(app.admin().delete("/v1/pull-secrets/team-a?deletionPolicy=retain").await.status, 202);
     put(&app.admin(), "team-a", &body).await.expect(201);
     assert_eq!(stream.end().await, "gone");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_stream_ends_with_the_right_to_it(pool: PgPool) {
+async fn stream_ends_when_access_ends(pool: PgPool) {
     let app = TestApp::spawn(pool.clone()).await;
     declare_away(&app).await;
-    let grants = json!({"accounts": ["martin"], "clusters": ["away"], "namespaces": ["a-dev"]});
+    let grants = json!({"accounts": ["dev-user"], "clusters": ["away"], "namespaces": ["a-dev"]});
     let viewer = app.caller("viewer", "viewer", Some(grants)).await;
     viewer.get("/v1/pull-secrets/none/events").await.problem(404, "not-found");
     app.anonymous().get("/v1/pull-secrets/team-a/events").await.problem(401, "unauthenticated");
 
-    // A declaration that goes beyond his grants.
+    // A declaration beyond the grants.
     let mut beyond = Stream::open(&viewer, "team-a").await;
     beyond.event().await;
-    put(&app.admin(), "team-a", &declaration(&["martin"], "away", &["a-dev", "b-dev"])).await.expect(200);
+    put(&app.admin(), "team-a", &declaration(&["dev-user"], "away", &["a-dev", "b-dev"])).await.expect(200);
     assert_eq!(beyond.end().await, "gone");
-    put(&app.admin(), "team-a", &declaration(&["martin"], "away", &["a-dev"])).await.expect(200);
+    put(&app.admin(), "team-a", &declaration(&["dev-user"], "away", &["a-dev"])).await.expect(200);
 
-    // A key that is revoked, and one that expires.
+    // A revoked key and an expired one.
     let mut revoked = Stream::open(&viewer, "team-a").await;
     revoked.event().await;
     app.revoke_key("viewer", false).await.expect("revoked");
@@ -219,7 +219,7 @@ async fn a_stream_ends_with_the_right_to_it(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn streams_are_bounded_and_their_places_are_free_when_they_end(pool: PgPool) {
+async fn open_streams_are_limited_per_caller(pool: PgPool) {
     let app = TestApp::spawn(pool.clone()).await;
     declare_away(&app).await;
     let viewer = app.caller("viewer", "viewer", None).await;
@@ -237,11 +237,11 @@ async fn streams_are_bounded_and_their_places_are_free_when_they_end(pool: PgPoo
     let refused = viewer.get("/v1/pull-secrets/team-a/events").await;
     refused.problem(429, "too-many-streams");
     assert_eq!(refused.header("retry-after"), "10");
-    // Others have theirs, and he can do everything else.
+    // Other callers and other requests are not limited.
     viewer.get("/v1/pull-secrets/team-a").await.expect(200);
     let other = Stream::open(&app.admin(), "team-a").await;
     assert_eq!(open().await, 17);
-    // One connection hears for all of them, and none where there are no streams.
+    // One listening connection serves all streams, and none is open without streams.
     let listeners = async || {
         let count = sqlx::query_scalar(
             "SELECT count(*) FROM pg_stat_activity
@@ -250,17 +250,17 @@ async fn streams_are_bounded_and_their_places_are_free_when_they_end(pool: PgPoo
         let count: i64 = count.fetch_one(&pool).await.expect("a count");
         count
     };
-    eventually("one listens", async || (listeners().await == 1).then_some(())).await;
+    eventually("one connection listens", async || (listeners().await == 1).then_some(())).await;
     streams.pop();
-    eventually("the place is free", async || (open().await == 16).then_some(())).await;
+    eventually("the slot is free", async || (open().await == 16).then_some(())).await;
     streams.push(Stream::open(&viewer, "team-a").await);
     drop((streams, other));
-    eventually("all are", async || (open().await == 0).then_some(())).await;
-    eventually("nobody listens", async || (listeners().await == 0).then_some(())).await;
+    eventually("all slots are free", async || (open().await == 0).then_some(())).await;
+    eventually("no connection listens", async || (listeners().await == 0).then_some(())).await;
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn streams_end_at_once_where_their_process_does(pool: PgPool) {
+async fn streams_end_at_once_on_shutdown(pool: PgPool) {
     let installation =
         Installation::new(pool.connect_options().to_url_lossy().as_ref()).with("REGCRED_HTTP_SHUTDOWN_SECONDS", "600");
     let key = installation.new_key("admin").await;
@@ -268,14 +268,14 @@ async fn streams_end_at_once_where_their_process_does(pool: PgPool) {
     let worker = Service::of(installation.spawn(&["worker"])).await;
     let (client, broker, namespace) = (api.client(&key), Broker::new().await, kubernetes::new_namespace().await);
     super::faults::prepare(&client, &broker).await;
-    put(&client, "team-a", &declaration(&["martin"], "dev", &[&namespace])).await.expect(201);
+    put(&client, "team-a", &declaration(&["dev-user"], "dev", &[&namespace])).await.expect(201);
     settled(&client, "team-a").await;
     let mut streams = Vec::new();
     for _ in 0..3 {
         streams.push(Stream::open(&client, "team-a").await);
     }
-    // The worker is another process.
-    client.patch("/v1/registry-accounts/martin", &json!({"password": "two"})).await.expect(200);
+    // The worker runs in another process.
+    client.patch("/v1/registry-accounts/dev-user", &json!({"password": "two"})).await.expect(200);
     for stream in &mut streams {
         stream.until(|event| event.data["observedGeneration"] == 2 && event.data["settled"] == true).await;
     }
@@ -284,10 +284,10 @@ async fn streams_end_at_once_where_their_process_does(pool: PgPool) {
     for stream in streams {
         assert_eq!(stream.end().await, "stopping");
     }
-    // Long before the grace is over.
+    // Long before the shutdown timeout.
     let ended = api.process.wait().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    // What the log says of a stream: when it began, and when and why it ended.
+    // The log has the start and the end of each stream, with the reason.
     let lines: Vec<Value> = ended.stderr.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let of = |message: &str| {
         let path = "/v1/pull-secrets/team-a/events";
@@ -299,6 +299,6 @@ async fn streams_end_at_once_where_their_process_does(pool: PgPool) {
     assert!(begun.iter().all(|line| line["status"] == 200 && line["caller"] == "admin"), "{begun:?}");
     assert!(over.iter().all(|line| line["reason"] == "stopping" && line["events"].as_u64() >= Some(2)), "{over:?}");
     assert!(over.iter().all(|line| begun.iter().any(|begun| begun["span"] == line["span"])), "{over:?}");
-    assert!(!ended.stderr.contains(&key), "the key is nowhere in the log");
+    assert!(!ended.stderr.contains(&key), "the key is not in the log");
     drop(worker);
 }

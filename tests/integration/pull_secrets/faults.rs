@@ -1,5 +1,4 @@
-//! What pull secrets do when something breaks: replicas that are killed, clusters that are away or overloaded, a Postgres that
-//! restarts.
+//! Faults: killed replicas, unreachable and overloaded clusters, a restart of Postgres.
 
 use std::{
     io::Write,
@@ -35,13 +34,13 @@ pub async fn prepare(client: &Client, broker: &Broker) {
     });
     client.post("/v1/clusters", &cluster).await.expect(201);
     let account =
-        json!({"name": "martin", "registry": "registry.martin.com:5000", "username": "martin", "password": "one"});
+        json!({"name": "dev-user", "registry": "registry.example.com:5000", "username": "dev-user", "password": "one"});
     client.post("/v1/registry-accounts", &account).await.expect(201);
 }
 
 fn declared(namespaces: &[String]) -> Value {
     let names: Vec<&str> = namespaces.iter().map(String::as_str).collect();
-    declaration(&["martin"], "dev", &names)
+    declaration(&["dev-user"], "dev", &names)
 }
 
 async fn all_have(namespaces: &[String], expected: &str) {
@@ -54,7 +53,7 @@ async fn all_have(namespaces: &[String], expected: &str) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_replica_that_is_killed_in_a_fan_out_leaves_nothing_undone(pool: PgPool) {
+async fn killed_replica_in_a_fan_out_loses_no_target(pool: PgPool) {
     const COUNT: usize = 200;
     const LEASE: Duration = Duration::from_secs(5);
     let url = pool.connect_options().to_url_lossy().to_string();
@@ -69,10 +68,10 @@ async fn a_replica_that_is_killed_in_a_fan_out_leaves_nothing_undone(pool: PgPoo
 
     for (round, password) in ["two", "three", "four"].into_iter().enumerate() {
         let client = replicas[0].client(&key);
-        client.patch("/v1/registry-accounts/martin", &json!({"password": password})).await.expect(200);
-        // In the midst of it, at another point each time.
+        client.patch("/v1/registry-accounts/dev-user", &json!({"password": password})).await.expect(200);
+        // During the fan-out, at a different point each round.
         let threshold = i64::try_from(round * 60 + 5).expect("small");
-        eventually("some targets follow", async || {
+        eventually("some targets are synced", async || {
             let done = sqlx::query_scalar(
                 "SELECT count(*) FROM pull_secret_targets WHERE applied_generation = generation AND state = 'synced'",
             );
@@ -87,7 +86,7 @@ async fn a_replica_that_is_killed_in_a_fan_out_leaves_nothing_undone(pool: PgPoo
         let client = replicas[0].client(&key);
         let shown = settled(&client, "team-a").await;
         assert_holds(&shown["status"], &json!({"desired": COUNT, "synced": COUNT}));
-        assert!(begin.elapsed() < LEASE + Duration::from_secs(5), "it took {:?}", begin.elapsed());
+        assert!(begin.elapsed() < LEASE + Duration::from_secs(5), "the other replica took {:?}", begin.elapsed());
         all_have(&namespaces, password).await;
         let leased = sqlx::query_scalar("SELECT count(*) FROM pull_secret_targets WHERE lease_until IS NOT NULL");
         let leased: i64 = leased.fetch_one(&pool).await.expect("a count");
@@ -97,7 +96,7 @@ async fn a_replica_that_is_killed_in_a_fan_out_leaves_nothing_undone(pool: PgPoo
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_replica_without_a_worker_leaves_the_work_to_others(pool: PgPool) {
+async fn replica_without_a_worker_leaves_targets_pending(pool: PgPool) {
     let installation = Installation::new(pool.connect_options().to_url_lossy().as_ref());
     let key = installation.new_key("admin").await;
     let serves = Service::of(installation.spawn(&["serve", "--no-worker"])).await;
@@ -114,7 +113,7 @@ async fn a_replica_without_a_worker_leaves_the_work_to_others(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_api_and_a_worker_in_processes_of_their_own_do_the_work_of_one(pool: PgPool) {
+async fn separate_api_and_worker_processes_work_together(pool: PgPool) {
     let installation = Installation::new(pool.connect_options().to_url_lossy().as_ref());
     let key = installation.new_key("admin").await;
     let api = Service::of(installation.spawn(&["serve", "--no-worker"])).await;
@@ -125,15 +124,15 @@ async fn an_api_and_a_worker_in_processes_of_their_own_do_the_work_of_one(pool: 
     let shown = put(&client, "team-a", &declared(&namespaces)).await.expect(201);
     assert_holds(&shown["status"], &json!({"desired": 3, "synced": 3}));
     all_have(&namespaces, "one").await;
-    client.patch("/v1/registry-accounts/martin", &json!({"password": "two"})).await.expect(200);
+    client.patch("/v1/registry-accounts/dev-user", &json!({"password": "two"})).await.expect(200);
     assert_holds(&settled(&client, "team-a").await["status"], &json!({"desired": 3, "synced": 3}));
     all_have(&namespaces, "two").await;
-    // Who did it: the one logs requests, the other targets.
+    // The API process logs requests, the worker logs targets.
     let (by_api, by_worker) = (api.process.stderr(), worker.process.stderr());
-    assert!(by_worker.contains("a target of a pull secret is in order") && by_api.contains("request completed"));
-    assert!(!by_api.contains("a target of a pull secret"), "{by_api}");
+    assert!(by_worker.contains("target reconciled") && by_api.contains("request completed"));
+    assert!(!by_api.contains("target reconciled"), "{by_api}");
 
-    // Nobody calls a worker but who runs it.
+    // A worker serves operators only.
     let caller = worker.client(&key);
     assert_eq!(caller.get("/healthz").await.body, "ok\n");
     assert_eq!(caller.get("/readyz").await.expect(200)["ready"], true);
@@ -148,15 +147,15 @@ async fn an_api_and_a_worker_in_processes_of_their_own_do_the_work_of_one(pool: 
     let ended = worker.process.wait().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.stderr.contains("stopping: no new connections") && ended.stderr.contains("\"stopped\""), "{ended:?}");
-    // With the worker gone a rotation waits, and the next one takes it up.
-    client.patch("/v1/registry-accounts/martin", &json!({"password": "three"})).await.expect(200);
+    // Without a worker a rotation waits for the next one.
+    client.patch("/v1/registry-accounts/dev-user", &json!({"password": "three"})).await.expect(200);
     let _worker = Service::of(installation.spawn(&["worker"])).await;
     assert_holds(&settled(&client, "team-a").await["status"], &json!({"desired": 3, "synced": 3}));
     all_have(&namespaces, "three").await;
 }
 
 #[sqlx::test(migrations = false)]
-async fn a_worker_says_why_it_does_not_start(pool: PgPool) {
+async fn worker_reports_why_it_does_not_start(pool: PgPool) {
     let installation = Installation::new(pool.connect_options().to_url_lossy().as_ref());
     let behind = installation.run(&["worker"]).await;
     assert!(behind.code == Some(64) && behind.stderr.contains("run `regcred migrate`"), "{behind:?}");
@@ -167,7 +166,7 @@ async fn a_worker_says_why_it_does_not_start(pool: PgPool) {
 }
 
 #[tokio::test]
-async fn a_postgres_that_restarts_in_a_fan_out_loses_nothing() {
+async fn postgres_restart_in_a_fan_out_loses_no_target() {
     let mut postgres = Postgres::prepare();
     postgres.start().await;
     let installation = Installation::new(&postgres.url()).with("REGCRED_PULL_SECRETS_LEASE_SECONDS", "5");
@@ -177,7 +176,7 @@ async fn a_postgres_that_restarts_in_a_fan_out_loses_nothing() {
     prepare(&client, &broker).await;
     let request = client.request("PUT", "/v1/pull-secrets/team-a").json(&declared(&namespaces));
     client.send(request).await.expect(201);
-    eventually("the first Secret is there", async || {
+    eventually("the first Secret exists", async || {
         let mut found = stream::iter(&namespaces).map(|one| find_secret(one, "team-a-pull")).buffer_unordered(16);
         while let Some(secret) = found.next().await {
             if secret.is_some() {
@@ -189,7 +188,7 @@ async fn a_postgres_that_restarts_in_a_fan_out_loses_nothing() {
     .await;
     postgres.stop().await;
     postgres.start().await;
-    eventually("all Secrets are there", async || {
+    eventually("all Secrets exist", async || {
         let answer = client.get("/v1/pull-secrets/team-a").await;
         (answer.status == 200 && answer.json()["status"]["synced"] == 100).then_some(())
     })
@@ -197,7 +196,8 @@ async fn a_postgres_that_restarts_in_a_fan_out_loses_nothing() {
     all_have(&namespaces, "one").await;
 }
 
-/// A server that counts the requests, those of watches not (which begin with a list), and answers each with this.
+/// Starts a server that sends the same response to each request. Counts requests other than the
+/// lists of watches.
 fn scripted(answer: &'static str) -> (String, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
@@ -206,14 +206,14 @@ fn scripted(answer: &'static str) -> (String, Arc<AtomicUsize>) {
         if !["GET /api/v1/namespaces?", "GET /api/v1/secrets?"].iter().any(|list| request.starts_with(list)) {
             counted.fetch_add(1, Ordering::SeqCst);
         }
-        // Whoever called may have gone.
+        // The client may have disconnected.
         let _ = stream.write_all(answer.as_bytes());
     });
     (format!("http://{address}"), count)
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_cluster_that_is_away_holds_up_no_other_and_heals_by_itself(pool: PgPool) {
+async fn failing_cluster_delays_no_other_and_recovers(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let (admin, broker) = (app.admin(), Broker::new().await);
     prepare(&admin, &broker).await;
@@ -223,7 +223,7 @@ async fn a_cluster_that_is_away_holds_up_no_other_and_heals_by_itself(pool: PgPo
     admin.post("/v1/clusters", &dead).await.expect(201);
     let namespaces = namespaces(50).await;
     let names: Vec<&str> = namespaces.iter().map(String::as_str).collect();
-    let mut body = declaration(&["martin"], "dev", &names);
+    let mut body = declaration(&["dev-user"], "dev", &names);
     let both = json!([{"cluster": "dev", "namespaces": names}, {"cluster": "dead", "namespaces": names}]);
     body["targets"] = both;
 
@@ -233,10 +233,10 @@ async fn a_cluster_that_is_away_holds_up_no_other_and_heals_by_itself(pool: PgPo
     for target in failed["items"].as_array().expect("items") {
         assert_eq!((&target["cluster"], &target["lastError"]["type"]), (&json!("dead"), &json!("cluster-unreachable")));
     }
-    // A rotation arrives where it can, and the sick one is asked once in a while.
+    // A rotation reaches the healthy cluster, and the failing one is probed.
     let (before, begin) = (calls.load(Ordering::SeqCst), Instant::now());
-    admin.patch("/v1/registry-accounts/martin", &json!({"password": "two"})).await.expect(200);
-    eventually("the healthy cluster has it", async || {
+    admin.patch("/v1/registry-accounts/dev-user", &json!({"password": "two"})).await.expect(200);
+    eventually("the healthy cluster is synced", async || {
         let shown = admin.get("/v1/pull-secrets/team-a").await.expect(200);
         (shown["status"]["synced"] == 50).then_some(())
     })
@@ -251,13 +251,13 @@ async fn a_cluster_that_is_away_holds_up_no_other_and_heals_by_itself(pool: PgPo
         "server": kubernetes::server(), "caCertificate": kubernetes::file("ca.crt"), "auth": broker.auth(),
         "allowPlainHttp": false,
     });
-    // The two are one cluster now, so one of the declared targets is enough.
+    // Both names refer to one cluster now, so the second pull secret targets one of them.
     let mut only = body.clone();
     only["targets"] = json!([{"cluster": "dead", "namespaces": names}]);
     only["secret"]["name"] = json!("second");
     put(&admin, "team-b", &only).await.expect(201);
     admin.patch("/v1/clusters/dead", &back).await.expect(200);
-    eventually("it has healed", async || {
+    eventually("the cluster has recovered", async || {
         let shown = admin.get("/v1/pull-secrets/team-b").await.expect(200);
         (shown["status"]["synced"] == 50).then_some(())
     })
@@ -265,22 +265,22 @@ async fn a_cluster_that_is_away_holds_up_no_other_and_heals_by_itself(pool: PgPo
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_overloaded_cluster_is_left_alone_as_long_as_it_asks(pool: PgPool) {
+async fn retry_after_of_an_overloaded_cluster_is_honoured(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let admin = app.admin();
     let (server, calls) =
         scripted("HTTP/1.1 429 Too Many Requests\r\nretry-after: 4\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     let cluster = json!({"name": "busy", "server": server, "auth": {"type": "none"}, "allowPlainHttp": true});
     admin.post("/v1/clusters", &cluster).await.expect(201);
-    app.register_account("martin", "registry.martin.com:5000", "martin", "one").await;
-    put(&admin, "team-a", &declaration(&["martin"], "busy", &["default"])).await.expect(201);
+    app.register_account("dev-user", "registry.example.com:5000", "dev-user", "one").await;
+    put(&admin, "team-a", &declaration(&["dev-user"], "busy", &["default"])).await.expect(201);
     let targets = admin.get("/v1/pull-secrets/team-a/targets").await.expect(200);
     assert_eq!(targets["items"][0]["state"], "failed", "{targets}");
-    // What is asked for now does not count more than what the cluster asks for.
+    // A sync does not override `Retry-After`.
     for _ in 0..10 {
         admin.post("/v1/pull-secrets/team-a/sync", &json!({})).await.expect(202);
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
     assert_eq!(calls.load(Ordering::SeqCst), 1);
-    eventually("it is asked again", async || (calls.load(Ordering::SeqCst) > 1).then_some(())).await;
+    eventually("the cluster is called again", async || (calls.load(Ordering::SeqCst) > 1).then_some(())).await;
 }

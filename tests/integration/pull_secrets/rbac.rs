@@ -1,4 +1,5 @@
-//! The rights that pull secrets need: what `regcred cluster rbac` prints is enough and not too much, and `check` says what is missing.
+//! RBAC rules: `regcred cluster rbac` prints exactly the required ones, and `check` lists the
+//! missing ones.
 
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::{
@@ -20,12 +21,12 @@ use crate::support::{
     process::Installation,
 };
 
-/// A regcred whose credential for the cluster may do nothing at first.
+/// An app whose cluster credential has no role yet.
 struct Setup {
     app: TestApp,
     admin: Client,
     broker: Broker,
-    /// The printed roles bear its name, so it is another one in each test.
+    /// Part of the names of the printed roles, so unique per test.
     cluster: String,
     installation: Installation,
 }
@@ -37,12 +38,12 @@ impl Setup {
         let broker = Broker::without_rights().await;
         let cluster = broker.namespace.clone();
         app.register_cluster_with(&cluster, &broker.auth()).await;
-        app.register_account("martin", "registry.martin.com:5000", "martin", "one").await;
+        app.register_account("dev-user", "registry.example.com:5000", "dev-user", "one").await;
         let admin = app.admin();
         Self { app, admin, broker, cluster, installation }
     }
 
-    /// What is printed for the broker.
+    /// Prints the manifests for the broker.
     async fn print(&self, more: &[&str]) -> String {
         let subject = format!("{}/{}", self.broker.namespace, self.broker.name);
         let arguments = ["cluster", "rbac", "--cluster", &self.cluster, "--service-account", &subject];
@@ -50,12 +51,13 @@ impl Setup {
     }
 
     async fn rotate(&self, password: &str) {
-        self.admin.patch("/v1/registry-accounts/martin", &json!({"password": password})).await.expect(200);
+        self.admin.patch("/v1/registry-accounts/dev-user", &json!({"password": password})).await.expect(200);
     }
 
-    /// Has it looked at until so many targets are in order, and no other is there. The API server takes a moment to know of rights.
+    /// Syncs until exactly `count` targets are synced. The API server enforces new rules with a
+    /// delay.
     async fn until_synced(&self, count: usize) {
-        eventually(&format!("{count} targets are in order"), async || {
+        eventually(&format!("{count} targets are synced"), async || {
             let status = &sync(&self.admin, "team-a").await["status"];
             (status["synced"] == count && status["desired"] == count && status["removing"] == 0).then_some(())
         })
@@ -73,7 +75,7 @@ fn apply(yaml: &str) {
     kubernetes::kubectl(&["apply", "-f", "-"], yaml);
 }
 
-/// The same rights without one of them.
+/// Removes one rule from manifests.
 fn without(yaml: &str, verb: &str, resource: &str) -> String {
     let (of_resource, word) = (format!("  resources: [\"{resource}\"]"), format!("\"{verb}\""));
     let mut lines: Vec<String> = yaml.lines().map(str::to_owned).collect();
@@ -88,8 +90,8 @@ fn without(yaml: &str, verb: &str, resource: &str) -> String {
     lines.join("\n")
 }
 
-/// How Kubernetes' own documents call what an error names.
-fn objects(resource: &str) -> &str {
+/// Name of a resource in error messages.
+fn kind(resource: &str) -> &str {
     match resource {
         "secrets" => "Secrets",
         "serviceaccounts" => "ServiceAccounts",
@@ -98,21 +100,21 @@ fn objects(resource: &str) -> &str {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_printed_rights_are_what_named_namespaces_need(pool: PgPool) {
+async fn printed_roles_are_exactly_required_for_listed_namespaces(pool: PgPool) {
     let setup = Setup::new(pool, &[]).await;
     let admin = &setup.admin;
     let (one, two) = (kubernetes::new_namespace().await, kubernetes::new_namespace().await);
     for namespace in [&one, &two] {
         service_account(namespace, "default", &["other"]).await;
     }
-    let mut body = declaration(&["martin"], &setup.cluster, &[&one, &two]);
+    let mut body = declaration(&["dev-user"], &setup.cluster, &[&one, &two]);
     body["serviceAccounts"] = json!(["default"]);
     let shown = put(admin, "team-a", &body).await.expect(201);
     assert_holds(&shown["status"], &json!({"desired": 2, "failed": 2}));
 
-    // Onboarding, a rotation, and a namespace that is not declared any more.
+    // Onboarding, a rotation, and a namespace that is no longer declared.
     let both = setup.print(&[]).await;
-    assert_eq!(setup.print(&[]).await, both, "it is the same every time");
+    assert_eq!(setup.print(&[]).await, both, "the output is deterministic");
     assert!(!both.contains('*') && !both.contains("ClusterRole\n"), "{both}");
     apply(&both);
     setup.until_synced(2).await;
@@ -129,7 +131,7 @@ async fn the_printed_rights_are_what_named_namespaces_need(pool: PgPool) {
     assert!(find_secret(&two, "team-a-pull").await.is_none());
     assert_eq!(entries(&two, "default").await, ["other"]);
 
-    // One right fewer fails, the state names it, and so does the check.
+    // Each missing rule fails the target, and the state and the check name it.
     let printed = setup.print(&[]).await;
     assert!(printed.contains(&one) && !printed.contains(&two), "{printed}");
     let secrets = Api::<Secret>::namespaced(kubernetes::admin(), &one);
@@ -143,11 +145,11 @@ async fn the_printed_rights_are_what_named_namespaces_need(pool: PgPool) {
         ("patch", "serviceaccounts"),
     ] {
         apply(&without(&printed, verb, resource));
-        let expected = format!("may not {verb} {} in namespace {one}", objects(resource));
+        let expected = format!("may not {verb} {} in namespace {one}", kind(resource));
         eventually(&expected, async || {
-            // What needs the right.
+            // Trigger a call that requires the rule.
             match (verb, resource) {
-                // It may be gone already.
+                // It may be deleted already.
                 ("create", "secrets") => drop(secrets.delete("team-a-pull", &DeleteParams::default()).await),
                 ("patch", "secrets") => {
                     rotations += 1;
@@ -172,8 +174,8 @@ async fn the_printed_rights_are_what_named_namespaces_need(pool: PgPool) {
     }
     let expected = format!("may not delete Secrets in namespace {one}");
     apply(&without(&printed, "delete", "secrets"));
-    // Not before the API server knows of it: there is one try.
-    eventually("the check knows of it", async || (setup.check().await != json!([])).then_some(())).await;
+    // First the API server must enforce it: there is a single attempt.
+    eventually("the check lists it", async || (setup.check().await != json!([])).then_some(())).await;
     assert_eq!(admin.delete("/v1/pull-secrets/team-a").await.status, 202);
     eventually(&expected, async || {
         let target = target(admin, "team-a").await;
@@ -182,11 +184,11 @@ async fn the_printed_rights_are_what_named_namespaces_need(pool: PgPool) {
     .await;
     let missing = json!([{"verb": "delete", "resource": "secrets", "namespace": one}]);
     assert_eq!(setup.check().await, json!([{"name": "team-a", "missing": missing}]));
-    // What is left to do needs no more than this.
+    // The cleanup requires fewer rules.
     let left = setup.print(&[]).await;
     assert!(left.contains(r#"verbs: ["get", "delete"]"#) && !left.contains("create"), "{left}");
     apply(&left);
-    eventually("it is gone", async || {
+    eventually("the pull secret is gone", async || {
         let poked = admin.post("/v1/pull-secrets/team-a/sync", &json!({})).await;
         (poked.status == 404).then_some(())
     })
@@ -196,13 +198,13 @@ async fn the_printed_rights_are_what_named_namespaces_need(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn the_printed_rights_are_what_a_selector_needs(pool: PgPool) {
+async fn printed_cluster_role_is_exactly_required_for_selectors(pool: PgPool) {
     let setup = Setup::new(pool, &[("REGCRED_PULL_SECRETS_COMPARE_SECONDS", "1")]).await;
     let admin = &setup.admin;
     let team = format!("t{}", uuid::Uuid::now_v7().simple());
     let first = labelled_namespace(&[("team", &team)]).await;
     service_account(&first, "default", &[]).await;
-    let mut body = declaration(&["martin"], &setup.cluster, &[]);
+    let mut body = declaration(&["dev-user"], &setup.cluster, &[]);
     body["targets"] = json!([{"cluster": setup.cluster, "namespaceSelector": {"matchLabels": {"team": team}}}]);
     body["serviceAccounts"] = json!(["default"]);
     let request = admin.request("PUT", "/v1/pull-secrets/team-a").json(&body);
@@ -213,19 +215,19 @@ async fn the_printed_rights_are_what_a_selector_needs(pool: PgPool) {
         let is_named = error["detail"].as_str().is_some_and(|detail| detail.contains("may not list namespaces"));
         (is_named && error["type"] == "cluster-forbidden").then_some(())
     };
-    eventually("the state says that namespaces cannot be listed", list_is_missing).await;
+    eventually("the status reports that namespaces cannot be listed", list_is_missing).await;
 
     let printed = setup.print(&[]).await;
-    assert_eq!(setup.print(&[]).await, printed, "it is the same every time");
+    assert_eq!(setup.print(&[]).await, printed, "the output is deterministic");
     assert!(!printed.contains('*') && !printed.contains("kind: Role\n"), "{printed}");
     apply(&printed);
     setup.until_synced(1).await;
     assert_eq!(setup.check().await, json!([]));
 
-    // A namespace that is new, a rotation, and one that matches no more.
+    // A new namespace, a rotation, and a namespace that no longer matches.
     let second = labelled_namespace(&[("team", &team)]).await;
     service_account(&second, "default", &[]).await;
-    eventually("it is there", async || find_secret(&second, "team-a-pull").await).await;
+    eventually("the Secret exists", async || find_secret(&second, "team-a-pull").await).await;
     setup.until_synced(2).await;
     setup.rotate("two").await;
     assert_holds(&settled(admin, "team-a").await["status"], &json!({"desired": 2, "synced": 2}));
@@ -234,10 +236,11 @@ async fn the_printed_rights_are_what_a_selector_needs(pool: PgPool) {
         assert_eq!(entries(namespace, "default").await, ["team-a-pull"]);
     }
     label(&first, &[("team", None)]).await;
-    eventually("it is taken away", async || find_secret(&first, "team-a-pull").await.is_none().then_some(())).await;
-    eventually("and detached", async || entries(&first, "default").await.is_empty().then_some(())).await;
+    eventually("the Secret is removed", async || find_secret(&first, "team-a-pull").await.is_none().then_some(()))
+        .await;
+    eventually("the Secret is detached", async || entries(&first, "default").await.is_empty().then_some(())).await;
 
-    // Of one right fewer the check knows.
+    // The check lists each missing rule.
     for (verb, resource) in [
         ("create", "secrets"),
         ("get", "secrets"),
@@ -253,16 +256,19 @@ async fn the_printed_rights_are_what_a_selector_needs(pool: PgPool) {
         let expected = json!([{"name": "team-a", "missing": missing}]);
         eventually(&expected.to_string(), async || (setup.check().await == expected).then_some(())).await;
     }
-    eventually("the state says that namespaces cannot be listed", list_is_missing).await;
+    eventually("the status reports that namespaces cannot be listed", list_is_missing).await;
     apply(&printed);
-    eventually("they can be again", async || selection().await["lastError"].is_null().then_some(())).await;
+    eventually("namespaces can be listed again", async || selection().await["lastError"].is_null().then_some(())).await;
     assert_eq!(admin.delete("/v1/pull-secrets/team-a").await.status, 202);
-    eventually("it is gone", async || (admin.get("/v1/pull-secrets/team-a").await.status == 404).then_some(())).await;
+    eventually("the pull secret is gone", async || {
+        (admin.get("/v1/pull-secrets/team-a").await.status == 404).then_some(())
+    })
+    .await;
     assert!(find_secret(&second, "team-a-pull").await.is_none());
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn what_is_printed_follows_what_is_declared(pool: PgPool) {
+async fn printed_roles_follow_the_declarations(pool: PgPool) {
     let setup = Setup::new(pool.clone(), &[]).await;
     let admin = &setup.admin;
     let nothing = setup.print(&[]).await;
@@ -277,10 +283,10 @@ async fn what_is_printed_follows_what_is_declared(pool: PgPool) {
     let both = rbac(&["--cluster", &setup.cluster, "--user", "me", "--group", "us"]).await;
     assert_eq!(both.code, Some(2), "{both:?}");
 
-    // No more than a declaration needs; and what an earlier one left behind.
+    // Exactly the rules of the declaration, and of the cleanup of an earlier one.
     let away = json!({"name": "away", "server": refusing_server(), "auth": {"type": "none"}, "allowPlainHttp": true});
     admin.post("/v1/clusters", &away).await.expect(201);
-    let mut body = declaration(&["martin"], "away", &["a-dev", "a-prod"]);
+    let mut body = declaration(&["dev-user"], "away", &["a-dev", "a-prod"]);
     body["deletionPolicy"] = json!("retain");
     put(admin, "team-a", &body).await.expect(201);
     let print = async |more: &[&str]| {
@@ -301,7 +307,7 @@ async fn what_is_printed_follows_what_is_declared(pool: PgPool) {
     let watching = [r#"resources: ["secrets"]"#, r#"verbs: ["list", "watch"]"#];
     assert_eq!(verbs(&["--watch-secrets"]).await, [watching, least, least].concat());
 
-    // A try that is under way stores nothing more.
+    // Fences attempts in flight.
     let attached = "UPDATE pull_secret_targets SET attached = '{default}', lease_token = lease_token + 1,
         lease_until = NULL, next_attempt_at = now() + interval '1 hour' WHERE namespace = 'a-dev'";
     sqlx::query(attached).execute(&pool).await.expect("done");
@@ -316,12 +322,12 @@ async fn what_is_printed_follows_what_is_declared(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_check_tells_rights_of_what_its_caller_may_see_and_no_more_than_it_can(pool: PgPool) {
+async fn check_is_limited_to_visible_pull_secrets_and_bounded(pool: PgPool) {
     let setup = Setup::new(pool, &[]).await;
     let admin = &setup.admin;
     let cluster = setup.cluster.as_str();
     let declare = async |name: &str, namespaces: &[&str]| {
-        let mut body = declaration(&["martin"], cluster, namespaces);
+        let mut body = declaration(&["dev-user"], cluster, namespaces);
         body["secret"]["name"] = json!(name);
         let request = admin.request("PUT", &format!("/v1/pull-secrets/{name}")).json(&body);
         admin.send(request).await.expect(201);
@@ -348,7 +354,7 @@ async fn a_check_tells_rights_of_what_its_caller_may_see_and_no_more_than_it_can
     assert_eq!((lacking.len(), &check["pullSecretsCut"]), (3, &json!(true)), "{check}");
     assert_eq!(lacking[0]["missing"].as_array().map(Vec::len), Some(50));
 
-    // Of a cluster that does not answer nothing is known.
+    // Nothing is known about a cluster that does not answer.
     let away = json!({"name": "away", "server": refusing_server(), "auth": {"type": "none"}, "allowPlainHttp": true});
     admin.post("/v1/clusters", &away).await.expect(201);
     let check = admin.post("/v1/clusters/away/check", &json!({})).await.expect(200);

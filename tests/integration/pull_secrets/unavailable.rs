@@ -1,4 +1,5 @@
-//! Two clusters, of which one is sick: what its targets say, that the others do not wait for it, and that it heals by itself.
+//! Unavailable clusters: the state and error of their targets, isolation of other clusters, and
+//! recovery.
 
 use chrono::{TimeDelta, Utc};
 use k8s_openapi::{
@@ -25,7 +26,7 @@ use crate::{
     },
 };
 
-/// An answer to everything.
+/// One response to every request.
 macro_rules! always {
     ($answer:literal) => {
         Health::Answers(|_| Some($answer))
@@ -36,7 +37,8 @@ const BROKEN: Health = always!("HTTP/1.1 500 Internal Server Error\r\ncontent-le
 const OVERLOADED: Health =
     always!("HTTP/1.1 429 Too Many Requests\r\nretry-after: 2\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
 
-/// The second cluster, behind a port that can be sick in its place, registered with no more rights than are needed.
+/// Registers the second cluster behind a proxy that injects faults, with exactly the required
+/// rules.
 async fn second_behind_proxy(app: &TestApp, name: &str) -> (Proxy, Broker) {
     let (proxy, broker) = (Proxy::before(&SECOND.server(), &SECOND.path("")), Broker::of(SECOND).await);
     let mut registration = SECOND.registration(name, &broker.auth());
@@ -50,18 +52,18 @@ async fn rotate(client: &Client, account: &str, password: &str) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn f6_each_sickness_of_a_cluster_has_a_state_and_a_message_and_heals_by_itself(pool: PgPool) {
+async fn each_cluster_fault_is_reported_and_recovers(pool: PgPool) {
     let app = TestApp::configured(pool, &[("REGCRED_CLUSTER_TIMEOUT_SECONDS", "2")]).await;
     let (admin, namespace) = (app.admin(), SECOND.new_namespace().await);
     let (proxy, _broker) = second_behind_proxy(&app, "dev").await;
-    app.register_account("martin", "registry.martin.com:5000", "martin", "first").await;
-    put(&admin, "team-a", &declaration(&["martin"], "dev", &[&namespace])).await.expect(201);
+    app.register_account("dev-user", "registry.example.com:5000", "dev-user", "first").await;
+    put(&admin, "team-a", &declaration(&["dev-user"], "dev", &[&namespace])).await.expect(201);
     target_becomes(&admin, "team-a", "synced", "").await;
     let uid = SECOND.secret(&namespace, "team-a-pull").await.metadata.uid;
 
     let other = FIRST.server().trim_start_matches("https://").parse().expect("an address");
-    let sicknesses: [(&str, Health, &str, &str); 7] = [
-        // Closed or broken off, as the two ends happen to be.
+    let faults: [(&str, Health, &str, &str); 7] = [
+        // Closed or reset, depending on timing.
         ("down", Health::Down, "cluster-unreachable", "the connection"),
         ("hangs", Health::Hangs, "cluster-timeout", ""),
         ("broken", BROKEN, "cluster-unreachable", "(status 500)"),
@@ -73,7 +75,7 @@ async fn f6_each_sickness_of_a_cluster_has_a_state_and_a_message_and_heals_by_it
             "cluster-unreachable",
             "cannot be read",
         ),
-        // Somebody else is always faster.
+        // Every update conflicts.
         (
             "changed",
             Health::Answers(|head| {
@@ -87,9 +89,9 @@ async fn f6_each_sickness_of_a_cluster_has_a_state_and_a_message_and_heals_by_it
         ),
     ];
     let mut last = "first";
-    for (name, health, slug, words) in sicknesses {
+    for (name, health, slug, words) in faults {
         proxy.becomes(health);
-        rotate(&admin, "martin", name).await;
+        rotate(&admin, "dev-user", name).await;
         let failed = target_becomes(&admin, "team-a", "failed", slug).await;
         let detail = failed["lastError"]["detail"].as_str().expect("a sentence");
         assert!(detail.contains(words), "{name}: {detail}");
@@ -105,7 +107,7 @@ async fn f6_each_sickness_of_a_cluster_has_a_state_and_a_message_and_heals_by_it
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn f6_a_quota_is_told_from_a_missing_right(pool: PgPool) {
+async fn quota_is_distinguished_from_a_missing_right(pool: PgPool) {
     let (app, _broker) = app_with_broker(pool, &[]).await;
     let (admin, namespace) = (app.admin(), kubernetes::new_namespace().await);
     let none = || Some([("secrets".to_owned(), Quantity("0".to_owned()))].into());
@@ -116,11 +118,11 @@ async fn f6_a_quota_is_told_from_a_missing_right(pool: PgPool) {
         ..ResourceQuota::default()
     };
     quotas.create(&PostParams::default(), &quota).await.expect("a quota");
-    // A controller, of which there is none here, would say what is used.
+    // Without a controller the status is set here.
     let status = ResourceQuotaStatus { hard: none(), used: none() };
     let patch = Patch::Merge(json!({"status": status}));
     quotas.patch_status("none", &PatchParams::default(), &patch).await.expect("a status");
-    eventually("the API server knows of the quota", async || {
+    eventually("the API server enforces the quota", async || {
         let secret = Secret { metadata: super::named("probe"), ..Secret::default() };
         let dry_run = PostParams { dry_run: true, ..PostParams::default() };
         let secrets = Api::<Secret>::namespaced(kubernetes::admin(), &namespace);
@@ -128,19 +130,19 @@ async fn f6_a_quota_is_told_from_a_missing_right(pool: PgPool) {
     })
     .await;
 
-    put(&admin, "team-a", &declaration(&["martin-5000"], "dev", &[&namespace])).await.expect(201);
+    put(&admin, "team-a", &declaration(&["account-5000"], "dev", &[&namespace])).await.expect(201);
     let failed = target_becomes(&admin, "team-a", "failed", "secret-refused").await;
     assert!(failed["lastError"]["detail"].as_str().is_some_and(|detail| detail.contains("quota")), "{failed}");
 
     quotas.delete("none", &kube::api::DeleteParams::default()).await.expect("deleted");
-    eventually("the Secret is there once the quota is gone", async || {
+    eventually("the Secret exists once the quota is gone", async || {
         sync(&admin, "team-a").await;
         (target(&admin, "team-a").await["state"] == "synced").then_some(())
     })
     .await;
 }
 
-/// Asserts that Secrets in these namespaces have these passwords, by registry.
+/// Asserts the passwords of Secrets by registry.
 async fn all_have(cluster: Cluster, namespaces: &[String], expected: &Value) {
     for namespace in namespaces {
         let secret = cluster.secret(namespace, "team-a-pull").await;
@@ -166,28 +168,28 @@ fn over_both(accounts: &[&str], here: &[String], there: &[String]) -> Value {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_sick_cluster_keeps_nothing_from_another_and_heals_by_itself(pool: PgPool) {
+async fn unavailable_cluster_delays_no_other_and_recovers(pool: PgPool) {
     let (app, here_broker) = app_with_broker(pool, &[("REGCRED_CLUSTER_TIMEOUT_SECONDS", "2")]).await;
     let (admin, here, there) = (app.admin(), namespaces(FIRST).await, namespaces(SECOND).await);
     let (proxy, there_broker) = second_behind_proxy(&app, "edge").await;
-    let shown = put(&admin, "team-a", &over_both(&["martin-5000"], &here, &there)).await.expect(201);
+    let shown = put(&admin, "team-a", &over_both(&["account-5000"], &here, &there)).await.expect(201);
     assert_holds(&shown["status"], &json!({"desired": 10, "synced": 10}));
 
     let mut last = "xxx1";
-    let sicknesses = [("down", Health::Down), ("hangs", Health::Hangs), ("broken", BROKEN), ("overloaded", OVERLOADED)];
-    let rotations = sicknesses.len();
-    for (name, health) in sicknesses {
+    let faults = [("down", Health::Down), ("hangs", Health::Hangs), ("broken", BROKEN), ("overloaded", OVERLOADED)];
+    let rotations = faults.len();
+    for (name, health) in faults {
         let before = proxy.connections();
         proxy.becomes(health);
-        rotate(&admin, "martin-5000", name).await;
-        eventually(&format!("what is well follows while the other is sick: {name}"), async || {
+        rotate(&admin, "account-5000", name).await;
+        eventually(&format!("the healthy cluster is synced: {name}"), async || {
             let shown = admin.get("/v1/pull-secrets/team-a").await.expect(200);
             (shown["status"]["synced"] == 5 && shown["status"]["failed"] == 5).then_some(())
         })
         .await;
-        all_have(FIRST, &here, &json!({"registry.martin.com:5000": name})).await;
-        all_have(SECOND, &there, &json!({"registry.martin.com:5000": last})).await;
-        assert!(proxy.connections() > before, "{name}: it was not tried");
+        all_have(FIRST, &here, &json!({"registry.example.com:5000": name})).await;
+        all_have(SECOND, &there, &json!({"registry.example.com:5000": last})).await;
+        assert!(proxy.connections() > before, "{name}: the cluster was not called");
         let failed = admin.get("/v1/pull-secrets/team-a/targets?state=failed").await.expect(200);
         assert!(
             failed["items"].as_array().expect("items").iter().all(|target| target["cluster"] == "edge"),
@@ -195,15 +197,15 @@ async fn a_sick_cluster_keeps_nothing_from_another_and_heals_by_itself(pool: PgP
         );
 
         proxy.heals();
-        eventually(&format!("the sick one has healed: {name}"), async || {
+        eventually(&format!("the unavailable cluster has recovered: {name}"), async || {
             (settled(&admin, "team-a").await["status"]["synced"] == 10).then_some(())
         })
         .await;
-        all_have(SECOND, &there, &json!({"registry.martin.com:5000": name})).await;
+        all_have(SECOND, &there, &json!({"registry.example.com:5000": name})).await;
         last = name;
     }
 
-    // Each cluster was written to by its own ServiceAccount, once for each generation.
+    // Each cluster was written by its own ServiceAccount, once per generation.
     for (cluster, broker, namespaces) in [(FIRST, &here_broker, &here), (SECOND, &there_broker, &there)] {
         let user = format!("system:serviceaccount:{}:{}", broker.namespace, broker.name);
         let mut expected = vec![("create".to_owned(), user.clone(), 201)];
@@ -215,31 +217,31 @@ async fn a_sick_cluster_keeps_nothing_from_another_and_heals_by_itself(pool: PgP
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn rotations_of_two_accounts_at_once_both_arrive_in_both_clusters(pool: PgPool) {
+async fn concurrent_rotations_of_two_accounts_reach_both_clusters(pool: PgPool) {
     let (app, _broker) = app_with_broker(pool, &[]).await;
     let (admin, here, there) = (app.admin(), namespaces(FIRST).await, namespaces(SECOND).await);
     let broker = Broker::of(SECOND).await;
     admin.post("/v1/clusters", &SECOND.registration("edge", &broker.auth())).await.expect(201);
-    let body = over_both(&["martin-5000", "martin-6000"], &here, &there);
+    let body = over_both(&["account-5000", "account-6000"], &here, &there);
     assert_holds(&put(&admin, "team-a", &body).await.expect(201)["status"], &json!({"desired": 10, "synced": 10}));
 
     for round in 0..6 {
         let (one, other) = (format!("one-{round}"), format!("other-{round}"));
         // In both orders.
         if round % 2 == 0 {
-            futures_util::join!(rotate(&admin, "martin-5000", &one), rotate(&admin, "martin-6000", &other));
+            futures_util::join!(rotate(&admin, "account-5000", &one), rotate(&admin, "account-6000", &other));
         } else {
-            futures_util::join!(rotate(&admin, "martin-6000", &other), rotate(&admin, "martin-5000", &one));
+            futures_util::join!(rotate(&admin, "account-6000", &other), rotate(&admin, "account-5000", &one));
         }
         assert_holds(&settled(&admin, "team-a").await["status"], &json!({"desired": 10, "synced": 10}));
-        let expected = json!({"registry.martin.com:5000": one, "registry.martin.com:6000": other});
+        let expected = json!({"registry.example.com:5000": one, "registry.example.com:6000": other});
         all_have(FIRST, &here, &expected).await;
         all_have(SECOND, &there, &expected).await;
     }
 }
 
-/// A token of this `ServiceAccount` as the API server makes them, signed with the cluster's key. The API server gives none that ends
-/// before ten minutes are over, and takes one for a minute longer than it says.
+/// Signs a token of a `ServiceAccount` with the cluster's key. The API server issues none with a
+/// lifetime under ten minutes, and accepts one for a minute after its expiry.
 async fn token_for(broker: &Broker, still: TimeDelta) -> String {
     let accounts = Api::<ServiceAccount>::namespaced(FIRST.admin(), &broker.namespace);
     let uid = accounts.get(&broker.name).await.expect("a ServiceAccount").metadata.uid;
@@ -259,13 +261,13 @@ async fn token_for(broker: &Broker, still: TimeDelta) -> String {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_token_that_expires_is_said_and_a_new_one_heals(pool: PgPool) {
+async fn expired_token_is_reported_and_replaced(pool: PgPool) {
     let (app, broker) = app_with_broker(pool, &[]).await;
     let (admin, namespace) = (app.admin(), kubernetes::new_namespace().await);
     let with = |token: String| json!({"auth": {"type": "token", "token": token}});
     let short = token_for(&broker, TimeDelta::seconds(30)).await;
     admin.patch("/v1/clusters/dev", &with(short)).await.expect(200);
-    put(&admin, "team-a", &declaration(&["martin-5000"], "dev", &[&namespace])).await.expect(201);
+    put(&admin, "team-a", &declaration(&["account-5000"], "dev", &[&namespace])).await.expect(201);
     assert_holds(&target(&admin, "team-a").await, &json!({"state": "synced", "generation": 1}));
 
     eventually("the token is refused", async || {
@@ -273,7 +275,7 @@ async fn a_token_that_expires_is_said_and_a_new_one_heals(pool: PgPool) {
         (target(&admin, "team-a").await["lastError"]["type"] == "cluster-unauthorized").then_some(())
     })
     .await;
-    rotate(&admin, "martin-5000", "rotated").await;
+    rotate(&admin, "account-5000", "rotated").await;
     let failed = target_becomes(&admin, "team-a", "failed", "cluster-unauthorized").await;
     assert!(failed["lastError"]["detail"].as_str().is_some_and(|detail| detail.contains("expired")), "{failed}");
     assert_eq!(password(&kubernetes::secret(&namespace, "team-a-pull").await), "xxx1", "the last good Secret stays");

@@ -1,4 +1,4 @@
-//! What the worker does in clusters is in the audit record, together with the row that says so or not at all.
+//! Audit events of the worker, each committed with the recorded result.
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -12,13 +12,14 @@ use crate::{
     },
 };
 
-/// Action, namespace, outcome, and what was done or why not, of all events of the worker about a resource, the oldest first.
-async fn story(client: &Client, resource: &str) -> Vec<[String; 4]> {
+/// Returns action, namespace, outcome and detail of the worker's events about a resource, the
+/// oldest first.
+async fn worker_events(client: &Client, resource: &str) -> Vec<[String; 4]> {
     let answer = client.get(&format!("/v1/audit-events?format=ndjson&resource={resource}")).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(!answer.body.contains("xxx"), "a password is in {}", answer.body);
     let events = answer.body.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    let mut story: Vec<[String; 4]> = events
+    let mut lines: Vec<[String; 4]> = events
         .filter(|event| event["actor"] == json!({"type": "worker", "id": null, "name": null}))
         .map(|event| {
             let details = &event["details"];
@@ -30,12 +31,12 @@ async fn story(client: &Client, resource: &str) -> Vec<[String; 4]> {
                 .map(|one| one.as_str().unwrap_or("-").to_owned())
         })
         .collect();
-    story.reverse();
-    story
+    lines.reverse();
+    lines
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn what_is_done_in_a_cluster_is_recorded_once(pool: PgPool) {
+async fn each_change_in_a_cluster_is_audited_once(pool: PgPool) {
     let (app, _broker) = app_with_broker(pool.clone(), &[]).await;
     let admin = app.admin();
     let (ours, theirs) = (kubernetes::new_namespace().await, kubernetes::new_namespace().await);
@@ -43,8 +44,8 @@ async fn what_is_done_in_a_cluster_is_recorded_once(pool: PgPool) {
     let arguments = ["-n", &theirs, "create", "secret", "docker-registry", "team-a-pull"];
     let login = ["--docker-server=own.example.com", "--docker-username=me", "--docker-password=mine"];
     kubernetes::kubectl(&[&arguments[..], &login[..]].concat(), "");
-    let mut body = declaration(&["martin-5000"], "dev", &[&ours, &theirs, &gone]);
-    let of_pull_secret = async || story(&admin, "pull-secrets/team-a").await;
+    let mut body = declaration(&["account-5000"], "dev", &[&ours, &theirs, &gone]);
+    let of_pull_secret = async || worker_events(&admin, "pull-secrets/team-a").await;
     let line = |action: &str, namespace: &str, outcome: &str, what: &str| {
         [format!("pullSecret.{action}"), namespace.to_owned(), outcome.to_owned(), what.to_owned()]
     };
@@ -61,17 +62,17 @@ async fn what_is_done_in_a_cluster_is_recorded_once(pool: PgPool) {
     ];
     assert_eq!(sorted(of_pull_secret().await), sorted(first.clone()));
 
-    // The same again is no news.
-    let looked_at = async || admin.get("/v1/pull-secrets/team-a/targets?state=synced").await.expect(200);
-    let before = looked_at().await["items"][0]["lastSyncedAt"].clone();
+    // A repeated result is not audited again.
+    let synced = async || admin.get("/v1/pull-secrets/team-a/targets?state=synced").await.expect(200);
+    let before = synced().await["items"][0]["lastSyncedAt"].clone();
     sync(&admin, "team-a").await;
-    eventually("it is looked at again", async || {
-        (looked_at().await["items"][0]["lastSyncedAt"] != before).then_some(())
+    eventually("the target is reconciled again", async || {
+        (synced().await["items"][0]["lastSyncedAt"] != before).then_some(())
     })
     .await;
     assert_eq!(of_pull_secret().await.len(), first.len());
 
-    admin.patch("/v1/registry-accounts/martin-5000", &json!({"password": "xxx-rotated"})).await.expect(200);
+    admin.patch("/v1/registry-accounts/account-5000", &json!({"password": "xxx-rotated"})).await.expect(200);
     assert_holds(&settled(&admin, "team-a").await["status"], &json!({"synced": 1, "failed": 1, "conflict": 1}));
     let events = of_pull_secret().await;
     assert_eq!(events[first.len()..], [line("apply", &ours, "success", "rotated")]);
@@ -88,19 +89,22 @@ async fn what_is_done_in_a_cluster_is_recorded_once(pool: PgPool) {
     assert_eq!(sorted(events[first.len() + 1..].to_vec()), sorted(expected));
 
     assert_eq!(admin.delete("/v1/pull-secrets/team-a").await.status, 202);
-    eventually("it is gone", async || (admin.get("/v1/pull-secrets/team-a").await.status == 404).then_some(())).await;
+    eventually("the pull secret is gone", async || {
+        (admin.get("/v1/pull-secrets/team-a").await.status == 404).then_some(())
+    })
+    .await;
     let events = of_pull_secret().await;
     let removed = vec![line("remove", &ours, "success", "removed"), line("remove", &theirs, "success", "removed")];
     assert_eq!(sorted(events[first.len() + 4..].to_vec()), sorted(removed));
-    // What happened to one Secret is found by its path.
-    let of_secret = story(&admin, &format!("clusters/dev/namespaces/{ours}/secrets/team-a-pull")).await;
+    // The events of one Secret are found by its path.
+    let of_secret = worker_events(&admin, &format!("clusters/dev/namespaces/{ours}/secrets/team-a-pull")).await;
     assert_eq!(of_secret, events.into_iter().filter(|event| event[1] == ours).collect::<Vec<_>>());
     assert_eq!(of_secret.len(), 4);
     assert_whole(&pool).await;
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_result_and_its_event_are_stored_together_or_not_at_all(pool: PgPool) {
+async fn result_and_audit_event_commit_together(pool: PgPool) {
     let (app, _broker) = app_with_broker(pool.clone(), &[("REGCRED_PULL_SECRETS_LEASE_SECONDS", "5")]).await;
     let admin = app.admin();
     let namespace = kubernetes::new_namespace().await;
@@ -108,14 +112,14 @@ async fn a_result_and_its_event_are_stored_together_or_not_at_all(pool: PgPool) 
     sqlx::query(refuse).execute(&pool).await.expect("altered");
 
     let request = admin.request("PUT", "/v1/pull-secrets/team-a").header("prefer", "wait=3");
-    let shown = admin.send(request.json(&declaration(&["martin-5000"], "dev", &[&namespace]))).await.expect(201);
+    let shown = admin.send(request.json(&declaration(&["account-5000"], "dev", &[&namespace]))).await.expect(201);
 
     assert_holds(&shown["status"], &json!({"desired": 1, "pending": 1}));
     assert!(super::find_secret(&namespace, "team-a-pull").await.is_some());
     assert_eq!(target(&admin, "team-a").await["uid"], Value::Null);
     sqlx::query("ALTER TABLE audit_events DROP CONSTRAINT refused").execute(&pool).await.expect("altered");
     assert_holds(&settled(&admin, "team-a").await["status"], &json!({"desired": 1, "synced": 1}));
-    let events = story(&admin, "pull-secrets/team-a").await;
+    let events = worker_events(&admin, "pull-secrets/team-a").await;
     assert_eq!(events, [["pullSecret.apply", &namespace, "success", "applied"].map(str::to_owned)]);
     assert_whole(&pool).await;
 }

@@ -1,0 +1,96 @@
+//! Propagates changes of accounts to pull secrets.
+
+use std::collections::BTreeSet;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::{
+    domain::{account::Account, selector::LabelSelector},
+    service::ServiceError,
+    storage,
+};
+
+/// Change of an account.
+pub(in crate::service) enum AccountTransition<'a> {
+    Created(&'a Account),
+    Changed { before: &'a Account, after: &'a Account, has_new_password: bool },
+    Deleted(&'a Account),
+}
+
+impl<'a> AccountTransition<'a> {
+    fn before(&self) -> Option<&'a Account> {
+        match self {
+            Self::Created(_) => None,
+            Self::Changed { before, .. } | Self::Deleted(before) => Some(before),
+        }
+    }
+
+    fn after(&self) -> Option<&'a Account> {
+        match self {
+            Self::Created(after) | Self::Changed { after, .. } => Some(after),
+            Self::Deleted(_) => None,
+        }
+    }
+
+    /// Whether documents with the account change.
+    fn changes_documents(&self) -> bool {
+        match self {
+            Self::Created(_) | Self::Deleted(_) => true,
+            Self::Changed { before, after, has_new_password } => {
+                *has_new_password
+                    || before.registry != after.registry
+                    || before.username != after.username
+                    || before.email != after.email
+            }
+        }
+    }
+
+    /// The account whose documents by name change. No declaration names a created or deleted
+    /// account.
+    fn named(&self) -> Option<Uuid> {
+        match self {
+            Self::Changed { after, .. } if self.changes_documents() => Some(after.id),
+            _ => None,
+        }
+    }
+
+    /// Whether documents by selector may change.
+    fn may_affect_selectors(&self) -> bool {
+        self.changes_documents()
+            || self.before().map(|account| &account.labels) != self.after().map(|account| &account.labels)
+    }
+
+    /// Whether the document of this selector changes.
+    fn affects(&self, selector: &LabelSelector) -> bool {
+        let selects =
+            |account: Option<&Account>| account.is_some_and(|account| selector.matches(account.labels.as_map()));
+        let (was, is) = (selects(self.before()), selects(self.after()));
+        was != is || (is && self.changes_documents())
+    }
+}
+
+/// Bumps the generation of all pull secrets that use changed accounts, once and in one statement,
+/// which prevents deadlocks. Requires [`storage::pull_secrets::lock_selectors_shared`] in the same
+/// transaction.
+pub(in crate::service) async fn follow_accounts(
+    conn: &mut PgConnection,
+    transitions: &[AccountTransition<'_>],
+) -> Result<(), ServiceError> {
+    let named: Vec<Uuid> = transitions.iter().filter_map(AccountTransition::named).collect();
+    let mut ids = BTreeSet::new();
+    if !named.is_empty() {
+        ids.extend(storage::pull_secrets::ids_naming(conn, &named).await?);
+    }
+    let transitions: Vec<_> = transitions.iter().filter(|one| one.may_affect_selectors()).collect();
+    let accounts = transitions.iter().flat_map(|one| [one.before(), one.after()]).flatten();
+    let labels: BTreeSet<_> = accounts.map(|account| account.labels.as_map()).collect();
+    if !labels.is_empty() {
+        let labels: Vec<_> = labels.into_iter().collect();
+        let selecting = storage::pull_secrets::selecting(conn, &labels).await?.into_iter();
+        let affected = selecting.filter(|(_, selector)| transitions.iter().any(|one| one.affects(selector)));
+        ids.extend(affected.map(|(id, _)| id));
+    }
+    let ids: Vec<Uuid> = ids.into_iter().collect();
+    Ok(storage::pull_secrets::bump_generation(conn, &ids).await?)
+}
