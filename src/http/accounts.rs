@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use actix_web::{
-    HttpResponse, delete, get,
-    http::header::LOCATION,
-    patch, post,
+    HttpResponse, delete, get, patch, post,
     web::{Data, Path},
 };
 use chrono::{DateTime, Utc};
@@ -32,7 +30,7 @@ use crate::{
             permission::{ReadAccounts, WriteAccounts},
         },
         body::{Json, MergePatch},
-        conditional::{IfMatch, etag},
+        conditional::{self, IfMatch},
         merge_patch,
         paging::{Page, PageQuery},
         path_name,
@@ -272,11 +270,8 @@ pub async fn create_account(
     body: Json<CreateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
     let account = accounts.register(&caller.identity, body.0.try_into()?, caller.query.verification()).await?;
-    let location = (LOCATION, format!("/v1/registry-accounts/{}", account.name));
-    Ok(HttpResponse::Created()
-        .insert_header(location)
-        .insert_header(etag(account.version))
-        .json(RegistryAccount::from(account)))
+    let path = format!("/v1/registry-accounts/{}", account.name);
+    Ok(conditional::created(path, account.version, RegistryAccount::from(account)))
 }
 
 /// Filter of a list of registry accounts.
@@ -340,9 +335,9 @@ pub async fn list_accounts(
     caller: Caller<ReadAccounts, (PageQuery<Name>, AccountFilterQuery)>,
     accounts: Data<Accounts>,
 ) -> Result<HttpResponse, ApiError> {
-    let (asked, filter) = caller.query;
-    let found = accounts.list(&caller.identity, &asked.request(), &filter.into()).await?;
-    let page: Page<RegistryAccount> = Page::of(found, &asked, |account| account.name.to_string());
+    let (page_query, filter) = caller.query;
+    let found = accounts.list(&caller.identity, &page_query.request(), &filter.into()).await?;
+    let page: Page<RegistryAccount> = Page::of(found, &page_query, |account| account.name.to_string());
     Ok(HttpResponse::Ok().json(page))
 }
 
@@ -360,7 +355,7 @@ pub async fn get_account(
     path: Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     let account = accounts.find(&caller.identity, &path_name("registry account", &path)?).await?;
-    Ok(HttpResponse::Ok().insert_header(etag(account.version)).json(RegistryAccount::from(account)))
+    Ok(conditional::ok(account.version, RegistryAccount::from(account)))
 }
 
 /// Change a registry account.
@@ -393,7 +388,7 @@ pub async fn update_account(
     let name = path_name("registry account", &path)?;
     let verification = caller.query.verification();
     let account = accounts.change(&caller.identity, &name, body.0.try_into()?, expected.0, verification).await?;
-    Ok(HttpResponse::Ok().insert_header(etag(account.version)).json(RegistryAccount::from(account)))
+    Ok(conditional::ok(account.version, RegistryAccount::from(account)))
 }
 
 /// Delete a registry account.

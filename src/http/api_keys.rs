@@ -119,9 +119,9 @@ pub async fn list_api_keys(
     caller: Caller<ReadApiKeys, PageQuery<Uuid>>,
     api_keys: Data<ApiKeys>,
 ) -> Result<HttpResponse, ApiError> {
-    let asked = &caller.query;
-    let found = api_keys.list(&caller.identity, asked.after().copied(), asked.rows()).await?;
-    let page: Page<ApiKey> = Page::of(found, asked, |key| key.id.to_string());
+    let page_query = &caller.query;
+    let found = api_keys.list(&caller.identity, page_query.after().copied(), page_query.rows()).await?;
+    let page: Page<ApiKey> = Page::of(found, page_query, |key| key.id.to_string());
     Ok(HttpResponse::Ok().json(page))
 }
 

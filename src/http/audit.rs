@@ -203,7 +203,7 @@ pub async fn list_audit_events(
     events: Data<AuditEvents>,
     request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
-    let (asked, query) = caller.query;
+    let (page_query, query) = caller.query;
     let format = query.format.unwrap_or_else(|| accepted(&request));
     let filter = EventFilter::from(query);
     let mut response = HttpResponse::Ok();
@@ -213,8 +213,8 @@ pub async fn list_audit_events(
         let lines = Lines::begin(export, &request)?;
         return Ok(response.content_type(NDJSON).force_close().streaming(lines.into_stream()));
     }
-    let found = events.list(&caller.identity, &filter, asked.after().copied(), asked.rows()).await?;
-    let page: Page<AuditEvent> = Page::of(found, &asked, |linked| linked.event.id.to_string());
+    let found = events.list(&caller.identity, &filter, page_query.after().copied(), page_query.rows()).await?;
+    let page: Page<AuditEvent> = Page::of(found, &page_query, |linked| linked.event.id.to_string());
     Ok(response.json(page))
 }
 
@@ -223,7 +223,7 @@ pub async fn list_audit_events(
 struct Lines {
     export: Export,
     shown: PresentedCredential,
-    /// When the door was asked last.
+    /// When the door was page_query last.
     known: Instant,
     _answer: StreamGuard,
 }

@@ -1,9 +1,7 @@
 //! `/v1/clusters`
 
 use actix_web::{
-    HttpResponse, delete, get,
-    http::header::LOCATION,
-    patch, post,
+    HttpResponse, delete, get, patch, post,
     web::{Data, Path},
 };
 use chrono::{DateTime, Utc};
@@ -25,7 +23,7 @@ use crate::{
             permission::{ReadClusters, WriteClusters},
         },
         body::{Json, MergePatch},
-        conditional::{IfMatch, etag},
+        conditional::{self, IfMatch},
         merge_patch,
         paging::{Page, PageQuery},
         path_name,
@@ -255,10 +253,8 @@ pub async fn create_cluster(
 ) -> Result<HttpResponse, ApiError> {
     let (name, connection) = body.0.parse()?;
     let cluster = clusters.register(&caller.identity, &name, &connection).await?;
-    Ok(HttpResponse::Created()
-        .insert_header((LOCATION, format!("/v1/clusters/{name}")))
-        .insert_header(etag(cluster.version))
-        .json(Cluster::from(cluster)))
+    let path = format!("/v1/clusters/{name}");
+    Ok(conditional::created(path, cluster.version, Cluster::from(cluster)))
 }
 
 /// List clusters, ordered by name.
@@ -290,7 +286,7 @@ pub async fn get_cluster(
     path: Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     let cluster = clusters.find(&caller.identity, &path_name("cluster", &path)?).await?;
-    Ok(HttpResponse::Ok().insert_header(etag(cluster.version)).json(Cluster::from(cluster)))
+    Ok(conditional::ok(cluster.version, Cluster::from(cluster)))
 }
 
 /// Change a cluster.
@@ -316,7 +312,7 @@ pub async fn update_cluster(
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("cluster", &path)?;
     let cluster = clusters.change(&caller.identity, &name, body.0.try_into()?, expected.0).await?;
-    Ok(HttpResponse::Ok().insert_header(etag(cluster.version)).json(Cluster::from(cluster)))
+    Ok(conditional::ok(cluster.version, Cluster::from(cluster)))
 }
 
 /// Delete a cluster. Secrets in the cluster are not deleted.

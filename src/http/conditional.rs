@@ -2,13 +2,24 @@
 
 use std::future::{Ready, ready};
 
-use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header};
+use actix_web::{FromRequest, HttpRequest, HttpResponse, dev::Payload, http::header};
+use serde::Serialize;
 
 use crate::{http::problem::ApiError, service::ExpectedVersion};
 
 /// `ETag` header of a resource version.
 pub fn etag(version: i64) -> (header::HeaderName, String) {
     (header::ETAG, format!("\"{version}\""))
+}
+
+/// 200 with a resource and its `ETag`.
+pub fn ok(version: i64, resource: impl Serialize) -> HttpResponse {
+    HttpResponse::Ok().insert_header(etag(version)).json(resource)
+}
+
+/// 201 with a resource, its path and its `ETag`.
+pub fn created(path: String, version: i64, resource: impl Serialize) -> HttpResponse {
+    HttpResponse::Created().insert_header((header::LOCATION, path)).insert_header(etag(version)).json(resource)
 }
 
 /// Version that `If-Match` requires. `*` and a missing header require none.

@@ -219,9 +219,9 @@ pub async fn create_docker_config(
     request: HttpRequest,
     body: Json<CreateDockerConfig>,
 ) -> Result<HttpResponse, ApiError> {
-    let wanted = body.0.parse(&request)?;
-    let rendered = docker_configs.reveal(&caller.identity, wanted.profile, &wanted.accounts).await?;
-    wanted.respond(rendered)
+    let parsed = body.0.parse(&request)?;
+    let rendered = docker_configs.reveal(&caller.identity, parsed.profile, &parsed.accounts).await?;
+    parsed.respond(rendered)
 }
 
 impl RenderRequest {

@@ -1,9 +1,7 @@
 //! `/v1/identity-providers`
 
 use actix_web::{
-    HttpResponse, delete, get,
-    http::header::LOCATION,
-    patch, post,
+    HttpResponse, delete, get, patch, post,
     web::{Data, Path},
 };
 use chrono::{DateTime, Utc};
@@ -24,7 +22,7 @@ use crate::{
             permission::{ReadIdentityProviders, WriteIdentityProviders},
         },
         body::{Json, MergePatch},
-        conditional::{IfMatch, etag},
+        conditional::{self, IfMatch},
         merge_patch,
         paging::{Page, PageQuery},
         path_name,
@@ -186,10 +184,8 @@ pub async fn create_identity_provider(
 ) -> Result<HttpResponse, ApiError> {
     let (name, config) = body.0.parse()?;
     let provider = providers.create(&caller.identity, &name, &config).await?;
-    Ok(HttpResponse::Created()
-        .insert_header((LOCATION, format!("/v1/identity-providers/{name}")))
-        .insert_header(etag(provider.version))
-        .json(IdentityProvider::from(provider)))
+    let path = format!("/v1/identity-providers/{name}");
+    Ok(conditional::created(path, provider.version, IdentityProvider::from(provider)))
 }
 
 /// List identity providers, ordered by name.
@@ -221,7 +217,7 @@ pub async fn get_identity_provider(
     path: Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     let provider = providers.find(&caller.identity, &path_name("identity provider", &path)?).await?;
-    Ok(HttpResponse::Ok().insert_header(etag(provider.version)).json(IdentityProvider::from(provider)))
+    Ok(conditional::ok(provider.version, IdentityProvider::from(provider)))
 }
 
 /// Change an identity provider. The change applies to the next request.
@@ -247,7 +243,7 @@ pub async fn update_identity_provider(
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("identity provider", &path)?;
     let provider = providers.change(&caller.identity, &name, body.0.into(), expected.0).await?;
-    Ok(HttpResponse::Ok().insert_header(etag(provider.version)).json(IdentityProvider::from(provider)))
+    Ok(conditional::ok(provider.version, IdentityProvider::from(provider)))
 }
 
 /// Delete an identity provider. Its tokens are rejected from the next request on.

@@ -35,9 +35,9 @@ pub struct Page<T> {
 
 impl<V> Page<V> {
     /// Builds a page from up to [`rows`](PageQuery::rows) items.
-    pub fn of<T: Into<V>, K>(mut found: Vec<T>, asked: &PageQuery<K>, key: impl Fn(&T) -> String) -> Self {
-        let has_next = found.len() > asked.limit;
-        found.truncate(asked.limit);
+    pub fn of<T: Into<V>, K>(mut found: Vec<T>, page_query: &PageQuery<K>, key: impl Fn(&T) -> String) -> Self {
+        let has_next = found.len() > page_query.limit;
+        found.truncate(page_query.limit);
         let next = found.last().filter(|_| has_next).map(|last| BASE64_URL_SAFE_NO_PAD.encode(key(last)));
         Self { items: found.into_iter().map(T::into).collect(), next }
     }
@@ -132,8 +132,8 @@ mod tests {
     use crate::http::query::parse;
 
     fn page(query: &str, found: &[&str]) -> Page<String> {
-        let asked: PageQuery<Name> = parse(query).unwrap();
-        Page::of(found.iter().map(|name| (*name).to_owned()).collect(), &asked, String::clone)
+        let page_query: PageQuery<Name> = parse(query).unwrap();
+        Page::of(found.iter().map(|name| (*name).to_owned()).collect(), &page_query, String::clone)
     }
 
     #[test]

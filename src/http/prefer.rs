@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header::HeaderName};
+use actix_web::{FromRequest, HttpRequest, HttpResponseBuilder, dev::Payload};
 
 use crate::http::problem::ApiError;
 
@@ -16,10 +16,11 @@ const WAIT_MAX: u64 = 60;
 pub struct PreferWait(pub Option<Duration>);
 
 impl PreferWait {
-    /// Header that confirms the applied preference.
-    pub fn applied(&self) -> Option<(HeaderName, String)> {
-        let wait = self.0?;
-        Some((HeaderName::from_static("preference-applied"), format!("wait={}", wait.as_secs())))
+    /// Confirms the applied preference in a response.
+    pub fn confirm(&self, response: &mut HttpResponseBuilder) {
+        if let Some(wait) = self.0 {
+            response.insert_header(("preference-applied", format!("wait={}", wait.as_secs())));
+        }
     }
 }
 

@@ -354,9 +354,7 @@ pub async fn put_pull_secret(
     if declared == Declared::Created {
         response.insert_header((LOCATION, format!("/v1/pull-secrets/{name}")));
     }
-    if let Some(applied) = prefer.applied() {
-        response.insert_header(applied);
-    }
+    prefer.confirm(&mut response);
     Ok(response.insert_header(etag(shown.stored.version)).json(PullSecret::from(shown)))
 }
 
@@ -398,9 +396,7 @@ pub async fn get_pull_secret(
         None => pull_secrets.find(&caller.identity, &name).await?,
     };
     let mut response = HttpResponse::Ok();
-    if let Some(applied) = prefer.applied() {
-        response.insert_header(applied);
-    }
+    prefer.confirm(&mut response);
     Ok(response.insert_header(etag(shown.stored.version)).json(PullSecret::from(shown)))
 }
 
@@ -480,11 +476,11 @@ pub async fn list_pull_secret_targets(
     pull_secrets: Data<PullSecrets>,
     path: Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let (asked, filter) = caller.query;
+    let (page_query, filter) = caller.query;
     let name = path_name(KIND, &path)?;
-    let found = pull_secrets.targets(&caller.identity, &name, filter.state, &asked.request()).await?;
+    let found = pull_secrets.targets(&caller.identity, &name, filter.state, &page_query.request()).await?;
     let page: Page<PullSecretTargetStatus> =
-        Page::of(found, &asked, |target| format!("{}/{}", target.cluster, target.namespace));
+        Page::of(found, &page_query, |target| format!("{}/{}", target.cluster, target.namespace));
     Ok(HttpResponse::Ok().json(page))
 }
 
@@ -508,9 +504,7 @@ pub async fn sync_pull_secret(
     let shown = pull_secrets.sync(&caller.identity, &name).await?;
     let mut response = HttpResponse::Accepted();
     let shown = prefer_settled(&prefer, &pull_secrets, &caller.identity, &name, shown).await?;
-    if let Some(applied) = prefer.applied() {
-        response.insert_header(applied);
-    }
+    prefer.confirm(&mut response);
     Ok(response.json(PullSecret::from(shown)))
 }
 

@@ -97,8 +97,8 @@ pub async fn verify_account(
     body: OptionalJson<VerifyRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("registry account", &path)?;
-    let wanted = body.0.unwrap_or_default();
-    let found = accounts.verify(&caller.identity, &name, wanted.repository.as_deref()).await?;
+    let parameters = body.0.unwrap_or_default();
+    let found = accounts.verify(&caller.identity, &name, parameters.repository.as_deref()).await?;
     Ok(HttpResponse::Ok().json(VerificationOutcome::from(found)))
 }
 

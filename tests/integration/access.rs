@@ -282,11 +282,8 @@ fn without_names(answer: &Answer, resource: &Resource) -> String {
     body.replace(answer.header("x-request-id"), "REQUEST")
 }
 
-#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn every_route_has_the_expected_status_for_every_role(pool: PgPool) {
-    let app = TestApp::spawn(pool).await;
-    let operations = operations();
-    let rows = rows();
+/// Asserts that every route has a row, for each kind of resource that it names.
+fn assert_complete(rows: &[Row], operations: &BTreeMap<String, (String, String)>) {
     let in_table: BTreeSet<&str> = rows.iter().map(|row| row.operation).collect();
     let in_document: BTreeSet<&str> = operations.keys().map(String::as_str).collect();
     assert_eq!(in_table, in_document, "every route must have a row");
@@ -298,7 +295,31 @@ async fn every_route_has_the_expected_status_for_every_role(pool: PgPool) {
         let needed: &[&str] = if is_granted { &["granted", "foreign", "missing"] } else { &["foreign", "missing"] };
         assert_eq!(tested, needed, "{operation}");
     }
+}
 
+/// Calls the operation of a row for a resource.
+async fn call(client: &Client, (method, path): (String, String), row: &Row, resource: &Resource) -> Answer {
+    let path = path
+        .replace("{name}", &resource.name)
+        .replace("{cluster}", &resource.name)
+        .replace("{namespace}", &resource.namespace)
+        .replace("{id}", &resource.id.to_string());
+    let (query, body) = request(row.operation, resource);
+    let request = client.request(&method, &format!("{path}{query}"));
+    client
+        .send(match body {
+            Some(body) => request.json(&body),
+            None => request,
+        })
+        .await
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn every_route_has_the_expected_status_for_every_role(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let operations = operations();
+    let rows = rows();
+    assert_complete(&rows, &operations);
     let granted_namespace = kubernetes::new_namespace().await;
     let foreign_namespace = kubernetes::new_namespace().await;
     app.admin().post("/v1/registry-accounts", &account("in-always")).await.expect(201);
@@ -312,7 +333,6 @@ async fn every_route_has_the_expected_status_for_every_role(pool: PgPool) {
     let mut wrong = Vec::new();
     let mut number = 0;
     for row in &rows {
-        let (method, path) = &operations[row.operation];
         for ((client, who), expected) in clients.iter().zip(CALLERS).zip(&row.statuses) {
             number += 1;
             let inside = row.on == "granted" || row.operation == "create_secret";
@@ -324,17 +344,7 @@ async fn every_route_has_the_expected_status_for_every_role(pool: PgPool) {
             let name = format!("{}-{number}x", if inside { "in" } else { "out" });
             let mut resource = Resource { name, id: Uuid::now_v7(), namespace };
             prepare(&app, row, &mut resource).await;
-            let path = path
-                .replace("{name}", &resource.name)
-                .replace("{cluster}", &resource.name)
-                .replace("{namespace}", &resource.namespace)
-                .replace("{id}", &resource.id.to_string());
-            let (query, body) = request(row.operation, &resource);
-            let mut request = client.request(method, &format!("{path}{query}"));
-            if let Some(body) = body {
-                request = request.json(&body);
-            }
-            let answer = client.send(request).await;
+            let answer = call(client, operations[row.operation].clone(), row, &resource).await;
             if answer.status != *expected {
                 wrong.push(format!("{} on {} as {who}: {expected} in the table, {answer:?}", row.operation, row.on));
             }

@@ -78,14 +78,11 @@ impl Refusals {
     }
 }
 
-#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn an_invalid_account_is_refused_by_field(pool: PgPool) {
-    let app = TestApp::spawn(pool).await;
-    let mut refusals = Refusals::default();
-    let before = app.rows().await;
+/// Invalid members of an account, with the field that the error names.
+fn invalid_accounts() -> Vec<(&'static str, Value)> {
     let long = |length: usize| "x".repeat(length);
     let many_labels: Value = (0..65).map(|number| (format!("label-{number}"), json!(""))).collect();
-    let cases = [
+    vec![
         ("name", json!({"name": ""})),
         ("name", json!({"name": "Upper"})),
         ("name", json!({"name": "with.dot"})),
@@ -136,8 +133,15 @@ async fn an_invalid_account_is_refused_by_field(pool: PgPool) {
         ("expiresAt", json!({"expiresAt": 1_900_000_000})),
         ("Password", json!({"Password": CANARY})),
         ("id", json!({"id": "0198a0b1-7000-7000-8000-000000000001"})),
-    ];
-    for (field, members) in cases {
+    ]
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn an_invalid_account_is_refused_by_field(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let mut refusals = Refusals::default();
+    let before = app.rows().await;
+    for (field, members) in invalid_accounts() {
         let body = account_with(members);
         let answer = app.admin().post("/v1/registry-accounts", &body).await;
         refusals.take(field, &body, &answer);
