@@ -740,7 +740,7 @@ async fn the_last_admin_cannot_be_revoked(pool: PgPool) {
     let body = json!({"name": "short", "role": "admin", "expiresAt": "2101-01-01T00:00:00Z"});
     let short = app.admin().post("/v1/api-keys", &body).await.expect(201);
     let problem = revoke(&first).await.problem(409, "last-admin");
-    assert!(problem["detail"].as_str().expect("a detail").contains("make another one first"), "{problem}");
+    assert!(problem["detail"].as_str().expect("a detail").contains("create another admin key first"), "{problem}");
     assert_eq!(revoke(short["id"].as_str().expect("an id")).await.status, 204);
 
     assert!(app.revoke_key("admin", false).await.is_err());

@@ -593,7 +593,7 @@ async fn a_viewer_reads_the_record_and_identity_providers_if_he_reaches_everythi
         for path in ["/v1/audit-events", "/v1/audit-events?format=ndjson", "/v1/identity-providers"] {
             let refused = viewer.get(path).await;
             refused.problem(403, "forbidden");
-            assert!(refused.body.contains("needs grants of all accounts, clusters and namespaces"), "{refused:?}");
+            assert!(refused.body.contains("requires grants of all accounts, clusters and namespaces"), "{refused:?}");
         }
     }
 }

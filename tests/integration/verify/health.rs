@@ -176,7 +176,7 @@ async fn expiring_account_is_listed_counted_and_logged_once(pool: PgPool) {
         let service = installation.serve().await;
         let warned = || {
             let log = service.process.stderr();
-            log.lines().filter(|line| line.contains("expires soon") || line.contains("has expired")).count()
+            log.lines().filter(|line| line.contains("expires soon") || line.contains("password expired")).count()
         };
         eventually("metrics and warnings are complete", async || {
             let metrics = service.anonymous().get("/metrics").await.body;
