@@ -74,7 +74,7 @@ impl Metrics {
         );
         registry.register(
             "cluster_calls",
-            "ClusterMetrics to API servers by cluster, verb and code: the status code, or timeout, tls or unreachable",
+            "Calls to API servers by cluster, verb and code: the status code, timeout, tls, unreachable or other",
             sources.cluster_calls.calls.clone(),
         );
         registry.register(
@@ -154,7 +154,7 @@ pub struct Sources {
     pub tokens: Arc<tokens::TokenMetrics>,
     /// Reconciliation of pull secrets.
     pub pull_secrets: reconcile::ReconcileMetrics,
-    /// ClusterMetrics to clusters.
+    /// Calls to clusters.
     pub cluster_calls: ClusterMetrics,
     /// Event streams.
     pub streams: Arc<Streams>,

@@ -16,8 +16,8 @@ const NAME_SHOWN: usize = 50;
 
 /// Parameters that a query string can be parsed into.
 pub trait FromQuery: Sized {
-    /// Reads the parameters. A refused parameter may have any value: [`parse`] then returns the
-    /// error.
+    /// Reads the parameters. The value of an invalid parameter is arbitrary, because [`parse`]
+    /// returns the errors instead.
     fn from_query(query: &mut Query<'_>) -> Self;
 }
 
@@ -45,7 +45,8 @@ pub struct Query<'a> {
 ///
 /// # Errors
 ///
-/// Every parameter that is unknown, repeated without need or has a refused value.
+/// Lists every parameter that is unknown, has an invalid value, or is repeated but allowed only
+/// once.
 pub fn parse<Q: FromQuery>(query: &str) -> Result<Q, Vec<FieldError>> {
     let pairs = form_urlencoded::parse(query.as_bytes()).collect();
     let mut query = Query { pairs, known: Vec::new(), errors: FieldErrors::default() };

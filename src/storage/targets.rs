@@ -20,8 +20,8 @@ const TABLE: &str = "pull_secret_targets";
 /// Applies a declaration to the targets of a pull secret and makes all of them due.
 ///
 /// `listed` holds the cluster and the namespace of each listed target. A target that is no longer
-/// listed becomes unwanted, or is deleted with [`DeletionPolicy::Retain`]. In the clusters of
-/// `selecting`, the resync decides about the targets that are not listed.
+/// listed becomes unwanted; with [`DeletionPolicy::Retain`] its row is deleted. In the clusters of
+/// `selecting`, which have a namespace selector, the resync decides about unlisted targets.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.declare", skip_all, fields(pull_secret.id = %id))]
 pub async fn declare(
     conn: &mut PgConnection,

@@ -107,7 +107,7 @@ impl Fanout {
         });
     }
 
-    /// Accounts for an ended task. A panic restarts all tasks.
+    /// Handles the end of a task. A panic restarts all tasks.
     fn handle_end(&mut self, ended: Result<Option<Uuid>, JoinError>) {
         match ended {
             Ok(Some(cluster)) => {

@@ -48,9 +48,9 @@ const RECORD_ATTEMPTS: u32 = 5;
 
 /// Reconciles the due targets of one cluster.
 ///
-/// Three stages run concurrently, with bounded queues between them: claim, reconcile, record. No
-/// call to the API server holds its slot while a result is recorded, and no call starts before its
-/// result has room in the queue: a slow Postgres slows the calls down.
+/// Three stages run concurrently, with bounded queues between them: claim, reconcile, record.
+/// Recording a result does not occupy a slot of the reconcile stage. A call starts only if the
+/// queue of results has room, so a slow Postgres slows the calls down.
 pub(super) struct Lane {
     reconciler: Reconciler,
     cluster: Uuid,
@@ -61,7 +61,7 @@ pub(super) struct Lane {
     in_flight: AtomicUsize,
     /// Claimed jobs to release.
     unstarted: Mutex<Vec<Job>>,
-    /// Why the breaker opened, if it did.
+    /// Error that opened the breaker, if any.
     opened: Mutex<Option<TargetError>>,
 }
 
@@ -129,8 +129,8 @@ impl Lane {
         !self.stop.is_cancelled() && self.breaker.allowance(Instant::now()) == Allowance::All
     }
 
-    /// Stage 1: claims until no target is due and none is in flight. A hanging call does not keep
-    /// targets waiting that become due meanwhile.
+    /// Stage 1: claims until no target is due and none is in flight. Targets that become due while
+    /// a call hangs are claimed as well.
     async fn claim_jobs(&self, jobs: mpsc::Sender<(Arc<Connection>, Job)>) {
         let limit = i64::try_from(self.config.concurrency).unwrap_or(i64::MAX).saturating_mul(CLAIM_ROUNDS);
         while self.may_continue() {

@@ -24,7 +24,7 @@ use crate::{
 
 /// Reads of a Secret in one attempt. Each further one follows a concurrent change.
 const READS_MAX: usize = 3;
-/// Exponent of the backoff after a conflict, which only people resolve.
+/// Minimum number of attempts for the backoff after a conflict, which only an operator can resolve.
 const CONFLICT_ATTEMPTS: i32 = 6;
 /// Fraction of the recheck interval after which a synced target is due. The recorded delay has
 /// jitter of a tenth, and the attempt takes time: the recheck is never late.
@@ -89,8 +89,8 @@ impl Reconciler {
         Ok(outcome)
     }
 
-    /// Updates the Secret at the version written last, in one call. Returns `None` if there is
-    /// nothing to rotate or the version is gone.
+    /// Updates the Secret at the version written last, in one call. Returns `None` if no rotation
+    /// is due, or if the Secret may no longer be at that version.
     async fn rotate(
         &self,
         client: &ClusterClient,
@@ -264,12 +264,13 @@ fn written(created: SecretMetadata, content: &Content) -> Written {
     Written { uid: created.uid, resource_version: created.resource_version, content_mac: Some(content.mac.clone()) }
 }
 
-/// Outcome of an attempt without a lease. Another worker has the target.
+/// Outcome of an attempt whose lease ended. Another worker may have the target.
 fn superseded(job: &Job) -> ReconcileOutcome {
     job.unchanged(TargetState::Pending, ClusterHealth::Reachable)
 }
 
-/// Outcome of an attempt that found a Secret of another owner.
+/// Outcome of an attempt that found a Secret of another owner: the pull secret `owner`, or not
+/// regcred.
 fn conflict(job: &Job, owner: Option<Uuid>) -> ReconcileOutcome {
     let name = &job.pull_secret.declaration.secret_name;
     let detail = match owner {

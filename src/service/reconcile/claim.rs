@@ -107,7 +107,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Stores why a cluster cannot be called with its waiting targets.
+    /// Records on the waiting targets of a cluster why it cannot be called.
     ///
     /// # Errors
     ///

@@ -36,7 +36,7 @@ pub(super) fn failed(job: &Job, error: &ServiceError) -> ReconcileOutcome {
     ReconcileOutcome { error: Some(target_error(error)), requeue_after, ..job.unchanged(TargetState::Failed, cluster) }
 }
 
-/// What an error says about the cluster as a whole.
+/// Derives the health of the cluster as a whole from an error.
 fn cluster_health(error: &ServiceError) -> ClusterHealth {
     let ServiceError::Cluster(error) = error else { return ClusterHealth::Unknown };
     if !error.is_about_cluster() {
@@ -53,7 +53,7 @@ fn cluster_health(error: &ServiceError) -> ClusterHealth {
     ClusterHealth::Unavailable { is_permanent: !is_transient, retry_after }
 }
 
-/// Describes an error for the status of a target. Causes that are for operators are logged instead.
+/// Describes an error for the status of a target. Logs causes that only operators may see.
 #[must_use]
 pub fn target_error(error: &ServiceError) -> TargetError {
     let (slug, detail) = match error {

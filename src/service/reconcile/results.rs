@@ -1,4 +1,4 @@
-//! Records results, each in one transaction with its audit event.
+//! Records results in batches, each in one transaction with its audit events.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -26,7 +26,7 @@ use crate::{
 type Recorded = HashMap<i64, Option<f64>>;
 
 impl Reconciler {
-    /// Records the results of attempts in one cluster. Repeatable: a recorded result is not
+    /// Records the results of attempts in one cluster. Idempotent: a recorded result is not
     /// recorded again.
     ///
     /// The batch is one transaction. Rows that another transaction has locked follow one by one, so

@@ -22,7 +22,7 @@ use crate::{
 
 /// Changes buffered before backpressure reaches the API server.
 const BUFFER: usize = 1_024;
-/// Time that changes are batched. Each write of a fan-out is a change.
+/// Time for which changes are batched. Each write of a fan-out causes one.
 const BATCH_WINDOW: Duration = Duration::from_millis(100);
 /// Delay before a forbidden watch is started again.
 const FORBIDDEN_DELAY: Duration = Duration::from_mins(5);

@@ -84,8 +84,8 @@ pub async fn mark_secrets_due(
     cluster: Uuid,
     changed: &ChangedSecrets,
 ) -> Result<u64, StorageError> {
-    // The first part names no cluster: it would make another index eligible, which finds all
-    // targets of the cluster for each Secret while the statistics are older than these.
+    // The CTE does not filter by cluster: with outdated statistics, Postgres would choose the index
+    // by cluster and read all its targets for each Secret.
     let marked = sqlx::query!(
         "WITH named AS MATERIALIZED (
              SELECT target.id, target.cluster_id, target.resource_version IS DISTINCT FROM changed.resource_version AS differs

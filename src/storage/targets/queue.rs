@@ -328,8 +328,7 @@ pub async fn is_leased(conn: &mut PgConnection, target: &ClaimedTarget) -> Resul
     Ok(leased.fetch_one(conn).await?)
 }
 
-/// Stores why a cluster cannot be called with its targets that wait for their first attempt at a
-/// change.
+/// Marks the pending targets of a cluster that cannot be called as failed, with the reason.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.mark_unreachable", skip_all, fields(cluster.id = %cluster))]
 pub async fn mark_unreachable(
     conn: &mut PgConnection,

@@ -19,7 +19,7 @@ use crate::{
 /// Targets of a pull secret, by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Targets that should have the Secret. The four states below divide these.
+    /// Targets that should have the Secret. Each is in one of the four states below.
     pub desired: i64,
     /// In sync.
     pub synced: i64,
@@ -27,9 +27,9 @@ pub struct Counts {
     pub pending: i64,
     /// Last attempt failed.
     pub failed: i64,
-    /// The name belongs to a Secret that is not regcred's.
+    /// A Secret of another owner has the name.
     pub conflict: i64,
-    /// Targets that lose the Secret.
+    /// Targets whose Secret is being removed.
     pub removing: i64,
     /// Clusters without a resync since the last change of the declaration.
     pub uncompared: i64,
@@ -46,9 +46,9 @@ pub struct Survey {
     pub pending: i64,
     /// Last attempt failed.
     pub failed: i64,
-    /// The name belongs to a Secret that is not regcred's.
+    /// A Secret of another owner has the name.
     pub conflict: i64,
-    /// Targets that lose the Secret.
+    /// Targets whose Secret is being removed.
     pub removing: i64,
     /// Due and not under lease.
     pub due: i64,
