@@ -76,7 +76,7 @@ impl Sandbox {
     /// Migrates the database, creates an API key and returns its text.
     pub fn prepare(&self) -> anyhow::Result<String> {
         ensure!(self.regcred(REGCRED, &["migrate"]).output()?.status.success(), "regcred migrate failed");
-        let made = self.regcred(REGCRED, &["api-key", "create", "--name", "bench"]).output()?;
+        let made = self.regcred(REGCRED, &["api-key", "create", "--name", "bench", "--role", "admin"]).output()?;
         ensure!(made.status.success(), "regcred api-key failed: {}", String::from_utf8_lossy(&made.stderr));
         Ok(String::from_utf8(made.stdout)?.trim().to_owned())
     }

@@ -44,12 +44,13 @@ pub(super) struct CreateApiKey {
     #[arg(long)]
     name: String,
     /// Role: admin, operator, deliverer, renderer or viewer.
-    #[arg(long, default_value = "admin")]
+    #[arg(long)]
     role: String,
     /// Granted registry accounts: comma-separated names or prefixes such as team-a-*.
     ///
-    /// If accounts, clusters or namespaces are not given, an operator or viewer is granted all of
-    /// them, a deliverer or renderer none.
+    /// Without any grants, an operator or viewer is granted everything, a deliverer or renderer
+    /// nothing. With some, an operator or viewer must be given accounts, clusters and namespaces; '*'
+    /// grants all.
     #[arg(long, value_delimiter = ',')]
     accounts: Option<Vec<String>>,
     /// Granted registry accounts by label, such as team=a,tier=prod for accounts with both labels.

@@ -57,11 +57,35 @@ pub enum Permission {
 }
 
 impl Permission {
-    /// Whether the permission also requires grants that include everything, because its resources
-    /// name resources of all callers.
+    /// Whether the permission also requires grants that include everything.
+    ///
+    /// - Identity providers and audit events name resources of all callers.
+    /// - A cluster decides where the accounts of all callers are sent: a caller that could point it
+    ///   at another server would receive passwords that it is not granted.
     #[must_use]
     pub fn needs_all_grants(self) -> bool {
-        matches!(self, Permission::ReadIdentityProviders | Permission::ReadAudit)
+        matches!(self, Permission::WriteClusters | Permission::ReadIdentityProviders | Permission::ReadAudit)
+    }
+
+    /// Returns the name in the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Authenticated => "authenticated",
+            Self::ReadAccounts => "readAccounts",
+            Self::WriteAccounts => "writeAccounts",
+            Self::RevealCredentials => "revealCredentials",
+            Self::ReadClusters => "readClusters",
+            Self::WriteClusters => "writeClusters",
+            Self::DeliverSecrets => "deliverSecrets",
+            Self::ReadPullSecrets => "readPullSecrets",
+            Self::WritePullSecrets => "writePullSecrets",
+            Self::ReadApiKeys => "readApiKeys",
+            Self::WriteApiKeys => "writeApiKeys",
+            Self::ReadIdentityProviders => "readIdentityProviders",
+            Self::WriteIdentityProviders => "writeIdentityProviders",
+            Self::ReadAudit => "readAudit",
+        }
     }
 }
 
@@ -219,6 +243,11 @@ impl Identity {
     pub fn may(&self, permission: Permission) -> bool {
         self.role.allows(permission) && (!permission.needs_all_grants() || self.grants.include_everything())
     }
+
+    /// Returns the permissions of the caller, in the order of the table.
+    pub fn permissions(&self) -> impl Iterator<Item = Permission> {
+        TABLE.iter().map(|(permission, _)| *permission).filter(|permission| self.may(*permission))
+    }
 }
 
 /// Authenticated request of a caller, with the metadata that audit events record.
@@ -273,7 +302,7 @@ impl NewApiKey {
         if role.is_some_and(|role| !role.takes_grants()) && grants != GrantsDocument::default() {
             errors.refuse("grants", "must be omitted: grants cannot restrict an admin");
         }
-        let grants = errors.take_all(Grants::parse(role.unwrap_or(Role::Viewer), grants));
+        let grants = errors.take_all(Grants::parse_new(role.unwrap_or(Role::Viewer), grants));
         if expires_at.is_some_and(|at| at <= now) {
             errors.refuse("expiresAt", "must be in the future");
         }
@@ -309,12 +338,14 @@ mod tests {
         };
         let mut rows = document.lines().skip_while(|line| !line.starts_with("| Permission "));
         let header = cells(rows.next().expect("the table of roles"));
-        assert_eq!(header[2..], Role::ALL.map(|role| role.as_str().to_owned()));
+        assert_eq!(header[3..], Role::ALL.map(|role| role.as_str().to_owned()));
         let shown: Vec<Vec<String>> = rows.skip(1).take_while(|line| line.starts_with('|')).map(cells).collect();
         assert_eq!(shown.len(), TABLE.len());
         for (row, (permission, columns)) in shown.iter().zip(TABLE) {
             assert_eq!(row[0], format!("{permission:?}"));
-            assert_eq!(row[2..], columns.map(|has| if has { "yes" } else { "" }.to_owned()), "{permission:?}");
+            let yes = |has: bool| if has { "yes" } else { "" }.to_owned();
+            assert_eq!(row[2], yes(permission.needs_all_grants()), "{permission:?}");
+            assert_eq!(row[3..], columns.map(yes), "{permission:?}");
         }
     }
 
@@ -324,6 +355,21 @@ mod tests {
             for permission in [Permission::WriteApiKeys, Permission::WriteIdentityProviders] {
                 assert!(!role.allows(permission) || !role.takes_grants(), "{role:?}");
             }
+        }
+    }
+
+    #[test]
+    fn narrowed_callers_cannot_write_clusters() {
+        for role in Role::ALL.into_iter().filter(|role| role.takes_grants()) {
+            let narrowed = GrantsDocument { accounts: Some(Vec::new()), ..GrantsDocument::default() };
+            let identity = Identity {
+                actor: Actor { kind: ActorKind::ApiKey, id: None, name: "narrowed".to_owned() },
+                role,
+                grants: Grants::parse(role, narrowed).unwrap(),
+                expires_at: None,
+            };
+            assert!(!identity.may(Permission::WriteClusters), "{role:?}");
+            assert!(identity.permissions().all(|permission| permission != Permission::WriteClusters), "{role:?}");
         }
     }
 

@@ -211,8 +211,31 @@ impl Grants {
         self.clusters.iter().collect()
     }
 
-    /// Parses the grants for a role. [`Role::grants_all_by_default`] decides the meaning of an
-    /// omitted kind.
+    /// Parses the grants of a new key or rule.
+    ///
+    /// A role that is granted everything by default must list all kinds or none. An omitted kind
+    /// would otherwise mean "all" beside a kind that is restricted.
+    ///
+    /// # Errors
+    ///
+    /// Every omitted kind and every invalid rule, with its JSON path below `grants`.
+    pub fn parse_new(role: Role, document: GrantsDocument) -> Result<Self, Vec<FieldError>> {
+        let given = [
+            ("grants.accounts", document.accounts.is_some()),
+            ("grants.clusters", document.clusters.is_some()),
+            ("grants.namespaces", document.namespaces.is_some()),
+        ];
+        let mut errors = FieldErrors::default();
+        if role.grants_all_by_default() && given.iter().any(|(_, is_given)| *is_given) {
+            for (field, _) in given.iter().filter(|(_, is_given)| !is_given) {
+                errors.refuse(field, "is required beside other grants: say [\"*\"] for all");
+            }
+        }
+        let grants = errors.take_all(Self::parse(role, document));
+        errors.finish(|| grants)
+    }
+
+    /// Parses stored grants. [`Role::grants_all_by_default`] decides the meaning of an omitted kind.
     ///
     /// # Errors
     ///

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
-    domain::grants::GrantsDocument,
+    domain::{caller::Permission, grants::GrantsDocument},
     http::{
         auth::{Caller, permission::Authenticated},
         problem::ApiError,
@@ -29,11 +29,14 @@ pub struct Me {
     role: &'static str,
     /// Effective grants.
     grants: GrantsDocument,
+    /// Permissions of the role, as far as the grants are sufficient for them.
+    #[schema(example = json!(["authenticated", "readAccounts", "revealCredentials"]))]
+    permissions: Vec<&'static str>,
     /// Time at which the key or token expires; `null` if it does not.
     expires_at: Option<DateTime<Utc>>,
 }
 
-/// Get the caller: its identity, role and grants.
+/// Get the caller: its identity, role, grants and permissions.
 #[utoipa::path(tag = "api-keys", responses((status = OK, body = Me)))]
 #[get("/me")]
 pub async fn get_me(caller: Caller<Authenticated>) -> Result<HttpResponse, ApiError> {
@@ -44,6 +47,7 @@ pub async fn get_me(caller: Caller<Authenticated>) -> Result<HttpResponse, ApiEr
         name: identity.actor.name.clone(),
         role: identity.role.as_str(),
         grants: GrantsDocument::from(&identity.grants),
+        permissions: identity.permissions().map(Permission::as_str).collect(),
         expires_at: identity.expires_at,
     }))
 }

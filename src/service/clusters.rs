@@ -174,19 +174,13 @@ impl Clusters {
     ///
     /// # Errors
     ///
-    /// - [`ServiceError::NotGranted`] if the grants do not include the name, whether or not it is
-    ///   in use; or for `inCluster` without a grant of all clusters.
-    /// - [`ServiceError::NameTaken`] if the name is in use.
+    /// [`ServiceError::NameTaken`] if the name is in use.
     pub async fn register(
         &self,
         caller: &Call,
         name: &Name,
         connection: &ClusterConnection,
     ) -> Result<StoredCluster, ServiceError> {
-        if !caller.grants.include_cluster(name.as_str()) {
-            return Err(not_granted(name, ""));
-        }
-        require_all_clusters_for_own(caller, name, &connection.auth)?;
         let id = Uuid::now_v7();
         let credential = self.seal(id, connection)?;
         let mut tx = self.pool.begin().await?;
@@ -228,7 +222,6 @@ impl Clusters {
     ///   the stored credential to another server.
     /// - [`ServiceError::Trusted`] if another server would review tokens, and the caller cannot
     ///   write identity providers.
-    /// - [`ServiceError::NotGranted`] for `inCluster` without a grant of all clusters.
     pub async fn change(
         &self,
         caller: &Call,
@@ -247,9 +240,6 @@ impl Clusters {
             if !by.is_empty() {
                 return Err(ServiceError::Trusted { name: stored.name, by });
             }
-        }
-        if stored.auth_type != AuthType::InCluster {
-            require_all_clusters_for_own(caller, name, &changed.auth)?;
         }
         let credential = self.seal(stored.id, &changed)?;
         let updated = storage::clusters::update(&mut tx, stored.id, &changed, credential.as_ref()).await?;
@@ -468,19 +458,6 @@ impl Clusters {
 async fn reviewed_providers(conn: &mut PgConnection, stored: &StoredCluster) -> Result<Vec<String>, ServiceError> {
     let names = storage::identity_providers::names_by_cluster(conn, stored.id).await?;
     Ok(names.into_iter().map(|name| format!("identity-providers/{name}")).collect())
-}
-
-fn not_granted(name: &Name, qualifier: &'static str) -> ServiceError {
-    ServiceError::NotGranted { kind: KIND, name: name.to_string(), qualifier }
-}
-
-/// Requires a grant of all clusters for `inCluster`: the rights of regcred's own `ServiceAccount`
-/// are not limited to the names that a caller is granted.
-fn require_all_clusters_for_own(caller: &Identity, name: &Name, auth: &ClusterAuth) -> Result<(), ServiceError> {
-    if auth.auth_type() == AuthType::InCluster && !caller.grants.include_all_clusters() {
-        return Err(not_granted(name, " with `inCluster`, which needs a grant of all clusters"));
-    }
-    Ok(())
 }
 
 /// Whether another server could answer after the change. A new credential alone does not change the

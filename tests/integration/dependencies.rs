@@ -52,7 +52,7 @@ async fn every_command_reports_an_unreachable_postgres() {
     for arguments in [
         &["migrate"][..],
         &["api-key", "list"],
-        &["api-key", "create", "--name", "x"],
+        &["api-key", "create", "--name", "x", "--role", "admin"],
         &["master-key", "list"],
         &["master-key", "rotate"],
     ] {

@@ -385,7 +385,7 @@ fn own_canaries(installation: &Installation, key: &str) -> Vec<Canary> {
 async fn secrets_appear_only_in_docker_configs(pool: PgPool) {
     let installation =
         Installation::new(pool.connect_options().to_url_lossy().as_str()).with("REGCRED_LOG_FILTER", "trace");
-    let created = installation.run(&["api-key", "create", "--name", "admin"]).await;
+    let created = installation.run(&["api-key", "create", "--name", "admin", "--role", "admin"]).await;
     let key = created.stdout.trim().to_owned();
     let service = installation.serve().await;
     let client = service.client(&key);
@@ -543,7 +543,7 @@ async fn commands_do_not_print_their_configured_secrets() {
             .with(variable, &value)
             .with("REGCRED_DATABASE_START_TIMEOUT_SECONDS", "1")
             .with("REGCRED_LOG_FILTER", "trace");
-        for arguments in [&["serve"][..], &["api-key", "create", "--name", "x"], &["master-key", "rotate"], &["--help"]]
+        for arguments in [&["serve"][..], &["api-key", "create", "--name", "x", "--role", "admin"], &["master-key", "rotate"], &["--help"]]
         {
             let exit = installation.run(arguments).await;
             assert_eq!(exit.code == Some(0), arguments == ["--help"], "{exit:?}");

@@ -73,7 +73,7 @@ impl Rule {
             errors.take(&format!("{field}.claims.{shown}"), check_claim(name, value));
         }
         let role = errors.take(&format!("{field}.role"), role.parse().and_then(reject_admin));
-        let grants = Grants::parse(role.unwrap_or(Role::Viewer), grants.unwrap_or_default());
+        let grants = Grants::parse_new(role.unwrap_or(Role::Viewer), grants.unwrap_or_default());
         let grants = errors.take_all(grants.map_err(|errors| with_prefix(field, errors)));
         errors.finish(|| Some(Self { claims, role: role?, grants: grants? }))
     }

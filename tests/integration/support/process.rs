@@ -84,7 +84,7 @@ impl Installation {
 
     /// Creates an API key.
     pub async fn new_key(&self, name: &str) -> String {
-        self.must_run(&["api-key", "create", "--name", name]).await.trim().to_owned()
+        self.must_run(&["api-key", "create", "--name", name, "--role", "admin"]).await.trim().to_owned()
     }
 }
 
