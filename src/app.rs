@@ -49,8 +49,6 @@ use crate::{
 
 /// How often the master key ring is looked at again, so that every replica seals under a new key soon.
 const RING_INTERVAL: Duration = Duration::from_secs(5);
-/// How many changes can be on their way from event to commit at a time.
-const CHANGE_CHAINS: usize = 4;
 /// How often the files of the listener's certificate are looked at again.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(5);
 /// How long before its end a certificate is warned of, and how often.
@@ -120,11 +118,10 @@ impl App {
         let pool = open_database(&config.database, migrate).await?;
         let sealer = Arc::new(open_ring(&pool, config.master_keys).await?);
         let audit_key = Arc::new(AuditKey::of(&config.pepper));
-        let audit = open_audit(&pool, Arc::clone(&audit_key), CHANGE_CHAINS).await?;
+        let audit = TransactionalAudit::open(&pool, audit_key);
         let stop_audit_writer = CancellationToken::new();
-        let audit_writer = AuditWriter::start(&pool, audit_key, stop_audit_writer.clone()).await;
-        let (audit_writer, audit_writer_task) = audit_writer.map_err(no_record)?;
-        let audit = audit.counted_in(audit_writer.metrics());
+        let audit_writer = AuditWriter::start(&audit, stop_audit_writer.clone()).await;
+        let (audit_writer, audit_writer_task) = audit_writer.map_err(audit_unavailable)?;
         let content_key = config.pepper.content_key();
         let checker = Arc::new(key_checker(config.pepper));
         let mut settings = config.clusters;
@@ -250,7 +247,7 @@ impl App {
             ended = &mut server => Some(format!("the HTTP server ended by itself: {ended:?}")),
             ended = &mut worker => Some(format!("the worker ended by itself: {ended:?}")),
             ended = &mut keys => Some(format!("the reader of API keys ended by itself: {ended:?}")),
-            ended = &mut audit_writer => Some(format!("the writer of the audit record ended by itself: {ended:?}")),
+            ended = &mut audit_writer => Some(format!("the audit writer ended by itself: {ended:?}")),
             signal = signals.next() => {
                 tracing::info!(signal, grace_seconds = self.grace.as_secs(), "stopping: no new connections, draining");
                 None
@@ -353,19 +350,13 @@ pub async fn migrate(pool: &PgPool) -> Result<(), AppError> {
     schema::migrate(pool).await.map_err(|error| AppError::Dependency(format!("the schema cannot be migrated: {error}")))
 }
 
-/// Opens so many chains for the events of changes.
-///
-/// # Errors
-///
-/// [`AppError::Dependency`] if the database does not take it.
-pub async fn open_audit(pool: &PgPool, key: Arc<AuditKey>, chains: usize) -> Result<TransactionalAudit, AppError> {
-    TransactionalAudit::open(pool, key, chains).await.map_err(no_record)
-}
-
 #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
-fn no_record(error: AuditError) -> AppError {
+fn audit_unavailable(error: AuditError) -> AppError {
     let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    AppError::Dependency(format!("the audit record cannot be written: {error}{cause}"))
+    AppError::Dependency(format!(
+        "the audit log cannot be written: {error}{cause}. If the service has a role of its own, run \
+         `regcred migrate --grant-to ROLE`"
+    ))
 }
 
 /// Gives a role of the database what a service needs, and no more.

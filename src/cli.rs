@@ -84,7 +84,7 @@ enum Command {
     /// Make master keys, and re-seal what is stored under a new one.
     #[command(subcommand)]
     MasterKey(MasterKeyCommand),
-    /// Check the audit record, and export it.
+    /// Verify and export the audit log.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
     /// Ask the registries of a docker config whether its logins work. Needs no database.
@@ -343,12 +343,14 @@ impl ApiKeyCommand {
                 let (config, pepper) = (reader.database(), reader.pepper());
                 let (config, pepper) = reader.finish(|| config.zip(pepper))?;
                 let pool = app::connect(&config).await?;
-                let (audit, actor) = (audit::audit(&pool, &pepper).await?, audit::actor());
-                if even_last_admin {
-                    api_keys::revoke_even_last_admin(&pool, &audit, &actor, &name).await?;
+                let (audit, actor) = (audit::audit(&pool, &pepper), audit::actor());
+                let revoked = if even_last_admin {
+                    api_keys::revoke_even_last_admin(&pool, &audit, &actor, &name).await
                 } else {
-                    api_keys::revoke(&pool, &audit, &actor, &name).await?;
-                }
+                    api_keys::revoke(&pool, &audit, &actor, &name).await
+                };
+                audit::close(&audit).await;
+                revoked?;
                 eprintln!("The API key `{name}` is revoked.");
                 Ok(())
             }
@@ -369,8 +371,10 @@ impl CreateApiKey {
         let (config, pepper) = (reader.database(), reader.pepper());
         let (config, pepper) = reader.finish(|| config.zip(pepper))?;
         let pool = app::connect(&config).await?;
-        let (audit, actor) = (audit::audit(&pool, &pepper).await?, audit::actor());
-        let (stored, key) = api_keys::create(&pool, &audit, &actor, &pepper, &new).await?;
+        let (audit, actor) = (audit::audit(&pool, &pepper), audit::actor());
+        let created = api_keys::create(&pool, &audit, &actor, &pepper, &new).await;
+        audit::close(&audit).await;
+        let (stored, key) = created?;
         eprintln!("The API key `{}`, {}; it is shown this once:", stored.name, rights(&stored));
         print_line(key.text.expose_secret())
     }
@@ -459,7 +463,7 @@ impl MasterKeyCommand {
             Self::Rotate => {
                 let mut reader = Reader::new(&variable);
                 let pepper = reader.pepper();
-                let audit = audit::audit(&pool, &reader.finish(|| pepper)?).await?;
+                let audit = audit::audit(&pool, &reader.finish(|| pepper)?);
                 rotate_master_key(&pool, &sealer, &audit).await
             }
         }
@@ -484,7 +488,9 @@ async fn list_master_keys(pool: &sqlx::PgPool, sealer: &Sealer) -> Result<(), Cl
 async fn rotate_master_key(pool: &sqlx::PgPool, sealer: &Sealer, audit: &TransactionalAudit) -> Result<(), CliError> {
     eprintln!("Re-sealing under {} …", sealer.sealing_key_id());
     let progress = |so_far: &master_keys::Rotation| eprintln!("  {} values re-sealed", so_far.resealed);
-    let rotation = master_keys::rotate_on_record(pool, sealer, audit, &audit::actor(), progress).await?;
+    let rotation = master_keys::rotate_on_record(pool, sealer, audit, &audit::actor(), progress).await;
+    audit::close(audit).await;
+    let rotation = rotation?;
     if rotation.unreadable > 0 {
         return Err(CliError::Failed(format!(
             "{} values re-sealed; {} did not open and were left as they are: see the log above",

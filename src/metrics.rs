@@ -21,7 +21,7 @@ use crate::{
     clients::cluster::Calls,
     crypto::{api_key::KeyChecker, certificate::ServerCertificate},
     service::{
-        audit::writer::AuditMetrics, progress::Streams, reconcile, row_cache::RowCache, tokens,
+        audit::metrics::AuditMetrics, progress::Streams, reconcile, row_cache::RowCache, tokens,
         verification::VerificationMetrics,
     },
 };
@@ -194,8 +194,7 @@ impl Collector for Sources {
 
 impl Sources {
     fn encode_audit(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let help =
-            "Audit events beside those of changes, by what became of them; what a failed one is about was refused";
+        let help = "Audit events outside of changes by result; the action of a failed one was refused";
         let mut events = encoder.encode_descriptor("audit_events", help, None, MetricType::Counter)?;
         for (result, count) in self.audit.events() {
             ConstCounter::new(count).encode(events.encode_family(&[("result", result)])?)?;
@@ -203,9 +202,19 @@ impl Sources {
         let groups = ConstCounter::new(self.audit.groups());
         let help = "Groups in which these audit events were written";
         groups.encode(encoder.encode_descriptor("audit_groups", help, None, groups.metric_type())?)?;
-        let breaks = ConstCounter::new(self.audit.breaks());
-        let help = "Times that the audit chain was not as this process had left it";
-        breaks.encode(encoder.encode_descriptor("audit_chain_breaks", help, None, breaks.metric_type())?)
+        let seals = ConstCounter::new(self.audit.seals());
+        let help = "Audit seals made by this process";
+        seals.encode(encoder.encode_descriptor("audit_seals", help, None, seals.metric_type())?)?;
+        let oldest = ConstGauge::new(self.audit.oldest_unsealed().as_secs_f64());
+        let help = "Age of the oldest audit batch without a seal; over 60 changes and reveals are refused";
+        let unit = Some(&Unit::Seconds);
+        oldest.encode(encoder.encode_descriptor("audit_oldest_unsealed", help, unit, oldest.metric_type())?)?;
+        let help = "Changes of the audit log that no process made";
+        let mut tampering = encoder.encode_descriptor("audit_tampering", help, None, MetricType::Counter)?;
+        for (kind, count) in self.audit.tampering() {
+            ConstCounter::new(count).encode(tampering.encode_family(&[("kind", kind)])?)?;
+        }
+        Ok(())
     }
 
     fn encode_tokens(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
-        audit::{EventFilter, LinkedEvent, Resource, hex},
+        audit::{EventFilter, Resource, StoredEvent, hex},
         caller::Permission,
         invalid::FieldErrors,
     },
@@ -39,72 +39,73 @@ use crate::{
 const LIMIT_DEFAULT: usize = 50;
 const LIMIT_MAX: usize = 500;
 const NDJSON: &str = "application/x-ndjson";
-/// How old an answer of the door counts while all events are being sent.
+/// Interval at which the credential is checked again during an export.
 const KNOWN_FOR: Duration = Duration::from_secs(5);
 
-/// Who did it.
+/// Actor of an event.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EventActor {
-    /// What he is: `apiKey`, `identityProvider`, `commandLine`, `worker` for what regcred does of pull secrets by itself, or `anonymous`
-    /// for somebody who was not let in.
+    /// `apiKey`, `identityProvider`, `commandLine`, `worker` for background work on pull secrets, or `anonymous` for a
+    /// request without a valid credential.
     #[schema(example = "apiKey")]
     r#type: String,
     /// Id of the API key.
     id: Option<Uuid>,
-    /// Name of the API key, or of the user at the command line; of somebody with a token, name of the provider and subject.
+    /// Name of the API key or of the command-line user. For a token, name of the provider and subject.
     #[schema(example = "ci-team-a")]
     name: Option<String>,
 }
 
-/// Where an event is in the record, and what proves that it was not changed.
+/// Place of an event in the audit log, and the proof that it was not changed.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EventLink {
-    /// Which chain.
+    /// Process that wrote the event. For an event of release 0.1.0, its chain.
     id: Uuid,
-    /// Where in it.
+    /// Place among the events of the process or the chain.
     sequence: i64,
-    /// The hash of the event before, in hexadecimal digits.
+    /// Hash of the event before in its chain, in hexadecimal digits. Empty for an event of a process.
     previous_hash: String,
-    /// HMAC-SHA-256 of this event and its place.
+    /// HMAC-SHA-256 of this event and its place, in hexadecimal digits.
     hash: String,
 }
 
-/// Who did what, when, with what result; never a value.
+/// Audit event. Never contains a secret value.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditEvent {
-    /// Identity of the event, in the order of time.
+    /// Immutable identifier, ordered by time.
     id: Uuid,
-    /// When, by the clock of the replica.
+    /// Time, by the clock of the replica.
     at: DateTime<Utc>,
-    /// Who.
+    /// Actor.
     actor: EventActor,
-    /// What.
+    /// Action.
     #[schema(example = "registryAccount.rotate")]
     action: String,
-    /// To what; `null` for a caller who was not let in.
-    #[schema(example = "registry-accounts/martin-5000")]
+    /// Resource, as a path without `/v1/`. `null` if authentication failed.
+    #[schema(example = "registry-accounts/prod")]
     resource: Option<String>,
-    /// What else it was about, such as the accounts of a document.
+    /// Further resources, such as the accounts of a document.
     related: Vec<String>,
-    /// `success`; `denied`, because he may not; `failure`; or `attempt`: it was about to be done outside of the database, and an event
-    /// with the same request id says how it went.
+    /// `success`, `denied` if the caller lacks a permission or a grant, `failure`, or `attempt` before an action outside the
+    /// database. An event with the same request id has the result of an attempt.
     #[schema(example = "success")]
     outcome: String,
-    /// In which request.
+    /// Request id.
     request_id: Option<Uuid>,
-    /// From where.
+    /// Address of the caller.
     source_ip: Option<String>,
-    /// What else is worth knowing: names, numbers and words, such as the fields that were changed.
+    /// Further facts: names, numbers and fixed words, such as the changed fields.
     #[schema(value_type = Object)]
     details: Box<RawValue>,
-    /// Its place in the record.
+    /// Place in the audit log.
     chain: EventLink,
 }
 
-impl From<LinkedEvent> for AuditEvent {
-    fn from(LinkedEvent { event, link }: LinkedEvent) -> Self {
+impl From<StoredEvent> for AuditEvent {
+    fn from(stored: StoredEvent) -> Self {
+        let event = stored.event;
         Self {
             id: event.id,
             at: event.at,
@@ -115,25 +116,25 @@ impl From<LinkedEvent> for AuditEvent {
             outcome: event.outcome,
             request_id: event.request_id,
             source_ip: event.source_ip,
-            // It comes from a column of this type.
+            // The column has type json.
             details: RawValue::from_string(event.details).unwrap_or_default(),
             chain: EventLink {
-                id: link.chain_id,
-                sequence: link.sequence,
-                previous_hash: hex(&link.previous_hash),
-                hash: hex(&link.hash),
+                id: stored.chain_id,
+                sequence: stored.sequence,
+                previous_hash: hex(&stored.previous_hash),
+                hash: hex(&stored.hash),
             },
         }
     }
 }
 
-/// Which events, and in which form.
+/// Query of the audit log.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes the query to clients; EventQuery parses it")]
 pub struct EventParams {
-    /// Only events about this resource, as a path without `/v1/`.
-    #[param(example = "registry-accounts/martin-5000")]
+    /// Only events of this resource, as a path without `/v1/`.
+    #[param(example = "registry-accounts/prod")]
     resource: Option<String>,
     /// Only events of the actor with this name.
     actor: Option<String>,
@@ -142,20 +143,20 @@ pub struct EventParams {
     action: Option<String>,
     /// Only events with this outcome.
     outcome: Option<String>,
-    /// Only events from this time on (RFC 3339).
+    /// Only events at or after this time (RFC 3339).
     from: Option<DateTime<Utc>>,
     /// Only events before this time (RFC 3339).
     to: Option<DateTime<Utc>>,
-    /// The most items in the page, 1 to 500; 50 if not said. Not for JSON lines.
+    /// Items per page, 1 to 500; 50 by default. Ignored for JSON lines.
     #[param(minimum = 1, maximum = 500)]
     limit: Option<i64>,
-    /// The `next` of the page before. Not for JSON lines.
+    /// `next` of the previous page. Ignored for JSON lines.
     cursor: Option<String>,
-    /// `json`, or `ndjson` for all events as JSON lines, in place of `Accept`.
+    /// `json`, or `ndjson` for all events as JSON lines. Overrides `Accept`.
     format: Option<String>,
 }
 
-/// A query, parsed.
+/// Parsed query.
 pub struct EventQuery {
     filter: EventFilter,
     before: Option<Uuid>,
@@ -214,14 +215,14 @@ fn decode(cursor: &str) -> Option<Uuid> {
     Uuid::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()
 }
 
-/// List audit events, the newest first: who did what, when, with what result; never a value.
+/// List audit events, newest first.
 ///
-/// With `Accept: application/x-ndjson` or `format=ndjson` all events that the filter lets through, one on each line. That
-/// is an event itself.
+/// With `Accept: application/x-ndjson` or `format=ndjson`, the response has all matching events, one per line. Such an
+/// export is recorded itself.
 #[utoipa::path(
     tag = "audit",
     params(EventParams),
-    responses((status = OK, description = "A page of events, or all of them as JSON lines", content(
+    responses((status = OK, description = "Page of events, or all events as JSON lines", content(
         (Page<AuditEvent> = "application/json"),
         (String = "application/x-ndjson"),
     ))),
@@ -241,7 +242,7 @@ pub async fn list_audit_events(
         let lines = Lines::begin(export, &request)?;
         return Ok(response.content_type(NDJSON).force_close().streaming(lines.into_stream()));
     }
-    // One more than asked for, to know whether there is a next page.
+    // One more than requested shows whether another page follows.
     let mut found =
         events.list(&caller.identity, &filter, before, i64::try_from(limit + 1).unwrap_or(i64::MAX)).await?;
     let has_next = found.len() > limit;
@@ -251,12 +252,11 @@ pub async fn list_audit_events(
     Ok(response.json(Page::<AuditEvent> { items, next }))
 }
 
-/// An export on its way to a caller. It may take long to read and to send all of it; whoever takes nothing for long is cut off
-/// all the same.
+/// Export in progress. It may take long, but a client that reads nothing is disconnected all the same.
 struct Lines {
     export: Export,
     shown: Shown,
-    /// When the door was asked last.
+    /// Time of the last check of the credential.
     known: Instant,
     _answer: LongAnswer,
 }
@@ -268,8 +268,8 @@ impl Lines {
         Ok(Self { export, shown, known: Instant::now(), _answer: answer })
     }
 
-    /// One chunk for each page, which is read when the one before was taken. If Postgres goes away in between, or the caller may
-    /// not read it any more, the transfer breaks off, so that nobody takes a part for the whole.
+    /// Sends one chunk per page, and reads a page when the previous one was taken. If Postgres fails or the caller loses the
+    /// permission, the transfer breaks off: a client cannot mistake a part for all events.
     fn into_stream(self) -> impl Stream<Item = Result<Bytes, ApiError>> {
         stream::try_unfold(self, async |mut lines| {
             let chunk = lines.next().await;
@@ -287,7 +287,7 @@ impl Lines {
         Ok(Some(Bytes::from(text)))
     }
 
-    /// Asks at the door again, if the last answer is old.
+    /// Checks the credential again if the last check is too old.
     async fn ask(&mut self) -> Result<(), ApiError> {
         if self.known.elapsed() < KNOWN_FOR {
             return Ok(());
@@ -302,16 +302,16 @@ impl Lines {
     }
 }
 
-fn line(event: LinkedEvent, text: &mut Vec<u8>) {
-    // Nothing in it can fail to be written.
+fn line(event: StoredEvent, text: &mut Vec<u8>) {
+    // Writing to a vector does not fail.
     if serde_json::to_writer(&mut *text, &AuditEvent::from(event)).is_ok() {
         text.push(b'\n');
     }
 }
 
-/// An event as a line of JSON, as the API has it.
+/// Formats an event as a JSON line of the API.
 #[must_use]
-pub fn json_line(event: LinkedEvent) -> String {
+pub fn json_line(event: StoredEvent) -> String {
     let mut text = Vec::with_capacity(512);
     line(event, &mut text);
     String::from_utf8(text).unwrap_or_default()

@@ -315,10 +315,9 @@ impl Reconciler {
     /// [`ServiceError::Storage`] if Postgres cannot be asked, [`ServiceError::Audit`] if events cannot be written.
     pub async fn settle(&self, cluster: &str, tries: &[Try]) -> Result<(), ServiceError> {
         let all: Vec<&Try> = tries.iter().collect();
-        // Rows first and the head of a chain last, as every change does it: nobody who has a head waits for a row.
         let mut tx = self.pool.begin().await?;
-        let stored = self.store(&mut tx, cluster, &all).await?;
-        tx.commit().await?;
+        let stored = self.store(&mut tx, &all).await?;
+        self.audit.commit(tx, Self::events(cluster, stored.iter().map(|one| all[one.index]))?).await?;
         let places: HashSet<usize> = stored.iter().map(|one| one.index).collect();
         self.tell(cluster, &all, &stored);
         let others = all.iter().enumerate().filter(|(index, _)| !places.contains(index));
@@ -326,13 +325,12 @@ impl Reconciler {
             // One row at a time: who waits for a row here has no other one that somebody could wait for.
             let mut tx = self.pool.begin().await?;
             if storage::targets::wait_for(&mut tx, &one.job.target).await? {
-                let stored = self.store(&mut tx, cluster, &[one]).await?;
+                let stored = self.store(&mut tx, &[one]).await?;
                 if stored.is_empty() {
                     // Its Secret was removed, and somebody wants it again.
                     storage::targets::release(&mut tx, &[&one.job.target], Duration::ZERO).await?;
-                    self.record(&mut tx, cluster, &[one]).await?;
                 }
-                tx.commit().await?;
+                self.audit.commit(tx, Self::events(cluster, [one])?).await?;
                 self.tell(cluster, &[one], &stored);
             }
         }
@@ -396,13 +394,8 @@ impl Reconciler {
         }
     }
 
-    /// Stores results in a transaction, where their leases still hold and nobody has them locked, and with each its event; which.
-    async fn store(
-        &self,
-        conn: &mut PgConnection,
-        cluster_name: &str,
-        tries: &[&Try],
-    ) -> Result<Vec<Settled>, ServiceError> {
+    /// Stores results in a transaction, where their leases still hold and no other transaction has them locked. Returns which.
+    async fn store(&self, conn: &mut PgConnection, tries: &[&Try]) -> Result<Vec<Settled>, ServiceError> {
         let Some(first) = tries.first() else { return Ok(Vec::new()) };
         let cluster = first.job.target.cluster_id;
         let (mut places, mut results) = (Vec::new(), Vec::new());
@@ -428,18 +421,17 @@ impl Reconciler {
             let deleted = storage::targets::delete_removed(&mut *conn, cluster, &removed).await?;
             stored.extend(deleted.into_iter().map(|index| Settled { index: removed_places[index], seconds: None }));
         }
-        let stored_tries: Vec<&Try> = stored.iter().map(|one| tries[one.index]).collect();
-        self.record(conn, cluster_name, &stored_tries).await?;
         Ok(stored)
     }
 
-    /// Records what was done in a cluster, where something was.
-    async fn record(&self, conn: &mut PgConnection, cluster: &str, tries: &[&Try]) -> Result<(), ServiceError> {
-        let Some(first) = tries.first() else { return Ok(()) };
+    /// Returns the audit events of what was done in a cluster.
+    fn events<'a>(cluster: &str, tries: impl IntoIterator<Item = &'a Try>) -> Result<Vec<NewEvent>, ServiceError> {
+        let mut tries = tries.into_iter().peekable();
+        let Some(first) = tries.peek() else { return Ok(Vec::new()) };
         let id = first.job.target.cluster_id;
         let damaged = |reason| StorageError::Corrupt { table: "clusters", id, column: "name", reason };
         let name = Name::parse(cluster).map_err(damaged)?;
-        Ok(self.audit.record(conn, tries.iter().filter_map(|one| event(&name, one))).await?)
+        Ok(tries.filter_map(|one| event(&name, one)).collect())
     }
 
     /// Gives targets back that were not worked on.

@@ -33,8 +33,8 @@ pub fn parse_url(url: &SecretString) -> Result<PgConnectOptions, Invalid> {
 pub const STATEMENT_MAX: Duration = Duration::from_secs(30);
 
 /// Has Postgres end what a service never means to do: a statement that takes longer than [`STATEMENT_MAX`], and a transaction in which
-/// nothing is said for 5 s. The latter is that of a process that stands still or has lost its host. It may have locked rows, or the head
-/// of an audit chain, that all other replicas wait for.
+/// nothing is said for 5 s. The latter is that of a process that stands still or has lost its host. It may have locked rows that all
+/// other replicas wait for.
 #[must_use]
 pub fn bounded(options: PgConnectOptions) -> PgConnectOptions {
     let statement = format!("{}s", STATEMENT_MAX.as_secs());
