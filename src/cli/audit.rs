@@ -31,13 +31,15 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
-    /// Verify that no event was changed, removed or added. Exit code 0 if so, else 1 with the findings.
+    /// Verify that no event was changed, removed or added. Exit code 0 if so, else 1 with the
+    /// findings.
     ///
     /// Runs beside the service. Needs the database and `REGCRED_API_KEY_PEPPER`.
     Verify(Verify),
     /// Verify the chains of events that earlier releases wrote, and seal their events.
     ///
-    /// Run it once after an upgrade, when no process of an earlier release runs any more. It can be repeated.
+    /// Run it once after an upgrade, when no process of an earlier release runs any more. It can be
+    /// repeated.
     Adopt(Adopt),
     /// Print events as JSON lines, newest first.
     Export(ExportEvents),
@@ -175,7 +177,8 @@ impl Verify {
     }
 }
 
-/// A process that has not stopped runs, or died. Batches that were in flight when it died cannot be told from removed ones.
+/// A process that has not stopped runs, or died. Batches that were in flight when it died cannot be
+/// told from removed ones.
 fn print_open_processes(anchor: &Anchor) {
     for (id, numbers) in anchor.processes.iter().filter(|(_, numbers)| !numbers.is_closed) {
         let in_flight: Vec<String> = numbers.in_flight().iter().map(|(from, to)| format!("{from}-{to}")).collect();
@@ -277,7 +280,8 @@ pub(super) fn audit(pool: &sqlx::PgPool, pepper: &Pepper) -> TransactionalAudit 
     TransactionalAudit::open(pool, Arc::new(AuditKey::of(pepper)))
 }
 
-/// Seals the events of this command. They are durable even if that fails: then a service seals them.
+/// Seals the events of this command. They are durable even if that fails: then a service seals
+/// them.
 pub(super) async fn close(audit: &TransactionalAudit) {
     if let Err(error) = audit.close().await {
         tracing::warn!(%error, "audit numbering not closed");

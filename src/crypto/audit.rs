@@ -1,5 +1,5 @@
-//! HMACs of the audit log. Their key is derived from the pepper, which the database does not hold: write access to the
-//! database alone is not enough to make a valid event, batch or seal.
+//! HMACs of the audit log. Their key is derived from the pepper, which the database does not hold:
+//! write access to the database alone is not enough to make a valid event, batch or seal.
 
 use aws_lc_rs::{digest, hmac};
 use uuid::Uuid;

@@ -1,6 +1,7 @@
 //! Events of the audit log: actor, action, resource, time and outcome; never a secret value.
 //!
-//! Only names, numbers and fixed words enter an event: [`Resource`] and [`Details`] have no constructor for free text.
+//! Only names, numbers and fixed words enter an event: [`Resource`] and [`Details`] have no
+//! constructor for free text.
 
 use std::{collections::BTreeMap, net::IpAddr, str::FromStr};
 
@@ -125,7 +126,8 @@ words! {
 words! {
     /// Outcome of an action.
     Outcome {
-        /// About to be performed outside the database. An event with the same request id has the result.
+        /// About to be performed outside the database. An event with the same request id has the
+        /// result.
         Attempt = "attempt",
         /// Performed.
         Success = "success",
@@ -419,7 +421,8 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
-/// Event with its id. Actions and outcomes are text: events of later releases can be read and verified too.
+/// Event with its id. Actions and outcomes are text: events of later releases can be read and
+/// verified too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// Identifier, ordered by time.

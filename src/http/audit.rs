@@ -45,13 +45,14 @@ const KNOWN_FOR: Duration = Duration::from_secs(5);
 /// Actor of an event.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EventActor {
-    /// `apiKey`, `identityProvider`, `commandLine`, `worker` for background work on pull secrets, or `anonymous` for a
-    /// request without a valid credential.
+    /// `apiKey`, `identityProvider`, `commandLine`, `worker` for background work on pull secrets,
+    /// or `anonymous` for a request without a valid credential.
     #[schema(example = "apiKey")]
     r#type: String,
     /// Id of the API key.
     id: Option<Uuid>,
-    /// Name of the API key or of the command-line user. For a token, name of the provider and subject.
+    /// Name of the API key or of the command-line user. For a token, name of the provider and
+    /// subject.
     #[schema(example = "ci-team-a")]
     name: Option<String>,
 }
@@ -64,7 +65,8 @@ pub struct EventLink {
     id: Uuid,
     /// Place among the events of the process or the chain.
     sequence: i64,
-    /// Hash of the event before in its chain, in hexadecimal digits. Empty for an event of a process.
+    /// Hash of the event before in its chain, in hexadecimal digits. Empty for an event of a
+    /// process.
     previous_hash: String,
     /// HMAC-SHA-256 of this event and its place, in hexadecimal digits.
     hash: String,
@@ -88,8 +90,9 @@ pub struct AuditEvent {
     resource: Option<String>,
     /// Further resources, such as the accounts of a document.
     related: Vec<String>,
-    /// `success`, `denied` if the caller lacks a permission or a grant, `failure`, or `attempt` before an action outside the
-    /// database. An event with the same request id has the result of an attempt.
+    /// `success`, `denied` if the caller lacks a permission or a grant, `failure`, or `attempt`
+    /// before an action outside the database. An event with the same request id has the result of
+    /// an attempt.
     #[schema(example = "success")]
     outcome: String,
     /// Request id.
@@ -217,8 +220,8 @@ fn decode(cursor: &str) -> Option<Uuid> {
 
 /// List audit events, newest first.
 ///
-/// With `Accept: application/x-ndjson` or `format=ndjson`, the response has all matching events, one per line. Such an
-/// export is recorded itself.
+/// With `Accept: application/x-ndjson` or `format=ndjson`, the response has all matching events,
+/// one per line. Such an export is recorded itself.
 #[utoipa::path(
     tag = "audit",
     params(EventParams),
@@ -252,7 +255,8 @@ pub async fn list_audit_events(
     Ok(response.json(Page::<AuditEvent> { items, next }))
 }
 
-/// Export in progress. It may take long, but a client that reads nothing is disconnected all the same.
+/// Export in progress. It may take long, but a client that reads nothing is disconnected all the
+/// same.
 struct Lines {
     export: Export,
     shown: Shown,
@@ -268,8 +272,9 @@ impl Lines {
         Ok(Self { export, shown, known: Instant::now(), _answer: answer })
     }
 
-    /// Sends one chunk per page, and reads a page when the previous one was taken. If Postgres fails or the caller loses the
-    /// permission, the transfer breaks off: a client cannot mistake a part for all events.
+    /// Sends one chunk per page, and reads a page when the previous one was taken. If Postgres
+    /// fails or the caller loses the permission, the transfer breaks off: a client cannot mistake a
+    /// part for all events.
     fn into_stream(self) -> impl Stream<Item = Result<Bytes, ApiError>> {
         stream::try_unfold(self, async |mut lines| {
             let chunk = lines.next().await;

@@ -117,7 +117,7 @@ async fn identify(request: &mut ServiceRequest) -> Result<Arc<Identity>, ApiErro
     };
     // One sentence for every reason, so that nobody learns which keys exist.
     let refused = ApiError::Unauthenticated("the API key is unknown, mistyped, revoked or expired");
-    let note = |owner, reason| refusals::note_at_the_door(request.request(), owner, reason);
+    let note = |owner, reason| refusals::note_rejected_credential(request.request(), owner, reason);
     match authentication {
         Authentication::Known(identity) => Ok(identity),
         Authentication::Refused => {
@@ -147,7 +147,7 @@ fn leave_no_empty_room(headers: &mut HeaderMap) {
 }
 
 async fn identify_token(request: &ServiceRequest, token: &str) -> Result<Arc<Identity>, ApiError> {
-    let note = |reason| refusals::note_at_the_door(request.request(), None, reason);
+    let note = |reason| refusals::note_rejected_credential(request.request(), None, reason);
     let authenticator = request.app_data::<Data<TokenAuthenticator>>();
     let authenticator =
         authenticator.ok_or_else(|| ApiError::Internal(anyhow::anyhow!("the app has no door for tokens")))?;

@@ -70,8 +70,9 @@ pub fn note(request: &HttpRequest, error: &ApiError) {
     count(request, identity.map_or_else(anonymous, |identity| identity.actor.clone()), action, resources, reason);
 }
 
-/// Counts a rejected credential. `owner` is set if the credential is genuine, such as a revoked key.
-pub fn note_at_the_door(request: &HttpRequest, owner: Option<Actor>, reason: &'static str) {
+/// Counts a rejected credential. `owner` is set if the credential is genuine, such as a revoked
+/// key.
+pub fn note_rejected_credential(request: &HttpRequest, owner: Option<Actor>, reason: &'static str) {
     count(request, owner.unwrap_or_else(anonymous), Action::Authenticate, Vec::new(), reason);
 }
 
@@ -82,7 +83,8 @@ fn count(request: &HttpRequest, actor: Actor, action: Action, resources: Vec<Res
     audit_writer.refuse(Refusal { actor, action, resources, reason, request_id, source });
 }
 
-/// Returns the reason, and resources that the path does not name. `None` if no permission or grant was missing.
+/// Returns the reason, and resources that the path does not name. `None` if no permission or grant
+/// was missing.
 fn refused(error: &ApiError, identity: Option<&Identity>) -> Option<(&'static str, Vec<Resource>)> {
     let named = |kind: &str, name: &str| {
         let path = match kind {

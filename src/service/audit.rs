@@ -1,5 +1,6 @@
-//! The audit log. A change writes its events in its own transaction ([`TransactionalAudit`]); all other events are written in
-//! groups ([`AuditWriter`]). A sealer binds committed batches into one chain of seals. docs/AUDIT.md has the guarantees.
+//! The audit log. A change writes its events in its own transaction ([`TransactionalAudit`]); all
+//! other events are written in groups ([`AuditWriter`]). A sealer binds committed batches into one
+//! chain of seals. docs/AUDIT.md has the guarantees.
 
 use std::sync::Arc;
 
@@ -50,7 +51,10 @@ pub enum AuditError {
     /// The queue is full.
     #[error("too many audit events are waiting to be written")]
     Full,
-    /// The event was not written in time; the log has the cause.
+    /// Postgres did not answer in time.
+    #[error("the database did not answer in time")]
+    TimedOut,
+    /// The group of the event was not written; the log has the cause.
     #[error("the audit event was not written")]
     NotWritten,
 }
@@ -65,7 +69,8 @@ impl From<AuditError> for ServiceError {
     }
 }
 
-/// Writes the events of changes, each in the transaction of its change: neither exists without the other.
+/// Writes the events of changes, each in the transaction of its change: neither exists without the
+/// other.
 #[derive(Debug, Clone)]
 pub struct TransactionalAudit {
     pool: PgPool,
@@ -90,8 +95,8 @@ impl TransactionalAudit {
     ///
     /// # Errors
     ///
-    /// [`AuditError`] if the events could not be written or the commit failed. If the connection broke during the commit,
-    /// change and events may be durable all the same.
+    /// [`AuditError`] if the events could not be written or the commit failed. If the connection
+    /// broke during the commit, change and events may be durable all the same.
     pub async fn commit(
         &self,
         mut tx: Transaction<'_, Postgres>,
@@ -127,7 +132,8 @@ impl TransactionalAudit {
     ///
     /// # Errors
     ///
-    /// [`AuditError`] if that was not possible. The events are durable, and another process seals them.
+    /// [`AuditError`] if that was not possible. The events are durable, and another process seals
+    /// them.
     pub async fn close(&self) -> Result<(), AuditError> {
         self.sealer().close().await
     }
@@ -190,7 +196,8 @@ async fn list(
     Ok(found)
 }
 
-/// Reads events page by page, newest first. Holds nothing between two pages, so a slow reader costs nothing.
+/// Reads events page by page, newest first. Holds nothing between two pages, so a slow reader costs
+/// nothing.
 pub struct Export {
     pool: PgPool,
     filter: EventFilter,

@@ -1,4 +1,5 @@
-//! The audit log: events and seals are insert-only, batches wait in `audit_unsealed` until a sealer takes them.
+//! The audit log: events and seals are insert-only, batches wait in `audit_unsealed` until a sealer
+//! takes them.
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
@@ -60,6 +61,13 @@ impl From<EventRow> for StoredEvent {
     }
 }
 
+impl StoredEvent {
+    /// Joins the related resources, which have no spaces.
+    fn related_text(&self) -> Option<String> {
+        Some(&self.event.related).filter(|related| !related.is_empty()).map(|related| related.join(" "))
+    }
+}
+
 struct BatchRow {
     id: Uuid,
     key_id: String,
@@ -104,7 +112,8 @@ struct SealRow {
     hash: Vec<u8>,
 }
 
-/// Arrays of different lengths, which no seal has, lose entries here. The HMAC of the seal is wrong then.
+/// Arrays of different lengths, which no seal has, lose entries here. The HMAC of the seal is wrong
+/// then.
 fn entries(process_ids: &[Uuid], sequences: &[i64], settled: &[i64], counts: &[i32]) -> Vec<BatchEntry> {
     let numbers = sequences.iter().zip(settled).zip(counts);
     let entries = process_ids.iter().zip(numbers).map(|(&process_id, ((&sequence, &settled_through), &events))| {
@@ -140,8 +149,9 @@ pub struct Inserted {
     pub batches: i64,
 }
 
-/// Inserts events and their batch in one statement. Inserts nothing if the events are stored already, so that a write
-/// whose outcome is unknown can be repeated, even after its batch was sealed.
+/// Inserts events and their batch in one statement. Inserts nothing if the events are stored
+/// already, so that a write whose outcome is unknown can be repeated, even after its batch was
+/// sealed.
 #[tracing::instrument(level = "debug", name = "db.audit_events.insert", skip_all, fields(events = events.len()))]
 pub async fn insert_batch(
     conn: &mut PgConnection,
@@ -153,10 +163,6 @@ pub async fn insert_batch(
             events.iter().map(|stored| stored.$($field)+).collect::<Vec<_>>()
         };
     }
-    let related: Vec<Option<String>> = events
-        .iter()
-        .map(|stored| Some(&stored.event.related).filter(|related| !related.is_empty()).map(|all| all.join(" ")))
-        .collect();
     let inserted = sqlx::query_as!(
         Inserted,
         r#"WITH events AS (
@@ -197,7 +203,7 @@ pub async fn insert_batch(
         &column!(event.actor_name.as_deref()) as &[Option<&str>],
         &column!(event.action.as_str()) as &[&str],
         &column!(event.resource.as_deref()) as &[Option<&str>],
-        &related as &[Option<String>],
+        &column!(related_text()) as &[Option<String>],
         &column!(event.outcome.as_str()) as &[&str],
         &column!(event.request_id) as &[Option<Uuid>],
         &column!(event.source_ip.as_deref()) as &[Option<&str>],
@@ -206,7 +212,7 @@ pub async fn insert_batch(
     Ok(inserted.fetch_one(conn).await?)
 }
 
-/// Inserts batches of events that are stored already.
+/// Inserts a batch of events that are stored already.
 #[tracing::instrument(level = "debug", name = "db.audit_unsealed.insert", skip_all)]
 pub async fn insert_batch_alone(conn: &mut PgConnection, batch: &Batch) -> Result<(), StorageError> {
     sqlx::query!(
@@ -287,7 +293,8 @@ pub async fn list_seal_heads(
     Ok(seals.collect())
 }
 
-/// Removes at most `limit` batches with ids from `from` on, signed with one of `keys`. Skips locked batches.
+/// Removes at most `limit` batches with ids from `from` on, signed with one of `keys`. Skips locked
+/// batches.
 #[tracing::instrument(level = "debug", name = "db.audit_unsealed.take", skip_all)]
 pub async fn take_batches(
     conn: &mut PgConnection,
@@ -365,13 +372,21 @@ pub async fn list_unsealed_sequences(conn: &mut PgConnection, process_id: Uuid) 
     Ok(sequences.fetch_all(conn).await?)
 }
 
-/// Plans the statements of this transaction for their values: a generic plan for all filters uses no index.
+/// Plans the statements of this transaction for their values: a generic plan for all filters uses
+/// no index.
 async fn plan_for_values(conn: &mut PgConnection) -> Result<(), StorageError> {
     sqlx::query!("SET LOCAL plan_cache_mode = force_custom_plan").execute(conn).await?;
     Ok(())
 }
 
-/// Lists events that match `filter`, newest first: at most `limit` before the id `before`. Must run in a transaction.
+/// Returns the ids from the first to before the second one.
+fn id_range(filter: &EventFilter, before: Option<Uuid>) -> (Uuid, Uuid) {
+    let end = filter.to.map_or(Uuid::max(), first_id_at).min(before.unwrap_or(Uuid::max()));
+    (filter.from.map_or(Uuid::nil(), first_id_at), end)
+}
+
+/// Lists events that match `filter`, newest first: at most `limit` before the id `before`. Must run
+/// in a transaction.
 #[tracing::instrument(level = "debug", name = "db.audit_events.list", skip_all)]
 pub async fn list(
     conn: &mut PgConnection,
@@ -380,12 +395,8 @@ pub async fn list(
     limit: i64,
 ) -> Result<Vec<StoredEvent>, StorageError> {
     plan_for_values(&mut *conn).await?;
-    let from = filter.from.map_or(Uuid::nil(), first_id_at);
-    let to = filter.to.map_or(Uuid::max(), first_id_at).min(before.unwrap_or(Uuid::max()));
-    let (actor, action) = (filter.actor.as_deref(), filter.action.map(Action::as_str));
-    let outcome = filter.outcome.map(Outcome::as_str);
+    let (from, to) = id_range(filter, before);
     let rows = if let Some(resource) = &filter.resource {
-        // The first rows of each index contain the page.
         sqlx::query_as!(
             EventRow,
             r#"SELECT chain_id, sequence, id, at, actor_type, actor_id, actor_name, action, resource, related, outcome,
@@ -409,9 +420,9 @@ pub async fn list(
                ORDER BY id DESC"#,
             from,
             to,
-            actor,
-            action,
-            outcome,
+            filter.actor.as_deref(),
+            filter.action.map(Action::as_str),
+            filter.outcome.map(Outcome::as_str),
             limit,
             resource.as_str(),
         )
@@ -428,9 +439,9 @@ pub async fn list(
                ORDER BY id DESC LIMIT $6"#,
             from,
             to,
-            actor,
-            action,
-            outcome,
+            filter.actor.as_deref(),
+            filter.action.map(Action::as_str),
+            filter.outcome.map(Outcome::as_str),
             limit,
         )
         .fetch_all(conn)

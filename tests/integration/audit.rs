@@ -1,4 +1,5 @@
-//! The audit log: no action without its event, no unnoticed change of an event, and bounded records of refusals.
+//! The audit log: no action without its event, no unnoticed change of an event, and bounded records
+//! of refusals.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -775,7 +776,8 @@ fn read_slowly(mut stream: TcpStream, slow_for: Duration) -> String {
     String::from_utf8(read).expect("UTF-8")
 }
 
-/// The export exceeds socket buffers, and the reader takes longer than a client may take for a finished response.
+/// The export exceeds socket buffers, and the reader takes longer than a client may take for a
+/// finished response.
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn export_lasts_as_long_as_the_client_reads(pool: PgPool) {
     const COUNT: usize = 40_000;

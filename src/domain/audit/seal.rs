@@ -29,7 +29,8 @@ pub struct BatchEntry {
     pub process_id: Uuid,
     /// Number of the batch: 1, 2, 3, …
     pub sequence: i64,
-    /// Every number up to this one was committed or is accounted for. Equal to `sequence` in the last batch of a process.
+    /// Every number up to this one was committed or is accounted for. Equal to `sequence` in the
+    /// last batch of a process.
     pub settled_through: i64,
     /// Number of events.
     pub events: i32,

@@ -1,5 +1,5 @@
-//! Chains of events, as releases before seals wrote them: their verifier, and the adoption that seals their events. Goes with
-//! the release after this one.
+//! Chains of events, as releases before seals wrote them: their verifier, and the adoption that
+//! seals their events. Goes with the release after this one.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -55,7 +55,8 @@ pub enum Wrong {
     },
     /// Events or a chain are missing.
     Missing {
-        /// Last missing place; the first one is that of the finding. Number of the chain in a finding without a place.
+        /// Last missing place; the first one is that of the finding. Number of the chain in a
+        /// finding without a place.
         to: i64,
     },
     /// An event is not linked to the event before it.
@@ -162,8 +163,8 @@ pub async fn verify_chains(
     Ok(check.report)
 }
 
-/// Verifies all chains, then seals their events. Events that are sealed are left alone, so it can be repeated. Returns the
-/// report, and how many events were sealed: none if there are findings.
+/// Verifies all chains, then seals their events. Events that are sealed are left alone, so it can
+/// be repeated. Returns the report, and how many events were sealed: none if there are findings.
 ///
 /// # Errors
 ///

@@ -76,8 +76,8 @@ impl AuditMetrics {
         *self.oldest_unsealed.lock() = Some((Instant::now(), age));
     }
 
-    /// Returns the age of the oldest unsealed batch, an upper bound while it cannot be measured. Zero in a process without
-    /// a sealer.
+    /// Returns the age of the oldest unsealed batch, an upper bound while it cannot be measured.
+    /// Zero in a process without a sealer.
     pub fn oldest_unsealed(&self) -> Duration {
         self.oldest_unsealed.lock().map_or(Duration::ZERO, |(at, age)| {
             let elapsed = at.elapsed();

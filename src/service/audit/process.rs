@@ -1,9 +1,10 @@
-//! Numbers of the batches that this process writes. A number that is neither committed nor accounted for exposes a removed
-//! batch.
+//! Numbers of the batches that this process writes. A number that is neither committed nor
+//! accounted for exposes a removed batch.
 //!
-//! A number is *settled* once its transaction is known to have committed, or once a batch without events accounts for it.
-//! Each batch carries the number up to which all were settled when it was written. So every batch that is missing up to
-//! there was removed; one that is missing after that may have been in flight when the process died.
+//! A number is *settled* once its transaction is known to have committed, or once a batch without
+//! events accounts for it. Each batch carries the number up to which all were settled when it was
+//! written. So every batch that is missing up to there was removed; one that is missing after that
+//! may have been in flight when the process died.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -116,9 +117,10 @@ impl Process {
         BatchEntry { process_id: self.id, sequence, settled_through, events: 0 }
     }
 
-    /// Makes batches without events, for one transaction. They account for numbers under which nothing is committed, and
-    /// settle the last committed batch if no later one does. With `closes`, the last one says that the process stopped.
-    /// A batch that is not committed is made again the next time.
+    /// Makes batches without events, for one transaction. They account for numbers under which
+    /// nothing is committed, and settle the last committed batch if no later one does. With
+    /// `closes`, the last one says that the process stopped. A batch that is not committed is made
+    /// again the next time.
     pub(super) fn notices(&self, closes: bool) -> Vec<Batch> {
         let mut numbers = self.numbers.lock();
         let numbers = &mut *numbers;
@@ -144,7 +146,8 @@ impl Process {
         notices.iter().for_each(|batch| numbers.committed(&batch.entry));
     }
 
-    /// Returns the numbers of unknown outcome. With `gives_up`, transactions in flight become unknown.
+    /// Returns the numbers of unknown outcome. With `gives_up`, transactions in flight become
+    /// unknown.
     pub(super) fn unknown(&self, gives_up: bool) -> Vec<(i64, Vec<Uuid>)> {
         let mut numbers = self.numbers.lock();
         if gives_up {
@@ -230,7 +233,8 @@ pub(super) enum WriteOutcome {
     Unknown,
 }
 
-/// Numbered events on their way into the database. The outcome is unknown if it is dropped before [`end`](Self::end).
+/// Numbered events on their way into the database. The outcome is unknown if it is dropped before
+/// [`end`](Self::end).
 #[derive(Debug)]
 pub(super) struct Write {
     process: Arc<Process>,
@@ -274,7 +278,8 @@ impl Drop for Write {
     }
 }
 
-/// Returns the outcome of a statement that failed: Postgres itself refused it, or the connection broke.
+/// Returns the outcome of a statement that failed: Postgres itself refused it, or the connection
+/// broke.
 pub(super) fn outcome_of(error: &StorageError) -> WriteOutcome {
     match error {
         StorageError::Unavailable(_) => WriteOutcome::Unknown,

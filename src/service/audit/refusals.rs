@@ -1,5 +1,6 @@
-//! Counts refusals, so that no caller can fill the disk with them: at most one event a minute for each kind, and a bounded
-//! number of kinds. Known callers have kinds of their own, which a flood of anonymous requests does not use up.
+//! Counts refusals, so that no caller can fill the disk with them: at most one event a minute for
+//! each kind, and a bounded number of kinds. Known callers have kinds of their own, which a flood
+//! of anonymous requests does not use up.
 
 use std::{
     collections::HashMap,
@@ -15,8 +16,8 @@ use crate::domain::{
     caller::{Actor, ActorKind},
 };
 
-/// Most kinds at a time, of known and of anonymous callers. All others share one more, so a process writes at most 91 events
-/// a minute.
+/// Most kinds at a time, of known and of anonymous callers. All others share one more, so a process
+/// writes at most 91 events a minute.
 const KNOWN_KINDS_MAX: usize = 60;
 const ANONYMOUS_KINDS_MAX: usize = 30;
 /// Shortest interval between two events of one kind.

@@ -1,5 +1,5 @@
-//! Binds committed batches into one chain of seals. Runs in every `serve` and `worker`; the primary key of the seals decides
-//! between sealers that run at the same time.
+//! Binds committed batches into one chain of seals. Runs in every `serve` and `worker`; the primary
+//! key of the seals decides between sealers that run at the same time.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -27,12 +27,15 @@ const BUSY: Duration = Duration::from_millis(250);
 const IDLE: Duration = Duration::from_secs(1);
 /// Most batches in one seal.
 const BATCHES_MAX: i64 = 100;
-/// Time for which an unavailable lock is respected. It only saves work: a client that holds it must not stop sealing.
+/// Time for which an unavailable lock is respected. It only saves work: a client that holds it must
+/// not stop sealing.
 const LOCK_RESPECTED: Duration = Duration::from_secs(5);
-/// Interval of surveys. A survey takes batches of any age. Other cycles take recent ones alone: while a long transaction
-/// keeps Postgres from removing dead rows, they do not read them again and again.
+/// Interval of surveys. A survey takes batches of any age. Other cycles take recent ones alone:
+/// while a long transaction keeps Postgres from removing dead rows, they do not read them again and
+/// again.
 const SURVEY: Duration = Duration::from_secs(5);
-/// Age of batches that every cycle takes. Covers a change that waits for its commit, and clocks that differ.
+/// Age of batches that every cycle takes. Covers a change that waits for its commit, and clocks
+/// that differ.
 const RECENT: TimeDelta = TimeDelta::seconds(10);
 /// Seals that are read at a time.
 const PAGE: i64 = 500;
@@ -80,7 +83,12 @@ impl Sealer {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut is_failing = false;
         loop {
-            let result = timeout(CYCLE_MAX, self.cycle()).await.unwrap_or(Err(AuditError::NotWritten));
+            let Some(result) = stop.run_until_cancelled(timeout(CYCLE_MAX, self.cycle())).await else {
+                // The cycle may have ended in the middle of a statement.
+                self.conn = None;
+                break;
+            };
+            let result = result.unwrap_or(Err(AuditError::TimedOut));
             let pause = match &result {
                 Ok(true) => BUSY,
                 Ok(false) => IDLE,
@@ -131,7 +139,7 @@ impl Sealer {
             self.account(true).await?;
             self.seal_all(Uuid::nil()).await.map(drop)
         };
-        timeout(CLOSE_MAX, closing).await.unwrap_or(Err(AuditError::NotWritten))
+        timeout(CLOSE_MAX, closing).await.unwrap_or(Err(AuditError::TimedOut))
     }
 
     pub(super) async fn seal_all(&mut self, from: Uuid) -> Result<bool, AuditError> {
@@ -251,7 +259,8 @@ impl Sealer {
         Ok(())
     }
 
-    /// Resolves unknown outcomes, looks for removed batches of this process, and measures the oldest unsealed batch.
+    /// Resolves unknown outcomes, looks for removed batches of this process, and measures the
+    /// oldest unsealed batch.
     async fn survey(&mut self) -> Result<(), AuditError> {
         self.resolve(false).await?;
         let mut missing = self.process.unsealed();

@@ -1,4 +1,5 @@
-//! Verifies that the audit log is as it was written: no event changed, removed or added, no seal changed or removed.
+//! Verifies that the audit log is as it was written: no event changed, removed or added, no seal
+//! changed or removed.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -192,7 +193,8 @@ pub trait Watcher {
     fn progress(&mut self, seen: u64, all: u64);
 }
 
-/// Verifies the log in one snapshot, page by page. Neither disturbs a running service nor is disturbed by one.
+/// Verifies the log in one snapshot, page by page. Neither disturbs a running service nor is
+/// disturbed by one.
 ///
 /// # Errors
 ///
@@ -348,7 +350,8 @@ impl<W: Watcher> Check<'_, W> {
         is_intact
     }
 
-    /// Returns `None` if the key is unknown. An event of a chain does not name its key, so all keys are tried.
+    /// Returns `None` if the key is unknown. An event of a chain does not name its key, so all keys
+    /// are tried.
     fn is_authentic(&mut self, stored: &StoredEvent) -> Option<bool> {
         match &stored.key_id {
             Some(id) => self.key(id).map(|key| key.is_authentic(stored)),
@@ -376,7 +379,8 @@ impl<W: Watcher> Check<'_, W> {
         Ok(waiting)
     }
 
-    /// Compares the number of events with the number of bound ones, and lists the difference if there is one.
+    /// Compares the number of events with the number of bound ones, and lists the difference if
+    /// there is one.
     async fn counts(&mut self, conn: &mut PgConnection, waiting: i64) -> Result<(), ServiceError> {
         let bound = self.report.anchor.events + waiting;
         if self.stored == bound && self.report.findings == 0 {

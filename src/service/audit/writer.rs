@@ -1,5 +1,5 @@
-//! Writes events in groups. A caller waits until its event is durable; meanwhile the next group gathers. That costs latency
-//! and hardly any throughput.
+//! Writes events in groups. A caller waits until its event is durable; meanwhile the next group
+//! gathers. That costs latency and hardly any throughput.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -64,8 +64,8 @@ pub struct AuditWriter {
 }
 
 impl AuditWriter {
-    /// Writes the first batch of this process, seals what waits, and starts the writer and the sealer. Both run until
-    /// `stop`. Queued events are written and sealed before the task ends.
+    /// Writes the first batch of this process, seals what waits, and starts the writer and the
+    /// sealer. Both run until `stop`. Queued events are written and sealed before the task ends.
     ///
     /// # Errors
     ///
@@ -116,7 +116,8 @@ impl AuditWriter {
         }
     }
 
-    /// Records that a sealed value did not open. The caller is told so even if the event cannot be written.
+    /// Records that a sealed value did not open. The caller is told so even if the event cannot be
+    /// written.
     pub async fn note_damage(&self, event: NewEvent) {
         let details = event.details.clone().reason("does-not-open");
         let event = event.details(details).outcome(Outcome::Failure);
@@ -135,7 +136,8 @@ impl AuditWriter {
 struct GroupWriter {
     process: Arc<Process>,
     options: PgConnectOptions,
-    /// Own connection: requests that exhaust the pool do not delay the events that other requests wait for.
+    /// Own connection: requests that exhaust the pool do not delay the events that other requests
+    /// wait for.
     conn: Option<PgConnection>,
 }
 
@@ -165,7 +167,8 @@ impl GroupWriter {
         self.write(&mut group).await;
     }
 
-    /// Writes a group and notifies its waiters. Dropping the sender tells a waiter that its event was not written.
+    /// Writes a group and notifies its waiters. Dropping the sender tells a waiter that its event
+    /// was not written.
     async fn write(&mut self, entries: &mut Vec<Entry>) {
         entries.retain(|entry| !entry.is_given_up());
         if entries.is_empty() {
@@ -177,7 +180,8 @@ impl GroupWriter {
         let write = self.process.prepare(events);
         let result = self.insert(&write).await;
         write.end(match &result {
-            // An altered write was committed. Its number stays settled, so that what is missing is found.
+            // An altered write was committed. Its number stays settled, so that what is missing is
+            // found.
             Ok(()) | Err(AuditError::Altered) => WriteOutcome::Committed,
             Err(AuditError::Storage(error)) => outcome_of(error),
             Err(_) => WriteOutcome::Unknown,
@@ -200,20 +204,22 @@ impl GroupWriter {
         }
     }
 
-    /// Repeats the insert while Postgres is unavailable. The ids stay the same, so an event is stored once.
+    /// Repeats the insert while Postgres is unavailable. The ids stay the same, so an event is
+    /// stored once.
     async fn insert(&mut self, write: &Write) -> Result<(), AuditError> {
         let deadline = Instant::now() + WRITE;
         let mut pause = Duration::ZERO;
         loop {
-            let result = timeout_at(deadline, self.insert_once(write)).await.unwrap_or(Err(AuditError::NotWritten));
+            let result = timeout_at(deadline, self.insert_once(write)).await.unwrap_or(Err(AuditError::TimedOut));
             let is_unavailable = matches!(result, Err(AuditError::Storage(StorageError::Unavailable(_))));
-            if is_unavailable || matches!(result, Err(AuditError::NotWritten)) {
+            if is_unavailable || matches!(result, Err(AuditError::TimedOut)) {
                 self.conn = None;
             }
             if !is_unavailable || Instant::now() + pause >= deadline {
                 return result;
             }
-            // The first retry follows at once: an idle connection may be broken although Postgres is available.
+            // The first retry follows at once: an idle connection may be broken although Postgres
+            // is available.
             tokio::time::sleep(pause).await;
             pause = RETRY;
         }

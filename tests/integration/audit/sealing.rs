@@ -221,7 +221,8 @@ async fn restored_dump_is_sealed_on_another_server(pool: PgPool) {
     assert!(exit.stdout.starts_with("The audit log is intact: 3 events"), "{exit:?}");
 }
 
-/// Rows that an open transaction keeps from being removed must not slow down sealing, and are removed once it has ended.
+/// Rows that an open transaction keeps from being removed must not slow down sealing, and are
+/// removed once it has ended.
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn long_transaction_neither_stops_sealing_nor_leaves_bloat(pool: PgPool) {
     const BATCHES: i64 = 3_000;
