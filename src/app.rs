@@ -40,9 +40,6 @@ use crate::{
 
 pub use self::database::{connect, grant, migrate};
 
-/// Changes that can be between their audit event and their commit at a time.
-const CHANGE_CHAINS: usize = 4;
-
 /// Reason why the process did not start, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
@@ -154,28 +151,20 @@ async fn open_audit_log(
     pepper: &Pepper,
     tasks: &Tasks,
 ) -> Result<(TransactionalAudit, AuditWriter), AppError> {
-    let key = Arc::new(AuditKey::of(pepper));
-    let audit = open_audit(pool, key.clone(), CHANGE_CHAINS).await?;
-    let (writer, run) = AuditWriter::start(pool, key, tasks.finishing()).await.map_err(audit_unavailable)?;
-    let audit = audit.counted_in(writer.metrics());
-    // The task outlives the requests: the last ones still record refusals.
+    let audit = TransactionalAudit::open(pool, Arc::new(AuditKey::of(pepper)));
+    let (writer, run) = AuditWriter::start(&audit, tasks.finishing()).await.map_err(audit_unavailable)?;
+    // The task outlives the requests: the last ones still record refusals. It also seals.
     tasks.spawn_support("audit writer", run);
     Ok((audit, writer))
-}
-
-/// Opens `chains` audit chains for the events of changes.
-///
-/// # Errors
-///
-/// [`AppError::Dependency`] if the database refuses.
-pub async fn open_audit(pool: &PgPool, key: Arc<AuditKey>, chains: usize) -> Result<TransactionalAudit, AppError> {
-    TransactionalAudit::open(pool, key, chains).await.map_err(audit_unavailable)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "used as a function in `map_err`")]
 fn audit_unavailable(error: AuditError) -> AppError {
     let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    AppError::Dependency(format!("the audit log is not writable: {error}{cause}"))
+    AppError::Dependency(format!(
+        "the audit log is not writable: {error}{cause}. If the service has its own role, run `regcred migrate --grant-to \
+         ROLE`"
+    ))
 }
 
 fn reconcile_config(config: &PullSecretsConfig) -> ReconcileConfig {

@@ -21,7 +21,7 @@ use crate::{
     clients::cluster::ClusterMetrics,
     crypto::{api_key::KeyChecker, certificate::ServerCertificate},
     service::{
-        audit::writer::AuditMetrics, progress::Streams, reconcile, row_cache::RowCache, tokens,
+        audit::metrics::AuditMetrics, progress::Streams, reconcile, row_cache::RowCache, tokens,
         verification::VerificationMetrics,
     },
 };
@@ -195,8 +195,15 @@ impl Sources {
             ConstCounter::new(count).encode(events.encode_family(&[("result", result)])?)?;
         }
         out.counter("audit_groups", "Groups in which these audit events were written", self.audit.groups())?;
-        let help = "Audit chains found in another state than this process had left them";
-        out.counter("audit_chain_breaks", help, self.audit.breaks())
+        out.counter("audit_seals", "Audit seals written by this process", self.audit.seals())?;
+        let help = "Age of the oldest audit batch without a seal; above 60, changes and reveals are refused";
+        out.gauge_seconds("audit_oldest_unsealed", help, self.audit.oldest_unsealed().as_secs_f64())?;
+        let help = "Changes of the audit log that no process of regcred made";
+        let mut tampering = out.0.encode_descriptor("audit_tampering", help, None, MetricType::Counter)?;
+        for (kind, count) in self.audit.tampering() {
+            ConstCounter::new(count).encode(tampering.encode_family(&[("kind", kind)])?)?;
+        }
+        Ok(())
     }
 
     fn encode_tokens(&self, out: &mut Output<'_>) -> Result<(), fmt::Error> {

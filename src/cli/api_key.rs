@@ -88,8 +88,10 @@ impl CreateApiKey {
         let new = NewApiKey::parse(&self.name, &self.role, Some(grants), self.expires_at, clock::now());
         let new = new.map_err(|errors| CliError::Failed(argument_errors(&errors)))?;
         let (pool, pepper) = open().await?;
-        let (audit, actor) = (audit::audit(&pool, &pepper).await?, audit::actor());
-        let (stored, key) = api_keys::create(&pool, &audit, &actor, &pepper, &new).await?;
+        let (audit, actor) = (audit::audit(&pool, &pepper), audit::actor());
+        let created = api_keys::create(&pool, &audit, &actor, &pepper, &new).await;
+        audit::close(&audit).await;
+        let (stored, key) = created?;
         eprintln!(
             "Created the API key `{}`, {}. Store it now, it cannot be displayed again:",
             stored.name,
@@ -102,12 +104,14 @@ impl CreateApiKey {
 async fn revoke(name: &str, even_last_admin: bool) -> Result<(), CliError> {
     let name = argument("--name", Name::parse(name))?;
     let (pool, pepper) = open().await?;
-    let (audit, actor) = (audit::audit(&pool, &pepper).await?, audit::actor());
-    if even_last_admin {
-        api_keys::revoke_even_last_admin(&pool, &audit, &actor, &name).await?;
+    let (audit, actor) = (audit::audit(&pool, &pepper), audit::actor());
+    let revoked = if even_last_admin {
+        api_keys::revoke_even_last_admin(&pool, &audit, &actor, &name).await
     } else {
-        api_keys::revoke(&pool, &audit, &actor, &name).await?;
-    }
+        api_keys::revoke(&pool, &audit, &actor, &name).await
+    };
+    audit::close(&audit).await;
+    revoked?;
     eprintln!("Revoked the API key `{name}`.");
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! `regcred audit`: check the audit record, and take it along; and who it is that runs a command.
+//! `regcred audit`: verifies and exports the audit log. Also names the user of a command.
 
 use std::{
-    fmt::Write as _,
+    fmt::{Display, Write as _},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::{
     app,
     cli::{CliError, argument, print_line, replace_file, variable},
-    config::Reader,
+    config::{DatabaseConfig, Reader},
     crypto::{api_key::Pepper, audit::AuditKey},
     domain::{
         audit::{EventFilter, Resource},
@@ -24,36 +24,73 @@ use crate::{
     http,
     service::audit::{
         Export, TransactionalAudit,
-        verify::{Anchor, Finding, Watcher, verify},
+        legacy::{ChainAnchor, ChainFinding, adopt},
+        verify::{Anchor, Finding, ProcessNumbers, Scope, Watcher, verify},
     },
 };
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
-    /// Check that no event was changed, removed, added or moved: exit code 0 if so, else 1, with what is wrong.
+    /// Verify that no event was changed, removed or added. Exit code 0 if so, else 1 with the
+    /// findings.
     ///
-    /// It can run beside the service. It needs the database and `REGCRED_API_KEY_PEPPER`.
+    /// Runs beside the service. Needs the database and `REGCRED_API_KEY_PEPPER`.
     Verify(Verify),
-    /// Print events as JSON lines, the newest first.
+    /// Verify the chains of events that earlier releases wrote, and seal their events.
+    ///
+    /// Run it once after an upgrade, when no process of an earlier release runs any more. It can be
+    /// repeated.
+    Adopt(Adopt),
+    /// Print events as JSON lines, newest first.
     Export(ExportEvents),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Verify {
-    /// Compare with where the chains were when this file was written: what is gone since then is found, too.
+    /// Compare with the state of the log at an earlier verification. Finds a log that was set back.
     #[arg(long)]
     anchors: Option<PathBuf>,
-    /// Write to this file where the chains are now. Keep it where nobody who writes to the database reaches it.
+    /// Verify only what was sealed after the state in `--anchors`.
+    #[arg(long, requires = "anchors")]
+    since_anchor: bool,
+    /// Write the state of the log to this file. Keep it where database writers cannot reach it.
     #[arg(long)]
     save_anchors: Option<PathBuf>,
-    /// A file with a pepper that was in use before; can be given several times.
+    #[command(flatten)]
+    peppers: OlderPeppers,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Adopt {
+    #[command(flatten)]
+    peppers: OlderPeppers,
+}
+
+#[derive(Debug, Args)]
+struct OlderPeppers {
+    /// File with a pepper that was used before. Can be repeated.
     #[arg(long)]
     older_pepper_file: Vec<PathBuf>,
 }
 
+impl OlderPeppers {
+    /// Returns the database's configuration and all keys, the current one first.
+    fn keys(&self) -> Result<(DatabaseConfig, Vec<AuditKey>), CliError> {
+        let mut reader = Reader::new(&variable);
+        let (config, pepper) = (reader.database(), reader.pepper());
+        let (config, pepper) = reader.finish(|| config.zip(pepper))?;
+        let mut keys = vec![AuditKey::of(&pepper)];
+        for file in &self.older_pepper_file {
+            let pepper = Pepper::parse(&SecretString::from(read(file)?));
+            keys.push(AuditKey::of(&argument(&format!("--older-pepper-file {}:", file.display()), pepper)?));
+        }
+        Ok((config, keys))
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct ExportEvents {
-    /// Only events about this resource, such as registry-accounts/martin-5000.
+    /// Only events of this resource, such as registry-accounts/prod.
     #[arg(long)]
     resource: Option<String>,
     /// Only events of the actor with this name.
@@ -65,7 +102,7 @@ pub(super) struct ExportEvents {
     /// Only events with this outcome: success, denied, failure or attempt.
     #[arg(long)]
     outcome: Option<String>,
-    /// Only events from this time on, as in 2027-01-31T00:00:00Z.
+    /// Only events at or after this time, as in 2027-01-31T00:00:00Z.
     #[arg(long)]
     from: Option<DateTime<Utc>>,
     /// Only events before this time.
@@ -77,25 +114,31 @@ impl AuditCommand {
     pub(super) async fn run(self) -> Result<(), CliError> {
         match self {
             Self::Verify(command) => command.run().await,
+            Self::Adopt(command) => command.run().await,
             Self::Export(command) => command.run().await,
         }
     }
 }
 
-/// Says what is found as it is found, and now and then how far it is.
+/// Prints findings as they come, and the progress now and then.
 struct Terminal {
-    /// The next tenth of a million at which to say so.
     next: u64,
     printed: Result<(), CliError>,
 }
 
 const PROGRESS_EVERY: u64 = 100_000;
 
-impl Watcher for Terminal {
-    fn found(&mut self, finding: &Finding) {
+impl Terminal {
+    fn print(&mut self, finding: &impl Display) {
         if self.printed.is_ok() {
             self.printed = print_line(&finding.to_string());
         }
+    }
+}
+
+impl Watcher for Terminal {
+    fn found(&mut self, finding: &Finding) {
+        self.print(finding);
     }
 
     fn progress(&mut self, seen: u64, all: u64) {
@@ -108,36 +151,56 @@ impl Watcher for Terminal {
 
 impl Verify {
     async fn run(self) -> Result<(), CliError> {
-        let anchors = self.anchors.as_deref().map(read_anchors).transpose()?.unwrap_or_default();
-        let mut reader = Reader::new(&variable);
-        let (config, pepper) = (reader.database(), reader.pepper());
-        let (config, pepper) = reader.finish(|| config.zip(pepper))?;
-        let mut keys = vec![AuditKey::of(&pepper)];
-        for file in &self.older_pepper_file {
-            let text = read(file)?;
-            let pepper = Pepper::parse(&SecretString::from(text));
-            keys.push(AuditKey::of(&argument(&format!("--older-pepper-file {}:", file.display()), pepper)?));
-        }
+        let scope = self.anchors.as_deref().map(read_anchors).transpose()?.unwrap_or_default();
+        let scope = Scope { since_anchor: self.since_anchor, ..scope };
+        let (config, keys) = self.peppers.keys()?;
         let pool = app::connect(&config).await?;
         let mut terminal = Terminal { next: PROGRESS_EVERY, printed: Ok(()) };
-        let report = verify(&pool, &keys, anchors, &mut terminal).await?;
+        let report = verify(&pool, &keys, scope, &mut terminal).await?;
         terminal.printed?;
+        print_open_processes(&report.anchor);
+        if report.unadopted > 0 {
+            eprintln!("{} events of earlier releases are not sealed: run `regcred audit adopt`", report.unadopted);
+        }
+        let (events, seals) = (report.events, report.anchor.number);
         if report.findings > 0 {
+            let findings = report.findings;
             return Err(CliError::Failed(format!(
-                "The audit record is not what was written: {} findings in {} events of {} chains",
-                report.findings,
-                report.events,
-                report.anchors.len()
+                "The audit log is not what was written: {findings} findings in {events} events and {seals} seals"
             )));
         }
         if let Some(file) = &self.save_anchors {
-            let lines = report.anchors.iter().fold(String::new(), |mut lines, Anchor { chain_id, sequence, hash }| {
-                let _ = writeln!(lines, "{chain_id} {sequence} {hash}");
-                lines
-            });
-            replace_file(file, &lines).map_err(|error| CliError::Failed(format!("{}: {error}", file.display())))?;
+            replace_file(file, &format_anchor(&report.anchor))
+                .map_err(|error| CliError::Failed(format!("{}: {error}", file.display())))?;
         }
-        print_line(&format!("The audit record is whole: {} events in {} chains", report.events, report.anchors.len()))
+        print_line(&format!("The audit log is intact: {events} events in {seals} seals"))
+    }
+}
+
+/// A process that has not stopped runs, or died. Batches that were in flight when it died cannot be
+/// told from removed ones.
+fn print_open_processes(anchor: &Anchor) {
+    for (id, numbers) in anchor.processes.iter().filter(|(_, numbers)| !numbers.is_closed) {
+        let in_flight: Vec<String> = numbers.in_flight().iter().map(|(from, to)| format!("{from}-{to}")).collect();
+        let in_flight =
+            if in_flight.is_empty() { String::new() } else { format!(", in flight {}", in_flight.join(", ")) };
+        eprintln!("process {id} runs or died: last batch {}{in_flight}", numbers.last());
+    }
+}
+
+impl Adopt {
+    async fn run(self) -> Result<(), CliError> {
+        let (config, keys) = self.peppers.keys()?;
+        let pool = app::connect(&config).await?;
+        let mut terminal = Terminal { next: PROGRESS_EVERY, printed: Ok(()) };
+        let (report, sealed) = adopt(&pool, &keys, &mut |finding: &ChainFinding| terminal.print(finding)).await?;
+        terminal.printed?;
+        if report.findings > 0 {
+            let findings = report.findings;
+            return Err(CliError::Failed(format!("Nothing was sealed: {findings} findings in the chains")));
+        }
+        let (events, chains) = (report.events, report.chains);
+        print_line(&format!("{events} events in {chains} chains are intact; {sealed} of them were sealed now"))
     }
 }
 
@@ -145,15 +208,51 @@ fn read(file: &Path) -> Result<String, CliError> {
     std::fs::read_to_string(file).map_err(|error| CliError::Failed(format!("{}: {error}", file.display())))
 }
 
-fn read_anchors(file: &Path) -> Result<Vec<Anchor>, CliError> {
-    let parse = |line: &str| {
-        let mut parts = line.split_whitespace();
-        let chain_id = Uuid::try_parse(parts.next()?).ok()?;
-        let sequence = parts.next()?.parse().ok()?;
-        Some(Anchor { chain_id, sequence, hash: parts.next()?.to_owned() })
-    };
-    let anchors = read(file)?.lines().map(parse).collect::<Option<Vec<_>>>();
-    anchors.ok_or_else(|| CliError::Failed(format!("{} was not written by --save-anchors", file.display())))
+/// One line for the last seal, and one for each process that may still write.
+fn format_anchor(anchor: &Anchor) -> String {
+    let hash = if anchor.hash.is_empty() { "-" } else { &anchor.hash };
+    let mut text = format!("seal {} {hash} {}\n", anchor.number, anchor.events);
+    for (id, ProcessNumbers { through, settled, is_closed, beyond }) in &anchor.processes {
+        let _ = write!(text, "process {id} {through} {settled} {}", u8::from(*is_closed));
+        beyond.iter().for_each(|number| text.push_str(&format!(" {number}")));
+        text.push('\n');
+    }
+    text
+}
+
+/// Also reads the lines `CHAIN SEQUENCE HASH` of earlier releases.
+fn parse_anchor(text: &str) -> Option<Scope> {
+    let mut scope = Scope::default();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["seal", number, hash, events] => {
+                let hash = if *hash == "-" { String::new() } else { (*hash).to_owned() };
+                let (number, events) = (number.parse().ok()?, events.parse().ok()?);
+                scope.anchor = Some(Anchor { number, hash, events, ..Anchor::default() });
+            }
+            ["process", id, through, settled, is_closed, beyond @ ..] => {
+                let numbers = ProcessNumbers {
+                    through: through.parse().ok()?,
+                    settled: settled.parse().ok()?,
+                    is_closed: *is_closed == "1",
+                    beyond: beyond.iter().map(|number| number.parse().ok()).collect::<Option<_>>()?,
+                };
+                scope.anchor.as_mut()?.processes.insert(Uuid::try_parse(id).ok()?, numbers);
+            }
+            [chain_id, sequence, hash] => {
+                let (chain_id, sequence) = (Uuid::try_parse(chain_id).ok()?, sequence.parse().ok()?);
+                scope.chains.push(ChainAnchor { chain_id, sequence, hash: (*hash).to_owned() });
+            }
+            _ => return None,
+        }
+    }
+    Some(scope)
+}
+
+fn read_anchors(file: &Path) -> Result<Scope, CliError> {
+    let scope = parse_anchor(&read(file)?);
+    scope.ok_or_else(|| CliError::Failed(format!("{} was not written by --save-anchors", file.display())))
 }
 
 impl ExportEvents {
@@ -176,12 +275,20 @@ impl ExportEvents {
     }
 }
 
-/// Opens the one chain of the events of this command.
-pub(super) async fn audit(pool: &sqlx::PgPool, pepper: &Pepper) -> Result<TransactionalAudit, CliError> {
-    Ok(app::open_audit(pool, Arc::new(AuditKey::of(pepper)), 1).await?)
+/// Opens the audit log for the events of this command, which closes it in the end.
+pub(super) fn audit(pool: &sqlx::PgPool, pepper: &Pepper) -> TransactionalAudit {
+    TransactionalAudit::open(pool, Arc::new(AuditKey::of(pepper)))
 }
 
-/// Who runs this command, by what the kernel says and not by a variable that anybody can set.
+/// Seals the events of this command. They are durable even if that fails: then a service seals
+/// them.
+pub(super) async fn close(audit: &TransactionalAudit) {
+    if let Err(error) = audit.close().await {
+        tracing::warn!(%error, "audit numbering not closed");
+    }
+}
+
+/// Returns the user of this command, from the kernel: an environment variable could be forged.
 pub(super) fn actor() -> Actor {
     let uid = std::fs::metadata("/proc/self").map(|process| process.uid());
     let name = uid.map(|uid| user_name(uid).unwrap_or_else(|| format!("uid-{uid}")));
@@ -203,7 +310,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_runs_a_command_has_a_name() {
+    fn anchor_parses_as_it_is_formatted() {
+        let numbers = ProcessNumbers { through: 3, beyond: [5, 7].into(), settled: 2, is_closed: false };
+        let anchor =
+            Anchor { number: 4, hash: "ab".to_owned(), events: 9, processes: [(Uuid::now_v7(), numbers)].into() };
+        let chain = format!("{} 17 cd\n", Uuid::nil());
+        let scope = parse_anchor(&(format_anchor(&anchor) + &chain)).unwrap();
+        assert_eq!((scope.anchor, scope.chains.len()), (Some(anchor), 1));
+        let empty = parse_anchor(&format_anchor(&Anchor::default())).unwrap();
+        assert_eq!(empty.anchor, Some(Anchor::default()));
+        assert!(parse_anchor("nonsense").is_none());
+    }
+
+    #[test]
+    fn user_of_a_command_has_a_name() {
         let actor = actor();
         assert_eq!(actor.kind, ActorKind::CommandLine);
         assert!(!actor.name.is_empty() && actor.name != "unknown");

@@ -49,7 +49,7 @@ impl MasterKeyCommand {
             Self::Rotate => {
                 let mut reader = Reader::new(&variable);
                 let pepper = reader.pepper();
-                let audit = audit::audit(&pool, &reader.finish(|| pepper)?).await?;
+                let audit = audit::audit(&pool, &reader.finish(|| pepper)?);
                 rotate(&pool, &sealer, &audit).await
             }
         }
@@ -76,7 +76,9 @@ async fn rotate(pool: &PgPool, sealer: &Sealer, audit: &TransactionalAudit) -> R
     let key = sealer.sealing_key_id();
     eprintln!("Re-sealing with {key} …");
     let progress = |so_far: &master_keys::Rotation| eprintln!("  {} values re-sealed", so_far.resealed);
-    let rotation = master_keys::rotate_audited(pool, sealer, audit, &audit::actor(), progress).await?;
+    let rotation = master_keys::rotate_audited(pool, sealer, audit, &audit::actor(), progress).await;
+    audit::close(audit).await;
+    let rotation = rotation?;
     if rotation.unreadable > 0 {
         return Err(CliError::Failed(format!(
             "{} values re-sealed, {} skipped because they did not open: see the log above for their rows",

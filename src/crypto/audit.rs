@@ -1,15 +1,20 @@
-//! What links the events of the audit record, so that none can be changed, removed or moved by somebody who has the
-//! database alone: HMAC-SHA-256 under a key that is derived from the pepper, which the database does not hold.
+//! HMACs of the audit log. Their key is derived from the pepper, which the database does not hold:
+//! write access to the database alone is not enough to make a valid event, batch or seal.
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{digest, hmac};
 use uuid::Uuid;
 
 use crate::{
     crypto::api_key::Pepper,
-    domain::audit::{Chain, Event, Head, Link, LinkedEvent, Opening, hex},
+    domain::audit::{
+        Event, StoredEvent, hex,
+        seal::{Batch, BatchEntry, Seal},
+    },
 };
 
-/// The key of all HMACs in the audit record.
+mod legacy;
+
+/// Key of all HMACs in the audit log.
 #[derive(Clone)]
 pub struct AuditKey {
     key: hmac::Key,
@@ -23,7 +28,7 @@ impl std::fmt::Debug for AuditKey {
 }
 
 impl AuditKey {
-    /// Derives the key. One pepper makes one key: all processes that share it check each other's chains.
+    /// Derives the key. Processes that share a pepper verify each other's events.
     #[must_use]
     pub fn of(pepper: &Pepper) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, pepper.subkey("regcred audit chain 1").as_ref());
@@ -32,51 +37,58 @@ impl AuditKey {
         Self { key, id }
     }
 
-    /// Says which key it is, and nothing of it.
+    /// Identifies the key and reveals nothing of it.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Makes the next link of a chain, and moves its head there.
+    /// Signs an event at its place among the events of a process.
     #[must_use]
-    pub fn link(&self, chain_id: Uuid, head: &mut Head, event: Event) -> LinkedEvent {
-        let sequence = head.sequence + 1;
-        let hash = self.sign(b"event", &event.bytes(chain_id, sequence, &head.hash));
-        let previous_hash = std::mem::replace(&mut head.hash, hash.clone());
-        head.sequence = sequence;
-        LinkedEvent { event, link: Link { chain_id, sequence, previous_hash, hash } }
+    pub fn sign_event(&self, event: Event, process_id: Uuid, sequence: i64) -> StoredEvent {
+        let hash = self.sign(b"sealed event", &event.bytes(process_id, sequence, &[]));
+        let key_id = Some(self.id.clone());
+        StoredEvent { event, key_id, chain_id: process_id, sequence, previous_hash: Vec::new(), hash }
     }
 
-    /// Whether an event is what was once written at this place of this chain.
+    /// Whether an event is as a process wrote it.
     #[must_use]
-    pub fn is_authentic_at(&self, linked: &LinkedEvent, chain_id: Uuid, sequence: i64) -> bool {
-        let LinkedEvent { event, link } = linked;
-        self.verify(b"event", &event.bytes(chain_id, sequence, &link.previous_hash), &link.hash)
+    pub fn is_authentic(&self, stored: &StoredEvent) -> bool {
+        let purpose: &[u8] = if stored.key_id.is_some() { b"sealed event" } else { b"event" };
+        let bytes = stored.event.bytes(stored.chain_id, stored.sequence, &stored.previous_hash);
+        self.verify(purpose, &bytes, &stored.hash)
     }
 
-    /// Signs where a chain is.
+    /// Makes a batch of events, of which it binds ids and HMACs.
     #[must_use]
-    pub fn seal(&self, chain_id: Uuid, head: &Head) -> Vec<u8> {
-        self.sign(b"head", &head_bytes(chain_id, head))
+    pub fn sign_batch<'a>(&self, mut entry: BatchEntry, events: impl IntoIterator<Item = (Uuid, &'a [u8])>) -> Batch {
+        let (event_ids, hashes): (Vec<Uuid>, Vec<Vec<u8>>) =
+            events.into_iter().map(|(id, hash)| (id, hash.to_vec())).unzip();
+        entry.events = i32::try_from(event_ids.len()).unwrap_or(i32::MAX);
+        let mut batch =
+            Batch { id: Uuid::now_v7(), key_id: self.id.clone(), entry, event_ids, hashes, mac: Vec::new() };
+        batch.mac = self.sign(b"batch", &batch.bytes());
+        batch
     }
 
-    /// Whether a chain was once where its head says.
+    /// Whether a batch is as a process wrote it.
     #[must_use]
-    pub fn is_sealed(&self, chain: &Chain) -> bool {
-        self.verify(b"head", &head_bytes(chain.opening.id, &chain.head), &chain.seal)
+    pub fn is_batch(&self, batch: &Batch) -> bool {
+        self.verify(b"batch", &batch.bytes(), &batch.mac)
     }
 
-    /// Signs how a chain begins; `before` is what this made for the chain with the number before.
+    /// Signs a seal.
     #[must_use]
-    pub fn open(&self, opening: &Opening, before: &[u8]) -> Vec<u8> {
-        self.sign(b"opening", &opening.bytes(before))
+    pub fn sign_seal(&self, mut seal: Seal) -> Seal {
+        seal.key_id.clone_from(&self.id);
+        seal.head.hash = self.sign(b"seal", &seal.bytes());
+        seal
     }
 
-    /// Whether a chain began so.
+    /// Whether a seal is as a process wrote it.
     #[must_use]
-    pub fn is_opening(&self, chain: &Chain, before: &[u8]) -> bool {
-        self.verify(b"opening", &chain.opening.bytes(before), &chain.opening_hash)
+    pub fn is_seal(&self, seal: &Seal) -> bool {
+        self.verify(b"seal", &seal.bytes(), &seal.head.hash)
     }
 
     /// `purpose` keeps one kind of HMAC from being taken for another.
@@ -93,18 +105,22 @@ impl AuditKey {
     }
 }
 
-fn head_bytes(chain_id: Uuid, head: &Head) -> Vec<u8> {
-    [&chain_id.as_bytes()[..], &head.sequence.to_be_bytes(), &head.hash].concat()
+/// Digests the HMACs of the events of a seal, in order.
+pub fn digest<'a>(hashes: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut context = digest::Context::new(&digest::SHA256);
+    hashes.into_iter().for_each(|hash| context.update(hash));
+    context.finish().as_ref().to_vec()
 }
 
 #[cfg(test)]
 mod tests {
     use base64::{Engine, prelude::BASE64_STANDARD};
+    use chrono::{TimeDelta, Utc};
     use secrecy::SecretString;
 
     use super::*;
     use crate::domain::{
-        audit::{Action, NewEvent, Resource},
+        audit::{Action, NewEvent, Resource, seal::SealHead},
         caller::{Actor, ActorKind},
     };
 
@@ -113,28 +129,76 @@ mod tests {
     }
 
     fn event() -> Event {
-        let actor = Actor { kind: ActorKind::CommandLine, id: None, name: "martin".to_owned() };
+        let actor = Actor { kind: ActorKind::CommandLine, id: None, name: "dev".to_owned() };
         NewEvent::by(&actor, Action::MasterKeyRotate, Resource::master_keys()).stamp(Uuid::now_v7())
     }
 
     #[test]
-    fn a_link_holds_at_its_place_under_its_key_alone() {
-        let (chain, mut head) = (Uuid::now_v7(), Head { sequence: 0, hash: b"opening".to_vec() });
-        let first = key(1).link(chain, &mut head, event());
-        let second = key(1).link(chain, &mut head, event());
-
-        assert_eq!((first.link.sequence, second.link.sequence, head.sequence), (1, 2, 2));
-        assert_eq!((&second.link.previous_hash, &head.hash), (&first.link.hash, &second.link.hash));
-        assert!(key(1).is_authentic_at(&first, chain, 1));
-        assert!(!key(1).is_authentic_at(&first, chain, 2));
-        assert!(!key(1).is_authentic_at(&first, Uuid::now_v7(), 1));
-        assert!(!key(2).is_authentic_at(&first, chain, 1));
+    fn event_is_authentic_at_its_place_under_its_key_alone() {
+        let stored = key(1).sign_event(event(), Uuid::now_v7(), 7);
+        assert!(key(1).is_authentic(&stored));
+        assert!(!key(2).is_authentic(&stored));
+        assert!(!key(1).is_authentic(&StoredEvent { sequence: 8, ..stored.clone() }));
+        assert!(!key(1).is_authentic(&StoredEvent { chain_id: Uuid::now_v7(), ..stored.clone() }));
+        assert!(!key(1).is_authentic(&StoredEvent { key_id: None, ..stored }));
         assert_ne!(key(1).id(), key(2).id());
     }
 
     #[test]
-    fn a_seal_is_no_link() {
-        let head = Head { sequence: 0, hash: Vec::new() };
-        assert_ne!(key(1).seal(Uuid::nil(), &head), key(1).sign(b"event", &head_bytes(Uuid::nil(), &head)));
+    fn every_field_of_a_batch_is_signed() {
+        let process_id = Uuid::now_v7();
+        let events = [key(1).sign_event(event(), process_id, 1)];
+        let entry = BatchEntry { process_id, sequence: 3, settled_through: 2, events: 0 };
+        let batch = key(1).sign_batch(entry, events.iter().map(StoredEvent::binding));
+        assert!(key(1).is_batch(&batch) && !key(2).is_batch(&batch));
+        let edits: [fn(&mut Batch); 8] = [
+            |b| b.id = Uuid::nil(),
+            |b| b.key_id.push('x'),
+            |b| b.entry.process_id = Uuid::nil(),
+            |b| b.entry.sequence = 4,
+            |b| b.entry.settled_through = 3,
+            |b| b.entry.events = 0,
+            |b| b.event_ids.clear(),
+            |b| b.hashes[0].push(0),
+        ];
+        for (index, edit) in edits.iter().enumerate() {
+            let mut changed = batch.clone();
+            edit(&mut changed);
+            assert!(!key(1).is_batch(&changed), "edit {index}");
+        }
+    }
+
+    #[test]
+    fn every_field_of_a_seal_is_signed() {
+        let entry = BatchEntry { process_id: Uuid::now_v7(), sequence: 1, settled_through: 0, events: 1 };
+        let seal = key(1).sign_seal(Seal {
+            head: SealHead { number: 2, hash: Vec::new() },
+            sealed_at: Utc::now(),
+            key_id: String::new(),
+            batches: vec![entry],
+            event_ids: vec![Uuid::now_v7()],
+            events: 5,
+            digest: digest([&[1][..]]),
+            previous_hash: vec![1],
+            seen: None,
+            pruned_through: None,
+        });
+        assert!(key(1).is_seal(&seal) && !key(2).is_seal(&seal));
+        let edits: [fn(&mut Seal); 9] = [
+            |s| s.head.number = 3,
+            |s| s.sealed_at += TimeDelta::microseconds(1),
+            |s| s.batches.clear(),
+            |s| s.event_ids.clear(),
+            |s| s.events = 6,
+            |s| s.digest = digest([]),
+            |s| s.previous_hash.clear(),
+            |s| s.seen = Some(SealHead { number: 1, hash: Vec::new() }),
+            |s| s.pruned_through = Some(0),
+        ];
+        for (index, edit) in edits.iter().enumerate() {
+            let mut changed = seal.clone();
+            edit(&mut changed);
+            assert!(!key(1).is_seal(&changed), "edit {index}");
+        }
     }
 }

@@ -1,6 +1,7 @@
-//! The audit record: who did what, when, with what result; never a value.
+//! Events of the audit log: actor, action, resource, time and outcome; never a secret value.
 //!
-//! What stands in an event comes in through types that can hold names alone: [`Resource`] and [`Details`].
+//! Only names, numbers and fixed words enter an event: [`Resource`] and [`Details`] have no
+//! constructor for free text.
 
 use std::{collections::BTreeMap, net::IpAddr, str::FromStr};
 
@@ -14,6 +15,9 @@ use crate::domain::{
     names::{Name, NamespaceName, SecretName},
 };
 
+pub mod legacy;
+pub mod seal;
+
 macro_rules! words {
     ($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$doc])*
@@ -23,10 +27,10 @@ macro_rules! words {
         }
 
         impl $type {
-            /// All of them.
+            /// All values.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
-            /// The name in the API and in the database.
+            /// Returns the name in the API and in the database.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self {
@@ -50,184 +54,185 @@ macro_rules! words {
 }
 
 words! {
-    /// What somebody did, or was refused.
+    /// Action of a caller, performed or refused.
     Action {
-        /// Registered an account.
+        /// Account registered.
         AccountCreate = "registryAccount.create",
-        /// Changed an account, but not its password.
+        /// Account changed, except for its password.
         AccountUpdate = "registryAccount.update",
-        /// Gave an account another password.
+        /// Password of an account replaced.
         AccountRotate = "registryAccount.rotate",
-        /// Removed an account.
+        /// Account deleted.
         AccountDelete = "registryAccount.delete",
-        /// Had an account's password shown to its registry.
+        /// Stored password presented to its registry.
         AccountVerify = "registryAccount.verify",
-        /// Was refused an import. One that goes through is recorded account by account.
+        /// Import refused, or dry run. Other imports are recorded account by account.
         AccountImport = "registryAccount.import",
-        /// Was refused to see accounts.
+        /// Reading accounts refused.
         AccountRead = "registryAccount.read",
-        /// Received passwords.
+        /// Passwords revealed.
         Reveal = "dockerConfig.reveal",
-        /// Was refused to ask which entry fits an image.
+        /// Explanation of an image match refused.
         Explain = "dockerConfig.explain",
-        /// Registered a cluster.
+        /// Cluster registered.
         ClusterCreate = "cluster.create",
-        /// Changed a cluster.
+        /// Cluster changed.
         ClusterUpdate = "cluster.update",
-        /// Removed a cluster.
+        /// Cluster deleted.
         ClusterDelete = "cluster.delete",
-        /// Was refused to see or check clusters.
+        /// Reading or checking clusters refused.
         ClusterRead = "cluster.read",
-        /// Had a Secret placed in a namespace.
+        /// Secret delivered to a namespace.
         Deliver = "secret.deliver",
-        /// Made an API key.
+        /// API key created.
         KeyCreate = "apiKey.create",
-        /// Revoked an API key.
+        /// API key revoked.
         KeyRevoke = "apiKey.revoke",
-        /// Was refused to see API keys.
+        /// Reading API keys refused.
         KeyRead = "apiKey.read",
-        /// Declared a pull secret, or replaced its declaration.
+        /// Pull secret declared, or its declaration replaced.
         PullSecretDeclare = "pullSecret.declare",
-        /// Removed a pull secret.
+        /// Pull secret deleted.
         PullSecretDelete = "pullSecret.delete",
-        /// Had all targets of a pull secret looked at.
+        /// Sync of all targets of a pull secret requested.
         PullSecretSync = "pullSecret.sync",
-        /// Brought the Secret of a pull secret up to date in one namespace, or could not.
+        /// Secret of a pull secret applied to one namespace, or failed to apply.
         PullSecretApply = "pullSecret.apply",
-        /// Removed the Secret of a pull secret from one namespace, or could not.
+        /// Secret of a pull secret removed from one namespace, or failed to be removed.
         PullSecretRemove = "pullSecret.remove",
-        /// Was refused to see pull secrets.
+        /// Reading pull secrets refused.
         PullSecretRead = "pullSecret.read",
-        /// Trusted an identity provider.
+        /// Identity provider registered.
         ProviderCreate = "identityProvider.create",
-        /// Changed what an identity provider is trusted for.
+        /// Identity provider changed.
         ProviderUpdate = "identityProvider.update",
-        /// Ended the trust in an identity provider.
+        /// Identity provider deleted.
         ProviderDelete = "identityProvider.delete",
-        /// Was refused to see identity providers.
+        /// Reading identity providers refused.
         ProviderRead = "identityProvider.read",
-        /// Re-sealed what is stored under another master key.
+        /// Stored secrets re-sealed under another master key.
         MasterKeyRotate = "masterKey.rotate",
-        /// Was refused to read this record.
+        /// Reading the audit log refused.
         AuditRead = "audit.read",
-        /// Took this record with him.
+        /// Audit log exported.
         AuditExport = "audit.export",
-        /// Came to the door with a key that does not open it.
+        /// Authentication failed.
         Authenticate = "caller.authenticate",
-        /// Was refused anything else.
+        /// Any other request refused.
         Other = "request.other",
     }
 }
 
 words! {
-    /// How it went.
+    /// Outcome of an action.
     Outcome {
-        /// It is about to be done outside of the database; an event with the same request id says how that went.
+        /// About to be performed outside the database. An event with the same request id has the
+        /// result.
         Attempt = "attempt",
-        /// It was done.
+        /// Performed.
         Success = "success",
-        /// He may not.
+        /// Refused: the caller lacks a permission or a grant.
         Denied = "denied",
-        /// It could not be done.
+        /// Failed.
         Failure = "failure",
     }
 }
 
-/// What an event is about, as the path of the API has it, without `/v1/`.
+/// Resource of an event: its API path without `/v1/`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Resource(String);
 
 impl Resource {
-    /// A registry account.
+    /// Names a registry account.
     #[must_use]
     pub fn account(name: &Name) -> Self {
         Self(format!("registry-accounts/{name}"))
     }
 
-    /// Registry accounts, some or all of them.
+    /// Names the collection of registry accounts.
     #[must_use]
     pub fn accounts() -> Self {
         Self("registry-accounts".to_owned())
     }
 
-    /// A cluster.
+    /// Names a cluster.
     #[must_use]
     pub fn cluster(name: &Name) -> Self {
         Self(format!("clusters/{name}"))
     }
 
-    /// A Secret in a cluster.
+    /// Names a Secret in a cluster.
     #[must_use]
     pub fn secret(cluster: &Name, namespace: &NamespaceName, name: &SecretName) -> Self {
         Self(format!("clusters/{cluster}/namespaces/{namespace}/secrets/{name}"))
     }
 
-    /// An API key.
+    /// Names an API key.
     #[must_use]
     pub fn api_key(id: Uuid) -> Self {
         Self(format!("api-keys/{id}"))
     }
 
-    /// A pull secret.
+    /// Names a pull secret.
     #[must_use]
     pub fn pull_secret(name: &Name) -> Self {
         Self(format!("pull-secrets/{name}"))
     }
 
-    /// An identity provider.
+    /// Names an identity provider.
     #[must_use]
     pub fn identity_provider(name: &Name) -> Self {
         Self(format!("identity-providers/{name}"))
     }
 
-    /// A document of several accounts.
+    /// Names a document of several accounts.
     #[must_use]
     pub fn docker_configs() -> Self {
         Self("docker-configs".to_owned())
     }
 
-    /// The master keys.
+    /// Names the master keys.
     #[must_use]
     pub fn master_keys() -> Self {
         Self("master-keys".to_owned())
     }
 
-    /// This record.
+    /// Names the audit log.
     #[must_use]
     pub fn audit_events() -> Self {
         Self("audit-events".to_owned())
     }
 
-    /// What the path of a request is about; nothing where a part of it cannot be a name.
+    /// Parses the path of a request. Returns `None` if a segment is not a valid name.
     #[must_use]
     pub fn of_path(path: &str) -> Option<Self> {
         let path = path.strip_prefix("/v1/")?;
         Self::parse(path.split_once(':').map_or(path, |(before, _)| before)).ok()
     }
 
-    /// Parses a resource, as somebody looks for it.
+    /// Parses a resource.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if it can be none.
+    /// [`Invalid`] if a segment is not a valid name.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
-        // Names have no other characters, and so no secret gets in that has one.
+        // The alphabet of names: a secret with any other character cannot enter.
         let is_name = |part: &str| SecretName::parse(part).is_ok();
         if text.len() <= 600 && text.split('/').all(is_name) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(Invalid::new("must be a path without `/v1/`, such as registry-accounts/martin-5000"))
+            Err(Invalid::new("must be a path without `/v1/`, such as registry-accounts/prod"))
         }
     }
 
-    /// The text.
+    /// Returns the path.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// What else is worth knowing of an event. Names, numbers and words of ours go in, and nothing that a caller wrote.
+/// Further facts of an event: names, numbers and fixed words, never text of a caller.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Details(BTreeMap<&'static str, serde_json::Value>);
 
@@ -237,73 +242,73 @@ impl Details {
         self
     }
 
-    /// Which fields were changed.
+    /// Adds the names of the changed fields.
     #[must_use]
     pub fn fields(self, fields: &[&'static str]) -> Self {
         self.with("fields", fields)
     }
 
-    /// The version that the resource has now.
+    /// Adds the new version of the resource.
     #[must_use]
     pub fn version(self, version: i64) -> Self {
         self.with("version", version)
     }
 
-    /// The name of an API key, whose resource is an id.
+    /// Adds the name of an API key, whose resource is an id.
     #[must_use]
     pub fn name(self, name: &Name) -> Self {
         self.with("name", name.as_str())
     }
 
-    /// The role of an API key.
+    /// Adds the role of an API key.
     #[must_use]
     pub fn role(self, role: Role) -> Self {
         self.with("role", role.as_str())
     }
 
-    /// For which reader.
+    /// Adds the profile of a rendered document.
     #[must_use]
     pub fn profile(self, profile: Profile) -> Self {
         self.with("profile", profile.as_str())
     }
 
-    /// Nothing was to be stored.
+    /// Marks a dry run.
     #[must_use]
     pub fn dry_run(self, dry_run: bool) -> Self {
         if dry_run { self.with("dryRun", true) } else { self }
     }
 
-    /// It came with a document of many accounts.
+    /// Marks a change by an import.
     #[must_use]
     pub fn by_import(self) -> Self {
         self.with("via", "import")
     }
 
-    /// Why it was refused or failed: a slug of ours.
+    /// Adds the slug of the reason for a refusal or a failure.
     #[must_use]
     pub fn reason(self, slug: &'static str) -> Self {
         self.with("reason", slug)
     }
 
-    /// In which namespace of which cluster.
+    /// Adds cluster and namespace.
     #[must_use]
     pub fn target(self, cluster: &Name, namespace: &NamespaceName) -> Self {
         self.with("cluster", cluster.as_str()).with("namespace", namespace.as_str())
     }
 
-    /// Which generation of a pull secret.
+    /// Adds the generation of a pull secret.
     #[must_use]
     pub fn generation(self, generation: i64) -> Self {
         self.with("generation", generation)
     }
 
-    /// What was done: a word of ours.
+    /// Adds the operation that was performed, a fixed word.
     #[must_use]
     pub fn did(self, did: &'static str) -> Self {
         self.with("did", did)
     }
 
-    /// How many there were.
+    /// Adds a count.
     #[must_use]
     pub fn count(self, count: u64) -> Self {
         self.with("count", count)
@@ -314,44 +319,36 @@ impl Details {
     }
 }
 
-/// Something that happens.
+/// Event before it has an id and a time.
 #[derive(Debug, Clone)]
 pub struct NewEvent {
-    /// Who.
+    /// Caller, or the process itself.
     pub actor: Actor,
-    /// What.
+    /// Action.
     pub action: Action,
-    /// To what.
+    /// Resource, if known.
     pub resource: Option<Resource>,
-    /// What else it is about.
+    /// Further resources.
     pub related: Vec<Resource>,
-    /// How it went.
+    /// Outcome.
     pub outcome: Outcome,
-    /// In which request.
+    /// Request id.
     pub request_id: Option<Uuid>,
-    /// From where.
+    /// Address of the caller.
     pub source: Option<IpAddr>,
-    /// What else is worth knowing.
+    /// Further facts.
     pub details: Details,
 }
 
 impl NewEvent {
-    /// Something that a caller does, with success if nothing else is said.
+    /// Describes a successful action of an API caller.
     #[must_use]
     pub fn of(call: &Call, action: Action, resource: Resource) -> Self {
-        Self {
-            actor: call.identity.actor.clone(),
-            action,
-            resource: Some(resource),
-            related: Vec::new(),
-            outcome: Outcome::Success,
-            request_id: Some(call.request_id),
-            source: call.source,
-            details: Details::default(),
-        }
+        let event = Self::by(&call.identity.actor, action, resource);
+        Self { request_id: Some(call.request_id), source: call.source, ..event }
     }
 
-    /// Something that somebody at the command line does, with success if nothing else is said.
+    /// Describes a successful action outside a request.
     #[must_use]
     pub fn by(actor: &Actor, action: Action, resource: Resource) -> Self {
         Self {
@@ -366,25 +363,25 @@ impl NewEvent {
         }
     }
 
-    /// With this outcome.
+    /// Sets the outcome.
     #[must_use]
     pub fn outcome(self, outcome: Outcome) -> Self {
         Self { outcome, ..self }
     }
 
-    /// With these details.
+    /// Sets the details.
     #[must_use]
     pub fn details(self, details: Details) -> Self {
         Self { details, ..self }
     }
 
-    /// About these too.
+    /// Sets the further resources.
     #[must_use]
     pub fn related(self, related: Vec<Resource>) -> Self {
         Self { related, ..self }
     }
 
-    /// Gives it an identity, a `UUIDv7`, and with it its time.
+    /// Gives the event its id, a `UUIDv7`, and the time in that id.
     #[must_use]
     pub fn stamp(self, id: Uuid) -> Event {
         Event {
@@ -404,79 +401,83 @@ impl NewEvent {
     }
 }
 
-/// The time that a `UUIDv7` was made at, to the millisecond.
+/// Returns the time in a `UUIDv7`, in milliseconds.
 fn time_of(id: Uuid) -> DateTime<Utc> {
     let millis = i64::try_from(id.as_u128() >> 80).unwrap_or_default();
     DateTime::from_timestamp_millis(millis).unwrap_or_default()
 }
 
-/// What is at or before the id of every event from this time on, and after that of every one before it.
+/// Returns a lower bound for ids made from `time` on. It is above all ids made before.
 #[must_use]
 pub fn first_id_at(time: DateTime<Utc>) -> Uuid {
     let millis = time.timestamp_millis() + i64::from(!time.timestamp_subsec_nanos().is_multiple_of(1_000_000));
     Uuid::from_u128(u128::from(u64::try_from(millis).unwrap_or_default() & 0xffff_ffff_ffff) << 80)
 }
 
-/// Bytes as people read and compare them.
+/// Formats bytes in hexadecimal digits.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or_default();
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
-/// An event as it is stored: words, so that one that a later release wrote can be read and checked too.
+/// Event with its id. Actions and outcomes are text: events of later releases can be read and
+/// verified too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Identity, in the order of time.
+    /// Identifier, ordered by time.
     pub id: Uuid,
-    /// When.
+    /// Time in `id`.
     pub at: DateTime<Utc>,
-    /// What kind of caller: [`ActorKind`].
+    /// [`ActorKind`].
     pub actor_type: String,
     /// Id of the API key.
     pub actor_id: Option<Uuid>,
-    /// His name.
+    /// Name of the actor.
     pub actor_name: Option<String>,
-    /// What: [`Action`].
+    /// [`Action`].
     pub action: String,
-    /// To what: [`Resource`].
+    /// [`Resource`].
     pub resource: Option<String>,
-    /// What else it is about.
+    /// Further resources.
     pub related: Vec<String>,
-    /// How it went: [`Outcome`].
+    /// [`Outcome`].
     pub outcome: String,
-    /// In which request.
+    /// Request id.
     pub request_id: Option<Uuid>,
-    /// From where.
+    /// Address of the caller.
     pub source_ip: Option<String>,
-    /// What else is worth knowing, as JSON.
+    /// Further facts, as JSON.
     pub details: String,
 }
 
-/// Where an event is in its chain.
+/// Event as it is stored, with its HMAC.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// Which chain.
+pub struct StoredEvent {
+    /// Event.
+    pub event: Event,
+    /// Key of the HMAC. `None` for an event of a chain, which a release before seals wrote.
+    pub key_id: Option<String>,
+    /// Process that wrote the event; for an event of a chain, the chain.
     pub chain_id: Uuid,
-    /// Where in it: 1, 2, 3, …
+    /// Place among the events of the process or the chain: 1, 2, 3, …
     pub sequence: i64,
-    /// The hash of the event before; for the first one, the opening of the chain.
+    /// Hash of the event before in the chain; empty for an event of a process.
     pub previous_hash: Vec<u8>,
-    /// HMAC over everything of the event and of the fields above.
+    /// HMAC over all other fields.
     pub hash: Vec<u8>,
 }
 
-/// An event and its place.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinkedEvent {
-    /// The event.
-    pub event: Event,
-    /// Its place.
-    pub link: Link,
+impl StoredEvent {
+    /// Returns the id and the HMAC.
+    #[must_use]
+    pub fn binding(&self) -> (Uuid, &[u8]) {
+        (self.event.id, &self.hash)
+    }
 }
 
 impl Event {
-    /// What its hash is over: no two events at two places have the same bytes.
+    /// Returns the input of the event's HMAC, which is different for any two events and places.
     #[must_use]
     pub fn bytes(&self, chain_id: Uuid, sequence: i64, previous_hash: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(384);
@@ -500,7 +501,7 @@ impl Event {
     }
 }
 
-/// With the length before it, so that nothing can move from one field to the next.
+/// Appends a field after its length: no byte can move from one field to the next.
 fn put(bytes: &mut Vec<u8>, field: &[u8]) {
     bytes.extend((field.len() as u64).to_be_bytes());
     bytes.extend(field);
@@ -511,84 +512,32 @@ fn put_option(bytes: &mut Vec<u8>, field: Option<&[u8]>) {
     put(bytes, field.unwrap_or_default());
 }
 
-/// How a chain begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Opening {
-    /// Identity of the chain.
-    pub id: Uuid,
-    /// Its place among all chains: 1, 2, 3, …
-    pub number: i64,
-    /// When.
-    pub opened_at: DateTime<Utc>,
-    /// The chain that it goes on for, and how many events that one had.
-    pub continues: Option<(Uuid, i64)>,
-}
-
-impl Opening {
-    /// What the opening's HMAC is over; `before` is that of the chain with the number before.
-    #[must_use]
-    pub fn bytes(&self, before: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(128);
-        put(&mut bytes, before);
-        bytes.extend(self.id.as_bytes());
-        bytes.extend(self.number.to_be_bytes());
-        bytes.extend(self.opened_at.timestamp_micros().to_be_bytes());
-        let continues = self.continues.map(|(id, sequence)| [&id.as_bytes()[..], &sequence.to_be_bytes()].concat());
-        put_option(&mut bytes, continues.as_deref());
-        bytes
-    }
-}
-
-/// Where a chain is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Head {
-    /// How many events it has.
-    pub sequence: i64,
-    /// The hash of the last one; the opening, where there is none.
-    pub hash: Vec<u8>,
-}
-
-/// A chain as it is stored.
-#[derive(Debug, Clone)]
-pub struct Chain {
-    /// How it begins.
-    pub opening: Opening,
-    /// The opening's HMAC.
-    pub opening_hash: Vec<u8>,
-    /// Which key its HMACs are made with.
-    pub key_id: String,
-    /// Where it is.
-    pub head: Head,
-    /// An HMAC over where it is.
-    pub seal: Vec<u8>,
-}
-
-/// Which events somebody wants to see. All that is said must hold.
+/// Selects events. All conditions must hold.
 #[derive(Debug, Clone, Default)]
 pub struct EventFilter {
-    /// About this.
+    /// Resource or further resource.
     pub resource: Option<Resource>,
-    /// By whom, by name.
+    /// Name of the actor.
     pub actor: Option<String>,
-    /// What was done.
+    /// Action.
     pub action: Option<Action>,
-    /// How it went.
+    /// Outcome.
     pub outcome: Option<Outcome>,
-    /// From this time on.
+    /// Earliest time.
     pub from: Option<DateTime<Utc>>,
-    /// Before this time.
+    /// First time after the range.
     pub to: Option<DateTime<Utc>>,
 }
 
-/// regcred itself.
+/// Returns the actor of background work.
 #[must_use]
 pub fn worker() -> Actor {
     Actor { kind: ActorKind::Worker, id: None, name: String::new() }
 }
 
-/// Nobody who was let in.
+/// Returns the actor of a request without a valid credential.
 #[must_use]
-pub fn nobody() -> Actor {
+pub fn anonymous() -> Actor {
     Actor { kind: ActorKind::Anonymous, id: None, name: String::new() }
 }
 
@@ -601,12 +550,12 @@ mod tests {
 
     fn event() -> Event {
         let actor = Actor { kind: ActorKind::ApiKey, id: Some(Uuid::now_v7()), name: "ci".to_owned() };
-        let account = Resource::account(&Name::parse("martin").unwrap());
+        let account = Resource::account(&Name::parse("prod").unwrap());
         NewEvent::by(&actor, Action::AccountRotate, account).stamp(Uuid::now_v7())
     }
 
     #[test]
-    fn words_are_read_as_they_are_written() {
+    fn words_parse_as_they_are_formatted() {
         for action in Action::ALL {
             assert_eq!(action.as_str().parse(), Ok(*action));
         }
@@ -617,9 +566,9 @@ mod tests {
     }
 
     #[test]
-    fn a_path_names_a_resource_if_all_of_it_can_be_names() {
+    fn path_is_a_resource_if_every_segment_is_a_name() {
         let of = |path: &str| Resource::of_path(path).map(|resource| resource.0);
-        assert_eq!(of("/v1/registry-accounts/martin-5000").as_deref(), Some("registry-accounts/martin-5000"));
+        assert_eq!(of("/v1/registry-accounts/prod").as_deref(), Some("registry-accounts/prod"));
         assert_eq!(of("/v1/registry-accounts:import").as_deref(), Some("registry-accounts"));
         for refused in ["/healthz", "/v1/registry-accounts/Canary", "/v1/registry-accounts/%20", "/v1/clusters/a//b"] {
             assert_eq!(of(refused), None, "{refused}");
@@ -627,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_an_event_is_that_of_its_id() {
+    fn time_of_an_event_is_the_time_in_its_id() {
         let event = event();
         assert!(first_id_at(event.at) <= event.id);
         assert!(first_id_at(event.at + TimeDelta::microseconds(1)) > event.id);
@@ -636,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn every_field_is_in_the_bytes() {
+    fn every_field_of_an_event_is_signed() {
         let (chain, original) = (Uuid::now_v7(), event());
         let bytes = |event: &Event| event.bytes(chain, 1, b"before");
         let edits: [fn(&mut Event); 12] = [
@@ -665,7 +614,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_moves_from_one_field_to_the_next(one in ".{0,8}", other in ".{0,8}", third in ".{0,8}", fourth in ".{0,8}") {
+        fn no_byte_moves_from_one_field_to_the_next(one in ".{0,8}", other in ".{0,8}", third in ".{0,8}", fourth in ".{0,8}") {
             prop_assume!((&one, &other) != (&third, &fourth));
             let with = |action: &str, resource: &str| {
                 let mut event = Event { id: Uuid::nil(), ..event() };

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
-        audit::{Action, EventFilter, LinkedEvent, Outcome, Resource, hex},
+        audit::{Action, EventFilter, Outcome, Resource, StoredEvent, hex},
         caller::Permission,
         invalid::Invalid,
     },
@@ -31,72 +31,76 @@ use crate::{
 };
 
 const NDJSON: &str = "application/x-ndjson";
-/// How old an answer of the door counts while all events are being sent.
+/// Interval at which the credential is checked again during an export.
 const KNOWN_FOR: Duration = Duration::from_secs(5);
 
-/// Who did it.
+/// Actor of an event.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EventActor {
-    /// What he is: `apiKey`, `identityProvider`, `commandLine`, `worker` for what regcred does of pull secrets by itself, or `anonymous`
-    /// for somebody who was not let in.
+    /// `apiKey`, `identityProvider`, `commandLine`, `worker` for background work on pull secrets,
+    /// or `anonymous` for a request without a valid credential.
     #[schema(example = "apiKey")]
     r#type: String,
     /// Id of the API key.
     id: Option<Uuid>,
-    /// Name of the API key, or of the user at the command line; of somebody with a token, name of the provider and subject.
+    /// Name of the API key or of the command-line user. For a token, name of the provider and
+    /// subject.
     #[schema(example = "ci-team-a")]
     name: Option<String>,
 }
 
-/// Where an event is in the record, and what proves that it was not changed.
+/// Place of an event in the audit log, and the proof that it was not changed.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EventLink {
-    /// Which chain.
+    /// Process that wrote the event. For an event of release 0.1.0, its chain.
     id: Uuid,
-    /// Where in it.
+    /// Place among the events of the process or the chain.
     sequence: i64,
-    /// The hash of the event before, in hexadecimal digits.
+    /// Hash of the event before in its chain, in hexadecimal digits. Empty for an event of a
+    /// process.
     previous_hash: String,
-    /// HMAC-SHA-256 of this event and its place.
+    /// HMAC-SHA-256 of this event and its place, in hexadecimal digits.
     hash: String,
 }
 
-/// Who did what, when, with what result; never a value.
+/// Audit event. Never contains a secret value.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditEvent {
-    /// Identity of the event, in the order of time.
+    /// Immutable identifier, ordered by time.
     id: Uuid,
-    /// When, by the clock of the replica.
+    /// Time, by the clock of the replica.
     at: DateTime<Utc>,
-    /// Who.
+    /// Actor.
     actor: EventActor,
-    /// What.
+    /// Action.
     #[schema(example = "registryAccount.rotate")]
     action: String,
-    /// To what; `null` for a caller who was not let in.
-    #[schema(example = "registry-accounts/martin-5000")]
+    /// Resource, as a path without `/v1/`. `null` if authentication failed.
+    #[schema(example = "registry-accounts/prod")]
     resource: Option<String>,
-    /// What else it was about, such as the accounts of a document.
+    /// Further resources, such as the accounts of a document.
     related: Vec<String>,
-    /// `success`; `denied`, because he may not; `failure`; or `attempt`: it was about to be done outside of the database, and an event
-    /// with the same request id says how it went.
+    /// `success`, `denied` if the caller lacks a permission or a grant, `failure`, or `attempt`
+    /// before an action outside the database. An event with the same request id has the result of
+    /// an attempt.
     #[schema(example = "success")]
     outcome: String,
-    /// In which request.
+    /// Request id.
     request_id: Option<Uuid>,
-    /// From where.
+    /// Address of the caller.
     source_ip: Option<String>,
-    /// What else is worth knowing: names, numbers and words, such as the fields that were changed.
+    /// Further facts: names, numbers and fixed words, such as the changed fields.
     #[schema(value_type = Object)]
     details: Box<RawValue>,
-    /// Its place in the record.
+    /// Place in the audit log.
     chain: EventLink,
 }
 
-impl From<LinkedEvent> for AuditEvent {
-    fn from(LinkedEvent { event, link }: LinkedEvent) -> Self {
+impl From<StoredEvent> for AuditEvent {
+    fn from(stored: StoredEvent) -> Self {
+        let event = stored.event;
         Self {
             id: event.id,
             at: event.at,
@@ -107,13 +111,13 @@ impl From<LinkedEvent> for AuditEvent {
             outcome: event.outcome,
             request_id: event.request_id,
             source_ip: event.source_ip,
-            // It comes from a column of this type.
+            // The column has type json.
             details: RawValue::from_string(event.details).unwrap_or_default(),
             chain: EventLink {
-                id: link.chain_id,
-                sequence: link.sequence,
-                previous_hash: hex(&link.previous_hash),
-                hash: hex(&link.hash),
+                id: stored.chain_id,
+                sequence: stored.sequence,
+                previous_hash: hex(&stored.previous_hash),
+                hash: hex(&stored.hash),
             },
         }
     }
@@ -214,29 +218,30 @@ pub async fn list_audit_events(
         return Ok(response.content_type(NDJSON).force_close().streaming(lines.into_stream()));
     }
     let found = events.list(&caller.identity, &filter, page_query.after().copied(), page_query.rows()).await?;
-    let page: Page<AuditEvent> = Page::of(found, &page_query, |linked| linked.event.id.to_string());
+    let page: Page<AuditEvent> = Page::of(found, &page_query, |stored: &StoredEvent| stored.event.id.to_string());
     Ok(response.json(page))
 }
 
-/// An export on its way to a caller. It may take long to read and to send all of it; whoever takes nothing for long is cut off
-/// all the same.
+/// Export in progress. It may take long, but a client that reads nothing is disconnected all the
+/// same.
 struct Lines {
     export: Export,
-    shown: PresentedCredential,
-    /// When the door was page_query last.
-    known: Instant,
+    credential: PresentedCredential,
+    /// Time of the last check of the credential.
+    checked: Instant,
     _answer: StreamGuard,
 }
 
 impl Lines {
     fn begin(export: Export, request: &HttpRequest) -> Result<Self, ApiError> {
-        let shown = PresentedCredential::of(request)?;
+        let credential = PresentedCredential::of(request)?;
         let answer = StreamGuard::begin(request).ok_or(ApiError::BadRequest)?;
-        Ok(Self { export, shown, known: Instant::now(), _answer: answer })
+        Ok(Self { export, credential, checked: Instant::now(), _answer: answer })
     }
 
-    /// One chunk for each page, which is read when the one before was taken. If Postgres goes away in between, or the caller may
-    /// not read it any more, the transfer breaks off, so that nobody takes a part for the whole.
+    /// Sends one chunk per page, and reads a page when the previous one was taken. If Postgres
+    /// fails or the caller loses the permission, the transfer breaks off: a client cannot mistake a
+    /// part for all events.
     fn into_stream(self) -> impl Stream<Item = Result<Bytes, ApiError>> {
         stream::try_unfold(self, async |mut lines| {
             let chunk = lines.next().await;
@@ -245,7 +250,7 @@ impl Lines {
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
-        self.ask().await?;
+        self.check_credential().await?;
         let Some(page) = self.export.next().await? else { return Ok(None) };
         let mut text = Vec::with_capacity(page.len() * 512);
         for event in page {
@@ -254,14 +259,14 @@ impl Lines {
         Ok(Some(Bytes::from(text)))
     }
 
-    /// Asks at the door again, if the last answer is old.
-    async fn ask(&mut self) -> Result<(), ApiError> {
-        if self.known.elapsed() < KNOWN_FOR {
+    /// Checks the credential again if the last check is too old.
+    async fn check_credential(&mut self) -> Result<(), ApiError> {
+        if self.checked.elapsed() < KNOWN_FOR {
             return Ok(());
         }
-        match self.shown.reauthenticate().await {
+        match self.credential.reauthenticate().await {
             Reauthentication::Known(identity) if identity.may(Permission::ReadAudit) => {
-                self.known = Instant::now();
+                self.checked = Instant::now();
                 Ok(())
             }
             _ => Err(ApiError::Forbidden),
@@ -269,16 +274,16 @@ impl Lines {
     }
 }
 
-fn line(event: LinkedEvent, text: &mut Vec<u8>) {
-    // Nothing in it can fail to be written.
+fn line(event: StoredEvent, text: &mut Vec<u8>) {
+    // Writing to a vector does not fail.
     if serde_json::to_writer(&mut *text, &AuditEvent::from(event)).is_ok() {
         text.push(b'\n');
     }
 }
 
-/// An event as a line of JSON, as the API has it.
+/// Formats an event as a JSON line of the API.
 #[must_use]
-pub fn json_line(event: LinkedEvent) -> String {
+pub fn json_line(event: StoredEvent) -> String {
     let mut text = Vec::with_capacity(512);
     line(event, &mut text);
     String::from_utf8(text).unwrap_or_default()

@@ -120,7 +120,7 @@ async fn identify(request: &mut ServiceRequest) -> Result<Arc<Identity>, ApiErro
     };
     // One text for every reason, so that it does not tell which keys exist.
     let refused = ApiError::Unauthenticated("the API key is unknown, malformed, revoked or expired; use another key");
-    let note = |owner, reason| refusals::note_at_the_door(request.request(), owner, reason);
+    let note = |owner, reason| refusals::note_rejected_credential(request.request(), owner, reason);
     match authentication {
         Authentication::Authenticated(identity) => Ok(identity),
         Authentication::Malformed => {
@@ -147,7 +147,7 @@ fn shrink_to_fit(headers: &mut HeaderMap) {
 }
 
 async fn identify_token(request: &ServiceRequest, token: &str) -> Result<Arc<Identity>, ApiError> {
-    let note = |reason| refusals::note_at_the_door(request.request(), None, reason);
+    let note = |reason| refusals::note_rejected_credential(request.request(), None, reason);
     match app_data::<TokenAuthenticator>(request.request())?.authenticate(token).await? {
         TokenAuthentication::Authenticated(identity) => Ok(Arc::new(identity)),
         TokenAuthentication::NoMatchingRule => {

@@ -1,4 +1,4 @@
-//! What the record says of requests that were refused: who wanted to do what to what, and why not.
+//! Records refused requests: caller, action, resource and reason.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use actix_web::{HttpMessage, HttpRequest, http::Method, web::Data};
 
 use crate::{
     domain::{
-        audit::{Action, Resource, nobody},
+        audit::{Action, Resource, anonymous},
         caller::{Actor, Identity},
     },
     http::{problem::ApiError, request_meta::RequestMeta},
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// What each route does, by method and pattern.
+/// Action of each route, by method and pattern.
 #[rustfmt::skip]
 const ACTIONS: &[(&str, &str, Action)] = &[
     ("POST",   "/v1/registry-accounts",               Action::AccountCreate),
@@ -60,19 +60,20 @@ fn action(method: &Method, pattern: &str) -> Action {
     known.map_or(Action::Other, |(_, _, action)| *action)
 }
 
-/// Counts a request that failed, if it failed because its caller may not.
+/// Counts a failed request if its caller lacked a permission or a grant.
 pub fn note(request: &HttpRequest, error: &ApiError) {
     let identity = request.extensions().get::<Arc<Identity>>().cloned();
     let Some((reason, resources)) = refused(error, identity.as_deref()) else { return };
     let action = action(request.method(), &request.match_pattern().unwrap_or_default());
     let resources =
         if resources.is_empty() { Resource::of_path(request.path()).into_iter().collect() } else { resources };
-    count(request, identity.map_or_else(nobody, |identity| identity.actor.clone()), action, resources, reason);
+    count(request, identity.map_or_else(anonymous, |identity| identity.actor.clone()), action, resources, reason);
 }
 
-/// Counts a key that did not open the door. `owner` is whose it is, where it is the right key of somebody.
-pub fn note_at_the_door(request: &HttpRequest, owner: Option<Actor>, reason: &'static str) {
-    count(request, owner.unwrap_or_else(nobody), Action::Authenticate, Vec::new(), reason);
+/// Counts a rejected credential. `owner` is set if the credential is genuine, such as a revoked
+/// key.
+pub fn note_rejected_credential(request: &HttpRequest, owner: Option<Actor>, reason: &'static str) {
+    count(request, owner.unwrap_or_else(anonymous), Action::Authenticate, Vec::new(), reason);
 }
 
 fn count(request: &HttpRequest, actor: Actor, action: Action, resources: Vec<Resource>, reason: &'static str) {
@@ -82,7 +83,8 @@ fn count(request: &HttpRequest, actor: Actor, action: Action, resources: Vec<Res
     audit_writer.refuse(Refusal { actor, action, resources, reason, request_id, source });
 }
 
-/// Why, and which resources, where the path does not say it. Nothing for what did not fail for want of a right.
+/// Returns the reason, and resources that the path does not name. `None` if no permission or grant
+/// was missing.
 fn refused(error: &ApiError, identity: Option<&Identity>) -> Option<(&'static str, Vec<Resource>)> {
     let named = |kind: &str, name: &str| {
         let path = match kind {
@@ -100,7 +102,7 @@ fn refused(error: &ApiError, identity: Option<&Identity>) -> Option<(&'static st
             Some(("not-granted", named(kind, name)))
         }
         ApiError::Service(ServiceError::Trusted { name, .. }) => Some(("trusted", named("cluster", name))),
-        // To somebody who reaches everything, what is not there was not refused.
+        // A caller that reaches everything was not refused: the accounts do not exist.
         ApiError::Service(ServiceError::UnknownAccounts { names, .. }) if !identity?.grants.include_everything() => {
             Some(("not-granted", names.iter().map(Resource::account).collect()))
         }
@@ -113,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_route_has_its_action() {
+    fn every_route_has_an_action() {
         let document = serde_json::to_value(crate::http::document()).unwrap();
         let mut routes = 0;
         for (path, methods) in document["paths"].as_object().unwrap() {

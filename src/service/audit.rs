@@ -1,64 +1,60 @@
-//! The audit record: events of changes in the transaction of the change ([`TransactionalAudit`]), all others in groups
-//! ([`AuditWriter`](recorder::AuditWriter)), and how they are read and checked.
-//!
-//! Every process writes chains of its own: one for what is written in groups, and a few for changes. A change keeps its
-//! chain from its event to its commit, and so never makes a reveal wait, and rarely another change. The process knows where it
-//! left each of them; on one that it finds elsewhere it writes nothing more, and opens another that says how long that one was.
+//! The audit log. A change writes its events in its own transaction ([`TransactionalAudit`]); all
+//! other events are written in groups ([`AuditWriter`]). A sealer binds committed batches into one
+//! chain of seals. docs/AUDIT.md has the guarantees.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::sync::Arc;
 
-use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
-use tokio::{sync::Mutex, time::timeout};
+use sqlx::{PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::{
     crypto::audit::AuditKey,
     domain::{
-        audit::{Action, Chain, Event, EventFilter, Head, LinkedEvent, NewEvent, Opening, Resource},
+        audit::{Action, EventFilter, NewEvent, Resource, StoredEvent},
         caller::Call,
     },
     service::{
         ServiceError,
         audit::{
-            kept::KeptChain,
-            writer::{AuditMetrics, AuditWriter},
+            metrics::AuditMetrics,
+            process::{Process, WriteOutcome, outcome_of},
+            sealer::Sealer,
+            writer::AuditWriter,
         },
     },
-    storage::{self, StorageError, audit::LockedChain},
+    storage::{self, StorageError},
 };
 
-mod kept;
+pub mod legacy;
+pub mod metrics;
+mod process;
 pub mod refusals;
+mod sealer;
 pub mod verify;
 pub mod writer;
 
-/// Events that are read at a time for an export.
+/// Events that an export reads at a time.
 const EXPORT_PAGE: i64 = 500;
-/// How long it may take to open a chain in place of another. The change waits in its transaction meanwhile, which
-/// [`storage::pool::bounded`] gives 5 s.
-const REPLACE: Duration = Duration::from_secs(4);
-/// How many chains a change tries one after the other, where somebody changes each of them.
-const CHAINS_TRIED: usize = 3;
 
-/// Why an event was not written; what it is about was not done then.
+/// Why an event was not written. The action that it records was not performed.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
-    /// Postgres refused it.
+    /// Postgres refused the event.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// Somebody removes or changes the chains of this process faster than it opens others.
-    #[error("the audit chain {0} is gone from the database, or was changed there")]
-    ChainGone(Uuid),
-    /// More events wait than are kept waiting.
-    #[error("too many audit events wait to be written")]
+    /// The database stored something else than was sent.
+    #[error("the database altered the audit event; run `regcred audit verify`")]
+    Altered,
+    /// Batches have waited too long for a seal.
+    #[error("audit events have not been sealed for a minute")]
+    SealingStalled,
+    /// The queue is full.
+    #[error("too many audit events are waiting to be written")]
     Full,
-    /// It was not written in time, or could not be; the log says why.
+    /// Postgres did not answer in time.
+    #[error("the database did not answer in time")]
+    TimedOut,
+    /// The group of the event was not written; the log has the cause.
     #[error("the audit event was not written")]
     NotWritten,
 }
@@ -66,189 +62,88 @@ pub enum AuditError {
 impl From<AuditError> for ServiceError {
     fn from(error: AuditError) -> Self {
         match error {
-            // No word about the record: nothing works without Postgres.
+            // Nothing works without Postgres: the audit log is not the problem.
             AuditError::Storage(unavailable @ StorageError::Unavailable(_)) => Self::Storage(unavailable),
             other => Self::Audit(other),
         }
     }
 }
 
-/// Writes the events of changes, each in the transaction of its change: neither is ever there without the other.
+/// Writes the events of changes, each in the transaction of its change: neither exists without the
+/// other.
 #[derive(Debug, Clone)]
 pub struct TransactionalAudit {
     pool: PgPool,
-    key: Arc<AuditKey>,
-    /// Taken in turn. Each is one row that one transaction at a time has: with one alone, Postgres could not make the
-    /// commits of several changes durable together.
-    chains: Arc<[KeptChain]>,
-    turn: Arc<AtomicUsize>,
-    metrics: Arc<AuditMetrics>,
-    /// Had by whoever opens a chain in place of another.
-    replacing: Arc<Mutex<()>>,
+    process: Arc<Process>,
 }
 
 impl TransactionalAudit {
-    /// Opens so many chains for this process.
-    ///
-    /// # Errors
-    ///
-    /// [`AuditError::Storage`] if they cannot be opened.
-    pub async fn open(pool: &PgPool, key: Arc<AuditKey>, chains: usize) -> Result<Self, AuditError> {
-        let mut tx = pool.begin().await.map_err(StorageError::from)?;
-        let mut opened = Vec::with_capacity(chains);
-        for _ in 0..chains.max(1) {
-            opened.push(KeptChain::new(open_chain(&mut tx, &key, None).await?));
-        }
-        tx.commit().await.map_err(StorageError::from)?;
-        Ok(Self {
-            pool: pool.clone(),
-            key,
-            chains: opened.into(),
-            turn: Arc::default(),
-            metrics: Arc::default(),
-            replacing: Arc::default(),
-        })
-    }
-
-    /// Counts chains that are not as this process left them together with those of somebody else.
+    /// Starts the numbering of this process. Writes nothing.
     #[must_use]
-    pub fn counted_in(self, metrics: Arc<AuditMetrics>) -> Self {
-        Self { metrics, ..self }
+    pub fn open(pool: &PgPool, key: Arc<AuditKey>) -> Self {
+        let process = Arc::new(Process::new(key, Arc::default()));
+        Self { pool: pool.clone(), process }
     }
 
-    fn next_chain(&self) -> Option<&KeptChain> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        self.chains.get(turn % self.chains.len().max(1))
+    /// Returns the statistics of the process.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<AuditMetrics> {
+        Arc::clone(&self.process.metrics)
     }
 
-    /// Writes events in a transaction. Other changes of this process wait from here to its commit, so this is the last
-    /// statement before that.
+    /// Writes events in a transaction and commits it.
     ///
     /// # Errors
     ///
-    /// [`AuditError`]; the transaction must not be committed then, and cannot be.
-    pub async fn record(
-        &self,
-        conn: &mut PgConnection,
-        events: impl IntoIterator<Item = NewEvent>,
-    ) -> Result<(), AuditError> {
-        let events: Vec<Event> = events.into_iter().map(stamp).collect();
-        if events.is_empty() {
-            return Ok(());
-        }
-        let kept = self.next_chain().ok_or(AuditError::NotWritten)?;
-        let locked = self.lock(&mut *conn, kept).await?;
-        let (chain_id, before) = (locked.chain.opening.id, &locked.chain.head);
-        let mut head = before.clone();
-        let linked: Vec<LinkedEvent> =
-            events.into_iter().map(|event| self.key.link(chain_id, &mut head, event)).collect();
-        let seal = self.key.seal(chain_id, &head);
-        kept.send(&locked, head.clone());
-        let is_added = storage::audit::append(conn, chain_id, before.sequence, &head, &seal, &linked).await?;
-        if is_added { Ok(()) } else { Err(AuditError::ChainGone(chain_id)) }
-    }
-
-    /// Keeps others from a chain that is where this process left it; where it is not, from one that goes on for it.
-    async fn lock(&self, conn: &mut PgConnection, kept: &KeptChain) -> Result<LockedChain, AuditError> {
-        for _ in 0..CHAINS_TRIED {
-            let (chain_id, _) = kept.left_at();
-            let locked = storage::audit::lock_chain(&mut *conn, chain_id).await?;
-            let found = locked.as_ref().map(|locked| locked.chain.head.sequence);
-            if let Some(locked) = locked
-                && self.key.is_sealed(&locked.chain)
-                && kept.is_where_left(&locked)
-            {
-                return Ok(locked);
-            }
-            self.replace(kept, chain_id, found).await?;
-        }
-        let (chain_id, _) = kept.left_at();
-        Err(AuditError::ChainGone(chain_id))
-    }
-
-    /// Opens a chain in place of one that is not as this process left it.
-    async fn replace(&self, kept: &KeptChain, broken: Uuid, found: Option<i64>) -> Result<(), AuditError> {
-        let _alone = self.replacing.lock().await;
-        let (chain_id, expected) = kept.left_at();
-        if chain_id != broken {
-            // Somebody else was faster.
-            return Ok(());
-        }
-        log_break(chain_id, expected, found);
-        self.metrics.count_break();
-        let opening = timeout(REPLACE, self.open_beside((chain_id, expected))).await;
-        kept.replace(opening.map_err(|_| AuditError::NotWritten)??);
-        Ok(())
-    }
-
-    /// Opens a chain that goes on for another. It stays, whatever becomes of the change that needs it; and not on a connection of the
-    /// pool, of which that one has one already: all of them could wait for one more.
-    async fn open_beside(&self, continues: (Uuid, i64)) -> Result<Chain, AuditError> {
-        let options = self.pool.connect_options();
-        let mut conn = PgConnection::connect_with(&options).await.map_err(StorageError::from)?;
-        let mut tx = conn.begin().await.map_err(StorageError::from)?;
-        let chain = open_chain(&mut tx, &self.key, Some(continues)).await?;
-        tx.commit().await.map_err(StorageError::from)?;
-        Ok(chain)
-    }
-
-    /// Writes events in a transaction and commits it: the change and its events are durable together,
-    /// or neither is.
-    ///
-    /// # Errors
-    ///
-    /// [`AuditError`] if the events could not be written or the commit failed. After a connection that
-    /// broke during the commit, the change may be durable all the same.
+    /// [`AuditError`] if the events could not be written or the commit failed. If the connection
+    /// broke during the commit, change and events may be durable all the same.
     pub async fn commit(
         &self,
         mut tx: Transaction<'_, Postgres>,
         events: impl IntoIterator<Item = NewEvent>,
     ) -> Result<(), AuditError> {
-        self.record(&mut tx, events).await?;
-        Ok(tx.commit().await.map_err(StorageError::from)?)
+        let mut events = events.into_iter().peekable();
+        if events.peek().is_none() {
+            return Ok(tx.commit().await.map_err(StorageError::from)?);
+        }
+        self.process.metrics.check_sealing()?;
+        let write = self.process.prepare(events);
+        if let Err(error) = write.insert(&mut tx).await {
+            // Nothing was committed. Should this task be dropped now, the rollback follows.
+            write.end(WriteOutcome::RolledBack);
+            return Err(error);
+        }
+        let committed = tx.commit().await.map_err(StorageError::from);
+        write.end(committed.as_ref().map_or_else(outcome_of, |()| WriteOutcome::Committed));
+        Ok(committed?)
     }
 
     /// Writes one event in a transaction of its own.
     ///
     /// # Errors
     ///
-    /// [`AuditError`] if it was not written.
+    /// [`AuditError`] if the event was not written.
     pub async fn record_alone(&self, pool: &PgPool, event: NewEvent) -> Result<(), AuditError> {
         let tx = pool.begin().await.map_err(StorageError::from)?;
         self.commit(tx, [event]).await
     }
+
+    /// Seals the events of a process without a sealer, such as a command, and closes its numbering.
+    ///
+    /// # Errors
+    ///
+    /// [`AuditError`] if that was not possible. The events are durable, and another process seals
+    /// them.
+    pub async fn close(&self) -> Result<(), AuditError> {
+        self.sealer().close().await
+    }
+
+    fn sealer(&self) -> Sealer {
+        Sealer::new(Arc::clone(&self.process), (*self.pool.connect_options()).clone())
+    }
 }
 
-fn log_break(chain_id: Uuid, expected: i64, found: Option<i64>) {
-    tracing::error!(
-        %chain_id, expected, found,
-        "the audit chain is not as this process left it: somebody changed it, or the database lost what it had confirmed. Going \
-         on with a new chain; run `regcred audit verify`"
-    );
-}
-
-fn stamp(event: NewEvent) -> Event {
-    event.stamp(Uuid::now_v7())
-}
-
-/// Opens a chain. Each opening is linked to the one before, so that a chain that is gone leaves a gap.
-async fn open_chain(
-    conn: &mut PgConnection,
-    key: &AuditKey,
-    continues: Option<(Uuid, i64)>,
-) -> Result<Chain, AuditError> {
-    let last = storage::audit::lock_last_chain(&mut *conn).await?;
-    let (number, before) = last.map_or((0, Vec::new()), |last| (last.opening.number, last.opening_hash));
-    let opening = Opening { id: Uuid::now_v7(), number: number + 1, opened_at: crate::clock::now(), continues };
-    let opening_hash = key.open(&opening, &before);
-    let head = Head { sequence: 0, hash: opening_hash.clone() };
-    let seal = key.seal(opening.id, &head);
-    let chain = Chain { opening, opening_hash, key_id: key.id().to_owned(), head, seal };
-    storage::audit::insert_chain(conn, &chain).await?;
-    Ok(chain)
-}
-
-/// The audit record, for callers. Who may read it reads all of it.
+/// Reads the audit log. A caller that may read it may read all of it.
 #[derive(Clone)]
 pub struct AuditEvents {
     pool: PgPool,
@@ -256,32 +151,32 @@ pub struct AuditEvents {
 }
 
 impl AuditEvents {
-    /// Puts the service together.
+    /// Creates the service.
     #[must_use]
     pub fn new(pool: PgPool, audit_writer: AuditWriter) -> Self {
         Self { pool, audit_writer }
     }
 
-    /// Lists events that `filter` lets through, the newest first: at most `limit` before the one with the id `before`.
+    /// Lists events that match `filter`, newest first: at most `limit` before the id `before`.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`] if Postgres cannot be asked.
+    /// [`ServiceError::Storage`] if Postgres is unavailable.
     pub async fn list(
         &self,
         _caller: &Call,
         filter: &EventFilter,
         before: Option<Uuid>,
         limit: i64,
-    ) -> Result<Vec<LinkedEvent>, ServiceError> {
+    ) -> Result<Vec<StoredEvent>, ServiceError> {
         list(&self.pool, filter, before, limit).await
     }
 
-    /// Begins to read all events that `filter` lets through. That somebody does so is an event too.
+    /// Starts an export of all events that match `filter`. The export itself is recorded.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Audit`] if that event was not written.
+    /// [`ServiceError::Audit`] if the export could not be recorded.
     pub async fn export(&self, caller: &Call, filter: EventFilter) -> Result<Export, ServiceError> {
         let event = NewEvent::of(caller, Action::AuditExport, Resource::audit_events());
         self.audit_writer.record(event).await?;
@@ -294,14 +189,15 @@ async fn list(
     filter: &EventFilter,
     before: Option<Uuid>,
     limit: i64,
-) -> Result<Vec<LinkedEvent>, ServiceError> {
+) -> Result<Vec<StoredEvent>, ServiceError> {
     let mut tx = pool.begin().await?;
     let found = storage::audit::list(&mut tx, filter, before, limit).await?;
     tx.commit().await?;
     Ok(found)
 }
 
-/// Events page by page, the newest first. Between two pages nothing is held, so a slow reader costs nothing.
+/// Reads events page by page, newest first. Holds nothing between two pages, so a slow reader costs
+/// nothing.
 pub struct Export {
     pool: PgPool,
     filter: EventFilter,
@@ -316,12 +212,12 @@ impl Export {
         Self { pool, filter, before: None, is_over: false }
     }
 
-    /// The next page; nothing after the last one.
+    /// Returns the next page, or `None` after the last one.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`] if Postgres cannot be asked.
-    pub async fn next(&mut self) -> Result<Option<Vec<LinkedEvent>>, ServiceError> {
+    /// [`ServiceError::Storage`] if Postgres is unavailable.
+    pub async fn next(&mut self) -> Result<Option<Vec<StoredEvent>>, ServiceError> {
         if self.is_over {
             return Ok(None);
         }

@@ -47,7 +47,10 @@ pub async fn grant(pool: &PgPool, role: &str) -> Result<(), GrantError> {
         r#"GRANT USAGE ON SCHEMA public TO "{role}";
            GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "{role}";
            REVOKE INSERT, UPDATE, DELETE ON _sqlx_migrations FROM "{role}";
-           REVOKE UPDATE, DELETE ON audit_events FROM "{role}";
+           REVOKE UPDATE, DELETE ON audit_events, audit_seals FROM "{role}";
+           REVOKE UPDATE ON audit_unsealed FROM "{role}";
+           -- Postgres wants UPDATE of one column for FOR UPDATE, and a trigger refuses the UPDATE itself.
+           GRANT UPDATE (written_at) ON audit_unsealed TO "{role}";
            REVOKE DELETE ON audit_chains FROM "{role}";"#
     );
     let mut tx = pool.begin().await?;

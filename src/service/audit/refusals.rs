@@ -1,6 +1,6 @@
-//! What was refused, gathered so that nobody can fill the disk with it: at most one event a minute for each who, what and
-//! from where, with a count, and for few of these at a time. Those who are known have places of their own, so that no flood of
-//! strangers hides what one of them tries.
+//! Counts refusals, so that no caller can fill the disk with them: at most one event a minute for
+//! each kind, and a bounded number of kinds. Known callers have kinds of their own, which a flood
+//! of anonymous requests does not use up.
 
 use std::{
     collections::HashMap,
@@ -12,33 +12,33 @@ use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use crate::domain::{
-    audit::{Action, Details, NewEvent, Outcome, Resource, nobody},
+    audit::{Action, Details, NewEvent, Outcome, Resource, anonymous},
     caller::{Actor, ActorKind},
 };
 
-/// How many are told apart at a time, of those who are known and of those who are not. With one more for all others, this is
-/// how many events there are a minute at most.
+/// Most kinds at a time, of known and of anonymous callers. All others share one more, so a process
+/// writes at most 91 events a minute.
 const KNOWN_KINDS_MAX: usize = 60;
 const ANONYMOUS_KINDS_MAX: usize = 30;
-/// How long one that was written is counted before it is written again.
+/// Shortest interval between two events of one kind.
 const WINDOW: Duration = Duration::from_mins(1);
-/// How many resources one event names.
+/// Most resources in one event.
 const RESOURCES_MAX: usize = 10;
 
-/// Something that was refused.
+/// Refused request.
 #[derive(Debug)]
 pub struct Refusal {
-    /// To whom.
+    /// Caller.
     pub actor: Actor,
-    /// What.
+    /// Action.
     pub action: Action,
-    /// Of what.
+    /// Resources.
     pub resources: Vec<Resource>,
-    /// Why: a slug of ours.
+    /// Slug of the reason.
     pub reason: &'static str,
-    /// In which request.
+    /// Request id.
     pub request_id: Option<Uuid>,
-    /// From where.
+    /// Address of the caller.
     pub source: Option<IpAddr>,
 }
 
@@ -62,7 +62,7 @@ impl Kind {
     }
 }
 
-/// Of an IPv6 address, the network that one customer has to himself.
+/// Returns the /64 network of an IPv6 address, which one customer controls.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => IpAddr::V4(v4),
@@ -72,7 +72,7 @@ fn network(address: IpAddr) -> IpAddr {
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// The first one since the last event, and how many there were.
+    /// First refusal since the last event, and their number.
     first: Option<Refusal>,
     count: u64,
     written: Option<Instant>,
@@ -118,7 +118,7 @@ impl Slot {
 #[derive(Debug, Default)]
 struct Slots {
     by_kind: HashMap<Kind, Slot>,
-    /// All for which there was no slot.
+    /// Refusals of kinds without a slot.
     others: Slot,
 }
 
@@ -130,7 +130,7 @@ impl Slots {
     }
 }
 
-/// What was refused since it was written last.
+/// Refusals that were not written yet.
 #[derive(Debug, Default)]
 pub struct Refusals(Mutex<Slots>);
 
@@ -139,7 +139,7 @@ impl Refusals {
         self.0.lock()
     }
 
-    /// Counts one. It waits for nothing and is never refused itself.
+    /// Counts a refusal. Never waits and never fails.
     pub fn count(&self, refusal: Refusal) {
         let mut slots = self.slots();
         let kind = Kind::of(&refusal);
@@ -150,7 +150,7 @@ impl Refusals {
         } else {
             let reason = "too-many-kinds";
             slots.others.count(Refusal {
-                actor: nobody(),
+                actor: anonymous(),
                 action: Action::Other,
                 resources: Vec::new(),
                 reason,
@@ -160,7 +160,7 @@ impl Refusals {
         }
     }
 
-    /// What is to be written now.
+    /// Takes the events that are due.
     pub fn take(&self, now: Instant) -> Vec<NewEvent> {
         let mut slots = self.slots();
         let mut events: Vec<NewEvent> = slots.by_kind.values_mut().filter_map(|slot| slot.take(now)).collect();
@@ -169,7 +169,7 @@ impl Refusals {
         events
     }
 
-    /// All that is left, at the end.
+    /// Takes all events, due or not.
     pub fn take_all(&self) -> Vec<NewEvent> {
         let mut slots = self.slots();
         let mut all: Vec<Slot> = slots.by_kind.drain().map(|(_, slot)| slot).collect();
@@ -186,7 +186,7 @@ mod tests {
     fn refusal(source: &str, action: Action, resource: &str) -> Refusal {
         let resources = vec![Resource::parse(resource).unwrap()];
         let source = Some(source.parse().unwrap());
-        Refusal { actor: nobody(), action, resources, reason: "forbidden", request_id: None, source }
+        Refusal { actor: anonymous(), action, resources, reason: "forbidden", request_id: None, source }
     }
 
     fn count_of(event: &NewEvent) -> u64 {
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_is_written_at_once_and_the_next_ones_after_a_minute() {
+    fn first_refusal_is_due_at_once_and_the_next_after_a_minute() {
         let (refusals, start) = (Refusals::default(), Instant::now());
         refusals.count(refusal("192.0.2.1", Action::Reveal, "docker-configs"));
         let first = refusals.take(start);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_from_everywhere_makes_few_events_and_loses_none_of_the_count() {
+    fn flood_from_many_networks_makes_few_events_and_loses_no_count() {
         let (refusals, start) = (Refusals::default(), Instant::now());
         let mut events = Vec::new();
         for second in 0..60 {
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_strangers_hides_nobody_who_is_known() {
+    fn flood_of_anonymous_requests_hides_no_known_caller() {
         let refusals = Refusals::default();
         for last in 0..=255 {
             refusals.count(refusal(&format!("192.0.2.{last}"), Action::Authenticate, "docker-configs"));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn one_refusal_of_many_resources_names_few_of_them() {
+    fn refusal_of_many_resources_names_a_few() {
         let refusals = Refusals::default();
         let names = (0..1_000).map(|number| Resource::parse(&format!("registry-accounts/a-{number}")).unwrap());
         let one = Refusal { resources: names.collect(), ..refusal("192.0.2.1", Action::Reveal, "docker-configs") };
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn who_what_and_from_where_are_told_apart_and_addresses_of_one_network_are_not() {
+    fn kinds_differ_by_actor_action_and_network() {
         let refusals = Refusals::default();
         refusals.count(refusal("2001:db8::1", Action::Reveal, "docker-configs"));
         refusals.count(refusal("2001:db8::2", Action::Reveal, "docker-configs"));

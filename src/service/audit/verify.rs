@@ -1,385 +1,416 @@
-//! Checks that the audit record is what was written: no event changed, removed, added or moved.
+//! Verifies that the audit log is as it was written: no event changed, removed or added, no seal
+//! changed or removed.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
 };
 
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::{
-    crypto::audit::AuditKey,
-    domain::audit::{Chain, LinkedEvent, hex},
-    service::ServiceError,
+    crypto::audit::{AuditKey, digest},
+    domain::audit::{
+        StoredEvent, hex,
+        seal::{Batch, BatchEntry, Seal},
+    },
+    service::{
+        ServiceError,
+        audit::legacy::{ChainAnchor, ChainFinding, verify_chains},
+    },
     storage,
 };
 
+/// Seals that are read at a time.
+const SEALS: i64 = 100;
 /// Events that are read at a time.
-const PAGE: i64 = 2_000;
-/// How many events of one chain that are not what they were are looked at for where they belong.
-const MISPLACED_MAX: usize = 200;
+const EVENTS: usize = 5_000;
 
-/// Where a chain was when somebody looked before, kept where nobody who writes to the database reaches it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Anchor {
-    /// Which chain.
-    pub chain_id: Uuid,
-    /// How many events it had.
-    pub sequence: i64,
-    /// The hash of the last one, in hexadecimal digits.
-    pub hash: String,
+/// Numbers of the batches of one process.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct ProcessNumbers {
+    /// All numbers up to this one are present.
+    pub through: i64,
+    /// Present numbers after `through`.
+    pub beyond: BTreeSet<i64>,
+    /// The process said that all numbers up to this one are settled.
+    pub settled: i64,
+    /// The process said that it stopped.
+    pub is_closed: bool,
 }
 
-impl Anchor {
-    fn of(chain: &Chain) -> Self {
-        Self { chain_id: chain.opening.id, sequence: chain.head.sequence, hash: hex(&chain.head.hash) }
+impl ProcessNumbers {
+    fn add(&mut self, entry: &BatchEntry) {
+        self.beyond.insert(entry.sequence);
+        while self.beyond.remove(&(self.through + 1)) {
+            self.through += 1;
+        }
+        let through = self.through;
+        self.beyond.retain(|number| *number > through);
+        self.settled = self.settled.max(entry.settled_through);
+        self.is_closed |= entry.settled_through == entry.sequence;
     }
-}
 
-/// What is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wrong {
-    /// An event is not what was written, or was written at another place that is not known.
-    Changed {
-        /// Its id.
-        id: Uuid,
-    },
-    /// An event was written at another place.
-    Moved {
-        /// Its id.
-        id: Uuid,
-        /// Where it was written.
-        from: i64,
-    },
-    /// Events are not there.
-    Missing {
-        /// The last one of them; the first one is where this was found. Without a place: the whole chain with this number.
-        to: i64,
-    },
-    /// An event follows another one than the one before it.
-    Unlinked {
-        /// Its id.
-        id: Uuid,
-    },
-    /// There are events that the chain's head does not know.
-    BeyondHead,
-    /// The head names another last event, or is none that was ever written.
-    Head,
-    /// The chain did not begin so, or does not follow the one before it.
-    Opening,
-    /// Events belong to a chain that is not there.
-    NoChain,
-    /// Its HMACs are made with a key that is not at hand.
-    UnknownKey {
-        /// Which one.
-        key_id: String,
-    },
-    /// It is shorter than it was once, or another one.
-    NotAsAnchored,
-}
+    /// Returns the largest number.
+    #[must_use]
+    pub fn last(&self) -> i64 {
+        self.beyond.last().copied().unwrap_or(self.through)
+    }
 
-/// Something that is wrong, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// The number of the chain, where it has one.
-    pub number: Option<i64>,
-    /// The chain, where it is there.
-    pub chain_id: Option<Uuid>,
-    /// Where in it.
-    pub sequence: Option<i64>,
-    /// What.
-    pub wrong: Wrong,
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.number, self.chain_id) {
-            (Some(number), Some(id)) => write!(f, "chain {number} ({id})")?,
-            (Some(number), None) => write!(f, "chain {number}")?,
-            (None, Some(id)) => write!(f, "chain {id}")?,
-            (None, None) => write!(f, "chain")?,
-        }
-        if let Some(sequence) = self.sequence {
-            write!(f, ", event {sequence}")?;
-        }
-        match &self.wrong {
-            Wrong::Changed { id } => write!(f, ": {id} was changed"),
-            Wrong::Moved { id, from } => write!(f, ": {id} was swapped in; it was written as event {from}"),
-            Wrong::Missing { to } if self.sequence.is_none_or(|sequence| sequence == *to) => write!(f, ": is missing"),
-            Wrong::Missing { to } => write!(f, " to {to}: are missing"),
-            Wrong::Unlinked { id } => write!(f, ": {id} does not follow the event before it"),
-            Wrong::BeyondHead => write!(f, ": the chain's head does not know this event"),
-            Wrong::Head => write!(f, ": the head of the chain was changed or set back"),
-            Wrong::Opening => write!(f, ": the opening of the chain was changed, or it follows a chain that is gone"),
-            Wrong::NoChain => write!(f, ": there are events of a chain that is not there"),
-            Wrong::UnknownKey { key_id } => {
-                write!(f, ": written under another pepper (key {key_id}); name its file with --older-pepper-file")
+    /// Returns the numbers up to `end` that are absent, as ranges.
+    fn absent(&self, end: i64) -> Vec<(i64, i64)> {
+        let mut ranges = Vec::new();
+        let mut from = self.through + 1;
+        for present in self.beyond.range(..=end).copied().chain([end + 1]) {
+            if from < present {
+                ranges.push((from, present - 1));
             }
-            Wrong::NotAsAnchored => write!(f, ": the chain is not what it was when it was verified before"),
+            from = present + 1;
+        }
+        ranges
+    }
+
+    /// Returns numbers that are absent and may have been in flight, as ranges.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<(i64, i64)> {
+        let mut ranges = self.absent(self.last());
+        ranges.retain(|(_, to)| *to > self.settled);
+        ranges
+    }
+}
+
+/// State of the log at a verification, kept outside the database.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Anchor {
+    /// Number of the last seal.
+    pub number: i64,
+    /// Its hash, in hexadecimal digits.
+    pub hash: String,
+    /// Number of events in all seals.
+    pub events: i64,
+    /// Processes that may still write or have batches to seal.
+    pub processes: BTreeMap<Uuid, ProcessNumbers>,
+}
+
+/// Scope of a verification.
+#[derive(Debug, Default)]
+pub struct Scope {
+    /// State at an earlier verification.
+    pub anchor: Option<Anchor>,
+    /// Verify only what was sealed after the anchor.
+    pub since_anchor: bool,
+    /// Heads of chains at an earlier verification.
+    pub chains: Vec<ChainAnchor>,
+}
+
+/// Difference between the log and what was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Finding {
+    /// Seals are missing.
+    #[error("seal {0}: missing")]
+    SealMissing(i64),
+    /// The HMAC of a seal is wrong.
+    #[error("seal {0}: changed or forged")]
+    SealChanged(i64),
+    /// A seal does not continue the seal before it.
+    #[error("seal {0}: does not continue the seal before it")]
+    SealUnlinked(i64),
+    /// A process had seen a seal that is gone.
+    #[error("seal {0}: its process had seen another seal {1}, so seals were rolled back")]
+    SealsRolledBack(i64, i64),
+    /// The events of a seal have other HMACs than it sealed.
+    #[error("seal {0}: its events are not the ones that were sealed")]
+    DigestWrong(i64),
+    /// An event is missing.
+    #[error("{1}: event {0} is missing")]
+    EventMissing(Uuid, Binding),
+    /// The HMAC of an event is wrong.
+    #[error("{1}: event {0} was changed")]
+    EventChanged(Uuid, Binding),
+    /// No seal and no batch contains an event.
+    #[error("event {0} was added, or its batch was removed before it was sealed")]
+    EventAdded(Uuid),
+    /// Several seals or batches contain an event.
+    #[error("event {0} is bound more than once: its batch was copied")]
+    EventCopied(Uuid),
+    /// The HMAC of an unsealed batch is wrong.
+    #[error("{0}: changed or forged")]
+    BatchForged(Binding),
+    /// Settled batches of a process are missing.
+    #[error("process {0}: batches {1} to {2} are missing")]
+    BatchesMissing(Uuid, i64, i64),
+    /// The log was signed with a key that is not available.
+    #[error("signed with another pepper (key {0}); pass its file with --older-pepper-file")]
+    UnknownKey(String),
+    /// The log contradicts the anchor.
+    #[error("seal {0}: contradicts the anchor, so the log was set back or replaced")]
+    NotAsAnchored(i64),
+    /// The total number of events is wrong.
+    #[error("{0} events are stored, but {1} are bound; verify without --since-anchor")]
+    CountWrong(i64, i64),
+    /// Finding in a chain of an earlier release.
+    #[error("{0}")]
+    Chain(String),
+}
+
+/// Seal or batch that contains an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Binding {
+    /// Seal with this number.
+    Seal(i64),
+    /// Unsealed batch with this id.
+    Batch(Uuid),
+}
+
+impl fmt::Display for Binding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Seal(number) => write!(f, "seal {number}"),
+            Self::Batch(id) => write!(f, "unsealed batch {id}"),
         }
     }
 }
 
-/// What was looked at, and what was found.
+/// Result of a verification.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// How many events were looked at.
+    /// Number of stored events.
     pub events: u64,
-    /// Where each chain is, to be kept for the next time.
-    pub anchors: Vec<Anchor>,
-    /// How much is wrong.
+    /// Number of findings.
     pub findings: u64,
+    /// Events of chains that no seal binds yet.
+    pub unadopted: u64,
+    /// State to keep outside the database.
+    pub anchor: Anchor,
 }
 
-/// Whom a verification tells what it does.
+/// Receives the progress of a verification.
 pub trait Watcher {
-    /// Something is wrong.
+    /// Receives a finding.
     fn found(&mut self, finding: &Finding);
-    /// So many of so many events were looked at.
+    /// Receives the number of verified events, of all events.
     fn progress(&mut self, seen: u64, all: u64);
 }
 
-/// Checks all chains, as they are at one moment: a service that runs meanwhile is not disturbed and does not disturb.
-/// Events are read page by page.
+/// Verifies the log in one snapshot, page by page. Neither disturbs a running service nor is
+/// disturbed by one.
 ///
 /// # Errors
 ///
-/// [`ServiceError::Storage`] if Postgres cannot be asked. What is wrong with the record is no error but what was found.
+/// [`ServiceError::Storage`] if Postgres is unavailable. Findings are not errors.
 pub async fn verify(
     pool: &PgPool,
     keys: &[AuditKey],
-    anchors: Vec<Anchor>,
+    scope: Scope,
     watcher: &mut impl Watcher,
 ) -> Result<Report, ServiceError> {
     let mut tx = storage::audit::snapshot(pool).await?;
-    let chains = storage::audit::list_chains(&mut tx).await?;
-    let all = u64::try_from(storage::audit::count(&mut tx).await?).unwrap_or_default();
-    let mut check = Check::new(keys, &chains, anchors, watcher);
-    check.openings(&chains);
-    let mut after = (Uuid::nil(), i64::MIN);
-    loop {
-        let page = storage::audit::list_links(&mut tx, after, PAGE).await?;
-        let Some(last) = page.last() else { break };
-        after = (last.link.chain_id, last.link.sequence);
-        for event in page {
-            check.event(event);
-        }
-        check.watcher.progress(check.report.events, all.max(check.report.events));
+    let stored = storage::audit::count_all_events(&mut tx).await?;
+    let mut check = Check { keys, unknown_keys: BTreeSet::new(), report: Report::default(), seen: 0, stored, watcher };
+    check.report.events = u64::try_from(stored).unwrap_or_default();
+    let is_partial = scope.since_anchor && scope.anchor.is_some();
+    if is_partial {
+        check.report.anchor = scope.anchor.clone().unwrap_or_default();
     }
-    check.end_of_chain();
-    check.chains_without_events();
-    check.chains_that_were_anchored();
+    check.seals(&mut tx, scope.anchor.as_ref()).await?;
+    for (number, seen) in storage::audit::list_contradicted_seals(&mut tx).await? {
+        check.found(&Finding::SealsRolledBack(number, seen));
+    }
+    let sealed_processes = check.report.anchor.processes.clone();
+    let waiting = check.unsealed(&mut tx).await?;
+    check.counts(&mut tx, waiting).await?;
+    check.numbers();
+    if !is_partial {
+        let mut found = |finding: &ChainFinding| check.found(&Finding::Chain(finding.to_string()));
+        verify_chains(&mut tx, keys, scope.chains, &mut found).await?;
+    }
+    // Batches that wait are sealed after the anchor.
+    let processes = &mut check.report.anchor.processes;
+    processes.retain(|id, numbers| !numbers.is_closed || sealed_processes.get(id) != Some(numbers));
     Ok(check.report)
-}
-
-/// Where the walk along a chain is.
-struct Walk {
-    chain: Chain,
-    key: Option<AuditKey>,
-    /// The event that should come next, and the hash of the one before it, where that one is what it was.
-    expected: i64,
-    previous_hash: Option<Vec<u8>>,
-    last: Option<(i64, Vec<u8>)>,
-    /// Events that are not what was written at their place.
-    changed: Vec<LinkedEvent>,
-    is_anchored: bool,
 }
 
 struct Check<'a, W> {
     keys: &'a [AuditKey],
-    /// Those to which the walk has not come.
-    chains: HashMap<Uuid, Chain>,
-    anchors: HashMap<Uuid, Anchor>,
-    orphans: HashSet<Uuid>,
-    walk: Option<Walk>,
+    unknown_keys: BTreeSet<String>,
     report: Report,
+    seen: u64,
+    stored: i64,
     watcher: &'a mut W,
 }
 
-impl<'a, W: Watcher> Check<'a, W> {
-    fn new(keys: &'a [AuditKey], chains: &[Chain], anchors: Vec<Anchor>, watcher: &'a mut W) -> Self {
-        Self {
-            keys,
-            chains: chains.iter().map(|chain| (chain.opening.id, chain.clone())).collect(),
-            anchors: anchors.into_iter().map(|anchor| (anchor.chain_id, anchor)).collect(),
-            orphans: HashSet::new(),
-            walk: None,
-            report: Report { anchors: chains.iter().map(Anchor::of).collect(), ..Report::default() },
-            watcher,
-        }
-    }
-
-    fn found(&mut self, chain: &Chain, sequence: Option<i64>, wrong: Wrong) {
-        let (number, chain_id) = (Some(chain.opening.number), Some(chain.opening.id));
-        self.tell(&Finding { number, chain_id, sequence, wrong });
-    }
-
-    fn tell(&mut self, finding: &Finding) {
+impl<W: Watcher> Check<'_, W> {
+    fn found(&mut self, finding: &Finding) {
         self.report.findings += 1;
         self.watcher.found(finding);
     }
 
-    fn key(&self, chain: &Chain) -> Option<AuditKey> {
-        self.keys.iter().find(|key| key.id() == chain.key_id).cloned()
+    /// Returns the key with this id. Reports each unknown key once.
+    fn key(&mut self, id: &str) -> Option<AuditKey> {
+        let key = self.keys.iter().find(|key| key.id() == id).cloned();
+        if key.is_none() && self.unknown_keys.insert(id.to_owned()) {
+            self.found(&Finding::UnknownKey(id.to_owned()));
+        }
+        key
     }
 
-    /// The chains are a chain themselves: none is gone but perhaps the last ones.
-    fn openings(&mut self, chains: &[Chain]) {
-        let (mut number, mut before) = (0, Some(Vec::new()));
-        for chain in chains {
-            let is_next = chain.opening.number == number + 1;
-            if !is_next {
-                let first = number + 1;
-                for missing in (first..chain.opening.number).take(MISPLACED_MAX) {
-                    let wrong = Wrong::Missing { to: missing };
-                    self.tell(&Finding { number: Some(missing), chain_id: None, sequence: None, wrong });
+    async fn seals(&mut self, conn: &mut PgConnection, anchor: Option<&Anchor>) -> Result<(), ServiceError> {
+        let mut previous: Option<Vec<u8>> = None;
+        let is_partial = self.report.anchor.number > 0;
+        // The anchored seal itself is read again, to be compared.
+        let mut after = if is_partial { self.report.anchor.number - 1 } else { 0 };
+        let mut is_anchored = anchor.is_none_or(|anchor| anchor.number == 0);
+        loop {
+            let page = storage::audit::list_seals(&mut *conn, after, SEALS).await?;
+            let Some(last) = page.last() else { break };
+            let next = last.head.number;
+            let mut verified = Vec::with_capacity(page.len());
+            for seal in page {
+                for missing in (after + 1..seal.head.number).take(EVENTS) {
+                    self.found(&Finding::SealMissing(missing));
+                    previous = None;
                 }
-                before = None;
+                after = seal.head.number;
+                if anchor.is_some_and(|anchor| anchor.number == after) {
+                    is_anchored = anchor.is_some_and(|anchor| anchor.hash == hex(&seal.head.hash));
+                }
+                let expected = previous.replace(seal.head.hash.clone());
+                if is_partial && anchor.is_some_and(|anchor| anchor.number == after) {
+                    continue;
+                }
+                if self.seal(&seal, expected) {
+                    verified.push(seal);
+                }
             }
-            match self.key(chain) {
-                None => self.found(chain, None, Wrong::UnknownKey { key_id: chain.key_id.clone() }),
-                // After a gap there is nothing to compare with; the gap was told.
-                Some(key) if before.as_ref().is_some_and(|before| !key.is_opening(chain, before)) => {
-                    self.found(chain, None, Wrong::Opening);
+            after = next;
+            self.events_of(conn, &verified).await?;
+        }
+        if let Some(anchor) = anchor.filter(|_| !is_anchored) {
+            self.found(&Finding::NotAsAnchored(anchor.number));
+        }
+        Ok(())
+    }
+
+    /// Verifies a seal without its events. Returns whether it is authentic.
+    fn seal(&mut self, seal: &Seal, previous: Option<Vec<u8>>) -> bool {
+        let number = seal.head.number;
+        for entry in &seal.batches {
+            self.report.anchor.processes.entry(entry.process_id).or_default().add(entry);
+        }
+        let Some(key) = self.key(&seal.key_id) else { return false };
+        if !key.is_seal(seal) {
+            self.found(&Finding::SealChanged(number));
+            return false;
+        }
+        let previous = if number == 1 { Some(Vec::new()) } else { previous };
+        if previous.is_some_and(|previous| previous != seal.previous_hash) {
+            self.found(&Finding::SealUnlinked(number));
+        }
+        let anchor = &mut self.report.anchor;
+        (anchor.number, anchor.hash, anchor.events) = (number, hex(&seal.head.hash), seal.events);
+        true
+    }
+
+    /// Verifies the events of authentic seals, many at a time.
+    async fn events_of(&mut self, conn: &mut PgConnection, seals: &[Seal]) -> Result<(), ServiceError> {
+        let mut events = HashMap::new();
+        let mut wanted = seals.iter().flat_map(|seal| seal.event_ids.iter().copied()).peekable();
+        while wanted.peek().is_some() {
+            let ids: Vec<Uuid> = wanted.by_ref().take(EVENTS).collect();
+            let found = storage::audit::find_events(&mut *conn, &ids).await?;
+            events.extend(found.into_iter().map(|stored| (stored.event.id, stored)));
+        }
+        for seal in seals {
+            let binding = Binding::Seal(seal.head.number);
+            if self.events(&seal.event_ids, &events, binding) {
+                let hashes = seal.event_ids.iter().filter_map(|id| events.get(id)).map(|stored| stored.hash.as_slice());
+                if digest(hashes) != seal.digest {
+                    self.found(&Finding::DigestWrong(seal.head.number));
                 }
+            }
+        }
+        self.watcher.progress(self.seen, self.report.events.max(self.seen));
+        Ok(())
+    }
+
+    /// Verifies events. Returns whether all are present and authentic.
+    fn events(&mut self, ids: &[Uuid], events: &HashMap<Uuid, StoredEvent>, binding: Binding) -> bool {
+        let mut is_intact = true;
+        for id in ids {
+            self.seen += 1;
+            let is_authentic = events.get(id).map(|stored| self.is_authentic(stored));
+            is_intact &= is_authentic == Some(Some(true));
+            match is_authentic {
+                None => self.found(&Finding::EventMissing(*id, binding)),
+                Some(Some(false)) => self.found(&Finding::EventChanged(*id, binding)),
                 Some(_) => {}
             }
-            self.continued(chains, chain);
-            number = chain.opening.number;
-            before = Some(chain.opening_hash.clone());
+        }
+        is_intact
+    }
+
+    /// Returns `None` if the key is unknown. An event of a chain does not name its key, so all keys
+    /// are tried.
+    fn is_authentic(&mut self, stored: &StoredEvent) -> Option<bool> {
+        match &stored.key_id {
+            Some(id) => self.key(id).map(|key| key.is_authentic(stored)),
+            None => Some(self.keys.iter().any(|key| key.is_authentic(stored))),
         }
     }
 
-    /// A writer that finds its chain changed says how long it was.
-    fn continued(&mut self, chains: &[Chain], chain: &Chain) {
-        let Some((id, sequence)) = chain.opening.continues else { return };
-        let before = chains.iter().find(|other| other.opening.id == id);
-        match before {
-            None => {
-                let finding = Finding { number: None, chain_id: Some(id), sequence: None, wrong: Wrong::NotAsAnchored };
-                self.tell(&finding);
+    /// Verifies batches that wait for a seal. Returns the number of their events.
+    async fn unsealed(&mut self, conn: &mut PgConnection) -> Result<i64, ServiceError> {
+        let mut waiting = 0;
+        for batch in storage::audit::list_unsealed(&mut *conn).await? {
+            let Some(key) = self.key(&batch.key_id) else { continue };
+            let Batch { id, entry, event_ids, .. } = &batch;
+            let binding = Binding::Batch(*id);
+            if !key.is_batch(&batch) {
+                self.found(&Finding::BatchForged(binding));
+                continue;
             }
-            Some(before) if before.head.sequence < sequence => {
-                let missing = before.head.sequence + 1;
-                self.found(before, Some(missing), Wrong::Missing { to: sequence });
-            }
-            Some(_) => {}
+            self.report.anchor.processes.entry(entry.process_id).or_default().add(entry);
+            waiting += i64::from(entry.events);
+            let found = storage::audit::find_events(&mut *conn, event_ids).await?;
+            let found = found.into_iter().map(|stored| (stored.event.id, stored)).collect();
+            self.events(event_ids, &found, binding);
         }
+        Ok(waiting)
     }
 
-    fn event(&mut self, event: LinkedEvent) {
-        self.report.events += 1;
-        let chain_id = event.link.chain_id;
-        if self.walk.as_ref().is_none_or(|walk| walk.chain.opening.id != chain_id) {
-            self.end_of_chain();
-            let Some(chain) = self.chains.remove(&chain_id) else {
-                if self.orphans.insert(chain_id) {
-                    let wrong = Wrong::NoChain;
-                    self.tell(&Finding { number: None, chain_id: Some(chain_id), sequence: None, wrong });
-                }
-                return;
-            };
-            self.begin(chain);
+    /// Compares the number of events with the number of bound ones, and lists the difference if
+    /// there is one.
+    async fn counts(&mut self, conn: &mut PgConnection, waiting: i64) -> Result<(), ServiceError> {
+        let bound = self.report.anchor.events + waiting;
+        if self.stored == bound && self.report.findings == 0 {
+            return Ok(());
         }
-        let Some(mut walk) = self.walk.take() else { return };
-        self.follow(&mut walk, event);
-        self.walk = Some(walk);
-    }
-
-    fn begin(&mut self, chain: Chain) {
-        self.walk = Some(Walk {
-            key: self.key(&chain),
-            expected: 1,
-            previous_hash: Some(chain.opening_hash.clone()),
-            last: None,
-            changed: Vec::new(),
-            is_anchored: self.anchors.get(&chain.opening.id).is_none_or(|anchor| anchor.sequence == 0),
-            chain,
-        });
-    }
-
-    fn follow(&mut self, walk: &mut Walk, event: LinkedEvent) {
-        let Some(key) = &walk.key else { return };
-        let (sequence, id, hash) = (event.link.sequence, event.event.id, event.link.hash.clone());
-        if sequence > walk.expected {
-            self.found(&walk.chain, Some(walk.expected), Wrong::Missing { to: sequence - 1 });
-            walk.previous_hash = None;
-        }
-        let follows = walk.previous_hash.as_ref().is_none_or(|hash| *hash == event.link.previous_hash);
-        let is_authentic = key.is_authentic_at(&event, walk.chain.opening.id, sequence);
-        if !is_authentic {
-            if walk.changed.len() < MISPLACED_MAX {
-                walk.changed.push(event);
-            } else {
-                self.found(&walk.chain, Some(sequence), Wrong::Changed { id });
-            }
-        } else if !follows {
-            self.found(&walk.chain, Some(sequence), Wrong::Unlinked { id });
-        }
-        if let Some(anchor) = self.anchors.get(&walk.chain.opening.id)
-            && anchor.sequence == sequence
-        {
-            walk.is_anchored = anchor.hash == hex(&hash);
-        }
-        // What follows an event that is not what it was cannot be blamed for that.
-        walk.previous_hash = is_authentic.then(|| hash.clone());
-        walk.expected = sequence + 1;
-        walk.last = Some((sequence, hash));
-    }
-
-    fn end_of_chain(&mut self) {
-        let Some(walk) = self.walk.take() else { return };
-        let Some(key) = &walk.key else { return };
-        let Walk { chain, changed, .. } = &walk;
-        for event in changed {
-            let (id, place) = (event.event.id, event.link.sequence);
-            let places = changed.iter().map(|other| other.link.sequence);
-            let from = places.filter(|other| *other != place);
-            let from = from.into_iter().find(|from| key.is_authentic_at(event, chain.opening.id, *from));
-            let wrong = from.map_or(Wrong::Changed { id }, |from| Wrong::Moved { id, from });
-            self.found(chain, Some(place), wrong);
-        }
-        let (sequence, hash) = walk.last.clone().unwrap_or((0, chain.opening_hash.clone()));
-        self.head(key, chain, sequence, &hash);
-        if !walk.is_anchored {
-            self.found(chain, None, Wrong::NotAsAnchored);
-        }
-        self.anchors.remove(&chain.opening.id);
-    }
-
-    fn head(&mut self, key: &AuditKey, chain: &Chain, sequence: i64, hash: &[u8]) {
-        if chain.head.sequence > sequence {
-            self.found(chain, Some(sequence + 1), Wrong::Missing { to: chain.head.sequence });
-        } else if chain.head.sequence < sequence {
-            self.found(chain, Some(chain.head.sequence + 1), Wrong::BeyondHead);
-        } else if chain.head.hash != hash {
-            self.found(chain, None, Wrong::Head);
-        }
-        if !key.is_sealed(chain) {
-            self.found(chain, None, Wrong::Head);
-        }
-    }
-
-    fn chains_without_events(&mut self) {
-        let mut chains: Vec<Chain> = self.chains.drain().map(|(_, chain)| chain).collect();
-        chains.sort_by_key(|chain| chain.opening.number);
-        for chain in chains {
-            self.begin(chain);
-            self.end_of_chain();
-        }
-    }
-
-    fn chains_that_were_anchored(&mut self) {
-        let gone: Vec<Uuid> = self.anchors.keys().copied().collect();
-        for chain_id in gone {
-            // One that was written under another key was not looked at, which was told.
-            let known = self.report.anchors.iter().any(|anchor| anchor.chain_id == chain_id);
-            if !known {
-                let finding =
-                    Finding { number: None, chain_id: Some(chain_id), sequence: None, wrong: Wrong::NotAsAnchored };
-                self.tell(&finding);
+        let before = self.report.findings;
+        let mut difference = self.stored - bound;
+        for event in storage::audit::list_miscounted_events(conn).await? {
+            difference += event.bindings - 1;
+            match (event.bindings, event.key_id) {
+                (0, None) => self.report.unadopted += 1,
+                (0, Some(_)) => self.found(&Finding::EventAdded(event.id)),
+                _ => self.found(&Finding::EventCopied(event.id)),
             }
         }
+        if difference != 0 && before == 0 {
+            self.found(&Finding::CountWrong(self.stored, bound));
+        }
+        Ok(())
+    }
+
+    /// Reports settled batches that are absent.
+    fn numbers(&mut self) {
+        let processes = self.report.anchor.processes.iter();
+        let missing: Vec<Finding> = processes
+            .flat_map(|(id, numbers)| {
+                let absent = numbers.absent(numbers.settled);
+                absent.into_iter().map(|(from, to)| Finding::BatchesMissing(*id, from, to))
+            })
+            .collect();
+        missing.iter().for_each(|finding| self.found(finding));
     }
 }

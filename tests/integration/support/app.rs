@@ -114,21 +114,21 @@ impl TestApp {
         let now = expires_at.unwrap_or_default() - TimeDelta::hours(1);
         let new = NewApiKey::parse(name, "admin", None, expires_at, now).expect("a good key");
         let (_, key) =
-            api_keys::create(&self.pool, &self.audit().await, &command_line(), &pepper(), &new).await.expect("a key");
+            api_keys::create(&self.pool, &self.audit(), &command_line(), &pepper(), &new).await.expect("a key");
         key.text.expose_secret().to_owned()
     }
 
     /// Revokes an API key in the database, bypassing the API.
     pub async fn revoke_key(&self, name: &str, even_last_admin: bool) -> Result<(), ServiceError> {
-        let (name, audit) = (Name::parse(name).expect("a name"), self.audit().await);
+        let (name, audit) = (Name::parse(name).expect("a name"), self.audit());
         if even_last_admin {
             return api_keys::revoke_even_last_admin(&self.pool, &audit, &command_line(), &name).await;
         }
         api_keys::revoke(&self.pool, &audit, &command_line(), &name).await
     }
 
-    async fn audit(&self) -> TransactionalAudit {
-        TransactionalAudit::open(&self.pool, Arc::new(audit_key()), 1).await.expect("a chain")
+    fn audit(&self) -> TransactionalAudit {
+        TransactionalAudit::open(&self.pool, Arc::new(audit_key()))
     }
 
     /// Creates an API key through the API and returns a client that uses it.
