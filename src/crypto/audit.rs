@@ -173,7 +173,7 @@ mod tests {
         let entry = BatchEntry { process_id: Uuid::now_v7(), sequence: 1, settled_through: 0, events: 1 };
         let seal = key(1).sign_seal(Seal {
             head: SealHead { number: 2, hash: Vec::new() },
-            sealed_at: Utc::now(),
+            sealed_at: crate::clock::now(),
             key_id: String::new(),
             batches: vec![entry],
             event_ids: vec![Uuid::now_v7()],

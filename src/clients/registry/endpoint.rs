@@ -72,7 +72,7 @@ impl<'a> RegistryEndpoint<'a> {
         limits.check_pause(&self.host).map_err(|reason| rate_limited(self.label(), &reason))?;
         let response = self.endpoint.send(request).await?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let retry_after = host_limits::retry_after(&headers, chrono::Utc::now());
+        let retry_after = host_limits::retry_after(&headers, crate::clock::now());
         if status == StatusCode::TOO_MANY_REQUESTS {
             let pause = limits.pause(&self.host, retry_after);
             return Err(rate_limited(self.label(), &Unavailable::Paused(pause)));

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -121,7 +121,7 @@ impl Sealer {
         if surveys {
             self.account(false).await?;
         }
-        let from = if surveys { Uuid::nil() } else { first_id_at(Utc::now() - RECENT) };
+        let from = if surveys { Uuid::nil() } else { first_id_at(crate::clock::now() - RECENT) };
         let has_sealed = self.seal_all(from).await;
         // Also if sealing failed: the age of the oldest batch matters then.
         self.follow().await?;
@@ -291,7 +291,7 @@ fn make_seal(key: &AuditKey, last: Option<LastSeal>, batches: &[Batch], seen: Op
         None => (SealHead { number: 0, hash: Vec::new() }, 0, None),
     };
     let event_ids: Vec<Uuid> = batches.iter().flat_map(|batch| batch.event_ids.iter().copied()).collect();
-    let now = Utc::now();
+    let now = crate::clock::now();
     key.sign_seal(Seal {
         head: SealHead { number: before.number + 1, hash: Vec::new() },
         // Postgres stores microseconds.
