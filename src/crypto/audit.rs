@@ -115,7 +115,7 @@ pub fn digest<'a>(hashes: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use base64::{Engine, prelude::BASE64_STANDARD};
-    use chrono::{TimeDelta, Utc};
+    use chrono::TimeDelta;
     use secrecy::SecretString;
 
     use super::*;
