@@ -10,6 +10,7 @@ use regcred::{
     storage::{
         pool,
         pull_secrets::{bump_generation, delete_all_empty},
+        schema::MIGRATOR,
         targets::{
             due::{ChangedSecrets, mark_secrets_due},
             queue::{ClaimedTarget, claim, delete_removed, lock_claimed, record_results, release},
@@ -20,6 +21,8 @@ use regcred::{
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, postgres::PgPoolOptions};
 use uuid::Uuid;
+
+use crate::support::postgres::Postgres;
 
 const TABLE: &str = "pull_secret_targets";
 const LEASE: Duration = Duration::from_secs(30);
@@ -308,26 +311,30 @@ async fn rotate(conn: &mut PgConnection, id: Uuid, cluster: Uuid, round: i32) ->
 }
 
 /// The first fan-outs of a new cluster run with statistics from before it existed.
-#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn a_rotation_with_stale_statistics_reads_few_index_entries(pool: PgPool) {
+///
+/// On its own server: Postgres keeps index entries of dead row versions while transactions of other
+/// tests are open.
+#[tokio::test]
+async fn a_rotation_with_stale_statistics_reads_few_index_entries() {
     const TARGETS: i32 = 5_000;
     const ENTRIES_PER_TARGET: i64 = 20;
+    let mut postgres = Postgres::prepare();
+    postgres.start().await;
+    let pool = service_pool(&PgPool::connect_lazy(&postgres.url()).expect("a URL")).await;
+    MIGRATOR.run(&pool).await.expect("migrated");
     sqlx::query("ALTER TABLE pull_secret_targets SET (autovacuum_enabled = false)").execute(&pool).await.expect("set");
     declare_in(&pool, "team-a", 15).await;
     sqlx::query("ANALYZE pull_secret_targets").execute(&pool).await.expect("analysed");
     let (id, cluster) = declare_in(&pool, "team-b", TARGETS).await;
-    let service = service_pool(&pool).await;
-    let mut conn = service.acquire().await.expect("a connection");
+    let mut conn = pool.acquire().await.expect("a connection");
+    let mut read_per_target = Vec::new();
     for round in 0..3 {
         let before = index_entries_read(&mut conn).await;
-
         let done = rotate(&mut conn, id, cluster, round).await;
-
-        let read = index_entries_read(&mut conn).await - before;
         assert_eq!(done, usize::try_from(TARGETS).expect("positive"));
-        let per_target = read / i64::from(TARGETS);
-        assert!(per_target <= ENTRIES_PER_TARGET, "rotation {round} read {per_target} index entries per target");
+        read_per_target.push((index_entries_read(&mut conn).await - before) / i64::from(TARGETS));
     }
+    assert!(read_per_target.iter().all(|read| *read <= ENTRIES_PER_TARGET), "{read_per_target:?} per target");
 }
 
 /// Inserts 100,000 targets of 1,000 pull secrets in 20 clusters, nearly all of them synced and not
