@@ -226,7 +226,7 @@ impl Grants {
             ("grants.namespaces", document.namespaces.is_some()),
         ];
         let mut errors = FieldErrors::default();
-        if role.grants_all_by_default() && given.iter().any(|(_, is_given)| *is_given) {
+        if role.takes_grants() && role.grants_all_by_default() && given.iter().any(|(_, is_given)| *is_given) {
             for (field, _) in given.iter().filter(|(_, is_given)| !is_given) {
                 errors.refuse(field, "is required beside other grants: say [\"*\"] for all");
             }

@@ -643,6 +643,7 @@ async fn a_key_is_returned_once_and_revoked_immediately(pool: PgPool) {
         me,
         json!({
             "type": "apiKey", "id": id, "name": "ci-team-a", "role": "deliverer", "grants": body["grants"],
+            "permissions": ["authenticated", "readAccounts", "readClusters", "deliverSecrets", "readPullSecrets"],
             "expiresAt": body["expiresAt"],
         })
     );

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::support::app::TestApp;
 
-const REFUSAL: &str = "the token is not valid here: its issuer, audience, signature or time is not accepted";
+const REFUSAL: &str = "the token is rejected: its issuer, audience, signature or time is not accepted";
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn every_supported_algorithm_authenticates(pool: PgPool) {
