@@ -24,6 +24,7 @@ install: ## Install the programs of the sandbox (other targets do so when needed
 
 .PHONY: test
 test: ## Run all tests with a private Postgres, two Kubernetes API servers and two registries
+	@cargo test --locked --no-run $(ARGS) # before the services, which would slow it down
 	@dev/with-services cargo test --locked $(ARGS)
 
 .PHONY: build-tests
