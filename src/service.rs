@@ -170,7 +170,7 @@ impl From<sqlx::Error> for ServiceError {
 }
 
 impl ServiceError {
-    fn not_found(kind: &'static str, name: impl ToString) -> Self {
+    fn not_found(kind: &'static str, name: &(impl ToString + ?Sized)) -> Self {
         Self::NotFound { kind, name: name.to_string() }
     }
 

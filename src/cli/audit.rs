@@ -214,7 +214,9 @@ fn format_anchor(anchor: &Anchor) -> String {
     let mut text = format!("seal {} {hash} {}\n", anchor.number, anchor.events);
     for (id, ProcessNumbers { through, settled, is_closed, beyond }) in &anchor.processes {
         let _ = write!(text, "process {id} {through} {settled} {}", u8::from(*is_closed));
-        beyond.iter().for_each(|number| text.push_str(&format!(" {number}")));
+        for number in beyond {
+            let _ = write!(text, " {number}");
+        }
         text.push('\n');
     }
     text

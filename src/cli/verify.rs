@@ -142,7 +142,7 @@ async fn verify_items(config: VerifyConfig, items: &[ImportItem], ca: Option<&Ca
     Report::new(lines.collect())
 }
 
-/// Creates the client. RegistryClient of the document are allowed at any address, because the caller
+/// Creates the client. The registries of the document are allowed at any address, because the caller
 /// chose them; the token services that they name are not.
 fn registries<'a>(config: VerifyConfig, scopes: impl Iterator<Item = &'a RegistryScope>) -> RegistryClient {
     let mut allowed: AllowList = config.allowed;

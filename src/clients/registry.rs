@@ -71,8 +71,10 @@ pub struct RegistryClient {
 impl RegistryClient {
     /// Creates a client. Nothing is sent.
     #[must_use]
-    pub fn new(guard: Guard, config: RegistryClientConfig) -> Self {
-        let RegistryClientConfig { timeout, connect_timeout, checks_per_host } = config;
+    pub fn new(
+        guard: Guard,
+        RegistryClientConfig { timeout, connect_timeout, checks_per_host }: RegistryClientConfig,
+    ) -> Self {
         let outbound = OutboundClientConfig {
             timeout,
             connect_timeout,

@@ -321,16 +321,16 @@ impl Runs {
     }
 
     fn cache(&self, verifier: &KeyVerifier) {
-        let mut verified = self.verified.lock();
-        if verified.len() >= CACHED_MAX {
-            verified.retain(|_, at| at.elapsed() < CACHED_FOR);
+        let mut cached = self.verified.lock();
+        if cached.len() >= CACHED_MAX {
+            cached.retain(|_, at| at.elapsed() < CACHED_FOR);
         }
-        if verified.len() >= CACHED_MAX
-            && let Some(any) = verified.keys().next().cloned()
+        if cached.len() >= CACHED_MAX
+            && let Some(any) = cached.keys().next().cloned()
         {
-            verified.remove(&any);
+            cached.remove(&any);
         }
-        verified.insert(verifier.clone(), Instant::now());
+        cached.insert(verifier.clone(), Instant::now());
     }
 
     /// Runs argon2 once for all concurrent requests with the same key.

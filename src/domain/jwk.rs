@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::domain::invalid::Invalid;
 
-/// Maximum number of keys in a set. IssuerClient have two or three, some large ones a dozen.
+/// Maximum number of keys in a set. Issuers have two or three, some large ones a dozen.
 const KEYS_MAX: usize = 100;
 /// Accepted lengths of an RSA modulus, in bits.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;

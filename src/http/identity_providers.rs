@@ -39,7 +39,7 @@ pub struct CreateIdentityProvider {
     /// Unique name, a DNS-1123 label.
     #[schema(example = "gitlab")]
     name: String,
-    /// Verification of tokens: with the keys of an OIDC issuer, or with a TokenReview by the
+    /// Verification of tokens: with the keys of an OIDC issuer, or with a `TokenReview` by the
     /// issuing cluster.
     #[serde(rename = "type")]
     provider_type: ProviderType,

@@ -62,7 +62,7 @@ pub struct PutPullSecret {
     /// Namespaces to place the Secret in.
     #[schema(min_items = 1, max_items = 100)]
     targets: Vec<TargetDocument>,
-    /// ServiceAccounts in each namespace to which the Secret is added as `imagePullSecrets`.
+    /// Service accounts in each namespace to which the Secret is added as `imagePullSecrets`.
     #[serde(default)]
     #[schema(max_items = 20, example = json!(["default"]))]
     service_accounts: Vec<String>,
@@ -95,7 +95,7 @@ pub struct PullSecret {
     secret: SecretDocument,
     /// Namespaces that the Secret is placed in.
     targets: Vec<TargetDocument>,
-    /// ServiceAccounts that the Secret is added to.
+    /// Service accounts that the Secret is added to.
     service_accounts: Vec<String>,
     /// Policy for Secrets that are no longer declared.
     deletion_policy: DeletionPolicy,

@@ -144,7 +144,7 @@ impl ApiKeys {
     /// [`ServiceError::NotFound`] if no key has the id.
     pub async fn find(&self, _caller: &Identity, id: Uuid) -> Result<ApiKey, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        storage::api_keys::find(&mut conn, id).await?.ok_or_else(|| ServiceError::not_found(KIND, id))
+        storage::api_keys::find(&mut conn, id).await?.ok_or_else(|| ServiceError::not_found(KIND, &id))
     }
 
     /// Revokes a key in every replica. Idempotent.
@@ -245,7 +245,7 @@ async fn revoke_id(
     even_last_admin: bool,
 ) -> Result<(), ServiceError> {
     let mut tx = pool.begin().await?;
-    let key = storage::api_keys::find(&mut tx, id).await?.ok_or_else(|| ServiceError::not_found(KIND, id))?;
+    let key = storage::api_keys::find(&mut tx, id).await?.ok_or_else(|| ServiceError::not_found(KIND, &id))?;
     if key.role == Role::Admin && !even_last_admin {
         let admins = storage::api_keys::lock_admins(&mut tx).await?;
         require_remaining_admin(&admins, id)?;

@@ -396,7 +396,7 @@ impl Clusters {
     async fn find_by_id(&self, id: Uuid) -> Result<StoredCluster, ServiceError> {
         let mut conn = connection(&self.pool).await?;
         let found = storage::clusters::find_by_id(&mut conn, id).await?;
-        found.ok_or_else(|| ServiceError::not_found(KIND, id))
+        found.ok_or_else(|| ServiceError::not_found(KIND, &id))
     }
 
     async fn client_for(&self, stored: &StoredCluster) -> Result<ClusterClient, ServiceError> {

@@ -147,12 +147,11 @@ impl Imports {
     ) -> Result<Vec<Option<AccountWrite>>, ServiceError> {
         let mut writes = Vec::with_capacity(planned.len());
         for PlannedAccount { new, .. } in planned {
-            writes.push(match existing.get(new.name.as_str()) {
-                Some(existing) => self.update(conn, existing, new).await?,
-                None => {
-                    let after = self.accounts.insert(conn, new).await?;
-                    Some(AccountWrite { before: None, after, has_new_password: true })
-                }
+            writes.push(if let Some(existing) = existing.get(new.name.as_str()) {
+                self.update(conn, existing, new).await?
+            } else {
+                let after = self.accounts.insert(conn, new).await?;
+                Some(AccountWrite { before: None, after, has_new_password: true })
             });
         }
         Ok(writes)

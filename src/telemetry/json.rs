@@ -233,7 +233,7 @@ mod tests {
         let [ours, theirs] = written(|| {
             let span = tracing::info_span!("request", method = %"GET", path = "/a\"b", late = tracing::field::Empty);
             span.in_scope(|| {
-                tracing::info!(status = 200, caller = Some("ci"), none = None::<&str>, "request completed")
+                tracing::info!(status = 200, caller = Some("ci"), none = None::<&str>, "request completed");
             });
             span.record("late", 7);
             span.in_scope(|| tracing::warn!(ratio = 0.5, yes = true, less = -1, r#type = "x", "and\nmore"));

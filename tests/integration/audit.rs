@@ -335,6 +335,7 @@ async fn refusals_for_a_key_a_role_or_a_grant_are_recorded(pool: PgPool) {
     let renderer = app.caller("renderer", "renderer", Some(grants.clone())).await;
     let deliverer = app.caller("deliverer", "deliverer", Some(grants.clone())).await;
     let operator = app.caller("operator", "operator", Some(grants)).await;
+    let wide = app.caller("wide", "operator", None).await;
     let ended = app.new_key("ended", None).await;
     app.revoke_key("ended", false).await.expect("revoked");
 
@@ -347,7 +348,7 @@ async fn refusals_for_a_key_a_role_or_a_grant_are_recorded(pool: PgPool) {
         .await
         .problem(422, "invalid-request");
     renderer.get("/v1/registry-accounts/foreign").await.problem(404, "not-found");
-    operator.delete("/v1/clusters/foreign").await.problem(404, "not-found");
+    operator.delete("/v1/clusters/foreign").await.problem(403, "forbidden");
     operator.post("/v1/registry-accounts", &account("new")).await.problem(403, "forbidden");
     let path = "/v1/clusters/mine/namespaces/kube-system/secrets";
     deliverer.post(path, &json!({"name": "pull", "accounts": ["mine"]})).await.problem(404, "namespace-not-found");
@@ -357,7 +358,7 @@ async fn refusals_for_a_key_a_role_or_a_grant_are_recorded(pool: PgPool) {
     let pods = json!({"name": "pods", "type": "tokenReview", "cluster": "mine", "audience": "regcred-mine",
         "rules": [{"claims": {"namespace": "mine", "serviceAccount": "ci"}, "role": "viewer"}]});
     app.admin().post("/v1/identity-providers", &pods).await.expect(201);
-    operator.patch("/v1/clusters/mine", &json!({"server": "https://127.0.0.1:2"})).await.problem(403, "forbidden");
+    wide.patch("/v1/clusters/mine", &json!({"server": "https://127.0.0.1:2"})).await.problem(403, "forbidden");
     let declare = async |client: &Client, name: &str, cluster: &str| {
         let declaration = json!({"accounts": ["foreign"], "secret": {"name": "pull"}, "deletionPolicy": "retain",
             "targets": [{"cluster": cluster, "namespaces": ["mine"]}]});
@@ -395,14 +396,14 @@ async fn refusals_for_a_key_a_role_or_a_grant_are_recorded(pool: PgPool) {
             "deliverer secret.deliver clusters/mine/namespaces/kube-system/secrets/pull not-granted",
             "ended caller.authenticate - ended-key",
             "operator audit.read audit-events role",
-            "operator cluster.create clusters/mine not-granted",
+            "operator cluster.create clusters not-granted",
             "operator cluster.delete clusters/foreign not-granted",
-            "operator cluster.update clusters/mine trusted",
             "operator pullSecret.declare registry-accounts/foreign not-granted",
             "operator pullSecret.read pull-secrets/hidden not-granted",
             "operator registryAccount.create registry-accounts/new not-granted",
             "renderer dockerConfig.reveal registry-accounts/foreign not-granted",
             "renderer registryAccount.read registry-accounts/foreign not-granted",
+            "wide cluster.update clusters/mine trusted",
         ]
     );
     assert_whole(&app.pool).await;

@@ -114,5 +114,7 @@ fn put_entry(bytes: &mut Vec<u8>, entry: &BatchEntry) {
 
 fn put_ids(bytes: &mut Vec<u8>, ids: &[Uuid]) {
     bytes.extend((ids.len() as u64).to_be_bytes());
-    ids.iter().for_each(|id| bytes.extend(id.as_bytes()));
+    for id in ids {
+        bytes.extend(id.as_bytes());
+    }
 }

@@ -143,7 +143,9 @@ impl Process {
     /// Notes that the batches of [`notices`](Self::notices) are committed.
     pub(super) fn noticed(&self, notices: &[Batch]) {
         let mut numbers = self.numbers.lock();
-        notices.iter().for_each(|batch| numbers.committed(&batch.entry));
+        for batch in notices {
+            numbers.committed(&batch.entry);
+        }
     }
 
     /// Returns the numbers of unknown outcome. With `gives_up`, transactions in flight become

@@ -411,6 +411,8 @@ impl<W: Watcher> Check<'_, W> {
                 absent.into_iter().map(|(from, to)| Finding::BatchesMissing(*id, from, to))
             })
             .collect();
-        missing.iter().for_each(|finding| self.found(finding));
+        for finding in &missing {
+            self.found(finding);
+        }
     }
 }

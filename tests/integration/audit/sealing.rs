@@ -167,7 +167,8 @@ async fn copied_batch_is_found(pool: PgPool) {
 
     everything_is_sealed(&app.pool).await;
     let (_, findings) = verified(&app.pool).await;
-    assert!(findings.len() == 1 && findings[0].contains("its batch was copied"), "{findings:?}");
+    assert!(!findings.is_empty(), "the copy is not found");
+    assert!(findings.iter().all(|finding| finding.contains("its batch was copied")), "{findings:?}");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
@@ -203,8 +204,10 @@ async fn restored_dump_is_sealed_on_another_server(pool: PgPool) {
     let mut other = Postgres::prepare();
     other.start().await;
     let bin = given("REGCRED_TEST_PG_BIN");
+    // libpq refuses the parameters that only sqlx knows.
+    let (source, _) = url.split_once('?').unwrap_or((&url, ""));
     let restore = format!(
-        "'{bin}/pg_dump' --no-owner --no-privileges '{url}' | '{bin}/psql' -q -v ON_ERROR_STOP=1 '{}'",
+        "'{bin}/pg_dump' --no-owner --no-privileges '{source}' | '{bin}/psql' -q -v ON_ERROR_STOP=1 '{}'",
         other.url()
     );
     let restored = Command::new("bash").args(["-o", "pipefail", "-c", &restore]).output().expect("a shell");

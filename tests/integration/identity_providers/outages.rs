@@ -1,4 +1,4 @@
-//! IssuerClient that are unavailable, slow, rotate keys, or are hostile.
+//! Issuers that are unavailable, slow, rotate keys, or are hostile.
 
 use std::time::{Duration, Instant};
 

@@ -26,7 +26,7 @@ fn refusals(text: &str) -> Vec<FieldError> {
 fn kubeconfig(cluster: &str, user: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
-         clusters: [{{name: k, cluster: {{{cluster}}}}}]\nusers: [{{name: u, user: {{{user}}}}}]\n"
+             clusters: [{{name: k, cluster: {{{cluster}}}}}]\nusers: [{{name: u, user: {{{user}}}}}]\n"
     )
 }
 
@@ -37,13 +37,13 @@ fn kubeconfig_of_kind_is_accepted() {
         "apiVersion: v1
 clusters:
 - cluster:
-certificate-authority-data: {ca}
-server: https://127.0.0.1:40217
+    certificate-authority-data: {ca}
+    server: https://127.0.0.1:40217
   name: kind-kind
 contexts:
 - context:
-cluster: kind-kind
-user: kind-kind
+    cluster: kind-kind
+    user: kind-kind
   name: kind-kind
 current-context: kind-kind
 kind: Config
@@ -51,8 +51,8 @@ preferences: {{}}
 users:
 - name: kind-kind
   user:
-client-certificate-data: {certificate}
-client-key-data: {key}
+    client-certificate-data: {certificate}
+    client-key-data: {key}
 "
     );
 
@@ -68,8 +68,8 @@ fn kubeconfig_of_k3s_is_accepted() {
     let (ca, certificate, key) = material();
     let text = format!(
         "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {ca}\n    server: https://127.0.0.1:6443\n  name: default\n\
-         contexts:\n- context:\n    cluster: default\n    user: default\n  name: default\ncurrent-context: default\nkind: Config\n\
-         preferences: {{}}\nusers:\n- name: default\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\n"
+             contexts:\n- context:\n    cluster: default\n    user: default\n  name: default\ncurrent-context: default\nkind: Config\n\
+             preferences: {{}}\nusers:\n- name: default\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\n"
     );
     assert_eq!(parse_text(&text, Some("default")).unwrap().auth.auth_type(), AuthType::ClientCertificate);
 }
@@ -81,23 +81,23 @@ fn kubeconfig_of_minikube_with_embedded_certificates_is_accepted() {
         "apiVersion: v1
 clusters:
 - cluster:
-certificate-authority-data: {ca}
-extensions:
-- extension:
-    last-update: Mon, 24 Nov 2025 10:00:00 CET
-    provider: minikube.sigs.k8s.io
-    version: v1.37.0
-  name: cluster_info
-server: https://192.168.49.2:8443
+    certificate-authority-data: {ca}
+    extensions:
+    - extension:
+        last-update: Mon, 24 Nov 2025 10:00:00 CET
+        provider: minikube.sigs.k8s.io
+        version: v1.37.0
+      name: cluster_info
+    server: https://192.168.49.2:8443
   name: minikube
 contexts:
 - context:
-cluster: minikube
-extensions:
-- extension: {{provider: minikube.sigs.k8s.io}}
-  name: context_info
-namespace: default
-user: minikube
+    cluster: minikube
+    extensions:
+    - extension: {{provider: minikube.sigs.k8s.io}}
+      name: context_info
+    namespace: default
+    user: minikube
   name: minikube
 current-context: minikube
 kind: Config
@@ -129,13 +129,13 @@ fn kubeconfig_of_eks_is_refused_for_its_program() {
         "apiVersion: v1
 clusters:
 - cluster:
-certificate-authority-data: {ca}
-server: https://ABCDEF0123456789.gr7.eu-central-1.eks.amazonaws.com
+    certificate-authority-data: {ca}
+    server: https://ABCDEF0123456789.gr7.eu-central-1.eks.amazonaws.com
   name: arn:aws:eks:eu-central-1:111122223333:cluster/prod
 contexts:
 - context:
-cluster: arn:aws:eks:eu-central-1:111122223333:cluster/prod
-user: arn:aws:eks:eu-central-1:111122223333:cluster/prod
+    cluster: arn:aws:eks:eu-central-1:111122223333:cluster/prod
+    user: arn:aws:eks:eu-central-1:111122223333:cluster/prod
   name: prod
 current-context: prod
 kind: Config
@@ -143,13 +143,13 @@ preferences: {{}}
 users:
 - name: arn:aws:eks:eu-central-1:111122223333:cluster/prod
   user:
-exec:
-  apiVersion: client.authentication.k8s.io/v1beta1
-  args: [--region, eu-central-1, eks, get-token, --cluster-name, prod, --output, json]
-  command: aws
-  env:
-  - name: AWS_SECRET_ACCESS_KEY
-    value: canary
+    exec:
+      apiVersion: client.authentication.k8s.io/v1beta1
+      args: [--region, eu-central-1, eks, get-token, --cluster-name, prod, --output, json]
+      command: aws
+      env:
+      - name: AWS_SECRET_ACCESS_KEY
+        value: canary
 "
     );
     let refused = refusals(&text);
@@ -189,7 +189,7 @@ fn user_without_self_contained_credential_is_refused(#[case] user: &str, #[case]
     "server: 'https://k8s', certificate-authority-data: '%%%'",
     "certificate-authority-data is not a base64-encoded PEM text"
 )]
-#[case::bad_pem("server: 'https://k8s', certificate-authority-data: aGVsbG8=", "certificate-authority-data must hold")]
+#[case::bad_pem("server: 'https://k8s', certificate-authority-data: aGVsbG8=", "certificate-authority-data must contain")]
 fn cluster_that_cannot_be_called_safely_is_refused(#[case] cluster: &str, #[case] refusal: &str) {
     let refused = refusals(&kubeconfig(cluster, "token: t"));
     assert_eq!(refused.len(), 1, "{refused:?}");
@@ -203,7 +203,7 @@ fn cluster_that_cannot_be_called_safely_is_refused(#[case] cluster: &str, #[case
 #[case::certificate_is_missing("client-key-data: aGVsbG8=", "has a client key without its certificate")]
 #[case::both("token: t, client-certificate-data: aGVsbG8=", "has both a token and a client certificate")]
 #[case::bad_token("token: 'a b'", "token must be one line")]
-#[case::bad_key("client-certificate-data: aGVsbG8=, client-key-data: aGVsbG8=", "client-certificate-data must hold")]
+#[case::bad_key("client-certificate-data: aGVsbG8=, client-key-data: aGVsbG8=", "client-certificate-data must contain")]
 fn user_needs_exactly_one_complete_credential(#[case] user: &str, #[case] refusal: &str) {
     let refused = refusals(&kubeconfig("server: 'https://k8s'", user));
     assert_eq!(refused.len(), 1, "{refused:?}");
@@ -272,7 +272,7 @@ fn dangling_name_is_refused(#[case] from: &str, #[case] to: &str, #[case] refusa
 #[case::empty("", "is not a kubeconfig")]
 #[case::bomb(
     "a: &a [canary,canary,canary,canary,canary,canary,canary,canary]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\n\
-     d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f]\n",
+         d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f]\n",
     "is not a kubeconfig in YAML or JSON"
 )]
 fn unreadable_text_is_refused_without_its_content(#[case] text: &str, #[case] refusal: &str) {
