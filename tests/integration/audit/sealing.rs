@@ -26,7 +26,7 @@ async fn insert_batch(conn: &mut PgConnection, process_id: Uuid, sequence: i64, 
     let events = [audit_key().sign_event(event, process_id, sequence)];
     let events = if has_event { &events[..] } else { &[] };
     let entry = BatchEntry { process_id, sequence, settled_through, events: 0 };
-    let batch = audit_key().sign_batch(entry, events.iter().map(|stored| stored.binding()));
+    let batch = audit_key().sign_batch(entry, events.iter().map(regcred::domain::audit::StoredEvent::binding));
     let inserted = storage::audit::insert_batch(conn, &batch, events).await.expect("inserted");
     assert_eq!((inserted.events, inserted.batches), (i64::from(has_event), 1));
 }
@@ -245,7 +245,7 @@ async fn long_transaction_neither_stops_sealing_nor_leaves_bloat(pool: PgPool) {
     let took = start.elapsed();
     assert!(metric(&app, "regcred_audit_oldest_unsealed_seconds").await < 10.0);
     assert!(number(&app.pool, "SELECT max(number) FROM audit_seals").await >= BATCHES / 100);
-    assert!(took < Duration::from_secs(60), "{took:?}");
+    assert!(took < Duration::from_mins(1), "{took:?}");
 
     reader.commit().await.expect("ended");
 
@@ -360,7 +360,7 @@ async fn write_that_commits_after_it_was_voided_is_no_finding(pool: PgPool) {
     late.commit().await.expect("committed");
     everything_is_sealed(&app.pool).await;
     assert_whole(&app.pool).await;
-    assert_eq!(tampering(&app, "batch-forged").await + tampering(&app, "batch-removed").await, 0.0);
+    assert!(tampering(&app, "batch-forged").await + tampering(&app, "batch-removed").await < 0.5);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]

@@ -275,7 +275,7 @@ async fn printed_roles_follow_the_declarations(pool: PgPool) {
     assert!(nothing.starts_with("# No pull secret") && nothing.lines().count() == 1, "{nothing}");
     let rbac = async |arguments: &[&str]| setup.installation.run(&[&["cluster", "rbac"], arguments].concat()).await;
     let unknown = rbac(&["--cluster", "nowhere"]).await;
-    assert!(unknown.code == Some(1) && unknown.stderr.contains("no cluster named `nowhere`"), "{unknown:?}");
+    assert!(unknown.code == Some(1) && unknown.stderr.contains("cluster `nowhere` not found"), "{unknown:?}");
     for wrong in ["no-slash", "Upper/case", "a/b/c", "/b", "a/"] {
         let refused = rbac(&["--cluster", &setup.cluster, "--service-account", wrong]).await;
         assert!(refused.code == Some(1) && refused.stderr.contains("--service-account"), "{refused:?}");
