@@ -543,8 +543,12 @@ async fn commands_do_not_print_their_configured_secrets() {
             .with(variable, &value)
             .with("REGCRED_DATABASE_START_TIMEOUT_SECONDS", "1")
             .with("REGCRED_LOG_FILTER", "trace");
-        for arguments in [&["serve"][..], &["api-key", "create", "--name", "x", "--role", "admin"], &["master-key", "rotate"], &["--help"]]
-        {
+        for arguments in [
+            &["serve"][..],
+            &["api-key", "create", "--name", "x", "--role", "admin"],
+            &["master-key", "rotate"],
+            &["--help"],
+        ] {
             let exit = installation.run(arguments).await;
             assert_eq!(exit.code == Some(0), arguments == ["--help"], "{exit:?}");
             outputs.take(format!("regcred {arguments:?} with {variable}"), exit.stderr + &exit.stdout);

@@ -189,7 +189,10 @@ fn user_without_self_contained_credential_is_refused(#[case] user: &str, #[case]
     "server: 'https://k8s', certificate-authority-data: '%%%'",
     "certificate-authority-data is not a base64-encoded PEM text"
 )]
-#[case::bad_pem("server: 'https://k8s', certificate-authority-data: aGVsbG8=", "certificate-authority-data must contain")]
+#[case::bad_pem(
+    "server: 'https://k8s', certificate-authority-data: aGVsbG8=",
+    "certificate-authority-data must contain"
+)]
 fn cluster_that_cannot_be_called_safely_is_refused(#[case] cluster: &str, #[case] refusal: &str) {
     let refused = refusals(&kubeconfig(cluster, "token: t"));
     assert_eq!(refused.len(), 1, "{refused:?}");
