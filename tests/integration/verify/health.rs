@@ -7,7 +7,13 @@ use serde_json::{Value, json};
 use sqlx::{ConnectOptions, PgPool};
 
 use super::listening::{answer, serve};
-use crate::support::{app::TestApp, client::Client, eventually, process::Installation, registry};
+use crate::support::{
+    app::TestApp,
+    client::Client,
+    eventually,
+    process::{Installation, Service},
+    registry,
+};
 
 const QUICK: &[(&str, &str)] = &[("REGCRED_OUTBOUND_ALLOW", "127.0.0.0/8"), ("REGCRED_VERIFY_POLL_SECONDS", "1")];
 
@@ -145,7 +151,8 @@ async fn expiring_account_is_listed_counted_and_logged_once(pool: PgPool) {
     let url = pool.connect_options().to_url_lossy().to_string();
     let installation = Installation::new(&url);
     let key = installation.new_key("admin").await;
-    let service = installation.serve().await;
+    // Without a worker, so that none has logged the warnings before.
+    let service = Service::of(installation.spawn(&["serve", "--no-worker"])).await;
     let client = service.client(&key);
     for (name, hours) in [("gone", -1), ("day", 20), ("days", 60), ("week", 150), ("month", 600), ("later", 2000)] {
         let mut body = account(name, "reg.example", "canary-password", None);
@@ -198,7 +205,7 @@ async fn expiring_account_is_listed_counted_and_logged_once(pool: PgPool) {
         }
     }
     // A changed expiry causes a new warning.
-    let service = installation.serve().await;
+    let service = Service::of(installation.spawn(&["serve", "--no-worker"])).await;
     let later = json!({"expiresAt": Utc::now() + TimeDelta::hours(10)});
     service.client(&key).patch("/v1/registry-accounts/later", &later).await.expect(200);
     drop(service);
