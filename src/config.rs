@@ -110,7 +110,7 @@ pub struct IdentityConfig {
     /// Client of issuers.
     pub issuers: oidc::IssuerClientConfig,
     /// Time for which a cluster's review of a token is cached.
-    pub review_remembered: Duration,
+    pub review_cache_ttl: Duration,
 }
 
 /// `REGCRED_PULL_SECRETS_…`
@@ -279,7 +279,7 @@ impl Reader<'_> {
             stale_lifetime: Duration::from_secs(stale?),
             runtime: None,
         };
-        Some(IdentityConfig { allowed: allowed?, issuers, review_remembered: Duration::from_secs(review?) })
+        Some(IdentityConfig { allowed: allowed?, issuers, review_cache_ttl: Duration::from_secs(review?) })
     }
 
     /// Reads `REGCRED_PULL_SECRETS_…`.

@@ -187,7 +187,7 @@ fn token_authenticator(
 ) -> Result<TokenAuthenticator, AppError> {
     identity.issuers.runtime = Some(Handle::current());
     let issuers = Arc::new(IssuerClient::new(Guard::new(identity.allowed), identity.issuers));
-    TokenAuthenticator::new(pool, issuers, clusters, identity.review_remembered)
+    TokenAuthenticator::new(pool, issuers, clusters, identity.review_cache_ttl)
         .map_err(|error| AppError::Internal(error.to_string()))
 }
 

@@ -38,7 +38,7 @@ use crate::{
     storage::{self, PageRequest, accounts::AccountFilter, changes::Change, sealed::SealedColumn},
 };
 
-const KIND: &str = "registry account";
+pub(super) const KIND: &str = "registry account";
 
 /// Service for registry accounts.
 #[derive(Debug, Clone)]
@@ -196,7 +196,7 @@ impl Accounts {
         let account = visible(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
         check_version(expected, account.version)?;
         let users = storage::pull_secrets::naming_account(&mut tx, account.id).await?;
-        pull_secrets::refuse_used(&mut tx, caller, KIND, name, users).await?;
+        pull_secrets::ensure_unused(&mut tx, caller, KIND, name, users).await?;
         storage::accounts::delete(&mut tx, account.id).await?;
         let details = Details::default().version(account.version);
         let event = NewEvent::of(caller, Action::AccountDelete, Resource::account(name)).details(details);
@@ -267,7 +267,7 @@ impl Accounts {
         transitions: &[AccountTransition<'_>],
         events: Vec<NewEvent>,
     ) -> Result<(), ServiceError> {
-        pull_secrets::follow_accounts(&mut tx, transitions).await?;
+        pull_secrets::propagate_account_changes(&mut tx, transitions).await?;
         self.audit.commit(tx, events).await?;
         for transition in transitions {
             // A new account has no cached row.

@@ -280,7 +280,7 @@ impl Clusters {
         let stored = visible(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
         check_version(expected, stored.version)?;
         let users = storage::pull_secrets::using_cluster(&mut tx, stored.id).await?;
-        pull_secrets::refuse_used(&mut tx, caller, KIND, name, users).await?;
+        pull_secrets::ensure_unused(&mut tx, caller, KIND, name, users).await?;
         // The row lock keeps new users of the cluster waiting until this transaction ends.
         let by = reviewed_providers(&mut tx, &stored).await?;
         if !by.is_empty() {

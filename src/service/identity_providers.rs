@@ -99,7 +99,9 @@ impl IdentityProviders {
         let cluster_id = lock_review_cluster(&mut tx, config).await?;
         let inserted = storage::identity_providers::insert(&mut tx, Uuid::now_v7(), name, config, cluster_id).await;
         inserted.map_err(on_conflict(name))?;
-        let created = storage::identity_providers::find(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
+        let created = storage::identity_providers::find(&mut tx, name)
+            .await?
+            .ok_or_else(|| ServiceError::not_found(KIND, name))?;
         let event = NewEvent::of(caller, Action::ProviderCreate, Resource::identity_provider(name));
         self.audit.commit(tx, [event.details(Details::default().version(created.version))]).await?;
         Ok(created)
@@ -112,7 +114,7 @@ impl IdentityProviders {
     /// [`ServiceError::NotFound`].
     pub async fn find(&self, _caller: &Identity, name: &Name) -> Result<StoredProvider, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        storage::identity_providers::find(&mut conn, name).await?.ok_or_else(|| not_found(name))
+        storage::identity_providers::find(&mut conn, name).await?.ok_or_else(|| ServiceError::not_found(KIND, name))
     }
 
     /// Lists providers by name.
@@ -142,13 +144,17 @@ impl IdentityProviders {
     ) -> Result<StoredProvider, ServiceError> {
         let fields = change.fields();
         let mut tx = self.pool.begin().await?;
-        let stored = storage::identity_providers::lock(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
+        let stored = storage::identity_providers::lock(&mut tx, name)
+            .await?
+            .ok_or_else(|| ServiceError::not_found(KIND, name))?;
         check_version(expected, stored.version)?;
         let config = ProviderConfig::parse(change.merge_into(&stored.config))?;
         let cluster_id = lock_review_cluster(&mut tx, &config).await?;
         let updated = storage::identity_providers::update(&mut tx, stored.id, &config, cluster_id).await;
         updated.map_err(on_conflict(name))?;
-        let changed = storage::identity_providers::find(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
+        let changed = storage::identity_providers::find(&mut tx, name)
+            .await?
+            .ok_or_else(|| ServiceError::not_found(KIND, name))?;
         let event = NewEvent::of(caller, Action::ProviderUpdate, Resource::identity_provider(name));
         let details = Details::default().fields(&fields).version(changed.version);
         self.audit.commit(tx, [event.details(details)]).await?;
@@ -163,7 +169,9 @@ impl IdentityProviders {
     /// - [`ServiceError::Stale`] if the provider is not at the expected version.
     pub async fn remove(&self, caller: &Call, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
         let mut tx = self.pool.begin().await?;
-        let stored = storage::identity_providers::lock(&mut tx, name).await?.ok_or_else(|| not_found(name))?;
+        let stored = storage::identity_providers::lock(&mut tx, name)
+            .await?
+            .ok_or_else(|| ServiceError::not_found(KIND, name))?;
         check_version(expected, stored.version)?;
         storage::identity_providers::delete(&mut tx, stored.id).await?;
         let event = NewEvent::of(caller, Action::ProviderDelete, Resource::identity_provider(name));
@@ -185,8 +193,4 @@ async fn lock_review_cluster(conn: &mut PgConnection, config: &ProviderConfig) -
         )
     };
     found.map(|cluster| Some(cluster.id)).ok_or_else(missing)
-}
-
-fn not_found(name: &Name) -> ServiceError {
-    ServiceError::not_found(KIND, name)
 }

@@ -32,7 +32,7 @@ use crate::{
 
 mod accounts;
 
-pub(super) use accounts::{AccountTransition, follow_accounts};
+pub(super) use accounts::{AccountTransition, propagate_account_changes};
 
 const KIND: &str = "pull secret";
 
@@ -329,10 +329,6 @@ async fn shown(conn: &mut PgConnection, stored: StoredPullSecret) -> Result<Show
     Ok(ShownPullSecret { stored, counts, resyncs })
 }
 
-fn not_found(name: &Name) -> ServiceError {
-    ServiceError::NotFound { kind: KIND, name: name.to_string() }
-}
-
 /// Finds a pull secret that is visible to the caller.
 async fn granted(conn: &mut PgConnection, caller: &Identity, name: &Name) -> Result<StoredPullSecret, ServiceError> {
     let found = storage::pull_secrets::find(conn, name).await?;
@@ -341,7 +337,7 @@ async fn granted(conn: &mut PgConnection, caller: &Identity, name: &Name) -> Res
     match visible(conn, caller, found.into_iter().collect()).await?.pop() {
         Some(stored) => Ok(stored),
         None if is_there => Err(ServiceError::Hidden { kind: KIND, name: name.to_string() }),
-        None => Err(not_found(name)),
+        None => Err(ServiceError::not_found(KIND, name)),
     }
 }
 
@@ -475,7 +471,7 @@ fn refuse_targets(
 }
 
 /// Fails if pull secrets use a resource. Names those that the caller may see and counts the others.
-pub(super) async fn refuse_used(
+pub(super) async fn ensure_unused(
     conn: &mut PgConnection,
     caller: &Identity,
     kind: &'static str,

@@ -22,7 +22,7 @@ use crate::{
         registry::{RegistryScope, RepositoryName},
         verification::{EXPIRY_WARNINGS, Verification, VerificationReport, VerificationResult},
     },
-    service::{ServiceError, audit::writer::AuditWriter, connection},
+    service::{ServiceError, accounts::KIND, audit::writer::AuditWriter, connection},
     storage::{self, sealed::SealedColumn, verifications::Expiring},
 };
 
@@ -189,7 +189,7 @@ impl Verifications {
         let mut conn = connection(&self.pool).await?;
         let found = storage::accounts::find(&mut conn, name).await?;
         drop(conn);
-        let account = found.ok_or_else(|| not_found(name))?;
+        let account = found.ok_or_else(|| ServiceError::not_found(KIND, name))?;
         self.audit(NewEvent::by(&worker(), Action::AccountVerify, Resource::account(name))).await?;
         let verification = self.verify_stored(&account, None, Trigger::Background).await?;
         if account.verification.as_ref().map(|previous| previous.result) != Some(verification.result) {
@@ -265,13 +265,9 @@ impl Verifications {
         let mut conn = connection(&self.pool).await?;
         let sealed = storage::verifications::find_password(&mut conn, account.id, account.version).await?;
         // `None` if the account was changed or removed since it was read.
-        let sealed = sealed.ok_or_else(|| not_found(&account.name))?;
+        let sealed = sealed.ok_or_else(|| ServiceError::not_found(KIND, &account.name))?;
         Ok(self.sealer.open(SealedColumn::AccountPassword.slot(account.id), &sealed)?)
     }
-}
-
-fn not_found(name: &Name) -> ServiceError {
-    ServiceError::not_found("registry account", name)
 }
 
 fn login<'a>(account: &'a Account, password: &'a SecretString) -> Login<'a> {

@@ -73,7 +73,7 @@ impl<'a> AccountTransition<'a> {
 /// Bumps the generation of all pull secrets that use changed accounts, once and in one statement,
 /// which prevents deadlocks. Requires [`storage::pull_secrets::lock_selectors_shared`] in the same
 /// transaction.
-pub(in crate::service) async fn follow_accounts(
+pub(in crate::service) async fn propagate_account_changes(
     conn: &mut PgConnection,
     transitions: &[AccountTransition<'_>],
 ) -> Result<(), ServiceError> {
