@@ -55,12 +55,14 @@ image_make() {
     printf '{"imageLayoutVersion":"1.0.0"}' >"$dir/oci-layout"
 }
 
-# image_push LAYOUT ADDRESS USER PASSWORD   pushes the image as os/alpine:3
+# image_push LAYOUT ADDRESS USER PASSWORD   pushes the image as os/alpine:3, with a Docker manifest: the docker CLI of
+# Debian 12 does not read OCI manifests
 image_push() {
     local auth
     auth=$(umask 077 && mktemp "$1/auth.XXXXXX")
     printf '{"auths":{"%s":{"auth":"%s"}}}' "$2" "$(printf %s "$3:$4" | base64 -w 0)" >"$auth"
-    skopeo --insecure-policy copy -q --authfile "$auth" --dest-tls-verify=false "oci:$1:3" "docker://$2/os/alpine:3" >&2 ||
+    skopeo --insecure-policy copy -q --format v2s2 --authfile "$auth" --dest-tls-verify=false "oci:$1:3" \
+        "docker://$2/os/alpine:3" >&2 ||
         die "pushing the image to the registry at $2 failed"
     rm "$auth"
 }

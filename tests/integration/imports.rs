@@ -183,10 +183,15 @@ async fn secret_is_imported_as_the_api_server_returns_it(pool: PgPool) {
         let name = format!("{format}-registry-example-com-5000");
         assert_eq!(outcomes(&imported), rows(&[["registry.example.com:5000", &name, "created", "-"]]));
         // The annotation of `kubectl apply` contains the manifest a second time.
-        let given = kubectl(&["get", "secret", "legacy", "-n", &namespace, "-o", format, "--show-managed-fields"], "");
+        let given = kubectl(&["get", "secret", "legacy", "-n", &namespace, "-o", format], "");
         let imported = import(&app.admin(), &format!("?namePrefix=legacy-{format}-"), media_type, given).await;
         assert_eq!(outcome_list(&imported), ["created"; 3]);
     }
+    // With managed fields.
+    let raw = kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{namespace}/secrets/legacy")], "");
+    assert!(raw.contains("managedFields"), "{raw}");
+    let imported = import(&app.admin(), "?namePrefix=raw-", JSON, raw).await;
+    assert_eq!(outcome_list(&imported), ["created"; 3]);
     // The base64 value alone, as `jsonpath` prints it.
     let jsonpath = "jsonpath={.data.\\.dockerconfigjson}";
     let value = kubectl(&["get", "secret", "pull", "-n", &namespace, "-o", jsonpath], "");
