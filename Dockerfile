@@ -7,7 +7,7 @@ ENV SQLX_OFFLINE=true
 COPY . .
 # The builder keeps the caches. The build fails if Cargo.lock is not up to date.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
-    cargo build --release --locked --bin regcred && install -s target/release/regcred /regcred
+    cargo build --release --locked --bin regcred && install target/release/regcred /regcred
 
 FROM debian:12-slim
 # Trust store for registries and clusters with public certificates.

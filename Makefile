@@ -5,6 +5,9 @@ SHELL := /bin/bash
 export SQLX_OFFLINE := true
 # Additional arguments, as in: make test ARGS='--test integration pull_secrets::'
 ARGS ?=
+# Time and names of fuzz targets
+SECONDS ?= 60
+TARGET ?=
 
 .PHONY: help
 help: ## List the targets
@@ -46,18 +49,34 @@ scenarios: ## Measure slow clients, floods and faults; ARGS='a1 a8' selects scen
 .PHONY: fmt
 fmt: ## Format the code
 	cargo fmt
+	cargo fmt --manifest-path fuzz/Cargo.toml
 
 .PHONY: fmt-check
 fmt-check: ## Fail if the code is not formatted
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 
 .PHONY: lint
 lint: language-check ## Check the wording, then run clippy; a warning is an error
-	cargo clippy --locked --all-targets -- -D warnings
+	@# With the entry points of the fuzz targets, which nothing else compiles.
+	cargo clippy --locked --all-targets -- -D warnings --cfg fuzzing
 
 .PHONY: language-check
 language-check: ## Check the wording of code and documents
 	@dev/language-check
+
+.PHONY: deny
+deny: ## Check licences, sources and versions of the dependencies; advisories if they can be downloaded
+	@dev/deny
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for SECONDS=60; TARGET='kubeconfig cursor' selects some
+	@dev/fuzz $(SECONDS) $(TARGET)
+
+.PHONY: fuzz-api
+fuzz-api: ## Test the API against its OpenAPI document as each role; ARGS='viewer' selects some
+	@cargo build --locked
+	@dev/fuzz-api $(ARGS)
 
 .PHONY: sqlx-prepare
 sqlx-prepare: ## Write .sqlx after a change of SQL or migrations
@@ -68,12 +87,29 @@ sqlx-check: ## Fail if .sqlx is not up to date
 	@dev/sqlx check
 
 .PHONY: openapi
-openapi: ## Write openapi/openapi.json from the code
+openapi: ## Write openapi/openapi.json, openapi-3.0.json and the TypeScript types from the code
 	@dev/openapi write
+	@dev/openapi-lint generate
+
+.PHONY: openapi-examples
+openapi-examples: ## Write openapi/examples.json, the examples of the API document, from a run
+	@REGCRED_WRITE_EXAMPLES=1 dev/with-services cargo test --locked --test integration examples::
+	@dev/openapi write
+	@dev/openapi-lint generate
 
 .PHONY: openapi-check
 openapi-check: ## Fail if openapi/openapi.json differs from the code
 	@dev/openapi check
+
+.PHONY: openapi-lint
+openapi-lint: ## Check that linters and client generators accept the API document, and run what they generate
+	@cargo build --locked
+	@dev/openapi-lint
+
+.PHONY: client-test
+client-test: ## Test the TypeScript client in Node.js and in Chromium
+	@cargo build --locked
+	@dev/client-test $(ARGS)
 
 .PHONY: ci
 ci: ## Run all gates of a change

@@ -12,21 +12,22 @@ use std::{
 };
 
 use actix_web::{dev::Server, web::Data};
-use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use self::{
     services::{Foundation, Services, ServicesConfig},
     tasks::Tasks,
-    watchers::{watch_certificate, watch_master_keys},
+    watchers::{watch_certificate, watch_keys},
 };
 use crate::{
     config::{HttpConfig, MasterKeysConfig, PullSecretsConfig, ServeConfig, VerifyConfig},
-    crypto::{api_key::Pepper, audit::AuditKey, certificate::ServerCertificate, sealer::Sealer},
+    crypto::{certificate::ServerCertificate, pepper::Peppers, sealer::Sealer},
+    domain::{origin::Origins, proxies::Proxies},
     http::{
         RouteSet,
         server::{self, Rate, ServerConfig},
     },
+    metrics::Metrics,
     service::{
         ServiceError,
         audit::{AuditError, TransactionalAudit, writer::AuditWriter},
@@ -35,6 +36,7 @@ use crate::{
         reconcile::ReconcileConfig,
     },
     shutdown::Signals,
+    storage::PgPool,
     worker::{self, FanoutConfig, WorkerConfig},
 };
 
@@ -65,24 +67,50 @@ pub enum Role {
     Worker,
 }
 
+/// Listeners of the process.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Listener of the API.
+    pub api: TcpListener,
+    /// Listener of metrics and health, if it is on.
+    pub operations: Option<TcpListener>,
+}
+
 /// A process that is ready to run.
 pub struct App {
     tasks: Tasks,
     grace: Duration,
-    /// Address of the listener, with the actual port if port 0 was configured.
+    /// Address of the API, with the actual port if port 0 was configured.
     pub address: SocketAddr,
+    /// The same of the operations listener.
+    pub operations_address: Option<SocketAddr>,
 }
 
 impl App {
-    /// Builds all parts of the process and starts them on a bound listener.
+    /// Builds all parts of the process and starts them on bound listeners.
     ///
     /// # Errors
     ///
     /// [`AppError::Dependency`] if Postgres does not answer in time, [`AppError::Config`] if its
     /// schema is behind or the master keys do not open the stored values.
-    pub async fn build(config: ServeConfig, listener: TcpListener, role: Role) -> Result<Self, AppError> {
-        let ServeConfig { mut http, database, master_keys, pepper, clusters, verify, pull_secrets, identity } = config;
-        let address = listener.local_addr().map_err(listener_failed)?;
+    pub async fn build(config: ServeConfig, listeners: Listeners, role: Role) -> Result<Self, AppError> {
+        let ServeConfig {
+            mut http,
+            database,
+            master_keys,
+            peppers,
+            clusters,
+            verify,
+            pull_secrets,
+            identity,
+            api_key_lifetime_max,
+            ..
+        } = config;
+        let Listeners { api, operations } = listeners;
+        let address = api.local_addr().map_err(listener_failed)?;
+        let operations_address = operations.as_ref().map(TcpListener::local_addr).transpose();
+        let operations_address = operations_address.map_err(listener_failed)?;
+        let peppers = Arc::new(peppers);
         let grace = http.shutdown_grace;
         let (reconcile, worker) = (reconcile_config(&pull_secrets), worker_config(&verify, &pull_secrets));
         let certificate = http.certificate.take().map(Arc::new);
@@ -90,24 +118,33 @@ impl App {
 
         let pool = database::open(&database).await?;
         let sealer = Arc::new(open_master_keys(&pool, master_keys).await?);
-        let (audit, audit_writer) = open_audit_log(&pool, &pepper, &tasks).await?;
-        let foundation = Foundation { pool, sealer: sealer.clone(), pepper, audit, audit_writer };
-        let services = Services::build(foundation, ServicesConfig { clusters, verify, reconcile, identity })?;
-        let server = build_server(listener, http, role, certificate.clone(), &services)?;
+        let (audit, audit_writer) = open_audit_log(&pool, &peppers, &tasks).await?;
+        let foundation = Foundation { pool, sealer, peppers, audit, audit_writer };
+        let services = ServicesConfig { clusters, verify, reconcile, identity, api_key_lifetime_max };
+        let services = Services::build(foundation, services)?;
+        let metrics = Data::new(services.metrics(certificate.clone()));
+        let operations = operations.map(|listener| build_operations_server(listener, grace, &metrics, &services));
+        let server = build_server(api, http, role, certificate.clone(), metrics, &services)?;
 
         let row_cache = services.row_cache.clone();
         tasks.spawn_background("API key reader", async move { row_cache.read_keys().await });
         let row_cache = services.row_cache.clone();
-        tasks.spawn_background("change follower", async move { row_cache.follow_changes().await });
+        tasks.spawn_background("change follower", async move { Box::pin(row_cache.follow_changes()).await });
         let streams = services.streams.clone().into_inner();
         tasks.spawn_background("progress listener", async move { streams.follow().await });
-        tasks.spawn_background("master key watcher", watch_master_keys(sealer));
+        let idempotency_keys = services.idempotency_keys.clone().into_inner();
+        tasks.spawn_background("idempotency key pruner", async move { idempotency_keys.prune().await });
+        let keys = services.keys.clone();
+        tasks.spawn_background("key watcher", watch_keys(keys));
         tasks.spawn_background("certificate watcher", watch_certificate(certificate));
         if role != Role::Api {
             tasks.spawn_work("worker", worker::run(services.for_worker(), worker, tasks.draining()));
         }
-        tasks.spawn_work("HTTP server", serve(server, services.streams.into_inner(), tasks.draining()));
-        Ok(Self { tasks, grace, address })
+        if let Some(server) = operations.transpose()? {
+            tasks.spawn_work("operations server", serve(server, None, tasks.draining()));
+        }
+        tasks.spawn_work("HTTP server", serve(server, Some(services.streams.into_inner()), tasks.draining()));
+        Ok(Self { tasks, grace, address, operations_address })
     }
 
     /// Runs until a signal, then drains: new connections are refused, requests in flight finish.
@@ -136,7 +173,8 @@ impl App {
 /// Opens the key ring and tries each key in use on a stored value.
 async fn open_master_keys(pool: &PgPool, config: MasterKeysConfig) -> Result<Sealer, AppError> {
     let sealer = Sealer::new(config.ring, config.file);
-    master_keys::verify_ring(pool, &sealer).await.map_err(|error| match error {
+    let started = master_keys::start(pool, &sealer, config.requires_bound).await;
+    started.map_err(|error| match error {
         ServiceError::Storage(error) => AppError::Dependency(format!(
             "Postgres stopped answering during startup: {error}. Check that it is running"
         )),
@@ -148,10 +186,10 @@ async fn open_master_keys(pool: &PgPool, config: MasterKeysConfig) -> Result<Sea
 /// Opens the audit log and starts its writer.
 async fn open_audit_log(
     pool: &PgPool,
-    pepper: &Pepper,
+    peppers: &Arc<Peppers>,
     tasks: &Tasks,
 ) -> Result<(TransactionalAudit, AuditWriter), AppError> {
-    let audit = TransactionalAudit::open(pool, Arc::new(AuditKey::of(pepper)));
+    let audit = TransactionalAudit::open(pool, peppers.clone());
     let (writer, run) = AuditWriter::start(&audit, tasks.finishing()).await.map_err(audit_unavailable)?;
     // The task outlives the requests: the last ones still record refusals. It also seals.
     tasks.spawn_support("audit writer", run);
@@ -186,12 +224,13 @@ fn build_server(
     config: HttpConfig,
     role: Role,
     certificate: Option<Arc<ServerCertificate>>,
+    metrics: Data<Metrics>,
     services: &Services,
 ) -> Result<Server, AppError> {
-    let tls = certificate.clone().map(ServerCertificate::server_config).transpose();
+    let tls = certificate.map(ServerCertificate::server_config).transpose();
     let tls = tls.map_err(|error| AppError::Internal(format!("TLS cannot be configured: {error}")))?;
     let config = ServerConfig {
-        routes: if role == Role::Worker { RouteSet::Operational } else { RouteSet::All },
+        routes: if role == Role::Worker { RouteSet::Health } else { RouteSet::Api },
         workers: config.workers,
         grace: config.shutdown_grace,
         requests: Duration::from_secs(1)
@@ -201,8 +240,28 @@ fn build_server(
         origins: config.origins,
         tls,
     };
-    let (metrics, services) = (services.metrics(certificate), services.clone());
-    server::start(listener, Data::new(metrics), move |app| services.register(app), config).map_err(listener_failed)
+    let services = services.clone();
+    server::start(listener, metrics, move |app| services.register(app), config).map_err(listener_failed)
+}
+
+/// Builds the server for metrics and health. It has its own thread, and speaks plain HTTP.
+fn build_operations_server(
+    listener: TcpListener,
+    grace: Duration,
+    metrics: &Data<Metrics>,
+    services: &Services,
+) -> Result<Server, AppError> {
+    let config = ServerConfig {
+        routes: RouteSet::Operations,
+        workers: 1,
+        grace,
+        requests: None,
+        proxies: Proxies::default(),
+        origins: Origins::default(),
+        tls: None,
+    };
+    let services = services.clone();
+    server::start(listener, metrics.clone(), move |app| services.register(app), config).map_err(listener_failed)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "used as a function in `map_err`")]
@@ -211,12 +270,14 @@ fn listener_failed(error: std::io::Error) -> AppError {
 }
 
 /// Runs the server until `draining`, then until requests in flight have finished.
-async fn serve(mut server: Server, streams: Arc<Streams>, draining: CancellationToken) {
+async fn serve(mut server: Server, streams: Option<Arc<Streams>>, draining: CancellationToken) {
     let handle = server.handle();
     let ended = tokio::select! {
         ended = &mut server => ended,
         () = draining.cancelled() => {
-            streams.stop();
+            if let Some(streams) = streams {
+                streams.stop();
+            }
             tokio::join!(handle.stop(true), server).1
         }
     };

@@ -3,10 +3,14 @@
 mod api_key;
 mod audit;
 mod cluster;
+mod hardening;
 mod master_key;
+mod pepper;
+mod ring_file;
 mod verify;
 
 use std::{
+    fs::Permissions,
     io::Write,
     net::{SocketAddr, TcpListener},
     path::Path,
@@ -14,15 +18,16 @@ use std::{
     time::Duration,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
-    app::{self, App, AppError, Role},
-    config::{ConfigError, LISTEN_DEFAULT, Reader, ServeConfig, TLS_CERTIFICATE_FILE, variable},
+    app::{self, App, AppError, Listeners, Role},
+    config::{ConfigError, ExposedFile, LISTEN_DEFAULT, Reader, ServeConfig, TLS_CERTIFICATE_FILE, variable},
     domain::invalid::Invalid,
     http,
     service::ServiceError,
     shutdown::Signals,
+    storage::PgPool,
     telemetry,
 };
 
@@ -38,6 +43,17 @@ use crate::{
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+}
+
+/// Version of the OpenAPI specification.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum SpecVersion {
+    #[default]
+    #[value(name = "3.1")]
+    V3_1,
+    /// For generators that do not read 3.1.
+    #[value(name = "3.0")]
+    V3_0,
 }
 
 #[derive(Debug, Subcommand)]
@@ -57,8 +73,9 @@ enum Command {
     /// only the worker reach the clusters. Run any number of each. All processes need the same
     /// database, master keys and pepper, and the same variables.
     ///
-    /// Serves only /healthz, /readyz and /metrics, at `REGCRED_HTTP_LISTEN`. The schema must be up
-    /// to date: run `regcred migrate` or `regcred serve --migrate` first.
+    /// Serves only /healthz and /readyz at `REGCRED_HTTP_LISTEN`, and /metrics too at
+    /// `REGCRED_OPERATIONS_LISTEN`. The schema must be up to date: run `regcred migrate` or `regcred
+    /// serve --migrate` first.
     Worker,
     /// Apply pending schema migrations.
     Migrate {
@@ -68,7 +85,11 @@ enum Command {
         grant_to: Option<String>,
     },
     /// Print the OpenAPI document.
-    Openapi,
+    Openapi {
+        /// Version of the OpenAPI specification.
+        #[arg(long, value_enum, default_value_t)]
+        spec: SpecVersion,
+    },
     /// Create, list and revoke API keys.
     #[command(subcommand)]
     ApiKey(api_key::ApiKeyCommand),
@@ -78,6 +99,9 @@ enum Command {
     /// Generate, list and rotate master keys.
     #[command(subcommand)]
     MasterKey(master_key::MasterKeyCommand),
+    /// Generate and list peppers.
+    #[command(subcommand)]
+    Pepper(pepper::PepperCommand),
     /// Verify and export the audit log.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -143,12 +167,15 @@ impl Cli {
     ///
     /// [`CliError`] holds the message for the terminal and the exit code.
     pub fn run(self) -> Result<(), CliError> {
-        // Neither needs configuration.
-        if matches!(self.command, Command::Openapi) {
-            return print_openapi();
+        // None of these needs configuration.
+        if let Command::Openapi { spec } = self.command {
+            return print_openapi(spec);
         }
         if let Command::MasterKey(master_key::MasterKeyCommand::Generate { file }) = &self.command {
             return master_key::generate(file.as_deref());
+        }
+        if let Command::Pepper(pepper::PepperCommand::Generate { file }) = &self.command {
+            return pepper::generate(file.as_deref());
         }
         start_log(&self.command)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -162,16 +189,19 @@ impl Cli {
 impl Command {
     async fn run(self) -> Result<(), CliError> {
         match self {
-            Self::Serve { migrate, no_worker } => serve(if no_worker { Role::Api } else { Role::All }, migrate).await,
-            Self::Worker => serve(Role::Worker, false).await,
+            Self::Serve { migrate, no_worker } => {
+                Box::pin(serve(if no_worker { Role::Api } else { Role::All }, migrate)).await
+            }
+            Self::Worker => Box::pin(serve(Role::Worker, false)).await,
             Self::Migrate { grant_to } => migrate(grant_to.as_deref()).await,
             Self::Audit(command) => command.run().await,
             Self::ApiKey(command) => command.run().await,
             Self::Cluster(command) => command.run().await,
             Self::MasterKey(command) => command.run().await,
+            Self::Pepper(command) => command.run().await,
             Self::Verify(verify) => verify.run().await,
             Self::Healthcheck { url } => healthcheck(url).await,
-            Self::Openapi => print_openapi(),
+            Self::Openapi { spec } => print_openapi(spec),
         }
     }
 }
@@ -190,28 +220,36 @@ fn start_log(command: &Command) -> Result<(), CliError> {
 
 /// Runs a long-lived process until a signal.
 async fn serve(role: Role, migrate: bool) -> Result<(), CliError> {
+    hardening::protect_memory();
     let config = Reader::new(&variable).serve()?;
+    for ExposedFile { variable, file, mode } in &config.exposed_files {
+        let (file, mode) = (file.display(), format!("{mode:04o}"));
+        tracing::warn!(variable, %file, mode, "secret file readable by other users");
+    }
     let mut signals = Signals::listen()?;
-    let listener = bind(config.http.listen)?;
+    let operations = config.http.operations_listen.map(|listen| bind(listen, "REGCRED_OPERATIONS_LISTEN"));
+    let listeners =
+        Listeners { api: bind(config.http.listen, "REGCRED_HTTP_LISTEN")?, operations: operations.transpose()? };
     let app = tokio::select! {
-        app = build(config, listener, role, migrate) => app?,
+        app = build(config, listeners, role, migrate) => app?,
         signal = signals.next() => {
             tracing::info!(signal, "startup aborted");
             return Ok(());
         }
     };
     let message = if role == Role::Worker { "worker started" } else { "server started" };
-    tracing::info!(address = %app.address, version = env!("CARGO_PKG_VERSION"), "{message}");
+    let operations_address = app.operations_address.map(tracing::field::display);
+    tracing::info!(address = %app.address, operations_address, version = env!("CARGO_PKG_VERSION"), "{message}");
     Ok(app.run(signals).await?)
 }
 
-async fn build(config: ServeConfig, listener: TcpListener, role: Role, migrate: bool) -> Result<App, AppError> {
+async fn build(config: ServeConfig, listeners: Listeners, role: Role, migrate: bool) -> Result<App, AppError> {
     if migrate {
         let pool = app::connect(&config.database).await?;
         app::migrate(&pool).await?;
         pool.close().await;
     }
-    App::build(config, listener, role).await
+    App::build(config, listeners, role).await
 }
 
 async fn migrate(grant_to: Option<&str>) -> Result<(), CliError> {
@@ -225,21 +263,25 @@ async fn migrate(grant_to: Option<&str>) -> Result<(), CliError> {
     Ok(())
 }
 
-fn bind(listen: SocketAddr) -> Result<TcpListener, AppError> {
+/// Binds the address of a variable.
+fn bind(listen: SocketAddr, variable: &str) -> Result<TcpListener, AppError> {
     TcpListener::bind(listen).map_err(|error| {
-        AppError::Dependency(format!("cannot listen on {listen}: {error}. Set REGCRED_HTTP_LISTEN to another address"))
+        AppError::Dependency(format!("cannot listen on {listen}: {error}. Set {variable} to another address"))
     })
 }
 
-async fn database() -> Result<sqlx::PgPool, CliError> {
+async fn database() -> Result<PgPool, CliError> {
     let mut reader = Reader::new(&variable);
     let database = reader.database();
     Ok(app::connect(&reader.finish(|| database)?).await?)
 }
 
-fn print_openapi() -> Result<(), CliError> {
-    let document = http::document().to_pretty_json().map_err(|error| CliError::Failed(error.to_string()))?;
-    print_line(&document)
+fn print_openapi(spec: SpecVersion) -> Result<(), CliError> {
+    let document = match spec {
+        SpecVersion::V3_1 => http::document(),
+        SpecVersion::V3_0 => http::document_3_0(),
+    };
+    print_line(&format!("{document:#}"))
 }
 
 /// Prints a result to standard output. Everything else goes to standard error.
@@ -258,16 +300,16 @@ fn argument<T>(name: &str, parsed: Result<T, Invalid>) -> Result<T, CliError> {
 }
 
 /// Replaces a file atomically. A new file is readable by its owner only; an existing one keeps its
-/// owner and permissions.
-fn replace_file(file: &Path, content: &str) -> std::io::Result<()> {
-    use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
+/// owner and, unless a mode is given, its permissions.
+fn replace_file(file: &Path, content: &str, mode: Option<u32>) -> std::io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
     let mut name = file.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let temporary = file.with_file_name(name);
     let mut out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     let written = (|| {
         if let Ok(old) = std::fs::metadata(file) {
-            out.set_permissions(old.permissions())?;
+            out.set_permissions(mode.map_or_else(|| old.permissions(), Permissions::from_mode))?;
             chown(&temporary, Some(old.uid()), Some(old.gid()))?;
         }
         out.write_all(content.as_bytes())?;

@@ -7,6 +7,7 @@ mod reader;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
+use chrono::TimeDelta;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
@@ -15,16 +16,23 @@ use crate::{
         outbound::{AllowList, Guard},
         registry,
     },
-    crypto::{api_key::Pepper, certificate::ServerCertificate, sealer::KeyRing},
+    crypto::{
+        certificate::ServerCertificate,
+        pepper::{PepperRing, Peppers},
+        ring::Ring as _,
+        sealer::KeyRing,
+    },
     domain::{origin::Origins, proxies::Proxies},
     storage::pool,
     telemetry::{self, LogConfig},
 };
 
-pub use self::reader::{ConfigError, Reader, variable};
+pub use self::reader::{ConfigError, ExposedFile, Reader, variable};
 
 /// Default address of the HTTP server.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:8080";
+/// Default address of the operations listener.
+const OPERATIONS_LISTEN_DEFAULT: &str = "127.0.0.1:8081";
 
 /// Variable with the path of the listener's TLS certificate.
 pub const TLS_CERTIFICATE_FILE: &str = "REGCRED_HTTP_TLS_CERTIFICATE_FILE";
@@ -37,11 +45,13 @@ const REQUESTS_PER_SECOND_DEFAULT: u32 = 1000;
 const CLUSTER_ALLOW_DEFAULT: &str =
     "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7";
 
-/// `REGCRED_HTTP_…`
+/// `REGCRED_HTTP_…` and `REGCRED_OPERATIONS_LISTEN`
 #[derive(Debug)]
 pub struct HttpConfig {
     /// Address to listen on.
     pub listen: SocketAddr,
+    /// Address of the listener for metrics and health, if it is on.
+    pub operations_listen: Option<SocketAddr>,
     /// Number of worker threads.
     pub workers: usize,
     /// Time for requests in flight during a shutdown.
@@ -80,13 +90,16 @@ impl fmt::Debug for DatabaseConfig {
     }
 }
 
-/// `REGCRED_MASTER_KEYS` or its file.
+/// `REGCRED_MASTER_KEYS` or its file, and `REGCRED_REQUIRE_BOUND_VALUES`.
 #[derive(Debug)]
 pub struct MasterKeysConfig {
     /// Key ring.
     pub ring: KeyRing,
     /// File of the ring, which is reloaded while the service runs.
     pub file: Option<PathBuf>,
+    /// Whether values that are not bound to their destination are refused, whatever the database
+    /// says.
+    pub requires_bound: bool,
 }
 
 /// `REGCRED_VERIFY_…` and `REGCRED_OUTBOUND_ALLOW`
@@ -137,8 +150,10 @@ pub struct ServeConfig {
     pub database: DatabaseConfig,
     /// Keys that seal stored secrets.
     pub master_keys: MasterKeysConfig,
-    /// Key of the HMAC over API keys.
-    pub pepper: Pepper,
+    /// Keys of the HMAC over API keys.
+    pub peppers: Peppers,
+    /// Maximum lifetime of a new API key; unlimited if absent.
+    pub api_key_lifetime_max: Option<TimeDelta>,
     /// Clients of clusters.
     pub clusters: cluster::ClusterClientConfig,
     /// Verification of logins.
@@ -147,13 +162,16 @@ pub struct ServeConfig {
     pub pull_secrets: PullSecretsConfig,
     /// Verification of identity provider tokens.
     pub identity: IdentityConfig,
+    /// Secret files that other users can read.
+    pub exposed_files: Vec<ExposedFile>,
 }
 
 impl Reader<'_> {
-    /// Reads `REGCRED_HTTP_…`.
+    /// Reads `REGCRED_HTTP_…` and `REGCRED_OPERATIONS_LISTEN`.
     pub fn http(&mut self) -> Option<HttpConfig> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let listen = self.parsed("REGCRED_HTTP_LISTEN", LISTEN_DEFAULT, "an address such as 127.0.0.1:8080");
+        let operations_listen = self.operations_listen();
         let workers = self.number("REGCRED_HTTP_WORKERS", cores, 1..=1024);
         let grace = self.seconds("REGCRED_HTTP_SHUTDOWN_SECONDS", 20);
         let per_second = self.number("REGCRED_HTTP_REQUESTS_PER_SECOND", REQUESTS_PER_SECOND_DEFAULT, 0..=1_000_000);
@@ -168,6 +186,7 @@ impl Reader<'_> {
         let certificate = self.certificate();
         Some(HttpConfig {
             listen: listen?,
+            operations_listen: operations_listen?,
             workers: workers?,
             shutdown_grace: grace?,
             requests_per_second: per_second?,
@@ -178,12 +197,22 @@ impl Reader<'_> {
         })
     }
 
+    /// Reads `REGCRED_OPERATIONS_LISTEN`; `off` disables the listener.
+    fn operations_listen(&mut self) -> Option<Option<SocketAddr>> {
+        let name = "REGCRED_OPERATIONS_LISTEN";
+        if self.get(name).is_some_and(|value| value == "off") {
+            return Some(None);
+        }
+        self.parsed(name, OPERATIONS_LISTEN_DEFAULT, "an address such as 127.0.0.1:8081, or off").map(Some)
+    }
+
     /// Reads the files that `REGCRED_HTTP_TLS_…` name: both or neither.
     fn certificate(&mut self) -> Option<Option<ServerCertificate>> {
         let files = [TLS_CERTIFICATE_FILE, TLS_KEY_FILE].map(|name| self.get(name).map(PathBuf::from));
         match files {
             [None, None] => Some(None),
             [Some(certificate), Some(key)] => {
+                self.note_exposed(TLS_KEY_FILE, &key);
                 let loaded = ServerCertificate::load(certificate, key);
                 self.keep("REGCRED_HTTP_TLS_…", loaded).map(Some)
             }
@@ -211,17 +240,29 @@ impl Reader<'_> {
         })
     }
 
-    /// Reads `REGCRED_MASTER_KEYS` or its file.
+    /// Reads `REGCRED_MASTER_KEYS` or its file, and `REGCRED_REQUIRE_BOUND_VALUES`.
     pub fn master_keys(&mut self) -> Option<MasterKeysConfig> {
-        let (text, file) = self.secret("REGCRED_MASTER_KEYS")?;
+        let secret = self.secret("REGCRED_MASTER_KEYS");
+        let requires_bound = self.parsed("REGCRED_REQUIRE_BOUND_VALUES", "false", "true or false");
+        let (text, file) = secret?;
         let ring = self.keep("REGCRED_MASTER_KEYS", KeyRing::parse(&text))?;
-        Some(MasterKeysConfig { ring, file })
+        Some(MasterKeysConfig { ring, file, requires_bound: requires_bound? })
     }
 
     /// Reads `REGCRED_API_KEY_PEPPER` or its file.
-    pub fn pepper(&mut self) -> Option<Pepper> {
-        let (text, _) = self.secret("REGCRED_API_KEY_PEPPER")?;
-        self.keep("REGCRED_API_KEY_PEPPER", Pepper::parse(&text))
+    pub fn peppers(&mut self) -> Option<Peppers> {
+        let (text, file) = self.secret("REGCRED_API_KEY_PEPPER")?;
+        let ring = self.keep("REGCRED_API_KEY_PEPPER", PepperRing::parse(&text))?;
+        Some(Peppers::new(ring, file))
+    }
+
+    /// Reads `REGCRED_API_KEY_MAX_LIFETIME_DAYS`.
+    pub fn api_key_lifetime_max(&mut self) -> Option<Option<TimeDelta>> {
+        const VARIABLE: &str = "REGCRED_API_KEY_MAX_LIFETIME_DAYS";
+        if self.get(VARIABLE).is_none() {
+            return Some(None);
+        }
+        self.number(VARIABLE, 1, 1..=36_500).map(|days| Some(TimeDelta::days(days)))
     }
 
     /// Reads `REGCRED_CLUSTER_…`, and the address of the API server of the pod's own cluster.
@@ -314,19 +355,23 @@ impl Reader<'_> {
     /// [`ConfigError`] lists all problems.
     pub fn serve(mut self) -> Result<ServeConfig, ConfigError> {
         let (http, database, master_keys) = (self.http(), self.database(), self.master_keys());
-        let (pepper, clusters, verify) = (self.pepper(), self.clusters(), self.verify());
+        let (peppers, clusters, verify) = (self.peppers(), self.clusters(), self.verify());
         let pull_secrets = self.pull_secrets();
         let identity = self.identity();
+        let api_key_lifetime_max = self.api_key_lifetime_max();
+        let exposed_files = std::mem::take(&mut self.exposed_files);
         self.finish(|| {
             Some(ServeConfig {
                 http: http?,
                 database: database?,
                 master_keys: master_keys?,
-                pepper: pepper?,
+                peppers: peppers?,
+                api_key_lifetime_max: api_key_lifetime_max?,
                 clusters: clusters?,
                 verify: verify?,
                 pull_secrets: pull_secrets?,
                 identity: identity?,
+                exposed_files,
             })
         })
     }
@@ -356,8 +401,23 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(config.http.listen.to_string(), LISTEN_DEFAULT);
+        assert_eq!(config.api_key_lifetime_max, None);
+        let operations = config.http.operations_listen.expect("the listener is on");
+        assert_eq!(operations.to_string(), OPERATIONS_LISTEN_DEFAULT);
+        assert!(operations.ip().is_loopback());
         let debug = format!("{config:?}");
         assert!(!debug.contains("canary") && !debug.contains(KEY), "{debug}");
+    }
+
+    #[test]
+    fn operations_listener_can_be_off() {
+        let read = |value: &str| {
+            let lookup = |name: &str| (name == "REGCRED_OPERATIONS_LISTEN").then(|| value.to_owned());
+            Reader::new(&lookup).operations_listen()
+        };
+        assert_eq!(read("off"), Some(None));
+        assert_eq!(read("[::1]:0"), Some(Some("[::1]:0".parse().unwrap())));
+        assert_eq!(read("OFF"), None);
     }
 
     #[test]
@@ -365,14 +425,17 @@ mod tests {
         let refused = serve(&[
             ("REGCRED_HTTP_LISTEN", "nowhere"),
             ("REGCRED_HTTP_WORKERS", "0"),
+            ("REGCRED_OPERATIONS_LISTEN", "on"),
             ("REGCRED_DATABASE_URL", "canary"),
             ("REGCRED_MASTER_KEYS", "canary"),
             ("REGCRED_API_KEY_PEPPER", "canary"),
             ("REGCRED_API_KEY_PEPPER_FILE", "/nowhere"),
+            ("REGCRED_API_KEY_MAX_LIFETIME_DAYS", "0"),
             ("REGCRED_CLUSTER_TIMEOUT_SECONDS", "-1"),
             ("REGCRED_OUTBOUND_ALLOW", "10.0.0.0/8,http://reg.io"),
             ("REGCRED_VERIFY_TIMEOUT_SECONDS", "0"),
             ("REGCRED_VERIFY_BACKGROUND", "perhaps"),
+            ("REGCRED_REQUIRE_BOUND_VALUES", "perhaps"),
             ("REGCRED_PULL_SECRETS_LEASE_SECONDS", "0"),
             ("REGCRED_ISSUER_ALLOW", "https://issuer.example"),
             ("REGCRED_ISSUER_KEYS_SECONDS", "0"),
@@ -388,13 +451,16 @@ mod tests {
         for name in [
             "REGCRED_HTTP_LISTEN",
             "REGCRED_HTTP_WORKERS",
+            "REGCRED_OPERATIONS_LISTEN",
             "REGCRED_DATABASE_URL",
             "REGCRED_MASTER_KEYS",
             "REGCRED_API_KEY_PEPPER_FILE",
+            "REGCRED_API_KEY_MAX_LIFETIME_DAYS",
             "REGCRED_CLUSTER_TIMEOUT_SECONDS",
             "REGCRED_OUTBOUND_ALLOW",
             "REGCRED_VERIFY_TIMEOUT_SECONDS",
             "REGCRED_VERIFY_BACKGROUND",
+            "REGCRED_REQUIRE_BOUND_VALUES",
             "REGCRED_PULL_SECRETS_LEASE_SECONDS",
             "REGCRED_ISSUER_ALLOW",
             "REGCRED_ISSUER_KEYS_SECONDS",

@@ -1,8 +1,14 @@
-//! Cryptography: sealing of stored secrets, API keys, token signatures and the TLS certificate.
+//! Cryptography: sealing of stored secrets, API keys, audit HMACs, token signatures and the TLS
+//! certificate.
 
 pub mod api_key;
 pub mod audit;
 pub mod certificate;
+pub mod constant_time;
+pub mod cursor;
+pub mod fingerprint;
 pub mod jws;
 pub mod keyed_digest;
+pub mod pepper;
+pub mod ring;
 pub mod sealer;

@@ -7,6 +7,7 @@ pub mod caller;
 pub mod cluster;
 pub mod docker_config;
 pub mod grants;
+pub mod idempotency;
 pub mod identity_provider;
 pub mod invalid;
 pub mod jwk;

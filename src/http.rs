@@ -16,10 +16,15 @@ mod connection;
 mod cors;
 mod docker_configs;
 mod edge;
+mod framing;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+mod idempotency;
 mod identity_providers;
 mod imports;
 mod me;
 mod merge_patch;
+mod normalize;
 mod openapi;
 mod operation;
 mod paging;
@@ -29,6 +34,7 @@ mod pull_secrets;
 mod query;
 mod rate_limit;
 mod refusals;
+mod request_head;
 mod request_meta;
 mod root_span;
 mod secrets;
@@ -37,42 +43,51 @@ pub mod server;
 mod verification;
 
 pub use audit::json_line;
-pub use openapi::document;
+pub use openapi::{document, document_3_0};
 
 /// Parses a resource name from a path. An invalid name is reported as an unknown resource.
 fn path_name(kind: &'static str, name: &str) -> Result<Name, ApiError> {
     Name::parse(name).map_err(|_| ServiceError::NotFound { kind, name: name.chars().take(100).collect() }.into())
 }
 
-/// Routes that a process serves.
+/// Routes of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteSet {
-    /// The API with its documentation, health and metrics.
-    All,
-    /// Health and metrics only.
-    Operational,
+    /// The API with its documentation, and health.
+    Api,
+    /// Health only.
+    Health,
+    /// Health and metrics.
+    Operations,
 }
 
 impl RouteSet {
     fn routes(self) -> fn(&mut ServiceConfig) {
         match self {
-            Self::All => all_routes,
-            Self::Operational => operational_routes,
+            Self::Api => api_routes,
+            Self::Health => health_routes,
+            Self::Operations => operations_routes,
         }
     }
 }
 
-fn operational_routes(config: &mut ServiceConfig) {
-    config.service(operation::get_health).service(operation::get_readiness).service(operation::get_metrics);
+fn health_routes(config: &mut ServiceConfig) {
+    config.service(operation::get_health).service(operation::get_readiness);
 }
 
-/// Registers all routes, which also defines the OpenAPI document.
-fn all_routes(config: &mut ServiceConfig) {
+fn operations_routes(config: &mut ServiceConfig) {
+    health_routes(config);
+    config.service(operation::get_metrics);
+}
+
+/// Registers the routes of the API, which also defines the OpenAPI document.
+fn api_routes(config: &mut ServiceConfig) {
     config.service(
         scope::scope("/v1")
             .wrap(actix_web::middleware::from_fn(auth::authenticate))
             // Most frequent first: patterns are tried in order.
             .service(docker_configs::create_docker_config)
+            .service(docker_configs::create_secret_manifest)
             .service(me::get_me)
             .service(accounts::create_account)
             .service(accounts::list_accounts)
@@ -107,5 +122,5 @@ fn all_routes(config: &mut ServiceConfig) {
             .service(identity_providers::delete_identity_provider)
             .service(audit::list_audit_events),
     );
-    operational_routes(config);
+    health_routes(config);
 }

@@ -1,9 +1,15 @@
 //! Entry point: parses the command line, runs the command and returns its exit code.
 
-use std::process::ExitCode;
+use std::{alloc::System, process::ExitCode};
 
 use clap::Parser;
 use regcred::cli::Cli;
+use zeroizing_alloc::ZeroAlloc;
+
+/// Wipes heap memory when it is freed. Bodies and buffers of HTTP, TLS and database crates hold
+/// secrets that no code of this crate can wipe.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
     // kube, reqwest and sqlx use the default TLS provider of the process.

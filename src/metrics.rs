@@ -15,15 +15,15 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
-use sqlx::PgPool;
 
 use crate::{
     clients::cluster::ClusterMetrics,
     crypto::{api_key::KeyChecker, certificate::ServerCertificate},
     service::{
-        audit::metrics::AuditMetrics, progress::Streams, reconcile, row_cache::RowCache, tokens,
+        audit::metrics::AuditMetrics, keys::Keys, progress::Streams, reconcile, row_cache::RowCache, tokens,
         verification::VerificationMetrics,
     },
+    storage::PgPool,
 };
 
 /// Buckets from 0.5 ms, a read, to 16 s, a cluster that hangs.
@@ -146,6 +146,8 @@ pub struct Sources {
     pub row_cache: Arc<RowCache>,
     /// API key verification.
     pub checker: Arc<KeyChecker>,
+    /// Master keys and peppers.
+    pub keys: Arc<Keys>,
     /// Login verification.
     pub verifications: Arc<VerificationMetrics>,
     /// Audit log.
@@ -166,6 +168,7 @@ impl Collector for Sources {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut out = Output(encoder);
         self.encode_process(&mut out)?;
+        self.encode_keys(&mut out)?;
         self.encode_audit(&mut out)?;
         self.encode_tokens(&mut out)?;
         self.encode_pull_secrets(&mut out)?;
@@ -176,8 +179,8 @@ impl Collector for Sources {
 impl Sources {
     fn encode_process(&self, out: &mut Output<'_>) -> Result<(), fmt::Error> {
         out.counter("api_key_argon2_runs", "Verifications of API keys with argon2id", self.checker.argon2_runs())?;
-        out.gauge("database_connections", "Open connections to Postgres", i64::from(self.pool.size()))?;
-        let idle = saturating(self.pool.num_idle());
+        out.gauge("database_connections", "Open connections to Postgres", i64::from(self.pool.sqlx().size()))?;
+        let idle = saturating(self.pool.sqlx().num_idle());
         out.gauge("database_connections_idle", "Open connections to Postgres that are idle", idle)?;
         if let Some(certificate) = &self.certificate {
             let help = "Expiry of the TLS certificate of the listener, in seconds since 1970";
@@ -186,6 +189,15 @@ impl Sources {
         let help = "1 if rows are cached; 0 if each request reads from Postgres, because changes are not received";
         out.gauge("row_cache_active", help, i64::from(self.row_cache.is_trusted()))?;
         out.gauge("event_streams", "Open event streams", saturating(self.streams.open()))
+    }
+
+    /// Encodes nothing until this process has counted.
+    fn encode_keys(&self, out: &mut Output<'_>) -> Result<(), fmt::Error> {
+        let Some(counts) = self.keys.counts() else { return Ok(()) };
+        let help = "Sealed values that are not bound to their destination; equal in all processes";
+        out.gauge("sealed_values_unbound", help, counts.unbound_values)?;
+        let help = "Active API keys whose HMAC is under an older pepper than the first one";
+        out.gauge("api_keys_of_older_peppers", help, counts.keys_of_older_peppers)
     }
 
     fn encode_audit(&self, out: &mut Output<'_>) -> Result<(), fmt::Error> {

@@ -1,6 +1,6 @@
 //! Use cases. Each owns its transaction and is independent of HTTP.
 
-use sqlx::{PgPool, Postgres, pool::PoolConnection};
+use std::time::Duration;
 
 use crate::{
     clients::cluster::ClusterError,
@@ -14,8 +14,8 @@ use crate::{
         names::Name,
         verification::VerificationReport,
     },
-    service::audit::AuditError,
-    storage::StorageError,
+    service::{audit::AuditError, idempotency::IdempotencyError},
+    storage::{PgConnection, PgPool, StorageError},
 };
 
 pub mod accounts;
@@ -24,8 +24,10 @@ pub mod audit;
 pub mod clusters;
 pub mod docker_configs;
 pub mod health;
+pub mod idempotency;
 pub mod identity_providers;
 pub mod imports;
+pub mod keys;
 pub mod master_keys;
 pub mod progress;
 pub mod pull_secrets;
@@ -80,6 +82,14 @@ pub enum ServiceError {
         /// Further property that grants depend on; empty, or starting with a space.
         qualifier: &'static str,
     },
+    /// The caller's grants do not include labels that it would add or change.
+    #[error("your grants do not include labels of the registry account `{name}`")]
+    LabelsNotGranted {
+        /// Name of the account.
+        name: String,
+        /// The labels, as fields.
+        errors: Vec<FieldError>,
+    },
     /// Without this key no other one could create keys.
     #[error("this is the last admin key, or the last one without expiry: create another admin key first")]
     LastAdmin,
@@ -104,12 +114,21 @@ pub enum ServiceError {
     /// The process has reached its limit of event streams.
     #[error("this process has reached its limit of event streams: retry later, or use `Prefer: wait`")]
     StreamsExhausted,
+    /// Callers request more access reviews of a cluster than its API server shall bear.
+    #[error("too many access reviews of this cluster were requested: retry later, with fewer namespaces")]
+    ReviewsExhausted {
+        /// Time after which the request fits the limit.
+        retry_after: Duration,
+    },
     /// The pull secret is being deleted.
     #[error("the pull secret `{0}` is being deleted: wait until its Secrets are removed")]
     Deleting(String),
     /// Another resource of the kind has the name.
     #[error("the name `{0}` is already in use: choose another name")]
     NameTaken(String),
+    /// A request with an idempotency key was not performed.
+    #[error(transparent)]
+    Idempotency(#[from] IdempotencyError),
     /// Another identity provider accepts the same tokens.
     #[error("another identity provider already uses this audience: choose another audience")]
     AudienceTaken,
@@ -236,6 +255,6 @@ where
     tokio::task::spawn_blocking(work).await?
 }
 
-async fn connection(pool: &PgPool) -> Result<PoolConnection<Postgres>, StorageError> {
+async fn connection(pool: &PgPool) -> Result<PgConnection, StorageError> {
     Ok(pool.acquire().await?)
 }

@@ -9,7 +9,6 @@
 
 use std::io;
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::domain::invalid::Invalid;
@@ -19,7 +18,10 @@ pub mod api_keys;
 pub mod audit;
 pub mod changes;
 pub mod clusters;
+pub mod connection;
+pub mod idempotency_keys;
 pub mod identity_providers;
+pub mod left_out;
 pub mod notifications;
 pub mod pool;
 pub mod pull_secret_clusters;
@@ -31,6 +33,8 @@ pub mod targets;
 pub mod verifications;
 pub mod wakeups;
 pub mod watches;
+
+pub use self::connection::{PgConnection, PgPool, Transaction};
 
 /// Failure of a database operation.
 #[derive(Debug, thiserror::Error)]
@@ -125,10 +129,4 @@ pub struct PageRequest {
     pub after: Option<String>,
     /// Maximum number of rows.
     pub limit: i64,
-}
-
-/// Checks that Postgres answers.
-pub async fn ping(conn: &mut PgConnection) -> Result<(), StorageError> {
-    sqlx::query!("SELECT 1 AS one").fetch_one(conn).await?;
-    Ok(())
 }

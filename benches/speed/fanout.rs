@@ -30,10 +30,12 @@ use regcred::{
         pull_secret::{GENERATION_ANNOTATION, ID_LABEL, TargetState},
         reconcile::{Applied, ClusterHealth, ReconcileOutcome, SecretAction},
     },
-    storage::targets::queue::{self, ClaimedTarget},
+    storage::{
+        PgConnection,
+        targets::queue::{self, ClaimedTarget},
+    },
 };
 use serde_json::{Value, json};
-use sqlx::PgConnection;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 

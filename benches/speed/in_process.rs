@@ -1,11 +1,14 @@
 //! Costs of single calls in process, each against plain work of the same size.
 
-use std::{collections::BTreeMap, hint::black_box, time::Instant};
+use std::{collections::BTreeMap, hint::black_box, sync::Arc, time::Instant};
 
 use argon2::{Argon2, PasswordVerifier};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use regcred::{
-    crypto::api_key::{KeyChecker, NewKey, Pepper, PresentedKey, generate},
+    crypto::{
+        api_key::{KeyChecker, NewKey, PresentedKey, generate},
+        pepper::{Pepper, Peppers},
+    },
     domain::{
         docker_config::{Credential, Profile, ScopedAccount, render},
         matching::{ImageName, explain_accounts},
@@ -157,7 +160,7 @@ impl Checked {
     }
 
     fn checker(&self) -> KeyChecker {
-        KeyChecker::new(self.pepper.clone(), 1)
+        KeyChecker::new(Arc::new(Peppers::new(self.pepper.clone().into(), None)), 1)
     }
 
     fn check(&self, checker: &KeyChecker) -> bool {

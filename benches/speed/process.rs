@@ -31,6 +31,8 @@ pub struct Server {
     child: Child,
     /// Listening address.
     pub address: SocketAddr,
+    /// Address that serves the metrics.
+    pub operations: SocketAddr,
     /// From process start to the first 200.
     pub ready_after: Duration,
 }
@@ -45,7 +47,7 @@ impl Server {
     pub fn start_logging(command: &mut Command, address: SocketAddr, path: &str, log: Stdio) -> anyhow::Result<Self> {
         let start = Instant::now();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
-        let mut server = Self { child, address, ready_after: Duration::ZERO };
+        let mut server = Self { child, address, operations: address, ready_after: Duration::ZERO };
         let request = load::request("GET", path, None, "");
         while !load::once(address, &request).is_ok_and(|(status, _)| status == 200) {
             if let Some(status) = server.child.try_wait()? {

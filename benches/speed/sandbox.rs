@@ -9,9 +9,9 @@ use std::{
 use anyhow::{Context, anyhow, ensure};
 use chrono::Utc;
 use regcred::{
-    crypto::api_key::{self, Pepper},
-    domain::caller::NewApiKey,
-    storage::{api_keys, pool},
+    crypto::{api_key, pepper::Pepper},
+    domain::caller::{ApiKeyFields, NewApiKey},
+    storage::{self, api_keys, pool},
 };
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
@@ -41,8 +41,12 @@ pub struct Sandbox {
 impl Sandbox {
     /// Creates the database on the server of `DATABASE_URL`, whose role needs CREATEDB.
     pub fn new() -> anyhow::Result<Self> {
-        let url = std::env::var("DATABASE_URL").context("DATABASE_URL is not set: run this with dev/with-services")?;
-        let server = pool::parse_url(&SecretString::from(url.as_str()))?;
+        Self::on(&std::env::var("DATABASE_URL").context("DATABASE_URL is not set: run this with dev/with-services")?)
+    }
+
+    /// Creates the database on this server.
+    pub fn on(url: &str) -> anyhow::Result<Self> {
+        let server = pool::parse_url(&SecretString::from(url))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let name = format!("bench_{}", uuid::Uuid::now_v7().simple());
         let backend = runtime.block_on(async {
@@ -57,8 +61,9 @@ impl Sandbox {
     }
 
     /// Opens a connection to the database on the caller's runtime.
-    pub async fn connect(&self) -> anyhow::Result<PgConnection> {
-        Ok(pool::bounded(pool::parse_url(&SecretString::from(self.url.as_str()))?).connect().await?)
+    pub async fn connect(&self) -> anyhow::Result<storage::PgConnection> {
+        let options = pool::bounded(pool::parse_url(&SecretString::from(self.url.as_str()))?);
+        Ok(options.connect().await?.into())
     }
 
     /// A regcred command, configured as in production but for its test keys.
@@ -88,23 +93,24 @@ impl Sandbox {
 
     /// Starts the service with its default rate limits.
     pub fn serve_limited(&self) -> anyhow::Result<Server> {
-        self.start(REGCRED, &[])
+        self.start(REGCRED, &[], Stdio::null())
     }
 
     /// Starts another build of the service without a rate limit.
     pub fn serve_program(&self, program: &str) -> anyhow::Result<Server> {
-        self.start(program, &[("REGCRED_HTTP_REQUESTS_PER_SECOND", "0")])
+        self.start(program, &[("REGCRED_HTTP_REQUESTS_PER_SECOND", "0")], Stdio::null())
+    }
+
+    /// The same, with another URL of the database.
+    pub fn with_url(&self, url: &str) -> anyhow::Result<Server> {
+        self.start(REGCRED, &[("REGCRED_HTTP_REQUESTS_PER_SECOND", "0"), ("REGCRED_DATABASE_URL", url)], Stdio::null())
     }
 
     /// Starts a replica with extra variables and without a rate limit. Its log goes to the given
     /// file, if any.
     pub fn serve_with(&self, variables: &[(&str, &str)], log: Option<&Path>) -> anyhow::Result<Server> {
-        let address = free_address()?;
-        let mut command = self.regcred(REGCRED, &["serve"]);
-        command.env("REGCRED_HTTP_LISTEN", address.to_string()).env("REGCRED_HTTP_REQUESTS_PER_SECOND", "0");
-        command.envs(variables.iter().copied());
         let log = log.map_or_else(|| Ok(Stdio::null()), |path| File::create(path).map(Stdio::from))?;
-        Server::start_logging(&mut command, address, "/readyz", log)
+        self.start(REGCRED, &[&[("REGCRED_HTTP_REQUESTS_PER_SECOND", "0")], variables].concat(), log)
     }
 
     /// URL of the database, with its owner's login.
@@ -112,11 +118,14 @@ impl Sandbox {
         &self.url
     }
 
-    fn start(&self, program: &str, variables: &[(&str, &str)]) -> anyhow::Result<Server> {
-        let address = free_address()?;
+    fn start(&self, program: &str, variables: &[(&str, &str)], log: Stdio) -> anyhow::Result<Server> {
+        let (address, operations) = (free_address()?, free_address()?);
         let mut command = self.regcred(program, &["serve"]);
         command.env("REGCRED_HTTP_LISTEN", address.to_string()).envs(variables.iter().copied());
-        Server::start(&mut command, address, "/readyz")
+        command.env("REGCRED_OPERATIONS_LISTEN", operations.to_string());
+        let mut server = Server::start_logging(&mut command, address, "/readyz", log)?;
+        server.operations = operations;
+        Ok(server)
     }
 
     /// Inserts one viewer API key per number directly into the database, in parallel, and returns
@@ -138,10 +147,12 @@ impl Sandbox {
 
     async fn make_some_keys(&self, numbers: impl Iterator<Item = usize>) -> anyhow::Result<Vec<String>> {
         let pepper = Pepper::parse(&SecretString::from(TEST_KEY))?;
-        let mut conn = pool::parse_url(&SecretString::from(self.url.as_str()))?.connect().await?;
+        let mut conn = pool::parse_url(&SecretString::from(self.url.as_str()))?.connect().await?.into();
         let mut keys = Vec::new();
         for number in numbers {
-            let new = NewApiKey::parse(&format!("key-{number}"), "viewer", None, None, Utc::now());
+            let name = format!("key-{number}");
+            let fields = ApiKeyFields { name: &name, role: "viewer", ..ApiKeyFields::default() };
+            let new = NewApiKey::parse(fields, Utc::now(), None);
             let new = new.map_err(|refused| anyhow!("{refused:?}"))?;
             let key = api_key::generate(&pepper)?;
             api_keys::insert(&mut conn, key.id, &new, &key.verifier).await?;

@@ -8,14 +8,19 @@
 #[path = "../../tests/integration/support/broker.rs"]
 mod broker;
 mod clients;
+mod database;
 mod drift;
 mod fleet;
 mod keys;
 mod killed;
 mod outage;
+#[path = "../../tests/integration/support/pg_proxy.rs"]
+mod pg_proxy;
+mod postgres;
 #[path = "../../tests/integration/support/proxy.rs"]
 mod proxy;
 mod replicas;
+mod rotation;
 mod skewed;
 mod timing;
 mod workers;
@@ -39,16 +44,21 @@ pub const ARGUMENT: &str = "--scenarios";
 /// Code, description and function of a scenario.
 type Scenario = (&'static str, &'static str, fn(&Stage, &mut Goals) -> anyhow::Result<()>);
 
-const ALL: [Scenario; 12] = [
+const ALL: [Scenario; 17] = [
     ("a1", "A1 slow clients: slow heads and bodies, and thousands of half-open connections", clients::slow),
     ("a2", "A2 oversized requests: bodies and heads beyond the limits", clients::oversized),
     ("a4", "A4 forged keys: a flood of forged API keys", keys::forged),
     ("a5", "A5 cold start: 1,000 keys on a new process", keys::cold_start),
     ("a8", "A8 greedy caller: one caller floods", keys::greedy_caller),
     ("f1", "F1 replica killed: at 20 points of a fan-out to 1,000 namespaces", killed::replica_killed),
+    ("f2", "F2 rotation killed: 200 times, and retried with Idempotency-Key", rotation::rotation_killed),
+    ("f3", "F3 database restart: Postgres stops at once and starts again, under load", database::restart),
+    ("f4", "F4 database connections: all are ended every two seconds", database::ended_connections),
     ("f5", "F5 API server down: 1,000 targets wait, beside a healthy cluster", outage::api_server_down),
     ("f7", "F7 many replicas: two and five replicas with eight workers each", workers::many_replicas),
     ("f8", "F8 skewed clock: one replica's clock is an hour off", skewed::clocks),
+    ("f9", "F9 database degraded: read-only, and without notifications", database::degraded),
+    ("f11", "F11 database killed: after the response to a rotation", database::killed),
     ("f15", "F15 drift: 100 of 1,000 Secrets are edited or deleted", drift::drift),
     ("s3", "S3 timing: response times must not reveal resources", timing::timing),
     ("s7", "S7 revocation: a key revoked through another replica", replicas::revocation),

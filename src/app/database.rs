@@ -2,13 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::PgPool;
-
 use super::AppError;
 use crate::{
     config::DatabaseConfig,
-    service::health::{Readiness, readiness},
-    storage::{pool, schema},
+    service::health,
+    storage::{PgPool, pool, schema},
 };
 
 /// Interval between two attempts to reach Postgres at startup.
@@ -64,19 +62,20 @@ pub(super) async fn open(config: &DatabaseConfig) -> Result<PgPool, AppError> {
     let pool = connect(config).await?;
     require_current_schema(&pool).await?;
     pool.close().await;
-    let options = pool::bounded(config.options.clone());
-    Ok(pool::lazy(options, config.max_connections, config.acquire_timeout))
+    Ok(pool::of_service(config.options.clone(), config.max_connections, config.acquire_timeout))
 }
 
 async fn require_current_schema(pool: &PgPool) -> Result<(), AppError> {
-    match readiness(pool).await {
-        Readiness { database: true, migrations: true } => Ok(()),
-        Readiness { database: true, migrations: false } => Err(AppError::Config(
+    let reading = async { health::of(&mut pool.acquire().await?).await };
+    match reading.await {
+        Ok(readiness) if readiness.is_ready() => Ok(()),
+        Ok(_) => Err(AppError::Config(
             "the database schema is older than this binary: run `regcred migrate` or `regcred \
              serve --migrate`"
                 .to_owned(),
         )),
-        Readiness { .. } => {
+        Err(error) => {
+            tracing::warn!(%error, "schema check failed");
             Err(AppError::Dependency("Postgres stopped answering during startup: check that it is running".to_owned()))
         }
     }

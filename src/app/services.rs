@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use actix_web::web::{Data, ServiceConfig};
-use sqlx::PgPool;
+use chrono::TimeDelta;
 use tokio::runtime::Handle;
 
 use super::AppError;
@@ -18,11 +18,7 @@ use crate::{
         registry::RegistryClient,
     },
     config::{IdentityConfig, VerifyConfig},
-    crypto::{
-        api_key::{KeyChecker, Pepper},
-        certificate::ServerCertificate,
-        sealer::Sealer,
-    },
+    crypto::{api_key::KeyChecker, certificate::ServerCertificate, cursor::CursorKey, pepper::Peppers, sealer::Sealer},
     metrics::{Metrics, Sources},
     service::{
         accounts::Accounts,
@@ -30,8 +26,11 @@ use crate::{
         audit::{AuditEvents, TransactionalAudit, writer::AuditWriter},
         clusters::Clusters,
         docker_configs::DockerConfigs,
+        health::Health,
+        idempotency::IdempotencyKeys,
         identity_providers::IdentityProviders,
         imports::Imports,
+        keys::Keys,
         progress::Streams,
         pull_secrets::PullSecrets,
         reconcile::{ReconcileConfig, Reconciler},
@@ -40,6 +39,7 @@ use crate::{
         tokens::TokenAuthenticator,
         verification::Verifications,
     },
+    storage::PgPool,
     worker,
 };
 
@@ -47,7 +47,7 @@ use crate::{
 pub struct Foundation {
     pub pool: PgPool,
     pub sealer: Arc<Sealer>,
-    pub pepper: Pepper,
+    pub peppers: Arc<Peppers>,
     pub audit: TransactionalAudit,
     pub audit_writer: AuditWriter,
 }
@@ -58,6 +58,7 @@ pub struct ServicesConfig {
     pub verify: VerifyConfig,
     pub reconcile: ReconcileConfig,
     pub identity: IdentityConfig,
+    pub api_key_lifetime_max: Option<TimeDelta>,
 }
 
 /// The services, as handlers extract them.
@@ -66,6 +67,7 @@ pub struct Services {
     api_key_authenticator: Data<ApiKeyAuthenticator>,
     token_authenticator: Data<TokenAuthenticator>,
     api_keys: Data<ApiKeys>,
+    pub idempotency_keys: Data<IdempotencyKeys>,
     identity_providers: Data<IdentityProviders>,
     accounts: Data<Accounts>,
     verifications: Data<Verifications>,
@@ -77,22 +79,27 @@ pub struct Services {
     reconciler: Data<Reconciler>,
     audit_events: Data<AuditEvents>,
     audit_writer: Data<AuditWriter>,
-    pool: Data<PgPool>,
+    health: Data<Health>,
+    pool: PgPool,
     pub streams: Data<Streams>,
     pub row_cache: Arc<RowCache>,
     checker: Arc<KeyChecker>,
     cluster_calls: ClusterMetrics,
+    pub keys: Arc<Keys>,
 }
 
 impl Services {
     pub fn build(foundation: Foundation, config: ServicesConfig) -> Result<Self, AppError> {
-        let Foundation { pool, sealer, pepper, audit, audit_writer } = foundation;
-        let ServicesConfig { clusters, verify, reconcile, identity } = config;
+        let Foundation { pool, sealer, peppers, audit, audit_writer } = foundation;
+        let ServicesConfig { clusters, verify, reconcile, identity, api_key_lifetime_max } = config;
         let cluster_calls = clusters.metrics.clone();
-        let content_key = pepper.content_key();
+        let keys = Arc::new(Keys::new(pool.clone(), sealer.clone(), peppers.clone()));
+        let idempotency_keys = IdempotencyKeys::new(pool.clone(), peppers.current().first());
+        let cursor_key =
+            CursorKey::of(peppers.current().first()).map_err(|error| AppError::Internal(error.to_string()))?;
 
         let row_cache = Arc::new(RowCache::new(pool.clone()));
-        let checker = Arc::new(KeyChecker::new(pepper, argon2_permits()));
+        let checker = Arc::new(KeyChecker::new(peppers.clone(), argon2_permits()));
         let clusters = ClusterClientConfig { runtime: Some(Handle::current()), ..clusters };
         let clusters = Clusters::new(pool.clone(), sealer.clone(), clusters, audit.clone());
         let registries = RegistryClient::new(Guard::new(verify.allowed), verify.registries);
@@ -101,21 +108,22 @@ impl Services {
             Accounts::new(pool.clone(), row_cache.clone(), sealer.clone(), audit.clone(), verifications.clone());
         let docker_configs = DockerConfigs::new(pool.clone(), row_cache.clone(), sealer.clone(), audit_writer.clone());
         let token_authenticator = token_authenticator(pool.clone(), clusters.clone(), identity)?;
-        let pull_secrets = PullSecrets::new(pool.clone(), audit.clone());
+        let pull_secrets = PullSecrets::new(pool.clone(), audit.clone(), cursor_key);
         let streams = Data::new(Streams::new(pool.clone(), pull_secrets.clone()));
-        let reconciler = Reconciler::new(
-            pool.clone(),
-            clusters.clone(),
-            docker_configs.clone(),
-            content_key,
-            audit.clone(),
-            reconcile,
-        );
+        let reconciler =
+            Reconciler::new(pool.clone(), clusters.clone(), docker_configs.clone(), peppers, audit.clone(), reconcile);
+        let api_keys =
+            ApiKeys::new(pool.clone(), row_cache.clone(), checker.clone(), audit.clone(), api_key_lifetime_max);
         Ok(Self {
-            api_key_authenticator: Data::new(ApiKeyAuthenticator::new(row_cache.clone(), checker.clone())),
+            api_key_authenticator: Data::new(ApiKeyAuthenticator::new(
+                pool.clone(),
+                row_cache.clone(),
+                checker.clone(),
+            )),
             token_authenticator: Data::new(token_authenticator),
-            api_keys: Data::new(ApiKeys::new(pool.clone(), row_cache.clone(), checker.clone(), audit.clone())),
-            identity_providers: Data::new(IdentityProviders::new(pool.clone(), audit.clone())),
+            api_keys: Data::new(api_keys),
+            idempotency_keys: Data::new(idempotency_keys),
+            identity_providers: Data::new(IdentityProviders::new(pool.clone(), clusters.clone(), audit.clone())),
             imports: Data::new(Imports::new(pool.clone(), sealer, audit, accounts.clone())),
             secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone(), audit_writer.clone())),
             audit_events: Data::new(AuditEvents::new(pool.clone(), audit_writer.clone())),
@@ -126,11 +134,13 @@ impl Services {
             pull_secrets: Data::new(pull_secrets),
             reconciler: Data::new(reconciler),
             audit_writer: Data::new(audit_writer),
-            pool: Data::new(pool),
+            health: Data::new(Health::new(&pool, row_cache.clone())),
+            pool,
             streams,
             row_cache,
             checker,
             cluster_calls,
+            keys,
         })
     }
 
@@ -140,6 +150,7 @@ impl Services {
             .app_data(self.api_key_authenticator.clone())
             .app_data(self.token_authenticator.clone())
             .app_data(self.api_keys.clone())
+            .app_data(self.idempotency_keys.clone())
             .app_data(self.identity_providers.clone())
             .app_data(self.accounts.clone())
             .app_data(self.verifications.clone())
@@ -152,15 +163,16 @@ impl Services {
             .app_data(self.reconciler.clone())
             .app_data(self.audit_events.clone())
             .app_data(self.audit_writer.clone())
-            .app_data(self.pool.clone());
+            .app_data(self.health.clone());
     }
 
     /// Creates the metrics of all services and of the listener's certificate.
     pub fn metrics(&self, certificate: Option<Arc<ServerCertificate>>) -> Metrics {
         Metrics::new(Sources {
-            pool: self.pool.get_ref().clone(),
+            pool: self.pool.clone(),
             row_cache: self.row_cache.clone(),
             checker: self.checker.clone(),
+            keys: self.keys.clone(),
             verifications: self.verifications.metrics(),
             audit: self.audit_writer.metrics(),
             tokens: self.token_authenticator.metrics(),

@@ -7,11 +7,9 @@ use std::{
 };
 
 use chrono::TimeDelta;
+use tokio::time::MissedTickBehavior;
 
-use crate::{
-    clock,
-    crypto::{certificate::ServerCertificate, sealer::Sealer},
-};
+use crate::{clock, crypto::certificate::ServerCertificate, service::keys::Keys};
 
 /// Interval at which the files are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -20,14 +18,14 @@ const EXPIRY_WARNING: TimeDelta = TimeDelta::days(7);
 /// Interval between two such log messages.
 const EXPIRY_WARNING_INTERVAL: Duration = Duration::from_hours(12);
 
-/// Reloads the master key ring, so that every replica soon seals with a new key.
-pub async fn watch_master_keys(sealer: Arc<Sealer>) {
+/// Follows master keys, peppers and the binding of sealed values, so that every replica soon uses a
+/// new key.
+pub async fn watch_keys(keys: Arc<Keys>) {
     let mut ticks = tokio::time::interval(CHECK_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if let Err(error) = sealer.reload() {
-            tracing::error!(%error, "master key ring not reloaded, previous ring stays in use");
-        }
+        keys.follow().await;
     }
 }
 

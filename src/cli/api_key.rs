@@ -1,23 +1,24 @@
 //! `regcred api-key`: creates, lists and revokes API keys directly in the database.
 
-use chrono::{DateTime, Utc};
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand};
 use secrecy::ExposeSecret;
-use sqlx::PgPool;
 
 use super::{CliError, argument, audit, database, print_line};
 use crate::{
     app, clock,
     config::{Reader, variable},
-    crypto::api_key::Pepper,
+    crypto::pepper::Peppers,
     domain::{
-        caller::NewApiKey,
+        caller::{ApiKeyFields, NewApiKey},
         grants::{AccountGrant, Grants, GrantsDocument, LabelGrant},
         invalid::FieldError,
         names::Name,
     },
     service::api_keys,
-    storage::api_keys::ApiKey,
+    storage::{PgPool, api_keys::ApiKey},
 };
 
 #[derive(Debug, Subcommand)]
@@ -63,7 +64,11 @@ pub(super) struct CreateApiKey {
     /// Granted namespaces, in each of the clusters: comma-separated names or prefixes.
     #[arg(long, value_delimiter = ',')]
     namespaces: Option<Vec<String>>,
-    /// Expiry, such as 2027-01-31T00:00:00Z [default: never].
+    /// Networks that the key may be used from: comma-separated, such as 10.0.0.0/8 [default: any].
+    #[arg(long, value_delimiter = ',')]
+    source_cidr: Option<Vec<String>>,
+    /// Expiry, such as 2027-01-31T00:00:00Z [default: never]. Required with
+    /// `REGCRED_API_KEY_MAX_LIFETIME_DAYS`.
     #[arg(long)]
     expires_at: Option<DateTime<Utc>>,
 }
@@ -85,11 +90,18 @@ impl CreateApiKey {
             clusters: self.clusters,
             namespaces: self.namespaces,
         };
-        let new = NewApiKey::parse(&self.name, &self.role, Some(grants), self.expires_at, clock::now());
+        let fields = ApiKeyFields {
+            name: &self.name,
+            role: &self.role,
+            grants: Some(grants),
+            source_cidrs: self.source_cidr,
+            expires_at: self.expires_at,
+        };
+        let new = NewApiKey::parse(fields, clock::now(), lifetime_max()?);
         let new = new.map_err(|errors| CliError::Failed(argument_errors(&errors)))?;
-        let (pool, pepper) = open().await?;
-        let (audit, actor) = (audit::audit(&pool, &pepper), audit::actor());
-        let created = api_keys::create(&pool, &audit, &actor, &pepper, &new).await;
+        let (pool, peppers) = open().await?;
+        let (audit, actor) = (audit::audit(&pool, &peppers), audit::actor());
+        let created = api_keys::create(&pool, &audit, &actor, peppers.current().first(), &new).await;
         audit::close(&audit).await;
         let (stored, key) = created?;
         eprintln!(
@@ -103,12 +115,13 @@ impl CreateApiKey {
 
 async fn revoke(name: &str, even_last_admin: bool) -> Result<(), CliError> {
     let name = argument("--name", Name::parse(name))?;
-    let (pool, pepper) = open().await?;
-    let (audit, actor) = (audit::audit(&pool, &pepper), audit::actor());
+    let lifetime_max = lifetime_max()?;
+    let (pool, peppers) = open().await?;
+    let (audit, actor) = (audit::audit(&pool, &peppers), audit::actor());
     let revoked = if even_last_admin {
         api_keys::revoke_even_last_admin(&pool, &audit, &actor, &name).await
     } else {
-        api_keys::revoke(&pool, &audit, &actor, &name).await
+        api_keys::revoke(&pool, &audit, &actor, &name, lifetime_max).await
     };
     audit::close(&audit).await;
     revoked?;
@@ -116,11 +129,18 @@ async fn revoke(name: &str, even_last_admin: bool) -> Result<(), CliError> {
     Ok(())
 }
 
-async fn open() -> Result<(PgPool, Pepper), CliError> {
+/// Reads the maximum lifetime of a new key.
+fn lifetime_max() -> Result<Option<TimeDelta>, CliError> {
     let mut reader = Reader::new(&variable);
-    let (database, pepper) = (reader.database(), reader.pepper());
-    let (database, pepper) = reader.finish(|| database.zip(pepper))?;
-    Ok((app::connect(&database).await?, pepper))
+    let lifetime_max = reader.api_key_lifetime_max();
+    Ok(reader.finish(|| lifetime_max)?)
+}
+
+async fn open() -> Result<(PgPool, Arc<Peppers>), CliError> {
+    let mut reader = Reader::new(&variable);
+    let (database, peppers) = (reader.database(), reader.peppers());
+    let (database, peppers) = reader.finish(|| database.zip(peppers))?;
+    Ok((app::connect(&database).await?, Arc::new(peppers)))
 }
 
 async fn list() -> Result<(), CliError> {
@@ -144,16 +164,18 @@ async fn list() -> Result<(), CliError> {
     Ok(())
 }
 
-/// Formats role and grants on one line.
+/// Formats role, grants and networks on one line.
 fn rights(key: &ApiKey) -> String {
+    let networks = key.source_networks.to_texts();
+    let from = if networks.is_empty() { String::new() } else { format!(", from {}", networks.join(",")) };
     let role = key.role.as_str();
     if !key.role.takes_grants() {
-        return role.to_owned();
+        return format!("{role}{from}");
     }
     let Grants { accounts, clusters, namespaces } = &key.grants;
     let listed = |rules: Vec<String>| if rules.is_empty() { "none".to_owned() } else { rules.join(",") };
     format!(
-        "{role} (accounts {}; clusters {}; namespaces {})",
+        "{role} (accounts {}; clusters {}; namespaces {}){from}",
         listed(accounts.iter().map(ToString::to_string).collect()),
         listed(clusters.iter().map(ToString::to_string).collect()),
         listed(namespaces.iter().map(ToString::to_string).collect()),
@@ -183,6 +205,7 @@ fn account_grants(names: Option<Vec<String>>, labels: &[String]) -> Result<Optio
 fn argument_errors(errors: &[FieldError]) -> String {
     let all = errors.iter().map(|FieldError { field, detail }| match field.as_str() {
         "expiresAt" => format!("--expires-at {detail}"),
+        field if field.starts_with("sourceCidrs") => format!("--source-cidr {detail}"),
         "grants" => format!("--accounts, --account-labels, --clusters and --namespaces {detail}"),
         other => format!("--{} {detail}", other.trim_start_matches("grants.")),
     });

@@ -16,7 +16,10 @@ use crate::{
     app,
     cli::{CliError, argument, print_line, replace_file, variable},
     config::{DatabaseConfig, Reader},
-    crypto::{api_key::Pepper, audit::AuditKey},
+    crypto::{
+        pepper::{PepperRing, Peppers},
+        ring::Ring as _,
+    },
     domain::{
         audit::{EventFilter, Resource},
         caller::{Actor, ActorKind},
@@ -27,6 +30,7 @@ use crate::{
         legacy::{ChainAnchor, ChainFinding, adopt},
         verify::{Anchor, Finding, ProcessNumbers, Scope, Watcher, verify},
     },
+    storage::PgPool,
 };
 
 #[derive(Debug, Subcommand)]
@@ -68,23 +72,24 @@ pub(super) struct Adopt {
 
 #[derive(Debug, Args)]
 struct OlderPeppers {
-    /// File with a pepper that was used before. Can be repeated.
+    /// File with peppers that were used before. Can be repeated. Peppers of the configured ring need
+    /// none.
     #[arg(long)]
     older_pepper_file: Vec<PathBuf>,
 }
 
 impl OlderPeppers {
-    /// Returns the database's configuration and all keys, the current one first.
-    fn keys(&self) -> Result<(DatabaseConfig, Vec<AuditKey>), CliError> {
+    /// Returns the database's configuration and all peppers, the current one first.
+    fn open(&self) -> Result<(DatabaseConfig, Arc<Peppers>), CliError> {
         let mut reader = Reader::new(&variable);
-        let (config, pepper) = (reader.database(), reader.pepper());
-        let (config, pepper) = reader.finish(|| config.zip(pepper))?;
-        let mut keys = vec![AuditKey::of(&pepper)];
+        let (config, peppers) = (reader.database(), reader.peppers());
+        let (config, peppers) = reader.finish(|| config.zip(peppers))?;
+        let mut ring = peppers.current().as_ref().clone();
         for file in &self.older_pepper_file {
-            let pepper = Pepper::parse(&SecretString::from(read(file)?));
-            keys.push(AuditKey::of(&argument(&format!("--older-pepper-file {}:", file.display()), pepper)?));
+            let older = PepperRing::parse(&SecretString::from(read(file)?));
+            ring = ring.with_older(argument(&format!("--older-pepper-file {}:", file.display()), older)?);
         }
-        Ok((config, keys))
+        Ok((config, Arc::new(Peppers::new(ring, None))))
     }
 }
 
@@ -153,10 +158,10 @@ impl Verify {
     async fn run(self) -> Result<(), CliError> {
         let scope = self.anchors.as_deref().map(read_anchors).transpose()?.unwrap_or_default();
         let scope = Scope { since_anchor: self.since_anchor, ..scope };
-        let (config, keys) = self.peppers.keys()?;
+        let (config, peppers) = self.peppers.open()?;
         let pool = app::connect(&config).await?;
         let mut terminal = Terminal { next: PROGRESS_EVERY, printed: Ok(()) };
-        let report = verify(&pool, &keys, scope, &mut terminal).await?;
+        let report = verify(&pool, &peppers.current().audit_keys(), scope, &mut terminal).await?;
         terminal.printed?;
         print_open_processes(&report.anchor);
         if report.unadopted > 0 {
@@ -170,7 +175,7 @@ impl Verify {
             )));
         }
         if let Some(file) = &self.save_anchors {
-            replace_file(file, &format_anchor(&report.anchor))
+            replace_file(file, &format_anchor(&report.anchor), None)
                 .map_err(|error| CliError::Failed(format!("{}: {error}", file.display())))?;
         }
         print_line(&format!("The audit log is intact: {events} events in {seals} seals"))
@@ -190,10 +195,10 @@ fn print_open_processes(anchor: &Anchor) {
 
 impl Adopt {
     async fn run(self) -> Result<(), CliError> {
-        let (config, keys) = self.peppers.keys()?;
+        let (config, peppers) = self.peppers.open()?;
         let pool = app::connect(&config).await?;
         let mut terminal = Terminal { next: PROGRESS_EVERY, printed: Ok(()) };
-        let (report, sealed) = adopt(&pool, &keys, &mut |finding: &ChainFinding| terminal.print(finding)).await?;
+        let (report, sealed) = adopt(&pool, peppers, &mut |finding: &ChainFinding| terminal.print(finding)).await?;
         terminal.printed?;
         if report.findings > 0 {
             let findings = report.findings;
@@ -278,8 +283,8 @@ impl ExportEvents {
 }
 
 /// Opens the audit log for the events of this command, which closes it in the end.
-pub(super) fn audit(pool: &sqlx::PgPool, pepper: &Pepper) -> TransactionalAudit {
-    TransactionalAudit::open(pool, Arc::new(AuditKey::of(pepper)))
+pub(super) fn audit(pool: &PgPool, peppers: &Arc<Peppers>) -> TransactionalAudit {
+    TransactionalAudit::open(pool, Arc::clone(peppers))
 }
 
 /// Seals the events of this command. They are durable even if that fails: then a service seals

@@ -1,7 +1,7 @@
 //! `regcred cluster rbac`: prints the RBAC rules that pull secrets require in a cluster.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::{self, Display, Formatter, Write as _},
 };
 
@@ -27,9 +27,10 @@ pub(super) enum ClusterCommand {
     ///
     /// Apply them with `kubectl apply -f -` as a user who may create roles in that cluster. A Role
     /// covers each listed namespace; a `ClusterRole` covers namespaces that are selected by label.
-    /// Print and apply them again after a change of namespaces, `ServiceAccounts` or deletion
-    /// policies: `POST /v1/clusters/NAME/check` lists missing rules. The command reads the database
-    /// and does not call the cluster.
+    /// Rules name the declared Secrets and `ServiceAccounts`, except `create`, which cannot. Print
+    /// and apply them again after a new pull secret or a change of namespaces, `ServiceAccounts` or
+    /// deletion policies: `POST /v1/clusters/NAME/check` lists missing rules. The command reads the
+    /// database and does not call the cluster.
     Rbac(Rbac),
 }
 
@@ -196,37 +197,62 @@ impl Manifests<'_> {
     }
 }
 
-/// Rules that form one entry of a role.
-const ENTRIES: [&[Rule]; 4] = [
-    &[Rule::CreateSecrets, Rule::GetSecrets, Rule::PatchSecrets, Rule::DeleteSecrets],
-    &[Rule::GetServiceAccounts, Rule::PatchServiceAccounts],
-    &[Rule::ListNamespaces, Rule::WatchNamespaces],
-    &[Rule::ListSecrets, Rule::WatchSecrets],
+/// Rules of a role that can share an entry.
+const ENTRIES: [fn(&Rule) -> bool; 5] = [
+    |rule| matches!(rule, Rule::CreateSecrets),
+    |rule| matches!(rule, Rule::GetSecret(_) | Rule::PatchSecret(_) | Rule::DeleteSecret(_)),
+    |rule| matches!(rule, Rule::GetServiceAccount(_) | Rule::PatchServiceAccount(_)),
+    |rule| matches!(rule, Rule::ListNamespaces | Rule::WatchNamespaces),
+    |rule| matches!(rule, Rule::ListSecrets | Rule::WatchSecrets),
 ];
 
-/// Writes the entries of a role, each with the purpose of its verbs.
+/// Writes the entries of a role, each with the purpose of its verbs. An entry names all objects
+/// with the same verbs.
 fn write_rules(f: &mut Formatter<'_>, rules: &BTreeSet<Rule>) -> fmt::Result {
-    for entry in ENTRIES {
-        let rules: Vec<Rule> = entry.iter().copied().filter(|rule| rules.contains(rule)).collect();
-        let Some(first) = rules.first() else { continue };
-        for rule in &rules {
-            writeln!(f, "# {}: {}", rule.verb(), purpose(*rule))?;
+    for is_in_entry in ENTRIES {
+        let mut of_names: BTreeMap<Option<&str>, Vec<&Rule>> = BTreeMap::new();
+        for rule in rules.iter().filter(|rule| is_in_entry(rule)) {
+            of_names.entry(rule.name()).or_default().push(rule);
         }
-        let verbs: Vec<String> = rules.iter().map(|rule| format!("\"{}\"", rule.verb())).collect();
-        let (resource, verbs) = (first.resource(), verbs.join(", "));
-        write!(f, "- apiGroups: [\"\"]\n  resources: [\"{resource}\"]\n  verbs: [{verbs}]\n")?;
+        let mut entries: Vec<(Vec<&Rule>, Vec<&str>)> = Vec::new();
+        for (name, rules) in of_names {
+            let has_same_verbs =
+                |other: &[&Rule]| other.iter().map(|rule| rule.verb()).eq(rules.iter().map(|rule| rule.verb()));
+            match entries.iter_mut().find(|(other, _)| has_same_verbs(other)) {
+                Some((_, names)) => names.extend(name),
+                None => entries.push((rules, Vec::from_iter(name))),
+            }
+        }
+        for (rules, names) in entries {
+            write_entry(f, &rules, &names)?;
+        }
     }
     Ok(())
 }
 
-const fn purpose(rule: Rule) -> &'static str {
+/// Writes one entry of a role. Without names it covers all objects.
+fn write_entry(f: &mut Formatter<'_>, rules: &[&Rule], names: &[&str]) -> fmt::Result {
+    let Some(resource) = rules.first().map(|rule| rule.resource()) else { return Ok(()) };
+    for rule in rules {
+        writeln!(f, "# {}: {}", rule.verb(), purpose(rule))?;
+    }
+    let list = |words: &[&str]| words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+    let verbs: Vec<&str> = rules.iter().map(|rule| rule.verb()).collect();
+    write!(f, "- apiGroups: [\"\"]\n  resources: [\"{resource}\"]\n")?;
+    if !names.is_empty() {
+        writeln!(f, "  resourceNames: [{}]", list(names))?;
+    }
+    writeln!(f, "  verbs: [{}]", list(&verbs))
+}
+
+const fn purpose(rule: &Rule) -> &'static str {
     match rule {
-        Rule::CreateSecrets => "creates a missing Secret",
-        Rule::GetSecrets => "reads owner and version of a Secret; metadata only",
-        Rule::PatchSecrets => "updates the Secret by server-side apply",
-        Rule::DeleteSecrets => "removes a Secret that is no longer declared (deletionPolicy delete)",
-        Rule::GetServiceAccounts => "reads the imagePullSecrets of a ServiceAccount",
-        Rule::PatchServiceAccounts => "adds the Secret to imagePullSecrets, or removes it",
+        Rule::CreateSecrets => "creates a missing Secret; Kubernetes cannot restrict it to names",
+        Rule::GetSecret(_) => "reads owner and version of a Secret; metadata only",
+        Rule::PatchSecret(_) => "updates the Secret by server-side apply",
+        Rule::DeleteSecret(_) => "removes a Secret that is no longer declared (deletionPolicy delete)",
+        Rule::GetServiceAccount(_) => "reads the imagePullSecrets of a ServiceAccount",
+        Rule::PatchServiceAccount(_) => "adds the Secret to imagePullSecrets, or removes it",
         Rule::ListNamespaces => "compares namespace labels with selectors",
         Rule::WatchNamespaces => "reports new namespaces and labels at once",
         Rule::ListSecrets => "(--watch-secrets) starts the watch; permits reading every Secret",
@@ -248,12 +274,13 @@ fn names<'a>(required: impl Iterator<Item = &'a PullSecretRules>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::names::SecretName;
 
     fn required(name: &str, cluster: &[Rule], namespaces: &[(&str, &[Rule])]) -> PullSecretRules {
         let namespaces = namespaces
             .iter()
-            .map(|(namespace, rules)| (NamespaceName::parse(namespace).unwrap(), rules.iter().copied().collect()));
-        let rules = RequiredRules { cluster: cluster.iter().copied().collect(), namespaces: namespaces.collect() };
+            .map(|(namespace, rules)| (NamespaceName::parse(namespace).unwrap(), rules.iter().cloned().collect()));
+        let rules = RequiredRules { cluster: cluster.iter().cloned().collect(), namespaces: namespaces.collect() };
         PullSecretRules { name: Name::parse(name).unwrap(), rules }
     }
 
@@ -277,6 +304,7 @@ rules:
 # get: reads owner and version of a Secret; metadata only
 - apiGroups: [""]
   resources: ["secrets"]
+  resourceNames: ["pull"]
   verbs: ["get"]
 # list: compares namespace labels with selectors
 - apiGroups: [""]
@@ -307,13 +335,25 @@ metadata:
   labels:
     regcred.dev/rbac: "dev"
 rules:
+# create: creates a missing Secret; Kubernetes cannot restrict it to names
+- apiGroups: [""]
+  resources: ["secrets"]
+  verbs: ["create"]
+# get: reads owner and version of a Secret; metadata only
+# patch: updates the Secret by server-side apply
+- apiGroups: [""]
+  resources: ["secrets"]
+  resourceNames: ["other.1", "third"]
+  verbs: ["get", "patch"]
 # delete: removes a Secret that is no longer declared (deletionPolicy delete)
 - apiGroups: [""]
   resources: ["secrets"]
+  resourceNames: ["pull"]
   verbs: ["delete"]
 # get: reads the imagePullSecrets of a ServiceAccount
 - apiGroups: [""]
   resources: ["serviceaccounts"]
+  resourceNames: ["default"]
   verbs: ["get"]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
@@ -339,16 +379,27 @@ subjects:
             namespace: NamespaceName::parse("regcred").unwrap(),
             name: ServiceAccountName::parse("broker.1").unwrap(),
         };
+        let secret = |name: &str| SecretName::parse(name).unwrap();
+        let of_namespace = [
+            Rule::CreateSecrets,
+            Rule::GetSecret(secret("pull")),
+            Rule::DeleteSecret(secret("pull")),
+            Rule::GetSecret(secret("third")),
+            Rule::PatchSecret(secret("third")),
+            Rule::GetSecret(secret("other.1")),
+            Rule::PatchSecret(secret("other.1")),
+            Rule::GetServiceAccount(ServiceAccountName::parse("default").unwrap()),
+        ];
         let required = [
-            required("team-a", &[Rule::GetSecrets, Rule::ListNamespaces], &[]),
-            required("team-b", &[], &[("007", &[Rule::GetSecrets, Rule::DeleteSecrets, Rule::GetServiceAccounts])]),
+            required("team-a", &[Rule::GetSecret(secret("pull")), Rule::ListNamespaces], &[]),
+            required("team-b", &[], &[("007", &of_namespace)]),
         ];
         assert_eq!(yaml(&required, &subject, false), MANIFESTS);
     }
 
     #[test]
     fn names_cannot_inject_yaml() {
-        let required = [required("team-a", &[], &[("null", &[Rule::GetSecrets])])];
+        let required = [required("team-a", &[], &[("null", &[Rule::GetSecret(SecretName::parse("null").unwrap())])])];
         let name = "x\"\\ y: [*] # é";
         let yaml = yaml(&required, &Subject::User(name.to_owned()), true);
         let parsed: Vec<serde_json::Value> = serde_saphyr::from_multiple(&yaml).unwrap();
@@ -357,6 +408,7 @@ subjects:
         assert_eq!(parsed[0]["kind"], "ClusterRole");
         assert_eq!(parsed[0]["rules"][0]["verbs"], serde_json::json!(["list", "watch"]));
         assert_eq!(parsed[2]["metadata"]["namespace"], "null");
+        assert_eq!(parsed[2]["rules"][0]["resourceNames"], serde_json::json!(["null"]));
     }
 
     #[test]

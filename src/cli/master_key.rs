@@ -1,20 +1,23 @@
 //! `regcred master-key`: generates, lists and rotates master keys.
 
 use std::{
-    io::ErrorKind,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use clap::Subcommand;
-use secrecy::ExposeSecret;
-use sqlx::PgPool;
 
-use super::{CliError, audit, print_line, replace_file};
+use super::{CliError, audit, print_line, ring_file};
 use crate::{
     app,
     config::{Reader, variable},
     crypto::sealer::{Sealer, generate_ring_line},
-    service::{audit::TransactionalAudit, master_keys},
+    domain::sealed::SealForm,
+    service::{
+        audit::TransactionalAudit,
+        master_keys::{self, Rotation, RotationKind},
+    },
+    storage::{PgPool, sealed::Binding},
 };
 
 #[derive(Debug, Subcommand)]
@@ -33,7 +36,13 @@ pub(super) enum MasterKeyCommand {
     List,
     /// Re-seal all rows with the first key of the ring. Services can keep running. Safe to
     /// interrupt and to repeat.
-    Rotate,
+    Rotate {
+        /// Also bind every value to its destination, from now on: the registry of an account, the
+        /// server and CA of a cluster. Releases that know no bound values cannot open them, so run
+        /// it once no process of such a release is left.
+        #[arg(long)]
+        bind: bool,
+    },
 }
 
 impl MasterKeyCommand {
@@ -43,40 +52,72 @@ impl MasterKeyCommand {
         let (config, keys) = reader.finish(|| config.zip(keys))?;
         let pool = app::connect(&config).await?;
         let sealer = Sealer::new(keys.ring, keys.file);
+        if keys.requires_bound {
+            sealer.require_bound();
+        }
         match self {
             Self::Generate { file } => generate(file.as_deref()),
             Self::List => list(&pool, &sealer).await,
-            Self::Rotate => {
+            Self::Rotate { bind } => {
                 let mut reader = Reader::new(&variable);
-                let pepper = reader.pepper();
-                let audit = audit::audit(&pool, &reader.finish(|| pepper)?);
-                rotate(&pool, &sealer, &audit).await
+                let peppers = reader.peppers();
+                let audit = audit::audit(&pool, &Arc::new(reader.finish(|| peppers)?));
+                rotate(&pool, &sealer, &audit, if bind { RotationKind::Bind } else { RotationKind::Rotate }).await
             }
         }
     }
 }
 
 async fn list(pool: &PgPool, sealer: &Sealer) -> Result<(), CliError> {
-    let uses = master_keys::uses(pool).await?;
-    let rows = |key: &str| -> i64 { uses.iter().filter(|u| u.sample.sealed.key_id == key).map(|u| u.rows).sum() };
+    let (binding, uses) = master_keys::status(pool).await?;
+    let sum = |matches: &dyn Fn(&str, SealForm) -> bool| -> i64 {
+        uses.iter().filter(|one| matches(one.key().0, one.key().1)).map(|one| one.rows).sum()
+    };
     let ring = sealer.ring();
-    print_line(&format!("{:32}  {:9}  ROWS", "KEY", "STATE"))?;
+    print_line(&format!("{:32}  {:9}  {:9}  BOUND", "KEY", "STATE", "ROWS"))?;
     for (index, key) in ring.ids().enumerate() {
         let state = if index == 0 { "seals" } else { "opens" };
-        print_line(&format!("{key:32}  {state:9}  {}", rows(key)))?;
+        let rows = sum(&|id, _| id == key);
+        let bound = sum(&|id, form| id == key && form == SealForm::Bound);
+        print_line(&format!("{key:32}  {state:9}  {rows:<9}  {bound}"))?;
     }
-    for missing in uses.iter().filter(|u| !ring.ids().any(|key| key == u.sample.sealed.key_id)) {
-        let key = &missing.sample.sealed.key_id;
-        print_line(&format!("{key:32}  {:9}  {} in {}", "MISSING", missing.rows, missing.column))?;
+    for missing in uses.iter().filter(|one| !ring.ids().any(|key| key == one.key().0)) {
+        let rows = format!("{} in {}", missing.rows, missing.column);
+        print_line(&format!("{:32}  {:9}  {rows}", "MISSING", missing.key().0))?;
     }
+    let unbound = sum(&|_, form| form == SealForm::Unbound);
+    eprintln!("{}", describe_binding(binding, unbound));
     Ok(())
 }
 
-async fn rotate(pool: &PgPool, sealer: &Sealer, audit: &TransactionalAudit) -> Result<(), CliError> {
+fn describe_binding(binding: Binding, unbound: i64) -> String {
+    match binding {
+        Binding::Unmarked => format!(
+            "{unbound} values are not bound to their destination. Once no process of an earlier release is left, run \
+             `regcred master-key rotate --bind`."
+        ),
+        Binding::Marked => format!(
+            "New values are bound to their destination; {unbound} older ones are not. Run `regcred master-key rotate \
+             --bind` again."
+        ),
+        Binding::Complete | Binding::Settled if unbound == 0 => "All values are bound to their destination.".to_owned(),
+        Binding::Complete | Binding::Settled => format!(
+            "{unbound} values are not bound to their destination and do not open. No process of this release wrote \
+             them. Set these secrets again."
+        ),
+    }
+}
+
+async fn rotate(
+    pool: &PgPool,
+    sealer: &Sealer,
+    audit: &TransactionalAudit,
+    kind: RotationKind,
+) -> Result<(), CliError> {
     let key = sealer.sealing_key_id();
     eprintln!("Re-sealing with {key} …");
-    let progress = |so_far: &master_keys::Rotation| eprintln!("  {} values re-sealed", so_far.resealed);
-    let rotation = master_keys::rotate_audited(pool, sealer, audit, &audit::actor(), progress).await;
+    let progress = |so_far: &Rotation| eprintln!("  {} values re-sealed", so_far.resealed);
+    let rotation = master_keys::rotate_audited(pool, sealer, audit, &audit::actor(), kind, progress).await;
     audit::close(audit).await;
     let rotation = rotation?;
     if rotation.unreadable > 0 {
@@ -85,49 +126,28 @@ async fn rotate(pool: &PgPool, sealer: &Sealer, audit: &TransactionalAudit) -> R
             rotation.resealed, rotation.unreadable
         )));
     }
+    let (binding, uses) = master_keys::status(pool).await?;
+    let unbound: i64 = uses.iter().filter(|one| one.key().1 == SealForm::Unbound).map(|one| one.rows).sum();
     eprintln!(
         "Done: {} values re-sealed with {key}. Services seal with it within 5 s after it was added to the ring file. \
-         Before you remove an older key, run `regcred master-key list`; if it still has rows, rotate again.",
+         Before you remove an older key, run `regcred master-key list`; if it still has rows, rotate again.\n{}",
         rotation.resealed,
+        describe_binding(binding, unbound),
     );
+    if kind == RotationKind::Bind && binding < Binding::Complete {
+        return Err(CliError::Failed(
+            "a process of an earlier release still writes: stop it and run this again".to_owned(),
+        ));
+    }
     Ok(())
 }
 
 /// Prints a new key, or prepends it to a key ring file.
 pub(super) fn generate(file: Option<&Path>) -> Result<(), CliError> {
     let line = generate_ring_line().map_err(|error| CliError::Failed(error.to_string()))?;
-    let Some(file) = file else { return print_line(line.expose_secret()) };
-    let failed = |error: std::io::Error| CliError::Failed(format!("{}: {error}", file.display()));
-    let older = match std::fs::read_to_string(file) {
-        Ok(older) => older,
-        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(failed(error)),
-    };
-    replace_file(file, &format!("{}\n{older}", line.expose_secret())).map_err(failed)?;
-    let id = line.expose_secret().split(':').next().unwrap_or_default();
-    eprintln!(
-        "Master key {id} is now the first key in {}. Back up the file: stored values cannot be opened without it.",
-        file.display()
-    );
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn new_master_key_is_prepended_and_the_file_stays_private() {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = std::env::temp_dir().join(format!("regcred-{}", uuid::Uuid::now_v7()));
-        std::fs::create_dir(&folder).unwrap();
-        let file = folder.join("keys");
-        generate(Some(&file)).unwrap();
-        let first = std::fs::read_to_string(&file).unwrap();
-        generate(Some(&file)).unwrap();
-        let both = std::fs::read_to_string(&file).unwrap();
-        assert!(both.ends_with(&first) && both.lines().count() == 2);
-        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-        std::fs::remove_dir_all(&folder).unwrap();
-    }
+    ring_file::add(&line, file, |id, file| {
+        format!(
+            "Master key {id} is now the first key in {file}. Back up the file: stored values cannot be opened without it."
+        )
+    })
 }

@@ -14,6 +14,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use http::Request;
 use http_body_util::{BodyExt, Limited};
 use kube::{Client, client::Body};
+use secrecy::SecretString;
 use tokio::{
     runtime::Handle,
     time::{Instant, timeout_at},
@@ -40,10 +41,10 @@ mod token_review;
 mod version;
 mod watch;
 
-pub use access_review::{MissingRight, ReviewedRights};
+pub use access_review::{AccessReviews, MissingRight, ReviewsExhausted};
 pub use cache::ClusterClients;
 pub use check::{Check, CheckProblem, LackingPullSecret, Permission};
-pub use connection::admit;
+pub use connection::{admit, resolve_in_cluster};
 pub use error::ClusterError;
 pub use metrics::ClusterMetrics;
 pub use namespaces::FoundNamespace;
@@ -97,6 +98,14 @@ impl Default for ClusterClientConfig {
             guard: None,
             metrics: ClusterMetrics::default(),
         }
+    }
+}
+
+impl ClusterClientConfig {
+    /// Token of the pod's own `ServiceAccount`, if regcred runs in a cluster.
+    #[must_use]
+    pub fn own_token(&self) -> Option<SecretString> {
+        std::fs::read_to_string(self.service_account_dir.join("token")).ok().map(SecretString::from)
     }
 }
 

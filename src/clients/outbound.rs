@@ -4,7 +4,7 @@
 //!
 //! - The [`Guard`] resolves the host once and admits it only if every address is public or allowed
 //!   by the configuration. The connection goes to these addresses, so a second DNS answer changes
-//!   nothing.
+//!   nothing. Look-ups are bounded in number ([`SystemResolver`]).
 //! - No redirect is followed, no proxy used, no request repeated.
 //! - Every step ends at the deadline, and every body has a maximum length.
 //! - Errors are classified by their types ([`Cause`]). Nothing that a peer sent reaches a log or an
@@ -14,6 +14,7 @@ mod address;
 mod allow_list;
 mod cause;
 mod guard;
+mod resolver;
 mod url;
 
 use std::{io, net::SocketAddr, sync::OnceLock, time::Duration};
@@ -30,7 +31,8 @@ use tokio::time::{Instant, timeout_at};
 pub use self::{
     allow_list::AllowList,
     cause::{Cause, Peer, TlsHints, Trust},
-    guard::{Guard, GuardError, Resolve, SystemResolver},
+    guard::{Guard, GuardError},
+    resolver::{Resolve, SystemResolver},
     url::{Schemes, parse_url},
 };
 use crate::domain::cluster::CaCertificate;

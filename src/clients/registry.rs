@@ -17,6 +17,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 use tokio::time::Instant;
 
+#[cfg(fuzzing)]
+pub use self::challenge::{Challenge, parse as parse_challenge};
 use self::{check::LoginCheck, host_limits::HostLimits};
 use crate::{
     clients::outbound::{Guard, OutboundClient, OutboundClientConfig, TlsHints},

@@ -3,7 +3,8 @@
 use std::{
     fmt::{self, Display},
     ops::RangeInclusive,
-    path::PathBuf,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
@@ -30,16 +31,28 @@ impl Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// File with a secret that users other than its owner can read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExposedFile {
+    /// Variable that names the file.
+    pub variable: String,
+    /// Path.
+    pub file: PathBuf,
+    /// Permission bits.
+    pub mode: u32,
+}
+
 /// Reads variables and collects their problems.
 pub struct Reader<'a> {
     lookup: &'a dyn Fn(&str) -> Option<String>,
     problems: Vec<String>,
+    pub(super) exposed_files: Vec<ExposedFile>,
 }
 
 impl<'a> Reader<'a> {
     /// Creates a reader on `lookup`: [`variable`], or a map in tests.
     pub fn new(lookup: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { lookup, problems: Vec::new() }
+        Self { lookup, problems: Vec::new(), exposed_files: Vec::new() }
     }
 
     /// Returns the configuration that `build` assembles from the sections.
@@ -105,6 +118,23 @@ impl<'a> Reader<'a> {
         if text.expose_secret().trim().is_empty() {
             return self.refuse(format!("{variable}: {} is empty", file.display()));
         }
+        self.note_exposed(variable, &file);
         Some((text, Some(file)))
+    }
+
+    /// Notes a secret file that other users can read.
+    ///
+    /// Reading by the group is a mistake only if the file belongs to the user of this process. If
+    /// it does not, the group is how the process reads it: so Kubernetes mounts Secrets with
+    /// `fsGroup`.
+    pub(super) fn note_exposed(&mut self, variable: &str, file: &Path) {
+        // Without metadata, the read of the file reports the problem.
+        let Ok(metadata) = std::fs::metadata(file) else { return };
+        let is_own = metadata.uid() == rustix::process::geteuid().as_raw();
+        let mode = metadata.mode() & 0o7777;
+        let foreign = if is_own { 0o044 } else { 0o004 };
+        if mode & foreign != 0 {
+            self.exposed_files.push(ExposedFile { variable: variable.to_owned(), file: file.to_owned(), mode });
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A key is `rgc_<id>_<secret><checksum>`: the row's UUID, 256 random bits and the CRC-32 of the
 //! preceding text, in hexadecimal digits. The row holds an HMAC under a pepper, which is not in the
-//! database, and an argon2id hash. Verification has four steps, cheapest first:
+//! database, with the pepper's id, and an argon2id hash. Verification has four steps, cheapest first:
 //!
 //! 1. Checksum, without I/O. Rejects mistyped and truncated keys and most scanners.
 //! 2. HMAC, compared in constant time, against a dummy if the id is unknown. Rejects forged keys
@@ -20,6 +20,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -27,15 +28,17 @@ use argon2::{
     Algorithm, Argon2, Block, Params, PasswordHasher, Version,
     password_hash::phc::{Output, PasswordHash},
 };
-use aws_lc_rs::{hmac, rand};
-use base64::{Engine, prelude::BASE64_STANDARD};
+use aws_lc_rs::rand;
 use parking_lot::{Mutex, MutexGuard};
-use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use secrecy::SecretString;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::domain::{caller::KeyVerifier, invalid::Invalid};
+use crate::{
+    crypto::pepper::{Pepper, Peppers},
+    domain::caller::KeyVerifier,
+};
 
 const PREFIX: &str = "rgc_";
 const SECRET_BYTES: usize = 32;
@@ -56,80 +59,20 @@ impl CryptoError {
         Self("the system returned no random bytes")
     }
 
+    pub(in crate::crypto) const fn cipher_failed() -> Self {
+        Self("the cipher failed")
+    }
+
     const fn pool_closed() -> Self {
         Self("the argon2 pool is closed")
     }
 
     const fn ended_early() -> Self {
-        Self("the argon2 task ended early")
-    }
-}
-
-/// Key of the HMAC over API keys. Stored with the master keys, never in the database.
-#[derive(Clone)]
-pub struct Pepper(hmac::Key);
-
-impl std::fmt::Debug for Pepper {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Pepper([REDACTED])")
-    }
-}
-
-impl Pepper {
-    /// Parses the pepper: base64 of 32 bytes or more.
-    ///
-    /// # Errors
-    ///
-    /// [`Invalid`] describes the problem without the value.
-    pub fn parse(pepper: &SecretString) -> Result<Self, Invalid> {
-        let bytes = Zeroizing::new(
-            BASE64_STANDARD
-                .decode(pepper.expose_secret().trim())
-                .map_err(|_| Invalid::new("must be base64: generate it with `openssl rand -base64 32`"))?,
-        );
-        if bytes.len() < 32 {
-            return Err(Invalid::new("must be 32 bytes or more: generate it with `openssl rand -base64 32`"));
-        }
-        Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &bytes)))
+        Self("the argon2 thread ended early")
     }
 
-    /// Derives the key for hashes of the content of Secrets. It does not reveal the pepper.
-    #[must_use]
-    pub fn content_key(&self) -> ContentKey {
-        ContentKey(hmac::Key::new(hmac::HMAC_SHA256, self.mac("regcred content key").as_ref()))
-    }
-
-    fn mac(&self, key: &str) -> hmac::Tag {
-        hmac::sign(&self.0, key.as_bytes())
-    }
-
-    /// Derives a key for another purpose. It does not reveal the pepper, and no API key starts like
-    /// a purpose.
-    pub(super) fn subkey(&self, purpose: &str) -> hmac::Tag {
-        hmac::sign(&self.0, purpose.as_bytes())
-    }
-}
-
-/// Key of the hashes of Secret contents. Without it a stored hash reveals nothing.
-#[derive(Clone)]
-pub struct ContentKey(hmac::Key);
-
-impl std::fmt::Debug for ContentKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ContentKey([REDACTED])")
-    }
-}
-
-impl ContentKey {
-    /// Hashes parts, each prefixed with its length.
-    #[must_use]
-    pub fn mac(&self, parts: &[&[u8]]) -> Vec<u8> {
-        let mut context = hmac::Context::with_key(&self.0);
-        for part in parts {
-            context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
-            context.update(part);
-        }
-        context.sign().as_ref().to_vec()
+    const fn no_thread() -> Self {
+        Self("the system started no thread for argon2")
     }
 }
 
@@ -210,7 +153,7 @@ pub fn generate(pepper: &Pepper) -> Result<NewKey, CryptoError> {
     let checksum = format!("{:08x}", checksum_of(&body));
     body.push_str(&checksum);
     let hash = argon2id()?.hash_password(body.as_bytes()).map_err(|_| CryptoError("argon2 failed"))?.to_string();
-    let verifier = KeyVerifier { mac: pepper.mac(&body).as_ref().to_vec(), hash };
+    let verifier = KeyVerifier { mac: pepper.mac(&body), pepper_id: pepper.id().map(str::to_owned), hash };
     Ok(NewKey { id, text: SecretString::from(body.as_str()), verifier })
 }
 
@@ -219,7 +162,7 @@ type CheckResult = Result<bool, CryptoError>;
 /// Verifies presented keys against their rows. The module documentation lists the steps.
 #[derive(Debug)]
 pub struct KeyChecker {
-    pepper: Pepper,
+    peppers: Arc<Peppers>,
     /// Shared with the runs, which outlive the requests that started them.
     runs: Arc<Runs>,
 }
@@ -227,8 +170,8 @@ pub struct KeyChecker {
 impl KeyChecker {
     /// Creates a checker with at most `permits` concurrent argon2 runs, of 7 MiB each.
     #[must_use]
-    pub fn new(pepper: Pepper, permits: usize) -> Self {
-        Self { pepper, runs: Arc::new(Runs::new(permits)) }
+    pub fn new(peppers: Arc<Peppers>, permits: usize) -> Self {
+        Self { peppers, runs: Arc::new(Runs::new(permits)) }
     }
 
     /// Returns the number of argon2 runs.
@@ -241,16 +184,16 @@ impl KeyChecker {
     ///
     /// # Errors
     ///
-    /// [`CryptoError`] if the system returns no random bytes or the task ends early.
+    /// [`CryptoError`] if the system returns no random bytes or starts no thread.
     pub async fn generate(&self) -> Result<NewKey, CryptoError> {
         let permit = self.runs.permit().await?;
-        let pepper = self.pepper.clone();
-        let made = tokio::task::spawn_blocking(move || {
-            let made = generate(&pepper);
+        let peppers = self.peppers.current();
+        on_own_thread(move || {
+            let made = generate(peppers.first());
             drop(permit);
             made
-        });
-        made.await.map_err(|_| CryptoError::ended_early())?
+        })
+        .await
     }
 
     /// Checks the HMAC of a key, but not its argon2id hash. Takes the same time for an unknown key
@@ -259,8 +202,38 @@ impl KeyChecker {
     pub fn has_valid_mac(&self, key: PresentedKey<'_>, verifier: Option<&KeyVerifier>) -> bool {
         let dummy = [0_u8; 32];
         let mac = verifier.map_or(&dummy[..], |v| &v.mac);
-        let is_valid = hmac::verify(&self.pepper.0, key.text.as_bytes(), mac).is_ok();
+        let is_valid = self.peppers.current().verify(key.text, mac);
         is_valid && verifier.is_some()
+    }
+
+    /// Returns a verifier under the first pepper for a verified key, if the stored one is of
+    /// another pepper.
+    #[must_use]
+    pub fn renew(&self, key: PresentedKey<'_>, verifier: &KeyVerifier) -> Option<KeyVerifier> {
+        let peppers = self.peppers.current();
+        let (first, pepper_id) = (peppers.first(), verifier.pepper_id.as_deref());
+        (first.id() != pepper_id).then(|| KeyVerifier {
+            mac: first.mac(key.text),
+            pepper_id: first.id().map(str::to_owned),
+            hash: verifier.hash.clone(),
+        })
+    }
+
+    /// Notes that the key of a renewed verifier has been verified.
+    pub fn note_renewed(&self, renewed: &KeyVerifier) {
+        self.runs.cache(renewed);
+    }
+
+    /// Reloads the peppers if the verifier's one is unknown, because another replica may already
+    /// use a newer ring.
+    pub fn reload_for(&self, verifier: &KeyVerifier) {
+        let id = verifier.pepper_id.as_deref();
+        if id.is_none() || self.peppers.current().ids().any(|known| known == id) {
+            return;
+        }
+        if let Err(error) = self.peppers.reload_on_demand() {
+            tracing::error!(%error, "pepper ring not reloaded");
+        }
     }
 
     /// Checks HMAC and argon2id hash of a key. Takes the same time for an unknown key (`None`) as
@@ -268,7 +241,7 @@ impl KeyChecker {
     ///
     /// # Errors
     ///
-    /// [`CryptoError`] if the stored hash is malformed or the task ends early.
+    /// [`CryptoError`] if the stored hash is malformed or the system starts no thread.
     pub async fn check(&self, key: PresentedKey<'_>, verifier: Option<&KeyVerifier>) -> Result<bool, CryptoError> {
         let is_valid = self.has_valid_mac(key, verifier);
         let Some(verifier) = verifier.filter(|_| is_valid) else { return Ok(false) };
@@ -295,8 +268,8 @@ struct Runs {
     in_flight: Mutex<HashMap<KeyVerifier, watch::Receiver<Option<CheckResult>>>>,
     /// Held by the thread that runs argon2, not by the requests that wait for it.
     permits: Arc<Semaphore>,
-    /// Memory of finished runs, for reuse: at most one block list per permit. Allocating it on the
-    /// blocking threads would leave a copy in the allocator arena of every thread.
+    /// Memory of finished runs, for reuse: at most one block list per permit. Allocating it in each
+    /// run would leave a copy in the allocator arena of every thread.
     spare_blocks: Mutex<Vec<Vec<Block>>>,
     count: AtomicU64,
 }
@@ -375,15 +348,15 @@ impl Runs {
     async fn verify(self: Arc<Self>, text: Zeroizing<String>, hash: String) -> CheckResult {
         let permit = self.permit().await?;
         self.count.fetch_add(1, Ordering::Relaxed);
-        let run = tokio::task::spawn_blocking(move || {
+        on_own_thread(move || {
             let mut blocks = self.spare_blocks().pop().unwrap_or_default();
             let result = is_key_of(text.as_bytes(), &hash, &mut blocks);
             self.spare_blocks().push(blocks);
             // Last: the next run must find the memory.
             drop(permit);
             result
-        });
-        run.await.map_err(|_| CryptoError::ended_early())?
+        })
+        .await
     }
 
     fn in_flight(&self) -> MutexGuard<'_, HashMap<KeyVerifier, watch::Receiver<Option<CheckResult>>>> {
@@ -393,6 +366,17 @@ impl Runs {
     fn spare_blocks(&self) -> MutexGuard<'_, Vec<Vec<Block>>> {
         self.spare_blocks.lock()
     }
+}
+
+/// Runs argon2 on a thread of its own, of which there are as many as permits. tokio's blocking
+/// threads are not used: other work could occupy all of them, and no key would be verified.
+async fn on_own_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CryptoError> + Send + 'static,
+) -> Result<T, CryptoError> {
+    let (sender, result) = oneshot::channel();
+    let thread = thread::Builder::new().name("argon2".to_owned()).spawn(move || drop(sender.send(work())));
+    thread.map_err(|_| CryptoError::no_thread())?;
+    result.await.map_err(|_| CryptoError::ended_early())?
 }
 
 /// Whether the text has the stored argon2id hash.
@@ -416,10 +400,22 @@ fn is_key_of(text: &[u8], hash: &str, blocks: &mut Vec<Block>) -> Result<bool, C
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    use secrecy::ExposeSecret;
+
     use super::*;
+    use crate::crypto::{pepper::PepperRing, ring::Ring};
 
     fn pepper(byte: u8) -> Pepper {
         Pepper::parse(&SecretString::from(BASE64_STANDARD.encode([byte; 32]))).unwrap()
+    }
+
+    fn checker_of(ring: PepperRing, permits: usize) -> KeyChecker {
+        KeyChecker::new(Arc::new(Peppers::new(ring, None)), permits)
+    }
+
+    fn checker(permits: usize) -> KeyChecker {
+        checker_of(pepper(1).into(), permits)
     }
 
     #[test]
@@ -441,7 +437,7 @@ mod tests {
     async fn argon2_runs_once_for_a_valid_key_and_never_for_a_forged_one() {
         let key = generate(&pepper(1)).unwrap();
         let other = generate(&pepper(1)).unwrap();
-        let checker = KeyChecker::new(pepper(1), 1);
+        let checker = checker(1);
         let presented = PresentedKey::parse(key.text.expose_secret()).unwrap();
 
         assert!(!checker.check(presented, None).await.unwrap());
@@ -464,7 +460,7 @@ mod tests {
 
     #[tokio::test]
     async fn cancelled_requests_start_one_run_per_key_and_its_result_is_cached() {
-        let checker = KeyChecker::new(pepper(1), 2);
+        let checker = checker(2);
         let keys: Vec<NewKey> = (0..6).map(|_| generate(&pepper(1)).unwrap()).collect();
         for _ in 0..10 {
             for key in &keys {
@@ -489,7 +485,7 @@ mod tests {
 
     #[tokio::test]
     async fn cancelled_generation_keeps_its_permit_until_it_finishes() {
-        let checker = KeyChecker::new(pepper(1), 1);
+        let checker = checker(1);
         let key = generate(&pepper(1)).unwrap();
         let presented = PresentedKey::parse(key.text.expose_secret()).unwrap();
         let given_up = tokio::time::timeout(Duration::from_millis(1), checker.generate()).await;
@@ -499,11 +495,27 @@ mod tests {
         assert!(checker.check(presented, Some(&key.verifier)).await.unwrap());
     }
 
+    #[test]
+    fn occupied_blocking_threads_do_not_delay_argon2() {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().max_blocking_threads(1).build().unwrap();
+        let (release, wait) = std::sync::mpsc::channel::<()>();
+        runtime.spawn_blocking(move || wait.recv());
+        let check = async {
+            let checker = checker(1);
+            let key = checker.generate().await.unwrap();
+            checker.check(PresentedKey::parse(key.text.expose_secret()).unwrap(), Some(&key.verifier)).await.unwrap()
+        };
+        let checked = runtime.block_on(async { tokio::time::timeout(Duration::from_mins(1), check).await });
+        assert_eq!(checked, Ok(true));
+        drop(release);
+    }
+
     #[tokio::test]
     async fn mac_check_does_not_run_argon2() {
         let key = generate(&pepper(1)).unwrap();
         let other = generate(&pepper(1)).unwrap();
-        let checker = KeyChecker::new(pepper(1), 1);
+        let checker = checker(1);
         let presented = PresentedKey::parse(key.text.expose_secret()).unwrap();
         assert!(checker.has_valid_mac(presented, Some(&key.verifier)));
         assert!(!checker.has_valid_mac(presented, Some(&other.verifier)));
@@ -514,15 +526,36 @@ mod tests {
     #[tokio::test]
     async fn key_made_with_another_pepper_is_rejected() {
         let key = generate(&pepper(2)).unwrap();
-        let checker = KeyChecker::new(pepper(1), 1);
+        let checker = checker(1);
         let presented = PresentedKey::parse(key.text.expose_secret()).unwrap();
         assert!(!checker.check(presented, Some(&key.verifier)).await.unwrap());
         assert_eq!(checker.argon2_runs(), 0);
     }
 
     #[tokio::test]
+    async fn key_of_an_older_pepper_is_renewed_and_stays_verified() {
+        let line = |byte| BASE64_STANDARD.encode([byte; 32]);
+        let ring = |text: String| PepperRing::parse(&SecretString::from(text)).unwrap();
+        let key = generate(&pepper(2)).unwrap();
+        let presented = PresentedKey::parse(key.text.expose_secret()).unwrap();
+        let checker = checker_of(ring(format!("new:{}\n{}", line(1), line(2))), 1);
+        assert!(checker.check(presented, Some(&key.verifier)).await.unwrap());
+
+        let renewed = checker.renew(presented, &key.verifier).unwrap();
+        checker.note_renewed(&renewed);
+
+        assert_eq!((renewed.pepper_id.as_deref(), &renewed.hash), (Some("new"), &key.verifier.hash));
+        assert!(checker.check(presented, Some(&renewed)).await.unwrap());
+        assert_eq!((checker.argon2_runs(), checker.renew(presented, &renewed)), (1, None));
+        // Without the old pepper.
+        let new = checker_of(ring(format!("new:{}", line(1))), 1);
+        assert!(!new.has_valid_mac(presented, Some(&key.verifier)));
+        assert!(new.has_valid_mac(presented, Some(&renewed)));
+    }
+
+    #[tokio::test]
     async fn key_is_verified_with_the_parameters_in_its_hash() {
-        let checker = KeyChecker::new(pepper(1), 1);
+        let checker = checker(1);
         let mut keys = [(); 3].map(|()| generate(&pepper(1)).unwrap());
         for key in [0, 2] {
             // Parameters of earlier versions.
@@ -542,7 +575,7 @@ mod tests {
     async fn valid_mac_with_wrong_hash_is_rejected_by_argon2() {
         let key = generate(&pepper(1)).unwrap();
         let other = generate(&pepper(1)).unwrap();
-        let checker = KeyChecker::new(pepper(1), 1);
+        let checker = checker(1);
         let presented = PresentedKey::parse(key.text.expose_secret()).unwrap();
         let mixed = KeyVerifier { hash: other.verifier.hash, ..key.verifier };
         assert!(!checker.check(presented, Some(&mixed)).await.unwrap());

@@ -5,7 +5,7 @@ use aws_lc_rs::{digest, hmac};
 use uuid::Uuid;
 
 use crate::{
-    crypto::api_key::Pepper,
+    crypto::pepper::Pepper,
     domain::audit::{
         Event, StoredEvent, hex,
         seal::{Batch, BatchEntry, Seal},
@@ -31,7 +31,7 @@ impl AuditKey {
     /// Derives the key. Processes that share a pepper verify each other's events.
     #[must_use]
     pub fn of(pepper: &Pepper) -> Self {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, pepper.subkey("regcred audit chain 1").as_ref());
+        let key = pepper.subkey("regcred audit chain 1");
         let digest = hmac::sign(&key, b"id");
         let id = hex(digest.as_ref().get(..8).unwrap_or_default());
         Self { key, id }

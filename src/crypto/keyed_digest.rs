@@ -1,15 +1,18 @@
-//! Digests under a key of this process. Caches use them in place of tokens, so that their content
-//! is worthless outside the process.
+//! Keyed digests in place of secret values.
+//!
+//! Caches use them in place of tokens, under a key of the process, so that their content is
+//! worthless outside the process. Rows use them under a key that is derived from the pepper: without
+//! it, guesses cannot be tested.
 
 use aws_lc_rs::{hmac, rand};
 use zeroize::Zeroizing;
 
-use crate::crypto::api_key::CryptoError;
+use crate::crypto::{api_key::CryptoError, pepper::Pepper};
 
 /// HMAC-SHA-256 of the parts.
 pub type Digest = [u8; 32];
 
-/// Computes digests. The key is random and never leaves the process.
+/// Computes digests. The key never leaves the process.
 #[derive(Debug, Clone)]
 pub struct Digester(hmac::Key);
 
@@ -23,6 +26,12 @@ impl Digester {
         let mut key = Zeroizing::new([0_u8; 32]);
         rand::fill(key.as_mut()).map_err(|_| CryptoError::no_random_bytes())?;
         Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, key.as_ref())))
+    }
+
+    /// Creates a digester for a purpose. Processes with the same pepper compute the same digests.
+    #[must_use]
+    pub fn of(pepper: &Pepper, purpose: &str) -> Self {
+        Self(pepper.subkey(purpose))
     }
 
     /// Computes the digest of parts, each prefixed with its length.

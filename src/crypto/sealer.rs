@@ -1,32 +1,85 @@
 //! Seals secrets for storage with AES-256-GCM-SIV under a ring of master keys.
 //!
 //! The first key of the ring seals, every key opens. The key id is stored with the ciphertext, so
-//! that a new key can be added while rows of older keys exist. A ciphertext is bound to its table,
-//! row and column. With GCM-SIV a repeated random nonce reveals at most that two plaintexts are
-//! equal; with GCM it would reveal the key stream.
+//! that a new key can be added while rows of older keys exist. With GCM-SIV a repeated random nonce
+//! reveals at most that two plaintexts are equal; with GCM it would reveal the key stream.
+//!
+//! A ciphertext is bound to its table, row and column, and in the form [`SealForm::Bound`] also to
+//! its destination. Both forms open until the process requires bound values, which it does once
+//! every value of the database is bound.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use aws_lc_rs::{
     aead::{AES_256_GCM_SIV, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
-    rand,
+    digest, rand,
 };
-use base64::{Engine, prelude::BASE64_STANDARD};
-use parking_lot::RwLock;
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::domain::{
-    invalid::Invalid,
-    sealed::{Sealed, Slot},
+use crate::{
+    crypto::{
+        api_key::CryptoError,
+        ring::{self, Line, ReloadableRing, Ring},
+    },
+    domain::{
+        invalid::Invalid,
+        sealed::{Field, SealForm, Sealed, Slot},
+    },
 };
 
-const KEY_BYTES: usize = 32;
+/// Start of the additional data of bound values. That of unbound ones starts with a table's name.
+const BOUND_DOMAIN: &[u8] = b"regcred sealed value 2\0";
 
-/// Returns the associated data that binds a ciphertext to its slot.
-fn aad(slot: Slot) -> Aad<String> {
-    Aad::from(format!("{}/{}/{}", slot.table, slot.id, slot.column))
+/// Returns the additional data that binds a ciphertext to its slot.
+fn aad(slot: &Slot, form: SealForm) -> Aad<Vec<u8>> {
+    let Slot { table, column, id, destination } = slot;
+    Aad::from(match form {
+        SealForm::Unbound => format!("{table}/{id}/{column}").into_bytes(),
+        SealForm::Bound => {
+            let mut bytes = BOUND_DOMAIN.to_vec();
+            append(&mut bytes, table.as_bytes());
+            append(&mut bytes, column.as_bytes());
+            append(&mut bytes, id.as_bytes());
+            for field in destination {
+                append_field(&mut bytes, field);
+            }
+            bytes
+        }
+    })
+}
+
+/// Appends a value with its length in front.
+fn append(bytes: &mut Vec<u8>, value: &[u8]) {
+    bytes.extend_from_slice(&u64::try_from(value.len()).unwrap_or(u64::MAX).to_be_bytes());
+    bytes.extend_from_slice(value);
+}
+
+/// Appends a field of a destination with its kind in front, so that different destinations differ.
+fn append_field(bytes: &mut Vec<u8>, field: &Field) {
+    match field {
+        Field::Absent => bytes.push(0),
+        Field::Value(value) => {
+            bytes.push(1);
+            append(bytes, value);
+        }
+        Field::Long(value) => {
+            bytes.push(2);
+            append(bytes, digest::digest(&digest::SHA256, value).as_ref());
+        }
+        Field::Digest(digest) => {
+            bytes.push(2);
+            append(bytes, digest);
+        }
+    }
 }
 
 /// Reason why a sealed value did not open.
@@ -37,10 +90,21 @@ pub enum OpenError {
     UnknownKey(String),
     /// The ciphertext was not sealed for this slot with this key.
     #[error(
-        "the sealed value of {table}/{id} is damaged, belongs to another row, or was sealed with a different key of the \
-         same id"
+        "the sealed value of {table}/{id} is damaged, belongs to another row or destination, or was sealed with a \
+         different key of the same id"
     )]
     Tampered {
+        /// Table of the slot.
+        table: &'static str,
+        /// Row of the slot.
+        id: Uuid,
+    },
+    /// The value is not bound to its destination, and all values of the database were.
+    #[error(
+        "the sealed value of {table}/{id} is not bound to its destination, so it is from before `regcred master-key \
+         rotate --bind`: set the secret again"
+    )]
+    Unbound {
         /// Table of the slot.
         table: &'static str,
         /// Row of the slot.
@@ -60,50 +124,34 @@ pub struct KeyRing {
 
 impl fmt::Debug for KeyRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.keys.iter().map(|(id, _)| id)).finish()
+        f.debug_list().entries(self.ids()).finish()
     }
 }
 
-impl KeyRing {
+impl Ring for KeyRing {
+    const NAME: &'static str = "master key ring";
+
     /// Parses a ring: one line `ID:BASE64` per key of 32 bytes. Empty lines and `#` comments are
     /// ignored.
-    ///
-    /// # Errors
-    ///
-    /// [`Invalid`] names the line, without its content.
-    pub fn parse(ring: &SecretString) -> Result<Self, Invalid> {
-        let mut keys: Vec<(String, LessSafeKey)> = Vec::new();
-        for (number, line) in ring.expose_secret().lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let (id, key) = Self::parse_line(line).map_err(|e| Invalid::new(format!("line {}: {e}", number + 1)))?;
-            if keys.iter().any(|(other, _)| *other == id) {
-                return Err(Invalid::new(format!("line {}: key id {id:?} is a duplicate", number + 1)));
-            }
-            keys.push((id, key));
-        }
+    fn parse(text: &SecretString) -> Result<Self, Invalid> {
+        let keys = ring::parse_lines(text, |Line { id, bytes }| {
+            let id = id.ok_or_else(|| Invalid::new("must be ID:BASE64"))?;
+            let key =
+                UnboundKey::new(&AES_256_GCM_SIV, &bytes).map_err(|_| Invalid::new("the key must be 32 bytes long"))?;
+            Ok((id, LessSafeKey::new(key)))
+        })?;
         if keys.is_empty() {
             return Err(Invalid::new("contains no key: generate one with `regcred master-key generate`"));
         }
         Ok(Self { keys })
     }
 
-    fn parse_line(line: &str) -> Result<(String, LessSafeKey), Invalid> {
-        let (id, key) = line.split_once(':').ok_or_else(|| Invalid::new("must be ID:BASE64"))?;
-        let id_is_good =
-            (1..=32).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        if !id_is_good {
-            return Err(Invalid::new("the id must be 1 to 32 letters, digits, '-' or '_'"));
-        }
-        let bytes =
-            Zeroizing::new(BASE64_STANDARD.decode(key.trim()).map_err(|_| Invalid::new("the key is not base64"))?);
-        let key =
-            UnboundKey::new(&AES_256_GCM_SIV, &bytes).map_err(|_| Invalid::new("the key must be 32 bytes long"))?;
-        Ok((id.to_owned(), LessSafeKey::new(key)))
+    fn is_same(&self, other: &Self) -> bool {
+        self.ids().eq(other.ids())
     }
+}
 
+impl KeyRing {
     /// Returns the key ids, the sealing key first.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
         self.keys.iter().map(|(id, _)| id.as_str())
@@ -113,7 +161,7 @@ impl KeyRing {
         self.keys.iter().find(|(other, _)| other == id).map(|(_, key)| key)
     }
 
-    fn seal(&self, slot: Slot, secret: &SecretString) -> Result<Sealed, SealError> {
+    fn seal(&self, form: SealForm, slot: &Slot, secret: &SecretString) -> Result<Sealed, SealError> {
         // `parse` is the only constructor and rejects an empty ring.
         let (id, key) = self.keys.first().ok_or(SealError)?;
         let mut nonce = [0; NONCE_LEN];
@@ -123,21 +171,27 @@ impl KeyRing {
         bytes.extend_from_slice(&nonce);
         bytes.extend_from_slice(plain);
         let tag = key
-            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), aad(slot), &mut bytes[NONCE_LEN..])
+            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), aad(slot, form), &mut bytes[NONCE_LEN..])
             .map_err(|_| SealError)?;
         bytes.extend_from_slice(tag.as_ref());
-        Ok(Sealed { key_id: id.clone(), bytes })
+        Ok(Sealed { key_id: form.stored_key_id(id), bytes })
     }
 
-    fn open(&self, slot: Slot, sealed: &Sealed) -> Result<SecretString, OpenError> {
-        let key = self.find(&sealed.key_id).ok_or_else(|| OpenError::UnknownKey(sealed.key_id.clone()))?;
+    /// Opens a value of either form that was sealed for this slot.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] if the key is unknown or the ciphertext does not belong to the slot.
+    pub fn open(&self, slot: &Slot, sealed: &Sealed) -> Result<SecretString, OpenError> {
+        let (id, form) = SealForm::split(&sealed.key_id);
+        let key = self.find(id).ok_or_else(|| OpenError::UnknownKey(id.to_owned()))?;
         let tampered = OpenError::Tampered { table: slot.table, id: slot.id };
         let Some((nonce, ciphertext)) = sealed.bytes.split_first_chunk::<NONCE_LEN>() else {
             return Err(tampered);
         };
         let mut buffer = Zeroizing::new(ciphertext.to_vec());
         let opened = key
-            .open_in_place(Nonce::assume_unique_for_key(*nonce), aad(slot), &mut buffer)
+            .open_in_place(Nonce::assume_unique_for_key(*nonce), aad(slot, form), &mut buffer)
             .ok()
             .and_then(|plain| std::str::from_utf8(plain).ok());
         opened.map(SecretString::from).ok_or(tampered)
@@ -148,29 +202,28 @@ impl KeyRing {
 ///
 /// # Errors
 ///
-/// [`SealError`] if the system returns no random bytes.
-pub fn generate_ring_line() -> Result<SecretString, SealError> {
-    let mut key = Zeroizing::new([0; KEY_BYTES]);
-    rand::fill(key.as_mut()).map_err(|_| SealError)?;
-    let mut id = [0; 4];
-    rand::fill(&mut id).map_err(|_| SealError)?;
-    let encoded = Zeroizing::new(BASE64_STANDARD.encode(*key));
-    Ok(SecretString::from(format!("k-{:08x}:{}", u32::from_be_bytes(id), *encoded)))
+/// [`CryptoError`] if the system returns no random bytes.
+pub fn generate_ring_line() -> Result<SecretString, CryptoError> {
+    ring::generate_line("k-")
 }
 
 /// Seals and opens with the current ring, which can be reloaded.
 #[derive(Debug)]
 pub struct Sealer {
-    ring: RwLock<Arc<KeyRing>>,
-    /// File of the ring, if it came from one.
-    file: Option<PathBuf>,
+    ring: ReloadableRing<KeyRing>,
+    /// Whether new values are known to be sealed bound. Never goes back.
+    seals_bound: AtomicBool,
+    /// Whether unbound values are refused. Never goes back: the mark in the database could have
+    /// been removed to make an old value open.
+    requires_bound: AtomicBool,
 }
 
 impl Sealer {
     /// Creates a sealer. [`reload`](Self::reload) reads a newer ring from `file`.
     #[must_use]
     pub fn new(ring: KeyRing, file: Option<PathBuf>) -> Self {
-        Self { ring: RwLock::new(Arc::new(ring)), file }
+        let ring = ReloadableRing::new(ring, file);
+        Self { ring, seals_bound: AtomicBool::new(false), requires_bound: AtomicBool::new(false) }
     }
 
     /// Reads the key ring file again. Does nothing without a file.
@@ -179,21 +232,13 @@ impl Sealer {
     ///
     /// [`Invalid`] if the file cannot be read or parsed; the current ring stays in use.
     pub fn reload(&self) -> Result<(), Invalid> {
-        let Some(file) = &self.file else { return Ok(()) };
-        let text = std::fs::read_to_string(file).map_err(|e| Invalid::new(format!("{}: {e}", file.display())))?;
-        let ring =
-            KeyRing::parse(&SecretString::from(text)).map_err(|e| Invalid::new(format!("{}: {e}", file.display())))?;
-        if !ring.ids().eq(self.ring().ids()) {
-            tracing::info!(keys = ?ring, "master key ring reloaded");
-            *self.ring.write() = Arc::new(ring);
-        }
-        Ok(())
+        self.ring.reload()
     }
 
     /// Returns the current ring.
     #[must_use]
     pub fn ring(&self) -> Arc<KeyRing> {
-        Arc::clone(&self.ring.read())
+        self.ring.current()
     }
 
     /// Returns the id of the key that seals.
@@ -202,13 +247,36 @@ impl Sealer {
         self.ring().ids().next().unwrap_or_default().to_owned()
     }
 
-    /// Seals a secret for a slot.
+    /// Whether new values are known to be sealed bound.
+    #[must_use]
+    pub fn seals_bound(&self) -> bool {
+        self.seals_bound.load(Ordering::SeqCst)
+    }
+
+    /// Notes that new values are sealed bound.
+    pub fn set_seals_bound(&self) {
+        self.seals_bound.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether unbound values are refused.
+    #[must_use]
+    pub fn requires_bound(&self) -> bool {
+        self.requires_bound.load(Ordering::SeqCst)
+    }
+
+    /// Refuses unbound values from now on, and seals bound ones.
+    pub fn require_bound(&self) {
+        self.set_seals_bound();
+        self.requires_bound.store(true, Ordering::SeqCst);
+    }
+
+    /// Seals a secret for a slot. `service::master_keys::seal_form` returns the form.
     ///
     /// # Errors
     ///
     /// [`SealError`] if the system returns no random bytes.
-    pub fn seal(&self, slot: Slot, secret: &SecretString) -> Result<Sealed, SealError> {
-        self.ring().seal(slot, secret)
+    pub fn seal(&self, form: SealForm, slot: &Slot, secret: &SecretString) -> Result<Sealed, SealError> {
+        self.ring().seal(form, slot, secret)
     }
 
     /// Opens a value that was sealed for this slot. Reloads the ring if the key is unknown, because
@@ -216,8 +284,12 @@ impl Sealer {
     ///
     /// # Errors
     ///
-    /// [`OpenError`] if the key is unknown or the ciphertext does not belong to the slot.
-    pub fn open(&self, slot: Slot, sealed: &Sealed) -> Result<SecretString, OpenError> {
+    /// [`OpenError`] if the key is unknown, the ciphertext does not belong to the slot, or it is not
+    /// bound although it must be.
+    pub fn open(&self, slot: &Slot, sealed: &Sealed) -> Result<SecretString, OpenError> {
+        if self.requires_bound() && SealForm::split(&sealed.key_id).1 == SealForm::Unbound {
+            return Err(OpenError::Unbound { table: slot.table, id: slot.id });
+        }
         match self.ring().open(slot, sealed) {
             Err(OpenError::UnknownKey(id)) => {
                 if let Err(error) = self.reload() {
@@ -235,15 +307,18 @@ impl Sealer {
 mod tests {
     use std::collections::HashSet;
 
+    use base64::{Engine, prelude::BASE64_STANDARD};
     use proptest::prelude::*;
+    use rstest::rstest;
 
     use super::*;
+    use crate::domain::sealed::{Ca, ClusterDestination, RegistryDestination};
 
     fn ring(ids: &[&str]) -> KeyRing {
         let lines: Vec<String> = ids
             .iter()
             .map(|id| {
-                let key = [u8::try_from(id.len()).unwrap(); KEY_BYTES];
+                let key = [u8::try_from(id.len()).unwrap(); 32];
                 format!("{id}:{}", BASE64_STANDARD.encode(key))
             })
             .collect();
@@ -251,64 +326,190 @@ mod tests {
     }
 
     fn slot(table: &'static str, column: &'static str, id: u128) -> Slot {
-        Slot { table, column, id: Uuid::from_u128(id) }
+        Slot { table, column, id: Uuid::from_u128(id), destination: vec![Field::Value(b"there".to_vec())] }
     }
 
     proptest! {
         #[test]
-        fn sealed_value_opens_only_in_its_own_slot(secret in any::<String>(), id in any::<u128>(), other in any::<u128>()) {
+        fn sealed_value_opens_only_in_its_own_slot(
+            secret in any::<String>(), id in any::<u128>(), other in any::<u128>(), is_bound: bool,
+        ) {
             let ring = ring(&["a"]);
+            let form = if is_bound { SealForm::Bound } else { SealForm::Unbound };
             let own = slot("registry_accounts", "password", id);
-            let sealed = ring.seal(own, &SecretString::from(secret.clone())).unwrap();
+            let sealed = ring.seal(form, &own, &SecretString::from(secret.clone())).unwrap();
 
-            let opened = ring.open(own, &sealed).unwrap();
+            let opened = ring.open(&own, &sealed).unwrap();
             prop_assert_eq!(opened.expose_secret(), &secret);
-            prop_assert!(ring.open(slot("clusters", "password", id), &sealed).is_err());
-            prop_assert!(ring.open(slot("registry_accounts", "username", id), &sealed).is_err());
+            prop_assert!(ring.open(&slot("clusters", "password", id), &sealed).is_err());
+            prop_assert!(ring.open(&slot("registry_accounts", "username", id), &sealed).is_err());
             if other != id {
-                prop_assert!(ring.open(slot("registry_accounts", "password", other), &sealed).is_err());
+                prop_assert!(ring.open(&slot("registry_accounts", "password", other), &sealed).is_err());
             }
+        }
+
+        #[test]
+        fn different_destinations_have_different_additional_data(
+            one: Vec<Option<Vec<u8>>>, other: Vec<Option<Vec<u8>>>, id: u128,
+        ) {
+            let fields = |destination: &[Option<Vec<u8>>]| -> Vec<Field> {
+                destination.iter().map(|field| field.clone().map_or(Field::Absent, Field::Value)).collect()
+            };
+            let bytes = |destination: &[Option<Vec<u8>>]| {
+                let slot = Slot { destination: fields(destination), ..slot("t", "c", id) };
+                aad(&slot, SealForm::Bound).as_ref().to_vec()
+            };
+            prop_assert_eq!(one == other, bytes(&one) == bytes(&other));
+            prop_assert!(!bytes(&one).starts_with(aad(&slot("t", "c", id), SealForm::Unbound).as_ref()));
         }
     }
 
     #[test]
-    fn any_flipped_bit_is_detected() {
+    fn boundaries_of_fields_are_part_of_the_additional_data() {
+        let bytes = |server, tls_server_name| {
+            let destination = ClusterDestination { server, ca: None, tls_server_name }.fields();
+            aad(&Slot { destination, ..slot("t", "c", 1) }, SealForm::Bound).as_ref().to_vec()
+        };
+        let distinct = HashSet::from([
+            bytes(Some("https://a"), Some("b")),
+            bytes(Some("https://ab"), Some("")),
+            bytes(Some("https://ab"), None),
+            bytes(None, Some("https://ab")),
+            bytes(None, None),
+        ]);
+        assert_eq!(distinct.len(), 5);
+    }
+
+    /// A change of either encoding would make stored values unreadable.
+    #[test]
+    fn additional_data_never_changes() {
+        let destination = RegistryDestination { authority: "reg.io", plain_http: false, ca: None }.fields();
+        let slot = Slot { destination, ..slot("registry_accounts", "password", 7) };
+        let unbound = "registry_accounts/00000000-0000-0000-0000-000000000007/password";
+        assert_eq!(aad(&slot, SealForm::Unbound).as_ref(), unbound.as_bytes());
+        let bound = [
+            &b"regcred sealed value 2\0"[..],
+            b"\0\0\0\0\0\0\0\x11registry_accounts",
+            b"\0\0\0\0\0\0\0\x08password",
+            b"\0\0\0\0\0\0\0\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x07",
+            b"\x01\0\0\0\0\0\0\0\x06reg.io",
+            b"\x01\0\0\0\0\0\0\0\x01\0",
+            b"\0",
+        ];
+        assert_eq!(aad(&slot, SealForm::Bound).as_ref(), bound.concat());
+    }
+
+    #[test]
+    fn digest_stands_for_its_value() {
+        let digest = digest::digest(&digest::SHA256, b"pem").as_ref().try_into().unwrap();
+        let ca = |ca| {
+            let destination = RegistryDestination { authority: "reg.io", plain_http: false, ca: Some(ca) }.fields();
+            aad(&Slot { destination, ..slot("t", "c", 1) }, SealForm::Bound).as_ref().to_vec()
+        };
+        assert_eq!(ca(Ca::Pem("pem")), ca(Ca::Digest(digest)));
+        assert_ne!(ca(Ca::Pem("pem")), ca(Ca::Pem("PEM")));
+    }
+
+    #[test]
+    fn bound_value_opens_only_for_its_destination() {
+        let ring = ring(&["a"]);
+        let secret = SecretString::from("s");
+        let own = RegistryDestination { authority: "reg.io", plain_http: false, ca: None };
+        let ca = Some(Ca::Pem("-----BEGIN CERTIFICATE-----"));
+        let elsewhere = [
+            RegistryDestination { authority: "reg.io:443", ..own },
+            RegistryDestination { plain_http: true, ..own },
+            RegistryDestination { ca, ..own },
+        ];
+        let at = |destination: Vec<Field>| Slot { destination, ..slot("t", "c", 1) };
+        let (bound, unbound) = (
+            ring.seal(SealForm::Bound, &at(own.fields()), &secret).unwrap(),
+            ring.seal(SealForm::Unbound, &at(own.fields()), &secret).unwrap(),
+        );
+        assert_eq!(ring.open(&at(own.fields()), &bound).unwrap().expose_secret(), "s");
+        for other in &elsewhere {
+            let other = at(other.fields());
+            assert!(matches!(ring.open(&other, &bound), Err(OpenError::Tampered { .. })), "{other:?}");
+            assert_eq!(ring.open(&other, &unbound).unwrap().expose_secret(), "s");
+        }
+        let own = ClusterDestination { server: Some("https://k"), ca, tls_server_name: None };
+        let elsewhere = [
+            ClusterDestination { server: Some("https://l"), ..own },
+            ClusterDestination { ca: None, ..own },
+            ClusterDestination { tls_server_name: Some("k"), ..own },
+        ];
+        let bound = ring.seal(SealForm::Bound, &at(own.fields()), &secret).unwrap();
+        assert!(ring.open(&at(own.fields()), &bound).is_ok());
+        assert!(elsewhere.iter().all(|other| ring.open(&at(other.fields()), &bound).is_err()));
+    }
+
+    #[test]
+    fn edited_form_makes_a_value_unreadable() {
         let ring = ring(&["a"]);
         let own = slot("t", "c", 1);
-        let sealed = ring.seal(own, &SecretString::from("secret")).unwrap();
+        for (form, edited) in [(SealForm::Bound, "a"), (SealForm::Unbound, "a+bound")] {
+            let sealed = ring.seal(form, &own, &SecretString::from("s")).unwrap();
+            let sealed = Sealed { key_id: edited.to_owned(), ..sealed };
+            assert!(matches!(ring.open(&own, &sealed), Err(OpenError::Tampered { .. })), "{form:?}");
+        }
+    }
+
+    #[test]
+    fn unbound_value_is_refused_once_bound_values_are_required() {
+        let sealer = Sealer::new(ring(&["a"]), None);
+        let own = slot("t", "c", 1);
+        let seal = |form| sealer.seal(form, &own, &SecretString::from("s")).unwrap();
+        let (unbound, bound) = (seal(SealForm::Unbound), seal(SealForm::Bound));
+        assert!(sealer.open(&own, &unbound).is_ok() && sealer.open(&own, &bound).is_ok());
+        sealer.require_bound();
+        assert!(sealer.seals_bound() && sealer.open(&own, &bound).is_ok());
+        assert!(matches!(sealer.open(&own, &unbound), Err(OpenError::Unbound { .. })));
+    }
+
+    #[rstest]
+    #[case(SealForm::Unbound)]
+    #[case(SealForm::Bound)]
+    fn any_flipped_bit_is_detected(#[case] form: SealForm) {
+        let ring = ring(&["a"]);
+        let own = slot("t", "c", 1);
+        let sealed = ring.seal(form, &own, &SecretString::from("secret")).unwrap();
         for bit in 0..sealed.bytes.len() * 8 {
             let mut damaged = sealed.clone();
             damaged.bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(ring.open(own, &damaged).is_err(), "bit {bit}");
+            assert!(ring.open(&own, &damaged).is_err(), "bit {bit}");
         }
         for length in 0..sealed.bytes.len() {
             let cut = Sealed { bytes: sealed.bytes[..length].to_vec(), ..sealed.clone() };
-            assert!(ring.open(own, &cut).is_err(), "length {length}");
+            assert!(ring.open(&own, &cut).is_err(), "length {length}");
         }
     }
 
     #[test]
     fn nonces_do_not_repeat() {
-        let ring = ring(&["a"]);
+        let (ring, own) = (ring(&["a"]), slot("t", "c", 1));
         let secret = SecretString::from("");
-        let nonces: HashSet<Vec<u8>> =
-            (0..100_000).map(|_| ring.seal(slot("t", "c", 1), &secret).unwrap().bytes[..NONCE_LEN].to_vec()).collect();
+        let nonces: HashSet<Vec<u8>> = (0..100_000)
+            .map(|_| ring.seal(SealForm::Bound, &own, &secret).unwrap().bytes[..NONCE_LEN].to_vec())
+            .collect();
         assert_eq!(nonces.len(), 100_000);
     }
 
     #[test]
     fn first_key_seals_and_every_key_opens() {
         let own = slot("t", "c", 1);
-        let old = ring(&["a"]).seal(own, &SecretString::from("s")).unwrap();
-        let both = ring(&["bb", "a"]);
-        assert_eq!(both.open(own, &old).unwrap().expose_secret(), "s");
-        assert_eq!(both.seal(own, &SecretString::from("s")).unwrap().key_id, "bb");
-        assert!(matches!(ring(&["bb"]).open(own, &old), Err(OpenError::UnknownKey(id)) if id == "a"));
+        let secret = SecretString::from("s");
+        for form in [SealForm::Unbound, SealForm::Bound] {
+            let old = ring(&["a"]).seal(form, &own, &secret).unwrap();
+            let both = ring(&["bb", "a"]);
+            assert_eq!(both.open(&own, &old).unwrap().expose_secret(), "s");
+            assert_eq!(both.seal(form, &own, &secret).unwrap().key_id, form.stored_key_id("bb"));
+            assert!(matches!(ring(&["bb"]).open(&own, &old), Err(OpenError::UnknownKey(id)) if id == "a"));
+        }
     }
 
     #[test]
     fn invalid_ring_line_is_rejected_without_its_content() {
-        for bad in ["", "# only a comment", "canary", "a:canary", "a:Y2FuYXJ5", "a b:AAAA", ":AAAA"] {
+        for bad in ["", "# only a comment", "canary", "a:canary", "a:Y2FuYXJ5", "a b:AAAA", ":AAAA", "a+bound:AAAA"] {
             let refused = KeyRing::parse(&SecretString::from(bad)).unwrap_err().to_string();
             assert!(!refused.contains("canary") && !refused.contains("Y2FuYXJ5"), "{refused}");
         }

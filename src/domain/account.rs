@@ -9,6 +9,7 @@ use crate::domain::{
     invalid::Invalid,
     names::{Labels, Name},
     registry::RegistryScope,
+    sealed::{Ca, RegistryDestination},
     verification::{Verification, VerifyInterval},
 };
 
@@ -146,6 +147,30 @@ impl AccountChange {
         }
         Ok(changed)
     }
+}
+
+impl Account {
+    /// Where the password is sent.
+    #[must_use]
+    pub fn destination(&self) -> RegistryDestination<'_> {
+        destination(&self.registry, self.plain_http, self.ca_certificate.as_ref())
+    }
+}
+
+impl NewAccount {
+    /// Where the password is sent.
+    #[must_use]
+    pub fn destination(&self) -> RegistryDestination<'_> {
+        destination(&self.registry, self.plain_http, self.ca_certificate.as_ref())
+    }
+}
+
+fn destination<'a>(
+    registry: &'a RegistryScope,
+    plain_http: bool,
+    ca: Option<&'a CaCertificate>,
+) -> RegistryDestination<'a> {
+    RegistryDestination { authority: registry.authority(), plain_http, ca: ca.map(|ca| Ca::Pem(ca.as_pem())) }
 }
 
 /// Change of labels, with the semantics of a JSON merge patch.

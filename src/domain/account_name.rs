@@ -4,6 +4,29 @@ use crate::domain::{invalid::Invalid, names::Name, registry::RegistryScope};
 
 const NAME_MAX: usize = 63;
 
+/// Text that generated names start with. May be empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NamePrefix(String);
+
+impl NamePrefix {
+    /// Maximum length in characters.
+    pub const MAX: usize = 32;
+
+    /// Parses a prefix.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] if the prefix is too long, or no valid name starts with it.
+    pub fn parse(prefix: &str) -> Result<Self, Invalid> {
+        if prefix.len() > Self::MAX {
+            return Err(Invalid::new("must be at most 32 characters long"));
+        }
+        let prefix = prefix.to_ascii_lowercase();
+        Name::parse(&format!("{prefix}x"))?;
+        Ok(Self(prefix))
+    }
+}
+
 /// Derives an account name from a registry: `registry.example.com:5000/os` becomes
 /// `registry-example-com-5000-os`.
 ///
@@ -12,12 +35,9 @@ const NAME_MAX: usize = 63;
 ///
 /// # Errors
 ///
-/// [`Invalid`] if no valid name starts with `prefix`.
-pub fn derive(prefix: &str, scope: &RegistryScope, is_taken: impl Fn(&Name) -> bool) -> Result<Name, Invalid> {
-    if prefix.len() > 32 {
-        return Err(Invalid::new("must be at most 32 characters long"));
-    }
-    let plain = slug(prefix, &scope.to_string());
+/// Never: a valid prefix starts a valid name.
+pub fn derive(prefix: &NamePrefix, scope: &RegistryScope, is_taken: impl Fn(&Name) -> bool) -> Result<Name, Invalid> {
+    let plain = slug(&prefix.0, &scope.to_string());
     if plain.len() <= NAME_MAX {
         let name = Name::parse(&plain)?;
         if !is_taken(&name) {
@@ -59,22 +79,23 @@ mod tests {
     #[case("", "[::1]:5000", "1-5000")]
     fn name_is_derived_from_the_registry(#[case] prefix: &str, #[case] registry: &str, #[case] name: &str) {
         let scope = RegistryScope::parse(registry).unwrap();
-        assert_eq!(derive(prefix, &scope, |_| false).unwrap().as_str(), name);
+        assert_eq!(derive(&NamePrefix::parse(prefix).unwrap(), &scope, |_| false).unwrap().as_str(), name);
     }
 
     #[test]
     fn taken_or_long_name_ends_in_a_digest() {
         let scope = RegistryScope::parse("reg.io/a-b").unwrap();
-        let name = derive("", &scope, |name| name.as_str() == "reg-io-a-b").unwrap();
+        let name = derive(&NamePrefix::default(), &scope, |name| name.as_str() == "reg-io-a-b").unwrap();
         assert!(name.as_str().starts_with("reg-io-a-b-"), "{name}");
         let long = RegistryScope::parse(&format!("reg.io/{}", "abc/".repeat(30).trim_end_matches('/'))).unwrap();
-        assert!(derive("", &long, |_| false).unwrap().as_str().len() <= 63);
+        assert!(derive(&NamePrefix::default(), &long, |_| false).unwrap().as_str().len() <= 63);
     }
 
     #[rstest]
     #[case("-a")]
     #[case("A_")]
+    #[case("abcdefghijklmnopqrstuvwxyz-123456")]
     fn prefix_that_cannot_start_a_name_is_rejected(#[case] prefix: &str) {
-        assert!(derive(prefix, &RegistryScope::parse("reg.io").unwrap(), |_| false).is_err());
+        assert!(NamePrefix::parse(prefix).is_err());
     }
 }

@@ -1,29 +1,32 @@
 //! Events of the audit log: actor, action, resource, time and outcome; never a secret value.
 //!
-//! Only names, numbers and fixed words enter an event: [`Resource`] and [`Details`] have no
-//! constructor for free text.
+//! Only names, numbers, fixed words and the recorded values of [`changes`] enter an event:
+//! [`Resource`] and [`Details`] have no constructor for free text.
 
 use std::{collections::BTreeMap, net::IpAddr, str::FromStr};
 
 use chrono::{DateTime, Utc};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::domain::{
+    audit::changes::RecordedFields,
     caller::{Actor, ActorKind, Call, Role},
     docker_config::Profile,
     invalid::Invalid,
     names::{Name, NamespaceName, SecretName},
 };
 
+pub mod changes;
 pub mod legacy;
 pub mod seal;
 
 macro_rules! words {
     ($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ToSchema)]
         pub enum $type {
-            $($(#[$variant_doc])* $variant,)+
+            $($(#[$variant_doc])* #[schema(rename = $word)] $variant,)+
         }
 
         impl $type {
@@ -232,7 +235,8 @@ impl Resource {
     }
 }
 
-/// Further facts of an event: names, numbers and fixed words, never text of a caller.
+/// Further facts of an event: names, numbers, fixed words, and the old and new values of recorded
+/// fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Details(BTreeMap<&'static str, serde_json::Value>);
 
@@ -246,6 +250,14 @@ impl Details {
     #[must_use]
     pub fn fields(self, fields: &[&'static str]) -> Self {
         self.with("fields", fields)
+    }
+
+    /// Adds the recorded fields that differ, with old and new value. Without a resource, all fields
+    /// are absent.
+    #[must_use]
+    pub fn changes(self, old: Option<&RecordedFields>, new: Option<&RecordedFields>) -> Self {
+        let changes = changes::between(old, new);
+        if changes.is_empty() { self } else { self.with("changes", changes) }
     }
 
     /// Adds the new version of the resource.
@@ -334,6 +346,8 @@ pub struct NewEvent {
     pub outcome: Outcome,
     /// Request id.
     pub request_id: Option<Uuid>,
+    /// Id that the client gave the request. It becomes one of the details.
+    pub client_request_id: Option<Uuid>,
     /// Address of the caller.
     pub source: Option<IpAddr>,
     /// Further facts.
@@ -345,7 +359,8 @@ impl NewEvent {
     #[must_use]
     pub fn of(call: &Call, action: Action, resource: Resource) -> Self {
         let event = Self::by(&call.identity.actor, action, resource);
-        Self { request_id: Some(call.request_id), source: call.source, ..event }
+        let (request_id, client_request_id) = (Some(call.request_id), call.client_request_id);
+        Self { request_id, client_request_id, source: call.source, ..event }
     }
 
     /// Describes a successful action outside a request.
@@ -358,6 +373,7 @@ impl NewEvent {
             related: Vec::new(),
             outcome: Outcome::Success,
             request_id: None,
+            client_request_id: None,
             source: None,
             details: Details::default(),
         }
@@ -384,6 +400,10 @@ impl NewEvent {
     /// Gives the event its id, a `UUIDv7`, and the time in that id.
     #[must_use]
     pub fn stamp(self, id: Uuid) -> Event {
+        let details = match self.client_request_id {
+            Some(given) => self.details.with("clientRequestId", given.to_string()),
+            None => self.details,
+        };
         Event {
             id,
             at: time_of(id),
@@ -396,7 +416,7 @@ impl NewEvent {
             outcome: self.outcome.as_str().to_owned(),
             request_id: self.request_id,
             source_ip: self.source.map(|source| source.to_string()),
-            details: self.details.to_json(),
+            details: details.to_json(),
         }
     }
 }

@@ -11,13 +11,16 @@ use std::{
     sync::Arc,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::domain::{
     grants::{Grants, GrantsDocument},
+    idempotency::IdempotentRequest,
     invalid::{FieldError, FieldErrors, Invalid},
     names::Name,
+    network::{Networks, parse_source_network},
 };
 
 /// Permission that a route requires.
@@ -90,7 +93,8 @@ impl Permission {
 }
 
 /// Role of a caller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "camelCase")]
 pub enum Role {
     /// Has every permission on every resource. Grants cannot restrict it.
     Admin,
@@ -185,7 +189,8 @@ impl FromStr for Role {
 }
 
 /// Kind of an actor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ToSchema)]
+#[schema(rename_all = "camelCase")]
 pub enum ActorKind {
     /// Caller with an API key.
     ApiKey,
@@ -233,11 +238,19 @@ pub struct Identity {
     pub role: Role,
     /// Resources that the caller can access.
     pub grants: Grants,
+    /// Networks that the key may be used from. Empty for any.
+    pub source_networks: Networks,
     /// Expiry of the key or token.
     pub expires_at: Option<DateTime<Utc>>,
 }
 
 impl Identity {
+    /// Whether the caller may call from this address. An unknown address is in no network.
+    #[must_use]
+    pub fn may_call_from(&self, source: Option<IpAddr>) -> bool {
+        self.source_networks.is_empty() || source.is_some_and(|source| self.source_networks.contain(source))
+    }
+
     /// Whether the role includes `permission` and the grants are sufficient for it.
     #[must_use]
     pub fn may(&self, permission: Permission) -> bool {
@@ -257,8 +270,12 @@ pub struct Call {
     pub identity: Arc<Identity>,
     /// Request id.
     pub request_id: Uuid,
+    /// Id that the client gave the request.
+    pub client_request_id: Option<Uuid>,
     /// Address of the client.
     pub source: Option<IpAddr>,
+    /// Idempotency key of the request. A change claims it in its transaction.
+    pub idempotency: Option<IdempotentRequest>,
 }
 
 impl Deref for Call {
@@ -267,6 +284,24 @@ impl Deref for Call {
     fn deref(&self) -> &Identity {
         &self.identity
     }
+}
+
+/// Maximum number of networks of an API key.
+const SOURCE_NETWORKS_MAX: usize = 100;
+
+/// Fields of a new API key, before validation.
+#[derive(Debug, Default)]
+pub struct ApiKeyFields<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// Role.
+    pub role: &'a str,
+    /// Grants.
+    pub grants: Option<GrantsDocument>,
+    /// Networks that the key may be used from. Absent or empty for any.
+    pub source_cidrs: Option<Vec<String>>,
+    /// Expiry.
+    pub expires_at: Option<DateTime<Utc>>,
 }
 
 /// Validated input for the creation of an API key.
@@ -278,23 +313,24 @@ pub struct NewApiKey {
     pub role: Role,
     /// Resources that the key can access.
     pub grants: Grants,
+    /// Networks that the key may be used from. Empty for any.
+    pub source_networks: Networks,
     /// Expiry; `None` for a key that never expires.
     pub expires_at: Option<DateTime<Utc>>,
 }
 
 impl NewApiKey {
-    /// Validates the fields of a new key.
+    /// Validates the fields of a new key. With `lifetime_max`, it must expire within that time.
     ///
     /// # Errors
     ///
     /// Every invalid field.
     pub fn parse(
-        name: &str,
-        role: &str,
-        grants: Option<GrantsDocument>,
-        expires_at: Option<DateTime<Utc>>,
+        fields: ApiKeyFields<'_>,
         now: DateTime<Utc>,
+        lifetime_max: Option<TimeDelta>,
     ) -> Result<Self, Vec<FieldError>> {
+        let ApiKeyFields { name, role, grants, source_cidrs, expires_at } = fields;
         let mut errors = FieldErrors::default();
         let name = errors.take("name", Name::parse(name));
         let role = errors.take("role", role.parse::<Role>());
@@ -303,18 +339,51 @@ impl NewApiKey {
             errors.refuse("grants", "must be omitted: grants cannot restrict an admin");
         }
         let grants = errors.take_all(Grants::parse_new(role.unwrap_or(Role::Viewer), grants));
-        if expires_at.is_some_and(|at| at <= now) {
-            errors.refuse("expiresAt", "must be in the future");
-        }
-        errors.finish(|| Some(Self { name: name?, role: role?, grants: grants?, expires_at }))
+        let source_networks = source_networks(&mut errors, &source_cidrs.unwrap_or_default());
+        errors.take("expiresAt", check_expiry(expires_at, now, lifetime_max));
+        errors.finish(|| {
+            Some(Self { name: name?, role: role?, grants: grants?, source_networks: source_networks?, expires_at })
+        })
+    }
+}
+
+fn source_networks(errors: &mut FieldErrors, source_cidrs: &[String]) -> Option<Networks> {
+    if source_cidrs.len() > SOURCE_NETWORKS_MAX {
+        errors.refuse("sourceCidrs", "must be at most 100 networks");
+        return None;
+    }
+    let parsed = source_cidrs.iter().enumerate();
+    // Parse every network before returning, to report all errors.
+    let parsed: Vec<Option<_>> =
+        parsed.map(|(index, text)| errors.take(&format!("sourceCidrs[{index}]"), parse_source_network(text))).collect();
+    parsed.into_iter().collect()
+}
+
+fn check_expiry(
+    expires_at: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+    lifetime_max: Option<TimeDelta>,
+) -> Result<(), Invalid> {
+    if expires_at.is_some_and(|at| at <= now) {
+        return Err(Invalid::new("must be in the future"));
+    }
+    let Some(lifetime_max) = lifetime_max else { return Ok(()) };
+    // A limit beyond the last representable time is none.
+    let latest = now.checked_add_signed(lifetime_max).unwrap_or(DateTime::<Utc>::MAX_UTC);
+    match expires_at {
+        Some(at) if at <= latest => Ok(()),
+        Some(_) => Err(Invalid::new(format!("must be within {} days: keys live no longer", lifetime_max.num_days()))),
+        None => Err(Invalid::new(format!("is required: keys live for at most {} days", lifetime_max.num_days()))),
     }
 }
 
 /// Stored verifiers of a key's secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyVerifier {
-    /// HMAC-SHA-256 of the whole key under the pepper.
+    /// HMAC-SHA-256 of the whole key under a pepper.
     pub mac: Vec<u8>,
+    /// Id of the pepper; `None` for a pepper without one.
+    pub pepper_id: Option<String>,
     /// Argon2id hash, as a PHC string.
     pub hash: String,
 }
@@ -328,6 +397,8 @@ impl Hash for KeyVerifier {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
     #[test]
@@ -366,11 +437,78 @@ mod tests {
                 actor: Actor { kind: ActorKind::ApiKey, id: None, name: "narrowed".to_owned() },
                 role,
                 grants: Grants::parse(role, narrowed).unwrap(),
+                source_networks: Networks::default(),
                 expires_at: None,
             };
             assert!(!identity.may(Permission::WriteClusters), "{role:?}");
             assert!(identity.permissions().all(|permission| permission != Permission::WriteClusters), "{role:?}");
         }
+    }
+
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
+    }
+
+    fn refused_fields(fields: ApiKeyFields<'_>, lifetime_max: Option<TimeDelta>) -> Vec<String> {
+        let parsed = NewApiKey::parse(fields, at("2027-01-01T00:00:00Z"), lifetime_max);
+        parsed.err().into_iter().flatten().map(|error| error.field).collect()
+    }
+
+    #[rstest]
+    #[case(None, None, true)]
+    #[case(Some("2027-01-01T00:00:00Z"), None, false)]
+    #[case(Some("9999-01-01T00:00:00Z"), None, true)]
+    #[case(None, Some(30), false)]
+    #[case(Some("2027-01-31T00:00:00Z"), Some(30), true)]
+    #[case(Some("2027-01-31T00:00:01Z"), Some(30), false)]
+    #[case(Some("9999-01-01T00:00:00Z"), Some(36_500), false)]
+    fn key_expires_within_the_maximum_lifetime(
+        #[case] expires_at: Option<&str>,
+        #[case] days_max: Option<i64>,
+        #[case] accepted: bool,
+    ) {
+        let fields =
+            ApiKeyFields { name: "ci", role: "viewer", expires_at: expires_at.map(at), ..ApiKeyFields::default() };
+        let refused = refused_fields(fields, days_max.map(TimeDelta::days));
+        assert_eq!(refused, if accepted { vec![] } else { vec!["expiresAt".to_owned()] });
+    }
+
+    #[test]
+    fn every_invalid_source_network_is_reported() {
+        let with = |cidrs: &[&str]| ApiKeyFields {
+            name: "ci",
+            role: "viewer",
+            source_cidrs: Some(cidrs.iter().map(|cidr| (*cidr).to_owned()).collect()),
+            ..ApiKeyFields::default()
+        };
+        let refused = refused_fields(with(&["10.0.0.0/8", "10.0.0.0/33", "::/0", "host", ""]), None);
+        assert_eq!(refused, ["sourceCidrs[1]", "sourceCidrs[3]", "sourceCidrs[4]"]);
+        assert_eq!(refused_fields(with(&["10.0.0.0/8"; 101]), None), ["sourceCidrs"]);
+        assert!(refused_fields(with(&[]), None).is_empty());
+    }
+
+    #[rstest]
+    #[case(&[], None, true)]
+    #[case(&[], Some("203.0.113.7"), true)]
+    #[case(&["10.0.0.0/8", "fd00::/8"], Some("10.1.2.3"), true)]
+    #[case(&["10.0.0.0/8", "fd00::/8"], Some("::ffff:10.1.2.3"), true)]
+    #[case(&["10.0.0.0/8", "fd00::/8"], Some("fd00::1"), true)]
+    #[case(&["10.0.0.0/8", "fd00::/8"], Some("11.0.0.1"), false)]
+    #[case(&["10.0.0.0/8", "fd00::/8"], Some("::1"), false)]
+    #[case(&["10.0.0.0/8", "fd00::/8"], None, false)]
+    fn caller_may_call_from_its_networks_only(
+        #[case] networks: &[&str],
+        #[case] source: Option<&str>,
+        #[case] expected: bool,
+    ) {
+        let identity = Identity {
+            actor: Actor { kind: ActorKind::ApiKey, id: None, name: "ci".to_owned() },
+            role: Role::Viewer,
+            grants: Grants::everything(),
+            source_networks: networks.iter().map(|network| parse_source_network(network).unwrap()).collect(),
+            expires_at: None,
+        };
+        assert_eq!(identity.may_call_from(source.map(|source| source.parse().unwrap())), expected);
     }
 
     #[test]

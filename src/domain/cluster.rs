@@ -18,7 +18,10 @@ use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 use utoipa::ToSchema;
 
-use super::invalid::{FieldError, Invalid};
+use super::{
+    invalid::{FieldError, Invalid},
+    sealed::{Ca, ClusterDestination},
+};
 
 const SERVER_MAX: usize = 2048;
 const PEM_MAX: usize = 256 * 1024;
@@ -295,6 +298,16 @@ pub struct ClusterConnection {
 }
 
 impl ClusterConnection {
+    /// Where the credential is sent.
+    #[must_use]
+    pub fn destination(&self) -> ClusterDestination<'_> {
+        ClusterDestination {
+            server: self.server.as_ref().map(ServerUrl::as_str),
+            ca: self.ca_certificate.as_ref().map(|ca| Ca::Pem(ca.as_pem())),
+            tls_server_name: self.tls_server_name.as_deref(),
+        }
+    }
+
     /// Validates the parts and their combination.
     ///
     /// `http://` requires `allow_plain_http` and excludes a client certificate. A bearer token over

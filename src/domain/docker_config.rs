@@ -18,6 +18,8 @@ pub mod reading;
 mod warning;
 mod zeroizing;
 
+use std::collections::HashSet;
+
 use secrecy::SecretString;
 
 pub use self::{
@@ -131,6 +133,27 @@ pub fn render(profile: Profile, credentials: &[Credential<'_>]) -> Result<Render
         warnings: warning::warnings_for(profile, &entries),
         keys: entries.into_iter().map(|(key, _)| key.to_owned()).collect(),
     })
+}
+
+/// Refuses accounts of which two have the same key.
+///
+/// # Errors
+///
+/// As [`render`].
+pub fn check_keys(profile: Profile, accounts: &[ScopedAccount<'_>]) -> Result<(), RenderError> {
+    claim_keys(profile, accounts).map(drop)
+}
+
+/// Splits accounts into those that fit into one document, and those whose key an earlier account
+/// has.
+#[must_use]
+pub fn split_collisions<T>(
+    profile: Profile,
+    accounts: Vec<T>,
+    scope: impl Fn(&T) -> &RegistryScope,
+) -> (Vec<T>, Vec<T>) {
+    let mut keys = HashSet::new();
+    accounts.into_iter().partition(|account| keys.insert(key_for(profile, scope(account)).to_owned()))
 }
 
 /// Assigns each account the key where the profile's consumer finds it. Sorted by key.

@@ -175,6 +175,26 @@ impl Grants {
         })
     }
 
+    /// Returns the keys of the added or changed labels of an account that the grants do not allow.
+    ///
+    /// A label decides which selectors and which label rules of other callers match the account. So
+    /// it must belong to a label rule whose labels the account has completely afterwards. Grants of
+    /// all accounts allow every label.
+    #[must_use]
+    pub fn refused_labels<'a>(
+        &self,
+        before: &BTreeMap<String, String>,
+        after: &'a BTreeMap<String, String>,
+    ) -> Vec<&'a str> {
+        if self.include_accounts_with(&BTreeMap::new()) {
+            return Vec::new();
+        }
+        let satisfied: Vec<_> = self.account_labels().into_iter().filter(|rule| contains_all(after, rule)).collect();
+        let is_allowed = |key: &String| satisfied.iter().any(|rule| rule.contains_key(key));
+        let set = after.iter().filter(|(key, value)| before.get(*key) != Some(value));
+        set.map(|(key, _)| key).filter(|key| !is_allowed(key)).map(String::as_str).collect()
+    }
+
     /// Whether the grants include every cluster, including future ones.
     #[must_use]
     pub fn include_all_clusters(&self) -> bool {
@@ -209,6 +229,12 @@ impl Grants {
     #[must_use]
     pub fn cluster_ranges(&self) -> Ranges {
         self.clusters.iter().collect()
+    }
+
+    /// Returns the ranges of namespace names that are granted.
+    #[must_use]
+    pub fn namespace_ranges(&self) -> Ranges {
+        self.namespaces.iter().collect()
     }
 
     /// Parses the grants of a new key or rule.
@@ -440,6 +466,26 @@ mod tests {
         assert!(grants.include_account("x", &labels(&[("team", "a"), ("tier", "1"), ("other", "")])));
         assert!(!grants.include_account("x", &labels(&[("team", "a")])));
         assert!(!grants.include_account("x", &labels(&[("team", "b"), ("tier", "1")])));
+    }
+
+    #[rstest]
+    #[case(r#"["x-*"]"#, &[], &[("team", "b")], &["team"])]
+    #[case(r#"["x-*"]"#, &[("team", "b")], &[("team", "b")], &[])]
+    #[case(r#"["x-*"]"#, &[("team", "b")], &[], &[])]
+    #[case(r#"["x-*"]"#, &[("team", "a")], &[("team", "b")], &["team"])]
+    #[case(r#"["*"]"#, &[], &[("team", "b")], &[])]
+    #[case(r#"[{"matchLabels":{"team":"a"}}]"#, &[], &[("team", "a"), ("tier", "1")], &["tier"])]
+    #[case(r#"[{"matchLabels":{"team":"a"}}]"#, &[("tier", "1")], &[("team", "a"), ("tier", "1")], &[])]
+    #[case(r#"["x-*",{"matchLabels":{"team":"b","tier":"1"}}]"#, &[], &[("team", "b")], &["team"])]
+    #[case(r#"["x-*",{"matchLabels":{"team":"b","tier":"1"}}]"#, &[("tier", "1")], &[("team", "b"), ("tier", "1")], &[])]
+    fn changed_label_must_belong_to_a_satisfied_label_rule(
+        #[case] accounts: &str,
+        #[case] before: &[(&str, &str)],
+        #[case] after: &[(&str, &str)],
+        #[case] refused: &[&str],
+    ) {
+        let grants = Grants::parse(Role::Operator, document(&format!(r#"{{"accounts":{accounts}}}"#))).unwrap();
+        assert_eq!(grants.refused_labels(&labels(before), &labels(after)), refused);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! - the [`Audience`] that a token must contain;
 //! - the [`Rule`]s that map the claims of a token to a role and grants.
 
+mod audience;
 mod issuer;
 mod lint;
 mod rule;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::{
+    audience::{Audience, api_server_audience},
     issuer::Issuer,
     rule::{Rule, RuleDocument},
 };
@@ -24,12 +26,15 @@ use crate::domain::{
     cluster::CaCertificate,
     invalid::{FieldError, FieldErrors, Invalid},
     names::Name,
+    token::{Claims, PresentedToken, is_special_type, normalize_type},
 };
 
 /// Maximum number of rules per provider.
 const RULES_MAX: usize = 100;
-/// Maximum length of an audience, in bytes.
-const AUDIENCE_MAX: usize = 256;
+/// Maximum number of token types per provider.
+const TOKEN_TYPES_MAX: usize = 10;
+/// Maximum length of a token type, in bytes.
+const TOKEN_TYPE_MAX: usize = 128;
 
 /// Method that verifies the tokens of a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -64,33 +69,6 @@ impl FromStr for ProviderType {
     fn from_str(name: &str) -> Result<Self, Invalid> {
         let known = [Self::Oidc, Self::TokenReview].into_iter().find(|kind| kind.as_str() == name);
         known.ok_or_else(|| Invalid::new("must be oidc or tokenReview"))
-    }
-}
-
-/// Value that a token must contain in `aud`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Audience(String);
-
-impl Audience {
-    /// Parses an audience.
-    ///
-    /// # Errors
-    ///
-    /// [`Invalid`] if the audience is empty, too long, or not visible ASCII.
-    pub fn parse(audience: &str) -> Result<Self, Invalid> {
-        if audience.is_empty() {
-            return Err(Invalid::new("must not be empty: tokens for other audiences are never accepted"));
-        }
-        if audience.len() > AUDIENCE_MAX || !audience.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(Invalid::new("must be at most 256 visible ASCII characters without spaces"));
-        }
-        Ok(Self(audience.to_owned()))
-    }
-
-    /// Returns the audience as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
     }
 }
 
@@ -135,6 +113,10 @@ pub struct ProviderDocument {
     pub cluster: Option<String>,
     /// Required audience.
     pub audience: String,
+    /// Whether tokens with further audiences are accepted.
+    pub allow_multiple_audiences: bool,
+    /// Values of `typ` for other purposes than access that are accepted.
+    pub token_types: Vec<String>,
     /// Rules, in order of evaluation.
     pub rules: Vec<RuleDocument>,
 }
@@ -146,19 +128,64 @@ pub struct ProviderConfig {
     pub auth_method: AuthMethod,
     /// Required audience.
     pub audience: Audience,
-    /// Rules, in order of evaluation: the first match applies.
+    /// Whether tokens with further audiences are accepted. A service that received such a token
+    /// can use it here.
+    pub allow_multiple_audiences: bool,
+    /// Values of `typ` for other purposes than access that are accepted, in lower case.
+    pub token_types: Vec<String>,
+    /// Rules, in order of evaluation.
     pub rules: Vec<Rule>,
 }
 
+/// Reason why a provider refuses the form of a token, before it is verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FormError {
+    /// The token has further audiences.
+    Audiences,
+    /// The token was issued for another purpose than access.
+    TokenType,
+}
+
 impl ProviderConfig {
-    /// Validates every field and their combination.
+    /// Validates every field and their combination, and refuses what would let unrelated parties
+    /// in.
     ///
     /// # Errors
     ///
     /// Every missing, invalid or inapplicable field.
     pub fn parse(document: ProviderDocument) -> Result<Self, Vec<FieldError>> {
+        let config = Self::parse_stored(document)?;
         let mut errors = FieldErrors::default();
-        let ProviderDocument { provider_type, issuer, ca_certificate, cluster, audience, rules } = document;
+        let reviews_tokens = matches!(config.auth_method, AuthMethod::TokenReview { .. });
+        if reviews_tokens && config.audience.is_of_api_servers() {
+            errors.refuse("audience", api_server_audience());
+        }
+        for (index, rule) in config.rules.iter().enumerate() {
+            if let Some((field, reason)) = lint::weakness(&config.auth_method, rule) {
+                errors.refuse(&format!("rules[{index}].{field}"), reason);
+            }
+        }
+        errors.finish(|| Some(config))
+    }
+
+    /// Validates every field and their combination. A provider that was stored by an older version
+    /// may have rules that let unrelated parties in; these match no token.
+    ///
+    /// # Errors
+    ///
+    /// As [`parse`](Self::parse).
+    pub fn parse_stored(document: ProviderDocument) -> Result<Self, Vec<FieldError>> {
+        let mut errors = FieldErrors::default();
+        let ProviderDocument {
+            provider_type,
+            issuer,
+            ca_certificate,
+            cluster,
+            audience,
+            allow_multiple_audiences,
+            token_types,
+            rules,
+        } = document;
         let present =
             [("issuer", issuer.is_some()), ("caCertificate", ca_certificate.is_some()), ("cluster", cluster.is_some())];
         for (field, is_present) in present {
@@ -177,25 +204,61 @@ impl ProviderConfig {
             errors.take("caCertificate", ca_certificate.as_deref().map(CaCertificate::parse).transpose());
         let issuer = issuer.and_then(|issuer| errors.take("issuer", Issuer::parse(&issuer)));
         let cluster = cluster.and_then(|cluster| errors.take("cluster", Name::parse(&cluster)));
+        let token_types = parse_token_types(&mut errors, &token_types);
         let rules = parse_rules(&mut errors, rules);
-        if let Some(rules) = &rules {
-            match provider_type {
-                ProviderType::Oidc => {
-                    if let Some(issuer) = &issuer {
-                        lint::require_identity_claims(&mut errors, issuer, rules);
-                    }
-                }
-                ProviderType::TokenReview => lint::require_namespace_claims(&mut errors, rules),
-            }
-        }
         errors.finish(|| {
             let auth_method = match provider_type {
                 ProviderType::Oidc => AuthMethod::Oidc { issuer: issuer?, ca_certificate: ca_certificate? },
                 ProviderType::TokenReview => AuthMethod::TokenReview { cluster: cluster? },
             };
-            Some(Self { auth_method, audience: audience?, rules: rules? })
+            let (audience, token_types, rules) = (audience?, token_types?, rules?);
+            Some(Self { auth_method, audience, allow_multiple_audiences, token_types, rules })
         })
     }
+
+    /// Checks the form of a token that has the provider's audience.
+    ///
+    /// # Errors
+    ///
+    /// The provider does not accept further audiences, or the purpose of the token.
+    pub fn check_form(&self, token: &PresentedToken) -> Result<(), FormError> {
+        if !self.allow_multiple_audiences && token.claims.audiences().len() > 1 {
+            return Err(FormError::Audiences);
+        }
+        match token.special_type() {
+            Some(special) if !self.token_types.iter().any(|accepted| accepted == special) => Err(FormError::TokenType),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the first rule that matches verified claims. A rule that would let unrelated parties
+    /// in matches none.
+    #[must_use]
+    pub fn matching_rule(&self, claims: &Claims) -> Option<&Rule> {
+        let mut matching = self.rules.iter().filter(|rule| rule.matches(claims));
+        matching.find(|rule| lint::weakness(&self.auth_method, rule).is_none())
+    }
+
+    /// Whether the provider accepts tokens that every pod has.
+    #[must_use]
+    pub fn accepts_every_pod(&self) -> bool {
+        matches!(self.auth_method, AuthMethod::TokenReview { .. }) && self.audience.is_of_api_servers()
+    }
+}
+
+fn parse_token_types(errors: &mut FieldErrors, token_types: &[String]) -> Option<Vec<String>> {
+    let normalized: Vec<String> = token_types.iter().map(|token_type| normalize_type(token_type)).collect();
+    let is_usable = |token_type: &String| {
+        let is_text = token_type.len() <= TOKEN_TYPE_MAX && token_type.bytes().all(|byte| byte.is_ascii_graphic());
+        is_text && token_type != "+jwt" && is_special_type(token_type)
+    };
+    if normalized.len() > TOKEN_TYPES_MAX || !normalized.iter().all(is_usable) {
+        let reason = "must be at most 10 types such as `secevent+jwt`: tokens without a type, and with the types `JWT` and \
+                      `at+jwt`, are always accepted";
+        errors.refuse("tokenTypes", reason);
+        return None;
+    }
+    Some(normalized)
 }
 
 fn parse_rules(errors: &mut FieldErrors, rules: Vec<RuleDocument>) -> Option<Vec<Rule>> {

@@ -29,7 +29,7 @@ use crate::domain::docker_config::{Consumer, parse::Form};
 struct Found {
     /// Indices of keys, in the order of attempts.
     order: Vec<usize>,
-    /// Whether the consumer uses only one of them, at random.
+    /// Whether the order is random in part, and with it which key is used.
     is_ambiguous: bool,
 }
 

@@ -21,11 +21,41 @@ pub fn parse_network(text: &str) -> Result<IpNet, Invalid> {
     parsed.ok_or_else(|| Invalid::new(format!("`{text}` is not a network such as 10.0.0.0/8 or an address")))
 }
 
-/// Comma-separated list of networks.
+/// Parses a network as [`parse_network`] does and clears its host bits. The error does not repeat
+/// the text.
+///
+/// # Errors
+///
+/// The text is no network, or an IPv4 network in the form of IPv6, which contains no address:
+/// [`Networks::contain`] compares IPv4 addresses.
+pub fn parse_source_network(text: &str) -> Result<IpNet, Invalid> {
+    let network =
+        parse_network(text).map_err(|_| Invalid::new("must be a network such as 10.0.0.0/8, or an address"))?;
+    match network {
+        IpNet::V6(mapped) if mapped.prefix_len() >= 96 && mapped.addr().to_ipv4_mapped().is_some() => {
+            Err(Invalid::new("must be written as an IPv4 network"))
+        }
+        network => Ok(network.trunc()),
+    }
+}
+
+/// List of networks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Networks(Vec<IpNet>);
 
+impl FromIterator<IpNet> for Networks {
+    fn from_iter<I: IntoIterator<Item = IpNet>>(networks: I) -> Self {
+        Self(networks.into_iter().collect())
+    }
+}
+
 impl Networks {
+    /// Returns the networks as text, such as `10.0.0.0/8`.
+    #[must_use]
+    pub fn to_texts(&self) -> Vec<String> {
+        self.0.iter().map(ToString::to_string).collect()
+    }
+
     /// Whether the list is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -41,6 +71,7 @@ impl Networks {
     }
 }
 
+/// Parses a comma-separated list.
 impl FromStr for Networks {
     type Err = Invalid;
 
@@ -83,6 +114,23 @@ mod tests {
     #[case("*")]
     fn invalid_network_is_refused(#[case] text: &str) {
         assert!(text.parse::<Networks>().is_err());
+    }
+
+    #[rstest]
+    #[case("10.1.2.3/8", Some("10.0.0.0/8"))]
+    #[case("10.1.2.3", Some("10.1.2.3/32"))]
+    #[case("[fd00::1]", Some("fd00::1/128"))]
+    #[case("0.0.0.0/0", Some("0.0.0.0/0"))]
+    #[case("::/0", Some("::/0"))]
+    #[case("::ffff:10.0.0.0/104", None)]
+    #[case("::ffff:10.0.0.1", None)]
+    #[case("canary", None)]
+    fn source_network_is_normalised(#[case] text: &str, #[case] expected: Option<&str>) {
+        let parsed = parse_source_network(text);
+        if let Err(invalid) = &parsed {
+            assert!(!invalid.to_string().contains(text), "{invalid}");
+        }
+        assert_eq!(parsed.ok().map(|network| network.to_string()).as_deref(), expected);
     }
 
     #[test]

@@ -11,9 +11,10 @@ use crate::domain::{invalid::Invalid, network::Networks};
 ///
 /// Only the configured header is read: a client could send the other one, which its proxy forwards
 /// unchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ForwardingHeader {
     /// `X-Forwarded-For`: comma-separated addresses.
+    #[default]
     XForwardedFor,
     /// `Forwarded` (RFC 7239).
     Forwarded,
@@ -48,8 +49,8 @@ impl FromStr for ForwardingHeader {
     }
 }
 
-/// Trusted proxies, and the header that they set.
-#[derive(Debug, Clone)]
+/// Trusted proxies, and the header that they set. By default none is trusted.
+#[derive(Debug, Clone, Default)]
 pub struct Proxies {
     /// Networks of the proxies.
     pub trusted: Networks,

@@ -376,6 +376,32 @@ impl FromStr for TargetState {
     }
 }
 
+/// Selected account that is not in the document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = LeftOutAccount)]
+pub struct LeftOut {
+    /// Name of the account.
+    pub account: String,
+    /// Reason.
+    pub reason: LeftOutReason,
+}
+
+/// Reason why a selected account is not in the document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeftOutReason {
+    /// An older account has the same key.
+    KeyCollision,
+}
+
+impl LeftOut {
+    /// Reports an account whose key an older account has.
+    #[must_use]
+    pub fn key_collision(account: impl Into<String>) -> Self {
+        Self { account: account.into(), reason: LeftOutReason::KeyCollision }
+    }
+}
+
 /// Metadata of a Secret in a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundSecret {
@@ -398,6 +424,23 @@ pub struct Written {
     pub resource_version: Option<String>,
     /// Keyed hash of the content.
     pub content_mac: Option<Vec<u8>>,
+}
+
+/// Keyed hashes of the desired content of a Secret, one for each pepper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContentMac {
+    /// Hash under the first pepper, which is stored.
+    pub current: Vec<u8>,
+    /// Hashes under older peppers, which stored hashes may equal.
+    pub older: Vec<Vec<u8>>,
+}
+
+impl ContentMac {
+    /// Whether a stored hash is that of the desired content.
+    #[must_use]
+    pub fn is_of(&self, stored: Option<&[u8]>) -> bool {
+        stored.is_some_and(|stored| std::iter::once(&self.current).chain(&self.older).any(|mac| mac == stored))
+    }
 }
 
 /// Labels of the Secrets of a pull secret.
@@ -440,8 +483,8 @@ pub struct Wanted<'a> {
     pub id: Uuid,
     /// Its generation.
     pub generation: i64,
-    /// Keyed hash of the desired content.
-    pub content_mac: &'a [u8],
+    /// Keyed hashes of the desired content.
+    pub content_mac: &'a ContentMac,
     /// Whether to take over a Secret of another owner.
     pub adopt: bool,
 }
@@ -494,7 +537,7 @@ pub fn plan(wanted: &Wanted<'_>, written: &Written, found: Option<&FoundSecret>)
 fn is_unchanged(wanted: &Wanted<'_>, written: &Written, found: &FoundSecret) -> bool {
     written.uid.as_deref() == Some(&found.uid)
         && written.resource_version.as_deref() == Some(&found.resource_version)
-        && written.content_mac.as_deref() == Some(wanted.content_mac)
+        && wanted.content_mac.is_of(written.content_mac.as_deref())
 }
 
 /// Effect of a declaration on a target.
@@ -623,7 +666,8 @@ mod tests {
             resource_version: Some("7".to_owned()),
             content_mac: Some(b"old".to_vec()),
         };
-        plan(&Wanted { id: ID, generation: 5, content_mac: content, adopt }, &written, found)
+        let content_mac = ContentMac { current: content.to_vec(), older: vec![b"older".to_vec()] };
+        plan(&Wanted { id: ID, generation: 5, content_mac: &content_mac, adopt }, &written, found)
     }
 
     fn apply(version: &str) -> Step {

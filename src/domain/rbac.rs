@@ -5,25 +5,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::{
-    names::{Name, NamespaceName},
+    names::{Name, NamespaceName, SecretName, ServiceAccountName},
     pull_secret::{Declaration, DeletionPolicy, Namespaces},
 };
 
-/// One verb on one resource of the core API group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// One verb on one resource of the core API group, restricted to one object where Kubernetes can.
+///
+/// A right to create cannot name an object, and a right to list names one only for requests that
+/// select it by name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rule {
     /// Creates a missing Secret.
     CreateSecrets,
     /// Reads owner and version of a Secret.
-    GetSecrets,
+    GetSecret(SecretName),
     /// Updates a Secret.
-    PatchSecrets,
+    PatchSecret(SecretName),
     /// Deletes a Secret that is no longer declared.
-    DeleteSecrets,
+    DeleteSecret(SecretName),
     /// Reads the pull secrets of a `ServiceAccount`.
-    GetServiceAccounts,
+    GetServiceAccount(ServiceAccountName),
     /// Attaches and detaches a Secret.
-    PatchServiceAccounts,
+    PatchServiceAccount(ServiceAccountName),
     /// Resyncs namespaces with selectors.
     ListNamespaces,
     /// Reports new namespaces and labels at once.
@@ -37,29 +40,43 @@ pub enum Rule {
 impl Rule {
     /// Plural name of the resource.
     #[must_use]
-    pub const fn resource(self) -> &'static str {
+    pub const fn resource(&self) -> &'static str {
         match self {
             Self::CreateSecrets
-            | Self::GetSecrets
-            | Self::PatchSecrets
-            | Self::DeleteSecrets
+            | Self::GetSecret(_)
+            | Self::PatchSecret(_)
+            | Self::DeleteSecret(_)
             | Self::ListSecrets
             | Self::WatchSecrets => "secrets",
-            Self::GetServiceAccounts | Self::PatchServiceAccounts => "serviceaccounts",
+            Self::GetServiceAccount(_) | Self::PatchServiceAccount(_) => "serviceaccounts",
             Self::ListNamespaces | Self::WatchNamespaces => "namespaces",
         }
     }
 
     /// Verb.
     #[must_use]
-    pub const fn verb(self) -> &'static str {
+    pub const fn verb(&self) -> &'static str {
         match self {
             Self::CreateSecrets => "create",
-            Self::GetSecrets | Self::GetServiceAccounts => "get",
-            Self::PatchSecrets | Self::PatchServiceAccounts => "patch",
-            Self::DeleteSecrets => "delete",
+            Self::GetSecret(_) | Self::GetServiceAccount(_) => "get",
+            Self::PatchSecret(_) | Self::PatchServiceAccount(_) => "patch",
+            Self::DeleteSecret(_) => "delete",
             Self::ListNamespaces | Self::ListSecrets => "list",
             Self::WatchNamespaces | Self::WatchSecrets => "watch",
+        }
+    }
+
+    /// Name of the object; none for all objects.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::GetSecret(name) | Self::PatchSecret(name) | Self::DeleteSecret(name) => Some(name.as_str()),
+            Self::GetServiceAccount(name) | Self::PatchServiceAccount(name) => Some(name.as_str()),
+            Self::CreateSecrets
+            | Self::ListNamespaces
+            | Self::WatchNamespaces
+            | Self::ListSecrets
+            | Self::WatchSecrets => None,
         }
     }
 }
@@ -71,8 +88,8 @@ pub struct Cleanup {
     pub namespace: NamespaceName,
     /// The Secret is to be removed.
     pub removes: bool,
-    /// The Secret is to be detached from `ServiceAccount`s.
-    pub detaches: bool,
+    /// `ServiceAccount`s that the Secret is to be detached from.
+    pub detaches: Vec<ServiceAccountName>,
 }
 
 /// Rules by scope.
@@ -85,10 +102,10 @@ pub struct RequiredRules {
 }
 
 impl RequiredRules {
-    /// Rules that one pull secret requires in a cluster. `declaration` is `None` while it is being
-    /// deleted.
+    /// Rules that the pull secret with the Secret `secret` requires in a cluster. `declaration` is
+    /// `None` while it is being deleted.
     #[must_use]
-    pub fn of(cluster: &Name, declaration: Option<&Declaration>, cleanups: &[Cleanup]) -> Self {
+    pub fn of(cluster: &Name, secret: &SecretName, declaration: Option<&Declaration>, cleanups: &[Cleanup]) -> Self {
         let mut rules = Self::default();
         if let Some(declaration) = declaration {
             let apply = rules_to_apply(declaration);
@@ -101,17 +118,18 @@ impl RequiredRules {
                     }
                     // The namespaces that will match are unknown.
                     Namespaces::Selected { .. } => {
-                        rules.cluster.extend(&apply);
+                        rules.cluster.extend(apply.iter().cloned());
                         rules.cluster.extend([Rule::ListNamespaces, Rule::WatchNamespaces]);
                     }
                 }
             }
         }
         for cleanup in cleanups {
-            let removes: &[Rule] = if cleanup.removes { &[Rule::GetSecrets, Rule::DeleteSecrets] } else { &[] };
-            let detaches: &[Rule] =
-                if cleanup.detaches { &[Rule::GetServiceAccounts, Rule::PatchServiceAccounts] } else { &[] };
-            rules.add_to_namespace(&cleanup.namespace, &removes.iter().chain(detaches).copied().collect());
+            let mut of_cleanup: BTreeSet<Rule> = cleanup.detaches.iter().flat_map(rules_to_attach).collect();
+            if cleanup.removes {
+                of_cleanup.extend([Rule::GetSecret(secret.clone()), Rule::DeleteSecret(secret.clone())]);
+            }
+            rules.add_to_namespace(&cleanup.namespace, &of_cleanup);
         }
         rules.drop_redundant();
         rules
@@ -122,7 +140,7 @@ impl RequiredRules {
     pub fn union<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
         let mut rules = Self::default();
         for one in all {
-            rules.cluster.extend(&one.cluster);
+            rules.cluster.extend(one.cluster.iter().cloned());
             for (namespace, of_namespace) in &one.namespaces {
                 rules.add_to_namespace(namespace, of_namespace);
             }
@@ -146,7 +164,7 @@ impl RequiredRules {
 
     fn add_to_namespace(&mut self, namespace: &NamespaceName, rules: &BTreeSet<Rule>) {
         if !rules.is_empty() {
-            self.namespaces.entry(namespace.clone()).or_default().extend(rules);
+            self.namespaces.entry(namespace.clone()).or_default().extend(rules.iter().cloned());
         }
     }
 
@@ -161,14 +179,18 @@ impl RequiredRules {
 
 /// Rules to apply the Secret in a declared namespace.
 fn rules_to_apply(declaration: &Declaration) -> BTreeSet<Rule> {
-    let mut rules = BTreeSet::from([Rule::CreateSecrets, Rule::GetSecrets, Rule::PatchSecrets]);
+    let secret = &declaration.secret_name;
+    let mut rules: BTreeSet<Rule> = declaration.service_accounts.iter().flat_map(rules_to_attach).collect();
+    rules.extend([Rule::CreateSecrets, Rule::GetSecret(secret.clone()), Rule::PatchSecret(secret.clone())]);
     if declaration.deletion_policy == DeletionPolicy::Delete {
-        rules.insert(Rule::DeleteSecrets);
-    }
-    if !declaration.service_accounts.is_empty() {
-        rules.extend([Rule::GetServiceAccounts, Rule::PatchServiceAccounts]);
+        rules.insert(Rule::DeleteSecret(secret.clone()));
     }
     rules
+}
+
+/// Rules to attach a Secret to a `ServiceAccount`, and to detach it.
+fn rules_to_attach(account: &ServiceAccountName) -> [Rule; 2] {
+    [Rule::GetServiceAccount(account.clone()), Rule::PatchServiceAccount(account.clone())]
 }
 
 #[cfg(test)]
@@ -188,22 +210,24 @@ mod tests {
     }
 
     fn required(declaration: &Declaration, cleanups: &[Cleanup]) -> RequiredRules {
-        RequiredRules::of(&Name::parse("dev").unwrap(), Some(declaration), cleanups)
+        let cluster = Name::parse("dev").unwrap();
+        RequiredRules::of(&cluster, &declaration.secret_name, Some(declaration), cleanups)
     }
 
     fn words(rules: &BTreeSet<Rule>) -> Vec<String> {
-        rules.iter().map(|rule| format!("{} {}", rule.verb(), rule.resource())).collect()
+        let name = |rule: &Rule| rule.name().map(|name| format!(" {name}")).unwrap_or_default();
+        rules.iter().map(|rule| format!("{} {}{}", rule.verb(), rule.resource(), name(rule))).collect()
     }
 
-    /// `NAMESPACE: verb resource, …` per scope. `*` is the cluster.
+    /// `NAMESPACE: verb resource name, …` per scope. `*` is the cluster.
     fn lines(rules: &RequiredRules) -> Vec<String> {
         let cluster = (!rules.cluster.is_empty()).then(|| format!("*: {}", words(&rules.cluster).join(", ")));
         let namespaces = rules.namespaces.iter().map(|(name, rules)| format!("{name}: {}", words(rules).join(", ")));
         cluster.into_iter().chain(namespaces).collect()
     }
 
-    const APPLY: &str = "create secrets, get secrets, patch secrets";
-    const ATTACH: &str = "get serviceaccounts, patch serviceaccounts";
+    const APPLY: &str = "create secrets, get secrets pull, patch secrets pull";
+    const ATTACH: &str = "get serviceaccounts default, patch serviceaccounts default";
 
     #[test]
     fn listed_namespaces_require_roles_only() {
@@ -211,7 +235,7 @@ mod tests {
         assert_eq!(lines(&required(&retain, &[])), [format!("a: {APPLY}"), format!("b: {APPLY}")]);
         let delete = declaration(json!({"deletionPolicy": "delete", "serviceAccounts": ["default"],
             "targets": [{"cluster": "dev", "namespaces": ["a"]}, {"cluster": "prod", "namespaces": ["p"]}]}));
-        assert_eq!(lines(&required(&delete, &[])), [format!("a: {APPLY}, delete secrets, {ATTACH}")]);
+        assert_eq!(lines(&required(&delete, &[])), [format!("a: {APPLY}, delete secrets pull, {ATTACH}")]);
     }
 
     #[test]
@@ -227,24 +251,25 @@ mod tests {
 
     #[test]
     fn cleanup_of_earlier_declarations_requires_its_rules() {
-        let cleanup = |namespace: &str, removes, detaches| Cleanup {
+        let cleanup = |namespace: &str, removes, detaches: &[&str]| Cleanup {
             namespace: NamespaceName::parse(namespace).unwrap(),
             removes,
-            detaches,
+            detaches: detaches.iter().map(|name| ServiceAccountName::parse(name).unwrap()).collect(),
         };
-        let cleanups = [cleanup("a", false, true), cleanup("old", true, false), cleanup("older", true, true)];
+        let cleanups =
+            [cleanup("a", false, &["default"]), cleanup("old", true, &[]), cleanup("older", true, &["default"])];
         let retain = declaration(json!({}));
         let expected = [
             format!("a: {APPLY}, {ATTACH}"),
             format!("b: {APPLY}"),
-            "old: get secrets, delete secrets".to_owned(),
-            format!("older: get secrets, delete secrets, {ATTACH}"),
+            "old: get secrets pull, delete secrets pull".to_owned(),
+            format!("older: get secrets pull, delete secrets pull, {ATTACH}"),
         ];
         assert_eq!(lines(&required(&retain, &cleanups)), expected);
         let cluster = Name::parse("dev").unwrap();
-        let deleted = RequiredRules::of(&cluster, None, &cleanups[1..2]);
+        let deleted = RequiredRules::of(&cluster, &retain.secret_name, None, &cleanups[1..2]);
         assert_eq!(lines(&deleted), expected[2..3]);
-        assert!(RequiredRules::of(&cluster, None, &[]).is_empty());
+        assert!(RequiredRules::of(&cluster, &retain.secret_name, None, &[]).is_empty());
     }
 
     #[test]
@@ -256,10 +281,18 @@ mod tests {
         let all = [required(&selects, &[]), required(&named, &[]), required(&alone, &[])];
         let expected = [
             format!("*: {APPLY}, list namespaces, watch namespaces"),
-            "a: delete secrets".to_owned(),
-            "b: delete secrets".to_owned(),
+            "a: delete secrets pull".to_owned(),
+            "b: delete secrets pull".to_owned(),
         ];
         assert_eq!(lines(&RequiredRules::union(&all)), expected);
+        // A rule for one Secret does not cover another.
+        let other =
+            declaration(json!({"secret": {"name": "other"}, "targets": [{"cluster": "dev", "namespaces": ["c"]}]}));
+        let expected = [
+            "*: create secrets, get secrets pull, patch secrets pull, list namespaces, watch namespaces",
+            "c: get secrets other, patch secrets other",
+        ];
+        assert_eq!(lines(&RequiredRules::union(&[required(&selects, &[]), required(&other, &[])])), expected);
         let watched = RequiredRules::union(&all[1..2]).with_watched_secrets();
         assert_eq!(lines(&watched)[0], "*: list secrets, watch secrets");
         assert_eq!(watched.namespaces, all[1].namespaces);

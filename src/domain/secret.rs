@@ -15,6 +15,18 @@ use crate::domain::{
 /// Label that marks the Secrets of regcred.
 pub const MANAGED_BY_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "regcred");
 
+/// Prefix of regcred's own labels and annotations. They say which pull secret owns a Secret.
+const RESERVED_PREFIX: &str = "regcred.dev/";
+
+/// Whether only regcred may set a label or annotation.
+///
+/// A Secret with the label of a pull secret would pass for one of its Secrets, which the worker
+/// overwrites and deletes.
+#[must_use]
+pub fn is_reserved(key: &str) -> bool {
+    key == MANAGED_BY_LABEL.0 || key.starts_with(RESERVED_PREFIX)
+}
+
 /// Type of a Secret from which the kubelet reads registry credentials
 /// (`k8s.io/api/core/v1/types.go`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,6 +55,12 @@ impl SecretType {
             Self::DockerConfigJson => ".dockerconfigjson",
             Self::Dockercfg => ".dockercfg",
         }
+    }
+
+    /// Type of the Secret that a document of the profile goes into, if there is one.
+    #[must_use]
+    pub fn of_profile(profile: Profile) -> Option<Self> {
+        [Self::DockerConfigJson, Self::Dockercfg].into_iter().find(|one| one.profile() == profile)
     }
 
     /// Profile of the document in a Secret of this type.
@@ -173,5 +191,30 @@ impl SecretManifest<'_> {
         serde_saphyr::to_string_with_options(self, options)
             .map(SecretString::from)
             .map_err(|_| Invalid::new("the manifest cannot be written as YAML"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::pull_secret::{self, GENERATION_ANNOTATION, ID_LABEL};
+
+    #[test]
+    fn every_label_and_annotation_that_regcred_writes_is_reserved() {
+        let labels = pull_secret::labels(uuid::Uuid::nil());
+        for key in labels.keys().map(String::as_str).chain([ID_LABEL, GENERATION_ANNOTATION, MANAGED_BY_LABEL.0]) {
+            assert!(is_reserved(key), "{key}");
+        }
+        assert!(!is_reserved("team") && !is_reserved("regcred.dev.example.com/team"));
+    }
+
+    #[test]
+    fn type_of_a_profile_is_the_one_with_that_profile() {
+        for profile in Profile::ALL {
+            let found = SecretType::of_profile(profile);
+            assert!(found.is_none_or(|secret_type| secret_type.profile() == profile));
+        }
+        assert_eq!(SecretType::of_profile(Profile::Dockercfg), Some(SecretType::Dockercfg));
+        assert_eq!(SecretType::of_profile(Profile::Docker), None);
     }
 }

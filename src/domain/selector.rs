@@ -120,11 +120,22 @@ pub struct LabelSelectorDocument {
 pub struct RequirementDocument {
     /// Label key.
     pub key: String,
-    /// `In`, `NotIn`, `Exists` or `DoesNotExist`.
+    /// Relation of the label to `values`.
+    #[schema(value_type = LabelOperator)]
     pub operator: String,
     /// Values, for `In` and `NotIn`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<String>,
+}
+
+/// Relation of a label to the values of a [`RequirementDocument`].
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum LabelOperator {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
 }
 
 impl LabelSelectorDocument {

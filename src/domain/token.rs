@@ -122,6 +122,8 @@ pub struct PresentedToken {
     pub algorithm: Option<Algorithm>,
     /// Key id in its header.
     pub key_id: Option<String>,
+    /// `typ` in its header, normalized.
+    token_type: Option<String>,
     /// Claims.
     pub claims: Claims,
     /// Signature.
@@ -163,9 +165,14 @@ impl PresentedToken {
             None => None,
             Some(kid) => Some(kid.as_str().filter(|kid| kid.len() <= KID_MAX)?.to_owned()),
         };
+        let token_type = match header.get("typ") {
+            None => None,
+            Some(token_type) => Some(normalize_type(token_type.as_str()?)),
+        };
         Some(Self {
             algorithm: header.get("alg")?.as_str()?.parse().ok(),
             key_id,
+            token_type,
             claims: Claims(object(payload)?),
             signature,
             signed_length,
@@ -177,6 +184,17 @@ impl PresentedToken {
     #[must_use]
     pub fn signed_part(&self) -> &[u8] {
         self.text.expose_secret().as_bytes().get(..self.signed_length).unwrap_or_default()
+    }
+
+    /// Type of a token that was issued for another purpose than access, such as `logout+jwt`.
+    ///
+    /// A logout token is signed by the same keys and may have the audience and subject of an ID
+    /// token. Its `typ` is optional, but it has `events` (RFC 8417, section 2.2; `OpenID` Connect
+    /// Back-Channel Logout 1.0, section 2.4).
+    #[must_use]
+    pub fn special_type(&self) -> Option<&str> {
+        let token_type = self.token_type.as_deref().filter(|token_type| is_special_type(token_type));
+        token_type.or_else(|| self.claims.0.contains_key("events").then_some("secevent+jwt"))
     }
 
     /// Text of the token.
@@ -205,6 +223,20 @@ impl PresentedToken {
         }
         Ok(expiry)
     }
+}
+
+/// Normalizes a `typ`: in lower case, without `application/` (RFC 7515, section 4.1.9) and without
+/// parameters.
+#[must_use]
+pub fn normalize_type(token_type: &str) -> String {
+    let token_type = token_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    token_type.strip_prefix("application/").map_or_else(|| token_type.clone(), str::to_owned)
+}
+
+/// Whether a normalized `typ` declares another purpose than access (RFC 8725, section 3.11).
+#[must_use]
+pub fn is_special_type(token_type: &str) -> bool {
+    token_type.ends_with("+jwt") && token_type != "at+jwt"
 }
 
 fn object(part: &str) -> Option<BTreeMap<String, Value>> {
@@ -240,9 +272,30 @@ mod tests {
     #[case(r#"{"alg":"RS256","crit":["exp"]}"#, None)]
     #[case(r#"{"alg":"RS256","b64":false}"#, None)]
     #[case(r#"{"alg":"none","alg":"RS256"}"#, None)]
+    #[case(r#"{"alg":"RS256","typ":["JWT"]}"#, None)]
     #[case("[]", None)]
     fn header_is_parsed(#[case] header: &str, #[case] algorithm: Option<Option<Algorithm>>) {
         assert_eq!(PresentedToken::parse(&token(header, "{}")).map(|token| token.algorithm), algorithm);
+    }
+
+    #[rstest]
+    #[case(r#"{"alg":"RS256"}"#, "{}", None)]
+    #[case(r#"{"alg":"RS256","typ":"JWT"}"#, "{}", None)]
+    #[case(r#"{"alg":"RS256","typ":"at+jwt"}"#, "{}", None)]
+    #[case(r#"{"alg":"RS256","typ":"application/at+JWT"}"#, "{}", None)]
+    #[case(r#"{"alg":"RS256","typ":"JOSE"}"#, "{}", None)]
+    #[case(r#"{"alg":"RS256","typ":"logout+jwt"}"#, "{}", Some("logout+jwt"))]
+    #[case(r#"{"alg":"RS256","typ":"Application/Logout+JWT"}"#, "{}", Some("logout+jwt"))]
+    #[case(r#"{"alg":"RS256","typ":"dpop+jwt"}"#, "{}", Some("dpop+jwt"))]
+    #[case(r#"{"alg":"RS256","typ":"logout+jwt; charset=utf-8"}"#, "{}", Some("logout+jwt"))]
+    #[case(r#"{"alg":"RS256","typ":" log out+jwt"}"#, "{}", Some("log out+jwt"))]
+    #[case(r#"{"alg":"RS256","typ":"JWT"}"#, r#"{"events":{}}"#, Some("secevent+jwt"))]
+    fn token_for_another_purpose_is_recognized(
+        #[case] header: &str,
+        #[case] payload: &str,
+        #[case] special: Option<&str>,
+    ) {
+        assert_eq!(PresentedToken::parse(&token(header, payload)).unwrap().special_type(), special);
     }
 
     #[test]

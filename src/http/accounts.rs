@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         account::{Account, AccountChange, Email, LabelChange, NewAccount, Password, Username},
+        caller::Call,
         cluster::CaCertificate,
         docker_config::{ScopedAccount, Warning},
         invalid::{FieldError, FieldErrors, Invalid},
@@ -31,6 +32,7 @@ use crate::{
         },
         body::{Json, MergePatch},
         conditional::{self, IfMatch},
+        idempotency::{Idempotency, IdempotencyKeyHeader},
         merge_patch,
         paging::{Page, PageQuery},
         path_name,
@@ -57,7 +59,7 @@ pub struct CreateRegistryAccount {
     #[schema(example = "dev")]
     username: String,
     /// Password or access token. It is sealed before it is stored, and no response returns it.
-    #[schema(value_type = String, format = Password, write_only, example = "correct-horse")]
+    #[schema(value_type = String, format = Password, example = "correct-horse")]
     password: SecretString,
     /// E-mail address for docker configs, as written by `kubectl`. No reader requires it.
     email: Option<String>,
@@ -124,7 +126,7 @@ pub struct UpdateRegistryAccount {
     username: Option<String>,
     /// New password (a rotation).
     #[serde(default, deserialize_with = "merge_patch::set")]
-    #[schema(value_type = Option<String>, nullable = false, format = Password, write_only)]
+    #[schema(value_type = Option<String>, nullable = false, format = Password)]
     password: Option<SecretString>,
     /// New e-mail address; `null` removes it.
     #[serde(default, deserialize_with = "merge_patch::present")]
@@ -252,11 +254,12 @@ impl From<Account> for RegistryAccount {
 
 /// Create a registry account.
 ///
-/// The password is sealed before it is stored, and no response returns it.
+/// The password is sealed before it is stored, and no response returns it. A caller without grants
+/// of all accounts can only set labels of its own label grants.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "create_registry_account",
-    params(VerifyQuery),
+    params(VerifyQuery, IdempotencyKeyHeader),
     request_body = CreateRegistryAccount,
     responses((status = CREATED, body = RegistryAccount, headers(
         ("Location" = String, description = "Path of the account"),
@@ -267,9 +270,14 @@ impl From<Account> for RegistryAccount {
 pub async fn create_account(
     caller: Caller<WriteAccounts, VerifyQuery>,
     accounts: Data<Accounts>,
+    idempotency: Idempotency,
     body: Json<CreateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
-    let account = accounts.register(&caller.identity, body.0.try_into()?, caller.query.verification()).await?;
+    let new = NewAccount::try_from(body.0)?;
+    let (name, verification) = (new.name.clone(), caller.query.verification());
+    let register = async |call: &Call| accounts.register(call, new, verification).await;
+    let current = async |call: &Call| accounts.find(call, &name).await;
+    let account = idempotency.once(&caller.identity, register, current).await?;
     let path = format!("/v1/registry-accounts/{}", account.name);
     Ok(conditional::created(path, account.version, RegistryAccount::from(account)))
 }
@@ -361,8 +369,9 @@ pub async fn get_account(
 /// Change a registry account.
 ///
 /// A new `password` is a rotation. Every change increments the version. A change of the registry's
-/// host or port, or to `plainHttp`, requires the `password`: a stored password is only sent to the
-/// address that it was given for.
+/// host or port, a change to `plainHttp`, and another `caCertificate` require the `password`: a
+/// stored password is only sent to the registry that it was given for. Every label that is added or
+/// changed must belong to a label grant of the caller that the account then satisfies.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "update_registry_account",
@@ -370,6 +379,7 @@ pub async fn get_account(
         ("name" = String, Path, description = "Name of the account"),
         ("If-Match" = Option<String>, Header, description = "ETag of the version to change"),
         VerifyQuery,
+        IdempotencyKeyHeader,
     ),
     request_body(content(
         (UpdateRegistryAccount = "application/merge-patch+json"),
@@ -383,11 +393,14 @@ pub async fn update_account(
     accounts: Data<Accounts>,
     path: Path<String>,
     expected: IfMatch,
+    idempotency: Idempotency,
     body: MergePatch<UpdateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("registry account", &path)?;
-    let verification = caller.query.verification();
-    let account = accounts.change(&caller.identity, &name, body.0.try_into()?, expected.0, verification).await?;
+    let (update, verification) = (AccountChange::try_from(body.0)?, caller.query.verification());
+    let change = async |call: &Call| accounts.change(call, &name, update, expected.0, verification).await;
+    let current = async |call: &Call| accounts.find(call, &name).await;
+    let account = idempotency.once(&caller.identity, change, current).await?;
     Ok(conditional::ok(account.version, RegistryAccount::from(account)))
 }
 

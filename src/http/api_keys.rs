@@ -13,17 +13,21 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
-    domain::{caller::NewApiKey, grants::GrantsDocument},
+    domain::{
+        caller::{ApiKeyFields, Call, NewApiKey, Role},
+        grants::GrantsDocument,
+    },
     http::{
         auth::{
             Caller,
             permission::{ReadApiKeys, WriteApiKeys},
         },
         body::Json,
+        idempotency::{Idempotency, IdempotencyKeyHeader},
         paging::{Page, PageQuery},
         problem::ApiError,
     },
-    service::{ServiceError, api_keys::ApiKeys},
+    service::{ServiceError, api_keys::ApiKeys, idempotency::IdempotencyError},
     storage::api_keys::ApiKey as StoredApiKey,
 };
 
@@ -34,12 +38,17 @@ pub struct CreateApiKey {
     /// Name, a DNS-1123 label, unique among the keys that are not revoked.
     #[schema(example = "ci-team-a")]
     name: String,
-    /// Role: `admin`, `operator`, `deliverer`, `renderer` or `viewer`.
-    #[schema(example = "deliverer")]
+    /// Role.
+    #[schema(value_type = Role, example = "deliverer")]
     role: String,
     /// Grants. An admin has access to everything and takes no grants.
     grants: Option<GrantsDocument>,
-    /// Time of expiry. Without it the key does not expire.
+    /// Networks, such as `10.0.0.0/8`, that the key may be used from. Without any, it may be used
+    /// from everywhere.
+    #[schema(max_items = 100, example = json!(["10.0.0.0/8"]))]
+    source_cidrs: Option<Vec<String>>,
+    /// Time of expiry. Without it the key does not expire. Required if the configuration limits the
+    /// lifetime of keys.
     expires_at: Option<DateTime<Utc>>,
 }
 
@@ -52,9 +61,13 @@ pub struct ApiKey {
     /// Name.
     name: String,
     /// Role.
+    #[schema(value_type = Role)]
     role: &'static str,
     /// Effective grants.
     grants: GrantsDocument,
+    /// Networks that the key may be used from; empty for any.
+    #[schema(example = json!(["10.0.0.0/8"]))]
+    source_cidrs: Vec<String>,
     /// Time of creation.
     created_at: DateTime<Utc>,
     /// Time of expiry; `null` if the key does not expire.
@@ -80,6 +93,7 @@ impl From<StoredApiKey> for ApiKey {
             name: stored.name,
             role: stored.role.as_str(),
             grants: GrantsDocument::from(&stored.grants),
+            source_cidrs: stored.source_networks.to_texts(),
             created_at: stored.created_at,
             expires_at: stored.expires_at,
             revoked_at: stored.revoked_at,
@@ -88,8 +102,11 @@ impl From<StoredApiKey> for ApiKey {
 }
 
 /// Create an API key. Only this response contains the key.
+///
+/// A retry with the same `Idempotency-Key` gets 409 `idempotency-key-replayed`.
 #[utoipa::path(
     tag = "api-keys",
+    params(IdempotencyKeyHeader),
     request_body = CreateApiKey,
     responses((status = CREATED, body = CreatedApiKey, headers(("Location" = String, description = "Path of the key")))),
 )]
@@ -97,11 +114,16 @@ impl From<StoredApiKey> for ApiKey {
 pub async fn create_api_key(
     caller: Caller<WriteApiKeys>,
     api_keys: Data<ApiKeys>,
+    idempotency: Idempotency,
     body: Json<CreateApiKey>,
 ) -> Result<HttpResponse, ApiError> {
-    let CreateApiKey { name, role, grants, expires_at } = body.0;
-    let new = NewApiKey::parse(&name, &role, grants, expires_at, crate::clock::now())?;
-    let (stored, created) = api_keys.create(&caller.identity, &new).await?;
+    let CreateApiKey { name, role, grants, source_cidrs, expires_at } = body.0;
+    let fields = ApiKeyFields { name: &name, role: &role, grants, source_cidrs, expires_at };
+    let new = NewApiKey::parse(fields, crate::clock::now(), api_keys.lifetime_max())?;
+    let create = async |call: &Call| api_keys.create(call, &new).await;
+    // The text of the key cannot be read again.
+    let performed = async |_: &Call| Err(IdempotencyError::Performed.into());
+    let (stored, created) = idempotency.once(&caller.identity, create, performed).await?;
     Ok(HttpResponse::Created()
         .insert_header((LOCATION, format!("/v1/api-keys/{}", stored.id)))
         .insert_header((CACHE_CONTROL, "no-store"))

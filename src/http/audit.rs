@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         audit::{Action, EventFilter, Outcome, Resource, StoredEvent, hex},
-        caller::Permission,
+        caller::{ActorKind, Permission},
         invalid::Invalid,
     },
     http::{
@@ -39,7 +39,7 @@ const KNOWN_FOR: Duration = Duration::from_secs(5);
 pub struct EventActor {
     /// `apiKey`, `identityProvider`, `commandLine`, `worker` for background work on pull secrets,
     /// or `anonymous` for a request without a valid credential.
-    #[schema(example = "apiKey")]
+    #[schema(value_type = ActorKind, example = "apiKey")]
     r#type: String,
     /// Id of the API key.
     id: Option<Uuid>,
@@ -85,13 +85,14 @@ pub struct AuditEvent {
     /// `success`, `denied` if the caller lacks a permission or a grant, `failure`, or `attempt`
     /// before an action outside the database. An event with the same request id has the result of
     /// an attempt.
-    #[schema(example = "success")]
+    #[schema(value_type = Outcome, example = "success")]
     outcome: String,
     /// Request id.
     request_id: Option<Uuid>,
     /// Address of the caller.
     source_ip: Option<String>,
-    /// Further facts: names, numbers and fixed words, such as the changed fields.
+    /// Further facts: names, numbers and fixed words. A change has `changes`: the recorded fields
+    /// that differ, each with `field`, `old` and `new`.
     #[schema(value_type = Object)]
     details: Box<RawValue>,
     /// Place in the audit log.
@@ -111,8 +112,8 @@ impl From<StoredEvent> for AuditEvent {
             outcome: event.outcome,
             request_id: event.request_id,
             source_ip: event.source_ip,
-            // The column has type json.
-            details: RawValue::from_string(event.details).unwrap_or_default(),
+            // The column has type json. In JSON a line break is white space between tokens.
+            details: RawValue::from_string(event.details.replace(['\n', '\r'], " ")).unwrap_or_default(),
             chain: EventLink {
                 id: stored.chain_id,
                 sequence: stored.sequence,
@@ -287,4 +288,34 @@ pub fn json_line(event: StoredEvent) -> String {
     let mut text = Vec::with_capacity(512);
     line(event, &mut text);
     String::from_utf8(text).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        audit::{NewEvent, worker},
+        names::Name,
+    };
+
+    #[test]
+    fn a_line_break_in_the_database_forges_no_line_of_an_export() {
+        let account = Resource::account(&Name::parse("prod").unwrap());
+        let mut event = NewEvent::by(&worker(), Action::AccountRotate, account).stamp(Uuid::now_v7());
+        event.details = "{\"a\":\r\n{\"id\":1}\n}".to_owned();
+        event.actor_name = Some("a\nb".to_owned());
+
+        let line = json_line(StoredEvent {
+            event,
+            key_id: None,
+            chain_id: Uuid::nil(),
+            sequence: 1,
+            previous_hash: Vec::new(),
+            hash: Vec::new(),
+        });
+
+        assert_eq!(line.find(['\n', '\r']), Some(line.len() - 1), "{line}");
+        let read: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&read["details"]["a"]["id"], &read["actor"]["name"]), (&1.into(), &"a\nb".into()));
+    }
 }

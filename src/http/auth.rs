@@ -29,7 +29,7 @@ use crate::{
         query::{self, FromQuery},
         rate_limit::{FailedAuthenticationLimiter, RequestLimiter, Source},
         refusals,
-        request_meta::RequestMeta,
+        request_meta::{RequestId, RequestMeta},
     },
     service::{
         api_keys::{ApiKeyAuthenticator, Authentication},
@@ -122,7 +122,15 @@ async fn identify(request: &mut ServiceRequest) -> Result<Arc<Identity>, ApiErro
     let refused = ApiError::Unauthenticated("the API key is unknown, malformed, revoked or expired; use another key");
     let note = |owner, reason| refusals::note_rejected_credential(request.request(), owner, reason);
     match authentication {
-        Authentication::Authenticated(identity) => Ok(identity),
+        Authentication::Authenticated(identity) => {
+            let source = RequestMeta::of(request.request()).and_then(|meta| meta.source);
+            if identity.may_call_from(source) {
+                return Ok(identity);
+            }
+            note(Some(identity.actor.clone()), "source-network");
+            // Not against the caller's request rate: the owner of a stolen key keeps it.
+            Err(count_failure(request.request(), None, ApiError::SourceNetworkRefused))
+        }
         Authentication::Malformed => {
             note(None, "malformed-key");
             Err(refused)
@@ -173,7 +181,7 @@ fn count_failure(request: &HttpRequest, key_id: Option<Uuid>, error: ApiError) -
     }
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, key) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
@@ -285,7 +293,13 @@ impl<P: Requires, Q: FromQuery> Caller<P, Q> {
             return Err(if has_role { ApiError::NeedsAllGrants } else { ApiError::Forbidden });
         }
         let query = query::parse(request.query_string())?;
-        let identity = Call { identity: Arc::clone(identity), request_id: meta.id.uuid(), source: meta.source };
+        let identity = Call {
+            identity: Arc::clone(identity),
+            request_id: meta.id.uuid(),
+            client_request_id: meta.client_id.map(RequestId::uuid),
+            source: meta.source,
+            idempotency: None,
+        };
         Ok(Self { identity, query, permission: PhantomData })
     }
 }

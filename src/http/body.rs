@@ -14,7 +14,10 @@ use actix_web::{
 use futures_util::StreamExt;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use crate::{domain::invalid::FieldError, http::problem::ApiError};
+use crate::{
+    domain::invalid::FieldError,
+    http::{idempotency, problem::ApiError},
+};
 
 /// Default limit of a JSON body, in bytes. It is many times the size of a kubeconfig or of 1,000
 /// account names.
@@ -138,7 +141,7 @@ fn read(
         };
         let body = tokio::time::timeout(READ_TIMEOUT, chunks).await.map_err(|_| ApiError::BodyTimeout)?;
         request.extensions_mut().insert(BodyRead(Instant::now()));
-        body
+        body.inspect(|body| idempotency::keep_body(&request, body))
     }
 }
 

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::{
     clients::cluster::Check,
     domain::{
+        caller::Call,
         cluster::{AuthType, ClusterAuth, ClusterConnection},
         invalid::{FieldError, FieldErrors},
         names::{Name, NamespaceName},
@@ -24,6 +25,7 @@ use crate::{
         },
         body::{Json, MergePatch},
         conditional::{self, IfMatch},
+        idempotency::{Idempotency, IdempotencyKeyHeader},
         merge_patch,
         paging::{Page, PageQuery},
         path_name,
@@ -42,13 +44,13 @@ pub struct ClusterAuthInput {
     #[serde(rename = "type")]
     auth_type: AuthType,
     /// Bearer token, for `token`. It is sealed before it is stored, and no response returns it.
-    #[schema(value_type = Option<String>, format = Password, write_only)]
+    #[schema(value_type = Option<String>, format = Password)]
     token: Option<SecretString>,
     /// Certificate and intermediates (PEM), for `clientCertificate`.
     certificate: Option<String>,
     /// Private key (PEM), for `clientCertificate`. It is sealed before it is stored, and no
     /// response returns it.
-    #[schema(value_type = Option<String>, format = Password, write_only)]
+    #[schema(value_type = Option<String>, format = Password)]
     key: Option<SecretString>,
 }
 
@@ -105,7 +107,7 @@ pub struct CreateCluster {
     /// Allows `http://`. Tokens are refused nevertheless, except for loopback.
     allow_plain_http: Option<bool>,
     /// Self-contained kubeconfig: without `exec`, auth plugins and file paths.
-    #[schema(value_type = Option<String>, format = Password, write_only)]
+    #[schema(value_type = Option<String>, format = Password)]
     kubeconfig: Option<SecretString>,
     /// Context of the kubeconfig; its current context by default.
     context: Option<String>,
@@ -159,7 +161,7 @@ pub struct UpdateCluster {
     allow_plain_http: Option<bool>,
     /// Kubeconfig that replaces all of the above.
     #[serde(default, deserialize_with = "merge_patch::set")]
-    #[schema(value_type = Option<String>, nullable = false, format = Password, write_only)]
+    #[schema(value_type = Option<String>, nullable = false, format = Password)]
     kubeconfig: Option<SecretString>,
     /// Context of the kubeconfig; its current context by default.
     #[serde(default, deserialize_with = "merge_patch::set")]
@@ -239,6 +241,7 @@ impl From<StoredCluster> for Cluster {
 /// The credential is sealed before it is stored. The cluster is not called; use `check` for that.
 #[utoipa::path(
     tag = "clusters",
+    params(IdempotencyKeyHeader),
     request_body = CreateCluster,
     responses((status = CREATED, body = Cluster, headers(
         ("Location" = String, description = "Path of the cluster"),
@@ -249,10 +252,13 @@ impl From<StoredCluster> for Cluster {
 pub async fn create_cluster(
     caller: Caller<WriteClusters>,
     clusters: Data<Clusters>,
+    idempotency: Idempotency,
     body: Json<CreateCluster>,
 ) -> Result<HttpResponse, ApiError> {
     let (name, connection) = body.0.parse()?;
-    let cluster = clusters.register(&caller.identity, &name, &connection).await?;
+    let register = async |call: &Call| clusters.register(call, &name, &connection).await;
+    let current = async |call: &Call| clusters.find(call, &name).await;
+    let cluster = idempotency.once(&caller.identity, register, current).await?;
     let path = format!("/v1/clusters/{name}");
     Ok(conditional::created(path, cluster.version, Cluster::from(cluster)))
 }
@@ -295,6 +301,7 @@ pub async fn get_cluster(
     params(
         ("name" = String, Path, description = "Name of the cluster"),
         ("If-Match" = Option<String>, Header, description = "ETag of the version to change"),
+        IdempotencyKeyHeader,
     ),
     request_body(content(
         (UpdateCluster = "application/merge-patch+json"),
@@ -308,10 +315,14 @@ pub async fn update_cluster(
     clusters: Data<Clusters>,
     path: Path<String>,
     expected: IfMatch,
+    idempotency: Idempotency,
     body: MergePatch<UpdateCluster>,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("cluster", &path)?;
-    let cluster = clusters.change(&caller.identity, &name, body.0.try_into()?, expected.0).await?;
+    let update = ConnectionInput::try_from(body.0)?;
+    let change = async |call: &Call| clusters.change(call, &name, update, expected.0).await;
+    let current = async |call: &Call| clusters.find(call, &name).await;
+    let cluster = idempotency.once(&caller.identity, change, current).await?;
     Ok(conditional::ok(cluster.version, Cluster::from(cluster)))
 }
 

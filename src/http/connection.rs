@@ -1,4 +1,4 @@
-//! Timeouts for slow clients, per connection.
+//! Timeouts for slow clients, and the order of requests, per connection.
 //!
 //! actix-web limits the time for the first request head, and [`body`](super::body) the time for a
 //! body that a handler reads. This module limits the rest: receiving a response, sending an unread
@@ -7,13 +7,17 @@
 //! When a response is ready, the client has [`CLIENT_TIMEOUT`] to receive it, to finish its request
 //! and to send the complete head of the next one. No limit applies while a handler runs. While a
 //! response streams ([`StreamGuard`]), the limit applies only as long as a write is blocked.
+//!
+//! The parser receives one request at a time. What follows a request waits until its response is
+//! ready, and never arrives if that response closes the connection. The parser could otherwise
+//! serve bytes that a client or a proxy takes for the rest of a body.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -24,6 +28,8 @@ use tokio::{
     time::{Instant, Sleep},
 };
 use tokio_rustls::server::TlsStream;
+
+use crate::http::framing::{Malformed, Scanner};
 
 /// Time for the client to act.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,49 +50,36 @@ pub struct Clock {
     /// Time by which the client must act; `None` while a handler runs.
     deadline: Cell<Option<Instant>>,
     read: Cell<usize>,
-    head: Cell<Head>,
+    turn: Cell<Turn>,
+    /// Wakes the connection if received bytes wait for their turn.
+    waiting: RefCell<Option<Waker>>,
+    /// Whether the parser has received only a part of the current request.
+    is_within_request: Cell<bool>,
+    has_body: Cell<bool>,
     /// Whether a response is streaming.
     is_streaming: Cell<bool>,
 }
 
-/// Parsing state of the next request head.
+/// What happens to received bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Head {
-    /// Only empty lines so far.
-    Before,
-    /// Inside a line.
-    Within(Line),
-    /// Complete, or already passed to the parser.
-    After,
-}
-
-/// Parsing state of a line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Line {
-    /// Contains nothing, or one carriage return.
-    is_empty: bool,
-    /// Ends with a carriage return.
-    returned: bool,
-}
-
-impl Line {
-    const NEW: Self = Self { is_empty: true, returned: false };
-
-    fn and(self, more: &[u8]) -> Self {
-        match more {
-            [] => self,
-            [b'\r'] => Self { is_empty: self.is_empty && !self.returned, returned: true },
-            [.., last] => Self { is_empty: false, returned: *last == b'\r' },
-        }
-    }
+enum Turn {
+    /// They belong to the request that the parser reads.
+    Request,
+    /// They follow a complete request, and wait for its response.
+    Response,
+    /// The response closes the connection: they are discarded, once the request is complete.
+    Close,
 }
 
 impl Clock {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             deadline: Cell::new(Some(Instant::now() + CLIENT_TIMEOUT)),
             read: Cell::new(0),
-            head: Cell::new(Head::Before),
+            turn: Cell::new(Turn::Request),
+            waiting: RefCell::default(),
+            is_within_request: Cell::new(false),
+            has_body: Cell::new(false),
             is_streaming: Cell::new(false),
         }
     }
@@ -111,13 +104,25 @@ impl Clock {
     /// Stops the clock: a request head is complete and its handler runs.
     pub fn request_received(&self) {
         self.deadline.set(None);
-        self.head.set(Head::After);
+    }
+
+    /// Whether the current request has a body.
+    pub fn has_body(&self) -> bool {
+        self.has_body.get()
     }
 
     /// Starts the clock: a response is ready. A streaming response keeps the clock stopped.
-    pub fn response_ready(&self, is_last: bool) {
+    ///
+    /// The connection ends with this response if the response or the request says so, and if the
+    /// request is not complete.
+    pub fn response_ready(&self, response_closes: bool, request_closes: bool) {
         if !self.is_streaming.get() {
-            self.start(is_last);
+            self.start(response_closes);
+        }
+        let closes = response_closes || request_closes || self.is_streaming.get() || self.is_within_request.get();
+        self.turn.set(if closes { Turn::Close } else { Turn::Request });
+        if let Some(waker) = self.waiting.take() {
+            waker.wake();
         }
     }
 
@@ -125,7 +130,6 @@ impl Clock {
         let timeout = if is_last { CLIENT_TIMEOUT_BEFORE_CLOSE } else { CLIENT_TIMEOUT };
         self.deadline.set(Some(Instant::now() + timeout));
         self.read.set(0);
-        self.head.set(Head::Before);
     }
 
     /// Whether the client of a streaming response has sent too many bytes.
@@ -137,39 +141,8 @@ impl Clock {
         self.deadline.get().is_some() && self.read.get() >= UNREAD_MAX
     }
 
-    /// Counts received bytes, and corrupts a head in which a line lacks its carriage return.
-    ///
-    /// The parser accepts such lines. A proxy that does not would see a different request (request
-    /// smuggling).
-    fn received(&self, bytes: &mut [u8]) {
-        self.read.set(self.read.get().saturating_add(bytes.len()));
-        self.head.set(self.head.get().and(bytes));
-    }
-}
-
-impl Head {
-    fn and(self, bytes: &mut [u8]) -> Self {
-        let (mut line, mut rest) = match self {
-            Self::After => return self,
-            Self::Within(line) => (line, bytes),
-            Self::Before => match bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')) {
-                None => return self,
-                Some(start) => (Line::NEW, &mut bytes[start..]),
-            },
-        };
-        while let Some(end) = memchr::memchr(b'\n', rest) {
-            line = line.and(&rest[..end]);
-            match line {
-                Line { is_empty: true, returned: true } => return Self::After,
-                Line { returned: true, .. } => line = Line::NEW,
-                Line { returned: false, .. } => {
-                    rest[end] = 0;
-                    line = Line { is_empty: false, returned: false };
-                }
-            }
-            rest = &mut rest[end + 1..];
-        }
-        Self::Within(line.and(rest))
+    fn received(&self, count: usize) {
+        self.read.set(self.read.get().saturating_add(count));
     }
 }
 
@@ -204,11 +177,14 @@ pub enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// A stream that fails once the client exceeds its timeout.
+/// A stream that fails once the client exceeds its timeout, and that yields one request at a time.
 #[derive(Debug)]
 pub struct Timed {
     stream: Stream,
     clock: Rc<Clock>,
+    scanner: Scanner,
+    /// Received bytes that wait for their turn. At most one read.
+    held: Vec<u8>,
     /// Fires at or before the deadline and is then reset, so that a request does not cost a timer.
     sleep: Pin<Box<Sleep>>,
 }
@@ -216,7 +192,13 @@ pub struct Timed {
 impl Timed {
     /// Starts the timeout of a new connection.
     pub fn new(stream: Stream) -> Self {
-        Self { stream, clock: Rc::new(Clock::new()), sleep: Box::pin(tokio::time::sleep(CLIENT_TIMEOUT)) }
+        Self {
+            stream,
+            clock: Rc::new(Clock::new()),
+            scanner: Scanner::default(),
+            held: Vec::new(),
+            sleep: Box::pin(tokio::time::sleep(CLIENT_TIMEOUT)),
+        }
     }
 
     /// The clock, for the connection's requests.
@@ -242,28 +224,80 @@ impl Timed {
             }
         }
     }
+
+    /// Reads from the client. Returns false at the end of the stream.
+    fn receive(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
+        let before = buf.filled().len();
+        ready!(match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+        })?;
+        let count = buf.filled().len() - before;
+        self.clock.received(count);
+        // Ends the stream of a client that hung up. Otherwise only the next write would notice.
+        if self.clock.is_streaming.get() && (count == 0 || self.clock.exceeds_stream_limit()) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Poll::Ready(Ok(count > 0))
+    }
+
+    /// Passes on bytes of the current request.
+    fn poll_request(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        loop {
+            if self.clock.exceeds_unread_limit() {
+                return Poll::Pending;
+            }
+            let turn = self.clock.turn.get();
+            let is_discarded = turn == Turn::Close && !self.scanner.is_within();
+            if is_discarded {
+                self.held.clear();
+            }
+            if self.held.is_empty() {
+                if !ready!(self.receive(cx, buf))? {
+                    return Poll::Ready(Ok(()));
+                }
+            } else if turn == Turn::Response {
+                self.clock.waiting.replace(Some(cx.waker().clone()));
+                return Poll::Pending;
+            } else {
+                let count = self.held.len().min(buf.remaining());
+                buf.put_slice(&self.held[..count]);
+                self.held.drain(..count);
+            }
+            if is_discarded {
+                buf.set_filled(before);
+            } else if turn == Turn::Response {
+                self.held.extend_from_slice(&buf.filled()[before..]);
+                buf.set_filled(before);
+            } else {
+                return Poll::Ready(self.pass_on(buf, before));
+            }
+        }
+    }
+
+    /// Scans the bytes after `before`. Keeps those that follow the request.
+    fn pass_on(&mut self, buf: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
+        let scanned = self.scanner.scan(&mut buf.filled_mut()[before..]);
+        let end = scanned.map_err(|Malformed| io::ErrorKind::InvalidData)?;
+        self.clock.is_within_request.set(end.is_none());
+        self.clock.has_body.set(self.scanner.has_body());
+        if let Some(end) = end {
+            let end = before + end;
+            self.held.splice(0..0, buf.filled()[end..].iter().copied());
+            buf.set_filled(end);
+            if self.clock.turn.get() == Turn::Request {
+                self.clock.turn.set(Turn::Response);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl AsyncRead for Timed {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.clock.exceeds_unread_limit() {
-            return self.wait(cx);
-        }
-        let before = buf.filled().len();
-        let polled = match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
-        };
-        if polled.is_pending() {
-            return self.wait(cx);
-        }
-        self.clock.received(&mut buf.filled_mut()[before..]);
-        // Ends the stream of a client that hung up. Otherwise only the next write would notice.
-        let has_hung_up = buf.filled().len() == before;
-        if self.clock.is_streaming.get() && (has_hung_up || self.clock.exceeds_stream_limit()) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        }
-        polled
+        let polled = self.poll_request(cx, buf);
+        if polled.is_pending() { self.wait(cx) } else { polled }
     }
 }
 
@@ -297,56 +331,73 @@ impl AsyncWrite for Timed {
 
 #[cfg(test)]
 mod tests {
-    use rstest::rstest;
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-
-    /// What the parser receives of a head that arrives in pieces of this size.
-    fn parsed(sent: &str, piece: usize) -> String {
-        let clock = Clock::new();
-        let mut bytes = sent.as_bytes().to_vec();
-        bytes.chunks_mut(piece).for_each(|piece| clock.received(piece));
-        String::from_utf8(bytes).unwrap()
-    }
-
-    #[rstest]
-    #[case("GET / HTTP/1.1\r\nHost: x\r\n\r\nbody\nof\n\nlines\n", None)]
-    #[case("\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n\n", None)]
-    #[case("GET / HTTP/1.1\nHost: x\r\n\r\n", Some(14))]
-    #[case("GET / HTTP/1.1\r\nHost: x\n\r\n", Some(23))]
-    #[case("GET / HTTP/1.1\r\nHost: x\r\n\n", Some(25))]
-    #[case("\r\n\r\nGET / HTTP/1.1\r\nHost: x\nA: b\r\n\r\n", Some(27))]
-    fn a_head_with_a_bare_line_feed_is_corrupted(#[case] sent: &str, #[case] corrupted: Option<usize>) {
-        let mut expected = sent.as_bytes().to_vec();
-        if let Some(at) = corrupted {
-            expected[at] = 0;
-        }
-        for piece in [1, 2, 3, 1024] {
-            assert_eq!(parsed(sent, piece), String::from_utf8_lossy(&expected), "in pieces of {piece}");
-        }
-    }
 
     #[test]
     fn only_bytes_after_a_response_are_counted() {
         let clock = Clock::new();
         clock.request_received();
-        clock.received(&mut vec![b'x'; 2 * UNREAD_MAX]);
+        clock.received(2 * UNREAD_MAX);
         assert!(!clock.exceeds_unread_limit());
         clock.start(false);
         assert!(!clock.exceeds_unread_limit());
-        clock.received(&mut vec![b'x'; UNREAD_MAX]);
+        clock.received(UNREAD_MAX);
         assert!(clock.exceeds_unread_limit());
         clock.request_received();
         assert!(!clock.exceeds_unread_limit());
     }
 
+    async fn connected() -> (TcpStream, Timed) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        (client, Timed::new(Stream::Plain(stream)))
+    }
+
+    /// Returns what the parser receives at once; `None` if it must wait.
+    async fn next(timed: &mut Timed) -> Option<String> {
+        let mut bytes = vec![0; 1024];
+        let count = tokio::time::timeout(Duration::from_millis(50), timed.read(&mut bytes)).await.ok()?.unwrap();
+        Some(String::from_utf8_lossy(&bytes[..count]).into_owned())
+    }
+
+    #[tokio::test]
+    async fn the_parser_receives_one_request_at_a_time() {
+        let (mut client, mut timed) = connected().await;
+        let (first, second) = ("GET /1 HTTP/1.1\r\n\r\n", "POST /2 HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}");
+        client.write_all(format!("{first}{second}GET /3").as_bytes()).await.unwrap();
+
+        assert_eq!(next(&mut timed).await.as_deref(), Some(first));
+        assert_eq!(next(&mut timed).await, None, "the response is not ready");
+        timed.clock.response_ready(false, false);
+        assert_eq!(next(&mut timed).await.as_deref(), Some(second));
+        assert!(timed.clock.has_body());
+        timed.clock.response_ready(false, false);
+        assert_eq!(next(&mut timed).await.as_deref(), Some("GET /3"));
+        client.write_all(b" HTTP/1.1\n").await.unwrap();
+        assert_eq!(next(&mut timed).await.as_deref(), Some(" HTTP/1.1\0"));
+    }
+
+    #[tokio::test]
+    async fn nothing_follows_a_response_that_closes_the_connection() {
+        let (mut client, mut timed) = connected().await;
+        client.write_all(b"POST /1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{").await.unwrap();
+        assert!(next(&mut timed).await.is_some());
+        // A body of which the rest has not arrived is not read.
+        timed.clock.response_ready(false, false);
+        client.write_all(b"}\r\n0\r\n\r\nGET /2 HTTP/1.1\r\n\r\n").await.unwrap();
+
+        assert_eq!(next(&mut timed).await.as_deref(), Some("}\r\n0\r\n\r\n"));
+        assert_eq!(next(&mut timed).await, None);
+        drop(client);
+        assert_eq!(next(&mut timed).await.as_deref(), Some(""), "the end of the stream");
+    }
+
     #[tokio::test]
     async fn a_blocked_streaming_response_times_out() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let silent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
-        let mut timed = Timed::new(Stream::Plain(stream));
+        let (silent, mut timed) = connected().await;
         timed.clock.request_received();
         timed.clock.is_streaming.set(true);
         let (began, chunk) = (Instant::now(), vec![b'x'; 64 * 1024]);

@@ -17,9 +17,13 @@ use actix_web::{
 use crate::domain::origin::Origins;
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE");
-const REQUEST_HEADERS: HeaderValue =
-    HeaderValue::from_static("Accept, Authorization, Content-Type, Idempotency-Key, If-Match, X-Request-Id");
-const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static("ETag, Location, Retry-After, X-Request-Id");
+/// Also `Last-Event-ID`: a page that sends `Authorization` cannot use `EventSource`, which would send it.
+const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
+    "Accept, Authorization, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, Prefer, X-Request-Id",
+);
+const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
+    "ETag, Idempotency-Replayed, Location, Preference-Applied, Retry-After, Warning, X-Client-Request-Id, X-Request-Id",
+);
 /// Time for which a browser may cache a preflight response, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
@@ -57,7 +61,9 @@ pub async fn allow_origins(
 }
 
 fn listed_origin(request: &ServiceRequest) -> Option<HeaderValue> {
-    let origin = request.headers().get(header::ORIGIN)?;
+    let mut given = request.headers().get_all(header::ORIGIN);
+    // Two are refused later.
+    let (origin, None) = (given.next()?, given.next()) else { return None };
     let origins = request.app_data::<Data<Origins>>()?;
     origins.contain(origin.as_bytes()).then(|| origin.clone())
 }

@@ -12,7 +12,10 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use utoipa::ToSchema;
+use utoipa::{
+    ToSchema,
+    openapi::{ObjectBuilder, OneOfBuilder, Schema, Type},
+};
 
 use crate::{
     domain::{
@@ -47,7 +50,8 @@ pub struct CreateDockerConfig {
     /// Program that reads the document. The default is `kubernetes`, or the profile of the Secret's
     /// type.
     profile: Option<Profile>,
-    /// Returns the manifest of this Secret.
+    /// Returns the manifest of this Secret. Use `POST /v1/docker-configs/manifest` instead.
+    #[schema(deprecated)]
     secret: Option<SecretManifestInput>,
     /// Format of the response, instead of `Accept`.
     format: Option<Format>,
@@ -57,17 +61,37 @@ pub struct CreateDockerConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Format {
-    /// JSON (`application/json`): the document with its base64 and warnings, or the manifest.
+    /// JSON (`application/json`): the document with its base64 and warnings.
     Json,
     /// The manifest as YAML (`application/yaml`). Requires `secret`.
     Yaml,
     /// Environment variable `DOCKER_AUTH_CONFIG=…` (`text/plain`). Requires the profile
     /// `dockerAuthConfig`.
     Env,
-    /// The document alone, as the reader's file.
+    /// The document alone (`text/plain`), as the reader's file.
     Document,
-    /// The document in base64, on one line.
+    /// The document in base64, on one line (`text/plain`).
     Base64,
+}
+
+/// Manifest to render.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CreateSecretManifest {
+    /// Names of the accounts to include.
+    #[schema(min_items = 1, max_items = 1000, example = json!(["team-a", "team-b"]))]
+    accounts: Option<Vec<String>>,
+    /// Selects the accounts by label, instead of `accounts`.
+    account_selector: Option<LabelSelectorDocument>,
+    /// The Secret.
+    secret: SecretManifestInput,
+}
+
+impl From<CreateSecretManifest> for CreateDockerConfig {
+    fn from(body: CreateSecretManifest) -> Self {
+        let CreateSecretManifest { accounts, account_selector, secret } = body;
+        Self { accounts, account_selector, profile: None, secret: Some(secret), format: None }
+    }
 }
 
 /// Secret of a manifest.
@@ -79,7 +103,8 @@ pub struct SecretManifestInput {
     name: String,
     /// Namespace. Without it, `kubectl apply` decides.
     namespace: Option<String>,
-    /// Type: `kubernetes.io/dockerconfigjson` (default) or the legacy `kubernetes.io/dockercfg`.
+    /// Type: `kubernetes.io/dockerconfigjson` or the legacy `kubernetes.io/dockercfg`. The default
+    /// is the type for the `profile`.
     #[serde(rename = "type")]
     secret_type: Option<String>,
     /// Labels of the Secret.
@@ -124,7 +149,7 @@ impl CreateDockerConfig {
         let mut errors = FieldErrors::default();
         let accounts = AccountSelection::parse(&mut errors, self.accounts, self.account_selector);
         let is_manifest = self.secret.is_some();
-        let secret = self.secret.and_then(|secret| secret.parse(&mut errors));
+        let secret = self.secret.and_then(|secret| secret.parse(&mut errors, self.profile));
         let fitting = secret.as_ref().map_or(Profile::Kubernetes, |secret| secret.secret_type.profile());
         let profile = self.profile.unwrap_or(fitting);
         if secret.is_some() && profile != fitting {
@@ -152,11 +177,13 @@ impl CreateDockerConfig {
 }
 
 impl SecretManifestInput {
-    fn parse(self, errors: &mut FieldErrors) -> Option<ManifestRequest> {
+    /// Without a type, the one for the profile applies.
+    fn parse(self, errors: &mut FieldErrors, profile: Option<Profile>) -> Option<ManifestRequest> {
         let name = errors.take("secret.name", SecretName::parse(&self.name));
         let namespace = self.namespace.as_deref().map(NamespaceName::parse).transpose();
         let namespace = errors.take("secret.namespace", namespace);
-        let secret_type = self.secret_type.as_deref().map_or(Ok(SecretType::default()), str::parse);
+        let default_type = profile.and_then(SecretType::of_profile).unwrap_or_default();
+        let secret_type = self.secret_type.as_deref().map_or(Ok(default_type), str::parse);
         let secret_type = errors.take("secret.type", secret_type);
         let labels = errors.take("secret.labels", Labels::parse(self.labels.0));
         Some(ManifestRequest { name: name?, namespace: namespace?, secret_type: secret_type?, labels: labels? })
@@ -197,20 +224,18 @@ fn preferred(accept: &str) -> impl Iterator<Item = &str> {
     accepted.into_iter().map(|(media_type, _)| media_type)
 }
 
-/// Render accounts as a docker config, or as the manifest of a Secret.
+/// Render accounts as a docker config.
 ///
-/// With `secret`, the response is the Secret's manifest for `kubectl apply -f -`: JSON, or YAML for
-/// `Accept: application/yaml`. With the profile `dockerAuthConfig` and `Accept: text/plain`, it is
-/// the environment variable `DOCKER_AUTH_CONFIG=…`. The response contains passwords. Formats
-/// without a field for warnings return them in `Warning` headers, like a Kubernetes API server.
+/// With the profile `dockerAuthConfig` and `Accept: text/plain`, the response is the environment
+/// variable `DOCKER_AUTH_CONFIG=…`. The response contains passwords. Formats without a field for
+/// warnings return them in `Warning` headers, like a Kubernetes API server.
 #[utoipa::path(
     tag = "docker-configs",
     request_body = CreateDockerConfig,
-    responses((status = OK, description = "Docker config, or manifest of the Secret", content(
+    responses((status = OK, description = "Docker config", content(
         (DockerConfig = "application/json"),
-        (String = "application/yaml"),
         (String = "text/plain"),
-    ))),
+    ), headers(("Warning" = String, description = "Warnings of formats without a field for them")))),
 )]
 #[post("/docker-configs")]
 pub async fn create_docker_config(
@@ -220,6 +245,30 @@ pub async fn create_docker_config(
     body: Json<CreateDockerConfig>,
 ) -> Result<HttpResponse, ApiError> {
     let parsed = body.0.parse(&request)?;
+    let rendered = docker_configs.reveal(&caller.identity, parsed.profile, &parsed.accounts).await?;
+    parsed.respond(rendered)
+}
+
+/// Render the manifest of a Secret that contains accounts, for `kubectl apply -f -`.
+///
+/// The response is JSON, or YAML for `Accept: application/yaml`. It contains passwords. Warnings are
+/// in `Warning` headers, like those of a Kubernetes API server.
+#[utoipa::path(
+    tag = "docker-configs",
+    request_body = CreateSecretManifest,
+    responses((status = OK, description = "Manifest of the Secret", content(
+        (Object = "application/json"),
+        (String = "application/yaml"),
+    ), headers(("Warning" = String, description = "Differences between the accounts and the behaviour of the reader")))),
+)]
+#[post("/docker-configs/manifest")]
+pub async fn create_secret_manifest(
+    caller: Caller<RevealCredentials>,
+    docker_configs: Data<DockerConfigs>,
+    request: HttpRequest,
+    body: Json<CreateSecretManifest>,
+) -> Result<HttpResponse, ApiError> {
+    let parsed = CreateDockerConfig::from(body.0).parse(&request)?;
     let rendered = docker_configs.reveal(&caller.identity, parsed.profile, &parsed.accounts).await?;
     parsed.respond(rendered)
 }
@@ -251,7 +300,7 @@ impl RenderRequest {
             return Ok(response.content_type(media_type).body(text.expose_secret().to_owned()));
         }
         Ok(match self.format {
-            Format::Document => response.content_type("application/json").body(document.to_owned()),
+            Format::Document => response.content_type("text/plain").body(document.to_owned()),
             Format::Base64 => response.content_type("text/plain").body(BASE64_STANDARD.encode(document) + "\n"),
             Format::Env => response.content_type("text/plain").body(format!("DOCKER_AUTH_CONFIG={document}\n")),
             Format::Json | Format::Yaml => response.json(DockerConfig {
@@ -300,7 +349,7 @@ pub struct ExplainDockerConfig {
     account_selector: Option<LabelSelectorDocument>,
     /// Docker config to explain, instead of accounts: the document, or a string with its text, its
     /// base64, or the manifest of a Secret that contains it. It is not stored.
-    #[schema(value_type = Option<Object>, write_only)]
+    #[schema(schema_with = document_or_text)]
     config: Option<Box<RawValue>>,
 }
 
@@ -320,6 +369,13 @@ pub async fn explain_docker_config(
 ) -> Result<HttpResponse, ApiError> {
     let (subject, image) = body.0.parse()?;
     Ok(HttpResponse::Ok().json(docker_configs.explain(&caller.identity, subject, image).await?))
+}
+
+/// A docker config as JSON, or as text.
+fn document_or_text() -> Schema {
+    let typed = |schema_type| ObjectBuilder::new().schema_type(schema_type);
+    let alternatives = OneOfBuilder::new().item(typed(Type::Object)).item(typed(Type::String)).item(typed(Type::Null));
+    alternatives.into()
 }
 
 impl ExplainDockerConfig {

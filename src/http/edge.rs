@@ -8,7 +8,10 @@ use actix_web::{
     Error, HttpMessage,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::{ConnectionType, header::HeaderValue},
+    http::{
+        ConnectionType,
+        header::{HeaderMap, HeaderValue},
+    },
     middleware::Next,
     web::Data,
 };
@@ -16,8 +19,11 @@ use actix_web::{
 use crate::{
     domain::proxies::Proxies,
     http::{
+        body::BodyRead,
         connection::Clock,
-        request_meta::{RequestMeta, X_REQUEST_ID},
+        idempotency::{self, IDEMPOTENCY_REPLAYED},
+        request_head,
+        request_meta::{RequestMeta, X_CLIENT_REQUEST_ID, X_REQUEST_ID},
         security_headers,
     },
     metrics::Metrics,
@@ -38,11 +44,12 @@ pub struct Edge {
 ///
 /// - stops the connection's [`Clock`] during the request and restarts it with the response;
 /// - stores the [`RequestMeta`];
-/// - adds the request id and the security headers to the response;
+/// - closes the connection after a response to a request whose body was not read;
+/// - adds the request ids, the mark of a repeated request and the security headers to the response;
 /// - records metrics by the route's pattern, because clients could create new series with paths.
 pub async fn pass(
     edge: Rc<Edge>,
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let start = Instant::now();
@@ -50,8 +57,12 @@ pub async fn pass(
     if let Some(clock) = &clock {
         clock.request_received();
     }
+    request_head::detach(&mut request);
     let meta = RequestMeta::new(request.request(), &edge.proxies);
     request.extensions_mut().insert(meta);
+    // Read here: later, `HEAD` is `GET`.
+    let method = request.method().clone();
+    let request_closes = request.head().connection_type() == ConnectionType::Close;
 
     let mut response = next.call(request).await;
 
@@ -59,12 +70,18 @@ pub async fn pass(
     match &mut response {
         Ok(response) => {
             let route = response.request().match_pattern();
-            let method = response.request().method().as_str();
-            edge.metrics.count_request(method, route.as_deref(), response.status().as_u16(), start.elapsed());
-            closes = response.response().head().connection_type() == ConnectionType::Close;
-            if let Ok(id) = meta.id.with_text(HeaderValue::from_str) {
-                response.headers_mut().insert(X_REQUEST_ID, id);
+            let status = response.status().as_u16();
+            edge.metrics.count_request(method.as_str(), route.as_deref(), status, start.elapsed());
+            let is_unread = clock.as_ref().is_some_and(|clock| clock.has_body())
+                && !response.request().extensions().contains::<BodyRead>();
+            if is_unread {
+                response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
             }
+            if idempotency::is_replayed(response.request()) {
+                response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+            }
+            closes = response.response().head().connection_type() == ConnectionType::Close;
+            add_request_ids(response.headers_mut(), &meta);
             security_headers::add(response, edge.speaks_tls);
         }
         Err(error) => {
@@ -73,7 +90,15 @@ pub async fn pass(
         }
     }
     if let Some(clock) = &clock {
-        clock.response_ready(closes);
+        clock.response_ready(closes, request_closes);
     }
     response
+}
+
+fn add_request_ids(headers: &mut HeaderMap, meta: &RequestMeta) {
+    for (name, id) in [(X_REQUEST_ID, Some(meta.id)), (X_CLIENT_REQUEST_ID, meta.client_id)] {
+        if let Some(Ok(id)) = id.map(|id| id.with_text(HeaderValue::from_str)) {
+            headers.insert(name, id);
+        }
+    }
 }

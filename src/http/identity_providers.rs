@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
+        caller::Call,
         cluster::CaCertificate,
         identity_provider::{AuthMethod, ProviderConfig, ProviderDocument, ProviderType, RuleDocument},
         invalid::{FieldError, FieldErrors},
@@ -23,6 +24,7 @@ use crate::{
         },
         body::{Json, MergePatch},
         conditional::{self, IfMatch},
+        idempotency::{Idempotency, IdempotencyKeyHeader},
         merge_patch,
         paging::{Page, PageQuery},
         path_name,
@@ -54,6 +56,15 @@ pub struct CreateIdentityProvider {
     /// Audience that the `aud` of a token must contain. Tokens for other audiences are rejected.
     #[schema(example = "regcred")]
     audience: String,
+    /// Accepts tokens with further audiences. A service that received such a token can use it here.
+    #[serde(default)]
+    allow_multiple_audiences: bool,
+    /// Values of `typ` in the header of a token that are accepted although they declare another
+    /// purpose than access, such as `secevent+jwt`. A token without a type, or with the type `JWT`
+    /// or `at+jwt`, is accepted in any case.
+    #[serde(default)]
+    #[schema(max_items = 10)]
+    token_types: Vec<String>,
     /// Rules that map claims to a role and grants. The first rule whose claims all match applies.
     /// Without a match the response is 403.
     rules: Vec<RuleDocument>,
@@ -69,6 +80,8 @@ impl CreateIdentityProvider {
             ca_certificate: self.ca_certificate,
             cluster: self.cluster,
             audience: self.audience,
+            allow_multiple_audiences: self.allow_multiple_audiences,
+            token_types: self.token_types,
             rules: self.rules,
         }));
         errors.finish(|| name.zip(config))
@@ -97,6 +110,14 @@ pub struct UpdateIdentityProvider {
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(nullable = false)]
     audience: Option<String>,
+    /// Accepts tokens with further audiences.
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(nullable = false)]
+    allow_multiple_audiences: Option<bool>,
+    /// New accepted types of tokens for other purposes than access.
+    #[serde(default, deserialize_with = "merge_patch::set")]
+    #[schema(nullable = false, max_items = 10)]
+    token_types: Option<Vec<String>>,
     /// New rules.
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(nullable = false)]
@@ -105,8 +126,16 @@ pub struct UpdateIdentityProvider {
 
 impl From<UpdateIdentityProvider> for ProviderChange {
     fn from(body: UpdateIdentityProvider) -> Self {
-        let UpdateIdentityProvider { issuer, ca_certificate, cluster, audience, rules } = body;
-        Self { issuer, ca_certificate, cluster, audience, rules }
+        let UpdateIdentityProvider {
+            issuer,
+            ca_certificate,
+            cluster,
+            audience,
+            allow_multiple_audiences,
+            token_types,
+            rules,
+        } = body;
+        Self { issuer, ca_certificate, cluster, audience, allow_multiple_audiences, token_types, rules }
     }
 }
 
@@ -129,6 +158,10 @@ pub struct IdentityProvider {
     cluster: Option<String>,
     /// Audience that a token must have.
     audience: String,
+    /// Accepts tokens with further audiences.
+    allow_multiple_audiences: bool,
+    /// Accepted types of tokens for other purposes than access.
+    token_types: Vec<String>,
     /// Rules, with effective grants.
     rules: Vec<RuleDocument>,
     /// Version, incremented by every change.
@@ -157,6 +190,8 @@ impl From<StoredProvider> for IdentityProvider {
             ca_certificate,
             cluster,
             audience: stored.config.audience.as_str().to_owned(),
+            allow_multiple_audiences: stored.config.allow_multiple_audiences,
+            token_types: stored.config.token_types,
             rules: stored.config.rules.iter().map(RuleDocument::from).collect(),
             version: stored.version,
             created_at: stored.created_at,
@@ -167,9 +202,12 @@ impl From<StoredProvider> for IdentityProvider {
 
 /// Create an identity provider.
 ///
-/// Its tokens are accepted as `Authorization: Bearer` from then on. The provider is not called.
+/// Its tokens are accepted as `Authorization: Bearer` from then on. An issuer is not called. A
+/// cluster is asked for its own audiences, which are refused; if it does not answer, each token is
+/// checked instead.
 #[utoipa::path(
     tag = "identity-providers",
+    params(IdempotencyKeyHeader),
     request_body = CreateIdentityProvider,
     responses((status = CREATED, body = IdentityProvider, headers(
         ("Location" = String, description = "Path of the provider"),
@@ -180,10 +218,13 @@ impl From<StoredProvider> for IdentityProvider {
 pub async fn create_identity_provider(
     caller: Caller<WriteIdentityProviders>,
     providers: Data<IdentityProviders>,
+    idempotency: Idempotency,
     body: Json<CreateIdentityProvider>,
 ) -> Result<HttpResponse, ApiError> {
     let (name, config) = body.0.parse()?;
-    let provider = providers.create(&caller.identity, &name, &config).await?;
+    let create = async |call: &Call| providers.create(call, &name, &config).await;
+    let current = async |call: &Call| providers.find(call, &name).await;
+    let provider = idempotency.once(&caller.identity, create, current).await?;
     let path = format!("/v1/identity-providers/{name}");
     Ok(conditional::created(path, provider.version, IdentityProvider::from(provider)))
 }
@@ -226,6 +267,7 @@ pub async fn get_identity_provider(
     params(
         ("name" = String, Path, description = "Name of the provider"),
         ("If-Match" = Option<String>, Header, description = "ETag of the version to change"),
+        IdempotencyKeyHeader,
     ),
     request_body(content(
         (UpdateIdentityProvider = "application/merge-patch+json"),
@@ -239,10 +281,13 @@ pub async fn update_identity_provider(
     providers: Data<IdentityProviders>,
     path: Path<String>,
     expected: IfMatch,
+    idempotency: Idempotency,
     body: MergePatch<UpdateIdentityProvider>,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("identity provider", &path)?;
-    let provider = providers.change(&caller.identity, &name, body.0.into(), expected.0).await?;
+    let change = async |call: &Call| providers.change(call, &name, body.0.into(), expected.0).await;
+    let current = async |call: &Call| providers.find(call, &name).await;
+    let provider = idempotency.once(&caller.identity, change, current).await?;
     Ok(conditional::ok(provider.version, IdentityProvider::from(provider)))
 }
 

@@ -5,12 +5,17 @@ use serde::Serialize;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
-    domain::docker_config::{Warning, import::SkipReason},
+    domain::{
+        account_name::NamePrefix,
+        caller::Call,
+        docker_config::{Warning, import::SkipReason},
+    },
     http::{
         auth::{Caller, permission::WriteAccounts},
         body::Document,
+        idempotency::{Idempotency, IdempotencyKeyHeader},
         problem::ApiError,
-        query::{FromQuery, Query, text},
+        query::{FromQuery, Query},
     },
     service::imports::{EntryOutcome, ImportReport, ImportedEntry, Imports},
 };
@@ -86,7 +91,7 @@ impl From<ImportReport> for ImportResult {
 pub struct ImportQuery {
     /// Prefix of the accounts' names.
     #[param(value_type = Option<String>, max_length = 32)]
-    name_prefix: String,
+    name_prefix: NamePrefix,
     /// Checks everything and stores nothing.
     #[param(value_type = Option<bool>, default = false)]
     dry_run: bool,
@@ -94,7 +99,7 @@ pub struct ImportQuery {
 
 impl FromQuery for ImportQuery {
     fn from_query(query: &mut Query<'_>) -> Self {
-        let name_prefix = query.one("namePrefix", text).unwrap_or_default();
+        let name_prefix = query.one("namePrefix", NamePrefix::parse).unwrap_or_default();
         Self { name_prefix, dry_run: query.flag("dryRun") }
     }
 }
@@ -102,15 +107,17 @@ impl FromQuery for ImportQuery {
 /// Import the logins of a docker config as registry accounts, all or none.
 ///
 /// Accepts a `config.json`, a legacy `.dockercfg`, the base64 value of a Secret that contains one,
-/// or the manifest of such a Secret as JSON or YAML. Accounts are named after their registries. The
-/// response lists every entry that cannot become an account, with the reason.
+/// or the manifest of such a Secret as JSON or YAML, with at most 1,000 entries. Accounts are named
+/// after their registries, and their labels are not changed. The response lists every entry that
+/// cannot become an account, with the reason. The response to a retry with the same
+/// `Idempotency-Key` is that of a dry run.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "import_registry_accounts",
-    params(ImportQuery),
+    params(ImportQuery, IdempotencyKeyHeader),
     request_body(content(
         (Object = "application/json"),
-        (String = "application/yaml"),
+        (Object = "application/yaml"),
         (String = "text/plain"),
     )),
     responses((status = OK, body = ImportResult)),
@@ -119,9 +126,13 @@ impl FromQuery for ImportQuery {
 pub async fn import_accounts(
     caller: Caller<WriteAccounts, ImportQuery>,
     imports: Data<Imports>,
+    idempotency: Idempotency,
     document: Document,
 ) -> Result<HttpResponse, ApiError> {
-    let ImportQuery { name_prefix, dry_run } = caller.query;
-    let report = imports.import(&caller.identity, document.0, name_prefix, dry_run).await?;
+    let (document, ImportQuery { name_prefix, dry_run }) = (document.0, caller.query);
+    let (again, prefix) = (document.clone(), name_prefix.clone());
+    let import = async |call: &Call| imports.import(call, document, name_prefix, dry_run).await;
+    let current = async |call: &Call| imports.import(call, again, prefix, true).await;
+    let report = idempotency.once(&caller.identity, import, current).await?;
     Ok(HttpResponse::Ok().json(ImportResult::from(report)))
 }

@@ -7,7 +7,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
-    domain::{caller::Permission, grants::GrantsDocument},
+    domain::{
+        caller::{ActorKind, Permission, Role},
+        grants::GrantsDocument,
+    },
     http::{
         auth::{Caller, permission::Authenticated},
         problem::ApiError,
@@ -19,19 +22,23 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 pub struct Me {
     /// Type of caller: `apiKey` or `identityProvider`.
-    #[schema(example = "apiKey")]
+    #[schema(value_type = ActorKind, example = "apiKey")]
     r#type: &'static str,
     /// Identifier of the API key; `null` for a token.
     id: Option<Uuid>,
     /// Name of the API key; for a token, the name of the identity provider and the subject.
     name: String,
     /// Role.
+    #[schema(value_type = Role)]
     role: &'static str,
     /// Effective grants.
     grants: GrantsDocument,
     /// Permissions of the role, as far as the grants are sufficient for them.
     #[schema(example = json!(["authenticated", "readAccounts", "revealCredentials"]))]
     permissions: Vec<&'static str>,
+    /// Networks that the API key may be used from; empty for any.
+    #[schema(example = json!(["10.0.0.0/8"]))]
+    source_cidrs: Vec<String>,
     /// Time at which the key or token expires; `null` if it does not.
     expires_at: Option<DateTime<Utc>>,
 }
@@ -48,6 +55,7 @@ pub async fn get_me(caller: Caller<Authenticated>) -> Result<HttpResponse, ApiEr
         role: identity.role.as_str(),
         grants: GrantsDocument::from(&identity.grants),
         permissions: identity.permissions().map(Permission::as_str).collect(),
+        source_cidrs: identity.source_networks.to_texts(),
         expires_at: identity.expires_at,
     }))
 }

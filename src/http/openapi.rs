@@ -3,24 +3,28 @@
 use actix_web::App;
 use actix_web::dev::ResourceDef;
 use actix_web::http::Method;
+use serde_json::{Value, json};
 use utoipa::{
     OpenApi,
     openapi::{
-        Content, HttpMethod, OpenApi as Document, Ref, RefOr, Response,
+        HttpMethod, OpenApi as Document,
         path::{Operation, PathItem},
-        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
 use utoipa_actix_web::{AppExt, service_config::ServiceConfig};
 
 use crate::http::{RouteSet, problem::Problem};
 
+mod complete;
+mod version_3_0;
+
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "regcred",
-        description = "Credential broker: stores registry accounts and delivers them as Kubernetes image pull secrets.\n\nRoutes under `/v1` refuse unknown query parameters and unknown fields with 422.",
-        license(name = "Proprietary"),
+        description = "Credential broker: stores registry accounts and delivers them as Kubernetes image pull secrets.\n\nRoutes under `/v1` refuse unknown query parameters and unknown fields with 422. `HEAD` is served wherever `GET` is.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+        contact(name = "regcred", url = "https://regcred.dev"),
     ),
     components(schemas(Problem)),
     tags(
@@ -32,7 +36,7 @@ use crate::http::{RouteSet, problem::Problem};
         (name = "api-keys", description = "API keys of callers"),
         (name = "identity-providers", description = "Trusted issuers of tokens"),
         (name = "audit", description = "Audit log, without secret values"),
-        (name = "operation", description = "Health and metrics"),
+        (name = "operation", description = "Health"),
     ),
 )]
 struct Api;
@@ -42,70 +46,22 @@ pub(super) fn frame() -> Document {
     Api::openapi()
 }
 
-/// The OpenAPI document of all routes.
+/// The OpenAPI 3.1 document of the API.
 #[must_use]
-pub fn document() -> Document {
-    document_of(RouteSet::All.routes())
+pub fn document() -> Value {
+    complete::complete(json!(generated(RouteSet::Api.routes())))
 }
 
-/// The OpenAPI document of the given routes.
-pub(super) fn document_of(routes: fn(&mut ServiceConfig)) -> Document {
+/// The document as OpenAPI 3.0, for generators that do not read 3.1.
+#[must_use]
+pub fn document_3_0() -> Value {
+    version_3_0::convert(document())
+}
+
+/// The document of the given routes, as utoipa generates it.
+pub(super) fn generated(routes: fn(&mut ServiceConfig)) -> Document {
     let (_, document) = App::new().into_utoipa_app().openapi(frame()).configure(routes).split_for_parts();
-    complete(document)
-}
-
-/// Adds the security requirement and the problems to every operation.
-fn complete(mut document: Document) -> Document {
-    let components = document.components.get_or_insert_default();
-    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("rgc_…").description(Some(
-        "API key, or token of an identity provider. `regcred api-key create` creates the first key.",
-    ));
-    components.add_security_scheme("apiKey", SecurityScheme::Http(bearer.build()));
-    for (path, item) in &mut document.paths.paths {
-        for (method, operation) in operations_mut(item) {
-            if path.starts_with("/v1/") {
-                operation.security = Some(vec![SecurityRequirement::new("apiKey", Vec::<String>::new())]);
-                for status in problems(path, &method, operation) {
-                    let responses = &mut operation.responses.responses;
-                    responses.entry(status.to_owned()).or_insert_with(problem_response);
-                }
-            }
-        }
-    }
     document
-}
-
-/// Statuses of the problems that an operation may return.
-fn problems(path: &str, method: &HttpMethod, operation: &Operation) -> Vec<&'static str> {
-    // 422: every operation refuses unknown query parameters.
-    let mut statuses = vec!["400", "401", "403", "422", "429", "500", "503"];
-    if path.contains('{') {
-        statuses.push("404");
-    }
-    if matches!(method, HttpMethod::Put | HttpMethod::Patch | HttpMethod::Delete) {
-        statuses.push("412");
-    }
-    if operation.request_body.is_some() {
-        statuses.extend(["408", "409", "413", "415"]);
-    }
-    if path == "/v1/api-keys/{id}" || matches!(method, HttpMethod::Delete) {
-        statuses.push("409");
-    }
-    // The dry run of a pull secret calls clusters.
-    if path.ends_with("/secrets") || matches!(method, HttpMethod::Put) {
-        statuses.extend(["502", "504"]);
-    }
-    if path == "/v1/docker-configs" {
-        statuses.push("406");
-    }
-    statuses
-}
-
-fn problem_response() -> RefOr<Response> {
-    let content = Content::new(Some(RefOr::Ref(Ref::from_schema_name("Problem"))));
-    let mut response = Response::new("Problem");
-    response.content.insert("application/problem+json".to_owned(), RefOr::T(content));
-    RefOr::T(response)
 }
 
 fn operations_mut(item: &mut PathItem) -> Vec<(HttpMethod, &mut Operation)> {
@@ -137,7 +93,8 @@ impl Methods {
     /// Methods of a path; `None` if no route has it.
     pub(super) fn allowed(&self, path: &str) -> Option<String> {
         let (_, methods) = self.0.iter().find(|(pattern, _)| pattern.is_match(path))?;
-        let names: Vec<&str> = methods.iter().map(Method::as_str).collect();
+        let head = methods.contains(&Method::GET).then_some(&Method::HEAD);
+        let names: Vec<&str> = methods.iter().chain(head).map(Method::as_str).collect();
         Some(names.join(", "))
     }
 }

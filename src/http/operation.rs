@@ -1,23 +1,36 @@
-//! `/healthz`, `/readyz` and `/metrics`: unauthenticated routes for operators.
+//! `/healthz`, `/readyz` and `/metrics`: unauthenticated routes for operators. `/metrics` is served on
+//! the operations listener only.
 //!
 //! They ignore query strings, which some load balancers and scrapers append to their probes.
 
 use actix_web::{HttpResponse, get, web::Data};
 use serde::Serialize;
-use sqlx::PgPool;
 use utoipa::ToSchema;
 
-use crate::{http::problem::ApiError, metrics::Metrics, service::health::readiness};
+use crate::{http::problem::ApiError, metrics::Metrics, service::health::Health};
 
 /// Readiness of this process.
 #[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Ready {
-    /// Whether all conditions hold.
+    /// Whether the process can serve requests.
     ready: bool,
     /// Whether Postgres is reachable.
     database: bool,
     /// Whether every migration of this binary is applied.
     migrations: bool,
+    /// `off` if change notifications do not arrive. Every request then reads from Postgres.
+    row_cache: Switch,
+}
+
+/// State of a component.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Switch {
+    /// In use.
+    On,
+    /// Not in use.
+    Off,
 }
 
 /// Check liveness.
@@ -29,7 +42,7 @@ pub async fn get_health() -> HttpResponse {
     HttpResponse::Ok().content_type("text/plain").body("ok\n")
 }
 
-/// Check readiness.
+/// Check readiness, at most once a second.
 ///
 /// Query parameters are ignored.
 #[utoipa::path(tag = "operation", responses(
@@ -37,10 +50,15 @@ pub async fn get_health() -> HttpResponse {
     (status = SERVICE_UNAVAILABLE, description = "Not ready", body = Ready),
 ))]
 #[get("/readyz")]
-pub async fn get_readiness(pool: Data<PgPool>) -> HttpResponse {
-    let readiness = readiness(&pool).await;
+pub async fn get_readiness(health: Data<Health>) -> HttpResponse {
+    let readiness = health.readiness().await;
     let mut response = if readiness.is_ready() { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
-    response.json(Ready { ready: readiness.is_ready(), database: readiness.database, migrations: readiness.migrations })
+    response.json(Ready {
+        ready: readiness.is_ready(),
+        database: readiness.database,
+        migrations: readiness.migrations,
+        row_cache: if health.row_cache_is_on() { Switch::On } else { Switch::Off },
+    })
 }
 
 /// Get metrics in the OpenMetrics text format.

@@ -41,6 +41,11 @@ impl<V> Page<V> {
         let next = found.last().filter(|_| has_next).map(|last| BASE64_URL_SAFE_NO_PAD.encode(key(last)));
         Self { items: found.into_iter().map(T::into).collect(), next }
     }
+
+    /// Continues after this position if the items do not tell that more follow.
+    pub fn or_resumed_at(self, position: Option<&str>) -> Self {
+        Self { next: self.next.or_else(|| position.map(|position| BASE64_URL_SAFE_NO_PAD.encode(position))), ..self }
+    }
 }
 
 /// Selects a page of a list whose items are ordered by keys of type `K`.

@@ -6,7 +6,10 @@ use actix_web::{
     Error, HttpResponse, ResponseError,
     body::{BoxBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
-    http::{StatusCode, header},
+    http::{
+        StatusCode,
+        header::{self, HeaderName},
+    },
     middleware::Next,
 };
 use serde::Serialize;
@@ -16,7 +19,7 @@ use crate::{
     clients::cluster::ClusterError,
     domain::{docker_config::RenderError, invalid::FieldError},
     http::request_meta::RequestMeta,
-    service::ServiceError,
+    service::{ServiceError, idempotency::IdempotencyError},
     storage::StorageError,
 };
 
@@ -70,6 +73,9 @@ pub enum ApiError {
         /// Time after which to retry.
         retry_after: Duration,
     },
+    /// The API key is valid, but not for the address of the client.
+    #[error("this API key may not be used from your address; use a key without this restriction, or another network")]
+    SourceNetworkRefused,
     /// The caller exceeded its request rate limit.
     #[error("this caller exceeded its request rate limit; retry later")]
     TooManyRequests {
@@ -88,6 +94,9 @@ pub enum ApiError {
     /// The path does not support the method.
     #[error("this path supports only {0}")]
     MethodNotAllowed(String),
+    /// A header that decides about the request was sent twice.
+    #[error("the header `{0}` must be sent only once")]
+    RepeatedHeader(&'static HeaderName),
     /// A request that actix-web refused, such as one with a path that is not UTF-8.
     #[error("the request is malformed")]
     BadRequest,
@@ -108,7 +117,13 @@ impl ApiError {
         use ServiceError as E;
         matches!(
             self,
-            Self::Service(E::NotFound { .. } | E::Hidden { .. } | E::NotGranted { .. } | E::UnknownAccounts { .. })
+            Self::Service(
+                E::NotFound { .. }
+                    | E::Hidden { .. }
+                    | E::NotGranted { .. }
+                    | E::LabelsNotGranted { .. }
+                    | E::UnknownAccounts { .. }
+            )
         )
     }
 
@@ -140,17 +155,24 @@ impl ApiError {
                 (S::TOO_MANY_REQUESTS, "too-many-attempts", "Too many failed authentications")
             }
             Self::TooManyRequests { .. } => (S::TOO_MANY_REQUESTS, "too-many-requests", "Request rate limit exceeded"),
+            Self::SourceNetworkRefused => {
+                (S::FORBIDDEN, "source-network-refused", "The API key may not be used from this address")
+            }
             Self::Forbidden | Self::NeedsAllGrants => (S::FORBIDDEN, "forbidden", "Not allowed"),
             Self::NoRoute => (S::NOT_FOUND, "not-found", "Not found"),
             Self::MethodNotAllowed(_) => (S::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed"),
-            Self::BadRequest => (S::BAD_REQUEST, "bad-request", "Malformed request"),
+            Self::BadRequest | Self::RepeatedHeader(_) => (S::BAD_REQUEST, "bad-request", "Malformed request"),
             Self::Internal(_) => internal_parts(),
         }
     }
 
     fn errors(&self) -> &[FieldError] {
         match self {
-            Self::Service(ServiceError::Invalid(errors) | ServiceError::UnknownAccounts { errors, .. }) => errors,
+            Self::Service(
+                ServiceError::Invalid(errors)
+                | ServiceError::UnknownAccounts { errors, .. }
+                | ServiceError::LabelsNotGranted { errors, .. },
+            ) => errors,
             _ => &[],
         }
     }
@@ -158,8 +180,8 @@ impl ApiError {
     /// Text for the caller. It never contains the cause of an internal error.
     fn detail(&self) -> String {
         match self {
-            Self::Service(ServiceError::Invalid(errors) | ServiceError::UnknownAccounts { errors, .. }) => {
-                let all = errors.iter().map(sentence).collect::<Vec<_>>();
+            error if !error.errors().is_empty() => {
+                let all = error.errors().iter().map(sentence).collect::<Vec<_>>();
                 all.join("; ")
             }
             error if error.parts().0 == StatusCode::INTERNAL_SERVER_ERROR => {
@@ -169,8 +191,8 @@ impl ApiError {
         }
     }
 
-    /// Field that an API server or a registry refused.
-    fn remote_field(&self) -> Option<FieldError> {
+    /// Field that an API server or a registry refused, or a header.
+    fn other_field(&self) -> Option<FieldError> {
         match self {
             Self::Service(ServiceError::Cluster(ClusterError::InvalidSecret { field, detail })) => {
                 let field = field.as_deref().unwrap_or_default();
@@ -181,17 +203,22 @@ impl ApiError {
                 Some(FieldError::new(field, &finding.detail))
             }
             Self::Service(ServiceError::Render(error)) => Some(FieldError::new("accounts", error)),
+            Self::RepeatedHeader(name) => Some(FieldError::new(name.as_str(), "must be sent only once")),
             _ => None,
         }
     }
 
     fn retry_after_seconds(&self) -> Option<u64> {
         match self {
-            Self::TooManyAttempts { retry_after } | Self::TooManyRequests { retry_after } => {
-                Some(retry_after.as_secs() + 1)
-            }
+            Self::TooManyAttempts { retry_after }
+            | Self::TooManyRequests { retry_after }
+            | Self::Service(ServiceError::ReviewsExhausted { retry_after }) => Some(retry_after.as_secs() + 1),
             Self::IssuerUnavailable { retry_after } => Some(retry_after.as_secs().max(1)),
-            Self::Service(ServiceError::Storage(StorageError::Unavailable(_)) | ServiceError::Audit(_)) => Some(1),
+            Self::Service(
+                ServiceError::Storage(StorageError::Unavailable(_))
+                | ServiceError::Audit(_)
+                | ServiceError::Idempotency(IdempotencyError::InUse),
+            ) => Some(1),
             Self::Service(ServiceError::TooManyStreams { .. } | ServiceError::StreamsExhausted) => Some(10),
             Self::Service(ServiceError::Cluster(ClusterError::Overloaded { retry_after })) => {
                 retry_after.map(|after| after.as_secs())
@@ -219,12 +246,18 @@ fn service_parts(error: &ServiceError) -> ProblemParts {
         }
         ServiceError::NotFound { .. } | ServiceError::Hidden { .. } => (S::NOT_FOUND, "not-found", "Not found"),
         ServiceError::Audit(_) => (S::SERVICE_UNAVAILABLE, "audit-unavailable", "Audit log unavailable"),
-        ServiceError::NotGranted { .. } | ServiceError::Trusted { .. } => (S::FORBIDDEN, "forbidden", "Not allowed"),
+        ServiceError::NotGranted { .. } | ServiceError::LabelsNotGranted { .. } | ServiceError::Trusted { .. } => {
+            (S::FORBIDDEN, "forbidden", "Not allowed")
+        }
         ServiceError::LastAdmin => (S::CONFLICT, "last-admin", "The last admin key cannot be revoked"),
         ServiceError::InUse { .. } => (S::CONFLICT, "in-use", "The resource is in use"),
         ServiceError::TooManyStreams { .. } => (S::TOO_MANY_REQUESTS, "too-many-streams", "Too many event streams"),
+        ServiceError::ReviewsExhausted { .. } => {
+            (S::TOO_MANY_REQUESTS, "too-many-requests", "Request rate limit exceeded")
+        }
         ServiceError::StreamsExhausted => (S::SERVICE_UNAVAILABLE, "streams-exhausted", "No event stream available"),
         ServiceError::Deleting(_) => (S::CONFLICT, "pull-secret-deleting", "The pull secret is being deleted"),
+        ServiceError::Idempotency(error) => idempotency_parts(*error),
         ServiceError::NameTaken(_) => (S::CONFLICT, "name-taken", "The name is in use"),
         ServiceError::AudienceTaken => (S::CONFLICT, "audience-taken", "The audience is in use"),
         ServiceError::Stale { .. } => (S::PRECONDITION_FAILED, "stale-version", "The resource has changed"),
@@ -246,6 +279,17 @@ fn service_parts(error: &ServiceError) -> ProblemParts {
         | ServiceError::Seal(_)
         | ServiceError::Crypto(_)
         | ServiceError::Task(_) => internal_parts(),
+    }
+}
+
+fn idempotency_parts(error: IdempotencyError) -> ProblemParts {
+    use StatusCode as S;
+    match error {
+        IdempotencyError::InUse => (S::CONFLICT, "idempotency-key-in-use", "A request with this key is in progress"),
+        IdempotencyError::Reused => {
+            (S::UNPROCESSABLE_ENTITY, "idempotency-key-reused", "The key was used for another request")
+        }
+        IdempotencyError::Performed => (S::CONFLICT, "idempotency-key-replayed", "The request was performed before"),
     }
 }
 
@@ -359,7 +403,7 @@ fn respond(error: &ApiError, response: &ServiceResponse) -> HttpResponse {
     }
     let request = response.request();
     let request_id = RequestMeta::of(request).map(|meta| meta.id.to_string());
-    let fields = error.errors().iter().cloned().chain(error.remote_field());
+    let fields = error.errors().iter().cloned().chain(error.other_field());
     let problem = Problem {
         problem_type: format!("{TYPE_BASE}{slug}"),
         title,

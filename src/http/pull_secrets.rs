@@ -17,7 +17,7 @@ use crate::{
         invalid::Invalid,
         names::Name,
         pull_secret::{
-            Declaration, DeletionPolicy, Document, PreviewAction, SecretDocument, TargetDocument, TargetState,
+            Declaration, DeletionPolicy, Document, LeftOut, PreviewAction, SecretDocument, TargetDocument, TargetState,
         },
         selector::LabelSelectorDocument,
     },
@@ -28,6 +28,7 @@ use crate::{
         },
         body::Json,
         conditional::{IfMatch, etag},
+        idempotency::{Idempotency, IdempotencyKeyHeader},
         paging::{Page, PageQuery, TargetKey},
         path_name,
         prefer::PreferWait,
@@ -87,9 +88,11 @@ pub struct PullSecret {
     name: String,
     /// Names of the included accounts.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     accounts: Option<Vec<String>>,
     /// Selector of the included accounts.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     account_selector: Option<LabelSelectorDocument>,
     /// Name and type of the Secret.
     secret: SecretDocument,
@@ -120,7 +123,7 @@ pub struct PullSecret {
     updated_at: DateTime<Utc>,
 }
 
-/// Number of targets by state.
+/// Number of targets by state, and selected accounts that are not in the document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PullSecretStatus {
@@ -136,6 +139,9 @@ pub struct PullSecretStatus {
     conflict: i64,
     /// Targets from which the Secret is being removed.
     removing: i64,
+    /// Accounts that the selector matches and that the document leaves out, by name. Accounts that
+    /// are not granted to the caller are omitted.
+    left_out: Vec<LeftOut>,
 }
 
 /// Status of a cluster in which a pull secret selects namespaces by label.
@@ -191,6 +197,16 @@ pub struct PullSecretTargetStatus {
     next_attempt_at: DateTime<Utc>,
 }
 
+/// The pull secret; for a dry run, the planned changes.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum ReplacedOrPreview {
+    /// Without a dry run.
+    Replaced(Box<PullSecret>),
+    /// For a dry run.
+    Preview(PullSecretPreview),
+}
+
 /// Result of a dry run.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -199,6 +215,8 @@ pub struct PullSecretPreview {
     dry_run: bool,
     /// Planned actions, ordered by cluster and namespace.
     targets: Vec<PullSecretTargetPreview>,
+    /// Accounts that the selector matches and that the document would leave out, by name.
+    left_out: Vec<LeftOut>,
 }
 
 /// Planned action for a target.
@@ -235,10 +253,10 @@ impl TargetError {
     }
 }
 
-impl From<Counts> for PullSecretStatus {
-    fn from(counts: Counts) -> Self {
+impl PullSecretStatus {
+    fn new(counts: Counts, left_out: Vec<LeftOut>) -> Self {
         let Counts { desired, synced, pending, failed, conflict, removing, .. } = counts;
-        Self { desired, synced, pending, failed, conflict, removing }
+        Self { desired, synced, pending, failed, conflict, removing, left_out }
     }
 }
 
@@ -254,7 +272,7 @@ impl From<ResyncStatus> for PullSecretSelection {
 
 impl From<ShownPullSecret> for PullSecret {
     fn from(shown: ShownPullSecret) -> Self {
-        let ShownPullSecret { stored, counts, resyncs } = shown;
+        let ShownPullSecret { stored, counts, resyncs, left_out } = shown;
         let document = stored.declaration.document();
         Self {
             id: stored.id,
@@ -269,7 +287,7 @@ impl From<ShownPullSecret> for PullSecret {
             version: stored.version,
             generation: stored.generation,
             observed_generation: counts.observed_generation,
-            status: counts.into(),
+            status: PullSecretStatus::new(counts, left_out),
             selections: resyncs.into_iter().map(PullSecretSelection::from).collect(),
             deleted_at: stored.deleted_at,
             created_at: stored.created_at,
@@ -308,6 +326,9 @@ impl From<PreviewedTarget> for PullSecretTargetPreview {
 ///
 /// The worker applies the declaration. The response waits for that only with `Prefer: wait=N`. With
 /// `dryRun`, regcred reads the clusters and returns the planned changes without storing anything.
+///
+/// Named accounts with the same key are refused. Of selected accounts with the same key, the oldest
+/// one is in the document, and the others are in `status.leftOut`.
 #[utoipa::path(
     tag = "pull-secrets",
     params(
@@ -322,7 +343,7 @@ impl From<PreviewedTarget> for PullSecretTargetPreview {
             ("ETag" = String, description = "Version of the declaration"),
         )),
         (status = OK, description = "Replaced, or the planned changes of a dry run", content(
-            (PullSecret = "application/json"),
+            (ReplacedOrPreview = "application/json"),
         )),
     ),
 )]
@@ -341,9 +362,10 @@ pub async fn put_pull_secret(
     let declaration = Declaration::parse(body.0.document())?;
     if dry_run {
         let existing = pull_secrets.validate(&caller.identity, &name, &declaration, expected.0).await?;
-        let targets = previews.preview(&declaration, existing.as_ref()).await?;
+        let (targets, left_out) = previews.preview(&declaration, existing.as_ref()).await?;
         let targets = targets.into_iter().map(PullSecretTargetPreview::from).collect();
-        return Ok(HttpResponse::Ok().json(PullSecretPreview { dry_run, targets }));
+        let preview = PullSecretPreview { dry_run, targets, left_out };
+        return Ok(HttpResponse::Ok().json(ReplacedOrPreview::Preview(preview)));
     }
     let (declared, shown) = pull_secrets.declare(&caller.identity, &name, &declaration, expected.0).await?;
     let shown = prefer_settled(&prefer, &pull_secrets, &caller.identity, &name, shown).await?;
@@ -355,23 +377,26 @@ pub async fn put_pull_secret(
         response.insert_header((LOCATION, format!("/v1/pull-secrets/{name}")));
     }
     prefer.confirm(&mut response);
-    Ok(response.insert_header(etag(shown.stored.version)).json(PullSecret::from(shown)))
+    Ok(response.insert_header(etag(shown.stored.version)).json(ReplacedOrPreview::Replaced(Box::new(shown.into()))))
 }
 
 /// List pull secrets, ordered by name.
+///
+/// For a caller whose grants are restricted, a page may have fewer items than `limit`, or none,
+/// although `next` is set: it reads at most 1,000 pull secrets.
 #[utoipa::path(
     tag = "pull-secrets",
-    params(PageQuery<Name>),
+    params(PageQuery<String>),
     responses((status = OK, body = Page<PullSecret>)),
 )]
 #[get("/pull-secrets")]
 pub async fn list_pull_secrets(
-    caller: Caller<ReadPullSecrets, PageQuery<Name>>,
+    caller: Caller<ReadPullSecrets, PageQuery<String>>,
     pull_secrets: Data<PullSecrets>,
 ) -> Result<HttpResponse, ApiError> {
     let found = pull_secrets.list(&caller.identity, &caller.query.request()).await?;
-    let page: Page<PullSecret> = Page::of(found, &caller.query, |shown| shown.stored.name.to_string());
-    Ok(HttpResponse::Ok().json(page))
+    let page: Page<PullSecret> = Page::of(found.items, &caller.query, |shown| shown.stored.name.to_string());
+    Ok(HttpResponse::Ok().json(page.or_resumed_at(found.resume.as_deref())))
 }
 
 /// Get a pull secret and its status.
@@ -490,6 +515,7 @@ pub async fn list_pull_secret_targets(
     params(
         ("name" = String, Path, description = "Name of the pull secret"),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: respond once every target has settled, after N seconds at most (up to 60)"),
+        IdempotencyKeyHeader,
     ),
     responses((status = ACCEPTED, body = PullSecret)),
 )]
@@ -499,9 +525,12 @@ pub async fn sync_pull_secret(
     pull_secrets: Data<PullSecrets>,
     path: Path<String>,
     prefer: PreferWait,
+    idempotency: Idempotency,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name(KIND, &path)?;
-    let shown = pull_secrets.sync(&caller.identity, &name).await?;
+    let sync = async |call: &Call| pull_secrets.sync(call, &name).await;
+    let current = async |call: &Call| pull_secrets.find(call, &name).await;
+    let shown = idempotency.once(&caller.identity, sync, current).await?;
     let mut response = HttpResponse::Accepted();
     let shown = prefer_settled(&prefer, &pull_secrets, &caller.identity, &name, shown).await?;
     prefer.confirm(&mut response);

@@ -27,6 +27,7 @@ const ACTIONS: &[(&str, &str, Action)] = &[
     ("POST",   "/v1/registry-accounts/{name}/verify", Action::AccountVerify),
     ("POST",   "/v1/registry-accounts:import",        Action::AccountImport),
     ("POST",   "/v1/docker-configs",                  Action::Reveal),
+    ("POST",   "/v1/docker-configs/manifest",         Action::Reveal),
     ("POST",   "/v1/docker-configs/explain",          Action::Explain),
     ("POST",   "/v1/clusters",                        Action::ClusterCreate),
     ("GET",    "/v1/clusters",                        Action::ClusterRead),
@@ -100,6 +101,9 @@ fn refused(error: &ApiError, identity: Option<&Identity>) -> Option<(&'static st
         ApiError::NeedsAllGrants => Some(("not-granted", Vec::new())),
         ApiError::Service(ServiceError::NotGranted { kind, name, .. } | ServiceError::Hidden { kind, name }) => {
             Some(("not-granted", named(kind, name)))
+        }
+        ApiError::Service(ServiceError::LabelsNotGranted { name, .. }) => {
+            Some(("not-granted", named("registry account", name)))
         }
         ApiError::Service(ServiceError::Trusted { name, .. }) => Some(("trusted", named("cluster", name))),
         // A caller that reaches everything was not refused: the accounts do not exist.

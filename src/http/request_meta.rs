@@ -1,30 +1,26 @@
-//! Metadata of a request: its id and source address.
+//! Metadata of a request: its ids and source address.
 
 use std::{fmt, net::IpAddr};
 
 use actix_web::{
     HttpMessage, HttpRequest,
-    http::header::{self, HeaderMap, HeaderName, HeaderValue},
+    http::header::{self, HeaderName, HeaderValue},
 };
 use uuid::{Uuid, fmt::Hyphenated};
 
 use crate::domain::proxies::{ForwardingHeader, Proxies};
 
-/// Header with the id of a request.
+/// Header with the id of a request. In a request it holds the client's own id.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Header of a response with the client's own id.
+pub const X_CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-client-request-id");
 
-/// Request id, as in logs, problems and the `X-Request-Id` of the response.
+/// Id of a request. That of regcred is in logs, problems and the `X-Request-Id` of the response; a
+/// client cannot choose it, so that no two requests share one.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestId(Uuid);
 
 impl RequestId {
-    /// Takes the id of the client if it is a UUID. Other values are replaced: they could inject
-    /// text into logs.
-    fn of(headers: &HeaderMap) -> Self {
-        let given = headers.get(&X_REQUEST_ID).and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok());
-        Self(given.unwrap_or_else(Uuid::now_v7))
-    }
-
     /// The UUID.
     pub fn uuid(self) -> Uuid {
         self.0
@@ -47,6 +43,9 @@ impl fmt::Display for RequestId {
 pub struct RequestMeta {
     /// Request id.
     pub id: RequestId,
+    /// Id that the client gave the request, if it is a UUID: other values could be secrets, or
+    /// inject text into logs.
+    pub client_id: Option<RequestId>,
     /// Source address for rate limits, logs and audit events: the peer, or the client address that
     /// a trusted proxy reports.
     pub source: Option<IpAddr>,
@@ -62,7 +61,8 @@ impl RequestMeta {
         };
         let lines = headers.get_all(forwarded).map(HeaderValue::as_bytes);
         let source = request.peer_addr().map(|peer| proxies.client(peer.ip(), lines));
-        Self { id: RequestId::of(headers), source }
+        let client_id = headers.get(X_REQUEST_ID).and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok());
+        Self { id: RequestId(Uuid::now_v7()), client_id: client_id.map(RequestId), source }
     }
 
     /// The metadata that [`edge`](super::edge) stored; `None` if the request did not pass it.

@@ -12,6 +12,14 @@ use tracing_actix_web::RootSpanBuilder;
 
 use crate::{domain::caller::Identity, http::request_meta::RequestMeta};
 
+/// Length of a path in the log, in bytes. The longest path of a route is shorter, and a client could
+/// otherwise fill the log with paths of 128 KiB.
+const PATH_MAX: usize = 512;
+
+fn clipped(path: &str) -> &str {
+    &path[..path.floor_char_boundary(PATH_MAX)]
+}
+
 /// Creates the root span of a request.
 ///
 /// The span records the path without the query and no headers: both may contain secrets. Route,
@@ -24,8 +32,9 @@ impl RootSpanBuilder for RootSpan {
         tracing::info_span!(
             "request",
             request_id = meta.map(|meta| meta.id).map(tracing::field::display),
+            client_request_id = meta.and_then(|meta| meta.client_id).map(tracing::field::display),
             method = request.method().as_str(),
-            path = request.path(),
+            path = clipped(request.path()),
             peer = meta.and_then(|meta| meta.source).map(tracing::field::display),
         )
     }

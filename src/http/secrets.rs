@@ -13,7 +13,7 @@ use crate::{
         docker_config::Warning,
         invalid::FieldErrors,
         names::{Labels, NamespaceName, SecretName},
-        secret::SecretType,
+        secret::{SecretType, is_reserved},
         selector::{AccountSelection, LabelSelectorDocument},
         unique::UniqueMap,
     },
@@ -41,7 +41,8 @@ pub struct CreateSecret {
     /// Type: `kubernetes.io/dockerconfigjson` (default) or the legacy `kubernetes.io/dockercfg`.
     #[serde(rename = "type")]
     secret_type: Option<String>,
-    /// Additional labels of the Secret.
+    /// Additional labels of the Secret. `app.kubernetes.io/managed-by` and `regcred.dev/…` are
+    /// reserved.
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, String>)]
     labels: UniqueMap<String>,
@@ -89,7 +90,8 @@ pub struct SecretReference {
 /// Create a Secret in a namespace of a cluster (direct delivery).
 ///
 /// regcred sends one POST to the API server and never retries it. An existing Secret is not
-/// changed.
+/// changed: a retry gets 409 `secret-exists` if the first attempt arrived. An `Idempotency-Key` is
+/// therefore ignored.
 #[utoipa::path(
     tag = "secrets",
     params(
@@ -139,6 +141,10 @@ impl CreateSecret {
             errors.take("type", self.secret_type.as_deref().map_or(Ok(SecretType::default()), str::parse));
         let accounts = AccountSelection::parse(&mut errors, self.accounts, self.account_selector);
         let labels = errors.take("labels", Labels::parse(self.labels.0));
+        let keys = labels.iter().flat_map(|labels| labels.as_map().keys());
+        for key in keys.filter(|key| is_reserved(key)) {
+            errors.refuse(&format!("labels.{key}"), "is reserved for regcred: choose another key");
+        }
         Ok(errors.finish(|| {
             Some(Delivery {
                 cluster,

@@ -25,6 +25,7 @@ use crate::{
         connection::{Stream, Timed},
         cors,
         edge::{self, Edge},
+        normalize::normalize,
         openapi::{self, Methods},
         problem::{ApiError, write_problems},
         rate_limit::{FailedAuthenticationLimiter, RequestLimiter},
@@ -73,7 +74,7 @@ where
 {
     let builder = Server::build().workers(config.workers).shutdown_timeout(config.grace.as_secs()).disable_signals();
     let stopping = builder.graceful_shutdown_signal();
-    let (site, tls) = Site::new(metrics, config)?;
+    let (site, tls) = Site::new(metrics, config);
     let acceptor = tls.map(|tls| TlsAcceptor::from(Arc::new(tls)));
     // Like `HttpServer`, except that streams are `Timed`.
     let builder = builder.listen("http", listener, move || {
@@ -115,18 +116,17 @@ struct Site {
 }
 
 impl Site {
-    fn new(metrics: Data<Metrics>, config: ServerConfig) -> io::Result<(Self, Option<rustls::ServerConfig>)> {
-        let document = openapi::document_of(config.routes.routes());
+    fn new(metrics: Data<Metrics>, config: ServerConfig) -> (Self, Option<rustls::ServerConfig>) {
         let site = Self {
             routes: config.routes,
             edge: Edge { metrics, proxies: Arc::new(config.proxies), speaks_tls: config.tls.is_some() },
             origins: Data::new(config.origins),
             failed_authentications: Data::new(FailedAuthenticationLimiter::default()),
             limit: Data::new(RequestLimiter::new(config.requests)),
-            document: Data::new(DocumentJson(serde_json::to_string(&document)?)),
-            methods: Data::new(Methods::of(document)),
+            document: Data::new(DocumentJson(openapi::document().to_string())),
+            methods: Data::new(Methods::of(openapi::generated(config.routes.routes()))),
         };
-        Ok((site, config.tls))
+        (site, config.tls)
     }
 
     /// Builds the application of one worker thread. The middleware wrapped last runs first.
@@ -142,7 +142,7 @@ impl Site {
             InitError = (),
         >,
     > {
-        let (routes, has_documents) = (self.routes.routes(), self.routes == RouteSet::All);
+        let (routes, has_documents) = (self.routes.routes(), self.routes == RouteSet::Api);
         let (app, _) = App::new().into_utoipa_app().openapi(openapi::frame()).configure(routes).split_for_parts();
         let (edge, has_origins) = (Rc::new(self.edge.clone()), !self.origins.is_empty());
         app.configure(services)
@@ -159,6 +159,7 @@ impl Site {
                 }
             })
             .default_service(route().to(no_route))
+            .wrap(from_fn(normalize))
             .wrap(from_fn(write_problems))
             .wrap(TracingLogger::<RootSpan>::new())
             .wrap(Condition::new(has_origins, from_fn(cors::allow_origins)))

@@ -4,14 +4,15 @@
 //! the write ([`RequiredVerification`]). Imports use the same steps, for many accounts in one
 //! transaction:
 //!
-//! 1. [`Accounts::begin`] opens the transaction and takes the lock on label selectors.
+//! 1. [`Accounts::begin`] opens the transaction, finds the form of sealed values, and takes the lock
+//!    on label selectors.
 //! 2. [`Accounts::insert`] and [`Accounts::update`] seal the password and store the row.
 //! 3. [`Accounts::commit`] bumps the generation of the pull secrets that use the accounts, commits
 //!    together with the audit events, and invalidates the cached rows.
 
 use std::sync::Arc;
 
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use secrecy::SecretString;
 use uuid::Uuid;
 
 use crate::{
@@ -20,22 +21,26 @@ use crate::{
         account::{Account, AccountChange, NewAccount, Password},
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
+        cluster::CaCertificate,
         invalid::FieldError,
         names::{Labels, Name},
         registry::RegistryScope,
-        sealed::Sealed,
+        sealed::{RegistryDestination, SealForm, Sealed},
         verification::{Verification, VerificationReport},
     },
     service::{
         ExpectedVersion, ServiceError,
-        audit::TransactionalAudit,
-        check_version, connection, on_conflict,
+        audit::{TransactionalAudit, recorded},
+        check_version, connection, idempotency, master_keys, on_conflict,
         pull_secrets::{self, AccountTransition},
         require_visible,
         row_cache::RowCache,
         verification::{RequiredVerification, Verifications},
     },
-    storage::{self, PageRequest, accounts::AccountFilter, changes::Change, sealed::SealedColumn},
+    storage::{
+        self, PageRequest, PgConnection, PgPool, Transaction, accounts::AccountFilter, changes::Change,
+        sealed::SealedColumn,
+    },
 };
 
 pub(super) const KIND: &str = "registry account";
@@ -67,8 +72,8 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// - [`ServiceError::NotGranted`] if the grants do not include the account, whether or not the
-    ///   name is in use.
+    /// - [`ServiceError::NotGranted`] or [`ServiceError::LabelsNotGranted`] if the grants do not
+    ///   include the account or its labels, whether or not the name is in use.
     /// - [`ServiceError::NameTaken`] if the name is in use.
     /// - [`ServiceError::VerificationFailed`] if the required verification fails.
     pub async fn register(
@@ -78,15 +83,16 @@ impl Accounts {
         verification: Option<RequiredVerification>,
     ) -> Result<Account, ServiceError> {
         // Before the verification, which calls an address that the caller names.
-        require_granted(caller, &new.name, &new.labels)?;
+        require_granted(caller, &new.name, &Labels::default(), &new.labels)?;
         let check = match verification {
             Some(required) => Some(self.verifications.require_valid_new(&new, &required).await?),
             None => None,
         };
-        let mut tx = self.begin().await?;
-        let account = self.insert(&mut tx, &new).await?;
+        let (mut tx, form) = self.begin(caller).await?;
+        let account = self.insert(&mut tx, form, &new).await?;
         let event = NewEvent::of(caller, Action::AccountCreate, Resource::account(&account.name));
-        let event = event.details(Details::default().version(account.version));
+        let details = Details::default().version(account.version);
+        let event = event.details(details.changes(None, Some(&recorded::account(&account))));
         self.commit(tx, &[AccountTransition::Created(&account)], vec![event]).await?;
         self.record_check(account, check).await
     }
@@ -126,7 +132,8 @@ impl Accounts {
     ///   the verification.
     /// - [`ServiceError::Invalid`] if the changed labels are not valid, or the change would send
     ///   the stored password to another registry.
-    /// - [`ServiceError::NotGranted`] if the grants do not include the changed account.
+    /// - [`ServiceError::NotGranted`] or [`ServiceError::LabelsNotGranted`] if the grants do not
+    ///   include the changed account or its added or changed labels.
     /// - [`ServiceError::VerificationFailed`] if the required verification fails.
     pub async fn change(
         &self,
@@ -159,8 +166,8 @@ impl Accounts {
     ) -> Result<(i64, VerificationReport), ServiceError> {
         let account = self.find(caller, name).await?;
         let changed = apply_change(caller, &account, change, expected)?;
-        let check =
-            self.verifications.require_valid_changed(caller, &changed, change.password.as_ref(), required).await?;
+        let password = change.password.as_ref();
+        let check = self.verifications.require_valid_changed(caller, &account, &changed, password, required).await?;
         Ok((account.version, check))
     }
 
@@ -171,13 +178,14 @@ impl Accounts {
         change: &AccountChange,
         expected: ExpectedVersion,
     ) -> Result<Account, ServiceError> {
-        let mut tx = self.begin().await?;
+        let (mut tx, form) = self.begin(caller).await?;
         let before = visible(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
         let changed = apply_change(caller, &before, change, expected)?;
-        let after = self.update(&mut tx, &changed, change.password.as_ref()).await?;
+        let after = self.update(&mut tx, form, &before, &changed, change.password.as_ref()).await?;
         let has_new_password = change.password.is_some();
         let action = if has_new_password { Action::AccountRotate } else { Action::AccountUpdate };
         let details = Details::default().fields(&change.fields()).version(after.version);
+        let details = details.changes(Some(&recorded::account(&before)), Some(&recorded::account(&after)));
         let event = NewEvent::of(caller, action, Resource::account(name)).details(details);
         let transition = AccountTransition::Changed { before: &before, after: &after, has_new_password };
         self.commit(tx, &[transition], vec![event]).await?;
@@ -192,13 +200,14 @@ impl Accounts {
     /// - [`ServiceError::Stale`] if the account is not at the expected version.
     /// - [`ServiceError::InUse`] if a pull secret references the account by name.
     pub async fn remove(&self, caller: &Call, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
-        let mut tx = self.begin().await?;
+        let (mut tx, _) = self.begin(caller).await?;
         let account = visible(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
         check_version(expected, account.version)?;
         let users = storage::pull_secrets::naming_account(&mut tx, account.id).await?;
         pull_secrets::ensure_unused(&mut tx, caller, KIND, name, users).await?;
         storage::accounts::delete(&mut tx, account.id).await?;
         let details = Details::default().version(account.version);
+        let details = details.changes(Some(&recorded::account(&account)), None);
         let event = NewEvent::of(caller, Action::AccountDelete, Resource::account(name)).details(details);
         self.commit(tx, &[AccountTransition::Deleted(&account)], vec![event]).await
     }
@@ -231,39 +240,64 @@ impl Accounts {
         Ok(account)
     }
 
-    /// Begins a transaction that writes accounts.
-    pub(super) async fn begin(&self) -> Result<Transaction<'static, Postgres>, ServiceError> {
-        let mut tx = self.pool.begin().await?;
+    /// Begins a transaction that writes accounts, and returns the form in which it seals.
+    pub(super) async fn begin(&self, caller: &Call) -> Result<(Transaction, SealForm), ServiceError> {
+        let mut tx = idempotency::begin(&self.pool, caller).await?;
+        let form = master_keys::seal_form(&mut tx, &self.sealer).await?;
         storage::pull_secrets::lock_selectors_shared(&mut tx).await?;
-        Ok(tx)
+        Ok((tx, form))
     }
 
     /// Seals the password and inserts the account.
-    pub(super) async fn insert(&self, conn: &mut PgConnection, new: &NewAccount) -> Result<Account, ServiceError> {
+    pub(super) async fn insert(
+        &self,
+        conn: &mut PgConnection,
+        form: SealForm,
+        new: &NewAccount,
+    ) -> Result<Account, ServiceError> {
         let id = Uuid::now_v7();
-        let password = self.seal(id, &new.password)?;
+        let password = self.seal(form, id, &new.destination(), new.password.secret())?;
         storage::accounts::insert(conn, id, new, &password).await.map_err(on_conflict(&new.name))
     }
 
-    /// Stores a changed account, with a new password if there is one.
+    /// Stores a changed account, with a new password if there is one. Seals the stored password
+    /// again if its destination has changed.
     pub(super) async fn update(
         &self,
         conn: &mut PgConnection,
+        form: SealForm,
+        before: &Account,
         changed: &Account,
         password: Option<&Password>,
     ) -> Result<Account, ServiceError> {
-        let password = password.map(|password| self.seal(changed.id, password)).transpose()?;
+        let (id, destination) = (changed.id, changed.destination());
+        let password = match password {
+            Some(password) => Some(self.seal(form, id, &destination, password.secret())?),
+            None if destination == before.destination() => None,
+            None => {
+                let stored = storage::verifications::find_password(conn, id, before.version).await?;
+                let stored = stored.ok_or_else(|| ServiceError::not_found(KIND, &changed.name))?;
+                let slot = SealedColumn::account_password(id, &before.destination());
+                Some(self.seal(form, id, &destination, &self.sealer.open(&slot, &stored)?)?)
+            }
+        };
         Ok(storage::accounts::update(conn, changed, password.as_ref()).await?)
     }
 
-    fn seal(&self, id: Uuid, password: &Password) -> Result<Sealed, ServiceError> {
-        Ok(self.sealer.seal(SealedColumn::AccountPassword.slot(id), password.secret())?)
+    fn seal(
+        &self,
+        form: SealForm,
+        id: Uuid,
+        destination: &RegistryDestination<'_>,
+        password: &SecretString,
+    ) -> Result<Sealed, ServiceError> {
+        Ok(self.sealer.seal(form, &SealedColumn::account_password(id, destination), password)?)
     }
 
     /// Commits writes of accounts with their audit events.
     pub(super) async fn commit(
         &self,
-        mut tx: Transaction<'static, Postgres>,
+        mut tx: Transaction,
         transitions: &[AccountTransition<'_>],
         events: Vec<NewEvent>,
     ) -> Result<(), ServiceError> {
@@ -290,16 +324,26 @@ fn apply_change(
     check_version(expected, account.version)?;
     require_password_for_new_destination(account, change)?;
     let changed = change.apply_to(account).map_err(|invalid| ServiceError::field("labels", invalid))?;
-    require_granted(caller, &changed.name, &changed.labels)?;
+    require_granted(caller, &changed.name, &account.labels, &changed.labels)?;
     Ok(changed)
 }
 
-/// Rejects an account that the caller's grants do not include.
-pub(super) fn require_granted(caller: &Identity, name: &Name, labels: &Labels) -> Result<(), ServiceError> {
-    if caller.grants.include_account(name.as_str(), labels.as_map()) {
-        return Ok(());
+/// Rejects a write of an account that the caller's grants do not include with the new labels, or
+/// that adds or changes labels beyond the grants. A new account has no labels `before`.
+pub(super) fn require_granted(
+    caller: &Identity,
+    name: &Name,
+    before: &Labels,
+    after: &Labels,
+) -> Result<(), ServiceError> {
+    if !caller.grants.include_account(name.as_str(), after.as_map()) {
+        return Err(ServiceError::NotGranted { kind: KIND, name: name.to_string(), qualifier: " with these labels" });
     }
-    Err(ServiceError::NotGranted { kind: KIND, name: name.to_string(), qualifier: " with these labels" })
+    let detail = "must belong to one of your label grants, all of whose labels the account has: ask an admin to set it";
+    let refused = caller.grants.refused_labels(before.as_map(), after.as_map());
+    let errors: Vec<FieldError> =
+        refused.into_iter().map(|key| FieldError::new(format!("labels.{key}"), detail)).collect();
+    if errors.is_empty() { Ok(()) } else { Err(ServiceError::LabelsNotGranted { name: name.to_string(), errors }) }
 }
 
 fn visible(caller: &Identity, name: &Name, found: Option<Account>) -> Result<Account, ServiceError> {
@@ -308,24 +352,27 @@ fn visible(caller: &Identity, name: &Name, found: Option<Account>) -> Result<Acc
     })
 }
 
-/// Rejects a change that would send the stored password to another registry host, or over plain
-/// HTTP.
+/// Rejects a change that would send the stored password to another registry host, over plain HTTP,
+/// or to a host that another CA vouches for.
 ///
 /// Otherwise a caller that can change an account, but not read its password, could receive it at a
-/// registry of its own. Another path on the same host is allowed.
+/// registry of its own. Another path on the same host is allowed, and so is the removal of the CA,
+/// after which fewer certificates are trusted.
 fn require_password_for_new_destination(account: &Account, change: &AccountChange) -> Result<(), ServiceError> {
     if change.password.is_some() {
         return Ok(());
     }
     let is_elsewhere = |registry: &RegistryScope| registry.authority() != account.registry.authority();
-    let field = if change.registry.as_ref().is_some_and(is_elsewhere) {
-        "registry"
-    } else if change.plain_http == Some(true) && !account.plain_http {
-        "plainHttp"
-    } else {
-        return Ok(());
-    };
+    let is_new_ca = |ca: &CaCertificate| account.ca_certificate.as_ref() != Some(ca);
+    let changes = [
+        ("registry", change.registry.as_ref().is_some_and(is_elsewhere)),
+        ("plainHttp", change.plain_http == Some(true) && !account.plain_http),
+        ("caCertificate", change.ca_certificate.as_ref().and_then(Option::as_ref).is_some_and(is_new_ca)),
+    ];
     let detail =
         "requires `password` in the same request: the stored password is only sent to the registry that it was set for";
-    Err(vec![FieldError::new(field, detail)].into())
+    match changes.into_iter().find(|(_, is_changed)| *is_changed) {
+        Some((field, _)) => Err(vec![FieldError::new(field, detail)].into()),
+        None => Ok(()),
+    }
 }

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use sqlx::PgPool;
+use chrono::TimeDelta;
 use uuid::Uuid;
 
 use crate::{
-    crypto::api_key::{self, KeyChecker, NewKey, Pepper, PresentedKey},
+    crypto::{
+        api_key::{self, KeyChecker, NewKey, PresentedKey},
+        pepper::Pepper,
+    },
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Actor, Call, Identity, NewApiKey, Role},
@@ -14,12 +17,12 @@ use crate::{
     },
     service::{
         ServiceError,
-        audit::TransactionalAudit,
-        connection, on_conflict,
+        audit::{TransactionalAudit, recorded},
+        connection, idempotency, on_conflict,
         row_cache::{CachedKey, RowCache},
     },
     storage::{
-        self,
+        self, PgPool, Transaction,
         api_keys::{AdminKey, ApiKey},
         changes::Change,
     },
@@ -30,6 +33,7 @@ const KIND: &str = "API key";
 /// Authenticates callers by API key.
 #[derive(Debug, Clone)]
 pub struct ApiKeyAuthenticator {
+    pool: PgPool,
     row_cache: Arc<RowCache>,
     checker: Arc<KeyChecker>,
 }
@@ -50,8 +54,8 @@ pub enum Authentication {
 impl ApiKeyAuthenticator {
     /// Creates the authenticator.
     #[must_use]
-    pub fn new(row_cache: Arc<RowCache>, checker: Arc<KeyChecker>) -> Self {
-        Self { row_cache, checker }
+    pub fn new(pool: PgPool, row_cache: Arc<RowCache>, checker: Arc<KeyChecker>) -> Self {
+        Self { pool, row_cache, checker }
     }
 
     /// Authenticates a key. Revocation and expiry are checked at every call.
@@ -67,10 +71,37 @@ impl ApiKeyAuthenticator {
         }
         let is_valid = self.checker.check(presented, row.as_ref().map(|key| &key.verifier)).await?;
         Ok(match row {
-            Some(key) if is_valid && key.is_active() => Authentication::Authenticated(Arc::clone(&key.identity)),
+            Some(key) if is_valid && key.is_active() => {
+                self.renew(presented, &key).await;
+                Authentication::Authenticated(Arc::clone(&key.identity))
+            }
             Some(key) if is_valid => Authentication::Inactive(Arc::clone(&key.identity)),
             _ => Authentication::WrongSecret(presented.id),
         })
+    }
+
+    /// Stores the HMAC of a verified key under the first pepper, so that the older one can be
+    /// removed.
+    ///
+    /// Only after argon2 has run: while Postgres refuses it, it is tried once per key and ten
+    /// minutes.
+    async fn renew(&self, presented: PresentedKey<'_>, key: &CachedKey) {
+        let Some(renewed) = self.checker.renew(presented, &key.verifier) else { return };
+        // First: the next request may read the renewed row.
+        self.checker.note_renewed(&renewed);
+        let stored = async {
+            let mut conn = connection(&self.pool).await?;
+            Ok::<_, ServiceError>(storage::api_keys::renew(&mut conn, presented.id, &key.verifier, &renewed).await?)
+        };
+        match stored.await {
+            Ok(true) => {
+                self.row_cache.invalidate(&Change::ApiKey(presented.id));
+                tracing::info!(key.id = %presented.id, pepper = renewed.pepper_id, "api key renewed");
+            }
+            // Another process was faster, or an administrator changed the key.
+            Ok(false) => {}
+            Err(error) => tracing::warn!(key.id = %presented.id, %error, "api key not renewed"),
+        }
     }
 
     /// Authenticates a key if neither a read from Postgres nor an argon2 hash is necessary.
@@ -86,6 +117,9 @@ impl ApiKeyAuthenticator {
     /// Returns `None` only for an active key with a correct HMAC whose argon2 hash this process has
     /// not verified. Wrong keys therefore never cost an argon2 hash.
     fn check_mac(&self, presented: PresentedKey<'_>, row: Option<&CachedKey>) -> Option<Authentication> {
+        if let Some(key) = row {
+            self.checker.reload_for(&key.verifier);
+        }
         let is_valid = self.checker.has_valid_mac(presented, row.map(|key| &key.verifier));
         match row {
             Some(key) if is_valid && !key.is_active() => Some(Authentication::Inactive(Arc::clone(&key.identity))),
@@ -107,13 +141,26 @@ pub struct ApiKeys {
     row_cache: Arc<RowCache>,
     checker: Arc<KeyChecker>,
     audit: TransactionalAudit,
+    lifetime_max: Option<TimeDelta>,
 }
 
 impl ApiKeys {
-    /// Creates the service.
+    /// Creates the service. `lifetime_max` is the maximum lifetime of a new key.
     #[must_use]
-    pub fn new(pool: PgPool, row_cache: Arc<RowCache>, checker: Arc<KeyChecker>, audit: TransactionalAudit) -> Self {
-        Self { pool, row_cache, checker, audit }
+    pub fn new(
+        pool: PgPool,
+        row_cache: Arc<RowCache>,
+        checker: Arc<KeyChecker>,
+        audit: TransactionalAudit,
+        lifetime_max: Option<TimeDelta>,
+    ) -> Self {
+        Self { pool, row_cache, checker, audit, lifetime_max }
+    }
+
+    /// Returns the maximum lifetime of a new key.
+    #[must_use]
+    pub fn lifetime_max(&self) -> Option<TimeDelta> {
+        self.lifetime_max
     }
 
     /// Creates a key. Its text is returned once and not stored.
@@ -124,7 +171,8 @@ impl ApiKeys {
     pub async fn create(&self, caller: &Call, new: &NewApiKey) -> Result<(ApiKey, NewKey), ServiceError> {
         let key = self.checker.generate().await?;
         let event = NewEvent::of(caller, Action::KeyCreate, Resource::api_key(key.id));
-        insert(&self.pool, &self.audit, new, key, event).await
+        let tx = idempotency::begin(&self.pool, caller).await?;
+        insert(tx, &self.audit, new, key, event).await
     }
 
     /// Lists keys, including revoked and expired ones, oldest first: at most `limit` after the key
@@ -155,7 +203,8 @@ impl ApiKeys {
     /// - [`ServiceError::LastAdmin`] if no usable admin key would remain.
     pub async fn revoke(&self, caller: &Call, id: Uuid) -> Result<(), ServiceError> {
         let event = NewEvent::of(caller, Action::KeyRevoke, Resource::api_key(id));
-        revoke_id(&self.pool, &self.audit, id, event, false).await?;
+        let remaining = RemainingAdmin::of(self.lifetime_max);
+        revoke_id(&self.pool, &self.audit, id, event, Some(remaining)).await?;
         self.row_cache.invalidate(&Change::ApiKey(id));
         Ok(())
     }
@@ -175,20 +224,20 @@ pub async fn create(
 ) -> Result<(ApiKey, NewKey), ServiceError> {
     let key = api_key::generate(pepper)?;
     let event = NewEvent::by(actor, Action::KeyCreate, Resource::api_key(key.id));
-    insert(pool, audit, new, key, event).await
+    insert(pool.begin().await?, audit, new, key, event).await
 }
 
 async fn insert(
-    pool: &PgPool,
+    mut tx: Transaction,
     audit: &TransactionalAudit,
     new: &NewApiKey,
     key: NewKey,
     event: NewEvent,
 ) -> Result<(ApiKey, NewKey), ServiceError> {
-    let mut tx = pool.begin().await?;
     let inserted = storage::api_keys::insert(&mut tx, key.id, new, &key.verifier).await;
     let inserted = inserted.map_err(on_conflict(&new.name))?;
-    audit.commit(tx, [event.details(Details::default().name(&new.name).role(new.role))]).await?;
+    let details = Details::default().name(&new.name).role(new.role).changes(None, Some(&recorded::api_key(new)));
+    audit.commit(tx, [event.details(details)]).await?;
     Ok((inserted, key))
 }
 
@@ -202,16 +251,23 @@ pub async fn list(pool: &PgPool, after: Option<Uuid>, limit: i64) -> Result<Vec<
     Ok(storage::api_keys::list(&mut conn, after, limit).await?)
 }
 
-/// Revokes the key with this name from the command line.
+/// Revokes the key with this name from the command line. `lifetime_max` is the maximum lifetime of
+/// new keys.
 ///
 /// # Errors
 ///
 /// - [`ServiceError::NotFound`] if no key that is not revoked has the name.
 /// - [`ServiceError::LastAdmin`] if no usable admin key would remain.
-pub async fn revoke(pool: &PgPool, audit: &TransactionalAudit, actor: &Actor, name: &Name) -> Result<(), ServiceError> {
+pub async fn revoke(
+    pool: &PgPool,
+    audit: &TransactionalAudit,
+    actor: &Actor,
+    name: &Name,
+    lifetime_max: Option<TimeDelta>,
+) -> Result<(), ServiceError> {
     let id = find_id(pool, name).await?;
     let event = NewEvent::by(actor, Action::KeyRevoke, Resource::api_key(id));
-    revoke_id(pool, audit, id, event, false).await
+    revoke_id(pool, audit, id, event, Some(RemainingAdmin::of(lifetime_max))).await
 }
 
 /// Like [`revoke`], but also revokes the last admin key. With access to the database, a new one can
@@ -228,7 +284,22 @@ pub async fn revoke_even_last_admin(
 ) -> Result<(), ServiceError> {
     let id = find_id(pool, name).await?;
     let event = NewEvent::by(actor, Action::KeyRevoke, Resource::api_key(id));
-    revoke_id(pool, audit, id, event, true).await
+    revoke_id(pool, audit, id, event, None).await
+}
+
+/// Admin key that must remain after a revocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RemainingAdmin {
+    /// Any active one. New keys have an expiry, so none without could replace the revoked one.
+    Active,
+    /// An active one, without expiry if the revoked key has none.
+    AsLasting,
+}
+
+impl RemainingAdmin {
+    fn of(lifetime_max: Option<TimeDelta>) -> Self {
+        if lifetime_max.is_some() { Self::Active } else { Self::AsLasting }
+    }
 }
 
 async fn find_id(pool: &PgPool, name: &Name) -> Result<Uuid, ServiceError> {
@@ -242,13 +313,13 @@ async fn revoke_id(
     audit: &TransactionalAudit,
     id: Uuid,
     event: NewEvent,
-    even_last_admin: bool,
+    remaining: Option<RemainingAdmin>,
 ) -> Result<(), ServiceError> {
     let mut tx = pool.begin().await?;
     let key = storage::api_keys::find(&mut tx, id).await?.ok_or_else(|| ServiceError::not_found(KIND, &id))?;
-    if key.role == Role::Admin && !even_last_admin {
+    if let (Role::Admin, Some(remaining)) = (key.role, remaining) {
         let admins = storage::api_keys::lock_admins(&mut tx).await?;
-        require_remaining_admin(&admins, id)?;
+        require_remaining_admin(&admins, id, remaining)?;
     }
     if storage::api_keys::revoke(&mut tx, id).await? {
         let name = Name::parse(&key.name).ok();
@@ -259,11 +330,12 @@ async fn revoke_id(
 }
 
 /// Requires that an active admin key remains after the revocation of `id`. If `id` never expires, a
-/// remaining key must never expire either: otherwise administrators would be locked out when the
-/// last one expires.
-fn require_remaining_admin(admins: &[AdminKey], id: Uuid) -> Result<(), ServiceError> {
+/// remaining key must never expire either, unless keys must expire: otherwise administrators would
+/// be locked out when the last one expires.
+fn require_remaining_admin(admins: &[AdminKey], id: Uuid, remaining: RemainingAdmin) -> Result<(), ServiceError> {
     let Some(key) = admins.iter().find(|admin| admin.id == id) else { return Ok(()) };
-    if admins.iter().any(|other| other.id != id && (key.expires || !other.expires)) {
+    let may_expire = key.expires || remaining == RemainingAdmin::Active;
+    if admins.iter().any(|other| other.id != id && (may_expire || !other.expires)) {
         return Ok(());
     }
     Err(ServiceError::LastAdmin)
@@ -276,16 +348,18 @@ mod tests {
     use super::*;
 
     #[rstest]
-    #[case(&[false], true)]
-    #[case(&[true], true)]
-    #[case(&[false, true], true)]
-    #[case(&[true, true], false)]
-    #[case(&[true, false], false)]
-    #[case(&[false, false, true], false)]
-    fn revocation_keeps_one_usable_admin_key(#[case] expire: &[bool], #[case] refused: bool) {
+    #[case(&[false], [true, true])]
+    #[case(&[true], [true, true])]
+    #[case(&[false, true], [true, false])]
+    #[case(&[true, true], [false, false])]
+    #[case(&[true, false], [false, false])]
+    #[case(&[false, false, true], [false, false])]
+    fn revocation_keeps_one_usable_admin_key(#[case] expire: &[bool], #[case] refused: [bool; 2]) {
         let admins: Vec<AdminKey> =
             expire.iter().map(|expires| AdminKey { id: Uuid::now_v7(), expires: *expires }).collect();
-        assert_eq!(require_remaining_admin(&admins, admins[0].id).is_err(), refused);
-        assert!(require_remaining_admin(&admins, Uuid::now_v7()).is_ok());
+        for (remaining, refused) in [RemainingAdmin::AsLasting, RemainingAdmin::Active].into_iter().zip(refused) {
+            assert_eq!(require_remaining_admin(&admins, admins[0].id, remaining).is_err(), refused, "{remaining:?}");
+            assert!(require_remaining_admin(&admins, Uuid::now_v7(), remaining).is_ok());
+        }
     }
 }

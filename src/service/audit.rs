@@ -4,11 +4,10 @@
 
 use std::sync::Arc;
 
-use sqlx::{PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::{
-    crypto::audit::AuditKey,
+    crypto::pepper::Peppers,
     domain::{
         audit::{Action, EventFilter, NewEvent, Resource, StoredEvent},
         caller::Call,
@@ -22,12 +21,13 @@ use crate::{
             writer::AuditWriter,
         },
     },
-    storage::{self, StorageError},
+    storage::{self, PgPool, StorageError, Transaction},
 };
 
 pub mod legacy;
 pub mod metrics;
 mod process;
+pub(super) mod recorded;
 pub mod refusals;
 mod sealer;
 pub mod verify;
@@ -80,8 +80,8 @@ pub struct TransactionalAudit {
 impl TransactionalAudit {
     /// Starts the numbering of this process. Writes nothing.
     #[must_use]
-    pub fn open(pool: &PgPool, key: Arc<AuditKey>) -> Self {
-        let process = Arc::new(Process::new(key, Arc::default()));
+    pub fn open(pool: &PgPool, peppers: Arc<Peppers>) -> Self {
+        let process = Arc::new(Process::new(peppers, Arc::default()));
         Self { pool: pool.clone(), process }
     }
 
@@ -99,7 +99,7 @@ impl TransactionalAudit {
     /// broke during the commit, change and events may be durable all the same.
     pub async fn commit(
         &self,
-        mut tx: Transaction<'_, Postgres>,
+        mut tx: Transaction,
         events: impl IntoIterator<Item = NewEvent>,
     ) -> Result<(), AuditError> {
         let mut events = events.into_iter().peekable();
@@ -139,7 +139,7 @@ impl TransactionalAudit {
     }
 
     fn sealer(&self) -> Sealer {
-        Sealer::new(Arc::clone(&self.process), (*self.pool.connect_options()).clone())
+        Sealer::new(Arc::clone(&self.process), self.pool.connect_options())
     }
 }
 

@@ -1,14 +1,16 @@
 //! Clusters: register, find, list, change, remove and check; and their API clients.
 
-use std::{net::IpAddr, sync::Arc};
+mod check;
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
-use sqlx::{PgConnection, PgPool};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
     clients::cluster::{
-        Check, ClusterClient, ClusterClientConfig, ClusterClients, ClusterError, LackingPullSecret, admit, kubeconfig,
+        ClusterClient, ClusterClientConfig, ClusterClients, ClusterError, admit, kubeconfig, resolve_in_cluster,
     },
     crypto::sealer::{OpenError, Sealer},
     domain::{
@@ -17,30 +19,23 @@ use crate::{
         cluster::{AuthType, CaCertificate, ClusterAuth, ClusterConnection, ServerUrl},
         invalid::{FieldError, Invalid},
         names::Name,
-        rbac::RequiredRules,
-        sealed::Sealed,
+        sealed::{SealForm, Sealed},
     },
     service::{
         ExpectedVersion, ServiceError,
-        audit::TransactionalAudit,
-        check_version, connection, on_conflict, pull_secrets,
-        rbac::{self, PullSecretRules},
-        require_visible,
+        audit::{TransactionalAudit, recorded},
+        check_version, connection, idempotency, master_keys, on_conflict, pull_secrets, require_visible,
     },
-    storage::{self, PageRequest, clusters::StoredCluster, sealed::SealedColumn},
+    storage::{self, PageRequest, PgConnection, PgPool, clusters::StoredCluster, sealed::SealedColumn},
 };
 
+use self::check::Checks;
+
 const KIND: &str = "cluster";
+/// Time limit for asking a cluster for its own audiences.
+const OWN_AUDIENCES_WITHIN: Duration = Duration::from_secs(5);
 /// Maximum number of cached clients.
 const CACHED_CLIENTS_MAX: usize = 256;
-/// Maximum number of namespaces with leftover Secrets that a check covers, in addition to the
-/// declared ones.
-const LEFTOVERS_MAX: usize = 10_000;
-/// Maximum number of pull secrets in a check.
-const LACKING_MAX: usize = 100;
-/// Maximum number of missing rights per pull secret in a check.
-const MISSING_MAX: usize = 50;
-
 /// Connection fields of a request. `None` for an omitted field.
 #[derive(Debug, Default)]
 pub struct ConnectionInput {
@@ -158,6 +153,7 @@ pub struct Clusters {
     pool: PgPool,
     sealer: Arc<Sealer>,
     clients: Arc<ClusterClients>,
+    checks: Arc<Checks>,
     config: ClusterClientConfig,
     audit: TransactionalAudit,
 }
@@ -166,7 +162,8 @@ impl Clusters {
     /// Creates the service.
     #[must_use]
     pub fn new(pool: PgPool, sealer: Arc<Sealer>, config: ClusterClientConfig, audit: TransactionalAudit) -> Self {
-        Self { pool, sealer, clients: Arc::new(ClusterClients::new(CACHED_CLIENTS_MAX)), config, audit }
+        let clients = Arc::new(ClusterClients::new(CACHED_CLIENTS_MAX));
+        Self { pool, sealer, clients, checks: Arc::default(), config, audit }
     }
 
     /// Registers a cluster. Its credential is sealed before it is stored. The cluster is not
@@ -182,12 +179,15 @@ impl Clusters {
         connection: &ClusterConnection,
     ) -> Result<StoredCluster, ServiceError> {
         let id = Uuid::now_v7();
-        let credential = self.seal(id, connection)?;
-        let mut tx = self.pool.begin().await?;
+        let mut tx = idempotency::begin(&self.pool, caller).await?;
+        let form = master_keys::seal_form(&mut tx, &self.sealer).await?;
+        let credential = self.seal(form, id, connection)?;
         let inserted = storage::clusters::insert(&mut tx, id, name, connection, credential.as_ref()).await;
         let cluster = inserted.map_err(on_conflict(name))?;
         let event = NewEvent::of(caller, Action::ClusterCreate, Resource::cluster(name));
-        self.audit.commit(tx, [event.details(Details::default().version(cluster.version))]).await?;
+        let details = Details::default().version(cluster.version);
+        let details = details.changes(None, Some(&recorded::cluster(&cluster)));
+        self.audit.commit(tx, [event.details(details)]).await?;
         Ok(cluster)
     }
 
@@ -229,7 +229,8 @@ impl Clusters {
         input: ConnectionInput,
         expected: ExpectedVersion,
     ) -> Result<StoredCluster, ServiceError> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = idempotency::begin(&self.pool, caller).await?;
+        let form = master_keys::seal_form(&mut tx, &self.sealer).await?;
         let stored = visible(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
         check_version(expected, stored.version)?;
         require_auth_for_new_server(&stored, &input)?;
@@ -241,9 +242,10 @@ impl Clusters {
                 return Err(ServiceError::Trusted { name: stored.name, by });
             }
         }
-        let credential = self.seal(stored.id, &changed)?;
+        let credential = self.seal(form, stored.id, &changed)?;
         let updated = storage::clusters::update(&mut tx, stored.id, &changed, credential.as_ref()).await?;
         let details = Details::default().fields(&fields).version(updated.version);
+        let details = details.changes(Some(&recorded::cluster(&stored)), Some(&recorded::cluster(&updated)));
         let event = NewEvent::of(caller, Action::ClusterUpdate, Resource::cluster(name)).details(details);
         self.audit.commit(tx, [event]).await?;
         self.clients.remove(stored.id);
@@ -287,69 +289,10 @@ impl Clusters {
             return Err(ServiceError::InUse { kind: KIND, name: stored.name, by, hidden: 0 });
         }
         storage::clusters::delete(&mut tx, stored.id).await?;
-        let details = Details::default().version(stored.version);
+        let details = Details::default().version(stored.version).changes(Some(&recorded::cluster(&stored)), None);
         let event = NewEvent::of(caller, Action::ClusterDelete, Resource::cluster(name)).details(details);
         self.audit.commit(tx, [event]).await?;
         self.clients.remove(stored.id);
-        Ok(())
-    }
-
-    /// Checks a cluster: connection, version, regcred's rights, and the pull secrets that lack
-    /// rights. An unreachable cluster is a result, not an error.
-    ///
-    /// # Errors
-    ///
-    /// - [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
-    /// - [`ClusterError::NamespaceNotFound`] for a namespace that is not granted.
-    pub async fn check(&self, caller: &Identity, name: &Name, namespaces: &[&str]) -> Result<Check, ServiceError> {
-        let is_granted = namespaces.iter().all(|namespace| caller.grants.include_namespace(namespace));
-        let stored = self.find(caller, name).await?;
-        let client = match self.client_for(&stored).await {
-            Ok(_) | Err(ServiceError::Cluster(_)) if !is_granted => return Err(ClusterError::NamespaceNotFound.into()),
-            Ok(client) => client,
-            Err(ServiceError::Cluster(error)) => return Ok(Check::failed(&error)),
-            Err(other) => return Err(other),
-        };
-        let mut check = client.check(namespaces).await;
-        if check.reachable && check.problem.is_none() && caller.may(Permission::ReadPullSecrets) {
-            self.add_missing_rights(caller, (stored.id, name), &client, &mut check).await?;
-        }
-        Ok(check)
-    }
-
-    /// Adds the missing rights of the pull secrets that the caller can see.
-    async fn add_missing_rights(
-        &self,
-        caller: &Identity,
-        cluster: (Uuid, &Name),
-        client: &ClusterClient,
-        check: &mut Check,
-    ) -> Result<(), ServiceError> {
-        let mut conn = connection(&self.pool).await?;
-        let (needed, is_complete) = rbac::required_by_visible(&mut conn, caller, cluster, LEFTOVERS_MAX).await?;
-        drop(conn);
-        let rules: Vec<&RequiredRules> = needed.iter().map(|needed| &needed.rules).collect();
-        let reviewed = match client.review_needs(&rules).await {
-            Ok(reviewed) => reviewed,
-            Err(error) => {
-                check.problem = Check::failed(&error).problem;
-                return Ok(());
-            }
-        };
-        let mut is_truncated = !is_complete;
-        let mut lacking = Vec::new();
-        for PullSecretRules { name, rules } in needed {
-            let (mut missing, is_complete) = reviewed.missing(&rules);
-            is_truncated |= !is_complete || missing.len() > MISSING_MAX;
-            missing.truncate(MISSING_MAX);
-            if !missing.is_empty() {
-                lacking.push(LackingPullSecret { name: name.to_string(), missing });
-            }
-        }
-        is_truncated |= lacking.len() > LACKING_MAX;
-        lacking.truncate(LACKING_MAX);
-        check.pull_secrets = Some(lacking);
-        check.pull_secrets_cut = Some(is_truncated);
         Ok(())
     }
 
@@ -379,6 +322,25 @@ impl Clusters {
             return Err(ClusterError::Misconfigured { detail: detail.to_owned() }.into());
         }
         self.client_for(&stored).await
+    }
+
+    /// Returns the audiences that the API server uses for itself and that regcred's own token has.
+    /// Empty if the cluster does not tell, or regcred has no token for it.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Open`] if the credential does not open.
+    pub(super) async fn own_audiences(&self, stored: &StoredCluster) -> Result<Vec<String>, ServiceError> {
+        let token = match self.open(stored)? {
+            ClusterAuth::Token { token } => Some(token),
+            ClusterAuth::InCluster => self.config.own_token(),
+            ClusterAuth::ClientCertificate { .. } | ClusterAuth::None => None,
+        };
+        let (Some(token), Ok(client)) = (token, self.token_review_client(stored.id).await) else {
+            return Ok(Vec::new());
+        };
+        let audiences = timeout(OWN_AUDIENCES_WITHIN, client.own_audiences(&token)).await;
+        Ok(audiences.ok().and_then(Result::ok).unwrap_or_default())
     }
 
     /// Returns the name and the client of a cluster, for background work. Grants were checked when
@@ -416,12 +378,13 @@ impl Clusters {
         self.clients.get_or_connect(stored.id, stored.version, connect)
     }
 
-    /// Resolves the API server and checks its addresses. Empty for `inCluster`, whose address no
-    /// caller chooses.
+    /// Resolves the API server and checks its addresses, except for `inCluster`, whose address no
+    /// caller chooses. Empty if the URL has an address instead of a name.
     async fn admit(&self, stored: &StoredCluster) -> Result<Vec<IpAddr>, ServiceError> {
         match (&self.config.guard, &stored.server) {
             (Some(guard), Some(server)) => Ok(admit(guard, server).await?),
-            _ => Ok(Vec::new()),
+            (Some(guard), None) => Ok(resolve_in_cluster(guard, &self.config).await?),
+            (None, _) => Ok(Vec::new()),
         }
     }
 
@@ -441,14 +404,14 @@ impl Clusters {
         })
     }
 
-    fn seal(&self, id: Uuid, connection: &ClusterConnection) -> Result<Option<Sealed>, ServiceError> {
-        let slot = SealedColumn::ClusterCredential.slot(id);
-        Ok(connection.auth.secret().map(|secret| self.sealer.seal(slot, secret)).transpose()?)
+    fn seal(&self, form: SealForm, id: Uuid, connection: &ClusterConnection) -> Result<Option<Sealed>, ServiceError> {
+        let slot = SealedColumn::cluster_credential(id, &connection.destination());
+        Ok(connection.auth.secret().map(|secret| self.sealer.seal(form, &slot, secret)).transpose()?)
     }
 
     fn open(&self, stored: &StoredCluster) -> Result<ClusterAuth, ServiceError> {
-        let slot = SealedColumn::ClusterCredential.slot(stored.id);
-        let secret = stored.credential.as_ref().map(|sealed| self.sealer.open(slot, sealed)).transpose()?;
+        let slot = stored.slot();
+        let secret = stored.credential.as_ref().map(|sealed| self.sealer.open(&slot, sealed)).transpose()?;
         ClusterAuth::from_parts(stored.auth_type, stored.client_certificate.clone(), secret)
             .map_err(|_| OpenError::Tampered { table: slot.table, id: stored.id }.into())
     }

@@ -3,14 +3,13 @@
 use std::{collections::HashMap, sync::Arc};
 
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::PgPool;
 
 use crate::{
     crypto::sealer::Sealer,
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
-        docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, parse::Config, render},
+        docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, parse::Config, render, split_collisions},
         grants::Grants,
         invalid::{FieldError, FieldErrors, Invalid},
         matching::{Explanation, ImageName, explain_accounts, explain_config, lint::lint_config},
@@ -18,7 +17,7 @@ use crate::{
         selector::AccountSelection,
     },
     service::{ServiceError, audit::writer::AuditWriter, connection, row_cache::RowCache, spawn_blocking},
-    storage::{self, accounts::SealedCredential, sealed::SealedColumn},
+    storage::{self, PgPool, accounts::SealedCredential},
 };
 
 /// Source of account rows.
@@ -113,6 +112,10 @@ impl DockerConfigs {
     /// Renders accounts as stored, for background work. A cached row could be older than the
     /// generation that is being reconciled. Grants were checked when a caller declared the work.
     ///
+    /// Of selected accounts with the same key, the one with the lowest id, which is the oldest,
+    /// stays. The others are returned: a new account must not stop the updates of those that a
+    /// selector matched before. Named accounts must not collide.
+    ///
     /// # Errors
     ///
     /// As [`assemble`](Self::assemble).
@@ -120,15 +123,20 @@ impl DockerConfigs {
         &self,
         profile: Profile,
         choice: &AccountSelection,
-    ) -> Result<RenderedConfig, ServiceError> {
-        let sealed = self.choose(&Grants::everything(), choice, ReadMode::Fresh).await?;
-        Ok(self.render_chosen(profile, &sealed)?.rendered)
+    ) -> Result<(RenderedConfig, Vec<Arc<SealedCredential>>), ServiceError> {
+        let mut sealed = self.choose(&Grants::everything(), choice, ReadMode::Fresh).await?;
+        let mut left_out = Vec::new();
+        if let AccountSelection::Selector(_) = choice {
+            sealed.sort_unstable_by_key(|account| account.id);
+            (sealed, left_out) = split_collisions(profile, sealed, |account| &account.registry);
+        }
+        Ok((self.render_chosen(profile, &sealed)?.rendered, left_out))
     }
 
     fn render_chosen(&self, profile: Profile, sealed: &[Arc<SealedCredential>]) -> Result<Assembled, ServiceError> {
         let opened = sealed
             .iter()
-            .map(|account| self.sealer.open(SealedColumn::AccountPassword.slot(account.id), &account.password))
+            .map(|account| self.sealer.open(&account.slot(), &account.password))
             .collect::<Result<Vec<SecretString>, _>>()?;
         let credentials: Vec<Credential<'_>> = sealed
             .iter()

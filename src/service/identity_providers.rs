@@ -1,24 +1,29 @@
 //! Identity providers: create, find, list, change and remove.
 
-use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::{
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
-        identity_provider::{AuthMethod, ProviderConfig, ProviderDocument, RuleDocument},
+        identity_provider::{AuthMethod, ProviderConfig, ProviderDocument, RuleDocument, api_server_audience},
         invalid::Invalid,
         names::Name,
     },
-    service::{ExpectedVersion, ServiceError, audit::TransactionalAudit, check_version, connection, on_conflict},
-    storage::{self, PageRequest, identity_providers::StoredProvider},
+    service::{
+        ExpectedVersion, ServiceError,
+        audit::{TransactionalAudit, recorded},
+        check_version,
+        clusters::Clusters,
+        connection, idempotency, on_conflict,
+    },
+    storage::{self, PageRequest, PgConnection, PgPool, identity_providers::StoredProvider},
 };
 
 const KIND: &str = "identity provider";
 
 /// Change of a provider. `None` keeps the field. The type cannot change.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct ProviderChange {
     /// New issuer.
     pub issuer: Option<String>,
@@ -28,6 +33,10 @@ pub struct ProviderChange {
     pub cluster: Option<String>,
     /// New audience.
     pub audience: Option<String>,
+    /// Whether tokens with further audiences are accepted.
+    pub allow_multiple_audiences: Option<bool>,
+    /// New types of tokens for other purposes that are accepted.
+    pub token_types: Option<Vec<String>>,
     /// New rules; replace all previous ones.
     pub rules: Option<Vec<RuleDocument>>,
 }
@@ -40,6 +49,8 @@ impl ProviderChange {
             ("caCertificate", self.ca_certificate.is_some()),
             ("cluster", self.cluster.is_some()),
             ("audience", self.audience.is_some()),
+            ("allowMultipleAudiences", self.allow_multiple_audiences.is_some()),
+            ("tokenTypes", self.token_types.is_some()),
             ("rules", self.rules.is_some()),
         ];
         fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
@@ -59,6 +70,8 @@ impl ProviderChange {
             ca_certificate: self.ca_certificate.unwrap_or(ca_certificate),
             cluster: self.cluster.or(cluster),
             audience: self.audience.unwrap_or_else(|| stored.audience.as_str().to_owned()),
+            allow_multiple_audiences: self.allow_multiple_audiences.unwrap_or(stored.allow_multiple_audiences),
+            token_types: self.token_types.unwrap_or_else(|| stored.token_types.clone()),
             rules: self.rules.unwrap_or_else(|| stored.rules.iter().map(RuleDocument::from).collect()),
         }
     }
@@ -69,33 +82,35 @@ impl ProviderChange {
 /// It checks no grants: only callers with grants of everything may use it
 /// ([`Permission::needs_all_grants`](crate::domain::caller::Permission::needs_all_grants),
 /// [`Role::takes_grants`](crate::domain::caller::Role::takes_grants)).
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct IdentityProviders {
     pool: PgPool,
+    clusters: Clusters,
     audit: TransactionalAudit,
 }
 
 impl IdentityProviders {
     /// Creates the service.
     #[must_use]
-    pub fn new(pool: PgPool, audit: TransactionalAudit) -> Self {
-        Self { pool, audit }
+    pub fn new(pool: PgPool, clusters: Clusters, audit: TransactionalAudit) -> Self {
+        Self { pool, clusters, audit }
     }
 
-    /// Creates a provider. The provider is not contacted.
+    /// Creates a provider. An issuer is not contacted; a cluster is asked for its own audiences.
     ///
     /// # Errors
     ///
     /// - [`ServiceError::NameTaken`] if the name is in use.
     /// - [`ServiceError::AudienceTaken`] if another provider would accept the same tokens.
-    /// - [`ServiceError::Invalid`] if the cluster does not exist.
+    /// - [`ServiceError::Invalid`] if the cluster does not exist, or the audience is its own.
     pub async fn create(
         &self,
         caller: &Call,
         name: &Name,
         config: &ProviderConfig,
     ) -> Result<StoredProvider, ServiceError> {
-        let mut tx = self.pool.begin().await?;
+        self.reject_audience_of_cluster(config).await?;
+        let mut tx = idempotency::begin(&self.pool, caller).await?;
         let cluster_id = lock_review_cluster(&mut tx, config).await?;
         let inserted = storage::identity_providers::insert(&mut tx, Uuid::now_v7(), name, config, cluster_id).await;
         inserted.map_err(on_conflict(name))?;
@@ -103,7 +118,9 @@ impl IdentityProviders {
             .await?
             .ok_or_else(|| ServiceError::not_found(KIND, name))?;
         let event = NewEvent::of(caller, Action::ProviderCreate, Resource::identity_provider(name));
-        self.audit.commit(tx, [event.details(Details::default().version(created.version))]).await?;
+        let details = Details::default().version(created.version);
+        let details = details.changes(None, Some(&recorded::provider(&created.config)));
+        self.audit.commit(tx, [event.details(details)]).await?;
         Ok(created)
     }
 
@@ -143,7 +160,12 @@ impl IdentityProviders {
         expected: ExpectedVersion,
     ) -> Result<StoredProvider, ServiceError> {
         let fields = change.fields();
-        let mut tx = self.pool.begin().await?;
+        // Before the transaction, which must not wait for a cluster. If the provider changes in
+        // between, the check of each token still holds.
+        let stored = self.find(caller, name).await?;
+        check_version(expected, stored.version)?;
+        self.reject_audience_of_cluster(&ProviderConfig::parse(change.clone().merge_into(&stored.config))?).await?;
+        let mut tx = idempotency::begin(&self.pool, caller).await?;
         let stored = storage::identity_providers::lock(&mut tx, name)
             .await?
             .ok_or_else(|| ServiceError::not_found(KIND, name))?;
@@ -157,6 +179,8 @@ impl IdentityProviders {
             .ok_or_else(|| ServiceError::not_found(KIND, name))?;
         let event = NewEvent::of(caller, Action::ProviderUpdate, Resource::identity_provider(name));
         let details = Details::default().fields(&fields).version(changed.version);
+        let (before, after) = (recorded::provider(&stored.config), recorded::provider(&changed.config));
+        let details = details.changes(Some(&before), Some(&after));
         self.audit.commit(tx, [event.details(details)]).await?;
         Ok(changed)
     }
@@ -175,7 +199,25 @@ impl IdentityProviders {
         check_version(expected, stored.version)?;
         storage::identity_providers::delete(&mut tx, stored.id).await?;
         let event = NewEvent::of(caller, Action::ProviderDelete, Resource::identity_provider(name));
-        self.audit.commit(tx, [event.details(Details::default().version(stored.version))]).await?;
+        let details = Details::default().version(stored.version);
+        let details = details.changes(Some(&recorded::provider(&stored.config)), None);
+        self.audit.commit(tx, [event.details(details)]).await?;
+        Ok(())
+    }
+
+    /// Rejects an audience that the API server of the reviewing cluster uses for itself: the
+    /// default token of every pod would be accepted. A cluster that does not answer is not asked
+    /// again, since each token is checked as well.
+    async fn reject_audience_of_cluster(&self, config: &ProviderConfig) -> Result<(), ServiceError> {
+        let AuthMethod::TokenReview { cluster } = &config.auth_method else { return Ok(()) };
+        let mut conn = connection(&self.pool).await?;
+        let Some(cluster) = storage::clusters::find(&mut conn, cluster).await? else { return Ok(()) };
+        drop(conn);
+        let audience = &config.audience;
+        let is_server = cluster.server.as_deref().is_some_and(|server| audience.is_server(server));
+        if is_server || self.clusters.own_audiences(&cluster).await?.iter().any(|own| own == audience.as_str()) {
+            return Err(ServiceError::field("audience", api_server_audience()));
+        }
         Ok(())
     }
 }

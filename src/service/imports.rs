@@ -13,14 +13,11 @@ use std::{
     sync::Arc,
 };
 
-use secrecy::ExposeSecret;
-use sqlx::{PgConnection, PgPool};
-
 use crate::{
-    crypto::sealer::Sealer,
+    crypto::{constant_time, sealer::Sealer},
     domain::{
         account::{Account, Email, NewAccount, Password, Username},
-        account_name,
+        account_name::{self, NamePrefix},
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
         docker_config::{
@@ -32,17 +29,20 @@ use crate::{
         matching::lint::lint_config,
         names::{Labels, Name},
         registry::RegistryScope,
-        sealed::Sealed,
+        sealed::{SealForm, Sealed},
     },
     service::{
         ServiceError,
         accounts::{self, Accounts},
-        audit::TransactionalAudit,
+        audit::{TransactionalAudit, recorded},
         pull_secrets::AccountTransition,
         spawn_blocking,
     },
-    storage::{self, sealed::SealedColumn},
+    storage::{self, PgConnection, PgPool, sealed::SealedColumn},
 };
+
+/// Maximum number of entries in a document, which are written in one transaction.
+const ENTRIES_MAX: usize = 1_000;
 
 /// Result of one entry or top-level field of the document.
 #[derive(Debug)]
@@ -109,25 +109,25 @@ impl Imports {
     ///
     /// Nothing is stored on an error.
     ///
-    /// - [`ServiceError::Invalid`] if the document does not parse (with line and column), or a name
-    ///   belongs to an account of another registry.
+    /// - [`ServiceError::Invalid`] if the document does not parse (with line and column) or has too
+    ///   many entries, or a name belongs to an account of another registry.
     /// - [`ServiceError::NotGranted`] if the grants do not include one of the accounts.
     pub async fn import(
         &self,
         caller: &Call,
         document: impl AsRef<[u8]> + Send + 'static,
-        prefix: String,
+        prefix: NamePrefix,
         dry_run: bool,
     ) -> Result<ImportReport, ServiceError> {
         let plan = spawn_blocking(move || ImportPlan::parse(document.as_ref(), &prefix)).await?;
-        let mut tx = self.accounts.begin().await?;
+        let (mut tx, form) = self.accounts.begin(caller).await?;
         let existing = lock_existing(&mut tx, &plan.accounts).await?;
         // First, so that no later error discloses an account that is not granted.
         require_granted(caller, &plan.accounts, &existing)?;
         require_same_registry(&plan.accounts, &existing)?;
-        let writes = self.apply(&mut tx, &plan.accounts, &existing).await?;
+        let writes = self.apply(&mut tx, form, &plan.accounts, &existing).await?;
         if dry_run {
-            drop(tx);
+            tx.rollback_and_keep().await?;
             self.record_dry_run(caller, &existing).await?;
         } else {
             let stored = || writes.iter().flatten();
@@ -142,15 +142,16 @@ impl Imports {
     async fn apply(
         &self,
         conn: &mut PgConnection,
+        form: SealForm,
         planned: &[PlannedAccount],
         existing: &ExistingAccounts,
     ) -> Result<Vec<Option<AccountWrite>>, ServiceError> {
         let mut writes = Vec::with_capacity(planned.len());
         for PlannedAccount { new, .. } in planned {
             writes.push(if let Some(existing) = existing.get(new.name.as_str()) {
-                self.update(conn, existing, new).await?
+                self.update(conn, form, existing, new).await?
             } else {
-                let after = self.accounts.insert(conn, new).await?;
+                let after = self.accounts.insert(conn, form, new).await?;
                 Some(AccountWrite { before: None, after, has_new_password: true })
             });
         }
@@ -160,16 +161,17 @@ impl Imports {
     async fn update(
         &self,
         conn: &mut PgConnection,
+        form: SealForm,
         ExistingAccount { account, password }: &ExistingAccount,
         new: &NewAccount,
     ) -> Result<Option<AccountWrite>, ServiceError> {
-        let stored = self.sealer.open(SealedColumn::AccountPassword.slot(account.id), password)?;
-        let has_new_password = stored.expose_secret() != new.password.secret().expose_secret();
+        let stored = self.sealer.open(&SealedColumn::account_password(account.id, &account.destination()), password)?;
+        let has_new_password = !constant_time::is_equal(&stored, new.password.secret());
         let changed = with_login(account.clone(), new);
         if changed == *account && !has_new_password {
             return Ok(None);
         }
-        let after = self.accounts.update(conn, &changed, Some(&new.password)).await?;
+        let after = self.accounts.update(conn, form, account, &changed, Some(&new.password)).await?;
         Ok(Some(AccountWrite { before: Some(account.clone()), after, has_new_password }))
     }
 
@@ -211,9 +213,15 @@ struct SkippedEntry {
 }
 
 impl ImportPlan {
-    fn parse(document: &[u8], prefix: &str) -> Result<Self, ServiceError> {
+    fn parse(document: &[u8], prefix: &NamePrefix) -> Result<Self, ServiceError> {
         let config =
             Config::parse(document).map_err(|error| ServiceError::field("", Invalid::new(error.to_string())))?;
+        if config.entries.len() > ENTRIES_MAX {
+            return Err(ServiceError::field(
+                "",
+                Invalid::new("the document has more than 1000 entries: import it in parts"),
+            ));
+        }
         let import = Import::of(&config);
         let names = derive_names(&import, prefix).map_err(|invalid| ServiceError::field("namePrefix", invalid))?;
         let mut plan = Self { accounts: Vec::new(), skipped: Vec::new(), warnings: lint_config(&config) };
@@ -299,7 +307,9 @@ impl AccountWrite {
             (Some(_), true) => Action::AccountRotate,
             (Some(_), false) => Action::AccountUpdate,
         };
-        NewEvent::of(caller, action, Resource::account(&self.after.name)).details(Details::default().by_import())
+        let (before, after) = (self.before.as_ref().map(recorded::account), recorded::account(&self.after));
+        let details = Details::default().by_import().changes(before.as_ref(), Some(&after));
+        NewEvent::of(caller, action, Resource::account(&self.after.name)).details(details)
     }
 }
 
@@ -314,7 +324,7 @@ fn with_login(mut account: Account, new: &NewAccount) -> Account {
 }
 
 /// Derives a name per registry. The result does not depend on the order of the entries.
-fn derive_names(import: &Import, prefix: &str) -> Result<HashMap<RegistryScope, Name>, Invalid> {
+fn derive_names(import: &Import, prefix: &NamePrefix) -> Result<HashMap<RegistryScope, Name>, Invalid> {
     let found = import.items.iter().filter_map(|item| match &item.outcome {
         ImportOutcome::Found(found) => Some(&found.scope),
         ImportOutcome::Skipped { .. } => None,
@@ -362,9 +372,14 @@ fn require_granted(
     planned: &[PlannedAccount],
     existing: &ExistingAccounts,
 ) -> Result<(), ServiceError> {
+    let unlabelled = Labels::default();
     for PlannedAccount { new, .. } in planned {
-        let labels = existing.get(new.name.as_str()).map_or(&new.labels, |existing| &existing.account.labels);
-        accounts::require_granted(caller, &new.name, labels)?;
+        // An import keeps the labels of an existing account.
+        let (before, after) = match existing.get(new.name.as_str()) {
+            Some(ExistingAccount { account, .. }) => (&account.labels, &account.labels),
+            None => (&unlabelled, &new.labels),
+        };
+        accounts::require_granted(caller, &new.name, before, after)?;
     }
     Ok(())
 }

@@ -1,16 +1,19 @@
-//! Master key rotation and usage.
+//! Master key rotation and usage, and the binding of sealed values to their destinations.
 
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
-    crypto::sealer::{OpenError, Sealer},
+    crypto::sealer::Sealer,
     domain::{
         audit::{Action, Details, NewEvent, Outcome, Resource},
         caller::Actor,
+        sealed::{SealForm, Sealed},
     },
     service::{ServiceError, audit::TransactionalAudit, connection},
-    storage::sealed::{self, KeyUse, SealedColumn},
+    storage::{
+        PgConnection, PgPool,
+        sealed::{self, Binding, KeyUse, SealedColumn, SealedRow},
+    },
 };
 
 /// Rows per transaction, which locks them for a few milliseconds.
@@ -25,24 +28,107 @@ pub struct Rotation {
     pub unreadable: u64,
 }
 
-/// Re-seals every value with the first key of the ring, in batches.
+/// Returns the form in which this transaction seals. Must precede its other statements.
 ///
-/// Safe to interrupt and to repeat: each value is sealed with one key or the other, and both open.
+/// Asks the database until the process knows of the mark. Until the transaction ends, no other
+/// process can mark the database, so a value that is sealed unbound is committed before the values
+/// are bound.
+///
+/// # Errors
+///
+/// [`ServiceError::Storage`].
+pub(super) async fn seal_form(conn: &mut PgConnection, sealer: &Sealer) -> Result<SealForm, ServiceError> {
+    if !sealer.seals_bound() && sealed::lock_mark(conn).await? {
+        sealer.set_seals_bound();
+    }
+    Ok(if sealer.seals_bound() { SealForm::Bound } else { SealForm::Unbound })
+}
+
+/// Prepares the sealer of a process: tests the ring, and follows the mark in the database unless
+/// the configuration `requires_bound` values.
+///
+/// # Errors
+///
+/// As [`verify_ring`].
+pub async fn start(pool: &PgPool, sealer: &Sealer, requires_bound: bool) -> Result<(), ServiceError> {
+    verify_ring(pool, sealer).await?;
+    if requires_bound {
+        return require_bound(&mut connection(pool).await?, sealer).await;
+    }
+    follow_binding(pool, sealer).await
+}
+
+/// Follows the mark in the database: seals bound values once it is set, and refuses unbound ones
+/// once all values have been bound for a while.
+///
+/// # Errors
+///
+/// [`ServiceError::Storage`] if Postgres is unavailable.
+pub async fn follow_binding(pool: &PgPool, sealer: &Sealer) -> Result<(), ServiceError> {
+    if sealer.requires_bound() {
+        return Ok(());
+    }
+    let mut conn = connection(pool).await?;
+    match sealed::find_binding(&mut conn).await? {
+        Binding::Unmarked => {}
+        Binding::Marked | Binding::Complete => sealer.set_seals_bound(),
+        Binding::Settled => require_bound(&mut conn, sealer).await?,
+    }
+    Ok(())
+}
+
+/// Refuses unbound values from now on, and logs how many there are.
+async fn require_bound(conn: &mut PgConnection, sealer: &Sealer) -> Result<(), ServiceError> {
+    sealer.require_bound();
+    let values = sealed::count_unbound(conn).await?;
+    if values == 0 {
+        tracing::info!("unbound sealed values refused");
+    } else {
+        tracing::error!(values, "unbound sealed values refused");
+    }
+    Ok(())
+}
+
+/// Marks the database, so that every process seals bound values, binds all values, and notes that
+/// all are bound. Values that do not open keep it from being complete.
+///
+/// Safe to interrupt and to repeat. Once it was complete, an unbound value is one that did not come
+/// from regcred: it does not open, and so is not bound.
+///
+/// # Errors
+///
+/// As [`rotate`].
+async fn bind(pool: &PgPool, sealer: &Sealer, progress: impl FnMut(&Rotation)) -> Result<Rotation, ServiceError> {
+    let mut tx = pool.begin().await?;
+    sealed::mark_bound(&mut tx).await?;
+    tx.commit().await?;
+    let rotation = rotate(pool, sealer, progress).await?;
+    let mut conn = connection(pool).await?;
+    if rotation.unreadable == 0 && sealed::count_unbound(&mut conn).await? == 0 {
+        sealed::complete_binding(&mut conn).await?;
+    }
+    Ok(rotation)
+}
+
+/// Re-seals every value that was not sealed with the first key of the ring and in the form of the
+/// database, in batches.
+///
+/// Safe to interrupt and to repeat: each value is sealed in one way or the other, and both open.
 /// Calls `progress` after each batch. A value that does not open is logged, counted and skipped.
 ///
 /// # Errors
 ///
 /// [`ServiceError::Storage`] if Postgres is unavailable; committed batches remain.
-pub async fn rotate(
-    pool: &PgPool,
-    sealer: &Sealer,
-    mut progress: impl FnMut(&Rotation),
-) -> Result<Rotation, ServiceError> {
-    let key_id = sealer.sealing_key_id();
+async fn rotate(pool: &PgPool, sealer: &Sealer, mut progress: impl FnMut(&Rotation)) -> Result<Rotation, ServiceError> {
+    let mut conn = connection(pool).await?;
+    if sealed::find_binding(&mut conn).await? >= Binding::Complete {
+        sealer.require_bound();
+    }
+    drop(conn);
     let mut rotation = Rotation::default();
     for column in SealedColumn::ALL {
         let mut after = Uuid::nil();
-        while let Some(last) = reseal_batch(pool, sealer, column, &key_id, after, &mut rotation).await? {
+        while let Some(last) = reseal_batch(pool, sealer, column, after, &mut rotation).await? {
             after = last;
             progress(&rotation);
         }
@@ -50,7 +136,18 @@ pub async fn rotate(
     Ok(rotation)
 }
 
-/// Runs [`rotate`] with an audit event before it and another one with its result.
+/// What [`rotate_audited`] does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RotationKind {
+    /// Re-seals values with the first key of the ring.
+    Rotate,
+    /// Also binds values to their destinations, from now on.
+    Bind,
+}
+
+/// Rotates, with an audit event before it and another one with its result.
+///
+/// Safe to interrupt and to repeat. Calls `progress` after each batch.
 ///
 /// # Errors
 ///
@@ -60,17 +157,25 @@ pub async fn rotate_audited(
     sealer: &Sealer,
     audit: &TransactionalAudit,
     actor: &Actor,
+    kind: RotationKind,
     progress: impl FnMut(&Rotation),
 ) -> Result<Rotation, ServiceError> {
-    let event = NewEvent::by(actor, Action::MasterKeyRotate, Resource::master_keys());
+    let details = match kind {
+        RotationKind::Rotate => Details::default(),
+        RotationKind::Bind => Details::default().did("bind"),
+    };
+    let event = NewEvent::by(actor, Action::MasterKeyRotate, Resource::master_keys()).details(details.clone());
     audit.record_alone(pool, event.clone().outcome(Outcome::Attempt)).await?;
-    let rotation = rotate(pool, sealer, progress).await;
+    let rotation = match kind {
+        RotationKind::Rotate => rotate(pool, sealer, progress).await,
+        RotationKind::Bind => bind(pool, sealer, progress).await,
+    };
     let (outcome, count) = match &rotation {
         Ok(rotation) if rotation.unreadable == 0 => (Outcome::Success, rotation.resealed),
         Ok(rotation) => (Outcome::Failure, rotation.resealed),
         Err(_) => (Outcome::Failure, 0),
     };
-    let recorded = audit.record_alone(pool, event.outcome(outcome).details(Details::default().count(count))).await;
+    let recorded = audit.record_alone(pool, event.outcome(outcome).details(details.count(count))).await;
     let rotation = rotation?;
     recorded?;
     Ok(rotation)
@@ -81,51 +186,65 @@ async fn reseal_batch(
     pool: &PgPool,
     sealer: &Sealer,
     column: SealedColumn,
-    key_id: &str,
     after: Uuid,
     rotation: &mut Rotation,
 ) -> Result<Option<Uuid>, ServiceError> {
     let mut tx = pool.begin().await?;
-    let rows = sealed::lock_sealed_by_other_keys(&mut tx, column, key_id, after, BATCH).await?;
+    let form = seal_form(&mut tx, sealer).await?;
+    let key_id = form.stored_key_id(&sealer.sealing_key_id());
+    let rows = sealed::lock_sealed_otherwise(&mut tx, column, &key_id, after, BATCH).await?;
+    let last = rows.last().map(|row| row.id);
     let mut ids = Vec::with_capacity(rows.len());
     let mut values = Vec::with_capacity(rows.len());
-    for row in &rows {
-        match sealer.open(column.slot(row.id), &row.sealed) {
-            Ok(secret) => {
-                ids.push(row.id);
-                values.push(sealer.seal(column.slot(row.id), &secret)?.bytes);
+    for row in rows {
+        let id = row.id;
+        match reseal(sealer, form, row) {
+            Ok(value) => {
+                ids.push(id);
+                values.push(value);
             }
             Err(error) => {
-                tracing::error!(%column, row.id = %row.id, %error, "sealed value not opened, row skipped");
+                tracing::error!(%column, row.id = %id, %error, "sealed value not opened, row skipped");
                 rotation.unreadable += 1;
             }
         }
     }
-    sealed::replace(&mut tx, column, key_id, &ids, &values).await?;
+    sealed::replace(&mut tx, column, &ids, &values).await?;
     tx.commit().await?;
     rotation.resealed += ids.len() as u64;
-    Ok(rows.last().map(|row| row.id))
+    Ok(last)
 }
 
-/// Returns the use of each master key by column.
+fn reseal(sealer: &Sealer, form: SealForm, row: SealedRow) -> Result<Sealed, ServiceError> {
+    let slot = row.slot?;
+    let secret = sealer.open(&slot, &row.sealed)?;
+    Ok(sealer.seal(form, &slot, &secret)?)
+}
+
+/// Returns the state of the binding, and the use of each master key and form by column.
 ///
 /// # Errors
 ///
 /// [`ServiceError::Storage`] if Postgres is unavailable.
-pub async fn uses(pool: &PgPool) -> Result<Vec<KeyUse>, ServiceError> {
+pub async fn status(pool: &PgPool) -> Result<(Binding, Vec<KeyUse>), ServiceError> {
     let mut conn = connection(pool).await?;
-    Ok(sealed::key_uses(&mut conn).await?)
+    Ok((sealed::find_binding(&mut conn).await?, sealed::key_uses(&mut conn).await?))
 }
 
-/// Opens one value of each master key in use, so that a process with the wrong ring does not start.
+/// Opens a value of each master key in use, so that a process with the wrong ring does not start.
+/// Also opens unbound values that requests refuse: they say nothing of the ring.
 ///
 /// # Errors
 ///
-/// [`ServiceError::Open`] for the first key that is missing or does not open its value.
-pub async fn verify_ring(pool: &PgPool, sealer: &Sealer) -> Result<(), ServiceError> {
-    for in_use in uses(pool).await? {
-        let opened = sealer.open(in_use.column.slot(in_use.sample.id), &in_use.sample.sealed);
-        opened.map(drop).map_err(|error: OpenError| ServiceError::Open(error))?;
+/// [`ServiceError::Open`] for the first key that is missing or opens none of its values.
+async fn verify_ring(pool: &PgPool, sealer: &Sealer) -> Result<(), ServiceError> {
+    let (_, uses) = status(pool).await?;
+    for KeyUse { samples, .. } in uses {
+        let opened = samples.into_iter().map(|sample| {
+            sealer.ring().open(&sample.slot?, &sample.sealed)?;
+            Ok::<_, ServiceError>(())
+        });
+        opened.reduce(Result::or).unwrap_or(Ok(()))?;
     }
     Ok(())
 }

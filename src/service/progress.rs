@@ -12,7 +12,6 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use sqlx::PgPool;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -27,7 +26,7 @@ use crate::{
         pull_secrets::{PullSecrets, ShownPullSecret},
     },
     storage::{
-        self,
+        self, PgPool,
         wakeups::{Progress, ProgressListener},
     },
 };

@@ -2,28 +2,33 @@
 //! clusters.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
 
-use sqlx::{PgConnection, PgPool};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
+    crypto::cursor::CursorKey,
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
+        docker_config::{ScopedAccount, check_keys},
         grants::Grants,
-        invalid::{FieldError, FieldErrors},
+        invalid::{FieldError, FieldErrors, Invalid},
         names::Name,
-        pull_secret::{Declaration, DeletionPolicy, Namespaces, TargetState},
+        pull_secret::{Declaration, DeletionPolicy, LeftOut, Namespaces, TargetState},
         selector::AccountSelection,
     },
-    service::{ExpectedVersion, ServiceError, audit::TransactionalAudit, check_version, connection},
+    service::{
+        ExpectedVersion, ServiceError,
+        audit::{TransactionalAudit, recorded},
+        check_version, connection, idempotency,
+    },
     storage::{
-        self, PageRequest, StorageError,
+        self, PageRequest, PgConnection, PgPool, StorageError,
         pull_secrets::StoredPullSecret,
         resyncs::ResyncStatus,
         targets::status::{Counts, ShownTarget},
@@ -45,6 +50,8 @@ pub struct ShownPullSecret {
     pub counts: Counts,
     /// Resyncs of the clusters in which it selects namespaces.
     pub resyncs: Vec<ResyncStatus>,
+    /// Selected accounts that are not in its document, as far as the caller is granted them.
+    pub left_out: Vec<LeftOut>,
 }
 
 impl ShownPullSecret {
@@ -64,6 +71,23 @@ pub enum Declared {
     Replaced,
 }
 
+/// Page of pull secrets.
+#[derive(Debug)]
+pub struct PullSecretPage {
+    /// Pull secrets, by name.
+    pub items: Vec<ShownPullSecret>,
+    /// Cursor after the last row that was read, if the page is short although rows follow.
+    pub resume: Option<String>,
+}
+
+/// Maximum number of rows that a page reads for a caller who may not see all of them. A caller with
+/// few pull secrets among many pages through all of them; no page costs the whole table.
+const WINDOW: i64 = 1_000;
+/// Sorts after every name, in byte order.
+const LAST_NAME: &str = "~";
+/// First character of a cursor that hides a name. No name starts with it.
+const SEALED_CURSOR: char = '~';
+
 /// First poll interval of a waiting caller. Doubles up to [`POLL_INTERVAL_MAX`].
 const POLL_INTERVAL_MIN: Duration = Duration::from_millis(25);
 /// Longest poll interval of up to [`POLLERS`] waiting callers. It grows with their number, so that
@@ -77,6 +101,7 @@ const POLLERS: usize = 64;
 pub struct PullSecrets {
     pool: PgPool,
     audit: TransactionalAudit,
+    cursor_key: CursorKey,
     /// One clone per waiting caller.
     waiting: Arc<()>,
 }
@@ -84,8 +109,8 @@ pub struct PullSecrets {
 impl PullSecrets {
     /// Creates the service.
     #[must_use]
-    pub fn new(pool: PgPool, audit: TransactionalAudit) -> Self {
-        Self { pool, audit, waiting: Arc::default() }
+    pub fn new(pool: PgPool, audit: TransactionalAudit, cursor_key: CursorKey) -> Self {
+        Self { pool, audit, cursor_key, waiting: Arc::default() }
     }
 
     /// Stores a declaration and makes its targets due. An equal declaration changes nothing.
@@ -94,6 +119,7 @@ impl PullSecrets {
     ///
     /// - [`ServiceError::UnknownAccounts`] names every account, cluster and namespace that is
     ///   unknown or not granted.
+    /// - [`ServiceError::Render`] if two named accounts do not fit into one document.
     /// - [`ServiceError::NameTaken`] if the name belongs to a pull secret that is hidden from the
     ///   caller.
     /// - [`ServiceError::Stale`] if the stored version differs from `expected`.
@@ -112,9 +138,10 @@ impl PullSecrets {
         // Accounts before pull secrets: the lock order of a rotation.
         let (accounts, clusters) = references(&mut tx, caller, declaration).await?;
         let existing = lock_declarable(&mut tx, caller, name, declaration, expected).await?;
+        let before = existing.as_ref().map(|existing| recorded::pull_secret(&existing.declaration));
         let (declared, stored) = match existing {
             Some(existing) if existing.declaration == *declaration => {
-                return Ok((Declared::Replaced, shown(&mut tx, existing).await?));
+                return Ok((Declared::Replaced, shown(&mut tx, caller, existing).await?));
             }
             Some(existing) => {
                 (Declared::Replaced, storage::pull_secrets::update(&mut tx, existing.id, declaration).await?)
@@ -127,9 +154,10 @@ impl PullSecrets {
         storage::pull_secrets::replace_accounts(&mut tx, stored.id, &accounts).await?;
         declare_targets(&mut tx, &stored, &clusters).await?;
         storage::wakeups::wake_workers(&mut tx).await?;
-        let shown = shown(&mut tx, stored).await?;
-        let version = Details::default().version(shown.stored.version);
-        let event = NewEvent::of(caller, Action::PullSecretDeclare, Resource::pull_secret(name)).details(version);
+        let shown = shown(&mut tx, caller, stored).await?;
+        let details = Details::default().version(shown.stored.version);
+        let details = details.changes(before.as_ref(), Some(&recorded::pull_secret(declaration)));
+        let event = NewEvent::of(caller, Action::PullSecretDeclare, Resource::pull_secret(name)).details(details);
         self.audit.commit(tx, [event.related(named_accounts(declaration))]).await?;
         Ok((declared, shown))
     }
@@ -160,39 +188,47 @@ impl PullSecrets {
     pub async fn find(&self, caller: &Identity, name: &Name) -> Result<ShownPullSecret, ServiceError> {
         let mut conn = connection(&self.pool).await?;
         let stored = granted(&mut conn, caller, name).await?;
-        shown(&mut conn, stored).await
+        shown(&mut conn, caller, stored).await
     }
 
     /// Lists the pull secrets by name whose accounts, clusters and namespaces are all granted.
     ///
+    /// Reads at most [`WINDOW`] rows that are hidden from the caller, so a page may be short.
+    ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`].
-    pub async fn list(&self, caller: &Identity, page: &PageRequest) -> Result<Vec<ShownPullSecret>, ServiceError> {
+    /// [`ServiceError::Invalid`] if `page.after` is no cursor of this list.
+    pub async fn list(&self, caller: &Identity, page: &PageRequest) -> Result<PullSecretPage, ServiceError> {
+        let after = self.position(page.after.as_deref())?;
         let mut conn = connection(&self.pool).await?;
-        let limit = usize::try_from(page.limit).unwrap_or_default();
-        let mut next = page.clone();
-        let mut found: Vec<StoredPullSecret> = Vec::new();
-        // Hidden pull secrets do not shorten a page.
-        loop {
-            let read = storage::pull_secrets::list(&mut conn, &next).await?;
-            let is_last = read.len() < limit;
-            next.after = read.last().map(|last| last.name.to_string());
-            found.extend(visible(&mut conn, caller, read).await?);
-            if is_last || found.len() >= limit {
-                break;
-            }
-        }
-        found.truncate(limit);
+        let (found, end) = list_visible(&mut conn, caller, &after, page.limit).await?;
+        let is_short = i64::try_from(found.len()).unwrap_or(i64::MAX) < page.limit;
+        let resume = match end.filter(|_| is_short) {
+            Some(end) => Some(format!("{SEALED_CURSOR}{}", self.cursor_key.seal(&end)?)),
+            None => None,
+        };
         let ids: Vec<Uuid> = found.iter().map(|stored| stored.id).collect();
         let counts = storage::targets::status::count(&mut conn, &ids).await?;
-        let mut shown = Vec::with_capacity(found.len());
+        let mut left_out = granted_left_out(&mut conn, caller, &ids).await?;
+        let mut items = Vec::with_capacity(found.len());
         for (stored, counts) in found.into_iter().zip(counts) {
             let selects = stored.declaration.clusters().into_values().any(|selects| selects);
             let resyncs = if selects { storage::resyncs::list(&mut conn, stored.id).await? } else { Vec::new() };
-            shown.push(ShownPullSecret { stored, counts, resyncs });
+            let left_out = left_out.remove(&stored.id).unwrap_or_default();
+            items.push(ShownPullSecret { stored, counts, resyncs, left_out });
         }
-        Ok(shown)
+        Ok(PullSecretPage { items, resume })
+    }
+
+    /// Returns the name after which a page starts; empty for the first page.
+    fn position(&self, cursor: Option<&str>) -> Result<String, ServiceError> {
+        let Some(cursor) = cursor else { return Ok(String::new()) };
+        let name = match cursor.strip_prefix(SEALED_CURSOR) {
+            Some(sealed) => self.cursor_key.open(sealed),
+            None => Name::parse(cursor).ok(),
+        };
+        let refused = || ServiceError::field("cursor", Invalid::new("must be the `next` of an earlier page"));
+        name.map(|name| name.to_string()).ok_or_else(refused)
     }
 
     /// Lists the targets of a pull secret by cluster and namespace.
@@ -218,13 +254,13 @@ impl PullSecrets {
     ///
     /// [`ServiceError::NotFound`] if it does not exist.
     pub async fn sync(&self, caller: &Call, name: &Name) -> Result<ShownPullSecret, ServiceError> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = idempotency::begin(&self.pool, caller).await?;
         // Pull secrets before targets: the lock order.
         storage::pull_secrets::lock(&mut tx, name).await?;
         let stored = granted(&mut tx, caller, name).await?;
         storage::targets::due::mark_due(&mut tx, stored.id).await?;
         storage::wakeups::wake_workers(&mut tx).await?;
-        let shown = shown(&mut tx, stored).await?;
+        let shown = shown(&mut tx, caller, stored).await?;
         let event = NewEvent::of(caller, Action::PullSecretSync, Resource::pull_secret(name));
         self.audit.commit(tx, [event]).await?;
         Ok(shown)
@@ -255,8 +291,9 @@ impl PullSecrets {
         storage::targets::declare(&mut tx, stored.id, stored.generation + 1, (&[], &[]), &[], policy).await?;
         storage::pull_secrets::delete_empty(&mut tx, stored.id).await?;
         storage::wakeups::wake_workers(&mut tx).await?;
-        let version = Details::default().version(stored.version);
-        let event = NewEvent::of(caller, Action::PullSecretDelete, Resource::pull_secret(name)).details(version);
+        let details = Details::default().version(stored.version);
+        let details = details.changes(Some(&recorded::pull_secret(&stored.declaration)), None);
+        let event = NewEvent::of(caller, Action::PullSecretDelete, Resource::pull_secret(name)).details(details);
         self.audit.commit(tx, [event]).await?;
         Ok(())
     }
@@ -276,7 +313,7 @@ impl PullSecrets {
             let is_over = Instant::now() >= deadline;
             // Cheap while thousands of targets are pending. They are counted once, at the end.
             if is_over || storage::targets::status::is_settled(&mut conn, stored.id, stored.version).await? {
-                return shown(&mut conn, stored).await;
+                return shown(&mut conn, caller, stored).await;
             }
             drop(conn);
             tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
@@ -323,10 +360,29 @@ fn named_accounts(declaration: &Declaration) -> Vec<Resource> {
     }
 }
 
-async fn shown(conn: &mut PgConnection, stored: StoredPullSecret) -> Result<ShownPullSecret, ServiceError> {
+async fn shown(
+    conn: &mut PgConnection,
+    caller: &Identity,
+    stored: StoredPullSecret,
+) -> Result<ShownPullSecret, ServiceError> {
     let counts = storage::targets::status::count(conn, &[stored.id]).await?.pop().unwrap_or_default();
     let resyncs = storage::resyncs::list(conn, stored.id).await?;
-    Ok(ShownPullSecret { stored, counts, resyncs })
+    let left_out = granted_left_out(conn, caller, &[stored.id]).await?.remove(&stored.id).unwrap_or_default();
+    Ok(ShownPullSecret { stored, counts, resyncs, left_out })
+}
+
+/// Lists the accounts that pull secrets leave out, without those that are not granted.
+async fn granted_left_out(
+    conn: &mut PgConnection,
+    caller: &Identity,
+    ids: &[Uuid],
+) -> Result<HashMap<Uuid, Vec<LeftOut>>, ServiceError> {
+    let left_out = storage::left_out::list(conn, ids).await?.into_iter();
+    let granted = left_out.map(|(id, accounts)| {
+        let granted = accounts.into_iter().filter(|one| caller.grants.include_account(&one.name, &one.labels));
+        (id, granted.map(|one| LeftOut::key_collision(one.name)).collect())
+    });
+    Ok(granted.collect())
 }
 
 /// Finds a pull secret that is visible to the caller.
@@ -339,6 +395,25 @@ async fn granted(conn: &mut PgConnection, caller: &Identity, name: &Name) -> Res
         None if is_there => Err(ServiceError::Hidden { kind: KIND, name: name.to_string() }),
         None => Err(ServiceError::not_found(KIND, name)),
     }
+}
+
+/// Lists visible pull secrets after a name. Also returns the name at which the search ended, if rows
+/// follow it.
+async fn list_visible(
+    conn: &mut PgConnection,
+    caller: &Identity,
+    after: &str,
+    limit: i64,
+) -> Result<(Vec<StoredPullSecret>, Option<Name>), ServiceError> {
+    if caller.grants.include_everything() {
+        return Ok((storage::pull_secrets::list(conn, after, limit).await?, None));
+    }
+    let end = storage::pull_secrets::find_window_end(conn, after, WINDOW).await?;
+    let through = end.as_deref().unwrap_or(LAST_NAME);
+    let found = storage::pull_secrets::list_granted(conn, &caller.grants, (after, through), limit).await?;
+    // Decides as for a single pull secret, should the query ever include more.
+    let found = visible(conn, caller, found).await?;
+    Ok((found, end.as_deref().and_then(|end| Name::parse(end).ok())))
 }
 
 /// Locks the pull secret of this name and checks that it can take a declaration.
@@ -402,7 +477,7 @@ fn account_names(declaration: &Declaration) -> Vec<&str> {
 }
 
 /// Locks the accounts and clusters that a declaration names and returns their ids. One that is not
-/// granted reads as unknown.
+/// granted reads as unknown. The named accounts must fit into one document.
 async fn references(
     conn: &mut PgConnection,
     caller: &Identity,
@@ -412,12 +487,9 @@ async fn references(
     let mut errors = FieldErrors::default();
     let mut unknown = Vec::new();
     let names = account_names(declaration);
-    let found = storage::pull_secrets::lock_accounts(conn, &names).await?;
-    let found: BTreeMap<String, Uuid> = found
-        .into_iter()
-        .filter(|account| grants.include_account(&account.name, &account.labels))
-        .map(|account| (account.name, account.id))
-        .collect();
+    let mut locked = storage::pull_secrets::lock_accounts(conn, &names).await?;
+    locked.retain(|(account, _)| grants.include_account(&account.name, &account.labels));
+    let found: BTreeMap<&str, Uuid> = locked.iter().map(|(account, _)| (account.name.as_str(), account.id)).collect();
     for (index, name) in names.iter().enumerate() {
         if !found.contains_key(*name) {
             errors.refuse(&format!("accounts[{index}]"), format!("there is no registry account named `{name}`"));
@@ -434,9 +506,13 @@ async fn references(
     let clusters: Vec<&str> = declaration.clusters().into_keys().map(Name::as_str).collect();
     let clusters = storage::pull_secrets::lock_clusters(conn, &clusters).await?;
     refuse_targets(&mut errors, grants, declaration, &clusters);
-    errors
-        .finish(|| Some((found.into_values().collect(), clusters)))
-        .map_err(|errors| ServiceError::UnknownAccounts { errors, names: unknown })
+    let ids = found.into_values().collect();
+    let references = errors.finish(|| Some((ids, clusters)));
+    let references = references.map_err(|errors| ServiceError::UnknownAccounts { errors, names: unknown })?;
+    let scoped: Vec<ScopedAccount<'_>> =
+        locked.iter().map(|(account, scope)| ScopedAccount { name: &account.name, scope }).collect();
+    check_keys(declaration.secret_type.profile(), &scoped)?;
+    Ok(references)
 }
 
 fn refuse_targets(

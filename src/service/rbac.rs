@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::{
@@ -12,7 +11,7 @@ use crate::{
         rbac::{Cleanup, RequiredRules},
     },
     service::{ServiceError, connection, pull_secrets},
-    storage::{self, pull_secrets::StoredPullSecret},
+    storage::{self, PgConnection, PgPool, pull_secrets::StoredPullSecret},
 };
 
 /// Rules that a pull secret requires in a cluster.
@@ -64,9 +63,10 @@ fn rules_of(
     cleanups: &BTreeMap<Uuid, Vec<Cleanup>>,
 ) -> Vec<PullSecretRules> {
     let required = users.iter().map(|user| {
+        let secret = &user.declaration.secret_name;
         let declaration = user.deleted_at.is_none().then_some(&user.declaration);
         let cleanups = cleanups.get(&user.id).map_or(&[][..], Vec::as_slice);
-        PullSecretRules { name: user.name.clone(), rules: RequiredRules::of(cluster, declaration, cleanups) }
+        PullSecretRules { name: user.name.clone(), rules: RequiredRules::of(cluster, secret, declaration, cleanups) }
     });
     required.filter(|one| !one.rules.is_empty()).collect()
 }

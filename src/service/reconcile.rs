@@ -20,13 +20,12 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use sqlx::PgPool;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
     clients::cluster::ClusterClient,
-    crypto::api_key::ContentKey,
+    crypto::pepper::Peppers,
     domain::{
         names::NamespaceName,
         pull_secret::TargetState,
@@ -36,7 +35,7 @@ use crate::{
         ServiceError, audit::TransactionalAudit, clusters::Clusters, connection, docker_configs::DockerConfigs,
         progress::ProgressPublisher, reconcile::render::RenderSlot,
     },
-    storage::{self, pull_secrets::StoredPullSecret, targets::queue::ClaimedTarget, wakeups::WakeUpListener},
+    storage::{self, PgPool, pull_secrets::StoredPullSecret, targets::queue::ClaimedTarget, wakeups::WakeUpListener},
 };
 
 mod apply;
@@ -103,7 +102,7 @@ pub struct Reconciler {
     pool: PgPool,
     clusters: Clusters,
     docker_configs: DockerConfigs,
-    content_key: ContentKey,
+    peppers: Arc<Peppers>,
     audit: TransactionalAudit,
     config: ReconcileConfig,
     /// Declarations, valid while their version matches the database.
@@ -128,7 +127,7 @@ impl Reconciler {
         pool: PgPool,
         clusters: Clusters,
         docker_configs: DockerConfigs,
-        content_key: ContentKey,
+        peppers: Arc<Peppers>,
         audit: TransactionalAudit,
         config: ReconcileConfig,
     ) -> Self {
@@ -136,7 +135,7 @@ impl Reconciler {
             pool,
             clusters,
             docker_configs,
-            content_key,
+            peppers,
             audit,
             config,
             declarations: Arc::default(),
@@ -180,7 +179,7 @@ impl Reconciler {
     ///
     /// [`ServiceError::Storage`] if the connection fails.
     pub async fn listen(&self) -> Result<WakeUpListener, ServiceError> {
-        Ok(WakeUpListener::connect(&self.pool, self.pool.options().get_acquire_timeout()).await?)
+        Ok(WakeUpListener::connect(&self.pool, self.pool.acquire_timeout()).await?)
     }
 
     /// Returns the name of a cluster and a client for it.

@@ -10,10 +10,10 @@
 //! dedicated connection and removes the named row. A missed notification would leave a stale row,
 //! so three rules bound that risk:
 //!
-//! 1. **Trust ends without a heartbeat.** Every second, a ping is sent over the listening
-//!    connection. Its answer proves that earlier notifications have arrived, and cached rows may be
-//!    used until [`TRUST_DURATION`] after the ping was sent. If the connection hangs, the cache
-//!    stops answering within that time, whatever TCP reports.
+//! 1. **Trust ends without a heartbeat.** Every second, a notification with a nonce is sent to the
+//!    listening connection. Its arrival proves that earlier notifications have arrived, and cached
+//!    rows may be used until [`TRUST_DURATION`] after it was sent. If the connection hangs, or a
+//!    pooler swallows notifications, the cache stops answering within that time.
 //! 2. **A lost connection clears the cache**, and so does a new one: changes in between were not
 //!    received.
 //! 3. **A read that overlaps an invalidation is not cached.** Each table has an [`Epoch`],
@@ -35,14 +35,13 @@ use std::{
     hash::Hash,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
 use quick_cache::sync::Cache;
-use sqlx::PgPool;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use uuid::Uuid;
 
@@ -50,11 +49,10 @@ use crate::{
     domain::caller::{Identity, KeyVerifier},
     service::{ServiceError, connection},
     storage::{
-        self, StorageError,
+        self, PgPool, StorageError,
         accounts::SealedCredential,
         api_keys::StoredKey,
         changes::{Change, Listener},
-        pool::STATEMENT_MAX,
     },
 };
 
@@ -66,6 +64,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// Delay before a reconnection.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
+/// Delay before a reconnection if notifications do not arrive. Every attempt leaves a channel
+/// behind on a connection of the pooler.
+const DEAF_INTERVAL: Duration = Duration::from_secs(30);
 /// Maximum number of cached rows per table. A row has at most about one kilobyte.
 const ROWS_MAX: usize = 10_000;
 /// Maximum number of concurrent reads of keys.
@@ -74,9 +75,8 @@ const KEY_READS: usize = 2;
 const KEYS_PER_READ: usize = 256;
 /// Maximum number of waiting lookups.
 const PENDING_LOOKUPS_MAX: usize = 10_000;
-/// Timeout of a read of keys. Longer than the statement timeout of Postgres: it only ends reads
-/// without any answer.
-const READ_TIMEOUT: Duration = Duration::from_secs(STATEMENT_MAX.as_secs() + 5);
+/// Timeout of a read of keys, for which all new callers wait.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Row of an API key, as of the time of the read.
 #[derive(Debug)]
@@ -205,7 +205,8 @@ pub struct RowCache {
     pending_lookups: Mutex<mpsc::Receiver<KeyLookup>>,
     accounts: Rows<String, SealedCredential>,
     trust: Trust,
-    is_following: AtomicBool,
+    /// State that was logged last.
+    logged: parking_lot::Mutex<Option<bool>>,
 }
 
 impl RowCache {
@@ -223,7 +224,7 @@ impl RowCache {
             pending_lookups: Mutex::new(pending_lookups),
             accounts: Rows::new(),
             trust: Trust::new(),
-            is_following: AtomicBool::new(false),
+            logged: parking_lot::Mutex::default(),
         }
     }
 
@@ -239,7 +240,7 @@ impl RowCache {
         let (reply, answer) = oneshot::channel();
         let unavailable = || StorageError::from(sqlx::Error::PoolTimedOut);
         self.lookups.try_send(KeyLookup { id, reply }).map_err(|_| unavailable())?;
-        match tokio::time::timeout(self.pool.options().get_acquire_timeout(), answer).await {
+        match tokio::time::timeout(self.pool.acquire_timeout(), answer).await {
             Ok(Ok(found)) => Ok(found?),
             Ok(Err(_)) | Err(_) => Err(unavailable().into()),
         }
@@ -293,10 +294,8 @@ impl RowCache {
     ) -> Result<HashMap<Uuid, Result<Arc<CachedKey>, StorageError>>, StorageError> {
         let mut conn = connection(&self.pool).await?;
         let read_at = Instant::now();
-        let Ok(found) = tokio::time::timeout(READ_TIMEOUT, storage::api_keys::find_many(&mut conn, ids)).await else {
-            conn.close_on_drop();
-            return Err(sqlx::Error::PoolTimedOut.into());
-        };
+        let reading = tokio::time::timeout(READ_TIMEOUT, storage::api_keys::find_many(&mut conn, ids));
+        let found = reading.await.map_err(|_| StorageError::from(sqlx::Error::PoolTimedOut))?;
         let cached = |stored| Arc::new(CachedKey::new(stored, read_at));
         Ok(found?.into_iter().map(|(id, stored)| (id, stored.map(cached))).collect())
     }
@@ -384,27 +383,30 @@ impl RowCache {
     /// Follows the changes of cached tables and reconnects as needed. Runs until it is dropped.
     pub async fn follow_changes(&self) {
         loop {
-            let error = match Listener::connect(&self.pool, PING_TIMEOUT).await {
-                Ok(listener) => {
+            let end = match Box::pin(Listener::connect(&self.pool, PING_TIMEOUT)).await {
+                Ok(Some(listener)) => {
                     // Changes before the connection were not received.
                     self.invalidate_all();
                     self.follow(listener).await
                 }
-                Err(error) => error,
+                Ok(None) => End::Deaf,
+                Err(error) => End::Lost(error),
             };
             self.trust.end();
             self.invalidate_all();
-            self.log_transition(false, Some(&error));
-            tokio::time::sleep(RECONNECT_INTERVAL).await;
+            self.log_transition(false, Some(&end));
+            tokio::time::sleep(if matches!(end, End::Deaf) { DEAF_INTERVAL } else { RECONNECT_INTERVAL }).await;
         }
     }
 
     /// Follows one connection until it fails.
-    async fn follow(&self, mut listener: Listener) -> StorageError {
+    async fn follow(&self, mut listener: Listener) -> End {
         loop {
             let pinged_at = Instant::now();
-            if let Err(error) = listener.ping(PING_TIMEOUT).await {
-                return error;
+            match listener.ping(PING_TIMEOUT).await {
+                Ok(true) => {}
+                Ok(false) => return End::Deaf,
+                Err(error) => return End::Lost(error),
             }
             while let Some(change) = listener.next_arrived() {
                 self.invalidate(&change);
@@ -415,24 +417,36 @@ impl RowCache {
                 match listener.next(timeout).await {
                     Ok(Some(change)) => self.invalidate(&change),
                     Ok(None) => break,
-                    Err(error) => return error,
+                    Err(error) => return End::Lost(error),
                 }
             }
         }
     }
 
-    /// Logs when following starts or stops, not each attempt.
-    fn log_transition(&self, is_following: bool, error: Option<&StorageError>) {
-        if self.is_following.swap(is_following, Ordering::SeqCst) == is_following {
+    /// Logs when following starts or stops, and its first result, not each attempt.
+    fn log_transition(&self, is_following: bool, end: Option<&End>) {
+        if self.logged.lock().replace(is_following) == Some(is_following) {
             return;
         }
         if is_following {
             tracing::info!("row cache enabled");
         } else {
-            let error = error.map(tracing::field::display);
+            let error = end.map(tracing::field::display);
             tracing::warn!(error, "row cache disabled, reading every row from the database");
         }
     }
+}
+
+/// Reason why a connection is no longer followed.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error(transparent)]
+    Lost(StorageError),
+    #[error(
+        "notifications do not arrive, as behind a transaction pooler: connect to Postgres directly or through a session \
+         pooler"
+    )]
+    Deaf,
 }
 
 #[cfg(test)]

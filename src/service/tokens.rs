@@ -11,7 +11,6 @@ mod reviews;
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
 use tokio::sync::Semaphore;
 
 pub use self::metrics::{TokenMetrics, TokenOutcome};
@@ -22,11 +21,12 @@ use crate::{
     domain::{
         caller::{Actor, ActorKind, Identity},
         cluster::CaCertificate,
-        identity_provider::{AuthMethod, Issuer},
+        identity_provider::{AuthMethod, FormError, Issuer},
+        network::Networks,
         token::{Claims, PresentedToken, TokenTimeError},
     },
     service::{ServiceError, clusters::Clusters, connection},
-    storage::{self, identity_providers::StoredProvider},
+    storage::{self, PgPool, identity_providers::StoredProvider},
 };
 
 /// `Retry-After` for the tokens of a cluster that does not respond.
@@ -136,7 +136,10 @@ impl TokenAuthenticator {
         // that issued it is unknown.
         match (&by_keys[..], &by_review[..]) {
             ([_, ..], _) => Ok(self.verify_with_keys(&token, &by_keys, expires_at).await),
-            ([], [provider]) => Ok(self.verify_by_review(&token, provider, expires_at).await),
+            ([], [provider]) => Ok(match check_form(provider, &token) {
+                Ok(()) => self.verify_by_review(&token, provider, expires_at).await,
+                Err(failure) => Err(failure),
+            }),
             ([], _) => Ok(Err(Failure::Rejected(TokenOutcome::UnknownProvider))),
         }
     }
@@ -150,7 +153,7 @@ impl TokenAuthenticator {
             return Ok(Vec::new());
         }
         let issuer = token.claims.text("iss").filter(is_text);
-        let acquire_timeout = self.pool.options().get_acquire_timeout();
+        let acquire_timeout = self.pool.acquire_timeout();
         let permit = tokio::time::timeout(acquire_timeout, self.provider_lookups.acquire()).await;
         let _permit = permit.map_err(|_| sqlx::Error::PoolTimedOut)?;
         let mut conn = connection(&self.pool).await?;
@@ -168,7 +171,11 @@ impl TokenAuthenticator {
         let mut failure = Failure::Rejected(TokenOutcome::UnknownProvider);
         for provider in providers {
             let AuthMethod::Oidc { issuer, ca_certificate } = &provider.config.auth_method else { continue };
-            match self.check_signature(token, issuer, ca_certificate.as_ref()).await {
+            let verified = match check_form(provider, token) {
+                Ok(()) => self.check_signature(token, issuer, ca_certificate.as_ref()).await,
+                Err(failure) => Err(failure),
+            };
+            match verified {
                 Ok(()) => match identity(provider, &token.claims, expires_at) {
                     Some(identity) => return Ok(identity),
                     None => failure = Failure::NoMatchingRule,
@@ -211,10 +218,19 @@ impl TokenAuthenticator {
         expires_at: DateTime<Utc>,
     ) -> Result<Identity, Failure> {
         let Some(cluster) = provider.cluster else { return Err(Failure::Rejected(TokenOutcome::UnknownProvider)) };
+        if provider.config.accepts_every_pod() {
+            return Err(Failure::Rejected(TokenOutcome::ApiServerAudience));
+        }
         let audience = provider.config.audience.as_str();
         let review = async || {
             let client = self.clusters.token_review_client(cluster.id).await?;
-            Ok::<_, ServiceError>(client.review_token(token.secret(), audience).await?)
+            let account = client.review_token(token.secret(), audience).await?;
+            if account.is_some() && client.is_own_token(token.secret()).await? {
+                // Every pod has such a token, so the audience does not say that it is for regcred.
+                tracing::warn!(provider = provider.name, "audience belongs to the API server");
+                return Ok(None);
+            }
+            Ok::<_, ServiceError>(account)
         };
         let account = match self.reviews.get(cluster, audience, token, expires_at, review).await {
             Ok(Some(account)) => account,
@@ -238,14 +254,24 @@ impl TokenAuthenticator {
     }
 }
 
+fn check_form(provider: &StoredProvider, token: &PresentedToken) -> Result<(), Failure> {
+    provider.config.check_form(token).map_err(|error| {
+        Failure::Rejected(match error {
+            FormError::Audiences => TokenOutcome::Audiences,
+            FormError::TokenType => TokenOutcome::TokenType,
+        })
+    })
+}
+
 /// Maps claims to an identity by the first matching rule.
 fn identity(provider: &StoredProvider, claims: &Claims, expires_at: DateTime<Utc>) -> Option<Identity> {
-    let rule = provider.config.rules.iter().find(|rule| rule.matches(claims))?;
+    let rule = provider.config.matching_rule(claims)?;
     let name = format!("{}/{}", provider.name, claims.display_subject());
     Some(Identity {
         actor: Actor { kind: ActorKind::IdentityProvider, id: None, name },
         role: rule.role,
         grants: rule.grants.clone(),
+        source_networks: Networks::default(),
         expires_at: Some(expires_at),
     })
 }

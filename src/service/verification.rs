@@ -9,7 +9,6 @@ use std::sync::{
 };
 
 use secrecy::SecretString;
-use sqlx::PgPool;
 
 use crate::{
     clients::registry::{Login, RegistryClient},
@@ -23,7 +22,7 @@ use crate::{
         verification::{EXPIRY_WARNINGS, Verification, VerificationReport, VerificationResult},
     },
     service::{ServiceError, accounts::KIND, audit::writer::AuditWriter, connection},
-    storage::{self, sealed::SealedColumn, verifications::Expiring},
+    storage::{self, PgPool, sealed::SealedColumn, verifications::Expiring},
 };
 
 /// Maximum number of expiry warnings per call of [`Verifications::report_status`].
@@ -152,6 +151,7 @@ impl Verifications {
     pub(super) async fn require_valid_changed(
         &self,
         caller: &Call,
+        stored: &Account,
         changed: &Account,
         password: Option<&Password>,
         required: &RequiredVerification,
@@ -160,9 +160,9 @@ impl Verifications {
         let password = if let Some(password) = password {
             password.secret().clone()
         } else {
-            let stored = self.stored_password(changed).await?;
+            let stored_password = self.stored_password(stored).await?;
             self.audit(NewEvent::of(caller, Action::AccountVerify, Resource::account(&changed.name))).await?;
-            stored
+            stored_password
         };
         require_valid(self.check(&login(changed, &password), repository.as_ref(), Trigger::Request).await)
     }
@@ -266,7 +266,7 @@ impl Verifications {
         let sealed = storage::verifications::find_password(&mut conn, account.id, account.version).await?;
         // `None` if the account was changed or removed since it was read.
         let sealed = sealed.ok_or_else(|| ServiceError::not_found(KIND, &account.name))?;
-        Ok(self.sealer.open(SealedColumn::AccountPassword.slot(account.id), &sealed)?)
+        Ok(self.sealer.open(&SealedColumn::account_password(account.id, &account.destination()), &sealed)?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
-use sqlx::{PgConnection, types::Json};
+use sqlx::types::Json;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -13,11 +13,11 @@ use crate::{
         grants::{Grants, Ranges},
         names::{Labels, Name},
         registry::RegistryScope,
-        sealed::Sealed,
+        sealed::{Ca, RegistryDestination, Sealed, Slot},
         selector::LabelSelector,
         verification::{Verification, VerifyInterval},
     },
-    storage::{PageRequest, StorageError, corrupt, on_name_taken},
+    storage::{PageRequest, PgConnection, StorageError, corrupt, on_name_taken, sealed::SealedColumn},
 };
 
 /// Name of the table, part of the associated data of sealed passwords.
@@ -288,6 +288,8 @@ struct CredentialRow {
     labels: Json<BTreeMap<String, String>>,
     password: Vec<u8>,
     password_key_id: String,
+    plain_http: bool,
+    ca_digest: Option<Vec<u8>>,
 }
 
 impl TryFrom<CredentialRow> for SealedCredential {
@@ -302,6 +304,8 @@ impl TryFrom<CredentialRow> for SealedCredential {
             email: row.email,
             labels: row.labels.0,
             password: Sealed { key_id: row.password_key_id, bytes: row.password },
+            plain_http: row.plain_http,
+            ca_digest: row.ca_digest.and_then(|digest| digest.try_into().ok()),
         })
     }
 }
@@ -323,6 +327,18 @@ pub struct SealedCredential {
     pub labels: BTreeMap<String, String>,
     /// Sealed password.
     pub password: Sealed,
+    plain_http: bool,
+    ca_digest: Option<[u8; 32]>,
+}
+
+impl SealedCredential {
+    /// Returns the slot of the password.
+    #[must_use]
+    pub fn slot(&self) -> Slot {
+        let ca = self.ca_digest.map(Ca::Digest);
+        let destination = RegistryDestination { authority: self.registry.authority(), plain_http: self.plain_http, ca };
+        SealedColumn::account_password(self.id, &destination)
+    }
 }
 
 /// Finds the credentials of accounts by name, in any order. Unknown names are omitted.
@@ -334,7 +350,8 @@ pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result
         [name] => {
             sqlx::query_as!(
                 CredentialRow,
-                r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id
+                r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
+                       plain_http, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
                    FROM registry_accounts WHERE name = $1"#,
                 name,
             )
@@ -344,7 +361,8 @@ pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result
         names => {
             sqlx::query_as!(
                 CredentialRow,
-                r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id
+                r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
+                       plain_http, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
                    FROM registry_accounts WHERE name = ANY($1::text[])"#,
                 names as _,
             )
@@ -368,7 +386,8 @@ pub async fn select_credentials(
     // by row.
     let mut rows = sqlx::query_as!(
         CredentialRow,
-        r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id
+        r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
+               plain_http, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
            FROM registry_accounts
            WHERE labels @> $1 AND (
                EXISTS (

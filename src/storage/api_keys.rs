@@ -1,7 +1,7 @@
 //! API keys.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, types::Json};
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::{
@@ -9,8 +9,9 @@ use crate::{
         caller::{Actor, ActorKind, Identity, KeyVerifier, NewApiKey, Role},
         grants::{Grants, GrantsDocument},
         invalid::Invalid,
+        network::{Networks, parse_source_network},
     },
-    storage::{StorageError, corrupt, on_name_taken},
+    storage::{PgConnection, StorageError, corrupt, on_name_taken},
 };
 
 const TABLE: &str = "api_keys";
@@ -36,6 +37,12 @@ fn parse_rights(id: Uuid, role: &str, grants: GrantsDocument) -> Result<(Role, G
     Ok((role, grants))
 }
 
+/// Parses the networks of a row. NULL means any network.
+fn parse_networks(id: Uuid, source_cidrs: Option<&[String]>) -> Result<Networks, StorageError> {
+    let networks = source_cidrs.unwrap_or_default().iter().map(|text| parse_source_network(text));
+    networks.collect::<Result<_, _>>().map_err(corrupt(TABLE, id, "source_cidrs"))
+}
+
 /// Id of a found key, with its row or the reason why the row does not parse.
 pub type FoundKey = (Uuid, Result<StoredKey, StorageError>);
 
@@ -43,7 +50,8 @@ pub type FoundKey = (Uuid, Result<StoredKey, StorageError>);
 #[tracing::instrument(level = "debug", name = "db.api_keys.find_many", skip_all, fields(keys = ids.len()))]
 pub async fn find_many(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<FoundKey>, StorageError> {
     let rows = sqlx::query!(
-        r#"SELECT id, name, role, grants, mac, hash, nullif(expires_at, 'infinity') AS expires_at,
+        r#"SELECT id, name, role, grants, mac, pepper_id, hash, source_cidrs,
+                  nullif(expires_at, 'infinity') AS expires_at,
                revoked_at IS NOT NULL AS "is_revoked!",
                extract(epoch FROM nullif(expires_at, 'infinity') - now())::float8 AS expires_in_seconds
            FROM api_keys WHERE id = ANY($1)"#,
@@ -55,18 +63,22 @@ pub async fn find_many(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Foun
         // Parsed row by row, so that a row of a newer version does not affect other keys.
         let grants = serde_json::from_value(row.grants);
         let grants = grants.map_err(|error| corrupt(TABLE, row.id, "grants")(Invalid::new(error.to_string())));
-        let stored =
-            grants.and_then(|grants| parse_rights(row.id, &row.role, grants)).map(|(role, grants)| StoredKey {
+        let rights = grants.and_then(|grants| parse_rights(row.id, &row.role, grants));
+        let source_networks = parse_networks(row.id, row.source_cidrs.as_deref());
+        let stored = rights.and_then(|(role, grants)| {
+            Ok(StoredKey {
                 identity: Identity {
                     actor: Actor { kind: ActorKind::ApiKey, id: Some(row.id), name: row.name },
                     role,
                     grants,
+                    source_networks: source_networks?,
                     expires_at: row.expires_at,
                 },
-                verifier: KeyVerifier { mac: row.mac, hash: row.hash },
+                verifier: KeyVerifier { mac: row.mac, pepper_id: row.pepper_id, hash: row.hash },
                 is_revoked: row.is_revoked,
                 expires_in_seconds: row.expires_in_seconds,
-            });
+            })
+        });
         (row.id, stored)
     });
     Ok(found.collect())
@@ -83,6 +95,8 @@ pub struct ApiKey {
     pub role: Role,
     /// Resources that the key can access.
     pub grants: Grants,
+    /// Networks that the key may be used from. Empty for any.
+    pub source_networks: Networks,
     /// Creation time.
     pub created_at: DateTime<Utc>,
     /// Expiry; `None` for a key that never expires.
@@ -96,6 +110,7 @@ struct ApiKeyRow {
     name: String,
     role: String,
     grants: Json<GrantsDocument>,
+    source_cidrs: Option<Vec<String>>,
     created_at: DateTime<Utc>,
     expires_at: Option<DateTime<Utc>>,
     revoked_at: Option<DateTime<Utc>>,
@@ -111,6 +126,7 @@ impl TryFrom<ApiKeyRow> for ApiKey {
             name: row.name,
             role,
             grants,
+            source_networks: parse_networks(row.id, row.source_cidrs.as_deref())?,
             created_at: row.created_at,
             expires_at: row.expires_at,
             revoked_at: row.revoked_at,
@@ -132,8 +148,9 @@ pub async fn insert(
 ) -> Result<ApiKey, StorageError> {
     sqlx::query_as!(
         ApiKeyRow,
-        r#"INSERT INTO api_keys (id, name, role, grants, mac, hash, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7)
-           RETURNING id, name, role, grants AS "grants: _", created_at, expires_at, revoked_at"#,
+        r#"INSERT INTO api_keys (id, name, role, grants, mac, hash, expires_at, source_cidrs, pepper_id)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, nullif($8::text[], '{}'), $9)
+           RETURNING id, name, role, grants AS "grants: _", source_cidrs, created_at, expires_at, revoked_at"#,
         id,
         new.name.as_str(),
         new.role.as_str(),
@@ -141,11 +158,48 @@ pub async fn insert(
         verifier.mac,
         verifier.hash,
         new.expires_at,
+        &new.source_networks.to_texts(),
+        verifier.pepper_id,
     )
     .fetch_one(conn)
     .await
     .map_err(on_name_taken("api_keys_name_key"))?
     .try_into()
+}
+
+/// Replaces the HMAC of a key by one under another pepper. Returns `false` if the row has changed
+/// since `stored` was read.
+#[tracing::instrument(level = "debug", name = "db.api_keys.renew", skip_all, fields(key.id = %id))]
+pub async fn renew(
+    conn: &mut PgConnection,
+    id: Uuid,
+    stored: &KeyVerifier,
+    renewed: &KeyVerifier,
+) -> Result<bool, StorageError> {
+    let updated = sqlx::query!(
+        "UPDATE api_keys SET mac = $3, pepper_id = $4 WHERE id = $1 AND mac = $2 AND hash = $5",
+        id,
+        stored.mac,
+        renewed.mac,
+        renewed.pepper_id,
+        stored.hash,
+    )
+    .execute(conn)
+    .await?;
+    Ok(updated.rows_affected() > 0)
+}
+
+/// Counts the keys that are neither revoked nor expired by pepper.
+#[tracing::instrument(level = "debug", name = "db.api_keys.count_by_pepper", skip_all)]
+pub async fn count_by_pepper(conn: &mut PgConnection) -> Result<Vec<(Option<String>, i64)>, StorageError> {
+    let rows = sqlx::query!(
+        r#"SELECT pepper_id, count(*) AS "count!" FROM api_keys
+           WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+           GROUP BY pepper_id ORDER BY pepper_id"#
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.pepper_id, row.count)).collect())
 }
 
 /// Lists keys, including revoked and expired ones, oldest first: at most `limit` after the key with
@@ -154,7 +208,7 @@ pub async fn insert(
 pub async fn list(conn: &mut PgConnection, after: Option<Uuid>, limit: i64) -> Result<Vec<ApiKey>, StorageError> {
     sqlx::query_as!(
         ApiKeyRow,
-        r#"SELECT id, name, role, grants AS "grants: _", created_at, expires_at, revoked_at
+        r#"SELECT id, name, role, grants AS "grants: _", source_cidrs, created_at, expires_at, revoked_at
            FROM api_keys WHERE ($1::uuid IS NULL OR id > $1) ORDER BY id LIMIT $2"#,
         after,
         limit,
@@ -171,7 +225,7 @@ pub async fn list(conn: &mut PgConnection, after: Option<Uuid>, limit: i64) -> R
 pub async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Option<ApiKey>, StorageError> {
     sqlx::query_as!(
         ApiKeyRow,
-        r#"SELECT id, name, role, grants AS "grants: _", created_at, expires_at, revoked_at
+        r#"SELECT id, name, role, grants AS "grants: _", source_cidrs, created_at, expires_at, revoked_at
            FROM api_keys WHERE id = $1"#,
         id,
     )

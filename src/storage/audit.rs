@@ -2,7 +2,6 @@
 //! takes them.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::{
@@ -10,7 +9,7 @@ use crate::{
         Action, Event, EventFilter, Outcome, StoredEvent, first_id_at,
         seal::{Batch, BatchEntry, Seal, SealHead},
     },
-    storage::StorageError,
+    storage::{PgConnection, PgPool, StorageError, Transaction},
 };
 
 pub mod legacy;
@@ -451,7 +450,7 @@ pub async fn list(
 }
 
 /// Begins a transaction that reads the log as it is at one moment.
-pub async fn snapshot(pool: &PgPool) -> Result<Transaction<'static, Postgres>, StorageError> {
+pub async fn snapshot(pool: &PgPool) -> Result<Transaction, StorageError> {
     Ok(pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
 }
 

@@ -4,14 +4,15 @@
 
 use std::time::Duration;
 
-use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::storage::{StorageError, notifications::Notifications};
+use crate::storage::{PgPool, StorageError, notifications::ProvenNotifications};
 
 const CHANNEL: &str = "regcred_changes";
 /// Application name of the connection in `pg_stat_activity`.
 const APPLICATION_NAME: &str = "regcred changes";
+/// The same for the connection that tests it.
+const NOTIFIER_NAME: &str = "regcred echo";
 
 /// A changed or deleted row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,17 +35,19 @@ impl Change {
     }
 }
 
-/// Listens for changes on its own connection.
-pub struct Listener(Notifications);
+/// Listens for changes on its own connection, which is tested from a second one.
+pub struct Listener(ProvenNotifications);
 
 impl Listener {
-    /// Connects with the options of `pool` and starts to listen.
+    /// Connects with the options of `pool` and starts to listen. Returns `None` if notifications do
+    /// not arrive on this connection.
     ///
     /// # Errors
     ///
     /// [`StorageError::Unavailable`] if Postgres does not answer within `timeout`.
-    pub async fn connect(pool: &PgPool, timeout: Duration) -> Result<Self, StorageError> {
-        Ok(Self(Notifications::listen(pool, APPLICATION_NAME, &[CHANNEL], timeout).await?))
+    pub async fn connect(pool: &PgPool, timeout: Duration) -> Result<Option<Self>, StorageError> {
+        let names = [APPLICATION_NAME, NOTIFIER_NAME];
+        Ok(Box::pin(ProvenNotifications::listen(pool, names, &[CHANNEL], timeout)).await?.map(Self))
     }
 
     /// Waits up to `patience` for a change.
@@ -56,13 +59,13 @@ impl Listener {
         Ok(self.0.next(patience).await?.as_deref().map(Change::parse))
     }
 
-    /// Pings Postgres on this connection. Changes committed before the ping are available through
-    /// [`next_arrived`](Self::next_arrived) afterwards.
+    /// Tests whether notifications arrive on this connection. If so, changes committed before the
+    /// ping are available through [`next_arrived`](Self::next_arrived) afterwards.
     ///
     /// # Errors
     ///
     /// [`StorageError::Unavailable`] if there is no answer within `timeout`.
-    pub async fn ping(&mut self, timeout: Duration) -> Result<(), StorageError> {
+    pub async fn ping(&mut self, timeout: Duration) -> Result<bool, StorageError> {
         self.0.ping(timeout).await
     }
 

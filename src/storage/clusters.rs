@@ -1,7 +1,6 @@
 //! Clusters and their sealed credentials.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
@@ -9,9 +8,9 @@ use crate::{
         cluster::{AuthType, CaCertificate, ClusterConnection, ServerUrl},
         grants::{Grants, Ranges},
         names::Name,
-        sealed::Sealed,
+        sealed::{Ca, ClusterDestination, Sealed, Slot},
     },
-    storage::{PageRequest, StorageError, corrupt, on_name_taken},
+    storage::{PageRequest, PgConnection, StorageError, corrupt, on_name_taken, sealed::SealedColumn},
 };
 
 /// Name of the table, part of the associated data of sealed credentials.
@@ -44,6 +43,19 @@ pub struct StoredCluster {
     pub created_at: DateTime<Utc>,
     /// Time of the last change, by the database's clock.
     pub updated_at: DateTime<Utc>,
+}
+
+impl StoredCluster {
+    /// Returns the slot of the credential.
+    #[must_use]
+    pub fn slot(&self) -> Slot {
+        let destination = ClusterDestination {
+            server: self.server.as_deref(),
+            ca: self.ca_certificate.as_deref().map(Ca::Pem),
+            tls_server_name: self.tls_server_name.as_deref(),
+        };
+        SealedColumn::cluster_credential(self.id, &destination)
+    }
 }
 
 struct ClusterRow {
@@ -176,18 +188,26 @@ pub async fn list(
     grants: &Grants,
     page: &PageRequest,
 ) -> Result<Vec<StoredCluster>, StorageError> {
-    let Ranges { low, high } = grants.cluster_ranges();
+    let Ranges { low, high } = grants.cluster_ranges().after(page.after.as_deref());
+    // Takes the first rows of each grant by the index, as the list of accounts does.
     sqlx::query_as!(
         ClusterRow,
         r#"SELECT id, name, server, ca_certificate, tls_server_name, auth_type, client_certificate, credential,
                credential_key_id, allow_plain_http, version, created_at, updated_at
            FROM clusters
-           WHERE ($1::text IS NULL OR name > $1) AND EXISTS (
-               SELECT FROM unnest($3::text[], $4::text[]) AS granted (low, high)
-               WHERE name >= granted.low COLLATE "C" AND name < granted.high COLLATE "C"
-           )
-           ORDER BY name LIMIT $2"#,
-        page.after,
+           WHERE id = ANY (ARRAY(
+               SELECT one.id FROM (
+                   SELECT DISTINCT one.id, one.name
+                   FROM unnest($2::text[], $3::text[]) AS granted (low, high)
+                   CROSS JOIN LATERAL (
+                       SELECT id, name FROM clusters
+                       WHERE name >= granted.low COLLATE "C" AND name < granted.high COLLATE "C"
+                       ORDER BY name LIMIT $1
+                   ) AS one
+               ) AS one
+               ORDER BY one.name LIMIT $1
+           ))
+           ORDER BY name"#,
         page.limit,
         &low,
         &high,

@@ -1,7 +1,7 @@
 //! Identity providers.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, types::Json};
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
         identity_provider::{AuthMethod, Issuer, ProviderConfig, ProviderDocument, RuleDocument},
         names::Name,
     },
-    storage::{PageRequest, StorageError, corrupt, on_name_taken},
+    storage::{PageRequest, PgConnection, StorageError, corrupt, on_name_taken},
 };
 
 const TABLE: &str = "identity_providers";
@@ -53,6 +53,8 @@ struct ProviderRow {
     cluster_name: Option<String>,
     cluster_version: Option<i64>,
     audience: String,
+    allow_multiple_audiences: bool,
+    token_types: Vec<String>,
     rules: Json<Vec<RuleDocument>>,
     version: i64,
     created_at: DateTime<Utc>,
@@ -69,10 +71,12 @@ impl TryFrom<ProviderRow> for StoredProvider {
             ca_certificate: row.ca_certificate,
             cluster: row.cluster_name,
             audience: row.audience,
+            allow_multiple_audiences: row.allow_multiple_audiences,
+            token_types: row.token_types,
             rules: row.rules.0,
         };
-        let config =
-            ProviderConfig::parse(document).map_err(|errors| corrupt(TABLE, row.id, "settings")(errors.into()))?;
+        let config = ProviderConfig::parse_stored(document)
+            .map_err(|errors| corrupt(TABLE, row.id, "settings")(errors.into()))?;
         let cluster = row.cluster_id.zip(row.cluster_version).map(|(id, version)| ReviewingCluster { id, version });
         Ok(Self {
             id: row.id,
@@ -130,8 +134,9 @@ pub async fn insert(
     cluster_id: Option<Uuid>,
 ) -> Result<(), StorageError> {
     sqlx::query!(
-        "INSERT INTO identity_providers (id, name, type, issuer, ca_certificate, cluster_id, audience, rules)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "INSERT INTO identity_providers
+             (id, name, type, issuer, ca_certificate, cluster_id, audience, rules, allow_multiple_audiences, token_types)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         id,
         name.as_str(),
         config.auth_method.provider_type().as_str(),
@@ -140,6 +145,8 @@ pub async fn insert(
         cluster_id,
         config.audience.as_str(),
         rules(config) as _,
+        config.allow_multiple_audiences,
+        &config.token_types,
     )
     .execute(conn)
     .await
@@ -153,8 +160,8 @@ pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredP
     sqlx::query_as!(
         ProviderRow,
         r#"SELECT p.id, p.name, p.type AS provider_type, p.issuer, p.ca_certificate, p.cluster_id,
-               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience, p.rules AS "rules: _",
-               p.version, p.created_at, p.updated_at
+               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience,
+               p.allow_multiple_audiences, p.token_types, p.rules AS "rules: _", p.version, p.created_at, p.updated_at
            FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
            WHERE p.name = $1"#,
         name.as_str(),
@@ -171,8 +178,8 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredP
     sqlx::query_as!(
         ProviderRow,
         r#"SELECT p.id, p.name, p.type AS provider_type, p.issuer, p.ca_certificate, p.cluster_id,
-               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience, p.rules AS "rules: _",
-               p.version, p.created_at, p.updated_at
+               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience,
+               p.allow_multiple_audiences, p.token_types, p.rules AS "rules: _", p.version, p.created_at, p.updated_at
            FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
            WHERE p.name = $1 FOR UPDATE OF p"#,
         name.as_str(),
@@ -189,8 +196,8 @@ pub async fn list(conn: &mut PgConnection, page: &PageRequest) -> Result<Vec<Sto
     sqlx::query_as!(
         ProviderRow,
         r#"SELECT p.id, p.name, p.type AS provider_type, p.issuer, p.ca_certificate, p.cluster_id,
-               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience, p.rules AS "rules: _",
-               p.version, p.created_at, p.updated_at
+               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience,
+               p.allow_multiple_audiences, p.token_types, p.rules AS "rules: _", p.version, p.created_at, p.updated_at
            FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
            WHERE $1::text IS NULL OR p.name > $1 ORDER BY p.name LIMIT $2"#,
         page.after,
@@ -217,8 +224,8 @@ pub async fn find_for_token(
     let found = sqlx::query_as!(
         ProviderRow,
         r#"SELECT p.id, p.name, p.type AS provider_type, p.issuer, p.ca_certificate, p.cluster_id,
-               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience, p.rules AS "rules: _",
-               p.version, p.created_at, p.updated_at
+               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience,
+               p.allow_multiple_audiences, p.token_types, p.rules AS "rules: _", p.version, p.created_at, p.updated_at
            FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
            WHERE (p.type = 'oidc' AND p.issuer = $1 AND p.audience = ANY ($2))
                OR (p.type = 'tokenReview' AND p.audience = ANY ($2))
@@ -255,6 +262,7 @@ pub async fn update(
     sqlx::query!(
         "UPDATE identity_providers
          SET issuer = $2, ca_certificate = $3, cluster_id = $4, audience = $5, rules = $6,
+             allow_multiple_audiences = $7, token_types = $8,
              version = version + 1, updated_at = now()
          WHERE id = $1",
         id,
@@ -263,6 +271,8 @@ pub async fn update(
         cluster_id,
         config.audience.as_str(),
         rules(config) as _,
+        config.allow_multiple_audiences,
+        &config.token_types,
     )
     .execute(conn)
     .await

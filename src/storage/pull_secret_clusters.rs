@@ -1,9 +1,8 @@
 //! Table `pull_secret_clusters`: the clusters that a declaration targets.
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::storage::StorageError;
+use crate::storage::{PgConnection, StorageError};
 
 /// Replaces the clusters of a declaration. `selects` says of each whether the declaration selects
 /// namespaces in it by label.

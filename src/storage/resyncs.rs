@@ -6,10 +6,9 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::storage::StorageError;
+use crate::storage::{PgConnection, StorageError};
 
 /// A resync under lease.
 #[derive(Debug, Clone, Copy)]

@@ -1,8 +1,11 @@
 //! Schema migrations, compiled into the binary.
 
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, migrate::Migrator};
+use sqlx::{AssertSqlSafe, migrate::Migrator};
 
-use crate::{domain::invalid::Invalid, storage::StorageError};
+use crate::{
+    domain::invalid::Invalid,
+    storage::{PgConnection, PgPool, StorageError},
+};
 
 /// All migrations. The database may be ahead of this binary: migrations expand first and contract
 /// one release later, so that the previous release still runs.
@@ -18,7 +21,7 @@ pub static MIGRATOR: Migrator = {
 ///
 /// [`sqlx::migrate::MigrateError`] if a migration fails or an applied one was modified.
 pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
-    MIGRATOR.run(pool).await
+    MIGRATOR.run(pool.sqlx()).await
 }
 
 /// Reason why rights were not granted.

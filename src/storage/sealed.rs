@@ -1,14 +1,26 @@
-//! Columns with sealed values, for operations on all of them: `master-key rotate` and `list`.
+//! Columns with sealed values, for operations on all of them: `master-key rotate` and `list`. Also
+//! the mark that binds new values to their destinations.
 
 use std::fmt;
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    domain::sealed::{Sealed, Slot},
-    storage::{StorageError, accounts, clusters},
+    domain::{
+        registry::RegistryScope,
+        sealed::{Ca, ClusterDestination, Field, RegistryDestination, SealForm, Sealed, Slot},
+    },
+    storage::{PgConnection, StorageError, accounts, clusters, corrupt},
 };
+
+/// Lock that transactions hold shared while they seal without knowing of the mark. Also in the
+/// function `lock_sealed_values_mark`.
+const MARK_LOCK: i64 = 0x7265_6763_7265_6415;
+/// Rows that test a key. More than one, because an edit of a row makes its value unreadable.
+const SAMPLES: i64 = 5;
+/// Age of a complete binding at which unbound values are refused. Every row that was read before
+/// is out of use by then: the row cache trusts a row for seconds.
+const REFUSAL_DELAY_SECONDS: i32 = 30;
 
 /// Column with sealed values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,44 +35,105 @@ impl SealedColumn {
     /// All columns.
     pub const ALL: [Self; 2] = [Self::AccountPassword, Self::ClusterCredential];
 
-    /// Returns the slot of this column in a row.
-    #[must_use]
-    pub const fn slot(self, id: Uuid) -> Slot {
-        let (table, column) = match self {
+    const fn place(self) -> (&'static str, &'static str) {
+        match self {
             Self::AccountPassword => (accounts::TABLE, "password"),
             Self::ClusterCredential => (clusters::TABLE, "credential"),
-        };
-        Slot { table, column, id }
+        }
+    }
+
+    fn slot(self, id: Uuid, destination: Vec<Field>) -> Slot {
+        let (table, column) = self.place();
+        Slot { table, column, id, destination }
+    }
+
+    /// Returns the slot of an account's password.
+    #[must_use]
+    pub fn account_password(id: Uuid, destination: &RegistryDestination<'_>) -> Slot {
+        Self::AccountPassword.slot(id, destination.fields())
+    }
+
+    /// Returns the slot of a cluster's credential.
+    #[must_use]
+    pub fn cluster_credential(id: Uuid, destination: &ClusterDestination<'_>) -> Slot {
+        Self::ClusterCredential.slot(id, destination.fields())
     }
 }
 
 impl fmt::Display for SealedColumn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let slot = self.slot(Uuid::nil());
-        write!(f, "{}.{}", slot.table, slot.column)
+        let (table, column) = self.place();
+        write!(f, "{table}.{column}")
     }
 }
 
-/// Sealed value with the id of its row.
+/// Sealed value of a row.
 #[derive(Debug)]
 pub struct SealedRow {
     /// Primary key of the row.
     pub id: Uuid,
+    /// Slot of the value, or why the row's destination does not parse.
+    pub slot: Result<Slot, StorageError>,
     /// Sealed value.
     pub sealed: Sealed,
 }
 
-/// Locks the next rows, ordered by id, that were not sealed with `key_id`.
-pub async fn lock_sealed_by_other_keys(
+struct AccountRow {
+    id: Uuid,
+    password: Vec<u8>,
+    password_key_id: String,
+    registry: String,
+    plain_http: bool,
+    ca_digest: Option<Vec<u8>>,
+}
+
+impl From<AccountRow> for SealedRow {
+    fn from(row: AccountRow) -> Self {
+        let registry = RegistryScope::parse(&row.registry).map_err(corrupt(accounts::TABLE, row.id, "registry"));
+        let ca = row.ca_digest.and_then(|digest| digest.try_into().ok()).map(Ca::Digest);
+        let slot = registry.map(|registry| {
+            let destination = RegistryDestination { authority: registry.authority(), plain_http: row.plain_http, ca };
+            SealedColumn::account_password(row.id, &destination)
+        });
+        Self { id: row.id, slot, sealed: Sealed { key_id: row.password_key_id, bytes: row.password } }
+    }
+}
+
+struct ClusterRow {
+    id: Uuid,
+    credential: Vec<u8>,
+    credential_key_id: String,
+    server: Option<String>,
+    ca_digest: Option<Vec<u8>>,
+    tls_server_name: Option<String>,
+}
+
+impl From<ClusterRow> for SealedRow {
+    fn from(row: ClusterRow) -> Self {
+        let destination = ClusterDestination {
+            server: row.server.as_deref(),
+            ca: row.ca_digest.and_then(|digest| digest.try_into().ok()).map(Ca::Digest),
+            tls_server_name: row.tls_server_name.as_deref(),
+        };
+        let slot = SealedColumn::cluster_credential(row.id, &destination);
+        Self { id: row.id, slot: Ok(slot), sealed: Sealed { key_id: row.credential_key_id, bytes: row.credential } }
+    }
+}
+
+/// Locks the next rows, ordered by id, whose stored key id is not `key_id`.
+pub async fn lock_sealed_otherwise(
     conn: &mut PgConnection,
     column: SealedColumn,
     key_id: &str,
     after: Uuid,
     limit: i64,
 ) -> Result<Vec<SealedRow>, StorageError> {
-    let rows = match column {
-        SealedColumn::AccountPassword => sqlx::query!(
-            "SELECT id, password, password_key_id FROM registry_accounts
+    Ok(match column {
+        SealedColumn::AccountPassword => sqlx::query_as!(
+            AccountRow,
+            "SELECT id, password, password_key_id, registry, plain_http,
+                 sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
+             FROM registry_accounts
              WHERE password_key_id <> $1 AND id > $2 ORDER BY id LIMIT $3 FOR UPDATE",
             key_id,
             after,
@@ -69,11 +142,14 @@ pub async fn lock_sealed_by_other_keys(
         .fetch_all(conn)
         .await?
         .into_iter()
-        .map(|row| (row.id, row.password_key_id, row.password))
-        .collect::<Vec<_>>(),
-        SealedColumn::ClusterCredential => sqlx::query!(
-            r#"SELECT id, credential AS "credential!", credential_key_id AS "credential_key_id!" FROM clusters
-             WHERE credential_key_id <> $1 AND id > $2 ORDER BY id LIMIT $3 FOR UPDATE"#,
+        .map(SealedRow::from)
+        .collect(),
+        SealedColumn::ClusterCredential => sqlx::query_as!(
+            ClusterRow,
+            r#"SELECT id, credential AS "credential!", credential_key_id AS "credential_key_id!", server,
+                   sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest, tls_server_name
+               FROM clusters
+               WHERE credential_key_id <> $1 AND id > $2 ORDER BY id LIMIT $3 FOR UPDATE"#,
             key_id,
             after,
             limit,
@@ -81,10 +157,9 @@ pub async fn lock_sealed_by_other_keys(
         .fetch_all(conn)
         .await?
         .into_iter()
-        .map(|row| (row.id, row.credential_key_id, row.credential))
+        .map(SealedRow::from)
         .collect(),
-    };
-    Ok(rows.into_iter().map(|(id, key_id, bytes)| SealedRow { id, sealed: Sealed { key_id, bytes } }).collect())
+    })
 }
 
 /// Replaces sealed values in one statement. Keeps the versions of the rows, because nothing changes
@@ -92,31 +167,32 @@ pub async fn lock_sealed_by_other_keys(
 pub async fn replace(
     conn: &mut PgConnection,
     column: SealedColumn,
-    key_id: &str,
     ids: &[Uuid],
-    values: &[Vec<u8>],
+    values: &[Sealed],
 ) -> Result<(), StorageError> {
+    let key_ids: Vec<&str> = values.iter().map(|sealed| sealed.key_id.as_str()).collect();
+    let values: Vec<&[u8]> = values.iter().map(|sealed| sealed.bytes.as_slice()).collect();
     match column {
         SealedColumn::AccountPassword => {
             sqlx::query!(
-                "UPDATE registry_accounts SET password = new.value, password_key_id = $1
-                 FROM unnest($2::uuid[], $3::bytea[]) AS new (id, value)
+                "UPDATE registry_accounts SET password = new.value, password_key_id = new.key_id
+                 FROM unnest($1::uuid[], $2::bytea[], $3::text[]) AS new (id, value, key_id)
                  WHERE registry_accounts.id = new.id",
-                key_id,
                 ids,
-                values,
+                &values as &[&[u8]],
+                &key_ids as &[&str],
             )
             .execute(conn)
             .await?
         }
         SealedColumn::ClusterCredential => {
             sqlx::query!(
-                "UPDATE clusters SET credential = new.value, credential_key_id = $1
-                 FROM unnest($2::uuid[], $3::bytea[]) AS new (id, value)
+                "UPDATE clusters SET credential = new.value, credential_key_id = new.key_id
+                 FROM unnest($1::uuid[], $2::bytea[], $3::text[]) AS new (id, value, key_id)
                  WHERE clusters.id = new.id",
-                key_id,
                 ids,
-                values,
+                &values as &[&[u8]],
+                &key_ids as &[&str],
             )
             .execute(conn)
             .await?
@@ -125,44 +201,157 @@ pub async fn replace(
     Ok(())
 }
 
-/// Rows of a column that were sealed with one master key.
+/// Rows of a column with the same stored key id.
 #[derive(Debug)]
 pub struct KeyUse {
     /// Column of the rows.
     pub column: SealedColumn,
     /// Number of rows.
     pub rows: i64,
-    /// One of the rows, to test the key.
-    pub sample: SealedRow,
+    /// Some of the rows, to test the key.
+    pub samples: Vec<SealedRow>,
 }
 
-/// Returns the use of each master key by column.
+impl KeyUse {
+    /// Returns the id of the master key and the form of the values.
+    #[must_use]
+    pub fn key(&self) -> (&str, SealForm) {
+        SealForm::split(self.samples.first().map_or("", |sample| &sample.sealed.key_id))
+    }
+}
+
+/// Groups samples, which are ordered by key id.
+fn group(column: SealedColumn, samples: impl IntoIterator<Item = (i64, SealedRow)>) -> Vec<KeyUse> {
+    let mut uses: Vec<KeyUse> = Vec::new();
+    for (rows, sample) in samples {
+        match uses.last_mut() {
+            Some(last) if last.samples.iter().all(|other| other.sealed.key_id == sample.sealed.key_id) => {
+                last.samples.push(sample);
+            }
+            _ => uses.push(KeyUse { column, rows, samples: vec![sample] }),
+        }
+    }
+    uses
+}
+
+/// Returns the use of each master key and form, by column.
 pub async fn key_uses(conn: &mut PgConnection) -> Result<Vec<KeyUse>, StorageError> {
     let accounts = sqlx::query!(
-        r#"SELECT DISTINCT ON (password_key_id) id, password, password_key_id,
-               count(*) OVER (PARTITION BY password_key_id) AS "rows!"
-           FROM registry_accounts"#,
+        r#"SELECT id, password, password_key_id, registry, plain_http,
+               sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest, rows AS "rows!"
+           FROM (
+               SELECT *, count(*) OVER (PARTITION BY password_key_id) AS rows,
+                   row_number() OVER (PARTITION BY password_key_id) AS place
+               FROM registry_accounts
+           ) AS one
+           WHERE place <= $1 ORDER BY password_key_id"#,
+        SAMPLES,
     )
     .fetch_all(&mut *conn)
     .await?;
     let clusters = sqlx::query!(
-        r#"SELECT DISTINCT ON (credential_key_id) id, credential AS "credential!",
-               credential_key_id AS "credential_key_id!",
-               count(*) OVER (PARTITION BY credential_key_id) AS "rows!"
-           FROM clusters WHERE credential IS NOT NULL"#,
+        r#"SELECT id, credential AS "credential!", credential_key_id AS "credential_key_id!", server,
+               sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest, tls_server_name, rows AS "rows!"
+           FROM (
+               SELECT *, count(*) OVER (PARTITION BY credential_key_id) AS rows,
+                   row_number() OVER (PARTITION BY credential_key_id) AS place
+               FROM clusters WHERE credential IS NOT NULL
+           ) AS one
+           WHERE place <= $1 ORDER BY credential_key_id"#,
+        SAMPLES,
     )
     .fetch_all(conn)
     .await?;
-    let key_use = |column, rows, id, key_id, bytes| KeyUse {
-        column,
-        rows,
-        sample: SealedRow { id, sealed: Sealed { key_id, bytes } },
-    };
-    let accounts = accounts
-        .into_iter()
-        .map(|r| key_use(SealedColumn::AccountPassword, r.rows, r.id, r.password_key_id, r.password));
-    let clusters = clusters
-        .into_iter()
-        .map(|r| key_use(SealedColumn::ClusterCredential, r.rows, r.id, r.credential_key_id, r.credential));
-    Ok(accounts.chain(clusters).collect())
+    let accounts = accounts.into_iter().map(|r| {
+        let row = AccountRow {
+            id: r.id,
+            password: r.password,
+            password_key_id: r.password_key_id,
+            registry: r.registry,
+            plain_http: r.plain_http,
+            ca_digest: r.ca_digest,
+        };
+        (r.rows, row.into())
+    });
+    let clusters = clusters.into_iter().map(|r| {
+        let row = ClusterRow {
+            id: r.id,
+            credential: r.credential,
+            credential_key_id: r.credential_key_id,
+            server: r.server,
+            ca_digest: r.ca_digest,
+            tls_server_name: r.tls_server_name,
+        };
+        (r.rows, row.into())
+    });
+    let mut uses = group(SealedColumn::AccountPassword, accounts);
+    uses.extend(group(SealedColumn::ClusterCredential, clusters));
+    Ok(uses)
+}
+
+/// Counts the values that are not bound to their destinations.
+#[tracing::instrument(level = "debug", name = "db.sealed_values.count_unbound", skip_all)]
+pub async fn count_unbound(conn: &mut PgConnection) -> Result<i64, StorageError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT (SELECT count(*) FROM registry_accounts WHERE password_key_id NOT LIKE '%+bound')
+               + (SELECT count(*) FROM clusters WHERE credential_key_id NOT LIKE '%+bound') AS "count!""#
+    )
+    .fetch_one(conn)
+    .await?)
+}
+
+/// State of the binding of sealed values to their destinations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Binding {
+    /// New values are sealed unbound.
+    Unmarked,
+    /// New values are sealed bound.
+    Marked,
+    /// All values have been bound.
+    Complete,
+    /// All values have been bound for longer than a process uses a row that it read.
+    Settled,
+}
+
+/// Returns the state of the binding.
+#[tracing::instrument(level = "debug", name = "db.sealed_values.find_binding", skip_all)]
+pub async fn find_binding(conn: &mut PgConnection) -> Result<Binding, StorageError> {
+    let row = sqlx::query!(
+        r#"SELECT completed_at IS NOT NULL AS "is_complete!",
+               coalesce(completed_at < now() - $1::integer * interval '1 second', false) AS "is_settled!"
+           FROM sealed_values_binding"#,
+        REFUSAL_DELAY_SECONDS,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(match row {
+        None => Binding::Unmarked,
+        Some(row) if row.is_settled => Binding::Settled,
+        Some(row) if row.is_complete => Binding::Complete,
+        Some(_) => Binding::Marked,
+    })
+}
+
+/// Whether new values are to be sealed bound. Must precede all other locks of the transaction that
+/// seals: [`mark_bound`] waits for it, and others wait for that.
+#[tracing::instrument(level = "debug", name = "db.sealed_values.lock_mark", skip_all)]
+pub async fn lock_mark(conn: &mut PgConnection) -> Result<bool, StorageError> {
+    Ok(sqlx::query_scalar!(r#"SELECT lock_sealed_values_mark() AS "is_marked!""#).fetch_one(conn).await?)
+}
+
+/// Marks the database: every transaction that seals after this one commits sees it.
+#[tracing::instrument(name = "db.sealed_values.mark_bound", skip_all)]
+pub async fn mark_bound(conn: &mut PgConnection) -> Result<(), StorageError> {
+    sqlx::query!("SELECT pg_advisory_xact_lock($1)", MARK_LOCK).execute(&mut *conn).await?;
+    sqlx::query!("INSERT INTO sealed_values_binding DEFAULT VALUES ON CONFLICT DO NOTHING").execute(conn).await?;
+    Ok(())
+}
+
+/// Notes that all values have been bound.
+#[tracing::instrument(name = "db.sealed_values.complete_binding", skip_all)]
+pub async fn complete_binding(conn: &mut PgConnection) -> Result<(), StorageError> {
+    sqlx::query!("UPDATE sealed_values_binding SET completed_at = now() WHERE completed_at IS NULL")
+        .execute(conn)
+        .await?;
+    Ok(())
 }

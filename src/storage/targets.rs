@@ -6,10 +6,12 @@
 //! Database time decides when a target is due and when a lease ends. A result is recorded only
 //! under the lease token of its claim.
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{domain::pull_secret::DeletionPolicy, storage::StorageError};
+use crate::{
+    domain::pull_secret::DeletionPolicy,
+    storage::{PgConnection, StorageError},
+};
 
 pub mod due;
 pub mod queue;

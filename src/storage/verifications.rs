@@ -3,12 +3,11 @@
 //! These writes do not increment the version of an account: no caller changed it.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
     domain::{sealed::Sealed, verification::VerificationResult},
-    storage::StorageError,
+    storage::{PgConnection, StorageError},
 };
 
 /// Finds the sealed password of an account at one version.

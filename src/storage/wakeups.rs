@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::storage::{StorageError, notifications::Notifications};
+use crate::storage::{PgConnection, PgPool, StorageError, notifications::Notifications};
 
 /// Channel for due work.
 const WAKE_UP_CHANNEL: &str = "regcred_pull_secrets";

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::storage::StorageError;
+use crate::storage::{PgConnection, StorageError};
 
 /// A watch under lease.
 #[derive(Debug, Clone, Copy)]

@@ -44,7 +44,7 @@ const CALLERS: [&str; 6] = ["anonymous", "admin", "operator", "deliverer", "rend
 ///
 /// `any` is for routes without a named resource. A caller with grants must not be able to
 /// distinguish foreign from missing resources, neither by the status nor by the text of the
-/// response.
+/// response. A revoked key and an expired one have the statuses of the anonymous client.
 const TABLE: &str = "
     operation                 on       anonymous admin operator deliverer renderer viewer
 
@@ -69,6 +69,9 @@ const TABLE: &str = "
                               missing  401       200   403      403       403      403
 
     create_docker_config      granted  401       200   403      403       200      403
+                              foreign  401       200   403      403       422      403
+                              missing  401       422   403      403       422      403
+    create_secret_manifest    granted  401       200   403      403       200      403
                               foreign  401       200   403      403       422      403
                               missing  401       422   403      403       422      403
     explain_docker_config     granted  401       200   200      200       200      200
@@ -134,7 +137,6 @@ const TABLE: &str = "
 
     get_health                any      200       200   200      200       200      200
     get_readiness             any      200       200   200      200       200      200
-    get_metrics               any      200       200   200      200       200      200
 ";
 
 /// A row of the table.
@@ -214,6 +216,7 @@ fn request(operation: &str, resource: &Resource) -> (&'static str, Option<Value>
             ("?dryRun=true", Some(json!({"auths": auths})))
         }
         "create_docker_config" => ("", Some(json!({"accounts": [name]}))),
+        "create_secret_manifest" => ("", Some(json!({"accounts": [name], "secret": {"name": "pull"}}))),
         "explain_docker_config" => ("", Some(json!({"accounts": [name], "image": "in.example.com/os/alpine:3"}))),
         "create_cluster" => ("", Some(cluster(name))),
         "update_cluster" => ("", Some(json!({"server": "https://127.0.0.1:2"}))),
@@ -328,6 +331,7 @@ async fn every_route_has_the_expected_status_for_every_role(pool: PgPool) {
     for role in &CALLERS[2..] {
         clients.push(app.caller(role, role, Some(grants.clone())).await);
     }
+    let ended = ended_admins(&app).await;
 
     let mut foreign: BTreeMap<(&str, &str), String> = BTreeMap::new();
     let mut wrong = Vec::new();
@@ -351,7 +355,8 @@ async fn every_route_has_the_expected_status_for_every_role(pool: PgPool) {
             if answer.status >= 400 {
                 assert!(!answer.slug().is_empty(), "{answer:?}");
             }
-            let may_reveal = ["admin", "renderer"].contains(&who) && row.operation == "create_docker_config";
+            let reveals = ["create_docker_config", "create_secret_manifest"].contains(&row.operation);
+            let may_reveal = ["admin", "renderer"].contains(&who) && reveals;
             let canary_base64 = "Y2FuYXJ5LW9mLWEtcGFzc3dvcmQ";
             let reveals = answer.body.contains(CANARY) || answer.body.contains(canary_base64);
             assert!(may_reveal || !reveals, "{who} received a password: {answer:?}");
@@ -363,8 +368,97 @@ async fn every_route_has_the_expected_status_for_every_role(pool: PgPool) {
                 wrong.push(format!("{} as {who}: foreign and missing differ: {text}", row.operation));
             }
         }
+        wrong.extend(differences_of_ended(&ended, &operations, row).await);
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Clients with the key of an admin that has ended.
+async fn ended_admins(app: &TestApp) -> [(&'static str, Client); 2] {
+    let expired = app.new_key("expired", Some(chrono::Utc::now() - chrono::TimeDelta::seconds(1))).await;
+    let revoked = app.new_key("revoked", None).await;
+    app.revoke_key("revoked", false).await.expect("revoked");
+    [("an expired key", app.anonymous().with_key(&expired)), ("a revoked key", app.anonymous().with_key(&revoked))]
+}
+
+/// Calls the operation of a row with ended keys. Returns the differences from an anonymous client,
+/// and from a key that does not exist.
+async fn differences_of_ended(
+    ended: &[(&'static str, Client)],
+    operations: &BTreeMap<String, (String, String)>,
+    row: &Row,
+) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut texts = BTreeSet::new();
+    let resource = Resource { name: "in-ended".to_owned(), id: Uuid::now_v7(), namespace: "in-namespace".to_owned() };
+    for (who, client) in ended {
+        let answer = call(client, operations[row.operation].clone(), row, &resource).await;
+        if answer.status != row.statuses[0] {
+            wrong.push(format!("{} on {} with {who}: {answer:?}", row.operation, row.on));
+        }
+        if answer.status == 401 {
+            assert_eq!(answer.slug(), "unauthenticated", "{answer:?}");
+            texts.insert(without_names(&answer, &resource));
+        }
+    }
+    if texts.len() > 1 {
+        wrong.push(format!("{}: expired and revoked keys differ: {texts:?}", row.operation));
+    }
+    wrong
+}
+
+/// Paths of the lists in the OpenAPI document: their responses are pages.
+fn lists() -> Vec<String> {
+    let document = serde_json::to_value(http::document()).expect("JSON");
+    let paths = document["paths"].as_object().expect("paths").iter();
+    let is_list = |path: &Value| {
+        let schema = &path["get"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"];
+        schema.as_str().is_some_and(|schema| schema.starts_with("#/components/schemas/Page_"))
+    };
+    paths.filter(|(_, path)| is_list(path)).map(|(path, _)| path.clone()).collect()
+}
+
+/// Text of all pages of a list.
+async fn all_pages(client: &Client, path: &str) -> String {
+    let (mut text, mut query) = (String::new(), "?limit=2".to_owned());
+    loop {
+        let answer = client.get(&format!("{path}{query}")).await;
+        let page = answer.expect(200);
+        text.push_str(&page["items"].to_string());
+        let Some(next) = page["next"].as_str() else { return text };
+        query = format!("?limit=2&cursor={next}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn no_list_contains_a_foreign_resource(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    for name in ["in-1", "out-1", "in-2", "out-2", "in-3"] {
+        app.admin().post("/v1/registry-accounts", &account(name)).await.expect(201);
+        app.admin().post("/v1/clusters", &cluster(name)).await.expect(201);
+        let request = app.admin().request("PUT", &format!("/v1/pull-secrets/{name}"));
+        app.admin().send(request.json(&pull_secret(name))).await.expect(201);
+        app.admin().post("/v1/identity-providers", &identity_provider(name)).await.expect(201);
+        app.caller(name, "viewer", None).await;
+    }
+    let grants = json!({"accounts": ["in-*"], "clusters": ["in-*"], "namespaces": ["in-*"]});
+    let lists = lists();
+    assert!(lists.len() >= 7, "{lists:?}");
+
+    for (number, list) in lists.iter().enumerate() {
+        let (inside, outside) = (list.replace("{name}", "in-1"), list.replace("{name}", "out-1"));
+        assert!(all_pages(&app.admin(), &outside).await.contains("out-"), "{list} has nothing to conceal");
+        for role in &CALLERS[2..] {
+            let client = app.caller(&format!("{role}-{number}"), role, Some(grants.clone())).await;
+            match client.get(&inside).await.status {
+                200 => {
+                    let text = all_pages(&client, &inside).await;
+                    assert!(text.contains("in-") && !text.contains("out-"), "{list} as {role}: {text}");
+                }
+                status => assert_eq!(status, 403, "{list} as {role}"),
+            }
+        }
+    }
 }
 
 /// Names of all items of a list, read page by page.
@@ -483,11 +577,15 @@ async fn an_operator_cannot_move_an_account_into_or_out_of_its_grants(pool: PgPo
     operator.post("/v1/registry-accounts", &own).await.expect(201);
     let out = json!({"labels": {"team": "b"}});
     operator.patch("/v1/registry-accounts/own", &out).await.problem(403, "forbidden");
-    operator.patch("/v1/registry-accounts/own", &json!({"labels": {"tier": "1"}})).await.expect(200);
-    assert_eq!(
-        operator.get("/v1/registry-accounts/own").await.expect(200)["labels"],
-        json!({"team": "a", "tier": "1"})
-    );
+    // A label beyond the label grants, which only an admin may set. The operator may remove it.
+    let tier = json!({"labels": {"tier": "1"}});
+    let refused = operator.patch("/v1/registry-accounts/own", &tier).await;
+    refused.problem(403, "forbidden");
+    assert_eq!(refused.fields(), ["labels.tier"]);
+    app.admin().patch("/v1/registry-accounts/own", &tier).await.expect(200);
+    operator.patch("/v1/registry-accounts/own", &json!({"labels": {"team": "a"}, "email": null})).await.expect(200);
+    let untiered = operator.patch("/v1/registry-accounts/own", &json!({"labels": {"tier": null}})).await.expect(200);
+    assert_eq!(untiered["labels"], json!({"team": "a"}));
 
     let mut others = account("others");
     others["labels"] = json!({"team": "b"});
@@ -495,6 +593,60 @@ async fn an_operator_cannot_move_an_account_into_or_out_of_its_grants(pool: PgPo
     operator.patch("/v1/registry-accounts/others", &json!({"labels": {"team": "a"}})).await.problem(404, "not-found");
     let config = json!({"auths": {"others.example.com": {"username": "x", "password": "y"}}});
     operator.post("/v1/registry-accounts:import", &config).await.problem(403, "forbidden");
+}
+
+/// Labels decide which pull secrets of others contain an account, and which callers are granted it.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn labels_are_set_within_label_grants_by_every_role_and_route(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let a = json!({"matchLabels": {"team": "a"}});
+    // Grants of accounts, and whether each set of labels may be set on an account `in-…`.
+    let sets = [json!({}), json!({"team": "a"}), json!({"team": "b"}), json!({"team": "a", "tier": "1"})];
+    let cases = [
+        (json!(["*"]), [true, true, true, true]),
+        (json!(["in-*"]), [true, false, false, false]),
+        (json!(["in-*", a]), [true, true, false, false]),
+        (json!(["in-*", a, {"matchLabels": {"tier": "1"}}]), [true, true, false, true]),
+        (json!(["in-*", {"matchLabels": {"team": "a", "tier": "1"}}]), [true, false, false, true]),
+        (json!([a]), [false, true, false, false]),
+    ];
+    for (number, (accounts, allowed)) in cases.into_iter().enumerate() {
+        let grants = json!({"accounts": accounts, "clusters": ["*"], "namespaces": ["*"]});
+        for role in &CALLERS[2..] {
+            let caller = app.caller(&format!("{role}-{number}"), role, Some(grants.clone())).await;
+            for (index, (labels, is_allowed)) in sets.iter().zip(allowed).enumerate() {
+                let is_allowed = is_allowed && *role == "operator";
+                let name = format!("in-{number}-{index}-{role}");
+                let mut body = account(&name);
+                body["labels"] = labels.clone();
+                let created = caller.post("/v1/registry-accounts", &body).await;
+                assert_eq!(created.status, if is_allowed { 201 } else { 403 }, "{grants} {labels}: {created:?}");
+                if !is_allowed {
+                    app.admin().post("/v1/registry-accounts", &account(&name)).await.expect(201);
+                    let path = format!("/v1/registry-accounts/{name}");
+                    let patched = caller.patch(&path, &json!({"labels": labels})).await;
+                    // A caller without a grant of the name does not see the account.
+                    let is_hidden = *role == "operator" && accounts == json!([a]);
+                    assert_eq!(patched.status, if is_hidden { 404 } else { 403 }, "{grants} {labels}: {patched:?}");
+                    let stored = app.admin().get(&path).await.expect(200);
+                    assert_eq!(stored["labels"], json!({}), "{grants} {labels}");
+                }
+            }
+        }
+    }
+    // An import keeps labels, and sets none.
+    let operator = app.caller("importer", "operator", Some(completed(json!({"accounts": ["in-*"]})))).await;
+    let mut labelled = account("in-kept-example-com");
+    labelled["registry"] = json!("kept.example.com");
+    labelled["labels"] = json!({"team": "b"});
+    app.admin().post("/v1/registry-accounts", &labelled).await.expect(201);
+    let login = json!({"username": "dev", "password": "another"});
+    let config = json!({"auths": {"kept.example.com": login, "new.example.com": login}});
+    operator.post("/v1/registry-accounts:import?namePrefix=in-", &config).await.expect(200);
+    for (name, labels) in [("in-kept-example-com", json!({"team": "b"})), ("in-new-example-com", json!({}))] {
+        let stored = operator.get(&format!("/v1/registry-accounts/{name}")).await.expect(200);
+        assert_eq!((&stored["labels"], &stored["username"]), (&labels, &json!("dev")), "{name}");
+    }
 }
 
 /// Whether a text contains a canary, also base64-encoded any number of times.
@@ -644,7 +796,7 @@ async fn a_key_is_returned_once_and_revoked_immediately(pool: PgPool) {
         json!({
             "type": "apiKey", "id": id, "name": "ci-team-a", "role": "deliverer", "grants": body["grants"],
             "permissions": ["authenticated", "readAccounts", "readClusters", "deliverSecrets", "readPullSecrets"],
-            "expiresAt": body["expiresAt"],
+            "sourceCidrs": [], "expiresAt": body["expiresAt"],
         })
     );
     app.admin().post("/v1/api-keys", &body).await.problem(409, "name-taken");
@@ -846,7 +998,7 @@ async fn a_flood_of_forged_keys_is_limited_and_locks_out_no_caller(pool: PgPool)
 
 /// The metric that counts runs of argon2.
 async fn argon2_runs(app: &TestApp) -> String {
-    let metrics = app.anonymous().get("/metrics").await.body;
+    let metrics = app.operations().get("/metrics").await.body;
     let line = metrics.lines().find(|line| line.starts_with("regcred_api_key_argon2_runs_total")).map(str::to_owned);
     line.expect("a counter")
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::support::{app::TestApp, client::assert_holds};
+use crate::support::{app::TestApp, client::assert_holds, kubernetes};
 
 const ACCOUNTS: &str = "/v1/registry-accounts";
 const ACCOUNT: &str = "/v1/registry-accounts/registry-5000";
@@ -404,20 +404,21 @@ async fn every_spelling_of_a_registry_is_normalized(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn request_id_is_kept_if_it_is_a_uuid(pool: PgPool) {
+async fn request_id_of_the_client_is_returned_beside_that_of_regcred(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let given = "0198a0b1-7000-7000-8000-000000000001";
     let ask = async |id: &str| {
         let request = app.admin().request("GET", ACCOUNT).header("X-Request-Id", id);
         let answer = app.admin().send(request).await;
         answer.problem(404, "not-found");
-        answer.header("x-request-id").to_owned()
+        let id = answer.header("x-request-id");
+        assert!(id != given && Uuid::try_parse(id).is_ok(), "{answer:?}");
+        answer.header("x-client-request-id").to_owned()
     };
 
     assert_eq!(ask(given).await, given);
     for foreign in ["canary", "0198a0b1", ""] {
-        let replaced = ask(foreign).await;
-        assert!(replaced != foreign && Uuid::try_parse(&replaced).is_ok(), "{replaced}");
+        assert_eq!(ask(foreign).await, "", "not a UUID");
     }
 }
 
@@ -427,11 +428,13 @@ async fn stored_password_is_not_sent_to_another_registry(pool: PgPool) {
     let mut account = account_body();
     account["plainHttp"] = json!(false);
     app.admin().post(ACCOUNTS, &account).await.expect(201);
+    let another_ca = kubernetes::file("ca.crt");
 
     for (field, change) in [
         ("registry", json!({"registry": "attacker.example.com"})),
         ("registry", json!({"registry": "registry.example.com:6000"})),
         ("plainHttp", json!({"plainHttp": true})),
+        ("caCertificate", json!({"caCertificate": another_ca})),
     ] {
         let problem = app.admin().patch(ACCOUNT, &change).await.problem(422, "invalid-request");
         assert_eq!(problem["errors"][0]["field"], field, "{problem}");
@@ -443,4 +446,13 @@ async fn stored_password_is_not_sent_to_another_registry(pool: PgPool) {
     assert_eq!(app.admin().patch(ACCOUNT, &part).await.expect(200)["registry"], part["registry"]);
     let moved = json!({"registry": "registry.example.com:6000", "plainHttp": true, "password": "password-2"});
     assert_eq!(app.admin().patch(ACCOUNT, &moved).await.expect(200)["registry"], moved["registry"]);
+
+    // The same CA is no change, and without it fewer certificates are trusted.
+    let with_ca = json!({"caCertificate": another_ca, "password": "password-3"});
+    let stored = app.admin().patch(ACCOUNT, &with_ca).await.expect(200)["caCertificate"].clone();
+    app.admin().patch(ACCOUNT, &json!({"caCertificate": stored})).await.expect(200);
+    assert_eq!(
+        app.admin().patch(ACCOUNT, &json!({"caCertificate": null})).await.expect(200)["caCertificate"],
+        json!(null)
+    );
 }

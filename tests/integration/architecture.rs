@@ -29,7 +29,13 @@ const MAY_USE: [(&str, &[&str]); 15] = [
             "telemetry",
         ],
     ),
-    ("app", &["clients", "clock", "config", "crypto", "http", "metrics", "service", "shutdown", "storage", "worker"]),
+    (
+        "app",
+        &[
+            "clients", "clock", "config", "crypto", "domain", "http", "metrics", "service", "shutdown", "storage",
+            "worker",
+        ],
+    ),
     // Only `cli` and `app` read the configuration; other modules receive values.
     ("config", &["clients", "crypto", "domain", "storage", "telemetry"]),
     ("http", &["clients", "clock", "domain", "metrics", "service", "storage"]),
@@ -40,7 +46,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("crypto", &["domain"]),
     ("domain", &[]),
     // Outside the layers.
-    ("metrics", &["clients", "crypto", "service"]),
+    ("metrics", &["clients", "crypto", "service", "storage"]),
     ("telemetry", &["domain"]),
     ("shutdown", &[]),
     ("clock", &[]),

@@ -76,7 +76,7 @@ impl Watcher for Findings {
 
 async fn verified(pool: &PgPool) -> (Report, Vec<String>) {
     let mut findings = Findings(Vec::new());
-    let report = verify(pool, &[audit_key()], Scope::default(), &mut findings).await.expect("verified");
+    let report = verify(&pool.clone().into(), &[audit_key()], Scope::default(), &mut findings).await.expect("verified");
     (report, findings.0)
 }
 
@@ -88,7 +88,7 @@ pub async fn assert_whole(pool: &PgPool) -> Report {
 
 /// Value of a metric of an app.
 async fn metric(app: &TestApp, name: &str) -> f64 {
-    let metrics = app.anonymous().get("/metrics").await.body;
+    let metrics = app.operations().get("/metrics").await.body;
     let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).expect("a metric");
     line.parse().expect("a number")
 }
@@ -202,6 +202,122 @@ async fn every_change_and_reveal_is_recorded_without_a_secret_value(pool: PgPool
     assert_whole(&app.pool).await;
 }
 
+/// Changes of the events of an action about a resource, oldest first: field, old and new value.
+fn changes(events: &[Value], action: &str, resource: &str) -> Vec<Vec<(String, Value, Value)>> {
+    let wanted = events.iter().filter(|event| event["action"] == action);
+    let wanted = wanted.filter(|event| event["resource"].as_str().is_some_and(|one| one.starts_with(resource)));
+    let list = |event: &Value| event["details"]["changes"].as_array().cloned().unwrap_or_default();
+    let tuple = |change: &Value| {
+        let field = change["field"].as_str().expect("a field").to_owned();
+        (field, change["old"].clone(), change["new"].clone())
+    };
+    wanted.map(|event| list(event).iter().map(tuple).collect()).collect()
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn old_and_new_values_tell_where_secrets_go_and_who_may_do_what(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let admin = app.admin();
+    let ca = kubernetes::file("ca.crt");
+    let token = json!({"type": "token", "token": CANARY});
+    let cluster = json!({"name": "k", "server": "https://10.0.0.1:6443", "auth": token, "caCertificate": ca});
+    admin.post("/v1/clusters", &cluster).await.expect(201);
+    let elsewhere = json!({"server": "http://127.0.0.1:18999", "caCertificate": null, "allowPlainHttp": true,
+        "auth": {"type": "none"}});
+    admin.patch("/v1/clusters/k", &elsewhere).await.expect(200);
+    assert_eq!(admin.delete("/v1/clusters/k").await.status, 204);
+
+    let mut body = account("a");
+    body["labels"] = json!({"team": "a", "tier": "1"});
+    admin.post("/v1/registry-accounts", &body).await.expect(201);
+    let moved = json!({"registry": "quay.io", "password": CANARY, "labels": {"team": "b", "new": "1"},
+        "caCertificate": ca, "username": "lena"});
+    admin.patch("/v1/registry-accounts/a", &moved).await.expect(200);
+    let config = json!({"auths": {"http://c.example.com": {"username": "dev", "password": CANARY}}});
+    admin.post("/v1/registry-accounts:import", &config).await.expect(200);
+
+    let grants = json!({"accounts": ["a", {"matchLabels": {"team": "a"}}], "clusters": ["dev"], "namespaces": []});
+    app.caller("ci", "deliverer", Some(grants.clone())).await;
+    let rule = |sub: &str| json!({"claims": {"sub": sub}, "role": "deliverer", "grants": grants});
+    let provider = json!({"name": "p", "type": "oidc", "issuer": "https://issuer.example.com", "audience": "regcred",
+        "rules": [rule("one")]});
+    admin.post("/v1/identity-providers", &provider).await.expect(201);
+    let widened = json!({"rules": [rule("one"), rule("two")], "issuer": "https://evil.example.com"});
+    admin.patch("/v1/identity-providers/p", &widened).await.expect(200);
+
+    app.register_cluster("dev").await;
+    let declare = async |namespace: &str| {
+        let declaration = json!({"accounts": ["a"], "secret": {"name": "declared"}, "deletionPolicy": "retain",
+            "targets": [{"cluster": "dev", "namespaces": [namespace]}]});
+        admin.send(admin.request("PUT", "/v1/pull-secrets/t").json(&declaration)).await
+    };
+    declare("one").await.expect(201);
+    declare("two").await.expect(200);
+
+    let found = events(&admin, "").await;
+    let of = |action: &str, resource: &str| changes(&found, action, resource);
+    let change = |field: &str, old: Value, new: Value| (field.to_owned(), old, new);
+    let created = of("cluster.create", "clusters/k").remove(0);
+    let fingerprints = created.iter().find(|(field, ..)| field == "caCertificate").expect("a CA").2.clone();
+    let fingerprint = fingerprints[0].as_str().expect("a fingerprint");
+    assert!(fingerprint.len() == 64 && fingerprint.bytes().all(|byte| byte.is_ascii_hexdigit()), "{fingerprint}");
+    let moved_cluster = [
+        change("allowPlainHttp", json!(false), json!(true)),
+        change("auth.type", json!("token"), json!("none")),
+        change("caCertificate", fingerprints.clone(), json!(null)),
+        change("server", json!("https://10.0.0.1:6443"), json!("http://127.0.0.1:18999")),
+    ];
+    assert_eq!(of("cluster.update", "clusters/k"), [moved_cluster]);
+    let removed = [
+        change("allowPlainHttp", json!(true), json!(null)),
+        change("auth.type", json!("none"), json!(null)),
+        change("server", json!("http://127.0.0.1:18999"), json!(null)),
+    ];
+    assert_eq!(of("cluster.delete", "clusters/k"), [removed]);
+
+    let created_account = [
+        change("labels.team", json!(null), json!("a")),
+        change("labels.tier", json!(null), json!("1")),
+        change("plainHttp", json!(null), json!(false)),
+        change("registry", json!(null), json!("ghcr.io")),
+    ];
+    assert_eq!(of("registryAccount.create", "registry-accounts/a"), [created_account]);
+    let moved_account = [
+        change("caCertificate", json!(null), fingerprints),
+        change("labels.new", json!(null), json!("1")),
+        change("labels.team", json!("a"), json!("b")),
+        change("registry", json!("ghcr.io"), json!("quay.io")),
+    ];
+    assert_eq!(of("registryAccount.rotate", "registry-accounts/a"), [moved_account]);
+    let imported =
+        [change("plainHttp", json!(null), json!(true)), change("registry", json!(null), json!("c.example.com"))];
+    assert_eq!(of("registryAccount.create", "registry-accounts/c-example-com"), [imported]);
+
+    let key = [change("grants", json!(null), grants.clone()), change("role", json!(null), json!("deliverer"))];
+    assert_eq!(of("apiKey.create", "api-keys/").last().expect("an event"), &key);
+    let widened = [
+        change("issuer", json!("https://issuer.example.com"), json!("https://evil.example.com")),
+        change("rules", json!([rule("one")]), json!([rule("one"), rule("two")])),
+    ];
+    assert_eq!(of("identityProvider.update", "identity-providers/p"), [widened]);
+    let targets = |namespace: &str| json!([{"cluster": "dev", "namespaces": [namespace]}]);
+    let redeclared = vec![change("targets", targets("one"), targets("two"))];
+    assert_eq!(of("pullSecret.declare", "pull-secrets/t")[1], redeclared);
+
+    // Neither secrets nor user names, and the values are signed.
+    let all = json!(found).to_string();
+    for absent in [CANARY, "Y2FuYXJ5LW9mLWEtcGFzc3dvcmQ", "lena", "BEGIN CERTIFICATE"] {
+        assert!(!all.contains(absent), "{absent} is in {all}");
+    }
+    assert_whole(&app.pool).await;
+    let mut superuser = superuser(&app.pool).await;
+    let edit = "UPDATE audit_events SET details = replace(details::text, '18999', '18998')::json
+                WHERE action = 'cluster.update'";
+    run(&mut superuser, edit).await.expect("edited");
+    let (_, findings) = verified(&app.pool).await;
+    assert_eq!(findings.len(), 1, "{findings:?}");
+}
+
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn events_are_filtered_and_paged(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
@@ -273,6 +389,13 @@ async fn commands_are_recorded_with_the_system_user(pool: PgPool) {
     let mut found: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     found.reverse();
 
+    let all = json!(["*"]);
+    let created = |name: &str, role: &str| {
+        let grants = json!({"accounts": all, "clusters": all, "namespaces": all});
+        let changes =
+            json!([{"field": "grants", "old": null, "new": grants}, {"field": "role", "old": null, "new": role}]);
+        format!("apiKey.create success {}", json!({"name": name, "role": role, "changes": changes}))
+    };
     let did: Vec<String> = found
         .iter()
         .map(|e| format!("{} {} {}", e["action"].as_str().unwrap(), e["outcome"].as_str().unwrap(), e["details"]))
@@ -280,8 +403,8 @@ async fn commands_are_recorded_with_the_system_user(pool: PgPool) {
     assert_eq!(
         did,
         [
-            r#"apiKey.create success {"name":"one","role":"admin"}"#,
-            r#"apiKey.create success {"name":"two","role":"viewer"}"#,
+            &created("one", "admin"),
+            &created("two", "viewer"),
             r#"apiKey.revoke success {"name":"two","role":"viewer"}"#,
             r#"apiKey.revoke success {"name":"one","role":"admin"}"#,
             "masterKey.rotate attempt {}",
@@ -350,6 +473,8 @@ async fn refusals_for_a_key_a_role_or_a_grant_are_recorded(pool: PgPool) {
     renderer.get("/v1/registry-accounts/foreign").await.problem(404, "not-found");
     operator.delete("/v1/clusters/foreign").await.problem(403, "forbidden");
     operator.post("/v1/registry-accounts", &account("new")).await.problem(403, "forbidden");
+    let label = json!({"labels": {"team": "b"}});
+    operator.patch("/v1/registry-accounts/mine", &label).await.problem(403, "forbidden");
     let path = "/v1/clusters/mine/namespaces/kube-system/secrets";
     deliverer.post(path, &json!({"name": "pull", "accounts": ["mine"]})).await.problem(404, "namespace-not-found");
     operator.get("/v1/audit-events").await.problem(403, "forbidden");
@@ -374,7 +499,7 @@ async fn refusals_for_a_key_a_role_or_a_grant_are_recorded(pool: PgPool) {
     app.admin().post("/v1/docker-configs", &json!({"accounts": ["nothing"]})).await.problem(422, "invalid-request");
     app.anonymous().get("/v1/me").await.problem(401, "unauthenticated");
 
-    let found = denied(&app, "", 14).await;
+    let found = denied(&app, "", 15).await;
 
     let mut short: Vec<String> = found
         .iter()
@@ -401,6 +526,7 @@ async fn refusals_for_a_key_a_role_or_a_grant_are_recorded(pool: PgPool) {
             "operator pullSecret.declare registry-accounts/foreign not-granted",
             "operator pullSecret.read pull-secrets/hidden not-granted",
             "operator registryAccount.create registry-accounts/new not-granted",
+            "operator registryAccount.update registry-accounts/mine not-granted",
             "renderer dockerConfig.reveal registry-accounts/foreign not-granted",
             "renderer registryAccount.read registry-accounts/foreign not-granted",
             "wide cluster.update clusters/mine trusted",
@@ -459,6 +585,30 @@ async fn swapped_sealed_value_is_not_revealed_and_recorded(pool: PgPool) {
     assert_eq!(found.iter().map(short).collect::<Vec<_>>(), ["dockerConfig.reveal docker-configs failure"]);
     assert_eq!(found[0]["details"], json!({"profile": "kubernetes", "reason": "does-not-open"}));
     assert_eq!(found[0]["requestId"], answer.header("x-request-id"));
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn event_holds_the_clients_request_id_if_it_is_a_uuid(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let admin = app.admin();
+    let given = uuid::Uuid::now_v7().to_string();
+    for (id, name) in [(given.as_str(), "a"), ("canary", "b")] {
+        let create = admin.request("POST", "/v1/registry-accounts").header("X-Request-Id", id).json(&account(name));
+        admin.send(create).await.expect(201);
+        let reveal = admin.request("POST", "/v1/docker-configs").header("X-Request-Id", id);
+        admin.send(reveal.json(&json!({"accounts": [name]}))).await.expect(200);
+    }
+
+    let found = events(&admin, "resource=registry-accounts/a").await;
+    assert_eq!(found.len(), 2, "{found:?}");
+    for event in found {
+        assert_eq!(event["details"]["clientRequestId"], given.as_str(), "{event}");
+        assert_ne!(event["requestId"], given.as_str(), "{event}");
+    }
+    for event in events(&admin, "resource=registry-accounts/b").await {
+        assert!(event["details"].get("clientRequestId").is_none() && !event.to_string().contains("canary"), "{event}");
+    }
+    assert_whole(&app.pool).await;
 }
 
 // ---- No action without its event ----

@@ -519,6 +519,10 @@ async fn an_invalid_secret_is_not_created(pool: PgPool) {
         ("type", json!({"type": 1})),
         ("labels", json!({"labels": {"team": "not a value"}})),
         ("labels.team", json!({"labels": {"team": true}})),
+        // A Secret with the label of a pull secret would pass for one of its Secrets.
+        ("labels.regcred.dev/pull-secret-id", json!({"labels": {"regcred.dev/pull-secret-id": "x"}})),
+        ("labels.regcred.dev/other", json!({"labels": {"regcred.dev/other": "x"}})),
+        ("labels.app.kubernetes.io/managed-by", json!({"labels": {"app.kubernetes.io/managed-by": "regcred"}})),
         ("dryRun", json!({"dryRun": "yes"})),
         ("namespace", json!({"namespace": "default"})),
     ];
@@ -682,9 +686,10 @@ async fn a_query_is_checked_after_the_permission_and_ignored_by_probes(pool: PgP
     let viewer = app.caller("viewer", "viewer", None).await;
     viewer.post("/v1/clusters?unknown=x", &cluster_with(json!({}))).await.problem(403, "forbidden");
     app.anonymous().get("/v1/me?unknown=x").await.problem(401, "unauthenticated");
-    for path in ["/healthz", "/readyz", "/metrics", "/openapi.json"] {
+    for path in ["/healthz", "/readyz", "/openapi.json"] {
         assert_eq!(app.anonymous().get(&format!("{path}?unknown=x")).await.status, 200, "{path}");
     }
+    assert_eq!(app.operations().get("/metrics?unknown=x").await.status, 200);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
@@ -757,16 +762,16 @@ async fn a_body_without_a_key_is_not_read(pool: PgPool) {
 async fn an_unsupported_method_is_answered_with_the_supported_ones(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let cases = [
-        ("PUT", "/v1/registry-accounts", "GET, POST"),
-        ("DELETE", "/v1/registry-accounts", "GET, POST"),
-        ("POST", "/v1/registry-accounts/a", "DELETE, GET, PATCH"),
-        ("PUT", "/v1/clusters/a", "DELETE, GET, PATCH"),
+        ("PUT", "/v1/registry-accounts", "GET, HEAD, POST"),
+        ("DELETE", "/v1/registry-accounts", "GET, HEAD, POST"),
+        ("POST", "/v1/registry-accounts/a", "DELETE, GET, HEAD, PATCH"),
+        ("PUT", "/v1/clusters/a", "DELETE, GET, HEAD, PATCH"),
         ("GET", "/v1/clusters/a/check", "POST"),
         ("GET", "/v1/docker-configs", "POST"),
         ("GET", "/v1/clusters/a/namespaces/b/secrets", "POST"),
-        ("DELETE", "/v1/me", "GET"),
-        ("POST", "/healthz", "GET"),
-        ("PROPFIND", "/v1/me", "GET"),
+        ("DELETE", "/v1/me", "GET, HEAD"),
+        ("POST", "/healthz", "GET, HEAD"),
+        ("PROPFIND", "/v1/me", "GET, HEAD"),
     ];
     for (method, path, allowed) in cases {
         let answer = app.admin().send(app.admin().request(method, path)).await;

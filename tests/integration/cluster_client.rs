@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
@@ -28,9 +28,12 @@ use kube::{
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use regcred::{
-    clients::cluster::{
-        Change, Check, ClusterClient, ClusterClientConfig, ClusterError, Interruption, SecretMetadata, Watched,
-        kubeconfig,
+    clients::{
+        cluster::{
+            AccessReviews, Change, Check, ClusterClient, ClusterClientConfig, ClusterError, Interruption,
+            SecretMetadata, Watched, kubeconfig, resolve_in_cluster,
+        },
+        outbound::{AllowList, Guard, SystemResolver},
     },
     domain::{
         cluster::{ClusterAuth, ClusterConnection},
@@ -189,7 +192,15 @@ async fn kubectl_proxy_needs_no_credential() {
 
     create(&client, &new_secret(&namespace)).await.expect("created");
 
-    assert!(client.check(&[]).await.permissions.iter().all(|permission| permission.allowed));
+    assert!(
+        client
+            .check(&mut AccessReviews::default(), &[])
+            .await
+            .expect("a result")
+            .permissions
+            .iter()
+            .all(|permission| permission.allowed)
+    );
 }
 
 #[tokio::test]
@@ -228,6 +239,21 @@ async fn service_account_of_a_pod_authenticates() {
 
     let elsewhere = create(&client, &new_secret("default")).await.expect_err("not its namespace");
     assert_eq!(elsewhere.slug(), "cluster-forbidden");
+
+    // A host that is a name is looked up by the guard's resolver. The system does not know
+    // `api.example`, so only a client that is pinned gets as far as its certificate.
+    let resolver = SystemResolver::with_look_up(|_| Ok(vec![IpAddr::from([127, 0, 0, 1])]));
+    let guard = Guard::with_resolver(AllowList::default(), Arc::new(resolver));
+    for (host, problem) in [("localhost", None), ("api.example", Some("certificate"))] {
+        let config = ClusterClientConfig { service_host: Some(host.to_owned()), ..config.clone() };
+        let addresses = resolve_in_cluster(&guard, &config).await.expect("an address");
+        let client = ClusterClient::connect_at(&connection, addresses.first().copied(), &config).expect("a client");
+        let found = client.check(&mut AccessReviews::default(), &[]).await.expect("a result");
+        assert_eq!(found.reachable, problem.is_none(), "{found:?}");
+        let detail = found.problem.map(|problem| problem.detail).unwrap_or_default();
+        assert!(problem.is_none_or(|words| detail.contains(words)), "{detail}");
+    }
+    assert_eq!(resolve_in_cluster(&guard, &config).await, Ok(Vec::new()));
 }
 
 #[tokio::test]
@@ -330,7 +356,7 @@ async fn document_of_exactly_one_mebibyte_is_accepted() {
 async fn unknown_token_is_unauthorized() {
     let client = connect(token("canary-token"));
     assert_eq!(create(&client, &new_secret("default")).await, Err(ClusterError::Unauthorized));
-    let check = client.check(&[]).await;
+    let check = client.check(&mut AccessReviews::default(), &[]).await.expect("a result");
     assert_eq!((check.reachable, problem(&check)), (true, "cluster-unauthorized"));
 }
 
@@ -388,7 +414,7 @@ async fn quota_is_not_reported_as_a_missing_right() {
 
 #[tokio::test]
 async fn check_reports_version_and_rights() {
-    let check = connect(admin_token()).check(&[]).await;
+    let check = connect(admin_token()).check(&mut AccessReviews::default(), &[]).await.expect("a result");
 
     assert!(check.reachable && check.problem.is_none(), "{check:?}");
     assert!(check.version.expect("a version").starts_with("v1."));
@@ -417,7 +443,7 @@ async fn check_reports_rights_of_single_namespaces() {
     allow_secrets(&granted, &["create", "get"], user("broker")).await;
     let client = connect(token(given("REGCRED_TEST_KUBE_BROKER_TOKEN")));
 
-    let check = client.check(&[&granted, &other]).await;
+    let check = client.check(&mut AccessReviews::default(), &[&granted, &other]).await.expect("a result");
 
     let allowed: Vec<_> = check
         .permissions
@@ -427,18 +453,29 @@ async fn check_reports_rights_of_single_namespaces() {
         .collect();
     assert_eq!(allowed, [("create", Some(granted.as_str())), ("get", Some(granted.as_str()))]);
     assert_eq!(check.permissions.len(), 6 + 6 + 2);
-    assert!(client.check(&[]).await.permissions.iter().all(|permission| !permission.allowed));
+    assert!(
+        client
+            .check(&mut AccessReviews::default(), &[])
+            .await
+            .expect("a result")
+            .permissions
+            .iter()
+            .all(|permission| !permission.allowed)
+    );
 }
 
 #[tokio::test]
 async fn check_without_credential_is_forbidden() {
-    let check = connect(ClusterAuth::None).check(&[]).await;
+    let check = connect(ClusterAuth::None).check(&mut AccessReviews::default(), &[]).await.expect("a result");
     assert_eq!((check.reachable, problem(&check)), (true, "cluster-forbidden"));
 }
 
 #[tokio::test]
 async fn check_serializes_as_in_the_api() {
-    let check = connect(token(given("REGCRED_TEST_KUBE_STRANGER_TOKEN"))).check(&[]).await;
+    let check = connect(token(given("REGCRED_TEST_KUBE_STRANGER_TOKEN")))
+        .check(&mut AccessReviews::default(), &[])
+        .await
+        .expect("a result");
     let shape = serde_json::to_value(&check).expect("JSON");
     assert_eq!(shape["reachable"], true);
     assert!(shape["latencyMs"].is_u64() && shape["version"].is_string());
@@ -448,7 +485,8 @@ async fn check_serializes_as_in_the_api() {
     );
     assert!(shape.get("problem").is_none());
 
-    let check = client_of(&refusing_server(), &config()).check(&[]).await;
+    let check =
+        client_of(&refusing_server(), &config()).check(&mut AccessReviews::default(), &[]).await.expect("a result");
     let shape = serde_json::to_value(&check).expect("JSON");
     assert_eq!((&shape["reachable"], &shape["problem"]["type"]), (&json!(false), &json!("cluster-unreachable")));
     assert!(shape["problem"]["detail"].is_string());
@@ -468,7 +506,7 @@ async fn certificate_of_an_unknown_ca_is_refused() {
         let refused = create(&client, &new_secret("default")).await.expect_err("refused");
         let ClusterError::Tls { detail } = &refused else { panic!("{refused:?}") };
         assert!(detail.contains(words) && detail.contains(&server()), "{detail}");
-        assert_eq!(client.check(&[]).await, Check::failed(&refused));
+        assert_eq!(client.check(&mut AccessReviews::default(), &[]).await.expect("a result"), Check::failed(&refused));
     }
 }
 
@@ -484,7 +522,7 @@ async fn certificate_must_be_valid_for_the_name() {
         );
         ClusterClient::connect(&connection.expect("a good connection"), &config()).expect("a client")
     };
-    assert!(connect("localhost").check(&[]).await.problem.is_none());
+    assert!(connect("localhost").check(&mut AccessReviews::default(), &[]).await.expect("a result").problem.is_none());
     let refused = create(&connect("other.example.com"), &new_secret("default")).await.expect_err("refused");
     let ClusterError::Tls { detail } = refused else { panic!("{refused:?}") };
     assert!(detail.contains("is not valid for other.example.com: set tlsServerName"), "{detail}");
@@ -575,7 +613,10 @@ async fn call_to_a_hung_server_ends_at_the_timeout() {
         let start = Instant::now();
         let refused = create(&client, &new_secret("default")).await.expect_err("no answer");
         assert_eq!(refused.slug(), "cluster-timeout", "{refused}");
-        assert_eq!(problem(&client.check(&[]).await), "cluster-timeout");
+        assert_eq!(
+            problem(&client.check(&mut AccessReviews::default(), &[]).await.expect("a result")),
+            "cluster-timeout"
+        );
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     }
 }
@@ -676,7 +717,7 @@ async fn server_that_is_not_an_api_server_is_reported() {
         let web_server = answering(&answer);
         let refused = create(&web_server.client(), &new_secret("default")).await.expect_err(status);
         assert_eq!(refused.slug(), "cluster-unreachable", "{refused}");
-        let check = web_server.client().check(&[]).await;
+        let check = web_server.client().check(&mut AccessReviews::default(), &[]).await.expect("a result");
         assert_eq!((check.reachable, problem(&check)), (false, "cluster-unreachable"));
         assert!(!format!("{refused:?}{check:?}").contains("canary"));
     }
@@ -815,7 +856,10 @@ async fn neither_log_nor_debug_contains_a_secret() {
                 ClusterConnection::new(Some(&format!("http://{}", broken.address)), None, None, canary(), true);
             let client = ClusterClient::connect(&connection.expect("a good connection"), &config()).expect("a client");
             outputs.push(format!("{client:?} {:?}", create(&client, &new_secret(&namespace)).await));
-            outputs.push(format!("{:?}", client.check(&[&namespace]).await));
+            outputs.push(format!(
+                "{:?}",
+                client.check(&mut AccessReviews::default(), &[&namespace]).await.expect("a result")
+            ));
         }
     }
     outputs.push(format!("{:?}", SecretContent::new(SecretType::DockerConfigJson, &"canary".into())));

@@ -10,13 +10,15 @@ use std::{
 use futures_util::future::join_all;
 use regcred::storage::{StorageError, pool};
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions, PgPool};
+use sqlx::{ConnectOptions, Connection, PgPool};
 
 use crate::support::{
     PATIENCE,
     app::TestApp,
+    client::{Answer, Client},
     eventually, given, kubernetes,
     listener::{Gate, refusing_server},
+    pg_proxy::{PgProxy, Wire},
     postgres::{self, Postgres},
     process::{Installation, Service},
 };
@@ -103,7 +105,7 @@ async fn requests_fail_with_503_while_postgres_is_down() {
         postgres.stop().await;
         // Cached rows are used until the process notices the outage.
         eventually("row cache inactive", async || {
-            let metrics = service.anonymous().get("/metrics").await.body;
+            let metrics = service.operations().get("/metrics").await.body;
             metrics.contains("\nregcred_row_cache_active 0\n").then_some(())
         })
         .await;
@@ -123,7 +125,7 @@ async fn requests_fail_with_503_while_postgres_is_down() {
         let not_ready = service.anonymous().get("/readyz").await.expect(503);
         assert_eq!((&not_ready["ready"], &not_ready["database"]), (&json!(false), &json!(false)));
         assert_eq!(service.anonymous().get("/healthz").await.status, 200);
-        assert_eq!(service.anonymous().get("/metrics").await.status, 200);
+        assert_eq!(service.operations().get("/metrics").await.status, 200);
 
         postgres.start().await;
         eventually("ready again", async || (service.anonymous().get("/readyz").await.status == 200).then_some(()))
@@ -173,10 +175,185 @@ async fn service_recovers_from_a_frozen_postgres() {
     }
 }
 
+/// Requests of all kinds: reads, a change, a reveal.
+async fn ask_all(client: &Client, count: usize) -> Vec<Answer> {
+    let render = json!({"accounts": ["a"]});
+    let requests = (0..count).map(async |number| match number % 4 {
+        0 => client.get("/v1/registry-accounts").await,
+        1 => client.post("/v1/docker-configs", &render).await,
+        2 => client.patch("/v1/registry-accounts/a", &json!({"email": format!("{number}@example.com")})).await,
+        _ => client.get("/v1/pull-secrets").await,
+    });
+    join_all(requests).await
+}
+
+#[track_caller]
+fn assert_unavailable(answer: &Answer) {
+    // The audit log is in the same database.
+    assert!(answer.status == 503, "{answer:?}");
+    let slug = answer.slug();
+    assert!(slug == "database-unavailable" || slug == "audit-unavailable", "{answer:?}");
+}
+
+/// Without an own limit, the requests would end only when the server goes on.
+#[tokio::test]
+async fn requests_end_while_postgres_is_suspended() {
+    let mut postgres = Postgres::prepare();
+    postgres.start().await;
+    let installation = Installation::new(&postgres.url());
+    let service = installation.serve().await;
+    let client = service.client(&installation.new_key("admin").await);
+    let account = json!({"name": "a", "registry": "ghcr.io", "username": "robot", "password": "canary-password"});
+    client.post("/v1/registry-accounts", &account).await.expect(201);
+    // Connections that were used just now are not tested before the next use.
+    ask_all(&client, 16).await;
+
+    postgres.freeze();
+    for round in 0..2 {
+        for answer in ask_all(&client, 32).await {
+            // Rows may still be cached in the first round, and reveals need the audit log.
+            assert!(answer.status == 503 || round == 0, "{answer:?}");
+            assert!(answer.status == 503 || answer.status == 200, "{answer:?}");
+        }
+        assert_eq!(service.anonymous().get("/healthz").await.status, 200);
+        service.anonymous().get("/readyz").await.expect(503);
+    }
+    postgres.thaw();
+
+    eventually("ready again", async || (service.anonymous().get("/readyz").await.status == 200).then_some(())).await;
+    eventually("served again", async || {
+        let answers = ask_all(&client, 32).await;
+        answers.iter().all(|answer| answer.status == 200).then_some(())
+    })
+    .await;
+}
+
+/// A network that drops the packets of open connections, such as after a failover. TCP would give
+/// up after a quarter of an hour.
+#[tokio::test]
+async fn connections_that_lost_their_peer_are_replaced() {
+    let mut postgres = Postgres::prepare();
+    postgres.start().await;
+    let proxy = PgProxy::before(postgres.port(), Wire::Whole);
+    let installation = Installation::new(&proxy.url(&postgres.url()));
+    let service = installation.serve().await;
+    let client = service.client(&installation.new_key("admin").await);
+    let account = json!({"name": "a", "registry": "ghcr.io", "username": "robot", "password": "canary-password"});
+    client.post("/v1/registry-accounts", &account).await.expect(201);
+    ask_all(&client, 32).await;
+
+    // In use and idle. The pool has 8 places.
+    let cut = async {
+        proxy.becomes(Wire::Cut);
+        // Requests now wait for their statements.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        proxy.cut_open_connections();
+    };
+    let (answers, ()) = tokio::join!(ask_all(&client, 32), cut);
+    for answer in &answers {
+        if answer.status != 200 {
+            assert_unavailable(answer);
+        }
+    }
+
+    eventually("served again", async || {
+        let answers = ask_all(&client, 32).await;
+        answers.iter().all(|answer| answer.status == 200).then_some(())
+    })
+    .await;
+    let all_places = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'regcred'";
+    let mut sql = sqlx::PgConnection::connect(&postgres.url()).await.expect("a connection");
+    let open: i64 = sqlx::query_scalar(all_places).fetch_one(&mut sql).await.expect("a count");
+    assert!(open > 1, "{open}");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn readiness_checks_share_one_connection_outside_the_pool(pool: PgPool) {
+    let app = TestApp::configured(pool.clone(), &[("REGCRED_DATABASE_MAX_CONNECTIONS", "1")]).await;
+    app.anonymous().get("/readyz").await.expect(200);
+    let mut superuser = postgres::superuser(&pool).await;
+    let mut lock = pool.begin().await.expect("a transaction");
+    sqlx::query("LOCK TABLE _sqlx_migrations").execute(&mut *lock).await.expect("locked");
+    // The result of the first check is remembered for a second.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+
+    let checks = join_all((0..100).map(async |_| app.anonymous().get("/readyz").await));
+    let meanwhile = async {
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        eventually("a check waits for the lock", async || {
+            let count: i64 = sqlx::query_scalar(waiting).fetch_one(&mut superuser).await.expect("a count");
+            assert!(count <= 1, "{count} checks at a time");
+            (count == 1).then_some(())
+        })
+        .await;
+        // The only connection of the pool is free.
+        app.admin().get("/v1/registry-accounts").await.expect(200);
+    };
+    let (answers, ()) = tokio::join!(checks, meanwhile);
+    for answer in answers {
+        assert!(answer.status == 200 || answer.status == 503, "{answer:?}");
+    }
+    let names = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'regcred health'";
+    let connections: i64 = sqlx::query_scalar(names).fetch_one(&mut superuser).await.expect("a count");
+    assert!(connections <= 1, "{connections}");
+
+    lock.rollback().await.expect("unlocked");
+    eventually("ready again", async || (app.anonymous().get("/readyz").await.status == 200).then_some(())).await;
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn dropped_transaction_is_rolled_back_and_its_connection_is_used_again(pool: PgPool) {
+    let service = pool::of_service((*pool.connect_options()).clone(), 1, PATIENCE);
+    let insert = "INSERT INTO pull_secrets (id, name, declaration) VALUES (gen_random_uuid(), 'team-a', '{}')";
+    let backend = async || -> (i32, i64) {
+        let query = "SELECT pg_backend_pid(), (SELECT count(*) FROM pull_secrets)";
+        let mut conn = service.acquire().await.expect("a connection");
+        sqlx::query_as(query).fetch_one(&mut conn).await.expect("a row")
+    };
+    let (pid, _) = backend().await;
+    for _ in 0..3 {
+        let mut tx = service.begin().await.expect("a transaction");
+        sqlx::query(insert).execute(&mut *tx).await.expect("inserted");
+        drop(tx);
+        assert_eq!(backend().await, (pid, 0));
+    }
+    // A failed statement, and a statement that was not awaited to its end.
+    let mut tx = service.begin().await.expect("a transaction");
+    sqlx::query(insert).execute(&mut *tx).await.expect("inserted");
+    sqlx::query(insert).execute(&mut *tx).await.expect_err("the name is in use");
+    drop(tx);
+    assert_eq!(backend().await, (pid, 0));
+    let mut tx = service.begin().await.expect("a transaction");
+    let slow = sqlx::query("SELECT pg_sleep(0.5)").execute(&mut *tx);
+    assert!(tokio::time::timeout(Duration::from_millis(50), slow).await.is_err());
+    drop(tx);
+    assert_eq!(backend().await, (pid, 0));
+
+    let mut tx = service.begin().await.expect("a transaction");
+    sqlx::query(insert).execute(&mut *tx).await.expect("inserted");
+    tx.commit().await.expect("committed");
+    assert_eq!(backend().await, (pid, 1));
+}
+
+/// The server ends a long statement itself, and the connection stays in use.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn long_statement_is_ended_by_postgres(pool: PgPool) {
+    let service = pool::of_service((*pool.connect_options()).clone(), 1, PATIENCE);
+    let mut conn = service.acquire().await.expect("a connection");
+    let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut conn).await.expect("a pid");
+    let error = sqlx::query("SELECT pg_sleep(60)").execute(&mut conn).await.expect_err("ended");
+    assert!(error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("57014")), "{error:?}");
+    assert!(matches!(StorageError::from(error), StorageError::Unavailable(_)));
+    let again: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut conn).await.expect("a pid");
+    assert_eq!(pid, again);
+}
+
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn idle_transaction_is_ended_so_that_its_locks_are_released(pool: PgPool) {
-    let service = pool::lazy(pool::bounded((*pool.connect_options()).clone()), 2, PATIENCE);
+    let service = pool::of_service((*pool.connect_options()).clone(), 2, PATIENCE);
     let mut idle = service.begin().await.expect("a transaction");
+    let service = service.sqlx();
     let lock = "UPDATE pull_secrets SET version = version + 1";
     sqlx::query("INSERT INTO pull_secrets (id, name, declaration) VALUES (gen_random_uuid(), 'team-a', '{}')")
         .execute(&pool)
@@ -185,13 +362,13 @@ async fn idle_transaction_is_ended_so_that_its_locks_are_released(pool: PgPool) 
     sqlx::query(lock).execute(&mut *idle).await.expect("locked");
 
     let start = Instant::now();
-    sqlx::query(lock).execute(&service).await.expect("lock released");
+    sqlx::query(lock).execute(service).await.expect("lock released");
 
     assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
     let lost = sqlx::query("SELECT 1").execute(&mut *idle).await.expect_err("transaction ended");
     assert!(matches!(StorageError::from(lost), StorageError::Unavailable(_)));
-    let longest: String = sqlx::query_scalar("SHOW statement_timeout").fetch_one(&service).await.expect("a setting");
-    assert_eq!(longest, "30s");
+    let longest: String = sqlx::query_scalar("SHOW statement_timeout").fetch_one(service).await.expect("a setting");
+    assert_eq!(longest, "10s");
 }
 
 // ---- Clusters ----
@@ -423,4 +600,9 @@ async fn address_in_use_is_reported_with_its_variable(pool: PgPool) {
 
     assert_eq!(exit.code, Some(69), "{exit:?}");
     assert!(exit.stderr.contains(&address) && exit.stderr.contains("REGCRED_HTTP_LISTEN"), "{exit:?}");
+    let installation =
+        installation.with("REGCRED_HTTP_LISTEN", "127.0.0.1:0").with("REGCRED_OPERATIONS_LISTEN", &address);
+    let exit = installation.run(&["serve"]).await;
+    assert_eq!(exit.code, Some(69), "{exit:?}");
+    assert!(exit.stderr.contains(&address) && exit.stderr.contains("REGCRED_OPERATIONS_LISTEN"), "{exit:?}");
 }

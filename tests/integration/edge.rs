@@ -1,6 +1,7 @@
 //! Protection of the listener: timeouts, limits, malformed requests, browsers and TLS.
 
 mod browsers;
+mod head_requests;
 mod heads;
 mod limits;
 mod slow;
@@ -41,6 +42,18 @@ fn read_to_the_end(stream: &mut TcpStream) -> String {
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
             Err(error) => panic!("the connection was not closed ({error}) after {}", String::from_utf8_lossy(&read)),
         }
+    }
+    String::from_utf8_lossy(&read).into_owned()
+}
+
+/// Reads until the end of a response's head.
+fn read_head(stream: &mut TcpStream) -> String {
+    let mut read = Vec::new();
+    let mut chunk = [0; 4096];
+    while !read.windows(4).any(|window| window == b"\r\n\r\n") {
+        let count = stream.read(&mut chunk).expect("an answer");
+        assert!(count > 0, "closed: {}", String::from_utf8_lossy(&read));
+        read.extend_from_slice(&chunk[..count]);
     }
     String::from_utf8_lossy(&read).into_owned()
 }

@@ -46,7 +46,7 @@ async fn me(app: &TestApp, token: &str) -> Answer {
 
 /// Returns a counter of `/metrics`.
 async fn counted(app: &TestApp, name: &str, result: &str) -> u64 {
-    let metrics = app.anonymous().get("/metrics").await.body;
+    let metrics = app.operations().get("/metrics").await.body;
     let wanted = format!("regcred_{name}_total{{result=\"{result}\"}} ");
     let line =
         metrics.lines().find_map(|line| line.strip_prefix(&wanted)).unwrap_or_else(|| panic!("{name}: {metrics}"));

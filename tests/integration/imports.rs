@@ -267,9 +267,12 @@ async fn name_of_an_account_of_another_registry_is_rejected(pool: PgPool) {
         ("?dryRun=yes", "dryRun"),
         ("?nameprefix=x", "nameprefix"),
     ] {
-        let refused = import(&app.admin(), query, JSON, W1).await;
-        refused.problem(422, "invalid-request");
-        assert_eq!(refused.fields(), [field], "{query}");
+        // Also for a document without entries, which needs no name.
+        for document in [W1, r#"{"auths":{}}"#] {
+            let refused = import(&app.admin(), query, JSON, document).await;
+            refused.problem(422, "invalid-request");
+            assert_eq!(refused.fields(), [field], "{query}");
+        }
     }
 }
 
@@ -322,6 +325,21 @@ async fn failed_import_stores_nothing(pool: PgPool) {
     sqlx::raw_sql("DROP TRIGGER fail ON registry_accounts").execute(&app.pool).await.expect("dropped");
     let imported = import(&app.admin(), "", JSON, all_new.to_string()).await;
     assert_eq!(outcome_list(&imported), ["updated", "updated", "created"]);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn number_of_entries_is_limited(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let document = |count: usize| {
+        let entries: Vec<_> = (0..count).map(|at| format!("\"r{at}.example.com\":{{\"auth\":\"\"}}")).collect();
+        format!("{{\"auths\":{{{}}}}}", entries.join(","))
+    };
+    let most = import(&app.admin(), "", JSON, document(1_000)).await;
+    assert_eq!(outcome_list(&most), vec!["skipped"; 1_000]);
+    let refused = import(&app.admin(), "", JSON, document(1_001)).await;
+    let problem = refused.problem(422, "invalid-request");
+    assert!(problem["detail"].as_str().expect("text").contains("more than 1000 entries"), "{problem}");
+    assert_eq!(app.rows().await[0], 0);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]

@@ -12,7 +12,9 @@ use regcred::{
     clients::cluster::{ClusterClient, ClusterClientConfig},
     config::Reader,
     crypto::{
-        api_key::{self, Pepper, PresentedKey},
+        api_key::{self, PresentedKey},
+        pepper::Pepper,
+        ring::Ring as _,
         sealer::{KeyRing, Sealer, generate_ring_line},
     },
     domain::{
@@ -38,14 +40,14 @@ use crate::support::{
 // ---- Canaries ----
 
 /// A secret and the encodings to search for.
-struct Canary {
+pub struct Canary {
     name: &'static str,
-    needles: Vec<(&'static str, String)>,
+    pub needles: Vec<(&'static str, String)>,
 }
 
 impl Canary {
     /// `core` is the part to search for: unique, and unchanged by JSON and URL encoding.
-    fn new(name: &'static str, core: &str) -> Self {
+    pub fn new(name: &'static str, core: &str) -> Self {
         assert!(core.len() >= 16 && core.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
         let hex = hex(core.as_bytes());
         let numbers = |separator: &str| core.bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(separator);
@@ -65,7 +67,7 @@ impl Canary {
     }
 
     /// Generates a secret and its canary.
-    fn random(name: &'static str) -> (String, Self) {
+    pub fn random(name: &'static str) -> (String, Self) {
         let line = generate_ring_line().expect("random bytes");
         let (_, key) = line.expose_secret().split_once(':').expect("a key");
         let core: String = key.chars().filter(char::is_ascii_alphanumeric).take(24).collect();
@@ -478,7 +480,7 @@ async fn secrets_appear_only_in_docker_configs(pool: PgPool) {
     }
     assert!(configs.0.iter().any(|(_, text)| rotated_canary.find_in(text).contains(&"raw")));
 
-    outputs.take("/metrics", service.anonymous().get("/metrics").await.body);
+    outputs.take("/metrics", service.operations().get("/metrics").await.body);
     for (method, path) in [("DELETE", "/v1/clusters/kubeconfig"), ("DELETE", "/v1/registry-accounts/absent")] {
         outputs.take_answer(path, &client.send(client.request(method, path)).await);
     }

@@ -10,7 +10,11 @@ use std::{
 use chrono::{TimeDelta, Utc};
 use futures_util::future::join_all;
 use regcred::{
-    crypto::sealer::{KeyRing, Sealer},
+    crypto::{
+        ring::Ring as _,
+        sealer::{KeyRing, Sealer},
+    },
+    domain::sealed::{RegistryDestination, SealForm},
     storage::sealed::SealedColumn,
 };
 use secrecy::SecretString;
@@ -91,6 +95,38 @@ async fn request_log_line_names_caller_and_status(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn log_holds_the_clients_request_id_and_the_beginning_of_a_long_path(pool: PgPool) {
+    let service = installation(&pool).serve().await;
+    let client = service.anonymous();
+    let given = Uuid::now_v7().to_string();
+    let path = format!("/{}", "%C3%A9".repeat(2_000));
+    let answer = client.send(client.request("GET", &path).header("X-Request-Id", &given)).await;
+    let problem = answer.problem(404, "not-found");
+    assert_eq!(problem["instance"], path.as_str());
+
+    let span = eventually("request logged", async || {
+        let stderr = service.process.stderr();
+        let mut lines = stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.find(|line| line["message"] == "request completed").map(|line| line["span"].clone())
+    })
+    .await;
+    assert_eq!(span["path"], &path[..512]);
+    assert_eq!(span["client_request_id"], given.as_str());
+    assert_eq!(span["request_id"], answer.header("x-request-id"));
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn operations_listener_can_be_off(pool: PgPool) {
+    let installation = installation(&pool).with("REGCRED_OPERATIONS_LISTEN", "off");
+    let service = installation.serve().await;
+    service.anonymous().get("/metrics").await.problem(404, "not-found");
+    assert_eq!(service.anonymous().get("/healthz").await.status, 200);
+    assert_eq!(service.anonymous().get("/readyz").await.status, 200);
+    let log = service.process.stderr();
+    assert!(!log.contains("operations_address"), "{log}");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn operational_routes_need_no_key(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let ask = async |path: &str| {
@@ -101,7 +137,15 @@ async fn operational_routes_need_no_key(pool: PgPool) {
     };
 
     assert_eq!(ask("/healthz").await.body, "ok\n");
-    assert_eq!(ask("/readyz").await.json(), json!({"ready": true, "database": true, "migrations": true}));
+    assert_eq!(app.operations().get("/healthz").await.body, "ok\n");
+    assert_eq!(app.operations().get("/readyz").await.expect(200)["ready"], true);
+    for path in ["/v1/me", "/openapi.json", "/docs/"] {
+        app.operations().with_key(app.admin().key()).get(path).await.problem(404, "not-found");
+    }
+    let ready = ask("/readyz").await.json();
+    assert!(ready["rowCache"] == "on" || ready["rowCache"] == "off", "{ready}");
+    let expected = json!({"ready": true, "database": true, "migrations": true, "rowCache": ready["rowCache"]});
+    assert_eq!(ready, expected, "nothing else is shown to callers without a key");
     assert_eq!(ask("/openapi.json").await.json(), serde_json::to_value(regcred::http::document()).expect("JSON"));
     let docs = ask("/docs").await;
     assert!(docs.header("content-type").starts_with("text/html") && docs.body.contains("swagger"), "{docs:?}");
@@ -112,12 +156,13 @@ async fn operational_routes_need_no_key(pool: PgPool) {
     app.admin().get("/v1/registry-accounts/canary-1").await.problem(404, "not-found");
     app.anonymous().get("/canary-2").await.problem(404, "not-found");
     app.anonymous().get("/v1/me").await.problem(401, "unauthenticated");
-    let metrics = ask("/metrics").await;
+    app.anonymous().get("/metrics").await.problem(404, "not-found");
+    let metrics = app.operations().get("/metrics").await;
     assert!(metrics.header("content-type").starts_with("application/openmetrics-text"), "{metrics:?}");
     for line in [
         r#"regcred_http_requests_total{method="GET",route="/v1/registry-accounts/{name}",status="404"} 1"#,
-        r#"regcred_http_requests_total{method="GET",route="/healthz",status="200"} 1"#,
-        r#"regcred_http_requests_total{method="GET",route="none",status="404"} 1"#,
+        r#"regcred_http_requests_total{method="GET",route="/healthz",status="200"} 2"#,
+        r#"regcred_http_requests_total{method="GET",route="none",status="404"} 5"#,
         "regcred_api_key_argon2_runs_total 1",
     ] {
         assert!(metrics.body.lines().any(|written| written == line), "{line} is not in {}", metrics.body);
@@ -304,7 +349,7 @@ async fn list_keys(installation: &Installation) -> Vec<(String, String, i64)> {
 }
 
 /// Inserts accounts directly: `account-0` with `password-0` and so on.
-async fn store_accounts(pool: &PgPool, installation: &Installation, count: usize) {
+pub async fn store_accounts(pool: &PgPool, installation: &Installation, count: usize) {
     let ring = fs::read_to_string(installation.variable("REGCRED_MASTER_KEYS_FILE")).expect("key ring");
     let sealer = Sealer::new(KeyRing::parse(&SecretString::from(ring)).expect("key ring"), None);
     let ids: Vec<Uuid> = (0..count).map(|_| Uuid::now_v7()).collect();
@@ -313,7 +358,10 @@ async fn store_accounts(pool: &PgPool, installation: &Installation, count: usize
         .enumerate()
         .map(|(number, id)| {
             let password = SecretString::from(format!("password-{number}"));
-            sealer.seal(SealedColumn::AccountPassword.slot(*id), &password).expect("sealed").bytes
+            let authority = format!("account-{number}.example.com");
+            let destination = RegistryDestination { authority: &authority, plain_http: false, ca: None };
+            let slot = SealedColumn::account_password(*id, &destination);
+            sealer.seal(SealForm::Unbound, &slot, &password).expect("sealed").bytes
         })
         .collect();
     let names: Vec<String> = (0..count).map(|number| format!("account-{number}")).collect();
@@ -332,7 +380,7 @@ async fn store_accounts(pool: &PgPool, installation: &Installation, count: usize
 }
 
 /// Renders stored accounts and checks their passwords.
-async fn render(client: &Client, numbers: std::ops::Range<usize>) {
+pub async fn render(client: &Client, numbers: std::ops::Range<usize>) {
     let names: Vec<String> = numbers.clone().map(|number| format!("account-{number}")).collect();
     let rendered = client.post("/v1/docker-configs", &json!({"accounts": names})).await.expect(200);
     let entries = &rendered["config"]["auths"];
@@ -464,4 +512,54 @@ async fn rotation_reports_values_that_do_not_open(pool: PgPool) {
     let listed = list_keys(&installation).await;
     assert_eq!([listed[0].2, listed[1].2], [2, 1]);
     assert!(start.elapsed() < PATIENCE);
+}
+
+// ---- Memory and files ----
+
+/// Returns the fields of the first log line with this message.
+fn logged(service: &Service, message: &str) -> Option<Value> {
+    let stderr = service.process.stderr();
+    let mut lines = stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.find(|line| line["message"] == message)
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn service_and_worker_cannot_dump_their_memory(pool: PgPool) {
+    let installation = installation(&pool);
+    for arguments in [&["serve", "--migrate"][..], &["worker"]] {
+        let service = Service::of(installation.spawn(arguments)).await;
+        let process = format!("/proc/{}", service.process.id());
+        let limits = fs::read_to_string(format!("{process}/limits")).expect("the process lives");
+        let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).expect("a limit");
+        assert_eq!(core.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"], "{limits}");
+        // As the kernel reports it. Root could read the memory all the same.
+        let protected = logged(&service, "process memory protected").expect("logged");
+        assert_eq!(protected["dumpable"], false, "{protected}");
+        // The kernel gives files of a process that is not dumpable to root, also if it runs as another user.
+        let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(format!("{process}/environ")).expect("a file"));
+        assert_eq!(owner, 0);
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn start_warns_of_secret_files_that_others_can_read(pool: PgPool) {
+    use std::os::unix::fs::PermissionsExt;
+    let installation = installation(&pool);
+    let variables = ["REGCRED_DATABASE_URL_FILE", "REGCRED_MASTER_KEYS_FILE", "REGCRED_API_KEY_PEPPER_FILE"];
+    let warnings = async |modes: [u32; 3]| -> Vec<(String, String)> {
+        for (variable, mode) in variables.into_iter().zip(modes) {
+            fs::set_permissions(installation.variable(variable), fs::Permissions::from_mode(mode)).expect("set");
+        }
+        let service = installation.serve().await;
+        let stderr = service.process.stderr();
+        let lines = stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let warnings = lines.filter(|line| line["message"] == "secret file readable by other users");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        warnings.map(|line| (text(&line["variable"]), text(&line["mode"]))).collect()
+    };
+
+    assert_eq!(warnings([0o600, 0o400, 0o600]).await, []);
+    let expected = [(variables[0], "0644"), (variables[1], "0604"), (variables[2], "0640")];
+    let expected = expected.map(|(variable, mode)| (variable.to_owned(), mode.to_owned()));
+    assert_eq!(warnings([0o644, 0o604, 0o640]).await, expected);
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 fn document() -> Value {
-    serde_json::to_value(regcred::http::document()).expect("JSON")
+    regcred::http::document()
 }
 
 /// Every operation with its path and method.
@@ -21,8 +21,12 @@ fn operations(document: &Value) -> Vec<(&str, &str, &Value)> {
 #[test]
 fn the_committed_document_is_up_to_date() {
     let committed = include_str!("../../openapi/openapi.json");
-    let generated = regcred::http::document().to_pretty_json().expect("JSON");
-    assert!(committed.trim_end() == generated.trim_end(), "run: make openapi");
+    let committed_3_0 = include_str!("../../openapi/openapi-3.0.json");
+    for (committed, generated) in
+        [(committed, regcred::http::document()), (committed_3_0, regcred::http::document_3_0())]
+    {
+        assert!(committed.trim_end() == format!("{generated:#}"), "run: make openapi");
+    }
 }
 
 #[test]
@@ -45,14 +49,14 @@ fn every_operation_has_a_name_a_tag_and_a_summary() {
 #[test]
 fn every_operation_under_v1_documents_its_authentication() {
     let document = document();
-    assert_eq!(document["components"]["securitySchemes"]["apiKey"]["scheme"], "bearer");
+    assert_eq!(document["components"]["securitySchemes"]["bearer"]["scheme"], "bearer");
     for (path, method, operation) in operations(&document) {
         let is_authenticated = path.starts_with("/v1/");
-        let security = operation.get("security");
-        assert_eq!(security, is_authenticated.then_some(&json!([{"apiKey": []}])), "{method} {path}");
+        let expected = if is_authenticated { json!([{"bearer": []}]) } else { json!([]) };
+        assert_eq!(operation["security"], expected, "{method} {path}");
         if is_authenticated {
-            let problem = &operation["responses"]["401"]["content"]["application/problem+json"]["schema"]["$ref"];
-            assert_eq!(problem, "#/components/schemas/Problem", "{method} {path}");
+            let response = &operation["responses"]["401"]["$ref"];
+            assert_eq!(response, "#/components/responses/Unauthenticated", "{method} {path}");
         }
     }
 }
@@ -64,6 +68,11 @@ fn every_parameter_is_described() {
         let in_path: BTreeSet<&str> =
             path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect();
         let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+        let resolved = |parameter: Value| match parameter["$ref"].as_str() {
+            Some(reference) => document.pointer(reference.trim_start_matches('#')).expect("a component").clone(),
+            None => parameter,
+        };
+        let parameters: Vec<Value> = parameters.into_iter().map(resolved).collect();
         let described = parameters.iter().filter(|parameter| parameter["in"] == "path");
         let described: BTreeSet<&str> = described.filter_map(|parameter| parameter["name"].as_str()).collect();
         assert_eq!(described, in_path, "{method} {path}");
@@ -77,7 +86,63 @@ fn every_parameter_is_described() {
 }
 
 #[test]
-fn secrets_are_write_only() {
+fn response_schemas_state_what_is_always_present() {
+    let document = document();
+    let schemas = &document["components"]["schemas"];
+    let required = |schema: &str| {
+        let names = schemas[schema]["required"].as_array().cloned().unwrap_or_default();
+        names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect::<BTreeSet<_>>()
+    };
+
+    assert!(
+        required("RegistryAccount").is_superset(&["caCertificate", "email", "expiresAt"].map(str::to_owned).into())
+    );
+    assert!(required("Page_RegistryAccount").contains("next"));
+    assert!(!required("Problem").contains("errors"), "only some problems have it");
+    assert!(!required("PullSecret").contains("accounts"), "it has accounts or a selector");
+    assert!(!required("CreateRegistryAccount").contains("email"), "requests may omit it");
+}
+
+#[test]
+fn fields_that_depend_on_the_type_are_separate_schemas() {
+    let document = document();
+    let schemas = &document["components"]["schemas"];
+
+    let mapping = &schemas["ClusterAuthInput"]["discriminator"]["mapping"];
+    assert_eq!(mapping["token"], "#/components/schemas/ClusterAuthInputToken");
+    let certificate = &schemas["ClusterAuthInputClientCertificate"];
+    assert_eq!(certificate["required"], json!(["certificate", "key", "type"]));
+    assert_eq!(certificate["properties"]["type"], json!({"type": "string", "enum": ["clientCertificate"]}));
+    assert_eq!(certificate["properties"]["token"], Value::Null);
+    let oidc = &schemas["CreateIdentityProviderOidc"];
+    assert!(oidc["properties"]["caCertificate"].is_object() && oidc["properties"]["cluster"].is_null());
+}
+
+#[test]
+fn the_3_0_document_has_no_3_1_schemas() {
+    let document = regcred::http::document_3_0();
+    assert_eq!(document["openapi"], "3.0.3");
+    let mut pending = vec![("", &document)];
+    while let Some((name, value)) = pending.pop() {
+        match value {
+            Value::Object(members) => {
+                assert!(name == "properties" || !members.get("type").is_some_and(Value::is_array), "{value}");
+                for word in ["propertyNames", "const", "examples"] {
+                    assert!(name == "properties" || !members.contains_key(word), "{word} in {value}");
+                }
+                assert!(!members.contains_key("$ref") || members.len() == 1, "{value}");
+                pending.extend(members.iter().map(|(name, value)| (name.as_str(), value)));
+            }
+            Value::Array(items) => pending.extend(items.iter().map(|item| (name, item))),
+            _ => assert!(*value != "null" || name != "type", "{name}"),
+        }
+    }
+    let email = &document["components"]["schemas"]["RegistryAccount"]["properties"]["email"];
+    assert_eq!((&email["type"], &email["nullable"]), (&json!("string"), &json!(true)));
+}
+
+#[test]
+fn secrets_are_in_requests_only() {
     const SECRETS: [&str; 4] = ["password", "token", "key", "kubeconfig"];
     let document = document();
     let schemas = document["components"]["schemas"].as_object().expect("schemas");
@@ -92,7 +157,6 @@ fn secrets_are_write_only() {
                 // The only response with a secret: a new API key.
                 let is_new_key = name == "CreatedApiKey" && property == "key";
                 if SECRETS.contains(&property) && is_text && schema["format"] == "password" && !is_new_key {
-                    assert_eq!(schema["writeOnly"], true, "{name}.{property}");
                     assert!(!in_responses.contains(name), "{name}.{property} is in a response");
                     written.insert((name, property));
                 }
@@ -114,12 +178,12 @@ fn secrets_are_write_only() {
     for expected in [
         ("CreateRegistryAccount", "password"),
         ("UpdateRegistryAccount", "password"),
-        ("ClusterAuthInput", "token"),
-        ("ClusterAuthInput", "key"),
+        ("ClusterAuthInputToken", "token"),
+        ("ClusterAuthInputClientCertificate", "key"),
         ("CreateCluster", "kubeconfig"),
         ("UpdateCluster", "kubeconfig"),
     ] {
-        assert!(written.contains(&expected), "{expected:?} is not write-only in {written:?}");
+        assert!(written.contains(&expected), "{expected:?} is not a secret in {written:?}");
     }
 }
 

@@ -10,12 +10,16 @@ use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
+use regcred::{
+    clients::cluster::{ClusterClient, ClusterClientConfig},
+    domain::cluster::{ClusterAuth, ClusterConnection},
+};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
 use crate::support::{
     app::TestApp,
-    broker::{self, named, rule, rules},
+    broker::{self, named, rule},
     client::{Answer, Client},
     eventually,
     kubernetes::{self, Cluster},
@@ -27,6 +31,7 @@ mod events;
 mod faults;
 mod fencing;
 mod lifecycle;
+mod listing;
 mod ownership;
 mod queue;
 mod rbac;
@@ -35,7 +40,21 @@ mod selection;
 mod unavailable;
 mod watches;
 
-/// `ServiceAccount` with a `ClusterRole` of [`broker::rules`].
+/// Rules as `regcred cluster rbac` prints them for the declarations of these tests.
+fn rules() -> Vec<PolicyRule> {
+    let of = |resource, verbs: &[&str], names: &[&str]| PolicyRule {
+        resource_names: Some(names.iter().map(|name| (*name).to_owned()).collect()),
+        ..rule(resource, verbs)
+    };
+    vec![
+        rule("secrets", &["create"]),
+        of("secrets", &["get", "patch", "delete"], &["team-a-pull", "another", "second"]),
+        of("serviceaccounts", &["get", "patch"], &["default", "builder"]),
+        rule("namespaces", &["list", "watch"]),
+    ]
+}
+
+/// `ServiceAccount` with a `ClusterRole` of [`rules`].
 pub struct Broker {
     cluster: Cluster,
     pub name: String,
@@ -50,7 +69,7 @@ impl Broker {
 
     pub async fn of(cluster: Cluster) -> Self {
         let broker = Self::without_rights_in(cluster).await;
-        broker::grant(&cluster.admin(), &broker.namespace, &broker.name).await.expect("granted");
+        broker::grant(&cluster.admin(), &broker.namespace, &broker.name, rules()).await.expect("granted");
         broker
     }
 
@@ -79,6 +98,14 @@ impl Broker {
 
     pub fn auth(&self) -> Value {
         json!({"type": "token", "token": self.token})
+    }
+
+    /// Client with its token, as regcred uses it.
+    fn client(&self) -> ClusterClient {
+        let (server, ca) = (self.cluster.server(), self.cluster.file("ca.crt"));
+        let auth = ClusterAuth::Token { token: self.token.clone().into() };
+        let connection = ClusterConnection::new(Some(&server), Some(&ca), None, auth, false).expect("a connection");
+        ClusterClient::connect(&connection, &ClusterClientConfig::default()).expect("a client")
     }
 }
 

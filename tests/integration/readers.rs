@@ -30,6 +30,7 @@ use crate::support::{
 };
 
 const RENDER: &str = "/v1/docker-configs";
+const MANIFEST: &str = "/v1/docker-configs/manifest";
 const EXPLAIN: &str = "/v1/docker-configs/explain";
 const PROFILES: [&str; 5] = ["kubernetes", "docker", "dockerAuthConfig", "podman", "dockercfg"];
 
@@ -451,7 +452,7 @@ async fn every_format_of_a_profile_holds_the_same_document(pool: PgPool) {
         // The `format` field overrides `Accept`: format, content type, body.
         let forms = [
             ("json", "application/json", None),
-            ("document", "application/json", Some(bare.clone())),
+            ("document", "text/plain", Some(bare.clone())),
             ("base64", "text/plain", Some(format!("{base64}\n"))),
             ("env", "text/plain", (profile == "dockerAuthConfig").then(|| format!("DOCKER_AUTH_CONFIG={bare}\n"))),
         ];
@@ -508,11 +509,23 @@ async fn manifest_has_the_requested_format(pool: PgPool) {
             assert_eq!((&read["data"], &read["type"]), (&as_json["data"], &as_json["type"]));
         }
         render(&app, &manifest(json!({})), "text/plain").await.problem(406, "not-acceptable");
+        for (accept, content_type) in [("*/*", "application/json"), ("application/yaml", "application/yaml")] {
+            let body = manifest(json!({}));
+            let request = app.admin().request("POST", MANIFEST).header("Accept", accept).json(&body);
+            let answer = app.admin().send(request).await;
+            let older = render(&app, &body, accept).await;
+            assert_eq!((answer.status, answer.header("content-type")), (200, content_type));
+            assert_eq!(answer.body, older.body);
+        }
         for format in ["env", "document", "base64"] {
             let refused = render(&app, &manifest(json!({"format": format})), "*/*").await;
             refused.problem(422, "invalid-request");
             assert_eq!(refused.fields(), ["format"]);
         }
+        // Without a type, the profile determines it.
+        let of_profile = json!({"accounts": ["a", "b"], "profile": profile, "secret": {"name": "pull"}});
+        let of_profile = render(&app, &of_profile, "application/json").await.expect(200);
+        assert_eq!((&of_profile["data"], &of_profile["type"]), (&as_json["data"], &as_json["type"]));
         let refused = render(&app, &manifest(json!({"profile": "podman"})), "*/*").await;
         refused.problem(422, "invalid-request");
         assert_eq!(refused.fields(), ["profile"]);

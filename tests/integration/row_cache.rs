@@ -13,6 +13,7 @@ use crate::support::{
     app::TestApp,
     client::Client,
     eventually,
+    pg_proxy::{PgProxy, Wire},
     postgres::Postgres,
     process::{Installation, Service},
 };
@@ -24,8 +25,8 @@ const STALENESS_HANGING: Duration = Duration::from_secs(5);
 
 /// Waits until the replica caches rows, or no longer does.
 async fn until_caching(client: &Client, is_active: bool) {
-    let line = format!("\nregcred_row_cache_active {}\n", i32::from(is_active));
-    eventually(&line, async || client.get("/metrics").await.body.contains(&line).then_some(())).await;
+    let state = if is_active { "on" } else { "off" };
+    eventually(state, async || (client.get("/readyz").await.json()["rowCache"] == state).then_some(())).await;
 }
 
 async fn password_of(client: &Client, account: &str) -> Option<String> {
@@ -79,7 +80,7 @@ async fn damaged_row_of_one_key_does_not_affect_other_keys(pool: PgPool) {
     sqlx::query(later).execute(&app.pool).await.expect("changed");
     let ids = keys.each_ref().map(|key| Uuid::parse_str(key.split('_').nth(1).expect("an id")).expect("a UUID"));
 
-    let mut conn = app.pool.acquire().await.expect("a connection");
+    let mut conn = app.storage().acquire().await.expect("a connection");
     let found = find_many(&mut conn, &ids).await.expect("rows");
 
     let is_good = |id| found.iter().find(|(found, _)| *found == id).expect("row").1.is_ok();
@@ -325,6 +326,99 @@ async fn hanging_notification_connection_bounds_staleness() {
         assert_eq!(password_of(client, "a").await.as_deref(), Some("new"));
     }
     assert_eq!(ci.get("/v1/me").await.status, 401);
+}
+
+/// Two processes on one Postgres: the first one is connected directly, the second one through a
+/// proxy.
+struct Proxied {
+    postgres: Postgres,
+    proxy: PgProxy,
+    services: [Service; 2],
+    clients: [Client; 2],
+}
+
+impl Proxied {
+    async fn start(wire: Wire) -> Self {
+        let mut postgres = Postgres::prepare();
+        postgres.start().await;
+        let installation = Installation::new(&postgres.url());
+        let first = installation.serve().await;
+        let key = installation.new_key("admin").await;
+        let proxy = PgProxy::before(postgres.port(), wire);
+        let proxied = installation.with("REGCRED_DATABASE_URL_FILE", "");
+        let second = proxied.with("REGCRED_DATABASE_URL", &proxy.url(&postgres.url())).serve().await;
+        let clients = [first.client(&key), second.client(&key)];
+        Self { postgres, proxy, services: [first, second], clients }
+    }
+
+    /// Changes a password and revokes a key through the first process. Returns the times until the
+    /// second one uses both.
+    async fn change(&self, name: &str) -> [Duration; 2] {
+        let [first, second] = &self.clients;
+        let account = json!({"name": name, "registry": "ghcr.io", "username": "robot", "password": "old"});
+        first.post("/v1/registry-accounts", &account).await.expect(201);
+        let made = first.post("/v1/api-keys", &json!({"name": name, "role": "viewer"})).await.expect(201);
+        let caller = second.with_key(made["key"].as_str().expect("a key"));
+        for _ in 0..2 {
+            assert_eq!(password_of(second, name).await.as_deref(), Some("old"));
+            caller.get("/v1/me").await.expect(200);
+        }
+
+        let id = made["id"].as_str().expect("an id");
+        first.patch(&format!("/v1/registry-accounts/{name}"), &json!({"password": "new"})).await.expect(200);
+        assert_eq!(first.delete(&format!("/v1/api-keys/{id}")).await.status, 204);
+        let changed_at = Instant::now();
+        let revoked = time_until(changed_at, "rejected", async || caller.get("/v1/me").await.status == 401);
+        let rotated =
+            time_until(changed_at, "rotated", async || password_of(second, name).await.as_deref() == Some("new"));
+        let (revoked, rotated) = tokio::join!(revoked, rotated);
+        [revoked, rotated]
+    }
+}
+
+/// A transaction pooler answers every statement and loses the notifications.
+#[tokio::test]
+async fn nothing_is_cached_where_notifications_do_not_arrive() {
+    let proxied = Proxied::start(Wire::WithoutNotifications).await;
+    let second = &proxied.services[1];
+    eventually("the log has the cause", async || second.process.stderr().contains("transaction pooler").then_some(()))
+        .await;
+
+    let ready = second.anonymous().get("/readyz").await.expect(200);
+    assert_eq!((&ready["ready"], &ready["rowCache"]), (&json!(true), &json!("off")));
+    let metrics = second.operations().get("/metrics").await.body;
+    assert!(metrics.contains("\nregcred_row_cache_active 0\n"), "{metrics}");
+    until_caching(&proxied.clients[0], true).await;
+
+    // The first request after a change sees it.
+    for took in proxied.change("a").await {
+        assert!(took < STALENESS, "{took:?}");
+    }
+    // The deaf connection does not listen to changes: a pooler would pass them on to the wrong
+    // client.
+    let query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%regcred_changes%'";
+    let mut sql = PgConnection::connect(&proxied.postgres.url()).await.expect("a connection");
+    let listening: i64 = sqlx::query_scalar(query).fetch_one(&mut sql).await.expect("a count");
+    assert!(listening <= 1, "{listening}");
+}
+
+#[tokio::test]
+async fn caching_ends_when_notifications_stop_and_resumes() {
+    let proxied = Proxied::start(Wire::Whole).await;
+    until_caching(&proxied.clients[1], true).await;
+    proxied.change("a").await;
+
+    proxied.proxy.becomes(Wire::WithoutNotifications);
+    for took in proxied.change("b").await {
+        assert!(took < STALENESS_HANGING, "{took:?}");
+    }
+    until_caching(&proxied.clients[1], false).await;
+
+    proxied.proxy.becomes(Wire::Whole);
+    until_caching(&proxied.clients[1], true).await;
+    for took in proxied.change("c").await {
+        assert!(took < STALENESS_HANGING, "{took:?}");
+    }
 }
 
 /// Processes that are stopped until this is dropped.

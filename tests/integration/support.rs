@@ -7,6 +7,7 @@ pub mod client;
 pub mod files;
 pub mod kubernetes;
 pub mod listener;
+pub mod pg_proxy;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

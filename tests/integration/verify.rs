@@ -8,5 +8,6 @@ mod clusters;
 mod command;
 mod health;
 pub mod listening;
+mod lookups;
 mod registries;
 mod token_service;

@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use super::{
     Stage,
-    broker::{self, named, rule, rules},
+    broker::{self, named, rule},
 };
 use crate::process::Server;
 
@@ -115,9 +115,13 @@ impl VersionWatch {
     }
 }
 
-/// Rights of the fleet's `ServiceAccount`.
+/// Rights of the fleet's `ServiceAccount`. The scenarios choose the names of their Secrets.
 fn rights(may_watch: bool) -> Vec<PolicyRule> {
-    let mut rights = rules();
+    let mut rights = vec![
+        rule("secrets", &["create", "get", "patch", "delete"]),
+        rule("serviceaccounts", &["get", "patch"]),
+        rule("namespaces", &["list", "watch"]),
+    ];
     if may_watch {
         rights.push(rule("secrets", &["list", "watch"]));
     }
@@ -148,8 +152,7 @@ impl Fleet {
             });
             made.buffer_unordered(PARALLEL).try_for_each(|_| async { Ok(()) }).await?;
             let token = broker::create_service_account(&admin, HOME, HOME, TOKEN_SECONDS).await?;
-            broker::grant(&admin, HOME, HOME).await?;
-            broker::set_rules(&admin, HOME, &rights(true)).await?;
+            broker::grant(&admin, HOME, HOME, rights(true)).await?;
             anyhow::Ok((admin, token, names))
         })?;
         Ok(Self { prefix, runtime, admin, token, namespaces })

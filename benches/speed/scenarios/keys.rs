@@ -52,13 +52,13 @@ pub fn forged(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
         load::run_mix(&good, GOOD, WARM_UP)?;
         // Opens as many connections as the flood, to exclude their memory from the growth.
         load::run(server.address, &load::request("GET", "/healthz", None, ""), FLOOD, WARM_UP)?;
-        let (before, runs) = (server.resident_mib()?, argon2_runs(server.address)?);
+        let (before, runs) = (server.resident_mib()?, argon2_runs(server.operations)?);
 
         let (flood, left) = share_beside((&good, GOOD), (&bad, FLOOD))?;
 
         let grown = server.resident_mib()? - before;
         let about = format!("A4 forged keys, {flood:.0}/s from {from}");
-        goals.at_most(&format!("{about}: argon2 runs"), 0.0, float(argon2_runs(server.address)? - runs));
+        goals.at_most(&format!("{about}: argon2 runs"), 0.0, float(argon2_runs(server.operations)? - runs));
         goals.at_least(&format!("{about}: good requests relative to those alone"), 0.7, left);
         goals.at_most(&format!("{about}: memory growth, MiB"), 10.0, grown);
         let slowest = slowest_unseen_key(&cold.split_off(cold.len() - COLD), &bad)?;
@@ -142,7 +142,7 @@ pub fn cold_start(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
         anyhow::Ok((base, peak, Load::merged(slowest)))
     })?;
     let permits = (cores() / 2).max(1);
-    goals.at_most("A5 cold start: argon2 runs per key", 1.0, float(argon2_runs(address)?) / float(KEYS));
+    goals.at_most("A5 cold start: argon2 runs per key", 1.0, float(argon2_runs(server.operations)?) / float(KEYS));
     goals.at_most(
         "A5 cold start: memory above that with idle connections, MiB per permit",
         20.0,

@@ -91,8 +91,8 @@ fn cache_key(server: &Server, key: &str) -> anyhow::Result<()> {
 
 fn until_caching(server: &Server) -> anyhow::Result<()> {
     let start = Instant::now();
-    let metrics = load::request("GET", "/metrics", None, "");
-    while !load::once(server.address, &metrics)?.1.contains("\nregcred_row_cache_active 1\n") {
+    let ready = load::request("GET", "/readyz", None, "");
+    while !load::once(server.address, &ready)?.1.contains(r#""rowCache":"on""#) {
         ensure!(start.elapsed() < DEADLINE, "rows are not cached");
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -62,7 +62,7 @@ pub fn timing(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
 
 /// Creates a key without a grant on the resource.
 fn stranger(stage: &Stage, address: SocketAddr, role: &str) -> anyhow::Result<String> {
-    let grants = r#"{"accounts":["mine-*"],"clusters":["mine-*"]}"#;
+    let grants = r#"{"accounts":["mine-*"],"clusters":["mine-*"],"namespaces":["mine-*"]}"#;
     let key = format!(r#"{{"name":"stranger-{role}","role":"{role}","grants":{grants}}}"#);
     let (status, made) = load::once(address, &load::request("POST", "/v1/api-keys", Some(&stage.key), &key))?;
     ensure!(status == 201, "the key was not made: {status} {made}");

@@ -6,10 +6,10 @@ use utoipa::ToSchema;
 
 use super::{
     ClusterClient, ClusterError,
-    access_review::{MissingRight, Question},
+    access_review::{AccessReviews, MissingRight, Question, ReviewsExhausted},
 };
 
-/// Rights that regcred needs in a namespace.
+/// Rights to any object in a namespace. Pull secrets need narrower ones.
 const NAMESPACED: [(&str, &str); 6] = [
     ("create", "secrets"),
     ("get", "secrets"),
@@ -30,22 +30,28 @@ pub struct Check {
     pub reachable: bool,
     /// Version of the API server; absent if it does not reveal it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub version: Option<String>,
     /// Time that the API server took to answer the version request, including a new connection if
     /// one was needed.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub latency_ms: Option<u64>,
-    /// Rights of regcred's credential.
+    /// Rights of regcred's credential to objects of any name. Pull secrets need rights to declared
+    /// names only, see `pullSecrets`.
     pub permissions: Vec<Permission>,
-    /// Reason why the cluster cannot be used.
+    /// Reason why the cluster cannot be used; absent if it can.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub problem: Option<CheckProblem>,
     /// Pull secrets visible to the caller that lack a right in the cluster, by name; at most 100.
     /// Absent if the rights were not reviewed.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub pull_secrets: Option<Vec<LackingPullSecret>>,
     /// Whether `pullSecrets` is incomplete because a limit was reached.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub pull_secrets_cut: Option<bool>,
 }
 
@@ -107,48 +113,60 @@ impl Check {
 
 impl ClusterClient {
     /// Checks whether the cluster answers and which rights regcred has there, within the time limit
-    /// of one call.
+    /// of one call. What `reviews` remembers is not requested again.
     ///
     /// Without `namespaces`, the rights are reviewed for all namespaces. A credential that is
     /// limited to some namespaces does not have these.
+    ///
+    /// # Errors
+    ///
+    /// [`ReviewsExhausted`] if the limit of reviews does not admit those of all `namespaces`.
     #[tracing::instrument(name = "cluster.check", skip_all, fields(server = %self.server()))]
-    pub async fn check(&self, namespaces: &[&str]) -> Check {
+    pub async fn check(&self, reviews: &mut AccessReviews, namespaces: &[&str]) -> Result<Check, ReviewsExhausted> {
         let start = Instant::now();
         let deadline = start + self.timeout;
-        let version = match self.version(deadline).await {
-            Ok(version) => version,
-            Err(error) => return Check::failed(&error),
+        if reviews.server.is_none() {
+            reviews.count_one()?;
+            let version = self.version(deadline).await;
+            let latency_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            reviews.server = Some(version.map(|version| (version, latency_ms)));
+        }
+        let (version, latency_ms) = match &reviews.server {
+            Some(Ok((version, latency_ms))) => (version.clone(), Some(*latency_ms)),
+            Some(Err(error)) => return Ok(Check::failed(error)),
+            None => (None, None),
         };
-        let latency_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let (permissions, problem) = match self.permissions(namespaces, deadline).await {
-            Ok(permissions) => (permissions, None),
-            Err(error) => (Vec::new(), Check::failed(&error).problem),
-        };
-        Check {
+        let questions = questions(namespaces);
+        let problem = self.review_all(reviews, &questions, deadline).await?.err();
+        let permissions = questions.into_iter().filter_map(|question| {
+            Some(Permission {
+                allowed: reviews.is_granted(&question).filter(|_| problem.is_none())?,
+                verb: question.verb.to_owned(),
+                resource: question.resource.to_owned(),
+                namespace: question.namespace,
+            })
+        });
+        Ok(Check {
             reachable: true,
             version,
-            latency_ms: Some(latency_ms),
-            permissions,
-            problem,
+            latency_ms,
+            permissions: permissions.collect(),
+            problem: problem.and_then(|error| Check::failed(&error).problem),
             pull_secrets: None,
             pull_secrets_cut: None,
-        }
+        })
     }
+}
 
-    async fn permissions(&self, namespaces: &[&str], deadline: Instant) -> Result<Vec<Permission>, ClusterError> {
-        let all = [None];
-        let some: Vec<Option<&str>> = namespaces.iter().copied().map(Some).collect();
-        let scopes = if some.is_empty() { &all[..] } else { &some[..] };
-        let in_scopes = scopes.iter().flat_map(|scope| NAMESPACED.map(|(verb, resource)| (verb, resource, *scope)));
-        let questions: Vec<Question<'_>> =
-            in_scopes.chain(CLUSTER_WIDE.map(|(verb, resource)| (verb, resource, None))).collect();
-        let granted = self.review_all(questions.clone(), deadline).await?;
-        let permissions = questions.into_iter().zip(granted).map(|((verb, resource, namespace), allowed)| Permission {
-            verb: verb.to_owned(),
-            resource: resource.to_owned(),
-            namespace: namespace.map(str::to_owned),
-            allowed,
-        });
-        Ok(permissions.collect())
+/// Rights that a check reviews.
+fn questions(namespaces: &[&str]) -> Vec<Question> {
+    let everywhere = |(verb, resource)| Question::everything(verb, resource);
+    let within = |namespace: &str, right| Question { namespace: Some(namespace.to_owned()), ..everywhere(right) };
+    let mut questions: Vec<Question> =
+        namespaces.iter().flat_map(|namespace| NAMESPACED.map(|right| within(namespace, right))).collect();
+    if namespaces.is_empty() {
+        questions.extend(NAMESPACED.map(everywhere));
     }
+    questions.extend(CLUSTER_WIDE.map(everywhere));
+    questions
 }

@@ -40,6 +40,22 @@ pub async fn admit(guard: &Guard, server: &str) -> Result<Vec<IpAddr>, ClusterEr
     Ok(admitted.into_iter().map(|address| address.ip()).filter(|_| is_name).collect())
 }
 
+/// Returns the addresses of the API server of regcred's own cluster, or none if its host is an
+/// address itself. No user names the host, so the guard admits every address.
+///
+/// # Errors
+///
+/// [`ClusterError::Unreachable`] if the name has no address.
+pub async fn resolve_in_cluster(guard: &Guard, config: &ClusterClientConfig) -> Result<Vec<IpAddr>, ClusterError> {
+    match &config.service_host {
+        Some(host) if host.parse::<IpAddr>().is_err() => guard
+            .addresses(host)
+            .await
+            .map_err(|error| ClusterError::Unreachable { detail: error.describe(host, "REGCRED_CLUSTER_ALLOW") }),
+        _ => Ok(Vec::new()),
+    }
+}
+
 /// Builds kube's configuration, and the description of the API server for error texts.
 ///
 /// The client connects to `pinned` if given, whatever the host name resolves to.
@@ -50,7 +66,7 @@ pub(super) fn kube_config(
 ) -> Result<(Config, Peer), ClusterError> {
     let (mut kube_config, peer) = match &connection.server {
         Some(server) => at_server(connection, server, pinned)?,
-        None => in_cluster(config)?,
+        None => in_cluster(config, pinned)?,
     };
     match &connection.auth {
         ClusterAuth::Token { token } => kube_config.auth_info.token = Some(token.clone()),
@@ -113,7 +129,7 @@ fn pin(config: &mut Config, is_https: bool, address: IpAddr) -> Result<(), Clust
 }
 
 /// Builds the configuration from the files that the kubelet mounts into every pod.
-fn in_cluster(config: &ClusterClientConfig) -> Result<(Config, Peer), ClusterError> {
+fn in_cluster(config: &ClusterClientConfig, pinned: Option<IpAddr>) -> Result<(Config, Peer), ClusterError> {
     let (Some(host), Some(port)) = (&config.service_host, &config.service_port) else {
         return Err(misconfigured(
             "regcred does not run in a cluster: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set",
@@ -140,6 +156,9 @@ fn in_cluster(config: &ClusterClientConfig) -> Result<(Config, Peer), ClusterErr
         .map_err(|_| misconfigured("the path of the ServiceAccount's directory is not UTF-8"))?;
 
     let mut kube_config = Config::new(to_uri(&server)?);
+    if let Some(address) = pinned {
+        pin(&mut kube_config, true, address)?;
+    }
     kube_config.root_cert = Some(ca.as_der().map(<[u8]>::to_vec).collect());
     kube_config.root_cert_file = Some(ca_file);
     kube_config.auth_info.token_file = Some(token_file);

@@ -10,6 +10,7 @@ use kube::{
 
 use super::{
     ClusterClient, ClusterError, FIELD_MANAGER,
+    access_review::Question,
     response::{Metadata, PartialObject, Response},
     unbuildable,
 };
@@ -70,9 +71,8 @@ impl ClusterClient {
             return written(&response, self.server());
         }
         let error = write_error(&response, Write::Create, self.server(), namespace);
-        if matches!(error, ClusterError::Forbidden { .. })
-            && self.is_allowed("create", "secrets", Some(namespace.as_str()), deadline).await == Ok(true)
-        {
+        let create = Question { namespace: Some(namespace.to_string()), ..Question::everything("create", "secrets") };
+        if matches!(error, ClusterError::Forbidden { .. }) && self.is_allowed(&create, deadline).await == Ok(true) {
             return Err(ClusterError::Refused {
                 detail: format!(
                     "the cluster refused the Secret although regcred may create Secrets in namespace {namespace}: \

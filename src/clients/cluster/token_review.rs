@@ -45,9 +45,35 @@ impl ClusterClient {
         token: &SecretString,
         audience: &str,
     ) -> Result<Option<ReviewedServiceAccount>, ClusterError> {
+        Ok(authenticated(self.review(token, Some(audience)).await?, audience))
+    }
+
+    /// Whether the API server accepts a token for itself, as it does the default token of a pod.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClusterError`].
+    #[tracing::instrument(name = "cluster.is_own_token", skip_all, fields(server = %self.server()))]
+    pub async fn is_own_token(&self, token: &SecretString) -> Result<bool, ClusterError> {
+        Ok(self.review(token, None).await?.authenticated == Some(true))
+    }
+
+    /// Returns the API server's own audiences that a token has.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClusterError`].
+    #[tracing::instrument(name = "cluster.own_audiences", skip_all, fields(server = %self.server()))]
+    pub async fn own_audiences(&self, token: &SecretString) -> Result<Vec<String>, ClusterError> {
+        let status = self.review(token, None).await?;
+        Ok(status.audiences.filter(|_| status.authenticated == Some(true)).unwrap_or_default())
+    }
+
+    /// Reviews a token for one audience, or for the API server's own.
+    async fn review(&self, token: &SecretString, audience: Option<&str>) -> Result<TokenReviewStatus, ClusterError> {
         let review = TokenReview {
             spec: TokenReviewSpec {
-                audiences: Some(vec![audience.to_owned()]),
+                audiences: audience.map(|audience| vec![audience.to_owned()]),
                 token: token.expose_secret().to_owned(),
             },
             ..TokenReview::default()
@@ -66,10 +92,9 @@ impl ClusterClient {
             _ => return Err(response.error(self.server(), "create tokenreviews")),
         }
         let review: Option<TokenReview> = response.json();
-        let status = review.and_then(|review| review.status).ok_or_else(|| ClusterError::Unreachable {
+        review.and_then(|review| review.status).ok_or_else(|| ClusterError::Unreachable {
             detail: format!("{} sent an incomplete token review", self.server()),
-        })?;
-        Ok(authenticated(status, audience))
+        })
     }
 }
 

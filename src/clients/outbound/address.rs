@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Metadata services, which hand out a cloud's credentials. Some of these addresses look public.
-const METADATA: [IpAddr; 9] = [
+const METADATA: [IpAddr; 11] = [
     // AWS, Google, Azure, Oracle, OpenStack and others; the containers of ECS; the pods of EKS.
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
@@ -13,16 +13,23 @@ const METADATA: [IpAddr; 9] = [
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
-    // AWS, EKS and Google in IPv6.
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+    // In IPv6: Google, Oracle, Scaleway, Akamai, Alibaba.
     IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200)),
 ];
+
+/// `fd00:ec2::/32`: the services of an instance on AWS, of which the metadata service is `::254` and
+/// that of pods on EKS `::23`.
+const AWS_SERVICES: [u16; 2] = [0xfd00, 0xec2];
 
 /// Whether the address is a metadata service, also as an IPv4 address embedded in IPv6.
 pub(super) fn is_metadata(address: IpAddr) -> bool {
     METADATA.contains(&address)
-        || matches!(address, IpAddr::V6(v6) if embedded(v6).is_some_and(|v4| METADATA.contains(&IpAddr::V4(v4))))
+        || matches!(address, IpAddr::V6(v6) if v6.segments().starts_with(&AWS_SERVICES)
+            || embedded(v6).is_some_and(|v4| METADATA.contains(&IpAddr::V4(v4))))
 }
 
 /// Kind of an address that is not public. The text fits after the host's name.

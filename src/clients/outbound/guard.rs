@@ -6,17 +6,18 @@
 
 use std::{
     fmt,
-    future::Future,
-    io,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
-use super::{address, allow_list::AllowList};
+use super::{
+    address,
+    allow_list::AllowList,
+    resolver::{Resolve, SystemResolver},
+};
 
-/// Time limit for resolving a name.
+/// Time limit for resolving a name, including the wait for a thread.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
 /// Maximum number of addresses that a connection tries.
 const ADDRESSES_MAX: usize = 8;
@@ -26,22 +27,6 @@ const OTHER_SERVICES: [u16; 24] = [
     1433, 1521, 1719, 1720, 1723, 2049, 2375, 2379, 2380, 3306, 3389, 4045, 5060, 5061, 5432, 5672, 6379, 6667, 9042,
     9092, 10250, 10255, 11211, 27017,
 ];
-
-/// Resolves host names.
-pub trait Resolve: Send + Sync {
-    /// Looks up the addresses of a name.
-    fn resolve<'a>(&'a self, host: &'a str) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send + 'a>>;
-}
-
-/// The operating system's resolver.
-#[derive(Debug)]
-pub struct SystemResolver;
-
-impl Resolve for SystemResolver {
-    fn resolve<'a>(&'a self, host: &'a str) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send + 'a>> {
-        Box::pin(async move { Ok(tokio::net::lookup_host((host, 0)).await?.map(|address| address.ip()).collect()) })
-    }
-}
 
 /// Reason why a host may not be called.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,10 +58,10 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Creates a guard that uses the operating system's resolver.
+    /// Creates a guard with a resolver of its own. A process has one guard for each purpose.
     #[must_use]
     pub fn new(allowed: AllowList) -> Self {
-        Self::with_resolver(allowed, Arc::new(SystemResolver))
+        Self::with_resolver(allowed, Arc::new(SystemResolver::default()))
     }
 
     /// Creates a guard with another resolver, so that tests can act as a hostile name server.
@@ -116,7 +101,12 @@ impl Guard {
         Ok(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect())
     }
 
-    async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, GuardError> {
+    /// Resolves a host that no user named, and admits every address of it.
+    ///
+    /// # Errors
+    ///
+    /// [`GuardError::NotResolved`].
+    pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, GuardError> {
         let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
         if let Ok(address) = literal.parse() {
             return Ok(vec![address]);

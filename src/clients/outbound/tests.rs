@@ -66,6 +66,10 @@ async fn address_that_is_not_public_is_refused(
         "fdff::1",
         "fd00:ec2::254",
         "fd20:ce::254",
+        "fd00:c1::a9fe:a9fe",
+        "fd00:42::42",
+        "fd00:a9fe:a9fe::1",
+        "fd00:100::100:200",
         "ff02::1",
         "::ffff:127.0.0.1",
         "::ffff:8.8.8.8",
@@ -106,6 +110,16 @@ async fn public_address_is_admitted(
 #[case("0.0.0.0/0", "169.254.169.254", false)]
 #[case("::/0", "fd00:ec2::254", false)]
 #[case("::/0", "::ffff:169.254.169.254", false)]
+#[case("fd00::/8", "fd00:c1::a9fe:a9fe", false)]
+#[case("fd00::/8", "fd00:42::42", false)]
+#[case("fd00:42::/32", "fd00:42::42", false)]
+#[case("fd00::/8", "fd00:a9fe:a9fe::1", false)]
+#[case("fd00::/8", "fd00:100::100:200", false)]
+#[case("fd00:ec2::/32", "fd00:ec2::23", false)]
+#[case("fd00:ec2::/32", "fd00:ec2:0:1::17", false)]
+#[case("fd00:ec2::17", "fd00:ec2::17", true)]
+#[case("fd00::/8", "fd00:ec3::17", true)]
+#[case("fd00:42::42", "fd00:42::42", true)]
 #[case("name.example", "169.254.169.254", false)]
 #[case("169.254.169.254", "169.254.169.254", true)]
 #[case("169.254.0.0/16", "169.254.1.1", true)]

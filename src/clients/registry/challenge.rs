@@ -8,7 +8,7 @@ const COUNT_MAX: usize = 16;
 
 /// Authentication scheme that a registry requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Challenge {
+pub enum Challenge {
     /// The login, with every request.
     Basic,
     /// A token from a token service.
@@ -20,16 +20,20 @@ pub(super) enum Challenge {
     },
 }
 
-/// Parses the headers of one response and returns the first challenge with a supported scheme.
-pub(super) fn parse<'a>(headers: impl Iterator<Item = &'a [u8]>) -> Option<Challenge> {
-    headers.take(COUNT_MAX).filter_map(challenges).flatten().find_map(|(scheme, parameters)| {
+/// Parses the headers of one response and returns the challenge that clients answer: the first one
+/// with a supported scheme, but Bearer before Basic (containerd,
+/// `core/remotes/docker/auth/parse.go`; distribution, `registry/client/auth/session.go`).
+pub fn parse<'a>(headers: impl Iterator<Item = &'a [u8]>) -> Option<Challenge> {
+    let supported = headers.take(COUNT_MAX).filter_map(challenges).flatten().filter_map(|(scheme, parameters)| {
         let parameter = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         match scheme.as_str() {
             "basic" => Some(Challenge::Basic),
             "bearer" => Some(Challenge::Bearer { realm: parameter("realm")?, service: parameter("service") }),
             _ => None,
         }
-    })
+    });
+    // Of equal ones, `min_by_key` returns the first.
+    supported.min_by_key(|challenge| *challenge == Challenge::Basic)
 }
 
 type Parameters = Vec<(String, String)>;
@@ -187,6 +191,8 @@ mod tests {
     #[case(r#",, Basic realm="x" ,,"#, Some(Challenge::Basic))]
     #[case(r#"Bearer service="b""#, None)]
     #[case(r#"Bearer service="b", Basic realm="x""#, Some(Challenge::Basic))]
+    #[case(r#"Basic realm="x", Bearer realm="https://a""#, Some(bearer("https://a", None)))]
+    #[case(r#"Bearer realm="https://a", Bearer realm="https://b", Basic realm="x""#, Some(bearer("https://a", None)))]
     #[case(r#"Bearer realm="https://a", realm="https://b""#, None)]
     #[case(r#"Bearer realm="https://a"#, None)]
     #[case(r#"Bearer realm="https://a" service="b""#, None)]
@@ -197,6 +203,12 @@ mod tests {
     #[case("Bearer realm=\"https://a\u{e9}\"", None)]
     fn challenge_is_parsed_strictly(#[case] header: &str, #[case] read_as: Option<Challenge>) {
         assert_eq!(read(header), read_as);
+    }
+
+    #[test]
+    fn bearer_in_a_later_header_is_preferred() {
+        let headers = [br#"Basic realm="x""#.as_slice(), br#"Bearer realm="https://a""#.as_slice()];
+        assert_eq!(parse(headers.into_iter()), Some(bearer("https://a", None)));
     }
 
     #[test]

@@ -28,6 +28,13 @@ const DOCKER_HUB_API: &str = "registry-1.docker.io";
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 
+/// Registries whose token service issues no token for a wrong login, not even where anonymous
+/// clients get one. Its tokens are opaque, so they do not tell how a client was identified.
+///
+/// For ghcr.io: an expired login is refused for public images, `denied: denied`
+/// (<https://github.com/dexidp/dex/issues/2672>, <https://github.com/termoshtt/ocipkg/issues/115>).
+const REFUSE_WRONG_LOGINS: [&str; 1] = ["ghcr.io"];
+
 const ANONYMOUS_TOKEN: &str = "the token service gives this login the same token as anonymous clients, so the password \
      is unverified: name a repository that is not public";
 const TAKEN_FOR_ANONYMOUS: &str = "the token service treats this login as anonymous: it is wrong, expired or revoked";
@@ -260,10 +267,21 @@ impl<'a> LoginCheck<'a> {
             Err(finding) if finding.result == Found::NotARegistry => None,
             Err(finding) => return Err(finding),
         };
+        let recognition = if self.refuses_wrong_logins(&tokens.realm) {
+            Recognition::Login
+        } else {
+            token.recognition(anonymous.as_ref())
+        };
         match self.repository {
-            Some(repository) => self.check_pull(registry, repository, &token, anonymous.as_ref()).await,
-            None => self.check_token(registry, &token, anonymous.as_ref()).await,
+            Some(repository) => self.check_pull(registry, repository, &token, recognition, anonymous.as_ref()).await,
+            None => self.check_token(registry, &token, recognition, anonymous.as_ref()).await,
         }
+    }
+
+    /// Whether this token service of the registry issues no token for a wrong login.
+    fn refuses_wrong_logins(&self, realm: &Url) -> bool {
+        let host = self.login.registry.host();
+        REFUSE_WRONG_LOGINS.contains(&host) && realm.host_str() == Some(host)
     }
 
     /// Finds out whether the token service refused the login, the repository or the kind of
@@ -295,10 +313,10 @@ impl<'a> LoginCheck<'a> {
         &self,
         registry: &RegistryEndpoint<'_>,
         token: &Token,
+        recognition: Recognition,
         anonymous: Option<&Token>,
     ) -> Step<VerificationReport> {
         let root = self.get_root(registry, &Auth::Bearer(token)).await?;
-        let recognition = token.recognition(anonymous);
         match (root.status.as_u16(), recognition, anonymous) {
             (200, Recognition::Login, _) => Ok(valid()),
             (200, Recognition::Unknown, Some(anonymous)) => {
@@ -324,9 +342,9 @@ impl<'a> LoginCheck<'a> {
         registry: &RegistryEndpoint<'_>,
         repository: &RepositoryName,
         token: &Token,
+        recognition: Recognition,
         anonymous: Option<&Token>,
     ) -> Step<VerificationReport> {
-        let recognition = token.recognition(anonymous);
         match (self.access(registry, &Auth::Bearer(token), repository).await?, recognition) {
             (Access::Granted, Recognition::Login) => Ok(may_read(repository)),
             (Access::Granted, Recognition::Anonymous | Recognition::Unknown) => {

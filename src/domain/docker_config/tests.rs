@@ -238,3 +238,26 @@ proptest! {
         prop_assert_eq!(auth, format!("{username}:{password}").into_bytes());
     }
 }
+
+proptest! {
+    #[test]
+    fn accounts_without_collisions_render_completely(
+        scopes in proptest::collection::vec("(docker\\.io|reg[ab]\\.io)(/[ab])?", 1..12),
+    ) {
+        let names: Vec<String> = (0..scopes.len()).map(|at| format!("a-{at}")).collect();
+        let scopes: Vec<RegistryScope> = scopes.iter().map(|scope| RegistryScope::parse(scope).unwrap()).collect();
+        let accounts: Vec<ScopedAccount<'_>> =
+            names.iter().zip(&scopes).map(|(name, scope)| ScopedAccount { name, scope }).collect();
+        for profile in Profile::ALL {
+            let (kept, left_out) = split_collisions(profile, accounts.clone(), |account| account.scope);
+            prop_assert_eq!(check_keys(profile, &kept), Ok(()));
+            prop_assert_eq!(kept.len() + left_out.len(), accounts.len());
+            // Each account that was left out has the key of an earlier one that stays.
+            for account in left_out {
+                let key = key_for(profile, account.scope);
+                let holder = kept.iter().find(|one| key_for(profile, one.scope) == key).unwrap();
+                prop_assert!(names.iter().position(|name| name == holder.name) < names.iter().position(|name| name == account.name));
+            }
+        }
+    }
+}

@@ -47,7 +47,7 @@ pub struct RuleDocument {
     #[serde(deserialize_with = "unique::map")]
     pub claims: BTreeMap<String, String>,
     /// Role of the bearer: `operator`, `deliverer`, `renderer` or `viewer`.
-    #[schema(example = "deliverer")]
+    #[schema(value_type = Role, example = "deliverer")]
     pub role: String,
     /// Resources that the bearer can access.
     pub grants: Option<GrantsDocument>,

@@ -17,6 +17,8 @@ fn oidc(issuer: &str, rules: Vec<RuleDocument>) -> ProviderDocument {
         ca_certificate: None,
         cluster: None,
         audience: "regcred".to_owned(),
+        allow_multiple_audiences: false,
+        token_types: Vec::new(),
         rules,
     }
 }
@@ -138,6 +140,70 @@ fn rule_for_public_issuer_must_identify_the_owner(
 ) {
     let expected: &[&str] = if good { &[] } else { &["rules[0].claims"] };
     assert_eq!(refused(oidc(issuer, vec![rule(claims, "viewer")])), expected);
+}
+
+#[rstest]
+#[case("repo:acme/app:environment:prod", true)]
+#[case("repo:acme/app", true)]
+#[case("repo:acme@1/app@2:ref:refs/heads/main", true)]
+#[case("repository:acme/app:ref:refs/heads/main", true)]
+#[case("repository_id:42:environment:prod", true)]
+#[case("repository_owner_id:7", true)]
+#[case("repository_owner:acme:environment:prod", true)]
+#[case("environment:prod", false)]
+#[case("environment:prod:repo:acme/app", false)]
+#[case("ref:refs/heads/repo:acme/app", false)]
+#[case("job_workflow_ref:acme/ci/.github/workflows/x.yml@v1", false)]
+#[case("repository_visibility:private", false)]
+#[case("repository_id::environment:prod", false)]
+#[case("repository_owner::environment:prod", false)]
+#[case("repo:", false)]
+#[case("repo:acme", false)]
+#[case("", false)]
+fn subject_on_github_must_begin_with_the_owner(#[case] subject: &str, #[case] good: bool) {
+    const GITHUB: &str = "https://token.actions.githubusercontent.com";
+    let weak = [("sub", subject), ("environment", "prod")];
+    let expected: &[&str] = if good { &[] } else { &["rules[0].claims.sub"] };
+    assert_eq!(refused(oidc(GITHUB, vec![rule(&weak, "viewer")])), expected);
+    if !subject.is_empty() {
+        let named = [("sub", subject), ("repository_id", "42")];
+        assert_eq!(refused(oidc(GITHUB, vec![rule(&named, "viewer")])), [""; 0]);
+        assert_eq!(refused(oidc(OWN, vec![rule(&weak, "viewer")])), [""; 0]);
+    }
+}
+
+#[test]
+fn stored_rule_that_lets_others_in_matches_no_token() {
+    const GITHUB: &str = "https://token.actions.githubusercontent.com";
+    let rules = vec![rule(&[("sub", "environment:prod")], "operator"), rule(&[("repository_id", "42")], "viewer")];
+    let config = ProviderConfig::parse_stored(oidc(GITHUB, rules)).unwrap();
+    let claims =
+        |id: &str| Claims::from([("sub", Some("environment:prod".to_owned())), ("repository_id", Some(id.to_owned()))]);
+    assert!(config.matching_rule(&claims("666")).is_none());
+    assert_eq!(config.matching_rule(&claims("42")).map(|rule| rule.role.as_str()), Some("viewer"));
+}
+
+#[test]
+fn audience_of_api_servers_is_refused_for_reviews_only() {
+    let rules = || vec![rule(&[("namespace", "a")], "viewer")];
+    let own = |document| ProviderDocument { audience: "https://kubernetes.default.svc".to_owned(), ..document };
+    assert_eq!(refused(own(reviewed(rules()))), ["audience"]);
+    assert_eq!(refused(own(oidc(OWN, vec![rule(&[("sub", "a")], "viewer")]))), [""; 0]);
+    assert!(ProviderConfig::parse_stored(own(reviewed(rules()))).unwrap().accepts_every_pod());
+}
+
+#[rstest]
+#[case(&["logout+jwt", "application/SecEvent+JWT"], true)]
+#[case(&["JWT"], false)]
+#[case(&["at+jwt"], false)]
+#[case(&["+jwt"], false)]
+#[case(&["a b+jwt"], false)]
+#[case(&["logout"], false)]
+fn token_types_are_those_for_other_purposes(#[case] types: &[&str], #[case] good: bool) {
+    let token_types: Vec<String> = types.iter().map(|one| (*one).to_owned()).collect();
+    let document = ProviderDocument { token_types, ..oidc(OWN, vec![rule(&[("sub", "a")], "viewer")]) };
+    let expected: &[&str] = if good { &[] } else { &["tokenTypes"] };
+    assert_eq!(refused(document), expected);
 }
 
 #[rstest]

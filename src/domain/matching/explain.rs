@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    Found, ImageName, docker, lint, look_up,
+    Address, Found, ImageName, docker, lint, look_up,
     nearest::{Candidate, Nearest, nearest},
     refusal::refusal,
 };
@@ -53,7 +53,8 @@ pub struct LookUp {
     pub keys: Vec<String>,
     /// Accounts of these entries, in the same order.
     pub accounts: Vec<String>,
-    /// Whether it uses only one of them, at random.
+    /// Whether the choice is random: among all of them, of which only one is used, or for
+    /// `kubernetes` the order of those that name the same registry and path.
     pub ambiguous: bool,
     /// Helper program `docker-credential-…` that it asks instead of reading entries.
     pub helper: Option<String>,
@@ -111,6 +112,8 @@ pub fn explain_accounts(accounts: &[ScopedAccount<'_>], image: &ImageName) -> Ex
         }
         Err(refusal) => LookUp::impossible(refusal.to_string()),
     });
+    let names = accounts.iter().map(|account| (account.scope.as_str(), Some(account.name)));
+    warnings.extend(names.filter_map(|(key, account)| mistaken_for_registry(key, account, image)));
     Explanation { image: image.to_string(), consumers, warnings }
 }
 
@@ -133,9 +136,17 @@ pub fn explain_config(config: &Config, image: &ImageName) -> Explanation {
         LookUp { problem: unusable(consumer, config, &found), ..look_up_result(consumer, &candidates, found, image) }
     });
     warnings.extend(lint::lint_document(config));
+    warnings.extend(config.entries.iter().filter_map(|entry| mistaken_for_registry(&entry.key, None, image)));
     let involved = involved.into_iter().filter_map(|at| config.entries.get(at));
     warnings.extend(involved.flat_map(lint::lint_entry));
     Explanation { image: image.to_string(), consumers, warnings }
+}
+
+/// Warns about a key that looks like the first part of the image's name, but names no registry.
+fn mistaken_for_registry(key: &str, account: Option<&str>, image: &ImageName) -> Option<Warning> {
+    let is_first_part = image.is_on_docker_hub() && image.repository().split('/').next() == Some(Address::of(key).host);
+    let warning = lint::lint_host_without_dot(key).filter(|_| is_first_part)?;
+    Some(Warning { account: account.map(str::to_owned), ..warning })
 }
 
 /// Accounts with their keys in a document for this consumer.

@@ -3,17 +3,19 @@
 use super::{Found, ImageName, go_url::GoUrl};
 
 /// Lookup of the kubelet (`BasicDockerKeyring.Lookup`): tries all matching keys in reverse
-/// lexicographic order until a pull succeeds.
+/// lexicographic order until a pull succeeds. Two keys in one slot are in the random order of a Go
+/// map (`BasicDockerKeyring.Add`).
 ///
 /// Falls back to `index.docker.io` if no key matches and the image is on Docker Hub, or on a host
 /// without dot or colon such as `localhost` (`isDefaultRegistryMatch`).
 pub(super) fn look_up(keys: &[&str], image: &ImageName) -> Found {
-    let found = matching(keys, &image.to_string());
-    if !found.is_empty() || !is_default_registry(image.registry()) {
-        return Found::all_in_order(found.into_iter().map(|(_, at)| at).collect());
+    let mut found = matching(keys, &image.to_string());
+    if found.is_empty() && is_default_registry(image.registry()) {
+        found = slots(keys).filter(|(slot, _)| slot == "index.docker.io").collect();
+        found.sort_by_key(|(_, at)| keys[*at]);
     }
-    let defaults = slots(keys).filter(|(slot, _)| slot == "index.docker.io");
-    Found::all_in_order(defaults.map(|(_, at)| at).collect())
+    let is_ambiguous = found.windows(2).any(|pair| pair[0].0 == pair[1].0);
+    Found { order: found.into_iter().map(|(_, at)| at).collect(), is_ambiguous }
 }
 
 /// Lookup of go-containerregistry (`pkg/authn/kubernetes/keyring.go`): the same rules with Docker
@@ -152,17 +154,18 @@ mod tests {
     fn matches_are_tried_in_reverse_order() {
         let keys = ["reg.io", "reg.io/a", "https://reg.io", "*.io", "reg.io/a/b", "reg.io/b"];
         let image = ImageName::parse("reg.io/a/b/c").unwrap();
-        assert_eq!(look_up(&keys, &image), Found::all_in_order(vec![4, 1, 2, 0, 3]));
+        assert_eq!(look_up(&keys, &image), Found { order: vec![4, 1, 2, 0, 3], is_ambiguous: true });
+        assert_eq!(look_up(&keys[3..], &image), Found::all_in_order(vec![1, 0]));
         assert_eq!(look_up_k8schain(&keys, &image), Found::one_of(vec![4]));
     }
 
     /// The kubelet tries both keys of a slot, which allows two passwords to overlap during a
     /// rotation.
     #[test]
-    fn k8schain_picks_a_random_key_of_a_slot() {
+    fn order_of_the_keys_of_a_slot_is_random() {
         let keys = ["reg.io", "https://reg.io"];
         let image = ImageName::parse("reg.io/app").unwrap();
-        assert_eq!(look_up(&keys, &image), Found::all_in_order(vec![1, 0]));
+        assert_eq!(look_up(&keys, &image), Found { order: vec![1, 0], is_ambiguous: true });
         assert_eq!(look_up_k8schain(&keys, &image), Found::one_of(vec![1, 0]));
         assert!(look_up_k8schain(&keys, &image).is_ambiguous);
     }
@@ -172,6 +175,9 @@ mod tests {
         let image = ImageName::parse("acme/app").unwrap();
         let keys = ["https://index.docker.io/v1/", "docker.io/acme", "index.docker.io"];
         assert_eq!(look_up(&keys, &image), Found::all_in_order(vec![1]));
-        assert_eq!(look_up(&[keys[0], keys[2]], &image), Found::all_in_order(vec![0, 1]));
+        assert_eq!(look_up(&[keys[0]], &image), Found::all_in_order(vec![0]));
+        for keys in [[keys[0], keys[2]], ["http://index.docker.io/v2/", "index.docker.io/"]] {
+            assert_eq!(look_up(&keys, &image), Found { order: vec![0, 1], is_ambiguous: true });
+        }
     }
 }

@@ -7,7 +7,7 @@ mod entries;
 mod probes;
 
 pub use self::documents::lint_config;
-pub(super) use self::{documents::lint_document, entries::lint_entry};
+pub(super) use self::{documents::lint_document, entries::lint_entry, probes::lint_host_without_dot};
 use crate::domain::docker_config::{Profile, ScopedAccount, Warning, key_for};
 
 /// Warns a new account's owner about consumers that deviate from it.

@@ -259,6 +259,34 @@ fn random_choice_is_reported_as_ambiguous() {
 }
 
 #[test]
+fn random_order_of_the_kubelet_is_reported_as_ambiguous() {
+    for (keys, image) in
+        [(["index.docker.io/", "http://index.docker.io/v2/"], "acme/app"), (["reg.io", "https://reg.io"], "reg.io/app")]
+    {
+        let auths: serde_json::Map<_, _> =
+            keys.iter().map(|key| ((*key).to_owned(), json!({"auth": "YTpw"}))).collect();
+        let kubernetes = explain_document(&json!({"auths": auths}), image).consumers.kubernetes;
+        assert_eq!((kubernetes.keys.len(), kubernetes.ambiguous), (2, true), "{keys:?}");
+    }
+}
+
+#[test]
+fn host_without_dot_is_an_organization_of_docker_hub() {
+    for (written, is_mistaken) in
+        [("harbor/app", true), ("harbor/team/app", true), ("other/app", false), ("reg.io/harbor/app", false)]
+    {
+        let of_account = explain(&[("mine", "harbor")], written);
+        let of_document = explain_document(&json!({"auths": {"harbor": {"auth": "YTpw"}}}), written);
+        for (explanation, account) in [(of_account, Some("mine".to_owned())), (of_document, None)] {
+            let warnings: Vec<_> = explanation.warnings.into_iter().map(|one| (one.code, one.account)).collect();
+            let expected = if is_mistaken { vec![(WarningCode::NeverMatches, account)] } else { Vec::new() };
+            assert_eq!(warnings, expected, "{written}");
+            assert_eq!(explanation.consumers.kubernetes.keys, [""; 0]);
+        }
+    }
+}
+
+#[test]
 fn password_in_a_key_is_redacted() {
     let document = json!({"auths": {"https://me:CANARY@reg.io": {"auth": "!"}, "https://me:CANARY@reg.io:80": {}}});
     for written in ["reg.io/app", "reg.io:90/app"] {

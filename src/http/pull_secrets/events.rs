@@ -1,6 +1,6 @@
 //! `/v1/pull-secrets/{name}/events`: status changes of a pull secret as server-sent events.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Write, sync::Arc, time::Duration};
 
 use actix_web::{
     HttpRequest, HttpResponse, get,
@@ -66,7 +66,7 @@ pub struct PullSecretProgress {
     generation: i64,
     /// Generation that all targets have reached.
     observed_generation: i64,
-    /// Number of targets by state.
+    /// Number of targets by state, and selected accounts that are not in the document.
     status: PullSecretStatus,
     /// Whether every target was attempted since the last change: it is synced, failed or in
     /// conflict.
@@ -84,7 +84,7 @@ impl From<ShownPullSecret> for PullSecretProgress {
             version: shown.stored.version,
             generation: shown.stored.generation,
             observed_generation: shown.counts.observed_generation,
-            status: shown.counts.into(),
+            status: PullSecretStatus::new(shown.counts, shown.left_out),
             settled,
             deleted_at: shown.stored.deleted_at,
         }
@@ -94,14 +94,19 @@ impl From<ShownPullSecret> for PullSecretProgress {
 impl PullSecretProgress {
     /// Identifier derived from the content: events with the same id have the same content.
     fn event_id(&self) -> String {
-        let PullSecretStatus { synced, pending, failed, conflict, removing, .. } = self.status;
-        format!(
+        let PullSecretStatus { synced, pending, failed, conflict, removing, left_out, .. } = &self.status;
+        let mut id = format!(
             "{}.{}.{}-{synced}.{pending}.{failed}.{conflict}.{removing}-{}",
             self.version,
             self.generation,
             self.observed_generation,
             u8::from(self.settled)
-        )
+        );
+        if !left_out.is_empty() {
+            let names: Vec<&str> = left_out.iter().map(|one| one.account.as_str()).collect();
+            let _ = write!(id, "-{:08x}", crc32fast::hash(names.join(" ").as_bytes()));
+        }
+        id
     }
 
     fn event(&self) -> Result<Bytes, serde_json::Error> {

@@ -7,17 +7,16 @@ use std::{
     sync::Arc,
 };
 
-use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::{
-    crypto::audit::AuditKey,
+    crypto::{audit::AuditKey, pepper::Peppers},
     domain::audit::{StoredEvent, hex, legacy::Chain},
     service::{
         ServiceError,
         audit::{process::Process, sealer::Sealer},
     },
-    storage,
+    storage::{self, PgConnection, PgPool},
 };
 
 /// Events that are read at a time.
@@ -171,22 +170,21 @@ pub async fn verify_chains(
 /// [`ServiceError::Audit`] if Postgres refuses a seal.
 pub async fn adopt(
     pool: &PgPool,
-    keys: &[AuditKey],
+    peppers: Arc<Peppers>,
     found: &mut impl FnMut(&ChainFinding),
 ) -> Result<(ChainReport, usize), ServiceError> {
-    let Some(key) = keys.first() else { return Ok((ChainReport::default(), 0)) };
     // One adoption at a time: an event must not be sealed twice.
     let mut tx = pool.begin().await?;
     storage::audit::legacy::lock_adoption(&mut tx).await?;
     let mut snapshot = storage::audit::snapshot(pool).await?;
-    let report = verify_chains(&mut snapshot, keys, Vec::new(), found).await?;
+    let report = verify_chains(&mut snapshot, &peppers.current().audit_keys(), Vec::new(), found).await?;
     if report.findings > 0 {
         return Ok((report, 0));
     }
     let mut events = storage::audit::list_miscounted_events(&mut snapshot).await?;
     events.retain(|event| event.key_id.is_none() && event.bindings == 0);
     snapshot.commit().await?;
-    let process = Arc::new(Process::new(Arc::new(key.clone()), Arc::default()));
+    let process = Arc::new(Process::new(peppers, Arc::default()));
     let batches = events.len().div_ceil(BATCH);
     for (index, page) in events.chunks(BATCH).enumerate() {
         let bound: Vec<(Uuid, &[u8])> = page.iter().map(|event| (event.id, event.hash.as_slice())).collect();
@@ -195,8 +193,7 @@ pub async fn adopt(
         storage::audit::insert_batch_alone(&mut tx, &batch).await?;
     }
     tx.commit().await?;
-    let sealer = Sealer::new(process, (*pool.connect_options()).clone());
-    sealer.with_keys(keys).seal_all(Uuid::nil()).await?;
+    Sealer::new(process, pool.connect_options()).seal_all(Uuid::nil()).await?;
     Ok((report, events.len()))
 }
 

@@ -12,11 +12,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    crypto::audit::AuditKey,
+    crypto::pepper::Peppers,
     domain::audit::{
         NewEvent, StoredEvent,
         seal::{Batch, BatchEntry},
@@ -25,7 +24,7 @@ use crate::{
         AuditError,
         metrics::{AuditMetrics, Tampering},
     },
-    storage::{self, StorageError},
+    storage::{self, PgConnection, StorageError},
 };
 
 /// Most batches without events that are written at a time.
@@ -35,7 +34,8 @@ const NOTICES_MAX: usize = 500;
 #[derive(Debug)]
 pub(super) struct Process {
     id: Uuid,
-    pub(super) key: Arc<AuditKey>,
+    /// The first pepper signs, whichever that is at the time.
+    pub(super) peppers: Arc<Peppers>,
     pub(super) metrics: Arc<AuditMetrics>,
     numbers: Mutex<Numbers>,
 }
@@ -87,8 +87,8 @@ impl Numbers {
 }
 
 impl Process {
-    pub(super) fn new(key: Arc<AuditKey>, metrics: Arc<AuditMetrics>) -> Self {
-        Self { id: Uuid::now_v7(), key, metrics, numbers: Mutex::default() }
+    pub(super) fn new(peppers: Arc<Peppers>, metrics: Arc<AuditMetrics>) -> Self {
+        Self { id: Uuid::now_v7(), peppers, metrics, numbers: Mutex::default() }
     }
 
     pub(super) fn id(&self) -> Uuid {
@@ -107,9 +107,11 @@ impl Process {
             numbers.in_flight.insert(sequence, events.iter().map(|event| event.id).collect());
             (sequence, settled_through, first)
         };
+        let peppers = self.peppers.current();
+        let key = peppers.audit_key();
         let events: Vec<StoredEvent> =
-            (first..).zip(events).map(|(place, event)| self.key.sign_event(event, self.id, place)).collect();
-        let batch = self.key.sign_batch(self.entry(sequence, settled_through), events.iter().map(StoredEvent::binding));
+            (first..).zip(events).map(|(place, event)| key.sign_event(event, self.id, place)).collect();
+        let batch = key.sign_batch(self.entry(sequence, settled_through), events.iter().map(StoredEvent::binding));
         Write { process: Arc::clone(self), batch, events, is_decided: false }
     }
 
@@ -137,7 +139,8 @@ impl Process {
             numbers.unaccounted.insert(number);
             entries.push(self.entry(number, if closes && is_complete { number } else { settled_through }));
         }
-        entries.into_iter().map(|entry| self.key.sign_batch(entry, [])).collect()
+        let peppers = self.peppers.current();
+        entries.into_iter().map(|entry| peppers.audit_key().sign_batch(entry, [])).collect()
     }
 
     /// Notes that the batches of [`notices`](Self::notices) are committed.
@@ -203,7 +206,8 @@ impl Process {
     /// Makes a batch of events that are stored already.
     pub(super) fn adopt(&self, sequence: i64, is_last: bool, events: &[(Uuid, &[u8])]) -> Batch {
         let settled_through = if is_last { sequence } else { sequence - 1 };
-        self.key.sign_batch(self.entry(sequence, settled_through), events.iter().copied())
+        let entry = self.entry(sequence, settled_through);
+        self.peppers.current().audit_key().sign_batch(entry, events.iter().copied())
     }
 
     fn end(&self, write: &Write, outcome: WriteOutcome) {
@@ -296,13 +300,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        crypto::api_key::Pepper,
+        crypto::pepper::Pepper,
         domain::audit::{Action, Resource, worker},
     };
 
     fn process() -> Arc<Process> {
         let pepper = Pepper::parse(&SecretString::from(BASE64_STANDARD.encode([1; 32]))).unwrap();
-        Arc::new(Process::new(Arc::new(AuditKey::of(&pepper)), Arc::default()))
+        Arc::new(Process::new(Arc::new(Peppers::new(pepper.into(), None)), Arc::default()))
     }
 
     fn write(process: &Arc<Process>) -> Write {

@@ -1,6 +1,6 @@
 //! Counts refusals, so that no caller can fill the disk with them: at most one event a minute for
-//! each kind, and a bounded number of kinds. Known callers have kinds of their own, which a flood
-//! of anonymous requests does not use up.
+//! each kind, and a bounded number of kinds. Each caller has a share of kinds of its own, so that
+//! none can hide the refusals of another one.
 
 use std::{
     collections::HashMap,
@@ -16,10 +16,13 @@ use crate::domain::{
     caller::{Actor, ActorKind},
 };
 
-/// Most kinds at a time, of known and of anonymous callers. All others share one more, so a process
-/// writes at most 91 events a minute.
-const KNOWN_KINDS_MAX: usize = 60;
+/// Most kinds at a time of one caller, and of all anonymous callers. One more counts the caller's
+/// other kinds.
+const CALLER_KINDS_MAX: usize = 10;
 const ANONYMOUS_KINDS_MAX: usize = 30;
+/// Most callers with a share at a time. All others have one kind together, so a process writes at
+/// most 100 × 11 + 31 + 1 = 1,132 events a minute.
+const CALLERS_MAX: usize = 100;
 /// Shortest interval between two events of one kind.
 const WINDOW: Duration = Duration::from_mins(1);
 /// Most resources in one event.
@@ -56,9 +59,18 @@ impl Kind {
         let network = refusal.source.map(network);
         Self { actor: (*kind, *id, name.clone()), action: refusal.action, reason: refusal.reason, network }
     }
+}
 
-    fn is_anonymous(&self) -> bool {
-        self.actor.0 == ActorKind::Anonymous
+/// Owner of a share: an API key, or all tokens of an identity provider. A tenant of an issuer may
+/// be able to choose among many subjects.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Owner(ActorKind, Option<Uuid>, String);
+
+impl Owner {
+    fn of(Actor { kind, id, name }: &Actor) -> Self {
+        let provider = || name.split_once('/').map_or(name.as_str(), |(provider, _)| provider);
+        let name = if *kind == ActorKind::IdentityProvider { provider() } else { name };
+        Self(*kind, *id, name.to_owned())
     }
 }
 
@@ -94,6 +106,11 @@ impl Slot {
         self.written.is_none_or(|written| now.duration_since(written) >= WINDOW)
     }
 
+    /// Whether it has refusals to write, or delays the next event of its kind.
+    fn is_in_use(&self, now: Instant) -> bool {
+        self.first.is_some() || !self.may_be_written(now)
+    }
+
     fn take(&mut self, now: Instant) -> Option<NewEvent> {
         if !self.may_be_written(now) {
             return None;
@@ -109,73 +126,106 @@ impl Slot {
             related: resources.collect(),
             outcome: Outcome::Denied,
             request_id: refusal.request_id,
+            // The event stands for several requests.
+            client_request_id: None,
             source: refusal.source,
             details: Details::default().reason(refusal.reason).count(count),
         })
     }
 }
 
+/// Refusals of one owner.
 #[derive(Debug, Default)]
-struct Slots {
+struct Share {
     by_kind: HashMap<Kind, Slot>,
     /// Refusals of kinds without a slot.
     others: Slot,
 }
 
-impl Slots {
-    fn have_room_for(&self, kind: &Kind) -> bool {
-        let is_anonymous = kind.is_anonymous();
-        let most = if is_anonymous { ANONYMOUS_KINDS_MAX } else { KNOWN_KINDS_MAX };
-        self.by_kind.keys().filter(|other| other.is_anonymous() == is_anonymous).count() < most
+impl Share {
+    fn count(&mut self, refusal: Refusal, kinds_max: usize) {
+        let kind = Kind::of(&refusal);
+        if let Some(slot) = self.by_kind.get_mut(&kind) {
+            slot.count(refusal);
+        } else if self.by_kind.len() < kinds_max {
+            self.by_kind.entry(kind).or_default().count(refusal);
+        } else {
+            let actor = refusal.actor;
+            self.others.count(too_many_kinds(actor));
+        }
     }
+
+    /// Takes the events that are due, and drops the slots that have no further use.
+    fn take(&mut self, now: Instant) -> Vec<NewEvent> {
+        let mut events: Vec<NewEvent> = self.by_kind.values_mut().filter_map(|slot| slot.take(now)).collect();
+        events.extend(self.others.take(now));
+        self.by_kind.retain(|_, slot| slot.is_in_use(now));
+        events
+    }
+
+    fn is_in_use(&self, now: Instant) -> bool {
+        !self.by_kind.is_empty() || self.others.is_in_use(now)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shares {
+    anonymous: Share,
+    by_owner: HashMap<Owner, Share>,
+    /// Refusals of owners without a share.
+    others: Slot,
+}
+
+/// Refusal that stands for kinds beyond a share.
+fn too_many_kinds(actor: Actor) -> Refusal {
+    let reason = "too-many-kinds";
+    Refusal { actor, action: Action::Other, resources: Vec::new(), reason, request_id: None, source: None }
 }
 
 /// Refusals that were not written yet.
 #[derive(Debug, Default)]
-pub struct Refusals(Mutex<Slots>);
+pub struct Refusals(Mutex<Shares>);
 
 impl Refusals {
-    fn slots(&self) -> MutexGuard<'_, Slots> {
+    fn shares(&self) -> MutexGuard<'_, Shares> {
         self.0.lock()
     }
 
     /// Counts a refusal. Never waits and never fails.
     pub fn count(&self, refusal: Refusal) {
-        let mut slots = self.slots();
-        let kind = Kind::of(&refusal);
-        if let Some(slot) = slots.by_kind.get_mut(&kind) {
-            slot.count(refusal);
-        } else if slots.have_room_for(&kind) {
-            slots.by_kind.entry(kind).or_default().count(refusal);
+        let mut shares = self.shares();
+        if refusal.actor.kind == ActorKind::Anonymous {
+            shares.anonymous.count(refusal, ANONYMOUS_KINDS_MAX);
+            return;
+        }
+        let owner = Owner::of(&refusal.actor);
+        if let Some(share) = shares.by_owner.get_mut(&owner) {
+            share.count(refusal, CALLER_KINDS_MAX);
+        } else if shares.by_owner.len() < CALLERS_MAX {
+            shares.by_owner.entry(owner).or_default().count(refusal, CALLER_KINDS_MAX);
         } else {
-            let reason = "too-many-kinds";
-            slots.others.count(Refusal {
-                actor: anonymous(),
-                action: Action::Other,
-                resources: Vec::new(),
-                reason,
-                request_id: None,
-                source: None,
-            });
+            shares.others.count(too_many_kinds(anonymous()));
         }
     }
 
     /// Takes the events that are due.
     pub fn take(&self, now: Instant) -> Vec<NewEvent> {
-        let mut slots = self.slots();
-        let mut events: Vec<NewEvent> = slots.by_kind.values_mut().filter_map(|slot| slot.take(now)).collect();
-        slots.by_kind.retain(|_, slot| slot.first.is_some() || !slot.may_be_written(now));
-        events.extend(slots.others.take(now));
+        let mut shares = self.shares();
+        let mut events = shares.anonymous.take(now);
+        events.extend(shares.by_owner.values_mut().flat_map(|share| share.take(now)));
+        shares.by_owner.retain(|_, share| share.is_in_use(now));
+        events.extend(shares.others.take(now));
         events
     }
 
     /// Takes all events, due or not.
     pub fn take_all(&self) -> Vec<NewEvent> {
-        let mut slots = self.slots();
-        let mut all: Vec<Slot> = slots.by_kind.drain().map(|(_, slot)| slot).collect();
-        all.push(std::mem::take(&mut slots.others));
+        let shares = std::mem::take(&mut *self.shares());
+        let of_owners = shares.by_owner.into_values().chain([shares.anonymous]);
+        let slots =
+            of_owners.flat_map(|share| share.by_kind.into_values().chain([share.others])).chain([shares.others]);
         let now = Instant::now();
-        all.into_iter().filter_map(|slot| Slot { written: None, ..slot }.take(now)).collect()
+        slots.filter_map(|slot| Slot { written: None, ..slot }.take(now)).collect()
     }
 }
 
@@ -208,7 +258,7 @@ mod tests {
         assert_eq!(second.iter().map(count_of).collect::<Vec<_>>(), [1_000]);
         assert_eq!(second[0].related.len(), RESOURCES_MAX - 1);
         assert!(refusals.take(start + Duration::from_mins(2)).is_empty());
-        assert!(refusals.slots().by_kind.is_empty());
+        assert!(refusals.shares().by_owner.is_empty());
     }
 
     #[test]
@@ -226,8 +276,27 @@ mod tests {
         assert_eq!(events.iter().map(count_of).sum::<u64>(), 60 * 256);
     }
 
+    fn by(kind: ActorKind, name: &str, refusal: Refusal) -> Refusal {
+        Refusal { actor: Actor { kind, id: None, name: name.to_owned() }, ..refusal }
+    }
+
     fn known(name: &str, refusal: Refusal) -> Refusal {
-        Refusal { actor: Actor { kind: ActorKind::ApiKey, id: None, name: name.to_owned() }, ..refusal }
+        by(ActorKind::ApiKey, name, refusal)
+    }
+
+    /// Refusals of one caller, each of another kind.
+    fn probe(refusals: &Refusals, kind: ActorKind, names: impl Iterator<Item = String>) {
+        for (number, name) in names.enumerate() {
+            let source = format!("198.51.{}.{}", number / 256, number % 256);
+            refusals.count(by(kind, &name, refusal(&source, Action::Reveal, "docker-configs")));
+        }
+    }
+
+    fn of_actor(events: &[NewEvent], name: &str) -> Vec<(&'static str, u64)> {
+        let of_actor = events.iter().filter(|event| event.actor.name == name);
+        let mut found: Vec<_> = of_actor.map(|event| (event.action.as_str(), count_of(event))).collect();
+        found.sort_unstable();
+        found
     }
 
     #[test]
@@ -236,14 +305,54 @@ mod tests {
         for last in 0..=255 {
             refusals.count(refusal(&format!("192.0.2.{last}"), Action::Authenticate, "docker-configs"));
         }
-        for number in 0..=KNOWN_KINDS_MAX {
+        for number in 0..CALLERS_MAX {
             let name = format!("ci-{number}");
             refusals.count(known(&name, refusal("198.51.100.1", Action::Reveal, "docker-configs")));
         }
         let events = refusals.take(Instant::now());
         let known = events.iter().filter(|event| event.actor.kind == ActorKind::ApiKey);
-        assert_eq!(known.count(), KNOWN_KINDS_MAX);
-        assert_eq!(events.len(), KNOWN_KINDS_MAX + ANONYMOUS_KINDS_MAX + 1);
+        assert_eq!(known.count(), CALLERS_MAX);
+        assert_eq!(events.len(), CALLERS_MAX + ANONYMOUS_KINDS_MAX + 1);
+    }
+
+    #[test]
+    fn one_caller_cannot_hide_the_refusals_of_another() {
+        let refusals = Refusals::default();
+        probe(&refusals, ActorKind::ApiKey, std::iter::repeat_n("noisy".to_owned(), 1_000));
+        probe(&refusals, ActorKind::IdentityProvider, (0..1_000).map(|number| format!("github/branch-{number}")));
+        refusals.count(known("quiet", refusal("203.0.113.1", Action::Deliver, "clusters/dev")));
+        refusals.count(by(
+            ActorKind::IdentityProvider,
+            "gitlab/job",
+            refusal("203.0.113.1", Action::Deliver, "clusters/dev"),
+        ));
+
+        let events = refusals.take(Instant::now());
+
+        assert_eq!(of_actor(&events, "quiet"), [("secret.deliver", 1)]);
+        assert_eq!(of_actor(&events, "gitlab/job"), [("secret.deliver", 1)]);
+        // The noisy caller is named, also in the event for its further kinds.
+        let mut expected = vec![("dockerConfig.reveal", 1); CALLER_KINDS_MAX];
+        expected.push(("request.other", 1_000 - CALLER_KINDS_MAX as u64));
+        assert_eq!(of_actor(&events, "noisy"), expected);
+        let of_provider = events.iter().filter(|event| event.actor.name.starts_with("github/"));
+        assert_eq!(of_provider.map(count_of).sum::<u64>(), 1_000);
+        assert_eq!(events.len(), 2 * (CALLER_KINDS_MAX + 1) + 2);
+    }
+
+    #[test]
+    fn number_of_events_a_minute_is_bounded_for_any_number_of_callers() {
+        let (refusals, start) = (Refusals::default(), Instant::now());
+        let mut events = Vec::new();
+        for second in 0..60 {
+            for number in 0..2 * CALLERS_MAX {
+                probe(&refusals, ActorKind::ApiKey, std::iter::repeat_n(format!("ci-{number}"), CALLER_KINDS_MAX + 2));
+            }
+            events.extend(refusals.take(start + Duration::from_secs(second)));
+        }
+        assert_eq!(events.len(), CALLERS_MAX * (CALLER_KINDS_MAX + 1) + 1);
+        events.extend(refusals.take_all());
+        assert_eq!(events.iter().map(count_of).sum::<u64>(), (60 * 2 * CALLERS_MAX * (CALLER_KINDS_MAX + 2)) as u64);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use chrono::TimeDelta;
-use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::postgres::PgConnectOptions;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -19,7 +19,7 @@ use crate::{
         seal::{Batch, Seal, SealHead},
     },
     service::audit::{AuditError, metrics::Tampering, process::Process},
-    storage::{self, StorageError, audit::LastSeal},
+    storage::{self, PgConnection, StorageError, audit::LastSeal, pool::OPERATION_MAX},
 };
 
 /// Pause after a cycle that sealed batches, and after one that did not.
@@ -46,8 +46,6 @@ const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// Seals batches, accounts for the numbers of its process, and watches the seals.
 pub(super) struct Sealer {
     process: Arc<Process>,
-    /// Keys of the batches to seal. The key of the process signs the seals.
-    keys: Vec<AuditKey>,
     options: PgConnectOptions,
     /// Own connection: requests that exhaust the pool do not stop sealing.
     conn: Option<PgConnection>,
@@ -61,22 +59,7 @@ pub(super) struct Sealer {
 
 impl Sealer {
     pub(super) fn new(process: Arc<Process>, options: PgConnectOptions) -> Self {
-        let keys = vec![AuditKey::clone(&process.key)];
-        Self {
-            process,
-            keys,
-            options,
-            conn: None,
-            seen: None,
-            vanished: None,
-            lock_unavailable_since: None,
-            surveyed: None,
-        }
-    }
-
-    /// Also seals batches that older keys signed.
-    pub(super) fn with_keys(self, keys: &[AuditKey]) -> Self {
-        Self { keys: keys.to_vec(), ..self }
+        Self { process, options, conn: None, seen: None, vanished: None, lock_unavailable_since: None, surveyed: None }
     }
 
     /// Seals until it is told to stop, then closes the numbering of the process.
@@ -155,37 +138,37 @@ impl Sealer {
 
     /// Makes one seal. Returns how many batches it took.
     async fn seal(&mut self, from: Uuid) -> Result<usize, AuditError> {
-        self.connected().await?;
-        // A connection on which an error occurred is not used again.
-        let Some(mut conn) = self.conn.take() else { return Ok(0) };
-        let taken = self.seal_on(&mut conn, from).await?;
+        let conn = self.take_connected().await?;
+        let (taken, conn) = self.seal_on(conn, from).await?;
         self.conn = Some(conn);
         Ok(taken)
     }
 
-    async fn seal_on(&mut self, conn: &mut PgConnection, from: Uuid) -> Result<usize, AuditError> {
-        let ids: Vec<String> = self.keys.iter().map(|key| key.id().to_owned()).collect();
+    async fn seal_on(&mut self, conn: PgConnection, from: Uuid) -> Result<(usize, PgConnection), AuditError> {
+        let peppers = self.process.peppers.current();
+        let keys = peppers.audit_keys();
+        let ids = ids_of(&keys);
         let ignores_lock = self.lock_unavailable_since.is_some_and(|since| since.elapsed() >= LOCK_RESPECTED);
         let mut tx = conn.begin().await.map_err(StorageError::from)?;
         let is_free = storage::audit::try_lock_sealing(&mut tx).await?;
         if !is_free && !ignores_lock {
             self.lock_unavailable_since.get_or_insert_with(Instant::now);
-            return Ok(0);
+            return Ok((0, tx.rollback_and_keep().await.map_err(StorageError::from)?));
         }
         let last = storage::audit::find_last_seal(&mut tx).await?;
         let batches = storage::audit::take_batches(&mut tx, &ids, from, BATCHES_MAX).await?;
         let taken = batches.len();
-        let is_genuine = |batch: &Batch| self.keys.iter().any(|key| key.id() == batch.key_id && key.is_batch(batch));
+        let is_genuine = |batch: &Batch| keys.iter().any(|key| key.id() == batch.key_id && key.is_batch(batch));
         let (genuine, forged): (Vec<Batch>, Vec<Batch>) = batches.into_iter().partition(is_genuine);
         let carried = self.vanished.as_ref().or(self.seen.as_ref()).filter(|seen| seen.number > 0).cloned();
-        let seal = (!genuine.is_empty()).then(|| make_seal(&self.process.key, last, &genuine, carried));
+        let seal = (!genuine.is_empty()).then(|| make_seal(peppers.audit_key(), last, &genuine, carried));
         if let Some(seal) = &seal
             && !storage::audit::insert_seal(&mut tx, seal).await?
         {
-            // Another sealer was faster. Dropping the transaction puts the batches back.
-            return Ok(0);
+            // Another sealer was faster. The rollback puts the batches back.
+            return Ok((0, tx.rollback_and_keep().await.map_err(StorageError::from)?));
         }
-        tx.commit().await.map_err(StorageError::from)?;
+        let conn = tx.commit_and_keep().await.map_err(StorageError::from)?;
         if is_free {
             self.lock_unavailable_since = None;
         }
@@ -198,7 +181,7 @@ impl Sealer {
             let Batch { id, entry, event_ids, .. } = batch;
             tracing::error!(%id, process.id = %entry.process_id, entry.sequence, ?event_ids, "forged audit batch removed");
         }
-        Ok(taken)
+        Ok((taken, conn))
     }
 
     /// Reads seals since the last one that was seen, which must be stored unchanged.
@@ -250,11 +233,11 @@ impl Sealer {
         if notices.is_empty() {
             return Ok(());
         }
-        let mut tx = self.connected().await?.begin().await.map_err(StorageError::from)?;
+        let mut tx = self.take_connected().await?.begin().await.map_err(StorageError::from)?;
         for notice in &notices {
             storage::audit::insert_batch(&mut tx, notice, &[]).await?;
         }
-        tx.commit().await.map_err(StorageError::from)?;
+        self.conn = Some(tx.commit_and_keep().await.map_err(StorageError::from)?);
         self.process.noticed(&notices);
         Ok(())
     }
@@ -264,8 +247,7 @@ impl Sealer {
     async fn survey(&mut self) -> Result<(), AuditError> {
         self.resolve(false).await?;
         let mut missing = self.process.unsealed();
-        let (process_id, ids) =
-            (self.process.id(), self.keys.iter().map(|key| key.id().to_owned()).collect::<Vec<_>>());
+        let (process_id, ids) = (self.process.id(), ids_of(&self.process.peppers.current().audit_keys()));
         // A batch that is in neither of these two reads, in this order, is gone.
         for waiting in storage::audit::list_unsealed_sequences(self.connected().await?, process_id).await? {
             missing.remove(&waiting);
@@ -278,11 +260,23 @@ impl Sealer {
     }
 
     async fn connected(&mut self) -> Result<&mut PgConnection, StorageError> {
-        if self.conn.is_none() {
-            self.conn = Some(PgConnection::connect_with(&self.options).await?);
-        }
-        self.conn.as_mut().ok_or(StorageError::Unavailable(sqlx::Error::PoolClosed))
+        let conn = self.take_connected().await?;
+        Ok(self.conn.insert(conn))
     }
+
+    /// Takes the connection, for a transaction. A connection on which an error occurred is not put
+    /// back.
+    async fn take_connected(&mut self) -> Result<PgConnection, StorageError> {
+        match self.conn.take() {
+            Some(conn) => Ok(conn),
+            None => Ok(PgConnection::connect_with(&self.options, OPERATION_MAX).await?),
+        }
+    }
+}
+
+/// Returns the ids of the keys whose batches this process seals.
+fn ids_of(keys: &[AuditKey]) -> Vec<String> {
+    keys.iter().map(|key| key.id().to_owned()).collect()
 }
 
 fn make_seal(key: &AuditKey, last: Option<LastSeal>, batches: &[Batch], seen: Option<SealHead>) -> Seal {

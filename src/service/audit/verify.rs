@@ -6,7 +6,6 @@ use std::{
     fmt,
 };
 
-use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::{
@@ -19,7 +18,7 @@ use crate::{
         ServiceError,
         audit::legacy::{ChainAnchor, ChainFinding, verify_chains},
     },
-    storage,
+    storage::{self, PgConnection, PgPool},
 };
 
 /// Seals that are read at a time.

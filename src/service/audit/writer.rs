@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::postgres::PgConnectOptions;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, timeout, timeout_at},
@@ -21,7 +21,7 @@ use crate::{
         process::{Process, Write, WriteOutcome, outcome_of},
         refusals::{Refusal, Refusals},
     },
-    storage::StorageError,
+    storage::{PgConnection, StorageError},
 };
 
 /// Most events that wait.
@@ -77,7 +77,7 @@ impl AuditWriter {
         sealer.cycle().await?;
         let (queue, entries) = mpsc::channel(QUEUE);
         let audit_writer = Self { queue, refusals: Arc::default(), metrics: audit.metrics() };
-        let options = (*audit.pool.connect_options()).clone();
+        let options = audit.pool.connect_options();
         let writer = GroupWriter { process: Arc::clone(&audit.process), options, conn: None };
         let refusals = Arc::clone(&audit_writer.refusals);
         let run = async move {
@@ -226,7 +226,7 @@ impl GroupWriter {
 
     async fn insert_once(&mut self, write: &Write) -> Result<(), AuditError> {
         if self.conn.is_none() {
-            self.conn = Some(PgConnection::connect_with(&self.options).await.map_err(StorageError::from)?);
+            self.conn = Some(PgConnection::connect_with(&self.options, WRITE).await.map_err(StorageError::from)?);
         }
         let conn = self.conn.as_mut().ok_or(AuditError::NotWritten)?;
         write.insert(conn).await

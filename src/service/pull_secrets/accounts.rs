@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
     domain::{account::Account, selector::LabelSelector},
     service::ServiceError,
-    storage,
+    storage::{self, PgConnection},
 };
 
 /// Change of an account.

@@ -101,7 +101,7 @@ impl Reconciler {
         let Written { resource_version: Some(version), content_mac: Some(mac), .. } = &job.target.written else {
             return Ok(None);
         };
-        if *mac == content.mac || job.target.applied_generation >= job.target.generation {
+        if content.mac.is_of(Some(mac)) || job.target.applied_generation >= job.target.generation {
             return Ok(None);
         }
         match client.apply_secret(&job.target.namespace, secret, version).await {
@@ -132,7 +132,12 @@ impl Reconciler {
             let found = client.get_secret(&target.namespace, secret.name).await?;
             let is_ours = found.as_ref().is_none_or(|found| found.owner(wanted.id, &target.written) == Owner::Us);
             let version = match plan(&wanted, &target.written, found.as_ref()) {
-                Step::Leave => return Ok(self.synced(job, SecretAction::Unchanged, target.written.clone())),
+                Step::Leave => {
+                    // Also stores the hash under the first pepper.
+                    let content_mac = Some(content.mac.current.clone());
+                    let written = Written { content_mac, ..target.written.clone() };
+                    return Ok(self.synced(job, SecretAction::Unchanged, written));
+                }
                 // A creation names no version, so only the lease fences it.
                 Step::Create if self.is_lease_over(job) => return Ok(superseded(job)),
                 Step::Create => match client.create_secret(&target.namespace, secret, false).await {
@@ -261,7 +266,11 @@ impl Reconciler {
 }
 
 fn written(created: SecretMetadata, content: &Content) -> Written {
-    Written { uid: created.uid, resource_version: created.resource_version, content_mac: Some(content.mac.clone()) }
+    Written {
+        uid: created.uid,
+        resource_version: created.resource_version,
+        content_mac: Some(content.mac.current.clone()),
+    }
 }
 
 /// Outcome of an attempt whose lease ended. Another worker may have the target.

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use sqlx::PgConnection;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -15,7 +14,7 @@ use crate::{
     domain::reconcile::TargetError,
     service::{ServiceError, connection},
     storage::{
-        self,
+        self, PgConnection,
         pull_secrets::StoredPullSecret,
         targets::queue::{self, ClaimedTarget},
     },

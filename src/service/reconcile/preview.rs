@@ -14,7 +14,7 @@ use crate::{
     clients::cluster::{ClusterClient, ClusterError},
     domain::{
         names::{Name, NamespaceName},
-        pull_secret::{Declaration, DeletionPolicy, Owner, PreviewAction, Step, Wanted, Written, plan},
+        pull_secret::{Declaration, DeletionPolicy, LeftOut, Owner, PreviewAction, Step, Wanted, Written, plan},
         reconcile::TargetError,
     },
     service::{ServiceError, connection},
@@ -67,8 +67,10 @@ struct Preview<'a> {
 }
 
 impl Reconciler {
-    /// Determines the effect of a declaration on each target, without changes. `existing` is the
-    /// stored pull secret of the same name.
+    /// Determines the effect of a declaration on each target, without changes, and the selected
+    /// accounts that the document leaves out. `existing` is the stored pull secret of the same name.
+    ///
+    /// The caller must be granted what the declaration selects: all that is left out is selected.
     ///
     /// # Errors
     ///
@@ -78,7 +80,7 @@ impl Reconciler {
         &self,
         declaration: &Declaration,
         existing: Option<&StoredPullSecret>,
-    ) -> Result<Vec<PreviewedTarget>, ServiceError> {
+    ) -> Result<(Vec<PreviewedTarget>, Vec<LeftOut>), ServiceError> {
         let content = self.assemble(declaration).await?;
         let mut conn = connection(&self.pool).await?;
         let known = match existing {
@@ -107,7 +109,9 @@ impl Reconciler {
         let previewed: Vec<_> = stream::iter(previews).buffer_unordered(CLUSTERS_CONCURRENCY).try_collect().await?;
         let mut previewed: Vec<PreviewedTarget> = previewed.into_iter().flatten().collect();
         previewed.sort_by(|one, other| (&one.cluster, &one.namespace).cmp(&(&other.cluster, &other.namespace)));
-        Ok(previewed)
+        let mut left_out: Vec<&str> = content.left_out.iter().map(|account| account.name.as_str()).collect();
+        left_out.sort_unstable();
+        Ok((previewed, left_out.into_iter().map(LeftOut::key_collision).collect()))
     }
 
     async fn preview_cluster(

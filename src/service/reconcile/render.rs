@@ -4,21 +4,27 @@ use std::{sync::Arc, time::Duration};
 
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::Reconciler;
 use crate::{
-    domain::{pull_secret::Declaration, secret::SecretContent},
-    service::ServiceError,
-    storage::pull_secrets::StoredPullSecret,
+    domain::{
+        pull_secret::{ContentMac, Declaration},
+        secret::SecretContent,
+    },
+    service::{ServiceError, connection},
+    storage::{self, accounts::SealedCredential, pull_secrets::StoredPullSecret},
 };
 
 /// Lifetime of a rendered document.
 const RENDER_TTL: Duration = Duration::from_secs(5);
 
-/// A rendered document with its keyed hash.
+/// A rendered document with its keyed hashes.
 pub(super) struct Content {
     pub(super) secret: SecretContent,
-    pub(super) mac: Vec<u8>,
+    pub(super) mac: ContentMac,
+    /// Selected accounts that are not in the document, because it has their key already.
+    pub(super) left_out: Vec<Arc<SealedCredential>>,
 }
 
 pub(super) struct Rendered {
@@ -32,7 +38,8 @@ pub(super) struct Rendered {
 pub(super) type RenderSlot = Arc<tokio::sync::Mutex<Option<Rendered>>>;
 
 impl Reconciler {
-    /// Returns the document for a generation of a pull secret. The first caller renders it.
+    /// Returns the document for a generation of a pull secret. The first caller renders it and
+    /// records the accounts that it leaves out.
     pub(super) async fn render(
         &self,
         pull_secret: &StoredPullSecret,
@@ -49,6 +56,12 @@ impl Reconciler {
         }
         let at = Instant::now();
         let content = Arc::new(self.assemble(&pull_secret.declaration).await?);
+        if pull_secret.declaration.account_selector().is_some() {
+            let mut ids: Vec<Uuid> = content.left_out.iter().map(|account| account.id).collect();
+            ids.sort_unstable();
+            let mut conn = connection(&self.pool).await?;
+            storage::left_out::record(&mut conn, pull_secret.id, generation, &ids).await?;
+        }
         *slot = Some(Rendered { generation, version: pull_secret.version, at, content: Arc::clone(&content) });
         Ok(content)
     }
@@ -56,11 +69,12 @@ impl Reconciler {
     /// Renders the document of a declaration.
     pub(super) async fn assemble(&self, declaration: &Declaration) -> Result<Content, ServiceError> {
         let secret_type = declaration.secret_type;
-        let rendered = self.docker_configs.assemble_stored(secret_type.profile(), &declaration.accounts).await?;
-        let mac =
-            self.content_key.mac(&[secret_type.as_str().as_bytes(), rendered.document.expose_secret().as_bytes()]);
+        let (rendered, left_out) =
+            self.docker_configs.assemble_stored(secret_type.profile(), &declaration.accounts).await?;
+        let parts = [secret_type.as_str().as_bytes(), rendered.document.expose_secret().as_bytes()];
+        let mac = self.peppers.current().content_mac(&parts);
         let secret = SecretContent::new(secret_type, &rendered.document);
-        Ok(Content { secret, mac })
+        Ok(Content { secret, mac, left_out })
     }
 
     /// Evicts expired documents, and all declarations once no document is left.

@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Attempt, Reconciler};
@@ -17,7 +16,7 @@ use crate::{
     },
     service::{ServiceError, connection},
     storage::{
-        self, StorageError,
+        self, PgConnection, StorageError,
         targets::queue::{self, ClaimedTarget},
     },
 };

@@ -20,6 +20,12 @@ pub enum TokenOutcome {
     Early,
     /// No provider has the token's issuer and audience.
     UnknownProvider,
+    /// The token has further audiences, which the provider does not accept.
+    Audiences,
+    /// The token was issued for another purpose than access.
+    TokenType,
+    /// The provider's audience is one of API servers, so every pod has a token for it.
+    ApiServerAudience,
     /// The signature algorithm is not supported, or the token is not signed.
     Algorithm,
     /// The issuer has no such key for this algorithm.
@@ -36,12 +42,15 @@ pub enum TokenOutcome {
 
 impl TokenOutcome {
     /// All outcomes.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Accepted,
         Self::Malformed,
         Self::Expired,
         Self::Early,
         Self::UnknownProvider,
+        Self::Audiences,
+        Self::TokenType,
+        Self::ApiServerAudience,
         Self::Algorithm,
         Self::UnknownKey,
         Self::Signature,
@@ -59,6 +68,9 @@ impl TokenOutcome {
             Self::Expired => "expired",
             Self::Early => "early",
             Self::UnknownProvider => "unknownProvider",
+            Self::Audiences => "audiences",
+            Self::TokenType => "tokenType",
+            Self::ApiServerAudience => "apiServerAudience",
             Self::Algorithm => "algorithm",
             Self::UnknownKey => "unknownKey",
             Self::Signature => "signature",

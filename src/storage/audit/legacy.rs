@@ -1,7 +1,6 @@
 //! Chains of events, as releases before seals wrote them.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::EventRow;
@@ -10,7 +9,7 @@ use crate::{
         StoredEvent,
         legacy::{Chain, Head, Opening},
     },
-    storage::StorageError,
+    storage::{PgConnection, StorageError},
 };
 
 struct ChainRow {

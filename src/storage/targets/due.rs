@@ -3,11 +3,10 @@
 //! Transactions lock resyncs before targets, and targets in the order of pull secret, cluster and
 //! namespace. A watch skips locked rows instead.
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::lock_all;
-use crate::storage::{StorageError, resyncs};
+use crate::storage::{PgConnection, StorageError, resyncs};
 
 /// Gives all targets the generation of their pull secrets and makes them due.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.bump_generation", skip_all)]

@@ -7,7 +7,6 @@
 use std::{collections::HashMap, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::TABLE;
@@ -17,7 +16,7 @@ use crate::{
         pull_secret::Written,
         reconcile::ReconcileOutcome,
     },
-    storage::{StorageError, corrupt},
+    storage::{PgConnection, StorageError, corrupt},
 };
 
 /// A target under lease.

@@ -3,17 +3,16 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::TABLE;
 use crate::{
     domain::{
-        names::NamespaceName,
+        names::{NamespaceName, ServiceAccountName},
         pull_secret::{TargetState, Written},
         rbac::Cleanup,
     },
-    storage::{PageRequest, StorageError, corrupt},
+    storage::{PageRequest, PgConnection, StorageError, corrupt},
 };
 
 /// Targets of a pull secret, by state.
@@ -203,12 +202,12 @@ pub async fn cleanups(
            FROM pull_secret_targets AS target
            JOIN pull_secrets ON pull_secrets.id = target.pull_secret_id
            CROSS JOIN LATERAL (
-               SELECT CASE
-                   WHEN target.wanted THEN NOT to_jsonb(target.attached) <@ (pull_secrets.declaration -> 'serviceAccounts')
-                   ELSE target.attached <> '{}'
-               END AS detaches
+               SELECT ARRAY(
+                   SELECT name FROM unnest(target.attached) AS name
+                   WHERE NOT target.wanted OR NOT (pull_secrets.declaration -> 'serviceAccounts') ? name
+               ) AS detaches
            ) AS beside
-           WHERE target.cluster_id = $1 AND (NOT target.wanted OR beside.detaches)
+           WHERE target.cluster_id = $1 AND (NOT target.wanted OR beside.detaches <> '{}')
            ORDER BY target.pull_secret_id, target.namespace LIMIT $2"#,
         cluster,
         limit,
@@ -219,7 +218,9 @@ pub async fn cleanups(
     for row in rows {
         let id = row.pull_secret_id;
         let namespace = NamespaceName::parse(&row.namespace).map_err(corrupt(TABLE, id, "namespace"))?;
-        cleanups.entry(id).or_default().push(Cleanup { namespace, removes: row.removes, detaches: row.detaches });
+        let detaches: Result<_, _> = row.detaches.iter().map(|name| ServiceAccountName::parse(name)).collect();
+        let detaches = detaches.map_err(corrupt(TABLE, id, "attached"))?;
+        cleanups.entry(id).or_default().push(Cleanup { namespace, removes: row.removes, detaches });
     }
     Ok(cleanups)
 }

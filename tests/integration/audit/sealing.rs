@@ -1,6 +1,6 @@
 //! Sealing of committed batches, and the numbers that expose removed ones.
 
-use std::{process::Command, sync::Arc};
+use std::process::Command;
 
 use regcred::{
     domain::{
@@ -13,7 +13,7 @@ use regcred::{
 use uuid::Uuid;
 
 use super::*;
-use crate::support::{given, postgres::Postgres};
+use crate::support::{app::peppers, given, postgres::Postgres};
 
 fn event() -> NewEvent {
     let actor = Actor { kind: ActorKind::CommandLine, id: None, name: "dev".to_owned() };
@@ -21,7 +21,13 @@ fn event() -> NewEvent {
 }
 
 /// Inserts a batch of a process as the service does, with one event or none.
-async fn insert_batch(conn: &mut PgConnection, process_id: Uuid, sequence: i64, settled_through: i64, has_event: bool) {
+async fn insert_batch(
+    conn: &mut storage::PgConnection,
+    process_id: Uuid,
+    sequence: i64,
+    settled_through: i64,
+    has_event: bool,
+) {
     let event = event().stamp(Uuid::now_v7());
     let events = [audit_key().sign_event(event, process_id, sequence)];
     let events = if has_event { &events[..] } else { &[] };
@@ -64,7 +70,7 @@ async fn process_of(report: &Report, pool: &PgPool, resource: &str) -> Option<Pr
 async fn late_commit_is_sealed_after_later_batches(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let process_id = Uuid::now_v7();
-    let mut late = app.pool.begin().await.expect("a transaction");
+    let mut late = app.storage().begin().await.expect("a transaction");
     insert_batch(&mut late, process_id, 1, 0, true).await;
     for number in 0..3 {
         register(&app, &format!("a-{number}")).await;
@@ -156,10 +162,10 @@ async fn forged_batch_is_removed_and_counted(pool: PgPool) {
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn copied_batch_is_found(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    let mut conn = app.pool.acquire().await.expect("a connection");
-    let mut tx = sqlx::Connection::begin(&mut *conn).await.expect("a transaction");
+    let mut tx = app.storage().begin().await.expect("a transaction");
     insert_batch(&mut tx, Uuid::now_v7(), 1, 1, true).await;
-    run(&mut tx, "CREATE TABLE copied AS SELECT * FROM audit_unsealed").await.expect("copied");
+    let copy = "CREATE TABLE copied AS SELECT * FROM audit_unsealed";
+    sqlx::query(copy).execute(&mut *tx).await.expect("copied");
     tx.commit().await.expect("committed");
     everything_is_sealed(&app.pool).await;
 
@@ -230,12 +236,12 @@ async fn restored_dump_is_sealed_on_another_server(pool: PgPool) {
 async fn long_transaction_neither_stops_sealing_nor_leaves_bloat(pool: PgPool) {
     const BATCHES: i64 = 3_000;
     let app = TestApp::spawn(pool).await;
-    let mut reader = storage::audit::snapshot(&app.pool).await.expect("a snapshot");
+    let mut reader = storage::audit::snapshot(&app.storage()).await.expect("a snapshot");
     sqlx::query("SELECT count(*) FROM audit_seals").execute(&mut *reader).await.expect("a snapshot");
     let process_id = Uuid::now_v7();
     let start = Instant::now();
     for page in 0..BATCHES / 100 {
-        let mut tx = app.pool.begin().await.expect("a transaction");
+        let mut tx = app.storage().begin().await.expect("a transaction");
         for index in 1..=100 {
             insert_batch(&mut tx, process_id, page * 100 + index, 0, true).await;
         }
@@ -327,14 +333,15 @@ async fn killed_process_is_listed_with_its_last_batch(pool: PgPool) {
 /// Rolled-back and cut-off transactions are accounted for.
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn change_that_is_rolled_back_or_cut_off_leaves_no_gap(pool: PgPool) {
-    let audit = TransactionalAudit::open(&pool, Arc::new(audit_key()));
+    let storage = storage::PgPool::from(pool.clone());
+    let audit = TransactionalAudit::open(&storage, peppers());
     let mut superuser = superuser(&pool).await;
-    audit.record_alone(&pool, event()).await.expect("recorded");
+    audit.record_alone(&storage, event()).await.expect("recorded");
     for body in ["RAISE EXCEPTION 'refused';", "PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL;"] {
         install(&pool, "CONSTRAINT TRIGGER tamper AFTER INSERT", body).await;
-        audit.record_alone(&pool, event()).await.expect_err("not committed");
+        audit.record_alone(&storage, event()).await.expect_err("not committed");
         run(&mut superuser, "DROP FUNCTION tamper CASCADE").await.expect("removed");
-        audit.record_alone(&pool, event()).await.expect("recorded");
+        audit.record_alone(&storage, event()).await.expect("recorded");
     }
     let report = assert_whole(&pool).await;
     let numbers = report.anchor.processes.values().next().expect("a process").clone();
@@ -351,9 +358,9 @@ async fn change_that_is_rolled_back_or_cut_off_leaves_no_gap(pool: PgPool) {
 async fn write_that_commits_after_it_was_voided_is_no_finding(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let process_id = Uuid::now_v7();
-    let mut late = app.pool.begin().await.expect("a transaction");
+    let mut late = app.storage().begin().await.expect("a transaction");
     insert_batch(&mut late, process_id, 1, 0, true).await;
-    let mut conn = app.pool.acquire().await.expect("a connection");
+    let mut conn = app.storage().acquire().await.expect("a connection");
     insert_batch(&mut conn, process_id, 1, 0, false).await;
     insert_batch(&mut conn, process_id, 2, 2, false).await;
     everything_is_sealed(&app.pool).await;

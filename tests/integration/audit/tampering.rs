@@ -286,7 +286,7 @@ async fn write_chain(pool: &PgPool, key: &AuditKey, events: i64) {
 async fn chains_of_an_earlier_release_are_adopted_repeatably(pool: PgPool) {
     let installation = Installation::new(pool.connect_options().to_url_lossy().as_str());
     let pepper = fs::read_to_string(installation.variable("REGCRED_API_KEY_PEPPER_FILE")).expect("a pepper");
-    let key = AuditKey::of(&regcred::crypto::api_key::Pepper::parse(&pepper.into()).expect("a pepper"));
+    let key = AuditKey::of(&regcred::crypto::pepper::Pepper::parse(&pepper.into()).expect("a pepper"));
     write_chain(&pool, &key, 3).await;
     write_chain(&pool, &key, 1_500).await;
     installation.new_key("one").await;

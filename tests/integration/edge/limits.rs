@@ -56,7 +56,7 @@ async fn logged_address(installation: &Installation, headers: &[(&str, &str)]) -
     let line = eventually("the request is in the log", async || {
         let stderr = service.process.stderr();
         let mut lines = stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.find(|line| line["span"]["request_id"] == id.as_str() && line["message"] == "request completed")
+        lines.find(|line| line["span"]["client_request_id"] == id.as_str() && line["message"] == "request completed")
     });
     line.await["span"]["peer"].as_str().expect("an address").to_owned()
 }

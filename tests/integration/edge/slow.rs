@@ -9,7 +9,7 @@ use std::{
 
 use sqlx::PgPool;
 
-use super::{connect, pause, read_to_the_end, statuses};
+use super::{connect, pause, read_head, read_to_the_end, statuses};
 use crate::support::{PATIENCE, app::TestApp};
 
 /// Time after which a slow client must be disconnected.
@@ -31,17 +31,6 @@ fn trickle(mut stream: TcpStream, drop: &[u8]) -> Duration {
             _ => {}
         }
     }
-}
-
-fn read_one_answer(stream: &mut TcpStream) -> String {
-    let mut read = Vec::new();
-    let mut chunk = [0; 4096];
-    while !read.windows(4).any(|window| window == b"\r\n\r\n") {
-        let count = stream.read(&mut chunk).expect("an answer");
-        assert!(count > 0, "closed: {}", String::from_utf8_lossy(&read));
-        read.extend_from_slice(&chunk[..count]);
-    }
-    String::from_utf8_lossy(&read).into_owned()
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
@@ -118,7 +107,7 @@ async fn a_connection_is_reused_and_closed_when_idle(pool: PgPool) {
     let mut stream = connect(app.address);
     for _ in 0..100 {
         stream.write_all(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").expect("sent");
-        assert!(read_one_answer(&mut stream).starts_with("HTTP/1.1 405 "));
+        assert!(read_head(&mut stream).starts_with("HTTP/1.1 405 "));
     }
     let start = Instant::now();
 

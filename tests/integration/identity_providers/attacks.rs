@@ -181,14 +181,54 @@ async fn token_without_key_id_is_accepted_if_the_issuer_has_one_key(pool: PgPool
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn one_of_several_audiences_must_match(pool: PgPool) {
+async fn token_with_several_audiences_is_rejected_unless_the_provider_allows_it(pool: PgPool) {
     let app = spawn(pool).await;
     let key = TestKey::p256("a");
     let issuer = TestIssuer::start(&[&key]);
     trust(&app, "ci", &issuer).await;
+    let provider = "/v1/identity-providers/ci";
+    let shared = issuer.token(&key, json!({"aud": ["vault", "regcred"]}));
 
-    me(&app, &issuer.token(&key, json!({"aud": ["vault", "regcred"]}))).await.expect(200);
+    me(&app, &shared).await.problem(401, "invalid-token");
+    assert_eq!((counted(&app, "tokens", "audiences").await, issuer.requests(KEYS)), (1, 0));
+    me(&app, &issuer.token(&key, json!({"aud": ["regcred"]}))).await.expect(200);
+
+    assert_eq!(app.admin().get(provider).await.expect(200)["allowMultipleAudiences"], false);
+    let changed = app.admin().patch(provider, &json!({"allowMultipleAudiences": true})).await.expect(200);
+    assert_eq!(changed["allowMultipleAudiences"], true);
+    me(&app, &shared).await.expect(200);
     me(&app, &issuer.token(&key, json!({"aud": "regcred2"}))).await.problem(401, "invalid-token");
+    me(&app, &issuer.token(&key, json!({"aud": ["vault", "regcred2"]}))).await.problem(401, "invalid-token");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn token_for_another_purpose_is_rejected_unless_the_provider_accepts_it(pool: PgPool) {
+    let app = spawn(pool).await;
+    let key = TestKey::p256("a");
+    let issuer = TestIssuer::start(&[&key]);
+    trust(&app, "ci", &issuer).await;
+    let provider = "/v1/identity-providers/ci";
+    let typed = |token_type: &str, more: Value| {
+        let header = json!({"alg": key.algorithm(), "typ": token_type, "kid": key.id});
+        key.sign(&header, &issuer.claims(more))
+    };
+    let events = json!({"events": {"http://schemas.openid.net/event/backchannel-logout": {}}});
+
+    for token in [typed("logout+jwt", json!({})), typed("application/Logout+JWT", events.clone()), typed("JWT", events)]
+    {
+        me(&app, &token).await.problem(401, "invalid-token");
+    }
+    assert_eq!((counted(&app, "tokens", "tokenType").await, issuer.requests(KEYS)), (3, 0));
+    me(&app, &typed("at+jwt", json!({}))).await.expect(200);
+
+    for refused in [json!(["JWT"]), json!([""]), json!(["at+jwt"]), json!(vec!["a+jwt"; 11])] {
+        let answer = app.admin().patch(provider, &json!({"tokenTypes": refused})).await;
+        assert_eq!((answer.status, answer.fields()), (422, vec!["tokenTypes".to_owned()]), "{refused}");
+    }
+    let changed = app.admin().patch(provider, &json!({"tokenTypes": ["Logout+JWT"]})).await.expect(200);
+    assert_eq!(changed["tokenTypes"], json!(["logout+jwt"]));
+    me(&app, &typed("logout+jwt", json!({}))).await.expect(200);
+    me(&app, &typed("secevent+jwt", json!({}))).await.problem(401, "invalid-token");
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]

@@ -187,24 +187,16 @@ async fn unavailable_cluster_affects_only_its_own_tokens(pool: PgPool) {
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn review_is_cached_and_must_confirm_our_audience(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
-    // API server that confirms every token. `old` returns no audiences, like an API server without
-    // audience support.
-    let review = |audiences: Value| {
-        let user = json!({"username": "system:serviceaccount:a:ci", "uid": "u-1"});
-        json!({
-            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": {"token": ""},
-            "status": {"authenticated": true, "user": user, "audiences": audiences},
-        })
-        .to_string()
-    };
+    // API server that confirms every token for the requested audience. `old` returns no audiences,
+    // like an API server without audience support.
     let key = TestKey::rsa("a");
     let end = Utc::now().timestamp() + 300;
     let mut asked = Vec::new();
-    for (cluster, audiences, status) in
-        [("old", Value::Null, 401), ("others", json!(["vault"]), 401), ("good", json!(["regcred-good"]), 200)]
+    // An accepted token is also reviewed for the API server itself.
+    for (cluster, audiences, status, reviews) in
+        [("old", Value::Null, 401, 1), ("others", json!(["vault"]), 401, 1), ("good", json!(["regcred-good"]), 200, 2)]
     {
-        let body = review(audiences);
-        let (address, requests) = serve(move |_| answer("201 Created", &[("Content-Type", "application/json")], &body));
+        let (address, requests) = serve(move |request| review(request.contains(r#""audiences""#), &audiences));
         let server = format!("http://{address}");
         let body = json!({"name": cluster, "server": server, "auth": {"type": "none"}, "allowPlainHttp": true});
         app.admin().post("/v1/clusters", &body).await.expect(201);
@@ -214,19 +206,91 @@ async fn review_is_cached_and_must_confirm_our_audience(pool: PgPool) {
         for _ in 0..5 {
             assert_eq!(me(&app, &token).await.status, status, "{cluster}");
         }
-        assert_eq!(requests.count(), 1, "{cluster}");
+        assert_eq!(requests.count(), reviews, "{cluster}");
         // A changed connection may lead to another server, so the token is reviewed again.
         let auth = json!({"auth": {"type": "token", "token": "t"}});
         app.admin().patch(&format!("/v1/clusters/{cluster}"), &auth).await.expect(200);
         assert_eq!(me(&app, &token).await.status, status, "{cluster}");
-        assert_eq!(requests.count(), 2, "{cluster}");
-        asked.push(requests);
+        assert_eq!(requests.count(), 2 * reviews, "{cluster}");
+        asked.push((requests, 2 * reviews));
     }
     // A token for two clusters is sent to neither.
     let mut for_two = claims("a", "", end);
     for_two["aud"] = json!(["regcred-good", "regcred-old"]);
     me(&app, &key.sign(&json!({"alg": "RS256"}), &for_two)).await.problem(401, "invalid-token");
-    assert!(asked.iter().all(|requests| requests.count() == 2));
+    assert!(asked.iter().all(|(requests, reviews)| requests.count() == *reviews));
+}
+
+/// Response of an API server to a token review.
+fn review(authenticated: bool, audiences: &Value) -> Vec<u8> {
+    let user = json!({"username": "system:serviceaccount:a:ci", "uid": "u-1"});
+    let status = json!({"authenticated": authenticated, "user": user, "audiences": audiences});
+    let body = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": {"token": ""},
+        "status": status,
+    });
+    answer("201 Created", &[("Content-Type", "application/json")], &body.to_string())
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn audience_of_the_api_server_is_refused_at_declaration(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let admin = app.admin();
+    // The API server says which audiences regcred's own token has there.
+    let (address, requests) = serve(|_| review(true, &json!(["https://cluster.example.com/own", "konnectivity"])));
+    let server = format!("http://{address}");
+    let auth = json!({"type": "token", "token": "own-token"});
+    let cluster = json!({"name": "dev", "server": server, "auth": auth, "allowPlainHttp": true});
+    admin.post("/v1/clusters", &cluster).await.expect(201);
+    let with = |audience: &str| {
+        let mut body = provider("dev", "a");
+        body["audience"] = json!(audience);
+        body
+    };
+
+    for audience in ["https://kubernetes.default.svc", "api", &server, "https://cluster.example.com/own"] {
+        let answer = admin.post("/v1/identity-providers", &with(audience)).await;
+        answer.problem(422, "invalid-request");
+        assert_eq!(answer.fields(), ["audience"], "{audience}");
+    }
+    assert!(requests.text().contains("own-token"), "{}", requests.text());
+    admin.post("/v1/identity-providers", &with("regcred-dev")).await.expect(201);
+    let change = json!({"audience": "https://cluster.example.com/own"});
+    let answer = admin.patch("/v1/identity-providers/dev-pods", &change).await;
+    assert_eq!((answer.status, answer.fields()), (422, vec!["audience".to_owned()]));
+    assert_eq!(admin.get("/v1/identity-providers/dev-pods").await.expect(200)["audience"], "regcred-dev");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn token_that_the_api_server_accepts_for_itself_is_rejected(pool: PgPool) {
+    let app = TestApp::spawn(pool.clone()).await;
+    // The cluster is not reachable with a token, so the declaration is accepted.
+    let (address, requests) = serve(|_| review(true, &json!(["own-audience"])));
+    let server = format!("http://{address}");
+    let cluster = json!({"name": "dev", "server": server, "auth": {"type": "none"}, "allowPlainHttp": true});
+    app.admin().post("/v1/clusters", &cluster).await.expect(201);
+    let mut body = provider("dev", "a");
+    body["audience"] = json!("own-audience");
+    app.admin().post("/v1/identity-providers", &body).await.expect(201);
+    let end = Utc::now().timestamp() + 300;
+    let of_pod = TestKey::rsa("a").sign(&json!({"alg": "RS256"}), &claims("a", "own-audience", end));
+
+    me(&app, &of_pod).await.problem(401, "invalid-token");
+    assert_eq!((counted(&app, "tokens", "notVouchedFor").await, requests.count()), (1, 2));
+
+    // A provider of an older version, with the real API server.
+    app.register_cluster("real").await;
+    let namespace = new_account("ci").await;
+    let for_the_server = token(&namespace, "ci", "https://kubernetes.default.svc", 3600).await;
+    trust_cluster(&app, "real", &namespace).await;
+    let own = "UPDATE identity_providers SET audience = 'https://kubernetes.default.svc' WHERE name = 'real-pods'";
+    sqlx::query(own).execute(&pool).await.expect("updated");
+    me(&app, &for_the_server).await.problem(401, "invalid-token");
+    assert_eq!(counted(&app, "tokens", "apiServerAudience").await, 1);
+    // It can still be read and corrected.
+    app.admin().get("/v1/identity-providers/real-pods").await.expect(200);
+    app.admin().patch("/v1/identity-providers/real-pods", &json!({"audience": "regcred-real"})).await.expect(200);
+    me(&app, &token(&namespace, "ci", "regcred-real", 3600).await).await.expect(200);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]

@@ -223,12 +223,12 @@ async fn no_token_comes_out_anywhere(pool: PgPool) {
     }
     issuer.set_down(true);
     answers += &admin.get("/v1/identity-providers").await.body;
-    answers += &service.anonymous().get("/metrics").await.body;
+    answers += &service.operations().get("/metrics").await.body;
     service.process.signal("TERM");
     let exit = service.process.wait().await;
 
     assert!(
-        exit.stderr.contains("\"level\":\"TRACE\"") && exit.stderr.contains("cluster.review_token"),
+        exit.stderr.contains("\"level\":\"TRACE\"") && exit.stderr.contains("cluster.own_audiences"),
         "the log is verbose"
     );
     assert!(exit.stderr.contains("token rejected"), "rejections are logged");

@@ -86,7 +86,13 @@ async fn invalid_fields_are_reported_by_name(pool: PgPool) {
         (with(gitlab(), rule(json!({"sub": 7}), "viewer")), vec!["rules[0].claims.sub"]),
         (with(gitlab(), json!({"type": "saml"})), vec!["type"]),
         (with(gitlab(), json!({"secret": "x"})), vec!["secret"]),
-        (with(gitlab(), github), vec!["rules[0].claims"]),
+        (with(gitlab(), github.clone()), vec!["rules[0].claims"]),
+        (
+            with(with(gitlab(), github), rule(json!({"sub": "environment:production"}), "viewer")),
+            vec!["rules[0].claims.sub"],
+        ),
+        (with(gitlab(), json!({"tokenTypes": ["JWT"]})), vec!["tokenTypes"]),
+        (with(pods(), json!({"audience": "https://kubernetes.default.svc"})), vec!["audience"]),
         (with(pods(), json!({"cluster": "prod"})), vec!["cluster"]),
         (with(pods(), rule(json!({"serviceAccount": "default"}), "viewer")), vec!["rules[0].claims"]),
     ] {

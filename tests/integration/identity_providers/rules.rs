@@ -71,7 +71,7 @@ async fn one_issuer_can_have_two_audiences(pool: PgPool) {
     for (name, audience, role) in [("deploy", "regcred-deploy", "deliverer"), ("read", "regcred-read", "viewer")] {
         let body = json!({
             "name": name, "type": "oidc", "issuer": issuer.url(), "audience": audience,
-            "rules": [{"claims": {"sub": "ci"}, "role": role}],
+            "rules": [{"claims": {"sub": "ci"}, "role": role}], "allowMultipleAudiences": true,
         });
         app.admin().post("/v1/identity-providers", &body).await.expect(201);
     }

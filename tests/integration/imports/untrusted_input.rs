@@ -164,8 +164,9 @@ async fn deeply_nested_mebibyte_is_rejected_fast_in_bounded_memory(pool: PgPool)
 
     // 22 requests of one mebibyte take 0.3 s on an idle machine. Quadratic work would take minutes.
     assert!(took < Duration::from_secs(30), "{took:?}");
+    // 64 documents of one mebibyte at once. The wiping allocator copies a buffer that grows.
     let [_, most] = memory_kib(service.process.id());
-    assert!(most.saturating_sub(before) < 256 * 1024, "from {before} KiB to {most} KiB");
+    assert!(most.saturating_sub(before) < 768 * 1024, "from {before} KiB to {most} KiB");
     // Documents above the size limit are rejected unread.
     let long = import(&client, "", JSON, " ".repeat(2 * MIB + 1)).await;
     long.problem(413, "body-too-large");

@@ -224,7 +224,7 @@ async fn open_streams_are_limited_per_caller(pool: PgPool) {
     declare_away(&app).await;
     let viewer = app.caller("viewer", "viewer", None).await;
     let open = async || {
-        let metrics = app.anonymous().get("/metrics").await.body;
+        let metrics = app.operations().get("/metrics").await.body;
         let line = metrics.lines().find_map(|line| line.strip_prefix("regcred_event_streams ")).expect("the metric");
         line.parse::<usize>().expect("a number")
     };

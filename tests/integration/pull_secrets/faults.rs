@@ -136,7 +136,8 @@ async fn separate_api_and_worker_processes_work_together(pool: PgPool) {
     let caller = worker.client(&key);
     assert_eq!(caller.get("/healthz").await.body, "ok\n");
     assert_eq!(caller.get("/readyz").await.expect(200)["ready"], true);
-    assert!(caller.get("/metrics").await.body.contains("regcred_http_requests_total"));
+    caller.get("/metrics").await.problem(404, "not-found");
+    assert!(worker.operations().get("/metrics").await.body.contains("regcred_http_requests_total"));
     assert_eq!(installation.run(&["healthcheck", &format!("http://{}/healthz", worker.address)]).await.code, Some(0));
     caller.post("/healthz", &json!({})).await.problem(405, "method-not-allowed");
     for path in ["/v1/me", "/v1/pull-secrets/team-a", "/openapi.json", "/docs", "/docs/", "/"] {

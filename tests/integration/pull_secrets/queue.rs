@@ -8,7 +8,7 @@ use regcred::{
         reconcile::{Applied, ClusterHealth, ReconcileOutcome, SecretAction},
     },
     storage::{
-        pool,
+        PgConnection, pool,
         pull_secrets::{bump_generation, delete_all_empty},
         schema::MIGRATOR,
         targets::{
@@ -19,7 +19,7 @@ use regcred::{
     },
 };
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, postgres::PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgPool, postgres::PgPoolOptions};
 use uuid::Uuid;
 
 use crate::support::postgres::Postgres;
@@ -65,6 +65,10 @@ async fn service_pool(pool: &PgPool) -> PgPool {
     PgPoolOptions::new().max_connections(2).connect_with(options).await.expect("a pool")
 }
 
+async fn connection(pool: &PgPool) -> PgConnection {
+    pool.acquire().await.expect("a connection").detach().into()
+}
+
 fn synced(resource_version: &str) -> ReconcileOutcome {
     let written = Written {
         uid: Some("uid".to_owned()),
@@ -98,7 +102,7 @@ async fn stored(pool: &PgPool, namespace: &str) -> (String, Option<String>, f64)
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn results_of_a_batch_are_recorded_each_under_its_lease(pool: PgPool) {
     let (_, cluster) = declare(&pool, 3).await;
-    let mut conn = pool.acquire().await.expect("a connection");
+    let mut conn = connection(&pool).await;
     let claimed = claim(&mut conn, cluster, 3, LEASE).await.expect("claimed");
     let [first, second, third] = &claimed[..] else { panic!("{claimed:?}") };
     // The second lease was lost to another worker. The third target was made due again.
@@ -106,7 +110,7 @@ async fn results_of_a_batch_are_recorded_each_under_its_lease(pool: PgPool) {
     lost.lease_token -= 1;
     sqlx::query("UPDATE pull_secret_targets SET next_attempt_at = now() WHERE namespace = $1")
         .bind(third.namespace.as_str())
-        .execute(&mut *conn)
+        .execute(&mut conn)
         .await
         .expect("due");
     let (one, two, three) = (synced("11"), synced("12"), synced("13"));
@@ -131,7 +135,7 @@ async fn results_of_a_batch_are_recorded_each_under_its_lease(pool: PgPool) {
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn a_batch_never_waits_for_a_locked_row(pool: PgPool) {
     let (_, cluster) = declare(&pool, 2).await;
-    let mut conn = pool.acquire().await.expect("a connection");
+    let mut conn = connection(&pool).await;
     let claimed = claim(&mut conn, cluster, 2, LEASE).await.expect("claimed");
     let [first, second] = &claimed[..] else { panic!("{claimed:?}") };
     // A rotation that holds one of the two rows.
@@ -146,7 +150,7 @@ async fn a_batch_never_waits_for_a_locked_row(pool: PgPool) {
     let done = recorded(&mut conn, &[(first, &one), (second, &two)]).await;
 
     assert_eq!(done, BTreeSet::from([first.id]));
-    let mut tx = pool.begin().await.expect("a transaction");
+    let mut tx = connection(&pool).await.begin().await.expect("a transaction");
     let waiting = async {
         assert!(lock_claimed(&mut tx, second).await.expect("locked"));
         assert_eq!(recorded(&mut tx, &[(second, &two)]).await, BTreeSet::from([second.id]));
@@ -164,10 +168,10 @@ async fn a_batch_never_waits_for_a_locked_row(pool: PgPool) {
 async fn a_target_that_is_wanted_again_is_not_deleted(pool: PgPool) {
     let (id, cluster) = declare(&pool, 2).await;
     sqlx::query("UPDATE pull_secret_targets SET wanted = false").execute(&pool).await.expect("unwanted");
-    let mut conn = pool.acquire().await.expect("a connection");
+    let mut conn = connection(&pool).await;
     let claimed = claim(&mut conn, cluster, 2, LEASE).await.expect("claimed");
     sqlx::query("UPDATE pull_secret_targets SET wanted = true, next_attempt_at = now() WHERE namespace = 'n-2'")
-        .execute(&mut *conn)
+        .execute(&mut conn)
         .await
         .expect("wanted");
     assert!(!is_settled(&mut conn, id, 1).await.expect("an answer"));
@@ -190,7 +194,7 @@ async fn a_target_that_is_wanted_again_is_not_deleted(pool: PgPool) {
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn released_targets_are_due_and_locked_rows_are_skipped(pool: PgPool) {
     let (_, cluster) = declare(&pool, 2).await;
-    let mut conn = pool.acquire().await.expect("a connection");
+    let mut conn = connection(&pool).await;
     let claimed = claim(&mut conn, cluster, 2, LEASE).await.expect("claimed");
     let both: Vec<&ClaimedTarget> = claimed.iter().collect();
     let mut rotation = pool.begin().await.expect("a transaction");
@@ -212,10 +216,10 @@ async fn released_targets_are_due_and_locked_rows_are_skipped(pool: PgPool) {
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn a_claimed_target_is_claimed_again_only_after_its_lease(pool: PgPool) {
     let (_, cluster) = declare(&pool, 1).await;
-    let mut conn = pool.acquire().await.expect("a connection");
+    let mut conn = connection(&pool).await;
     let claimed = claim(&mut conn, cluster, 1, LEASE).await.expect("claimed");
     assert!(claim(&mut conn, cluster, 1, LEASE).await.expect("an answer").is_empty());
-    sqlx::query("UPDATE pull_secret_targets SET lease_until = now()").execute(&mut *conn).await.expect("expired");
+    sqlx::query("UPDATE pull_secret_targets SET lease_until = now()").execute(&mut conn).await.expect("expired");
 
     let again = claim(&mut conn, cluster, 1, LEASE).await.expect("claimed");
 
@@ -227,14 +231,14 @@ async fn a_claimed_target_is_claimed_again_only_after_its_lease(pool: PgPool) {
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn a_changed_secret_makes_its_target_due_unless_it_is_already(pool: PgPool) {
     let (id, cluster) = declare(&pool, 3).await;
-    let mut conn = pool.acquire().await.expect("a connection");
+    let mut conn = connection(&pool).await;
     // n-1 is synced, n-2 waits for its backoff, n-3 is due.
     sqlx::query(
         "UPDATE pull_secret_targets SET resource_version = '1',
              state = CASE WHEN namespace = 'n-1' THEN 'synced' ELSE 'pending' END,
              next_attempt_at = CASE WHEN namespace = 'n-3' THEN now() ELSE now() + interval '30 seconds' END",
     )
-    .execute(&mut *conn)
+    .execute(&mut conn)
     .await
     .expect("set");
     let mut changed = async |cluster: Uuid, version: Option<&str>| {
@@ -259,7 +263,7 @@ async fn a_corrupt_row_delays_no_other_target(pool: PgPool) {
         .execute(&pool)
         .await
         .expect("corrupted");
-    let mut conn = pool.acquire().await.expect("a connection");
+    let mut conn = connection(&pool).await;
 
     let claimed = claim(&mut conn, cluster, 2, LEASE).await.expect("claimed");
 
@@ -270,15 +274,15 @@ async fn a_corrupt_row_delays_no_other_target(pool: PgPool) {
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn deleted_pull_secrets_without_targets_are_cleaned_up(pool: PgPool) {
     let (id, _) = declare(&pool, 1).await;
-    let mut conn = pool.acquire().await.expect("a connection");
+    let mut conn = connection(&pool).await;
     let exists = async |conn: &mut PgConnection| -> bool {
         delete_all_empty(conn).await.expect("deleted");
         let exists = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pull_secrets WHERE id = $1)").bind(id);
         exists.fetch_one(conn).await.expect("an answer")
     };
-    sqlx::query("UPDATE pull_secrets SET deleted_at = now()").execute(&mut *conn).await.expect("deleted");
+    sqlx::query("UPDATE pull_secrets SET deleted_at = now()").execute(&mut conn).await.expect("deleted");
     assert!(exists(&mut conn).await, "it has a target");
-    sqlx::query("DELETE FROM pull_secret_targets").execute(&mut *conn).await.expect("no target");
+    sqlx::query("DELETE FROM pull_secret_targets").execute(&mut conn).await.expect("no target");
     assert!(!exists(&mut conn).await);
 }
 
@@ -326,7 +330,7 @@ async fn a_rotation_with_stale_statistics_reads_few_index_entries() {
     declare_in(&pool, "team-a", 15).await;
     sqlx::query("ANALYZE pull_secret_targets").execute(&pool).await.expect("analysed");
     let (id, cluster) = declare_in(&pool, "team-b", TARGETS).await;
-    let mut conn = pool.acquire().await.expect("a connection");
+    let mut conn = connection(&pool).await;
     let mut read_per_target = Vec::new();
     for round in 0..3 {
         let before = index_entries_read(&mut conn).await;
@@ -405,7 +409,7 @@ async fn plans(conn: &mut PgConnection) -> Vec<(String, Value)> {
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn no_query_reads_all_targets(pool: PgPool) {
     let service = service_pool(&pool).await;
-    let mut conn = service.acquire().await.expect("a connection");
+    let mut conn = connection(&service).await;
     fill(&mut conn).await;
     let plans = plans(&mut conn).await;
     for (query, plan) in &plans {

@@ -6,6 +6,10 @@ use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams},
 };
+use regcred::{
+    clients::cluster::ClusterError,
+    domain::names::{NamespaceName, SecretName},
+};
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, PgPool};
 
@@ -64,6 +68,12 @@ impl Setup {
         .await;
     }
 
+    /// Checks until the missing rights are these. Results are remembered for seconds.
+    async fn until_check_shows(&self, expected: Value) {
+        eventually(&format!("the check shows {expected}"), async || (self.check().await == expected).then_some(()))
+            .await;
+    }
+
     async fn check(&self) -> Value {
         let check = self.admin.post(&format!("/v1/clusters/{}/check", self.cluster), &json!({})).await.expect(200);
         assert_eq!((check.get("problem"), &check["pullSecretsCut"]), (None, &json!(false)), "{check}");
@@ -75,19 +85,31 @@ fn apply(yaml: &str) {
     kubernetes::kubectl(&["apply", "-f", "-"], yaml);
 }
 
-/// Removes one rule from manifests.
+/// Replaces one verb in manifests by `bind`, which has no effect on the resource.
 fn without(yaml: &str, verb: &str, resource: &str) -> String {
     let (of_resource, word) = (format!("  resources: [\"{resource}\"]"), format!("\"{verb}\""));
     let mut lines: Vec<String> = yaml.lines().map(str::to_owned).collect();
-    let mut taken = 0;
-    for at in 1..lines.len() {
-        if lines[at - 1] == of_resource && lines[at].contains(&word) {
-            lines[at] = lines[at].replace(&format!(", {word}"), "").replace(&format!("{word}, "), "");
+    let (mut taken, mut is_of_resource) = (0, false);
+    for line in &mut lines {
+        if line.starts_with("  resources:") {
+            is_of_resource = *line == of_resource;
+        } else if is_of_resource && line.starts_with("  verbs:") && line.contains(&word) {
+            *line = line.replace(&word, "\"bind\"");
             taken += 1;
         }
     }
     assert!(taken > 0, "{verb} {resource} is not in {yaml}");
     lines.join("\n")
+}
+
+/// Missing right as the check shows it. `create` and rights to namespaces name no object.
+fn missing(verb: &str, resource: &str, namespace: Option<&str>) -> Value {
+    let name = match (verb, resource) {
+        ("create", _) | (_, "namespaces") => None,
+        (_, "secrets") => Some("team-a-pull"),
+        _ => Some("default"),
+    };
+    json!({"verb": verb, "resource": resource, "name": name, "namespace": namespace})
 }
 
 /// Name of a resource in error messages.
@@ -116,9 +138,12 @@ async fn printed_roles_are_exactly_required_for_listed_namespaces(pool: PgPool) 
     let both = setup.print(&[]).await;
     assert_eq!(setup.print(&[]).await, both, "the output is deterministic");
     assert!(!both.contains('*') && !both.contains("ClusterRole\n"), "{both}");
+    for names in [r#"resourceNames: ["team-a-pull"]"#, r#"resourceNames: ["default"]"#] {
+        assert_eq!(both.matches(names).count(), 2, "{names}: {both}");
+    }
     apply(&both);
     setup.until_synced(2).await;
-    assert_eq!(setup.check().await, json!([]));
+    setup.until_check_shows(json!([])).await;
     setup.rotate("two").await;
     assert_holds(&settled(admin, "team-a").await["status"], &json!({"desired": 2, "synced": 2}));
     for namespace in [&one, &two] {
@@ -167,23 +192,23 @@ async fn printed_roles_are_exactly_required_for_listed_namespaces(pool: PgPool) 
             (is_so && target["lastError"]["type"] == "cluster-forbidden").then_some(())
         })
         .await;
-        let missing = json!([{"verb": verb, "resource": resource, "namespace": one}]);
-        assert_eq!(setup.check().await, json!([{"name": "team-a", "missing": missing}]));
+        let missing = missing(verb, resource, Some(&one));
+        setup.until_check_shows(json!([{"name": "team-a", "missing": [missing]}])).await;
         apply(&printed);
         setup.until_synced(1).await;
     }
     let expected = format!("may not delete Secrets in namespace {one}");
     apply(&without(&printed, "delete", "secrets"));
     // First the API server must enforce it: there is a single attempt.
-    eventually("the check lists it", async || (setup.check().await != json!([])).then_some(())).await;
+    let missing = json!([{"name": "team-a", "missing": [missing("delete", "secrets", Some(&one))]}]);
+    setup.until_check_shows(missing.clone()).await;
     assert_eq!(admin.delete("/v1/pull-secrets/team-a").await.status, 202);
     eventually(&expected, async || {
         let target = target(admin, "team-a").await;
         target["lastError"]["detail"].as_str().is_some_and(|detail| detail.contains(&expected)).then_some(())
     })
     .await;
-    let missing = json!([{"verb": "delete", "resource": "secrets", "namespace": one}]);
-    assert_eq!(setup.check().await, json!([{"name": "team-a", "missing": missing}]));
+    setup.until_check_shows(missing).await;
     // The cleanup requires fewer rules.
     let left = setup.print(&[]).await;
     assert!(left.contains(r#"verbs: ["get", "delete"]"#) && !left.contains("create"), "{left}");
@@ -222,7 +247,16 @@ async fn printed_cluster_role_is_exactly_required_for_selectors(pool: PgPool) {
     assert!(!printed.contains('*') && !printed.contains("kind: Role\n"), "{printed}");
     apply(&printed);
     setup.until_synced(1).await;
-    assert_eq!(setup.check().await, json!([]));
+    setup.until_check_shows(json!([])).await;
+    let client = setup.broker.client();
+    let read = async |name: &str| {
+        let (namespace, name) =
+            (NamespaceName::parse(&first).expect("a name"), SecretName::parse(name).expect("a name"));
+        client.get_secret(&namespace, &name).await
+    };
+    assert!(matches!(read("team-a-pull").await, Ok(Some(_))));
+    let other = read("another").await;
+    assert!(matches!(other, Err(ClusterError::Forbidden { .. })), "another Secret can be read: {other:?}");
 
     // A new namespace, a rotation, and a namespace that no longer matches.
     let second = labelled_namespace(&[("team", &team)]).await;
@@ -252,9 +286,7 @@ async fn printed_cluster_role_is_exactly_required_for_selectors(pool: PgPool) {
         ("list", "namespaces"),
     ] {
         apply(&without(&printed, verb, resource));
-        let missing = json!([{"verb": verb, "resource": resource, "namespace": null}]);
-        let expected = json!([{"name": "team-a", "missing": missing}]);
-        eventually(&expected.to_string(), async || (setup.check().await == expected).then_some(())).await;
+        setup.until_check_shows(json!([{"name": "team-a", "missing": [missing(verb, resource, None)]}])).await;
     }
     eventually("the status reports that namespaces cannot be listed", list_is_missing).await;
     apply(&printed);
@@ -295,30 +327,33 @@ async fn printed_roles_follow_the_declarations(pool: PgPool) {
     };
     let verbs = async |more: &[&str]| {
         let printed = print(more).await;
-        let rules = printed.lines().filter(|line| line.starts_with("  resources:") || line.starts_with("  verbs:"));
+        let words = ["  resources:", "  resourceNames:", "  verbs:"];
+        let rules = printed.lines().filter(|line| words.iter().any(|word| line.starts_with(word)));
         rules.map(|line| line.trim().to_owned()).collect::<Vec<_>>()
     };
-    let least = [r#"resources: ["secrets"]"#, r#"verbs: ["create", "get", "patch"]"#];
-    assert_eq!(verbs(&[]).await, [least, least].concat());
+    let (secrets, pull) = (r#"resources: ["secrets"]"#, r#"resourceNames: ["team-a-pull"]"#);
+    let create = [secrets, r#"verbs: ["create"]"#];
+    let least = [&create[..], &[secrets, pull, r#"verbs: ["get", "patch"]"#]].concat();
+    assert_eq!(verbs(&[]).await, [&least[..], &least].concat());
     let printed = print(&["--group", "brokers"]).await;
     assert_eq!(printed.matches("  namespace: \"a-dev\"\n").count(), 2, "{printed}");
     assert_eq!(printed.matches("- kind: Group\n").count(), 2, "{printed}");
     assert!(print(&[]).await.contains("name: \"regcred\"\n  namespace: \"regcred\"\n"), "the default");
-    let watching = [r#"resources: ["secrets"]"#, r#"verbs: ["list", "watch"]"#];
-    assert_eq!(verbs(&["--watch-secrets"]).await, [watching, least, least].concat());
+    let watching = [secrets, r#"verbs: ["list", "watch"]"#];
+    assert_eq!(verbs(&["--watch-secrets"]).await, [&watching[..], &least, &least].concat());
 
     // Fences attempts in flight.
     let attached = "UPDATE pull_secret_targets SET attached = '{default}', lease_token = lease_token + 1,
         lease_until = NULL, next_attempt_at = now() + interval '1 hour' WHERE namespace = 'a-dev'";
     sqlx::query(attached).execute(&pool).await.expect("done");
-    let detach = [r#"resources: ["serviceaccounts"]"#, r#"verbs: ["get", "patch"]"#];
-    assert_eq!(verbs(&[]).await, [least, detach, least].concat());
+    let detach = [r#"resources: ["serviceaccounts"]"#, r#"resourceNames: ["default"]"#, r#"verbs: ["get", "patch"]"#];
+    assert_eq!(verbs(&[]).await, [&least[..], &detach, &least].concat());
     body["deletionPolicy"] = json!("delete");
     body["targets"][0]["namespaces"] = json!(["a-prod"]);
     admin.send(admin.request("PUT", "/v1/pull-secrets/team-a").json(&body)).await.expect(200);
-    let remove = [r#"resources: ["secrets"]"#, r#"verbs: ["get", "delete"]"#];
-    let all = [r#"resources: ["secrets"]"#, r#"verbs: ["create", "get", "patch", "delete"]"#];
-    assert_eq!(verbs(&[]).await, [remove, detach, all].concat());
+    let remove = [secrets, pull, r#"verbs: ["get", "delete"]"#];
+    let all = [secrets, pull, r#"verbs: ["get", "patch", "delete"]"#];
+    assert_eq!(verbs(&[]).await, [&remove[..], &detach, &create, &all].concat());
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
@@ -334,12 +369,14 @@ async fn check_is_limited_to_visible_pull_secrets_and_bounded(pool: PgPool) {
     };
     declare("team-a", &["a-dev"]).await;
     declare("team-b", &["a-dev", "b-dev"]).await;
-    let rights = |namespace: &str| {
-        ["create", "get", "patch", "delete"]
-            .map(|verb| json!({"verb": verb, "resource": "secrets", "namespace": namespace}))
+    let rights = |secret: &str, namespace: &str| {
+        ["create", "get", "patch", "delete"].map(|verb| {
+            let name = (verb != "create").then_some(secret);
+            json!({"verb": verb, "resource": "secrets", "name": name, "namespace": namespace})
+        })
     };
-    let team_a = json!({"name": "team-a", "missing": rights("a-dev")});
-    let of_both = [rights("a-dev"), rights("b-dev")].concat();
+    let team_a = json!({"name": "team-a", "missing": rights("team-a", "a-dev")});
+    let of_both = [rights("team-b", "a-dev"), rights("team-b", "b-dev")].concat();
     let team_b = json!({"name": "team-b", "missing": of_both});
     assert_eq!(setup.check().await, json!([team_a, team_b]));
     let grants = json!({"accounts": ["*"], "clusters": [cluster], "namespaces": ["a-*"]});

@@ -6,7 +6,10 @@ use sqlx::PgPool;
 use super::{
     app_with_broker, declaration, find_secret, label, labelled_namespace, put, settled, sync, target, target_becomes,
 };
-use crate::support::{client::assert_holds, eventually, kubernetes};
+use crate::support::{
+    client::{Client, assert_holds},
+    eventually, kubernetes,
+};
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn namespaces_are_selected_by_label(pool: PgPool) {
@@ -66,15 +69,6 @@ async fn selected_accounts_are_followed_and_documents_are_complete(pool: PgPool)
     becomes(&["new.example.com"]).await;
     admin.patch("/v1/registry-accounts/account-5000", &json!({"labels": {"team": "a"}})).await.expect(200);
     becomes(&["new.example.com", "registry.example.com:5000"]).await;
-
-    // Two accounts of one registry do not fit into one document: the last good one stays.
-    let mut double = new.clone();
-    double["name"] = json!("double");
-    admin.post("/v1/registry-accounts", &double).await.expect(201);
-    target_becomes(&admin, "team-a", "failed", "key-collision").await;
-    becomes(&["new.example.com", "registry.example.com:5000"]).await;
-    assert_eq!(admin.delete("/v1/registry-accounts/double").await.status, 204);
-    target_becomes(&admin, "team-a", "synced", "").await;
 
     // A corrupt row.
     sqlx::query("UPDATE registry_accounts SET password = '\\x00' WHERE name = 'new'")
@@ -148,4 +142,170 @@ async fn grants_limit_declarations_and_visibility(pool: PgPool) {
     put(&deliverer, "mine", &body).await.problem(403, "forbidden");
     let renderer = app.caller("r", "renderer", Some(json!({"accounts": ["*"]}))).await;
     renderer.get("/v1/pull-secrets").await.problem(403, "forbidden");
+}
+
+/// Body of an account with the label of team b.
+fn of_team_b(name: &str, registry: &str, password: &str) -> Value {
+    json!({"name": name, "registry": registry, "username": name, "password": password, "labels": {"team": "b"}})
+}
+
+/// Declaration that selects the accounts of team b.
+fn selection_of_team_b(namespaces: &[&str]) -> Value {
+    let mut body = declaration(&[], "dev", namespaces);
+    body.as_object_mut().expect("an object").remove("accounts");
+    body["accountSelector"] = json!({"matchLabels": {"team": "b"}});
+    body
+}
+
+/// User and password of each entry of a Secret.
+async fn logins(namespace: &str) -> Vec<[String; 3]> {
+    let secret = find_secret(namespace, "team-a-pull").await.expect("a Secret");
+    let document: Value = serde_json::from_str(&kubernetes::document(&secret)).expect("JSON");
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let entries = document["auths"].as_object().expect("auths").iter();
+    entries.map(|(key, entry)| [key.clone(), text(&entry["username"]), text(&entry["password"])]).collect()
+}
+
+/// Waits until the Secret has these entries.
+async fn logins_become(namespace: &str, expected: &[[&str; 3]]) {
+    let expected: Vec<[String; 3]> = expected.iter().map(|entry| entry.map(str::to_owned)).collect();
+    let what = format!("the Secret has the entries {expected:?}");
+    eventually(&what, async || (logins(namespace).await == expected).then_some(())).await;
+}
+
+/// The attack: a caller gives its own account the label that the selector of another team matches.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn foreign_account_cannot_enter_a_selection_by_a_label(pool: PgPool) {
+    let (app, _broker) = app_with_broker(pool, &[]).await;
+    let admin = app.admin();
+    let namespace = kubernetes::new_namespace().await;
+    let prod = "registry.prod.example";
+    admin.post("/v1/registry-accounts", &of_team_b("prod", prod, "one")).await.expect(201);
+    put(&admin, "team-b", &selection_of_team_b(&[&namespace])).await.expect(201);
+    let grants = json!({"accounts": ["x-*", {"matchLabels": {"team": "x", "tier": "1"}}], "clusters": ["*"],
+        "namespaces": ["*"]});
+    let operator = app.caller("op", "operator", Some(grants)).await;
+
+    let refused = operator.post("/v1/registry-accounts", &of_team_b("x-1", prod, "stolen")).await;
+    refused.problem(403, "forbidden");
+    assert_eq!(refused.fields(), ["labels.team"]);
+    let mut unlabelled = of_team_b("x-1", prod, "stolen");
+    unlabelled.as_object_mut().expect("an object").remove("labels");
+    operator.post("/v1/registry-accounts", &unlabelled).await.expect(201);
+    let refused = operator.patch("/v1/registry-accounts/x-1", &json!({"labels": {"team": "b", "tier": "1"}})).await;
+    refused.problem(403, "forbidden");
+    assert_eq!(refused.fields(), ["labels.team", "labels.tier"]);
+    // An import sets no labels.
+    let config = json!({"auths": {format!("{prod}/app"): {"username": "x", "password": "stolen"}}});
+    operator.post("/v1/registry-accounts:import?namePrefix=x-", &config).await.expect(200);
+
+    admin.patch("/v1/registry-accounts/prod", &json!({"password": "two"})).await.expect(200);
+    let shown = settled(&admin, "team-b").await;
+    assert_holds(&shown["status"], &json!({"desired": 1, "synced": 1, "failed": 0, "leftOut": []}));
+    assert_eq!(logins(&namespace).await, [[prod, "prod", "two"].map(str::to_owned)]);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn oldest_of_colliding_accounts_stays_and_rotations_continue(pool: PgPool) {
+    let (app, _broker) = app_with_broker(pool, &[]).await;
+    let admin = app.admin();
+    let namespace = kubernetes::new_namespace().await;
+    for (name, registry) in [("first", "a.example.com"), ("other", "b.example.com")] {
+        admin.post("/v1/registry-accounts", &of_team_b(name, registry, "1")).await.expect(201);
+    }
+    let body = selection_of_team_b(&[&namespace]);
+    assert_eq!(put(&admin, "team-b", &body).await.expect(201)["status"]["leftOut"], json!([]));
+
+    // Its name sorts before that of the oldest account.
+    admin.post("/v1/registry-accounts", &of_team_b("copy", "a.example.com", "2")).await.expect(201);
+    let left_out = json!([{"account": "copy", "reason": "key-collision"}]);
+    let shown = settled(&admin, "team-b").await;
+    assert_holds(&shown["status"], &json!({"desired": 1, "synced": 1, "failed": 0, "leftOut": left_out}));
+    assert_eq!(admin.get("/v1/pull-secrets").await.expect(200)["items"][0]["status"], shown["status"]);
+    let entries = [["a.example.com", "first", "1"], ["b.example.com", "other", "1"]];
+    assert_eq!(logins(&namespace).await, entries.map(|entry| entry.map(str::to_owned)));
+
+    // Rotations of each account: of the one that stays, of another one, and of the one left out.
+    for (name, password) in [("first", "3"), ("other", "4"), ("copy", "5")] {
+        admin.patch(&format!("/v1/registry-accounts/{name}"), &json!({"password": password})).await.expect(200);
+    }
+    let shown = settled(&admin, "team-b").await;
+    assert_holds(&shown["status"], &json!({"synced": 1, "leftOut": left_out}));
+    logins_become(&namespace, &[["a.example.com", "first", "3"], ["b.example.com", "other", "4"]]).await;
+
+    // A dry run reports the same. Documents for callers are never incomplete.
+    let mut dry_run = body.clone();
+    dry_run["dryRun"] = json!(true);
+    assert_eq!(put(&admin, "team-b", &dry_run).await.expect(200)["leftOut"], left_out);
+    let selector = json!({"accountSelector": body["accountSelector"]});
+    admin.post("/v1/docker-configs", &selector).await.problem(409, "key-collision");
+    let delivery = json!({"name": "direct", "accountSelector": body["accountSelector"]});
+    let path = format!("/v1/clusters/dev/namespaces/{namespace}/secrets");
+    admin.post(&path, &delivery).await.problem(409, "key-collision");
+
+    // Without the oldest account, the next one takes its place.
+    assert_eq!(admin.delete("/v1/registry-accounts/first").await.status, 204);
+    logins_become(&namespace, &[["a.example.com", "copy", "5"], ["b.example.com", "other", "4"]]).await;
+    assert_eq!(settled(&admin, "team-b").await["status"]["leftOut"], json!([]));
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn left_out_accounts_are_named_only_where_granted(pool: PgPool) {
+    let (app, _broker) = app_with_broker(pool.clone(), &[]).await;
+    let admin = app.admin();
+    let namespace = kubernetes::new_namespace().await;
+    for name in ["first", "copy"] {
+        admin.post("/v1/registry-accounts", &of_team_b(name, "a.example.com", "1")).await.expect(201);
+    }
+    put(&admin, "team-b", &selection_of_team_b(&[&namespace])).await.expect(201);
+    let grants = json!({"accounts": [{"matchLabels": {"team": "b"}}], "clusters": ["*"], "namespaces": ["*"]});
+    let viewer = app.caller("viewer", "viewer", Some(grants)).await;
+    let left_out = json!([{"account": "copy", "reason": "key-collision"}]);
+    for client in [&admin, &viewer] {
+        assert_eq!(client.get("/v1/pull-secrets/team-b").await.expect(200)["status"]["leftOut"], left_out);
+        let stream = client.get("/v1/pull-secrets/team-b/events").await;
+        assert!(stream.body.contains(&format!(r#""leftOut":{left_out}"#)), "{stream:?}");
+    }
+
+    // As if `copy` had lost its label since, and the document were not rendered again.
+    let stale =
+        "UPDATE pull_secrets SET left_out = ARRAY(SELECT id FROM registry_accounts WHERE name = 'account-5000')";
+    sqlx::query(stale).execute(&pool).await.expect("updated");
+    let of =
+        async |client: &Client| client.get("/v1/pull-secrets/team-b").await.expect(200)["status"]["leftOut"].clone();
+    assert_eq!(of(&admin).await, json!([{"account": "account-5000", "reason": "key-collision"}]));
+    assert_eq!(of(&viewer).await, json!([]));
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn named_accounts_that_collide_are_refused_and_later_collisions_fail(pool: PgPool) {
+    let (app, _broker) = app_with_broker(pool, &[]).await;
+    let admin = app.admin();
+    let namespace = kubernetes::new_namespace().await;
+    app.register_account("copy-5000", "registry.example.com:5000", "copy", "xxx3").await;
+    let colliding = declaration(&["account-5000", "copy-5000"], "dev", &[&namespace]);
+    let mut dry_run = colliding.clone();
+    dry_run["dryRun"] = json!(true);
+    for body in [&colliding, &dry_run] {
+        let refused = put(&admin, "team-a", body).await;
+        refused.problem(409, "key-collision");
+        assert_eq!(refused.fields(), ["accounts"]);
+    }
+    admin.get("/v1/pull-secrets/team-a").await.problem(404, "not-found");
+
+    let declared = declaration(&["account-5000", "account-6000"], "dev", &[&namespace]);
+    put(&admin, "team-a", &declared).await.expect(201);
+    put(&admin, "team-a", &colliding).await.problem(409, "key-collision");
+    let entries = logins(&namespace).await;
+
+    // A later change of an account: the last document stays.
+    let moved = json!({"registry": "registry.example.com:5000", "password": "xxx4"});
+    admin.patch("/v1/registry-accounts/account-6000", &moved).await.expect(200);
+    target_becomes(&admin, "team-a", "failed", "key-collision").await;
+    assert_eq!(logins(&namespace).await, entries);
+    let back = json!({"registry": "registry.example.com:6000", "password": "xxx5"});
+    admin.patch("/v1/registry-accounts/account-6000", &back).await.expect(200);
+    target_becomes(&admin, "team-a", "synced", "").await;
+    let last = ["registry.example.com:6000", "dev-user", "xxx5"].map(str::to_owned);
+    assert_eq!(logins(&namespace).await, [entries[0].clone(), last]);
 }

@@ -60,7 +60,7 @@ async fn metrics_cover_targets_calls_and_sync_durations(pool: PgPool) {
         "regcred_pull_secret_targets_claimed 0",
     ];
     eventually("the metrics have the expected values", async || {
-        let text = app.anonymous().get("/metrics").await.body;
+        let text = app.operations().get("/metrics").await.body;
         let lacks: Vec<&str> = expected.into_iter().filter(|line| !text.lines().any(|one| one == *line)).collect();
         let oldest =
             text.lines().find_map(|line| line.strip_prefix("regcred_pull_secret_targets_oldest_pending_seconds "));

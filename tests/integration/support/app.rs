@@ -10,15 +10,19 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, TimeDelta, Utc};
 use regcred::{
-    app::{App, Role},
+    app::{App, Listeners, Role},
     config::Reader,
-    crypto::{api_key::Pepper, audit::AuditKey},
+    crypto::{
+        audit::AuditKey,
+        pepper::{Pepper, Peppers},
+    },
     domain::{
-        caller::{Actor, ActorKind, NewApiKey},
+        caller::{Actor, ActorKind, ApiKeyFields, NewApiKey},
         names::Name,
     },
     service::{ServiceError, api_keys, audit::TransactionalAudit},
     shutdown::Signals,
+    storage,
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
@@ -36,6 +40,7 @@ pub struct TestApp {
     /// Direct access to the database, bypassing the code under test.
     pub pool: PgPool,
     pub address: SocketAddr,
+    operations: SocketAddr,
     admin: Client,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -61,6 +66,7 @@ impl TestApp {
                 ("REGCRED_DATABASE_URL", postgres::service_url(&pool).await),
                 ("REGCRED_DATABASE_MAX_CONNECTIONS", "8".to_owned()),
                 ("REGCRED_HTTP_WORKERS", "2".to_owned()),
+                ("REGCRED_OPERATIONS_LISTEN", "127.0.0.1:0".to_owned()),
                 ("REGCRED_MASTER_KEYS", format!("test:{}", BASE64_STANDARD.encode([1; 32]))),
                 ("REGCRED_API_KEY_PEPPER", pepper_text()),
             ]
@@ -70,25 +76,28 @@ impl TestApp {
         let lookup = |name: &str| environment.get(name).cloned();
         let config = Reader::new(&lookup).serve().expect("a good configuration");
 
-        let (started, address) = oneshot::channel();
+        let (started, addresses) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();
         // A separate runtime, as in production. The thread is joined before the database is
         // dropped.
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
             runtime.expect("a runtime").block_on(async {
-                let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-                let app = App::build(config, listener, Role::All).await.expect("the app builds");
-                started.send(app.address).expect("the test waits");
+                let listener = || TcpListener::bind("127.0.0.1:0").expect("a free port");
+                let operations = config.http.operations_listen.map(|_| listener());
+                let listeners = Listeners { api: listener(), operations };
+                let app = App::build(config, listeners, Role::All).await.expect("the app builds");
+                let operations = app.operations_address.expect("the listener is on");
+                started.send([app.address, operations]).expect("the test waits");
                 tokio::select! {
                     ended = app.run(Signals::listen().expect("signals")) => panic!("the app ended by itself: {ended:?}"),
                     _ = stopped => {}
                 }
             });
         });
-        let address = address.await.expect("the app starts");
+        let [address, operations] = addresses.await.expect("the app starts");
         let anonymous = Client::new(format!("http://{address}"), None);
-        Self { pool, address, admin: anonymous, stop: Some(stop), thread: Some(thread) }
+        Self { pool, address, operations, admin: anonymous, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Starts another replica on the same database.
@@ -108,13 +117,24 @@ impl TestApp {
         Client::new(format!("http://{}", self.address), None)
     }
 
+    /// Client of the operations listener.
+    pub fn operations(&self) -> Client {
+        Client::new(format!("http://{}", self.operations), None)
+    }
+
+    /// The database, for functions of the code under test.
+    pub fn storage(&self) -> storage::PgPool {
+        self.pool.clone().into()
+    }
+
     /// Creates an admin API key in the database and returns its text.
     pub async fn new_key(&self, name: &str, expires_at: Option<DateTime<Utc>>) -> String {
         // Lies before `expires_at`, so that a test can create a key that has expired.
         let now = expires_at.unwrap_or_default() - TimeDelta::hours(1);
-        let new = NewApiKey::parse(name, "admin", None, expires_at, now).expect("a good key");
+        let fields = ApiKeyFields { name, role: "admin", expires_at, ..ApiKeyFields::default() };
+        let new = NewApiKey::parse(fields, now, None).expect("a good key");
         let (_, key) =
-            api_keys::create(&self.pool, &self.audit(), &command_line(), &pepper(), &new).await.expect("a key");
+            api_keys::create(&self.storage(), &self.audit(), &command_line(), &pepper(), &new).await.expect("a key");
         key.text.expose_secret().to_owned()
     }
 
@@ -122,13 +142,13 @@ impl TestApp {
     pub async fn revoke_key(&self, name: &str, even_last_admin: bool) -> Result<(), ServiceError> {
         let (name, audit) = (Name::parse(name).expect("a name"), self.audit());
         if even_last_admin {
-            return api_keys::revoke_even_last_admin(&self.pool, &audit, &command_line(), &name).await;
+            return api_keys::revoke_even_last_admin(&self.storage(), &audit, &command_line(), &name).await;
         }
-        api_keys::revoke(&self.pool, &audit, &command_line(), &name).await
+        api_keys::revoke(&self.storage(), &audit, &command_line(), &name, None).await
     }
 
     fn audit(&self) -> TransactionalAudit {
-        TransactionalAudit::open(&self.pool, Arc::new(audit_key()))
+        TransactionalAudit::open(&self.storage(), peppers())
     }
 
     /// Creates an API key through the API and returns a client that uses it.
@@ -195,6 +215,11 @@ fn pepper_text() -> String {
 
 fn pepper() -> Pepper {
     Pepper::parse(&SecretString::from(pepper_text())).expect("a pepper")
+}
+
+/// Peppers of every [`TestApp`].
+pub fn peppers() -> Arc<Peppers> {
+    Arc::new(Peppers::new(pepper().into(), None))
 }
 
 /// Key of the audit log of every [`TestApp`].

@@ -30,15 +30,6 @@ pub fn rule(resource: &str, verbs: &[&str]) -> PolicyRule {
     }
 }
 
-/// Rights that pull secrets need.
-pub fn rules() -> Vec<PolicyRule> {
-    vec![
-        rule("secrets", &["create", "get", "patch", "delete"]),
-        rule("serviceaccounts", &["get", "patch"]),
-        rule("namespaces", &["list", "watch"]),
-    ]
-}
-
 /// Creates a `ServiceAccount` without rights and returns a token of it.
 pub async fn create_service_account(
     admin: &Client,
@@ -57,9 +48,9 @@ pub async fn create_service_account(
     Ok(created.status.and_then(|status| status.token).unwrap_or_default())
 }
 
-/// Grants [`rules`] in all namespaces, with a role and a binding named as the `ServiceAccount`.
-pub async fn grant(admin: &Client, namespace: &str, name: &str) -> kube::Result<()> {
-    let role = ClusterRole { metadata: named(name), rules: Some(rules()), ..ClusterRole::default() };
+/// Grants rights in all namespaces, with a role and a binding named as the `ServiceAccount`.
+pub async fn grant(admin: &Client, namespace: &str, name: &str, rules: Vec<PolicyRule>) -> kube::Result<()> {
+    let role = ClusterRole { metadata: named(name), rules: Some(rules), ..ClusterRole::default() };
     Api::all(admin.clone()).create(&PostParams::default(), &role).await?;
     let binding = ClusterRoleBinding {
         metadata: named(name),

@@ -27,7 +27,7 @@ pub async fn service_url(pool: &PgPool) -> String {
     if options.get_port() != service.get_port() {
         return options.to_url_lossy().to_string();
     }
-    schema::grant(pool, service.get_username()).await.expect("granted");
+    schema::grant(&pool.clone().into(), service.get_username()).await.expect("granted");
     with_login_of(&options, &given("REGCRED_TEST_PG_SERVICE_URL"))
 }
 
@@ -123,6 +123,10 @@ impl Postgres {
             let _ =
                 Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, child]).stderr(Stdio::null()).status();
         }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn url(&self) -> String {

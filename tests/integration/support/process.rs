@@ -1,6 +1,7 @@
 //! Processes of the compiled binary.
 
 use std::{
+    ffi::OsStr,
     io::Read,
     net::SocketAddr,
     process::{Child, Command, ExitStatus, Stdio},
@@ -34,6 +35,7 @@ impl Installation {
         installation.file("REGCRED_API_KEY_PEPPER_FILE", pepper);
         installation
             .with("REGCRED_HTTP_LISTEN", "127.0.0.1:0")
+            .with("REGCRED_OPERATIONS_LISTEN", "127.0.0.1:0")
             .with("REGCRED_HTTP_WORKERS", "2")
             .with("REGCRED_DATABASE_MAX_CONNECTIONS", "8")
             .with("REGCRED_LOG_FORMAT", "json")
@@ -59,7 +61,12 @@ impl Installation {
 
     /// Starts `regcred` with arguments.
     pub fn spawn(&self, arguments: &[&str]) -> Process {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_regcred"));
+        self.spawn_program(env!("CARGO_BIN_EXE_regcred"), arguments)
+    }
+
+    /// Starts another program with the same variables.
+    pub fn spawn_program(&self, program: impl AsRef<OsStr>, arguments: &[&str]) -> Process {
+        let mut command = Command::new(program);
         command.args(arguments).env_clear().envs(self.variables.iter().map(|(name, value)| (name, value)));
         Process::start(command)
     }
@@ -92,12 +99,13 @@ impl Installation {
 pub struct Service {
     pub process: Process,
     pub address: SocketAddr,
+    operations: Option<SocketAddr>,
 }
 
 impl Service {
     /// Waits until the server or worker has started.
     pub async fn of(mut process: Process) -> Self {
-        let address = eventually("service started", async || {
+        let addresses = eventually("service started", async || {
             if let Some(status) = process.ended() {
                 panic!("exited ({status}) during startup: {}", process.stderr());
             }
@@ -105,10 +113,11 @@ impl Service {
             let mut lines = stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
             let started =
                 lines.find(|line| line["message"] == "server started" || line["message"] == "worker started")?;
-            started["address"].as_str()?.parse().ok()
+            let address = |field: &str| started[field].as_str()?.parse().ok();
+            Some((address("address")?, address("operations_address")))
         });
-        let address = address.await;
-        Self { process, address }
+        let (address, operations) = addresses.await;
+        Self { process, address, operations }
     }
 
     pub fn client(&self, key: &str) -> Client {
@@ -117,6 +126,11 @@ impl Service {
 
     pub fn anonymous(&self) -> Client {
         Client::new(format!("http://{}", self.address), None)
+    }
+
+    /// Client of the operations listener.
+    pub fn operations(&self) -> Client {
+        Client::new(format!("http://{}", self.operations.expect("the listener is on")), None)
     }
 }
 

@@ -73,6 +73,7 @@ pub fn names() -> Names {
         .with("metadata6.example", &[&["fd00:ec2::254"]])
         .with("outside.example", &[&["8.8.8.8"]])
         .with("registry.example", &[&["127.0.0.1"]])
+        .with("ghcr.io", &[&["127.0.0.1"]])
 }
 
 fn client_with(names: Arc<Names>, timeout: Duration) -> RegistryClient {
@@ -83,7 +84,7 @@ fn client_with(names: Arc<Names>, timeout: Duration) -> RegistryClient {
     )
 }
 
-fn client() -> RegistryClient {
+pub fn client() -> RegistryClient {
     client_with(Arc::new(names()), Duration::from_secs(10))
 }
 

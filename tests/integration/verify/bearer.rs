@@ -1,9 +1,13 @@
 //! The registry client against real registries: htpasswd, token services, certificates.
 
+use std::net::SocketAddr;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
 use regcred::domain::verification::VerificationResult::{self, *};
 use rstest::rstest;
 
 use super::{
+    attacks,
     certificates::{Ca, self_signed},
     listening::{answer, bearer, serve},
     registries::{Attempt, LATEST, Setup, TAGGED, TestRegistry, registry_client},
@@ -265,4 +269,59 @@ async fn exhausted_pull_limit_stops_further_checks() {
     let sent = requests.count();
     assert_eq!(attempt.verify(&client, Some(TAGGED)).await.result, RateLimited);
     assert_eq!(requests.count(), sent);
+}
+
+/// Registry with a token service on the same host. `challenge` has the placeholder `REALM`. Opaque
+/// tokens are issued to the login `martin`/[`PASSWORD`] and to anonymous clients, and open
+/// everything.
+fn serve_opaque_tokens(challenge: &'static str) -> SocketAddr {
+    let login = format!("authorization: Basic {}", BASE64_STANDARD.encode(format!("martin:{PASSWORD}")));
+    let (address, _) = serve(move |request| {
+        let host = request.lines().find_map(|line| line.strip_prefix("host: ")).unwrap_or_default();
+        match () {
+            () if request.starts_with("GET /token") && request.contains(&login) => {
+                answer("200 OK", &[], r#"{"token":"opaque-of-martin"}"#)
+            }
+            () if request.starts_with("GET /token") && request.contains("authorization:") => {
+                answer("403 Forbidden", &[], r#"{"errors":[{"code":"DENIED","message":"denied"}]}"#)
+            }
+            () if request.starts_with("GET /token") => answer("200 OK", &[], r#"{"token":"opaque"}"#),
+            () if request.contains("authorization: Bearer opaque") => answer("200 OK", &[], "{}"),
+            () => {
+                let challenge = challenge.replace("REALM", &format!("http://{host}/token"));
+                answer("401 Unauthorized", &[("WWW-Authenticate", &challenge)], "")
+            }
+        }
+    });
+    address
+}
+
+#[rstest]
+#[case::right("ghcr.io", PASSWORD, None, Valid)]
+#[case::right_for_a_public_repository("ghcr.io", PASSWORD, Some(LATEST), Valid)]
+#[case::wrong("ghcr.io", "wrong", None, Invalid)]
+#[case::wrong_for_a_public_repository("ghcr.io", "wrong", Some(LATEST), Invalid)]
+// Another service might issue an anonymous token for a wrong login.
+#[case::right_elsewhere("registry.example", PASSWORD, None, Anonymous)]
+#[tokio::test]
+async fn service_known_to_refuse_wrong_logins_confirms_right_ones(
+    #[case] host: &str,
+    #[case] password: &str,
+    #[case] repository: Option<&str>,
+    #[case] result: VerificationResult,
+) {
+    let address = serve_opaque_tokens(r#"Bearer realm="REALM",service="s""#);
+    let registry = format!("{host}:{}", address.port());
+    let found = Attempt::plain(&registry, "martin", password).verify(&attacks::client(), repository).await;
+    assert_eq!(found.result, result, "{found:?}");
+}
+
+#[tokio::test]
+async fn bearer_is_preferred_to_basic() {
+    let address = serve_opaque_tokens(r#"Basic realm="x", Bearer realm="REALM",service="s""#);
+    for (password, result) in [(PASSWORD, Valid), ("wrong", Invalid)] {
+        let registry = format!("ghcr.io:{}", address.port());
+        let found = Attempt::plain(&registry, "martin", password).verify(&attacks::client(), None).await;
+        assert_eq!(found.result, result, "{found:?}");
+    }
 }

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use regcred::{
     clients::{
-        cluster::{ClusterClient, ClusterClientConfig, ClusterError, admit},
+        cluster::{AccessReviews, ClusterClient, ClusterClientConfig, ClusterError, admit},
         outbound::Guard,
     },
     domain::cluster::{ClusterAuth, ClusterConnection},
@@ -66,7 +66,10 @@ async fn cluster_is_called_at_the_admitted_address_by_its_name() {
     let client = ClusterClient::connect_at(&connection, admitted.first().copied(), &ClusterClientConfig::default())
         .expect("a client");
     assert!(client.is_at(&admitted) && !client.is_at(&["127.0.0.2".parse().expect("an address")]));
-    assert_eq!(client.check(&[]).await.version.as_deref(), Some("v1.20.2"));
+    assert_eq!(
+        client.check(&mut AccessReviews::default(), &[]).await.expect("a result").version.as_deref(),
+        Some("v1.20.2")
+    );
     assert!(requests.text().contains(&format!("host: registry.example:{}\r\n", address.port())), "{}", requests.text());
 
     let inner = admit(&guard, "http://inner.example:6443").await;
@@ -90,7 +93,7 @@ async fn certificate_must_be_valid_for_the_name_not_the_address() {
             ClusterConnection::new(Some(&server), Some(&ca), given_name, token(), false).expect("a connection");
         let client =
             ClusterClient::connect_at(&connection, address, &ClusterClientConfig::default()).expect("a client");
-        let found = client.check(&[]).await;
+        let found = client.check(&mut AccessReviews::default(), &[]).await.expect("a result");
         assert_eq!(found.reachable, is_good, "{host}: {found:?}");
     }
 }

@@ -80,7 +80,7 @@ async fn account_with_an_interval_is_verified_in_the_background(pool: PgPool) {
     .expect("a row");
     assert!(in_bounds);
     eventually("the metrics count them", async || {
-        let metrics = app.anonymous().get("/metrics").await.body;
+        let metrics = app.operations().get("/metrics").await.body;
         metrics.contains(r#"regcred_verifications_total{trigger="background",result="invalid"} 1"#).then_some(())
     })
     .await;
@@ -186,7 +186,7 @@ async fn expiring_account_is_listed_counted_and_logged_once(pool: PgPool) {
             log.lines().filter(|line| line.contains("expires soon") || line.contains("password expired")).count()
         };
         eventually("metrics and warnings are complete", async || {
-            let metrics = service.anonymous().get("/metrics").await.body;
+            let metrics = service.operations().get("/metrics").await.body;
             let counted = [("30", 5), ("14", 4), ("7", 4), ("3", 3), ("1", 2), ("0", 1)].map(|(days, count)| {
                 metrics.contains(&format!("regcred_registry_accounts_expiring{{within_days=\"{days}\"}} {count}\n"))
             });

@@ -12,6 +12,9 @@ const CONSUMERS: [Consumer; 4] = [Consumer::Kubernetes, Consumer::K8schain, Cons
 
 /// Warns about a key that consumers do not find, or use for more images than intended.
 pub(super) fn lint_key(key: &str) -> Vec<Warning> {
+    if let Some(warning) = lint_host_without_dot(key) {
+        return vec![warning];
+    }
     match meaning(key) {
         Ok((scope, image)) => {
             let finders = finders(key, &image);
@@ -21,6 +24,22 @@ pub(super) fn lint_key(key: &str) -> Vec<Warning> {
         }
         Err(reason) => vec![Warning::new(WarningCode::InvalidKey, None, &redact_key(key), reason)],
     }
+}
+
+/// Warns about a host without a dot or port, such as `harbor`: the image `harbor/app` is on Docker
+/// Hub (`distribution/reference`, `normalize.go`, `splitDockerDomain`).
+pub(in crate::domain::matching) fn lint_host_without_dot(key: &str) -> Option<Warning> {
+    let Address { host, port, .. } = Address::of(key);
+    let is_plain = port.is_empty() && host != "localhost" && !host.is_empty();
+    let is_part_of_a_name =
+        host.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte));
+    (is_plain && is_part_of_a_name).then(|| {
+        let detail = format!(
+            "no consumer uses this entry for any image: images named `{host}/…` are on Docker Hub, because a registry's name \
+             has a dot or a port"
+        );
+        Warning::new(WarningCode::NeverMatches, None, &redact_key(key), detail)
+    })
 }
 
 /// Scope of the key, and an image in it. A `*` becomes an arbitrary label.

@@ -114,6 +114,11 @@ fn exact_key_is_not_ambiguous() {
 #[case("reg.io/team", &[WarningCode::MatchesMore])]
 #[case("docker.io/acme", &[WarningCode::MissedBySome, WarningCode::MatchesMore])]
 #[case("[::1]", &[WarningCode::MissedBySome])]
+#[case("harbor", &[WarningCode::NeverMatches])]
+#[case("harbor/team", &[WarningCode::NeverMatches])]
+#[case("harbor:5000", &[])]
+#[case("harbor.local", &[])]
+#[case("localhost", &[])]
 fn new_account_gives_warnings(#[case] scope: &str, #[case] expected: &[WarningCode]) {
     let scope = RegistryScope::parse(scope).unwrap();
     let warnings = lint_account(ScopedAccount { name: "x", scope: &scope });

@@ -1,0 +1,175 @@
+// Calls every operation. It is compiled, not run: the types of the generated client must fit ordinary use.
+// `make openapi-lint` fails if an operation of the API document is missing here.
+import { createClient, events, ifMatch, pages, unwrap } from "@regcred/client";
+
+const client = createClient({ baseUrl: "https://regcred.example.com", token: "rgc_…" });
+
+export async function operation(): Promise<string> {
+  await client.GET("/healthz");
+  const { ready, rowCache } = await unwrap(client.GET("/readyz"));
+  return `${ready} ${rowCache}`;
+}
+
+export async function apiKeys(): Promise<void> {
+  const { role, permissions } = await unwrap(client.GET("/v1/me"));
+  const created = await unwrap(
+    client.POST("/v1/api-keys", {
+      body: { name: "ci", role: "deliverer", grants: { accounts: ["team-*"], clusters: ["dev"], namespaces: ["a-*"] } },
+    }),
+  );
+  const key: string = created.key;
+  const list = await unwrap(client.GET("/v1/api-keys", { params: { query: { limit: 10 } } }));
+  const path = { id: list.items[0]?.id ?? created.id };
+  const one = await unwrap(client.GET("/v1/api-keys/{id}", { params: { path } }));
+  const revoked: string | null = one.revokedAt;
+  await client.DELETE("/v1/api-keys/{id}", { params: { path } });
+  console.log(role, permissions.length, key.length, revoked);
+}
+
+export async function registryAccounts(): Promise<void> {
+  const body = { name: "team-a", registry: "registry.example.com:5000", username: "dev", password: "xxx1" };
+  const account = await unwrap(client.POST("/v1/registry-accounts", { body }));
+  const path = { name: account.name };
+  const email: string | null = account.email;
+  await client.GET("/v1/registry-accounts", { params: { query: { limit: 10, label: ["team=a"] } } });
+  for await (const item of pages(client, "/v1/registry-accounts", { params: { query: { expiresWithin: "30d" } } })) {
+    console.log(item.registry, item.expiresAt, item.labels["team"]);
+  }
+  const { data, error } = await client.GET("/v1/registry-accounts/{name}", { params: { path } });
+  if (error) throw new Error(`${error.title}: ${error.errors?.[0]?.field}`);
+  const version: number = data.version;
+  await client.PATCH("/v1/registry-accounts/{name}", {
+    params: { path, header: ifMatch(account) },
+    body: { password: "xxx2", email: null },
+  });
+  const verified = await unwrap(
+    client.POST("/v1/registry-accounts/{name}/verify", { params: { path }, body: { repository: "os/alpine" } }),
+  );
+  if (verified.result === "noAccess") console.log(verified.detail, email, version);
+  const imported = await unwrap(
+    client.POST("/v1/registry-accounts:import", {
+      params: { query: { dryRun: true, namePrefix: "ci-" } },
+      body: { auths: { "registry.example.com": { auth: "ZGV2Onh4eDE=" } } },
+    }),
+  );
+  for (const item of imported.items) if (item.outcome === "skipped") console.log(item.key, item.reason);
+  await client.DELETE("/v1/registry-accounts/{name}", { params: { path, header: ifMatch(account) } });
+}
+
+export async function dockerConfigs(): Promise<void> {
+  const rendered = await unwrap(
+    client.POST("/v1/docker-configs", { body: { accounts: ["team-a"], profile: "kubernetes" } }),
+  );
+  const base64: string = rendered.base64;
+  const variable = await unwrap(
+    client.POST("/v1/docker-configs", {
+      // `as const`: otherwise the types of openapi-fetch do not see `parseAs`.
+      body: { accountSelector: { matchLabels: { team: "a" } }, profile: "dockerAuthConfig" as const },
+      headers: { Accept: "text/plain" },
+      parseAs: "text",
+    }),
+  );
+  const explained = await unwrap(
+    client.POST("/v1/docker-configs/explain", {
+      body: { config: rendered.config, image: "registry.example.com:5000/os/alpine:3" },
+    }),
+  );
+  const manifest = await unwrap(
+    client.POST("/v1/docker-configs/manifest", { body: { accounts: ["team-a"], secret: { name: "registry-pull" } } }),
+  );
+  const yaml = await unwrap(
+    client.POST("/v1/docker-configs/manifest", {
+      body: { accounts: ["team-a"], secret: { name: "registry-pull" } },
+      headers: { Accept: "application/yaml" },
+      parseAs: "text",
+    }),
+  );
+  console.log(manifest["kind"], yaml.length, base64, variable.trim(), explained.consumers.kubernetes.keys, explained.warnings[0]?.code);
+}
+
+export async function clusters(): Promise<void> {
+  const cluster = await unwrap(
+    client.POST("/v1/clusters", {
+      body: { name: "dev", server: "https://127.0.0.1:6443", auth: { type: "token", token: "…" } },
+    }),
+  );
+  await client.POST("/v1/clusters", {
+    body: { name: "prod", server: "https://prod:6443", auth: { type: "clientCertificate", certificate: "…", key: "…" } },
+  });
+  await client.POST("/v1/clusters", { body: { name: "here", auth: { type: "inCluster" } } });
+  await client.POST("/v1/clusters", { body: { name: "edge", kubeconfig: "apiVersion: v1\n…", context: "admin" } });
+  const path = { name: cluster.name };
+  const list = await unwrap(client.GET("/v1/clusters"));
+  const one = await unwrap(client.GET("/v1/clusters/{name}", { params: { path } }));
+  await client.PATCH("/v1/clusters/{name}", {
+    params: { path, header: ifMatch(one) },
+    body: { auth: { type: "token", token: "…" } },
+  });
+  const check = await unwrap(
+    client.POST("/v1/clusters/{name}/check", { params: { path, query: { namespace: ["default"] } } }),
+  );
+  for (const permission of check.permissions) console.log(permission.verb, permission.allowed);
+  const secret = await unwrap(
+    client.POST("/v1/clusters/{cluster}/namespaces/{namespace}/secrets", {
+      params: { path: { cluster: "dev", namespace: "default" } },
+      body: { name: "registry-pull", accounts: ["team-a"] },
+    }),
+  );
+  console.log(secret.keys, secret.imagePullSecrets[0]?.name, list.next, check.problem?.type);
+  await client.DELETE("/v1/clusters/{name}", { params: { path } });
+}
+
+export async function pullSecrets(signal: AbortSignal): Promise<void> {
+  const path = { name: "team-a" };
+  const declared = await unwrap(
+    client.PUT("/v1/pull-secrets/{name}", {
+      params: { path, header: { Prefer: "wait=30" } },
+      body: {
+        accounts: ["team-a"],
+        secret: { name: "team-a-pull" },
+        targets: [{ cluster: "dev", namespaceSelector: { matchLabels: { team: "a" } } }],
+        serviceAccounts: ["default"],
+      },
+    }),
+  );
+  const list = await unwrap(client.GET("/v1/pull-secrets", { params: { query: { limit: 1 } } }));
+  const one = await unwrap(client.GET("/v1/pull-secrets/{name}", { params: { path, header: { Prefer: "wait=30" } } }));
+  const generation: number = one.observedGeneration;
+  for await (const event of events(client, "/v1/pull-secrets/{name}/events", { params: { path }, signal })) {
+    if (event.event === "status" && event.data.settled) break;
+  }
+  await client.GET("/v1/pull-secrets/{name}/events", { params: { path }, parseAs: "stream" });
+  await client.POST("/v1/pull-secrets/{name}/sync", { params: { path } });
+  await client.GET("/v1/pull-secrets/{name}/targets", { params: { path, query: { state: "failed" } } });
+  const targets = pages(client, "/v1/pull-secrets/{name}/targets", { params: { path, query: { state: "failed" } } });
+  for await (const target of targets) console.log(target.cluster, target.namespace, target.lastError?.detail);
+  await client.DELETE("/v1/pull-secrets/{name}", {
+    params: { path, header: ifMatch(one), query: { deletionPolicy: "retain" } },
+  });
+  console.log(declared, list.items[0]?.status.failed, generation);
+}
+
+export async function identityProviders(): Promise<void> {
+  const rules = [{ claims: { project_id: "42" }, role: "renderer" as const, grants: { accounts: ["team-*"] } }];
+  const provider = await unwrap(
+    client.POST("/v1/identity-providers", {
+      body: { name: "gitlab", type: "oidc", issuer: "https://gitlab.example.com", audience: "regcred", rules },
+    }),
+  );
+  await client.POST("/v1/identity-providers", {
+    body: { name: "pods", type: "tokenReview", cluster: "dev", audience: "regcred", rules },
+  });
+  const path = { name: provider.name };
+  const list = await unwrap(client.GET("/v1/identity-providers"));
+  const one = await unwrap(client.GET("/v1/identity-providers/{name}", { params: { path } }));
+  await client.PATCH("/v1/identity-providers/{name}", { params: { path, header: ifMatch(one) }, body: { rules } });
+  await client.DELETE("/v1/identity-providers/{name}", { params: { path } });
+  console.log(list.items.length);
+}
+
+export async function auditEvents(): Promise<void> {
+  const query = { resource: "registry-accounts/team-a", from: "2026-11-01T00:00:00Z" };
+  const { items } = await unwrap(client.GET("/v1/audit-events", { params: { query } }));
+  for (const event of items) console.log(event.at, event.actor.type, event.action, event.outcome);
+  for await (const event of pages(client, "/v1/audit-events", { params: { query } })) console.log(event.id);
+}

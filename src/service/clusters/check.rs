@@ -1,0 +1,117 @@
+//! Checks of clusters.
+//!
+//! A check costs the API server hundreds of requests, and any viewer may request one. So each
+//! cluster is checked once at a time, results are remembered for seconds, and reviews are limited
+//! ([`AccessReviews`]).
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::Clusters;
+use crate::{
+    clients::cluster::{AccessReviews, Check, ClusterClient, ClusterError, LackingPullSecret, ReviewsExhausted},
+    domain::{
+        caller::{Identity, Permission},
+        names::Name,
+        rbac::RequiredRules,
+    },
+    service::{
+        ServiceError, connection,
+        rbac::{self, PullSecretRules},
+    },
+};
+
+/// Maximum number of namespaces with leftover Secrets that a check covers, in addition to the
+/// declared ones.
+const LEFTOVERS_MAX: usize = 10_000;
+/// Maximum number of pull secrets in a check.
+const LACKING_MAX: usize = 100;
+/// Maximum number of missing rights per pull secret in a check.
+const MISSING_MAX: usize = 50;
+
+/// Access reviews of each cluster that was checked recently. The lock is held during a check.
+#[derive(Debug, Default)]
+pub(super) struct Checks(Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<AccessReviews>>>>);
+
+impl Checks {
+    fn of(&self, cluster: Uuid) -> Arc<tokio::sync::Mutex<AccessReviews>> {
+        let mut checks = self.0.lock();
+        checks.retain(|id, reviews| {
+            *id == cluster
+                || Arc::strong_count(reviews) > 1
+                || reviews.try_lock().is_ok_and(|reviews| !reviews.is_unused())
+        });
+        Arc::clone(checks.entry(cluster).or_default())
+    }
+}
+
+impl From<ReviewsExhausted> for ServiceError {
+    fn from(ReviewsExhausted { retry_after }: ReviewsExhausted) -> Self {
+        Self::ReviewsExhausted { retry_after }
+    }
+}
+
+impl Clusters {
+    /// Checks a cluster: connection, version, regcred's rights, and the pull secrets that lack
+    /// rights. An unreachable cluster is a result, not an error.
+    ///
+    /// # Errors
+    ///
+    /// - [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
+    /// - [`ClusterError::NamespaceNotFound`] for a namespace that is not granted.
+    /// - [`ServiceError::ReviewsExhausted`] if callers have the cluster checked too often.
+    pub async fn check(&self, caller: &Identity, name: &Name, namespaces: &[&str]) -> Result<Check, ServiceError> {
+        let is_granted = namespaces.iter().all(|namespace| caller.grants.include_namespace(namespace));
+        let stored = self.find(caller, name).await?;
+        let client = match self.client_for(&stored).await {
+            Ok(_) | Err(ServiceError::Cluster(_)) if !is_granted => return Err(ClusterError::NamespaceNotFound.into()),
+            Ok(client) => client,
+            Err(ServiceError::Cluster(error)) => return Ok(Check::failed(&error)),
+            Err(other) => return Err(other),
+        };
+        let reviews = self.checks.of(stored.id);
+        let mut reviews = reviews.lock().await;
+        reviews.begin(stored.version);
+        let mut check = client.check(&mut reviews, namespaces).await?;
+        if check.reachable && check.problem.is_none() && caller.may(Permission::ReadPullSecrets) {
+            self.add_missing_rights(caller, (stored.id, name), (&client, &mut reviews), &mut check).await?;
+        }
+        reviews.end();
+        Ok(check)
+    }
+
+    /// Adds the missing rights of the pull secrets that the caller can see.
+    async fn add_missing_rights(
+        &self,
+        caller: &Identity,
+        cluster: (Uuid, &Name),
+        (client, reviews): (&ClusterClient, &mut AccessReviews),
+        check: &mut Check,
+    ) -> Result<(), ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        let (needed, is_complete) = rbac::required_by_visible(&mut conn, caller, cluster, LEFTOVERS_MAX).await?;
+        drop(conn);
+        let rules: Vec<&RequiredRules> = needed.iter().map(|needed| &needed.rules).collect();
+        if let Err(error) = client.review_needs(reviews, &rules).await {
+            check.problem = Check::failed(&error).problem;
+            return Ok(());
+        }
+        let mut is_truncated = !is_complete;
+        let mut lacking = Vec::new();
+        for PullSecretRules { name, rules } in needed {
+            let (mut missing, is_complete) = reviews.missing(&rules);
+            is_truncated |= !is_complete || missing.len() > MISSING_MAX;
+            missing.truncate(MISSING_MAX);
+            if !missing.is_empty() {
+                lacking.push(LackingPullSecret { name: name.to_string(), missing });
+            }
+        }
+        is_truncated |= lacking.len() > LACKING_MAX;
+        lacking.truncate(LACKING_MAX);
+        check.pull_secrets = Some(lacking);
+        check.pull_secrets_cut = Some(is_truncated);
+        Ok(())
+    }
+}
