@@ -21,10 +21,10 @@ fuzz_target!(|input: &[u8]| limited(|| {
             return;
         }
     };
-    lint_config(&config);
+    let _ = lint_config(&config);
     for entry in &config.entries {
         for consumer in Consumer::ALL {
-            read(consumer, entry);
+            let _ = read(consumer, entry);
         }
     }
     let accounts = found(&config);
