@@ -59,7 +59,8 @@ pub fn serve(arguments: &[String]) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let pool = pool::lazy(pool::parse_url(&url)?, connections.parse()?, Duration::from_secs(3));
-        let pool = Data::new(pool);
+        // Without regcred's own types around it.
+        let pool = Data::new(pool.sqlx().clone());
         let logged = || scope("/logged").wrap(TracingLogger::default()).service(hello_logged);
         let server =
             HttpServer::new(move || App::new().app_data(pool.clone()).service(hello).service(select).service(logged()));
