@@ -244,9 +244,7 @@ pub async fn create_docker_config(
     request: HttpRequest,
     body: Json<CreateDockerConfig>,
 ) -> Result<HttpResponse, ApiError> {
-    let parsed = body.0.parse(&request)?;
-    let rendered = docker_configs.reveal(&caller.identity, parsed.profile, &parsed.accounts).await?;
-    parsed.respond(rendered)
+    reveal(&caller, &docker_configs, &request, body.0).await
 }
 
 /// Render the manifest of a Secret that contains accounts, for `kubectl apply -f -`.
@@ -268,7 +266,16 @@ pub async fn create_secret_manifest(
     request: HttpRequest,
     body: Json<CreateSecretManifest>,
 ) -> Result<HttpResponse, ApiError> {
-    let parsed = CreateDockerConfig::from(body.0).parse(&request)?;
+    reveal(&caller, &docker_configs, &request, body.0.into()).await
+}
+
+async fn reveal(
+    caller: &Caller<RevealCredentials>,
+    docker_configs: &DockerConfigs,
+    request: &HttpRequest,
+    body: CreateDockerConfig,
+) -> Result<HttpResponse, ApiError> {
+    let parsed = body.parse(request)?;
     let rendered = docker_configs.reveal(&caller.identity, parsed.profile, &parsed.accounts).await?;
     parsed.respond(rendered)
 }
