@@ -251,10 +251,11 @@ pub fn ended_connections(_: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let callers = installation.under_load(|postgres| {
         let begin = Instant::now();
         while begin.elapsed() < ENDED_FOR {
-            std::thread::sleep(ENDED_EVERY);
             ended += postgres.number(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'regcred%'",
             )?;
+            // Afterwards as well: all connections have been used or were idle for more than a second.
+            std::thread::sleep(ENDED_EVERY);
         }
         Ok(())
     })?;
