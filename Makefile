@@ -21,6 +21,14 @@ run: ## Build and run regcred with a private Postgres and a cluster; Ctrl-C stop
 demo: ## Show the main job with two real registries
 	@dev/demo
 
+.PHONY: reset
+reset: ## Stop `make run` and remove its data
+	@dev/reset
+
+.PHONY: registries
+registries: ## Run two private registries for the tutorial; Ctrl-C stops and removes them
+	@dev/registries
+
 .PHONY: install
 install: ## Install the programs of the sandbox (other targets do so when needed)
 	@dev/install

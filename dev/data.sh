@@ -7,8 +7,11 @@ data_dir=${REGCRED_DATA_DIR:-$data_dir}
 # Variables for the command line, such as REGCRED_DATABASE_URL: `set -a; . FILE`.
 data_env=$data_dir/regcred.env
 data_key=$data_dir/admin.key
+data_pid=$data_dir/run.pid # of the last `make run`
 # Exists while the API serves: `api`, and `kubeconfig` once the cluster is ready.
 data_running=$data_dir/running.env
+# Exists while `make registries` runs: `registry_a`, `registry_b`, and `htpasswd_a`, the users of the first.
+data_registries=$data_dir/registries.env
 
 # api_status API KEY PATH   prints the status code
 api_status() {

@@ -1,6 +1,14 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154 # variables are shared between the sourced files
-# A real Kubernetes API server on loopback: etcd and kube-apiserver, no kubelet, no controllers. Sourced.
+# A real Kubernetes API server on loopback: etcd and kube-apiserver, no kubelet. Sourced.
+
+kubernetes_built=$cache_dir/kube-apiserver-1.20.2 # made by dev/kube-apiserver
+
+# Prints the folder of etcd and kube-apiserver, if they are there.
+kubernetes_programs() {
+    local dir=${KUBEBUILDER_ASSETS:-$kubernetes_built}
+    [ -x "$dir/etcd" ] && [ -x "$dir/kube-apiserver" ] && echo "$dir"
+}
 
 # kubernetes_files DIR TOKEN_SUFFIX   creates a throw-away CA, certificates and tokens once
 kubernetes_files() {
@@ -98,6 +106,19 @@ users:
 - name: admin
   user: {token: "$(sed -n 's/,admin,.*//p' "$dir/tokens.csv")"}
 YAML
+}
+
+# kubernetes_start_controllers DIR BIN   starts those controllers that need no nodes: namespaces get a ServiceAccount
+# `default` and end when they are deleted, a Secret of a ServiceAccount gets a token, and owned objects are collected.
+kubernetes_start_controllers() {
+    local dir=$1 bin=$2 options=() help
+    help=$("$bin/kube-controller-manager" --help)
+    # Of old versions, which also serve plain HTTP.
+    [[ $help != *' --port int'* ]] || options=(--port=0)
+    launch kube-controller-manager TERM "$dir/kube-controller-manager.log" "$bin/kube-controller-manager" \
+        --kubeconfig="$dir/kubeconfig" --leader-elect=false --secure-port=0 "${options[@]}" \
+        --service-account-private-key-file="$dir/sa.key" --root-ca-file="$dir/ca.crt" \
+        --controllers=namespace,serviceaccount,serviceaccount-token,root-ca-cert-publisher,garbagecollector
 }
 
 # kubernetes_wait DIR   waits for readiness, then creates the objects that controllers would create

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     services::{Foundation, Services, ServicesConfig},
     tasks::Tasks,
-    watchers::{watch_certificate, watch_keys},
+    watchers::{report_repeated_warnings, watch_certificate, watch_keys},
 };
 use crate::{
     config::{HttpConfig, MasterKeysConfig, PullSecretsConfig, ServeConfig, VerifyConfig},
@@ -132,9 +132,12 @@ impl App {
         tasks.spawn_background("change follower", async move { Box::pin(row_cache.follow_changes()).await });
         let streams = services.streams.clone().into_inner();
         tasks.spawn_background("progress listener", async move { streams.follow().await });
+        let event_feed = services.event_feed.clone().into_inner();
+        tasks.spawn_background("event feed", async move { event_feed.follow().await });
         let idempotency_keys = services.idempotency_keys.clone().into_inner();
         tasks.spawn_background("idempotency key pruner", async move { idempotency_keys.prune().await });
         let keys = services.keys.clone();
+        tasks.spawn_background("repeated warnings", report_repeated_warnings());
         tasks.spawn_background("key watcher", watch_keys(keys));
         tasks.spawn_background("certificate watcher", watch_certificate(certificate));
         if role != Role::Api {

@@ -1,5 +1,12 @@
 //! The command line.
 
+/// Prints a line for a person to standard error. A closed pipe there is no reason to fail.
+macro_rules! note {
+    ($($text:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($text)*)));
+    }};
+}
+
 mod api_key;
 mod audit;
 mod cluster;
@@ -10,8 +17,9 @@ mod ring_file;
 mod verify;
 
 use std::{
+    fmt::Write as _,
     fs::Permissions,
-    io::Write,
+    io::{ErrorKind, Write},
     net::{SocketAddr, TcpListener},
     path::Path,
     process::ExitCode,
@@ -27,7 +35,7 @@ use crate::{
     http,
     service::ServiceError,
     shutdown::Signals,
-    storage::PgPool,
+    storage::{self, PgPool},
     telemetry,
 };
 
@@ -38,7 +46,7 @@ use crate::{
 #[command(
     version,
     after_help = "Exit codes: 0 success, 1 failure, 2 usage error, 64 configuration error, 69 dependency unavailable, \
-                  70 internal error."
+                  70 internal error, 141 output closed by its reader."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -81,7 +89,7 @@ enum Command {
     Migrate {
         /// Grant this database role the rights that `serve` and `worker` need. The role can add
         /// audit events, but neither change nor delete them.
-        #[arg(long)]
+        #[arg(long, value_parser = parse_role)]
         grant_to: Option<String>,
     },
     /// Print the OpenAPI document.
@@ -111,7 +119,7 @@ enum Command {
     Verify(verify::Verify),
     /// Check that a running service answers, for containers without curl.
     Healthcheck {
-        /// URL to check [default: /healthz at `REGCRED_HTTP_LISTEN`].
+        /// URL to check, or HOST:PORT for /healthz there [default: /healthz at `REGCRED_HTTP_LISTEN`].
         url: Option<String>,
     },
 }
@@ -128,9 +136,15 @@ pub enum CliError {
     /// A use case failed.
     #[error("{}", with_details(.0))]
     Service(#[from] ServiceError),
-    /// The command completed with a negative result, or its arguments are invalid.
+    /// The command completed with a negative result.
     #[error("{0}")]
     Failed(String),
+    /// An argument has an invalid value.
+    #[error("{0}")]
+    Usage(String),
+    /// The reader of the output closed the pipe.
+    #[error("the output was closed")]
+    OutputClosed,
     /// The operating system returned an error.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -148,7 +162,7 @@ fn with_details(error: &ServiceError) -> String {
 }
 
 impl CliError {
-    /// Returns the exit code, as defined by `sysexits.h`.
+    /// Returns the exit code, as defined by `sysexits.h` and, for a closed pipe, by shells.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
@@ -156,6 +170,9 @@ impl CliError {
             Self::App(AppError::Dependency(_)) | Self::Service(ServiceError::Storage(_)) => 69,
             Self::App(AppError::Internal(_)) => 70,
             Self::Service(_) | Self::Failed(_) | Self::Io(_) => 1,
+            Self::Usage(_) => 2,
+            // As a shell reports a program that SIGPIPE ended.
+            Self::OutputClosed => 141,
         })
     }
 }
@@ -255,10 +272,10 @@ async fn build(config: ServeConfig, listeners: Listeners, role: Role, migrate: b
 async fn migrate(grant_to: Option<&str>) -> Result<(), CliError> {
     let pool = database().await?;
     app::migrate(&pool).await?;
-    eprintln!("The schema is up to date.");
+    note!("The schema is up to date.");
     if let Some(role) = grant_to {
         app::grant(&pool, role).await?;
-        eprintln!("The role {role} has the rights that the service needs.");
+        note!("The role {role} has the rights that the service needs.");
     }
     Ok(())
 }
@@ -291,12 +308,33 @@ fn print_line(line: &str) -> Result<(), CliError> {
 
 fn print_text(text: &str) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => CliError::OutputClosed,
+        _ => CliError::Io(error),
+    })
+}
+
+/// Prints rows in columns as wide as their longest value. The last column is not padded.
+fn print_table<const COLUMNS: usize>(header: [&str; COLUMNS], rows: &[[String; COLUMNS]]) -> Result<(), CliError> {
+    let width = |column: usize| {
+        let values = rows.iter().map(|row| row[column].chars().count());
+        values.chain([header[column].chars().count()]).max().unwrap_or_default()
+    };
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    let line = |row: [&str; COLUMNS]| {
+        let mut line = String::new();
+        for (value, width) in row.into_iter().zip(widths) {
+            let _ = write!(line, "{value:width$}  ");
+        }
+        print_line(line.trim_end())
+    };
+    line(header)?;
+    rows.iter().try_for_each(|row| line(row.each_ref().map(String::as_str)))
 }
 
 fn argument<T>(name: &str, parsed: Result<T, Invalid>) -> Result<T, CliError> {
-    parsed.map_err(|error| CliError::Failed(format!("{name} {error}")))
+    parsed.map_err(|error| CliError::Usage(format!("{name} {error}")))
 }
 
 /// Replaces a file atomically. A new file is readable by its owner only; an existing one keeps its
@@ -322,16 +360,31 @@ fn replace_file(file: &Path, content: &str, mode: Option<u32>) -> std::io::Resul
     written
 }
 
+/// Checks the syntax of a role's name before anything is migrated.
+fn parse_role(role: &str) -> Result<String, Invalid> {
+    storage::schema::check_role(role).map(|()| role.to_owned())
+}
+
 async fn healthcheck(url: Option<String>) -> Result<(), CliError> {
     // The certificate of the own service need not name its address, and the request holds no
     // secret. So it is not verified, as in kubelet probes; that of an explicit URL is.
-    let is_own = url.is_none();
+    let is_own = url.as_deref().is_none_or(|url| !url.contains("://"));
     let has_tls = variable(TLS_CERTIFICATE_FILE).is_some_and(|file| !file.is_empty());
     let scheme = if has_tls { "https" } else { "http" };
-    let url = url.unwrap_or_else(|| {
-        let listen = variable("REGCRED_HTTP_LISTEN").unwrap_or_else(|| LISTEN_DEFAULT.to_owned());
-        format!("{scheme}://{}/healthz", listen.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]"))
-    });
+    let url = match url {
+        Some(url) if url.contains("://") => url,
+        Some(address) if address.contains('/') => format!("{scheme}://{address}"),
+        Some(address) => format!("{scheme}://{address}/healthz"),
+        None => {
+            let listen = variable("REGCRED_HTTP_LISTEN").unwrap_or_else(|| LISTEN_DEFAULT.to_owned());
+            format!("{scheme}://{}/healthz", listen.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]"))
+        }
+    };
+    if !reqwest::Url::parse(&url).is_ok_and(|url| matches!(url.scheme(), "http" | "https")) {
+        return Err(CliError::Usage(format!(
+            "{url} must be a URL such as http://127.0.0.1:8080/healthz, or HOST:PORT"
+        )));
+    }
     let client = reqwest::Client::builder().timeout(Duration::from_secs(3)).no_proxy();
     let client = client.tls_danger_accept_invalid_certs(is_own && has_tls).build();
     let response = match client {

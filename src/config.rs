@@ -13,7 +13,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::{
     clients::{
         cluster, oidc,
-        outbound::{AllowList, Guard},
+        outbound::{AllowList, Guard, OutboundProxy},
         registry,
     },
     crypto::{
@@ -285,8 +285,18 @@ impl Reader<'_> {
         })
     }
 
+    /// Reads `REGCRED_OUTBOUND_PROXY` or its file.
+    pub fn outbound_proxy(&mut self) -> Option<Option<OutboundProxy>> {
+        const VARIABLE: &str = "REGCRED_OUTBOUND_PROXY";
+        if self.get(VARIABLE).is_none() && self.get(&format!("{VARIABLE}_FILE")).is_none() {
+            return Some(None);
+        }
+        let (url, _) = self.secret(VARIABLE)?;
+        self.keep(VARIABLE, OutboundProxy::parse(&url)).map(Some)
+    }
+
     /// Reads `REGCRED_VERIFY_…` and `REGCRED_OUTBOUND_ALLOW`.
-    pub fn verify(&mut self) -> Option<VerifyConfig> {
+    pub fn verify(&mut self, proxy: Option<OutboundProxy>) -> Option<VerifyConfig> {
         let default = registry::RegistryClientConfig::default();
         let allowed = self.get("REGCRED_OUTBOUND_ALLOW").unwrap_or_default();
         let allowed = self.keep("REGCRED_OUTBOUND_ALLOW", allowed.parse());
@@ -299,12 +309,13 @@ impl Reader<'_> {
             timeout: Duration::from_secs(timeout?),
             connect_timeout: Duration::from_secs(connect?),
             checks_per_host: per_host?,
+            proxy,
         };
         Some(VerifyConfig { allowed: allowed?, registries, background: background?, poll: poll? })
     }
 
     /// Reads `REGCRED_ISSUER_…` and `REGCRED_TOKEN_REVIEW_SECONDS`.
-    pub fn identity(&mut self) -> Option<IdentityConfig> {
+    pub fn identity(&mut self, proxy: Option<OutboundProxy>) -> Option<IdentityConfig> {
         let default = oidc::IssuerClientConfig::default();
         let allowed = self.get("REGCRED_ISSUER_ALLOW").unwrap_or_default();
         let allowed = self.keep("REGCRED_ISSUER_ALLOW", allowed.parse());
@@ -319,6 +330,7 @@ impl Reader<'_> {
             refresh_interval: refresh?,
             stale_lifetime: Duration::from_secs(stale?),
             runtime: None,
+            proxy,
         };
         Some(IdentityConfig { allowed: allowed?, issuers, review_cache_ttl: Duration::from_secs(review?) })
     }
@@ -355,9 +367,10 @@ impl Reader<'_> {
     /// [`ConfigError`] lists all problems.
     pub fn serve(mut self) -> Result<ServeConfig, ConfigError> {
         let (http, database, master_keys) = (self.http(), self.database(), self.master_keys());
-        let (peppers, clusters, verify) = (self.peppers(), self.clusters(), self.verify());
+        let (peppers, clusters, proxy) = (self.peppers(), self.clusters(), self.outbound_proxy());
+        let verify = self.verify(proxy.clone().flatten());
         let pull_secrets = self.pull_secrets();
-        let identity = self.identity();
+        let identity = self.identity(proxy.flatten());
         let api_key_lifetime_max = self.api_key_lifetime_max();
         let exposed_files = std::mem::take(&mut self.exposed_files);
         self.finish(|| {
@@ -432,6 +445,7 @@ mod tests {
             ("REGCRED_API_KEY_PEPPER_FILE", "/nowhere"),
             ("REGCRED_API_KEY_MAX_LIFETIME_DAYS", "0"),
             ("REGCRED_CLUSTER_TIMEOUT_SECONDS", "-1"),
+            ("REGCRED_OUTBOUND_PROXY", "https://dev:canary@proxy.example"),
             ("REGCRED_OUTBOUND_ALLOW", "10.0.0.0/8,http://reg.io"),
             ("REGCRED_VERIFY_TIMEOUT_SECONDS", "0"),
             ("REGCRED_VERIFY_BACKGROUND", "perhaps"),
@@ -457,6 +471,7 @@ mod tests {
             "REGCRED_API_KEY_PEPPER_FILE",
             "REGCRED_API_KEY_MAX_LIFETIME_DAYS",
             "REGCRED_CLUSTER_TIMEOUT_SECONDS",
+            "REGCRED_OUTBOUND_PROXY",
             "REGCRED_OUTBOUND_ALLOW",
             "REGCRED_VERIFY_TIMEOUT_SECONDS",
             "REGCRED_VERIFY_BACKGROUND",

@@ -16,6 +16,8 @@ mod connection;
 mod cors;
 mod docker_configs;
 mod edge;
+mod event_stream;
+mod events;
 mod framing;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -40,6 +42,7 @@ mod root_span;
 mod secrets;
 mod security_headers;
 pub mod server;
+mod summary;
 mod verification;
 
 pub use audit::json_line;
@@ -104,13 +107,18 @@ fn api_routes(config: &mut ServiceConfig) {
             .service(clusters::delete_cluster)
             .service(clusters::check_cluster)
             .service(secrets::create_secret)
+            .service(secrets::list_secrets)
             .service(pull_secrets::put_pull_secret)
-            .service(pull_secrets::list_pull_secrets)
+            .service(pull_secrets::patch::update_pull_secret)
+            .service(pull_secrets::lists::list_pull_secrets)
             .service(pull_secrets::get_pull_secret)
             .service(pull_secrets::delete_pull_secret)
-            .service(pull_secrets::list_pull_secret_targets)
+            .service(pull_secrets::lists::list_pull_secret_targets)
+            .service(pull_secrets::lists::list_targets)
+            .service(summary::get_summary)
             .service(pull_secrets::events::get_pull_secret_events)
             .service(pull_secrets::sync_pull_secret)
+            .service(events::get_events)
             .service(api_keys::create_api_key)
             .service(api_keys::list_api_keys)
             .service(api_keys::get_api_key)

@@ -1,9 +1,9 @@
 //! Entry point: parses the command line, runs the command and returns its exit code.
 
-use std::{alloc::System, process::ExitCode};
+use std::{alloc::System, io::Write, process::ExitCode};
 
 use clap::Parser;
-use regcred::cli::Cli;
+use regcred::cli::{Cli, CliError};
 use zeroizing_alloc::ZeroAlloc;
 
 /// Wipes heap memory when it is freed. Bodies and buffers of HTTP, TLS and database crates hold
@@ -17,7 +17,10 @@ fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("regcred: {error}");
+            if !matches!(error, CliError::OutputClosed) {
+                // Standard error may be the closed pipe.
+                let _ = writeln!(std::io::stderr(), "regcred: {error}");
+            }
             error.exit_code()
         }
     }

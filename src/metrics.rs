@@ -20,8 +20,8 @@ use crate::{
     clients::cluster::ClusterMetrics,
     crypto::{api_key::KeyChecker, certificate::ServerCertificate},
     service::{
-        audit::metrics::AuditMetrics, keys::Keys, progress::Streams, reconcile, row_cache::RowCache, tokens,
-        verification::VerificationMetrics,
+        audit::metrics::AuditMetrics, clusters::CredentialMetrics, keys::Keys, progress::Streams, reconcile,
+        row_cache::RowCache, tokens, verification::VerificationMetrics,
     },
     storage::PgPool,
 };
@@ -158,6 +158,8 @@ pub struct Sources {
     pub pull_secrets: reconcile::ReconcileMetrics,
     /// Calls to clusters.
     pub cluster_calls: ClusterMetrics,
+    /// Credentials of clusters.
+    pub cluster_credentials: Arc<CredentialMetrics>,
     /// Event streams.
     pub streams: Arc<Streams>,
     /// TLS certificate of the listener.
@@ -172,7 +174,8 @@ impl Collector for Sources {
         self.encode_audit(&mut out)?;
         self.encode_tokens(&mut out)?;
         self.encode_pull_secrets(&mut out)?;
-        self.encode_verifications(&mut out)
+        self.encode_verifications(&mut out)?;
+        self.encode_cluster_credentials(&mut out)
     }
 }
 
@@ -234,7 +237,7 @@ impl Sources {
 
     /// Encodes nothing until the worker of this process has counted targets.
     fn encode_pull_secrets(&self, out: &mut Output<'_>) -> Result<(), fmt::Error> {
-        let Some(survey) = self.pull_secrets.survey() else { return Ok(()) };
+        let Some((survey, unmatched)) = self.pull_secrets.survey() else { return Ok(()) };
         let help = "Targets of all pull secrets by state; equal in all processes with a worker";
         let mut targets = out.0.encode_descriptor("pull_secret_targets", help, None, MetricType::Gauge)?;
         for (state, count) in [
@@ -245,6 +248,11 @@ impl Sources {
             ("removing", survey.removing),
         ] {
             ConstGauge::new(count).encode(targets.encode_family(&[("state", state)])?)?;
+        }
+        let help = "Pull secrets with a selector that matches nothing, by what it selects";
+        let mut selectors = out.0.encode_descriptor("pull_secrets_unmatched", help, None, MetricType::Gauge)?;
+        for (selects, count) in [("accounts", unmatched.accounts), ("namespaces", unmatched.namespaces)] {
+            ConstGauge::new(count).encode(selectors.encode_family(&[("selects", selects)])?)?;
         }
         out.gauge("pull_secret_targets_due", "Due targets that no process has claimed", survey.due)?;
         out.gauge("pull_secret_targets_claimed", "Targets that a process has claimed", survey.claimed)?;
@@ -271,6 +279,22 @@ impl Sources {
             ConstGauge::new(count).encode(expiring.encode_family(&[("within_days", days.as_str())])?)?;
         }
         Ok(())
+    }
+
+    fn encode_cluster_credentials(&self, out: &mut Output<'_>) -> Result<(), fmt::Error> {
+        let help = "Clusters whose credential ends within the given number of days, or has ended, and is not renewed";
+        let mut expiring = out.0.encode_descriptor("cluster_credentials_expiring", help, None, MetricType::Gauge)?;
+        for (days, count) in self.cluster_credentials.expiring() {
+            let days = days.to_string();
+            ConstGauge::new(count).encode(expiring.encode_family(&[("within_days", days.as_str())])?)?;
+        }
+        let help = "Renewals of tokens of clusters by result";
+        let mut renewals = out.0.encode_descriptor("cluster_token_renewals", help, None, MetricType::Counter)?;
+        for (result, count) in self.cluster_credentials.renewals() {
+            ConstCounter::new(count).encode(renewals.encode_family(&[("result", result)])?)?;
+        }
+        let help = "Clusters whose last renewal of the token failed";
+        out.gauge("cluster_token_renewals_failing", help, self.cluster_credentials.failing())
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     },
     domain::{
         docker_config::RenderError,
+        grants::Grants,
         invalid::{FieldError, Invalid},
         names::Name,
         verification::VerificationReport,
@@ -17,6 +18,9 @@ use crate::{
     service::{audit::AuditError, idempotency::IdempotencyError},
     storage::{PgConnection, PgPool, StorageError},
 };
+
+/// Hides positions of lists. `http` has no access to keys otherwise.
+pub use crate::crypto::cursor::CursorKey;
 
 pub mod accounts;
 pub mod api_keys;
@@ -33,10 +37,23 @@ pub mod progress;
 pub mod pull_secrets;
 pub mod rbac;
 pub mod reconcile;
+pub mod resource_events;
 pub mod row_cache;
 pub mod secrets;
+pub mod summary;
 pub mod tokens;
 pub mod verification;
+
+/// End of a text about a missing resource, for a caller that cannot tell it from one that is not
+/// granted.
+pub const OR_NOT_GRANTED: &str = ", or it is not granted to this key: see `GET /v1/me`";
+
+/// Text about a name in a body that no granted resource has. It is the same whether the resource is
+/// missing or not granted.
+fn no_such(grants: &Grants, kind: &str, name: &str) -> String {
+    let or_not_granted = if grants.include_everything() { "" } else { OR_NOT_GRANTED };
+    format!("there is no {kind} named `{name}`{or_not_granted}")
+}
 
 /// Failure of a use case.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +78,8 @@ pub enum ServiceError {
         /// Name of the resource.
         name: String,
     },
-    /// Accounts do not exist or are not granted to the caller.
+    /// Accounts, or other resources that a body names, do not exist or are not granted to the
+    /// caller.
     #[error("the request contains invalid fields")]
     UnknownAccounts {
         /// Fields that name the accounts.

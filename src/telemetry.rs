@@ -1,8 +1,9 @@
 //! Logs: JSON for machines, text for terminals, always on standard error.
 
 mod json;
+mod repeats;
 
-use std::{io::IsTerminal, str::FromStr};
+use std::{io::IsTerminal, str::FromStr, sync::LazyLock};
 
 use tracing_subscriber::{
     EnvFilter, Layer,
@@ -12,7 +13,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use self::json::{JsonLine, SpanFields};
+use self::{
+    json::{JsonLine, SpanFields},
+    repeats::Repeats,
+};
 use crate::domain::invalid::Invalid;
 
 /// Format of log lines.
@@ -68,6 +72,15 @@ pub fn check_filter(filter: &str) -> Result<(), Invalid> {
         .map_err(|_| Invalid::new("must be a log filter such as `info` or `info,regcred=debug`"))
 }
 
+/// Repeated lines of the process. There is one log, as there is one subscriber.
+static REPEATS: LazyLock<Repeats> = LazyLock::new(Repeats::default);
+
+/// Logs how often warnings were repeated. Repetitions are left out of the log from the first call on,
+/// so it must be called regularly.
+pub fn report_repeats() {
+    REPEATS.report();
+}
+
 /// Starts logging. Only the first call in a process has an effect.
 pub fn start(config: &LogConfig) {
     let is_terminal = std::io::stderr().is_terminal();
@@ -82,6 +95,7 @@ pub fn start(config: &LogConfig) {
     } else {
         lines.with_target(false).boxed()
     };
+    let lines = lines.with_filter(&*REPEATS);
     let wire = Targets::new()
         .with_default(tracing::Level::TRACE)
         .with_targets(WIRE.map(|name| (name, tracing::Level::INFO)))

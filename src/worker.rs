@@ -1,4 +1,5 @@
-//! Background work: reconciles pull secrets, verifies accounts, and warns of expiring credentials.
+//! Background work: reconciles pull secrets, verifies accounts, renews tokens of clusters, and warns
+//! of expiring credentials.
 
 use std::time::Duration;
 
@@ -6,9 +7,10 @@ use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::service::{ServiceError, reconcile::Reconciler, verification::Verifications};
+use crate::service::{ServiceError, clusters::Clusters, reconcile::Reconciler, verification::Verifications};
 
 mod breaker;
+mod credentials;
 mod fanout;
 mod lane;
 
@@ -41,12 +43,18 @@ pub struct Services {
     pub verifications: Verifications,
     /// Reconciles pull secrets.
     pub reconciler: Reconciler,
+    /// Renews tokens of clusters.
+    pub clusters: Clusters,
 }
 
 /// Runs the worker until `stop` is cancelled.
 pub async fn run(services: Services, config: WorkerConfig, stop: CancellationToken) {
-    let Services { verifications, reconciler } = services;
-    tokio::join!(fanout::run(reconciler, config.fanout, stop.clone()), verify(verifications, config, stop.clone()));
+    let Services { verifications, reconciler, clusters } = services;
+    tokio::join!(
+        fanout::run(reconciler, config.fanout, stop.clone()),
+        verify(verifications, config, stop.clone()),
+        credentials::run(clusters, stop.clone())
+    );
 }
 
 /// Verifies accounts until `stop` is cancelled, which also aborts the verifications in flight.

@@ -34,8 +34,10 @@ use crate::{
         progress::Streams,
         pull_secrets::PullSecrets,
         reconcile::{ReconcileConfig, Reconciler},
+        resource_events::EventFeed,
         row_cache::RowCache,
         secrets::Secrets,
+        summary::Summaries,
         tokens::TokenAuthenticator,
         verification::Verifications,
     },
@@ -76,12 +78,15 @@ pub struct Services {
     clusters: Data<Clusters>,
     secrets: Data<Secrets>,
     pull_secrets: Data<PullSecrets>,
+    summary: Data<Summaries>,
+    cursor_key: Data<CursorKey>,
     reconciler: Data<Reconciler>,
     audit_events: Data<AuditEvents>,
     audit_writer: Data<AuditWriter>,
     health: Data<Health>,
     pool: PgPool,
     pub streams: Data<Streams>,
+    pub event_feed: Data<EventFeed>,
     pub row_cache: Arc<RowCache>,
     checker: Arc<KeyChecker>,
     cluster_calls: ClusterMetrics,
@@ -94,9 +99,7 @@ impl Services {
         let ServicesConfig { clusters, verify, reconcile, identity, api_key_lifetime_max } = config;
         let cluster_calls = clusters.metrics.clone();
         let keys = Arc::new(Keys::new(pool.clone(), sealer.clone(), peppers.clone()));
-        let idempotency_keys = IdempotencyKeys::new(pool.clone(), peppers.current().first());
-        let cursor_key =
-            CursorKey::of(peppers.current().first()).map_err(|error| AppError::Internal(error.to_string()))?;
+        let idempotency_keys = IdempotencyKeys::new(pool.clone(), peppers.clone());
 
         let row_cache = Arc::new(RowCache::new(pool.clone()));
         let checker = Arc::new(KeyChecker::new(peppers.clone(), argon2_permits()));
@@ -108,8 +111,10 @@ impl Services {
             Accounts::new(pool.clone(), row_cache.clone(), sealer.clone(), audit.clone(), verifications.clone());
         let docker_configs = DockerConfigs::new(pool.clone(), row_cache.clone(), sealer.clone(), audit_writer.clone());
         let token_authenticator = token_authenticator(pool.clone(), clusters.clone(), identity)?;
-        let pull_secrets = PullSecrets::new(pool.clone(), audit.clone(), cursor_key);
+        let cursor_key = CursorKey::of(peppers.clone());
+        let pull_secrets = PullSecrets::new(pool.clone(), audit.clone());
         let streams = Data::new(Streams::new(pool.clone(), pull_secrets.clone()));
+        let event_feed = Data::new(EventFeed::new(pool.clone()));
         let reconciler =
             Reconciler::new(pool.clone(), clusters.clone(), docker_configs.clone(), peppers, audit.clone(), reconcile);
         let api_keys =
@@ -125,18 +130,26 @@ impl Services {
             idempotency_keys: Data::new(idempotency_keys),
             identity_providers: Data::new(IdentityProviders::new(pool.clone(), clusters.clone(), audit.clone())),
             imports: Data::new(Imports::new(pool.clone(), sealer, audit, accounts.clone())),
-            secrets: Data::new(Secrets::new(clusters.clone(), docker_configs.clone(), audit_writer.clone())),
+            secrets: Data::new(Secrets::new(
+                pool.clone(),
+                clusters.clone(),
+                docker_configs.clone(),
+                audit_writer.clone(),
+            )),
             audit_events: Data::new(AuditEvents::new(pool.clone(), audit_writer.clone())),
             accounts: Data::new(accounts),
             verifications: Data::new(verifications),
             docker_configs: Data::new(docker_configs),
             clusters: Data::new(clusters),
             pull_secrets: Data::new(pull_secrets),
+            summary: Data::new(Summaries::new(pool.clone())),
+            cursor_key: Data::new(cursor_key),
             reconciler: Data::new(reconciler),
             audit_writer: Data::new(audit_writer),
             health: Data::new(Health::new(&pool, row_cache.clone())),
             pool,
             streams,
+            event_feed,
             row_cache,
             checker,
             cluster_calls,
@@ -159,7 +172,10 @@ impl Services {
             .app_data(self.clusters.clone())
             .app_data(self.secrets.clone())
             .app_data(self.pull_secrets.clone())
+            .app_data(self.summary.clone())
+            .app_data(self.cursor_key.clone())
             .app_data(self.streams.clone())
+            .app_data(self.event_feed.clone())
             .app_data(self.reconciler.clone())
             .app_data(self.audit_events.clone())
             .app_data(self.audit_writer.clone())
@@ -178,6 +194,7 @@ impl Services {
             tokens: self.token_authenticator.metrics(),
             pull_secrets: self.reconciler.metrics(),
             cluster_calls: self.cluster_calls.clone(),
+            cluster_credentials: self.clusters.credential_metrics(),
             streams: self.streams.clone().into_inner(),
             certificate,
         })
@@ -188,6 +205,7 @@ impl Services {
         worker::Services {
             verifications: self.verifications.get_ref().clone(),
             reconciler: self.reconciler.get_ref().clone(),
+            clusters: self.clusters.get_ref().clone(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Watchers of files that change while the service runs.
+//! Watchers of files that change while the service runs, and of repeated warnings.
 
 use std::{
     future::pending,
@@ -9,7 +9,7 @@ use std::{
 use chrono::TimeDelta;
 use tokio::time::MissedTickBehavior;
 
-use crate::{clock, crypto::certificate::ServerCertificate, service::keys::Keys};
+use crate::{clock, crypto::certificate::ServerCertificate, service::keys::Keys, telemetry};
 
 /// Interval at which the files are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -17,6 +17,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 const EXPIRY_WARNING: TimeDelta = TimeDelta::days(7);
 /// Interval between two such log messages.
 const EXPIRY_WARNING_INTERVAL: Duration = Duration::from_hours(12);
+/// Interval of checks for repeated warnings.
+const REPEATS_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Follows master keys, peppers and the binding of sealed values, so that every replica soon uses a
 /// new key.
@@ -26,6 +28,15 @@ pub async fn watch_keys(keys: Arc<Keys>) {
     loop {
         ticks.tick().await;
         keys.follow().await;
+    }
+}
+
+/// Logs how often warnings were repeated.
+pub async fn report_repeated_warnings() {
+    let mut ticks = tokio::time::interval(REPEATS_INTERVAL);
+    loop {
+        ticks.tick().await;
+        telemetry::report_repeats();
     }
 }
 

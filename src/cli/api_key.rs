@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand};
 use secrecy::ExposeSecret;
 
-use super::{CliError, argument, audit, database, print_line};
+use super::{CliError, argument, audit, database, print_line, print_table};
 use crate::{
     app, clock,
     config::{Reader, variable},
@@ -15,10 +15,14 @@ use crate::{
         caller::{ApiKeyFields, NewApiKey},
         grants::{AccountGrant, Grants, GrantsDocument, LabelGrant},
         invalid::FieldError,
+        listing::{ApiKeySort, ListRequest, Next, Sort},
         names::Name,
     },
     service::api_keys,
-    storage::{PgPool, api_keys::ApiKey},
+    storage::{
+        PgPool,
+        api_keys::{ApiKey, ApiKeyFilter},
+    },
 };
 
 #[derive(Debug, Subcommand)]
@@ -98,13 +102,13 @@ impl CreateApiKey {
             expires_at: self.expires_at,
         };
         let new = NewApiKey::parse(fields, clock::now(), lifetime_max()?);
-        let new = new.map_err(|errors| CliError::Failed(argument_errors(&errors)))?;
+        let new = new.map_err(|errors| CliError::Usage(argument_errors(&errors)))?;
         let (pool, peppers) = open().await?;
         let (audit, actor) = (audit::audit(&pool, &peppers), audit::actor());
         let created = api_keys::create(&pool, &audit, &actor, peppers.current().first(), &new).await;
         audit::close(&audit).await;
         let (stored, key) = created?;
-        eprintln!(
+        note!(
             "Created the API key `{}`, {}. Store it now, it cannot be displayed again:",
             stored.name,
             rights(&stored)
@@ -125,7 +129,7 @@ async fn revoke(name: &str, even_last_admin: bool) -> Result<(), CliError> {
     };
     audit::close(&audit).await;
     revoked?;
-    eprintln!("Revoked the API key `{name}`.");
+    note!("Revoked the API key `{name}`.");
     Ok(())
 }
 
@@ -144,24 +148,29 @@ async fn open() -> Result<(PgPool, Arc<Peppers>), CliError> {
 }
 
 async fn list() -> Result<(), CliError> {
-    const PAGE: i64 = 500;
+    const PAGE: usize = 500;
     let pool = database().await?;
-    let mut keys = api_keys::list(&pool, None, PAGE).await?;
-    print_line(&format!("{:36}  {:20}  {:8}  {:25}  RIGHTS", "ID", "NAME", "STATE", "EXPIRES"))?;
-    while let Some(last) = keys.last().map(|key| key.id) {
-        for key in &keys {
-            let is_expired = key.expires_at.is_some_and(|at| at <= clock::now());
-            let state = match (key.revoked_at, is_expired) {
-                (Some(_), _) => "revoked",
-                (None, true) => "expired",
-                (None, false) => "active",
-            };
-            let expires = key.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_rfc3339());
-            print_line(&format!("{:36}  {:20}  {state:8}  {expires:25}  {}", key.id, key.name, rights(key)))?;
-        }
-        keys = api_keys::list(&pool, Some(last), PAGE).await?;
+    let (order, filter) = (ApiKeySort::default().order(), ApiKeyFilter::default());
+    let mut request = ListRequest { order, after: None, limit: PAGE };
+    let mut rows = Vec::new();
+    loop {
+        let page = api_keys::list(&pool, &request, &filter).await?;
+        rows.extend(page.items.iter().map(row));
+        let Some(Next::Item(position) | Next::Row(position)) = page.next else { break };
+        request.after = Some(position);
     }
-    Ok(())
+    print_table(["ID", "NAME", "STATE", "EXPIRES", "RIGHTS"], &rows)
+}
+
+fn row(key: &ApiKey) -> [String; 5] {
+    let is_expired = key.expires_at.is_some_and(|at| at <= clock::now());
+    let state = match (key.revoked_at, is_expired) {
+        (Some(_), _) => "revoked",
+        (None, true) => "expired",
+        (None, false) => "active",
+    };
+    let expires = key.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_rfc3339());
+    [key.id.to_string(), key.name.clone(), state.to_owned(), expires, rights(key)]
 }
 
 /// Formats role, grants and networks on one line.
@@ -195,7 +204,7 @@ fn account_grants(names: Option<Vec<String>>, labels: &[String]) -> Result<Optio
         });
         let match_labels = pairs.collect::<Option<_>>();
         let match_labels =
-            match_labels.ok_or_else(|| CliError::Failed("--account-labels must be key=value,key=value".to_owned()))?;
+            match_labels.ok_or_else(|| CliError::Usage("--account-labels must be key=value,key=value".to_owned()))?;
         rules.push(AccountGrant::Labels(LabelGrant { match_labels }));
     }
     Ok(Some(rules))

@@ -7,31 +7,33 @@ use std::{
     sync::Arc,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use secrecy::SecretString;
 use uuid::Uuid;
 
 use crate::{
     app,
-    cli::{CliError, argument, print_line, replace_file, variable},
+    cli::{CliError, print_line, replace_file, variable},
     config::{DatabaseConfig, Reader},
     crypto::{
         pepper::{PepperRing, Peppers},
         ring::Ring as _,
     },
     domain::{
-        audit::{EventFilter, Resource},
+        audit::{Action, EventFilter, Outcome, Resource},
         caller::{Actor, ActorKind},
     },
     http,
     service::audit::{
         Export, TransactionalAudit,
         legacy::{ChainAnchor, ChainFinding, adopt},
-        verify::{Anchor, Finding, ProcessNumbers, Scope, Watcher, verify},
+        verify::{Anchor, Finding, ProcessNumbers, Prune, Report, Scope, Watcher, verify},
     },
     storage::PgPool,
 };
+
+mod prune;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
@@ -47,6 +49,11 @@ pub(super) enum AuditCommand {
     Adopt(Adopt),
     /// Print events as JSON lines, newest first.
     Export(ExportEvents),
+    /// Delete events that were sealed before a time. The seals stay, so the log can still be verified.
+    ///
+    /// Verifies the log first, and prunes nothing if there is a finding. Runs beside the service, with
+    /// the URL of the owner of the tables. If it is interrupted, run it again.
+    Prune(prune::Prune),
 }
 
 #[derive(Debug, Args)]
@@ -87,7 +94,8 @@ impl OlderPeppers {
         let mut ring = peppers.current().as_ref().clone();
         for file in &self.older_pepper_file {
             let older = PepperRing::parse(&SecretString::from(read(file)?));
-            ring = ring.with_older(argument(&format!("--older-pepper-file {}:", file.display()), older)?);
+            let older = older.map_err(|error| CliError::Failed(format!("{}: {error}", file.display())))?;
+            ring = ring.with_older(older);
         }
         Ok((config, Arc::new(Peppers::new(ring, None))))
     }
@@ -95,18 +103,18 @@ impl OlderPeppers {
 
 #[derive(Debug, Args)]
 pub(super) struct ExportEvents {
-    /// Only events of this resource, such as registry-accounts/prod.
-    #[arg(long)]
-    resource: Option<String>,
+    /// Only events of this resource, such as registry-accounts/prod or api-keys/ci.
+    #[arg(long, value_parser = Resource::parse_filter)]
+    resource: Option<Resource>,
     /// Only events of the actor with this name.
     #[arg(long)]
     actor: Option<String>,
     /// Only events with this action, such as dockerConfig.reveal.
-    #[arg(long)]
-    action: Option<String>,
+    #[arg(long, value_parser = str::parse::<Action>)]
+    action: Option<Action>,
     /// Only events with this outcome: success, denied, failure or attempt.
-    #[arg(long)]
-    outcome: Option<String>,
+    #[arg(long, value_parser = str::parse::<Outcome>)]
+    outcome: Option<Outcome>,
     /// Only events at or after this time, as in 2027-01-31T00:00:00Z.
     #[arg(long)]
     from: Option<DateTime<Utc>>,
@@ -121,6 +129,7 @@ impl AuditCommand {
             Self::Verify(command) => command.run().await,
             Self::Adopt(command) => command.run().await,
             Self::Export(command) => command.run().await,
+            Self::Prune(command) => command.run().await,
         }
     }
 }
@@ -148,7 +157,7 @@ impl Watcher for Terminal {
 
     fn progress(&mut self, seen: u64, all: u64) {
         if seen >= self.next {
-            eprintln!("  {seen} of {all} events");
+            note!("  {seen} of {all} events");
             self.next = seen + PROGRESS_EVERY;
         }
     }
@@ -164,8 +173,9 @@ impl Verify {
         let report = verify(&pool, &peppers.current().audit_keys(), scope, &mut terminal).await?;
         terminal.printed?;
         print_open_processes(&report.anchor);
+        print_prunes(&report)?;
         if report.unadopted > 0 {
-            eprintln!("{} events of earlier releases are not sealed: run `regcred audit adopt`", report.unadopted);
+            note!("{} events of earlier releases are not sealed: run `regcred audit adopt`", report.unadopted);
         }
         let (events, seals) = (report.events, report.anchor.number);
         if report.findings > 0 {
@@ -189,8 +199,16 @@ fn print_open_processes(anchor: &Anchor) {
         let in_flight: Vec<String> = numbers.in_flight().iter().map(|(from, to)| format!("{from}-{to}")).collect();
         let in_flight =
             if in_flight.is_empty() { String::new() } else { format!(", in flight {}", in_flight.join(", ")) };
-        eprintln!("process {id} runs or died: last batch {}{in_flight}", numbers.last());
+        note!("process {id} runs or died: last batch {}{in_flight}", numbers.last());
     }
+}
+
+fn print_prunes(report: &Report) -> Result<(), CliError> {
+    for Prune { seal, through, at, actor } in &report.prunes {
+        let at = at.to_rfc3339_opts(SecondsFormat::Secs, true);
+        print_line(&format!("seal {seal}: {actor} pruned the events of the seals up to {through}, at {at}"))?;
+    }
+    if report.prunes.is_empty() { Ok(()) } else { print_line(&format!("{} events were pruned", report.pruned)) }
 }
 
 impl Adopt {
@@ -265,10 +283,10 @@ fn read_anchors(file: &Path) -> Result<Scope, CliError> {
 impl ExportEvents {
     async fn run(self) -> Result<(), CliError> {
         let filter = EventFilter {
-            resource: self.resource.map(|text| argument("--resource", Resource::parse(&text))).transpose()?,
+            resource: self.resource,
             actor: self.actor,
-            action: self.action.map(|text| argument("--action", text.parse())).transpose()?,
-            outcome: self.outcome.map(|text| argument("--outcome", text.parse())).transpose()?,
+            action: self.action,
+            outcome: self.outcome,
             from: self.from,
             to: self.to,
         };

@@ -1,4 +1,4 @@
-//! `regcred cluster rbac`: prints the RBAC rules that pull secrets require in a cluster.
+//! `regcred cluster rbac`: prints the RBAC rules that regcred requires in a cluster.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,12 +8,14 @@ use std::{
 use clap::{Args, Subcommand};
 
 use crate::{
-    cli::{CliError, argument, database, print_text},
+    cli::{CliError, database, print_text},
     domain::{
-        names::{Name, NamespaceName, ServiceAccountName},
+        cluster::ServiceAccountRef,
+        invalid::Invalid,
+        names::{Name, NamespaceName, SecretName, ServiceAccountName},
         rbac::{RequiredRules, Rule},
     },
-    service::rbac::{self, PullSecretRules},
+    service::rbac::{self, ClusterRules, PullSecretRules},
 };
 
 /// Names of pull secrets in one comment.
@@ -23,7 +25,7 @@ const SUBJECT_MAX: usize = 1024;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ClusterCommand {
-    /// Print the RBAC manifests that pull secrets require in a cluster.
+    /// Print the RBAC manifests that pull secrets, and the renewal of the token, require in a cluster.
     ///
     /// Apply them with `kubectl apply -f -` as a user who may create roles in that cluster. A Role
     /// covers each listed namespace; a `ClusterRole` covers namespaces that are selected by label.
@@ -37,16 +39,17 @@ pub(super) enum ClusterCommand {
 #[derive(Debug, Args)]
 pub(super) struct Rbac {
     /// Name of the registered cluster.
-    #[arg(long)]
-    cluster: String,
-    /// Subject: the `ServiceAccount` of the cluster's token. It must exist.
-    #[arg(long, value_name = "NAMESPACE/NAME", default_value = "regcred/regcred")]
-    service_account: String,
+    #[arg(long, value_parser = Name::parse)]
+    cluster: Name,
+    /// Subject: the `ServiceAccount` of the cluster's token. It must exist [default: the one whose
+    /// token regcred renews, or else regcred/regcred].
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_service_account)]
+    service_account: Option<ServiceAccountRef>,
     /// Subject instead: a user, the common name of a client certificate.
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["service_account", "group"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["service_account", "group"], value_parser = subject_name)]
     user: Option<String>,
     /// Subject instead: a group, the organization of a client certificate.
-    #[arg(long, value_name = "NAME", conflicts_with = "service_account")]
+    #[arg(long, value_name = "NAME", conflicts_with = "service_account", value_parser = subject_name)]
     group: Option<String>,
     /// Add `list` and `watch` of all Secrets, so that an edited or deleted Secret is repaired at
     /// once.
@@ -56,6 +59,10 @@ pub(super) struct Rbac {
     /// (`REGCRED_PULL_SECRETS_RESYNC_SECONDS`).
     #[arg(long)]
     watch_secrets: bool,
+    /// Add the rules to deliver this Secret directly, and to replace it with `ifExists`. May be
+    /// repeated.
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_direct_secret)]
+    direct_secret: Vec<(NamespaceName, SecretName)>,
 }
 
 impl ClusterCommand {
@@ -67,45 +74,72 @@ impl ClusterCommand {
 
 impl Rbac {
     async fn run(self) -> Result<(), CliError> {
-        let cluster = argument("--cluster", Name::parse(&self.cluster))?;
-        let subject = self.subject()?;
-        let required = rbac::required(&database().await?, &cluster).await?;
+        let direct = self.direct_rules()?;
+        let ClusterRules { mut pull_secrets, renewed } = rbac::required(&database().await?, &self.cluster).await?;
+        pull_secrets.extend(direct);
+        let subject = match (self.user, self.group) {
+            (Some(user), _) => Subject::User(user),
+            (None, Some(group)) => Subject::Group(group),
+            (None, None) => {
+                let account = self.service_account.or_else(|| renewed.clone());
+                Subject::ServiceAccount(account.map_or_else(default_service_account, Ok)?)
+            }
+        };
         let manifests = Manifests {
-            cluster: &cluster,
+            cluster: &self.cluster,
             subject: &subject,
-            required: &required,
+            required: &pull_secrets,
+            renewal: renewed.as_ref().map(RequiredRules::of_renewal),
             watches_secrets: self.watch_secrets,
         };
         print_text(&manifests.to_string())
     }
 
-    fn subject(&self) -> Result<Subject, CliError> {
-        match (&self.user, &self.group) {
-            (Some(user), _) => Ok(Subject::User(subject_name("--user", user)?)),
-            (None, Some(group)) => Ok(Subject::Group(subject_name("--group", group)?)),
-            (None, None) => {
-                let Some((namespace, name)) = self.service_account.split_once('/') else {
-                    return Err(CliError::Failed("--service-account must be NAMESPACE/NAME".to_owned()));
-                };
-                Ok(Subject::ServiceAccount {
-                    namespace: argument("--service-account: the namespace", NamespaceName::parse(namespace))?,
-                    name: argument("--service-account: the name", ServiceAccountName::parse(name))?,
-                })
-            }
+    /// Rules of `--direct-secret`, which the comments of the manifests name like those of a pull
+    /// secret.
+    fn direct_rules(&self) -> Result<Option<PullSecretRules>, CliError> {
+        if self.direct_secret.is_empty() {
+            return Ok(None);
         }
+        let rules: Vec<_> =
+            self.direct_secret.iter().map(|(namespace, name)| RequiredRules::of_direct(namespace, name)).collect();
+        let name = Name::parse("direct-delivery").map_err(|error| CliError::Failed(error.to_string()))?;
+        Ok(Some(PullSecretRules { name, rules: RequiredRules::union(&rules) }))
     }
 }
 
-fn subject_name(argument: &str, name: &str) -> Result<String, CliError> {
+fn default_service_account() -> Result<ServiceAccountRef, CliError> {
+    parse_service_account("regcred/regcred").map_err(|error| CliError::Failed(error.to_string()))
+}
+
+fn parse_service_account(text: &str) -> Result<ServiceAccountRef, Invalid> {
+    let (namespace, name) = parse_namespaced(text, ServiceAccountName::parse)?;
+    Ok(ServiceAccountRef { namespace, name })
+}
+
+fn parse_direct_secret(text: &str) -> Result<(NamespaceName, SecretName), Invalid> {
+    parse_namespaced(text, SecretName::parse)
+}
+
+fn parse_namespaced<T>(
+    text: &str,
+    parse: impl FnOnce(&str) -> Result<T, Invalid>,
+) -> Result<(NamespaceName, T), Invalid> {
+    let (namespace, name) = text.split_once('/').ok_or_else(|| Invalid::new("must be NAMESPACE/NAME"))?;
+    let of = |part: &'static str| move |invalid| Invalid::new(format!("the {part} {invalid}"));
+    Ok((NamespaceName::parse(namespace).map_err(of("namespace"))?, parse(name).map_err(of("name"))?))
+}
+
+fn subject_name(name: &str) -> Result<String, Invalid> {
     if name.is_empty() || name.len() > SUBJECT_MAX || name.chars().any(char::is_control) {
-        return Err(CliError::Failed(format!("{argument} must be a name without control characters")));
+        return Err(Invalid::new("must be a name without control characters"));
     }
     Ok(name.to_owned())
 }
 
 /// Subject of the bindings.
 enum Subject {
-    ServiceAccount { namespace: NamespaceName, name: ServiceAccountName },
+    ServiceAccount(ServiceAccountRef),
     User(String),
     Group(String),
 }
@@ -113,7 +147,7 @@ enum Subject {
 impl Subject {
     fn yaml(&self) -> String {
         match self {
-            Self::ServiceAccount { namespace, name } => {
+            Self::ServiceAccount(ServiceAccountRef { namespace, name }) => {
                 format!("- kind: ServiceAccount\n  name: \"{name}\"\n  namespace: \"{namespace}\"\n")
             }
             Self::User(name) => Self::other("User", name),
@@ -133,13 +167,15 @@ struct Manifests<'a> {
     cluster: &'a Name,
     subject: &'a Subject,
     required: &'a [PullSecretRules],
+    /// Rules of the renewal of the token, if regcred renews it.
+    renewal: Option<RequiredRules>,
     watches_secrets: bool,
 }
 
 impl Display for Manifests<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let cluster = self.cluster;
-        let mut rules = RequiredRules::union(self.required.iter().map(|one| &one.rules));
+        let mut rules = RequiredRules::union(self.required.iter().map(|one| &one.rules).chain(&self.renewal));
         if rules.is_empty() {
             return writeln!(f, "# No pull secret targets the cluster {cluster}: regcred requires no rules.");
         }
@@ -152,19 +188,18 @@ impl Display for Manifests<'_> {
              # Generated by `regcred cluster rbac`. Apply with: kubectl apply -f -\n\
              # Generate again after declarations change. To find roles that are no longer required:\n\
              # kubectl get clusterroles,clusterrolebindings,roles,rolebindings -A -l regcred.dev/rbac={cluster}",
-            names(self.required.iter())
+            self.names_of(|_| true)
         )?;
         if !rules.cluster.is_empty() {
-            let selecting = self.required.iter().filter(|one| !one.rules.cluster.is_empty());
-            let reason = match names(selecting) {
+            let reason = match self.names_of(|rules| !rules.cluster.is_empty()) {
                 selecting if selecting.is_empty() => "Cluster-wide, for the watch of Secrets.".to_owned(),
                 selecting => format!("Cluster-wide, for namespace selectors of: {selecting}."),
             };
             self.write_role(f, None, &reason, &rules.cluster)?;
         }
         for (namespace, of_namespace) in &rules.namespaces {
-            let requiring = self.required.iter().filter(|one| one.rules.namespaces.contains_key(namespace));
-            let reason = format!("Namespace {namespace}, for: {}.", names(requiring));
+            let requiring = self.names_of(|rules| rules.namespaces.contains_key(namespace));
+            let reason = format!("Namespace {namespace}, for: {requiring}.");
             self.write_role(f, Some(namespace), &reason, of_namespace)?;
         }
         Ok(())
@@ -172,6 +207,23 @@ impl Display for Manifests<'_> {
 }
 
 impl Manifests<'_> {
+    /// Names the pull secrets with such rules, and the renewal of the token.
+    fn names_of(&self, matches: impl Fn(&RequiredRules) -> bool) -> String {
+        let mut names: Vec<&str> =
+            self.required.iter().filter(|one| matches(&one.rules)).map(|one| one.name.as_str()).collect();
+        let more = names.len().saturating_sub(NAMES_SHOWN);
+        names.truncate(NAMES_SHOWN);
+        let mut text = names.join(", ");
+        if more > 0 {
+            let _ = write!(text, " and {more} more");
+        }
+        if self.renewal.as_ref().is_some_and(matches) {
+            let separator = if text.is_empty() { "" } else { ", " };
+            let _ = write!(text, "{separator}the renewal of the token");
+        }
+        text
+    }
+
     /// Writes a role and its binding.
     fn write_role(
         &self,
@@ -198,10 +250,11 @@ impl Manifests<'_> {
 }
 
 /// Rules of a role that can share an entry.
-const ENTRIES: [fn(&Rule) -> bool; 5] = [
+const ENTRIES: [fn(&Rule) -> bool; 6] = [
     |rule| matches!(rule, Rule::CreateSecrets),
     |rule| matches!(rule, Rule::GetSecret(_) | Rule::PatchSecret(_) | Rule::DeleteSecret(_)),
     |rule| matches!(rule, Rule::GetServiceAccount(_) | Rule::PatchServiceAccount(_)),
+    |rule| matches!(rule, Rule::CreateToken(_)),
     |rule| matches!(rule, Rule::ListNamespaces | Rule::WatchNamespaces),
     |rule| matches!(rule, Rule::ListSecrets | Rule::WatchSecrets),
 ];
@@ -253,6 +306,7 @@ const fn purpose(rule: &Rule) -> &'static str {
         Rule::DeleteSecret(_) => "removes a Secret that is no longer declared (deletionPolicy delete)",
         Rule::GetServiceAccount(_) => "reads the imagePullSecrets of a ServiceAccount",
         Rule::PatchServiceAccount(_) => "adds the Secret to imagePullSecrets, or removes it",
+        Rule::CreateToken(_) => "renews the token of this cluster",
         Rule::ListNamespaces => "compares namespace labels with selectors",
         Rule::WatchNamespaces => "reports new namespaces and labels at once",
         Rule::ListSecrets => "(--watch-secrets) starts the watch; permits reading every Secret",
@@ -262,19 +316,9 @@ const fn purpose(rule: &Rule) -> &'static str {
     }
 }
 
-fn names<'a>(required: impl Iterator<Item = &'a PullSecretRules>) -> String {
-    let all: Vec<&str> = required.map(|one| one.name.as_str()).collect();
-    let mut text = all.iter().take(NAMES_SHOWN).copied().collect::<Vec<_>>().join(", ");
-    if let Some(more) = all.len().checked_sub(NAMES_SHOWN).filter(|more| *more > 0) {
-        let _ = write!(text, " and {more} more");
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::names::SecretName;
 
     fn required(name: &str, cluster: &[Rule], namespaces: &[(&str, &[Rule])]) -> PullSecretRules {
         let namespaces = namespaces
@@ -285,7 +329,8 @@ mod tests {
     }
 
     fn yaml(required: &[PullSecretRules], subject: &Subject, watches_secrets: bool) -> String {
-        Manifests { cluster: &Name::parse("dev").unwrap(), subject, required, watches_secrets }.to_string()
+        Manifests { cluster: &Name::parse("dev").unwrap(), subject, required, renewal: None, watches_secrets }
+            .to_string()
     }
 
     const MANIFESTS: &str = r#"# RBAC rules for regcred in the cluster dev, required by: team-a, team-b.
@@ -375,10 +420,7 @@ subjects:
 
     #[test]
     fn manifests_explain_each_rule() {
-        let subject = Subject::ServiceAccount {
-            namespace: NamespaceName::parse("regcred").unwrap(),
-            name: ServiceAccountName::parse("broker.1").unwrap(),
-        };
+        let subject = Subject::ServiceAccount(parse_service_account("regcred/broker.1").unwrap());
         let secret = |name: &str| SecretName::parse(name).unwrap();
         let of_namespace = [
             Rule::CreateSecrets,
@@ -412,6 +454,25 @@ subjects:
     }
 
     #[test]
+    fn renewal_requires_tokens_of_one_service_account() {
+        let account = parse_service_account("regcred/broker").unwrap();
+        let manifests = Manifests {
+            cluster: &Name::parse("dev").unwrap(),
+            subject: &Subject::ServiceAccount(account.clone()),
+            required: &[],
+            renewal: Some(RequiredRules::of_renewal(&account)),
+            watches_secrets: false,
+        };
+        let parsed: Vec<serde_json::Value> = serde_saphyr::from_multiple(&manifests.to_string()).unwrap();
+        let rule = serde_json::json!({
+            "apiGroups": [""], "resources": ["serviceaccounts/token"], "resourceNames": ["broker"], "verbs": ["create"],
+        });
+        assert_eq!(parsed[0]["rules"], serde_json::json!([rule]));
+        assert_eq!((&parsed[0]["kind"], &parsed[0]["metadata"]["namespace"]), (&"Role".into(), &"regcred".into()));
+        assert!(manifests.to_string().contains("required by: the renewal of the token."));
+    }
+
+    #[test]
     fn no_manifest_without_pull_secrets() {
         let text = yaml(&[], &Subject::Group("brokers".to_owned()), true);
         assert!(text.starts_with("# No pull secret") && text.lines().count() == 1, "{text}");
@@ -420,8 +481,11 @@ subjects:
     #[test]
     fn subject_names_are_validated() {
         for bad in ["", "a\nb", &"x".repeat(SUBJECT_MAX + 1)] {
-            assert!(subject_name("--user", bad).is_err());
+            assert!(subject_name(bad).is_err());
         }
-        assert!(subject_name("--user", "system:serviceaccount:a:b").is_ok());
+        assert!(subject_name("system:serviceaccount:a:b").is_ok());
+        for bad in ["regcred", "a/b/c", "/a", "a/", "A/b"] {
+            assert!(parse_service_account(bad).is_err(), "{bad}");
+        }
     }
 }

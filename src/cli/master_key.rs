@@ -7,7 +7,7 @@ use std::{
 
 use clap::Subcommand;
 
-use super::{CliError, audit, print_line, ring_file};
+use super::{CliError, audit, print_table, ring_file};
 use crate::{
     app,
     config::{Reader, variable},
@@ -74,19 +74,20 @@ async fn list(pool: &PgPool, sealer: &Sealer) -> Result<(), CliError> {
         uses.iter().filter(|one| matches(one.key().0, one.key().1)).map(|one| one.rows).sum()
     };
     let ring = sealer.ring();
-    print_line(&format!("{:32}  {:9}  {:9}  BOUND", "KEY", "STATE", "ROWS"))?;
+    let mut table = Vec::new();
     for (index, key) in ring.ids().enumerate() {
         let state = if index == 0 { "seals" } else { "opens" };
         let rows = sum(&|id, _| id == key);
         let bound = sum(&|id, form| id == key && form == SealForm::Bound);
-        print_line(&format!("{key:32}  {state:9}  {rows:<9}  {bound}"))?;
+        table.push([key.to_owned(), state.to_owned(), rows.to_string(), bound.to_string()]);
     }
     for missing in uses.iter().filter(|one| !ring.ids().any(|key| key == one.key().0)) {
         let rows = format!("{} in {}", missing.rows, missing.column);
-        print_line(&format!("{:32}  {:9}  {rows}", "MISSING", missing.key().0))?;
+        table.push(["MISSING".to_owned(), missing.key().0.to_owned(), rows, String::new()]);
     }
+    print_table(["KEY", "STATE", "ROWS", "BOUND"], &table)?;
     let unbound = sum(&|_, form| form == SealForm::Unbound);
-    eprintln!("{}", describe_binding(binding, unbound));
+    note!("{}", describe_binding(binding, unbound));
     Ok(())
 }
 
@@ -115,8 +116,8 @@ async fn rotate(
     kind: RotationKind,
 ) -> Result<(), CliError> {
     let key = sealer.sealing_key_id();
-    eprintln!("Re-sealing with {key} …");
-    let progress = |so_far: &Rotation| eprintln!("  {} values re-sealed", so_far.resealed);
+    note!("Re-sealing with {key} …");
+    let progress = |so_far: &Rotation| note!("  {} values re-sealed", so_far.resealed);
     let rotation = master_keys::rotate_audited(pool, sealer, audit, &audit::actor(), kind, progress).await;
     audit::close(audit).await;
     let rotation = rotation?;
@@ -128,7 +129,7 @@ async fn rotate(
     }
     let (binding, uses) = master_keys::status(pool).await?;
     let unbound: i64 = uses.iter().filter(|one| one.key().1 == SealForm::Unbound).map(|one| one.rows).sum();
-    eprintln!(
+    note!(
         "Done: {} values re-sealed with {key}. Services seal with it within 5 s after it was added to the ring file. \
          Before you remove an older key, run `regcred master-key list`; if it still has rows, rotate again.\n{}",
         rotation.resealed,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
-use super::{CliError, print_line, ring_file};
+use super::{CliError, print_table, ring_file};
 use crate::{
     app,
     config::{Reader, variable},
@@ -55,14 +55,14 @@ async fn list() -> Result<(), CliError> {
     let (config, peppers) = reader.finish(|| config.zip(peppers))?;
     let uses = keys::count_by_pepper(&app::connect(&config).await?).await?;
     let ring = peppers.current();
-    print_line(&format!("{:32}  {:9}  ACTIVE KEYS", "PEPPER", "STATE"))?;
+    let mut rows = Vec::new();
     for (index, pepper) in ring.ids().enumerate() {
         let state = if index == 0 { "makes" } else { "verifies" };
         let keys = uses.iter().find(|(id, _)| id.as_deref() == pepper).map_or(0, |(_, keys)| *keys);
-        print_line(&format!("{:32}  {state:9}  {keys}", pepper.unwrap_or(UNNAMED)))?;
+        rows.push([pepper.unwrap_or(UNNAMED).to_owned(), state.to_owned(), keys.to_string()]);
     }
     for (id, keys) in uses.iter().filter(|(id, _)| !ring.ids().any(|known| known == id.as_deref())) {
-        print_line(&format!("{:32}  {:9}  {keys}", id.as_deref().unwrap_or(UNNAMED), "MISSING"))?;
+        rows.push([id.as_deref().unwrap_or(UNNAMED).to_owned(), "MISSING".to_owned(), keys.to_string()]);
     }
-    Ok(())
+    print_table(["PEPPER", "STATE", "ACTIVE KEYS"], &rows)
 }

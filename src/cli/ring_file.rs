@@ -27,9 +27,9 @@ pub(super) fn add(
     let ring = SecretString::from(format!("{}\n{}", line.expose_secret(), older.expose_secret()));
     replace_file(file, ring.expose_secret(), Some(PRIVATE)).map_err(failed)?;
     let id = line.expose_secret().split(':').next().unwrap_or_default();
-    eprintln!("{}", describe(id, &file.display().to_string()));
+    note!("{}", describe(id, &file.display().to_string()));
     if let Some(mode) = mode.filter(|mode| mode & !PRIVATE != 0) {
-        eprintln!("Its permissions were {mode:04o} and are 0600 now: only its owner can read it.");
+        note!("Its permissions were {mode:04o} and are 0600 now: only its owner can read it.");
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use futures_util::{StreamExt, stream};
+use secrecy::ExposeSecret;
 use serde::Serialize;
 
 use super::{CliError, print_line};
@@ -18,10 +19,12 @@ use crate::{
     },
     config::{Reader, VerifyConfig, variable},
     domain::{
+        account::ends_with_whitespace,
         cluster::CaCertificate,
         docker_config::{
+            Warning,
             import::{FoundAccount, Import, ImportItem, ImportOutcome, SkipReason},
-            parse::Config,
+            parse::Part,
         },
         registry::RegistryScope,
         verification::{VerificationReport, VerificationResult},
@@ -33,7 +36,7 @@ const CONCURRENCY: usize = 8;
 
 #[derive(Debug, Args)]
 pub(super) struct Verify {
-    /// Docker config: a config.json, a .dockercfg, or a Secret that holds one of them
+    /// Docker config: a config.json, a .dockercfg, or a Secret or list of Secrets that holds them
     /// [default: ~/.docker/config.json].
     #[arg(long)]
     config: Option<PathBuf>,
@@ -42,8 +45,8 @@ pub(super) struct Verify {
     output: Output,
     /// Registry without TLS, as HOST or HOST:PORT. Can be repeated. On loopback addresses, plain
     /// HTTP is tried automatically if TLS fails, as docker does.
-    #[arg(long, value_name = "REGISTRY")]
-    plain_http: Vec<String>,
+    #[arg(long, value_name = "REGISTRY", value_parser = RegistryScope::parse)]
+    plain_http: Vec<RegistryScope>,
     /// PEM file with the CA of private registries, trusted in addition to the CAs of this host.
     #[arg(long, value_name = "FILE")]
     ca_certificate: Option<PathBuf>,
@@ -69,6 +72,8 @@ struct Line {
     result: Option<VerificationResult>,
     detail: String,
     advice: Option<String>,
+    /// Warnings about the entry.
+    warnings: Vec<Warning>,
     /// Whether the entry needs no attention.
     ok: bool,
 }
@@ -101,21 +106,23 @@ impl Report {
 impl Verify {
     pub(super) async fn run(self) -> Result<(), CliError> {
         let mut reader = Reader::new(&variable);
-        let config = reader.verify();
+        let proxy = reader.outbound_proxy();
+        let config = reader.verify(proxy.flatten());
         let config = reader.finish(|| config)?;
         let path = self.config_path()?;
         let document = fs::read(&path).map_err(|error| failed(&path, error))?;
-        let document = Config::parse(&document).map_err(|error| failed(&path, error))?;
+        let document = Part::parse_all(&document).map_err(|error| failed(&path, error))?;
         let ca = self.ca_certificate.as_deref().map(read_ca).transpose()?;
-        let mut items = Import::of(&document).items;
+        let mut items = Import::of_parts(&document).items;
         for item in &mut items {
             if let ImportOutcome::Found(account) = &mut item.outcome {
-                account.plain_http |= self.plain_http.iter().any(|host| is_same(host, &account.scope));
+                account.plain_http |=
+                    self.plain_http.iter().any(|registry| registry.authority() == account.scope.authority());
             }
         }
         let report = verify_items(config, &items, ca.as_ref()).await;
         match self.output {
-            Output::Table => print_table(&report.items)?,
+            Output::Table => print_lines(&report.items)?,
             Output::Json => print_line(&serde_json::to_string_pretty(&report).unwrap_or_default())?,
         }
         report.result(&path)
@@ -162,7 +169,7 @@ async fn check_all(
         .buffer_unordered(CONCURRENCY);
     while let Some((index, finding)) = checks.next().await {
         let registry = &accounts[index].scope;
-        eprintln!("checked {} of {}: {registry}: {}", findings.len() + 1, accounts.len(), finding.result);
+        note!("checked {} of {}: {registry}: {}", findings.len() + 1, accounts.len(), finding.result);
         findings.push((index, finding));
     }
     findings.sort_by_key(|(index, _)| *index);
@@ -193,10 +200,6 @@ fn is_loopback(scope: &RegistryScope) -> bool {
     host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
 }
 
-fn is_same(written: &str, scope: &RegistryScope) -> bool {
-    RegistryScope::parse(written).is_ok_and(|written| written.authority() == scope.authority())
-}
-
 fn read_ca(path: &Path) -> Result<CaCertificate, CliError> {
     let pem = fs::read_to_string(path).map_err(|error| failed(path, error))?;
     CaCertificate::parse(&pem).map_err(|error| failed(path, error))
@@ -215,11 +218,15 @@ fn checked(key: &str, account: &FoundAccount, finding: VerificationReport) -> Li
         ok: finding.result == VerificationResult::Valid,
         advice: advice(finding.result, &account.scope),
         detail: finding.detail,
+        warnings: warnings(key, account),
     }
 }
 
 fn skipped(key: &str, reason: SkipReason, detail: &str) -> Line {
-    let ok = matches!(reason, SkipReason::NotACredential | SkipReason::HttpHeaders | SkipReason::Duplicate);
+    let ok = matches!(
+        reason,
+        SkipReason::NotACredential | SkipReason::HttpHeaders | SkipReason::Duplicate | SkipReason::NotAPullSecret
+    );
     Line {
         key: key.to_owned(),
         registry: None,
@@ -227,8 +234,14 @@ fn skipped(key: &str, reason: SkipReason, detail: &str) -> Line {
         result: None,
         detail: detail.to_owned(),
         advice: (!ok).then(|| "not verified".to_owned()),
+        warnings: Vec::new(),
         ok,
     }
+}
+
+fn warnings(key: &str, account: &FoundAccount) -> Vec<Warning> {
+    let is_padded = ends_with_whitespace(account.password.expose_secret());
+    is_padded.then(|| Warning::of_whitespace(None, key)).into_iter().collect()
 }
 
 /// Returns what to do about a result.
@@ -247,7 +260,7 @@ fn advice(result: VerificationResult, scope: &RegistryScope) -> Option<String> {
     })
 }
 
-fn print_table(lines: &[Line]) -> Result<(), CliError> {
+fn print_lines(lines: &[Line]) -> Result<(), CliError> {
     let rows: Vec<[String; 4]> = lines
         .iter()
         .map(|line| {
@@ -256,20 +269,18 @@ fn print_table(lines: &[Line]) -> Result<(), CliError> {
             [plain(&line.key), text(line.username.as_deref()), result.to_owned(), text(line.advice.as_deref())]
         })
         .collect();
-    let header = ["ENTRY", "USER", "RESULT", "ADVICE"].map(str::to_owned);
-    let width = |column: usize| {
-        [&header].into_iter().chain(&rows).map(|row| row[column].chars().count()).max().unwrap_or_default()
-    };
-    let widths = [width(0), width(1), width(2)];
-    for row in [&header].into_iter().chain(&rows) {
-        let [entry, user, result, advice] = row;
-        print_line(&format!("{entry:0$}  {user:1$}  {result:2$}  {advice}", widths[0], widths[1], widths[2]))?;
-    }
-    let details: Vec<&Line> = lines.iter().filter(|line| !line.ok).collect();
-    if !details.is_empty() {
+    super::print_table(["ENTRY", "USER", "RESULT", "ADVICE"], &rows)?;
+    let detail = |line: &Line| (!line.ok).then(|| line.detail.clone());
+    let warning = |warning: &Warning| format!("warning: {}", warning.detail);
+    let remarks = lines.iter().flat_map(|line| {
+        let remarks = detail(line).into_iter().chain(line.warnings.iter().map(warning));
+        remarks.map(|remark| format!("{}: {}", plain(&line.key), plain(&remark)))
+    });
+    let mut remarks = remarks.peekable();
+    if remarks.peek().is_some() {
         print_line("")?;
     }
-    details.into_iter().try_for_each(|line| print_line(&format!("{}: {}", plain(&line.key), plain(&line.detail))))
+    remarks.try_for_each(|remark| print_line(&remark))
 }
 
 /// Replaces control characters, which a terminal could interpret.

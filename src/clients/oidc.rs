@@ -22,7 +22,7 @@ use tokio::{runtime::Handle, time::Instant};
 
 use self::key_cache::{KeyCache, Lifetimes, Lookup};
 use crate::{
-    clients::outbound::{Guard, OutboundClient, OutboundClientConfig, TlsHints},
+    clients::outbound::{Guard, OutboundClient, OutboundClientConfig, OutboundProxy, TlsHints},
     domain::{cluster::CaCertificate, identity_provider::Issuer, jwk::KeySet},
 };
 
@@ -42,6 +42,8 @@ pub struct IssuerClientConfig {
     pub stale_lifetime: Duration,
     /// Runtime of the fetches; the caller's runtime if absent.
     pub runtime: Option<Handle>,
+    /// Proxy for issuers at public addresses.
+    pub proxy: Option<OutboundProxy>,
 }
 
 impl Default for IssuerClientConfig {
@@ -52,6 +54,7 @@ impl Default for IssuerClientConfig {
             refresh_interval: Duration::from_secs(10),
             stale_lifetime: Duration::from_hours(1),
             runtime: None,
+            proxy: None,
         }
     }
 }
@@ -123,6 +126,7 @@ impl IssuerClient {
             connect_timeout: config.timeout,
             allow_variable: "REGCRED_ISSUER_ALLOW",
             hints: TlsHints::default(),
+            proxy: config.proxy.clone(),
         };
         Self {
             outbound: OutboundClient::new(guard, outbound),

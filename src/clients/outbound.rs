@@ -5,7 +5,8 @@
 //! - The [`Guard`] resolves the host once and admits it only if every address is public or allowed
 //!   by the configuration. The connection goes to these addresses, so a second DNS answer changes
 //!   nothing. Look-ups are bounded in number ([`SystemResolver`]).
-//! - No redirect is followed, no proxy used, no request repeated.
+//! - No redirect is followed, no request repeated. No proxy is used, except that calls to public
+//!   addresses go through the [`OutboundProxy`] of the configuration, to the admitted addresses.
 //! - Every step ends at the deadline, and every body has a maximum length.
 //! - Errors are classified by their types ([`Cause`]). Nothing that a peer sent reaches a log or an
 //!   error text.
@@ -14,6 +15,7 @@ mod address;
 mod allow_list;
 mod cause;
 mod guard;
+mod proxy;
 mod resolver;
 mod url;
 
@@ -25,13 +27,18 @@ use reqwest::{
     dns::{Name, Resolve as ResolveName, Resolving},
     redirect,
 };
-use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName},
+};
 use tokio::time::{Instant, timeout_at};
 
+use self::proxy::{Tunnel, TunnelError};
 pub use self::{
     allow_list::AllowList,
     cause::{Cause, Peer, TlsHints, Trust},
     guard::{Guard, GuardError},
+    proxy::OutboundProxy,
     resolver::{Resolve, SystemResolver},
     url::{Schemes, parse_url},
 };
@@ -52,6 +59,8 @@ pub struct OutboundClientConfig {
     pub allow_variable: &'static str,
     /// Advice in texts about TLS failures.
     pub hints: TlsHints,
+    /// Proxy for calls to public addresses.
+    pub proxy: Option<OutboundProxy>,
 }
 
 /// Kind of an [`OutboundError`].
@@ -128,8 +137,15 @@ impl OutboundClient {
             };
             OutboundError::new(kind, error.describe(&label, self.config.allow_variable))
         })?;
+        let tls = self.tls(ca_certificate);
+        let tunnel = match &self.config.proxy {
+            Some(proxy) if OutboundProxy::leads_to(&addresses) => {
+                Some(self.tunnel(proxy, url, &addresses, tls.clone(), deadline).await?)
+            }
+            _ => None,
+        };
         let http = Client::builder()
-            .tls_backend_preconfigured(self.tls(ca_certificate))
+            .tls_backend_preconfigured(tls)
             .resolve_to_addrs(host, &addresses)
             .dns_resolver(NoResolver)
             .no_proxy()
@@ -145,7 +161,26 @@ impl OutboundClient {
             .map_err(|_| OutboundError::unreachable("the HTTP client cannot be set up on this host"))?;
         let trust = if ca_certificate.is_some() { Trust::HostAndCa } else { Trust::Host };
         let peer = Peer { label, trust, expected_name: None, hints: self.config.hints };
-        Ok(Endpoint { http, addresses, peer, timeout: self.config.timeout, deadline })
+        Ok(Endpoint { http, tunnel, addresses, peer, timeout: self.config.timeout, deadline })
+    }
+
+    async fn tunnel(
+        &self,
+        proxy: &OutboundProxy,
+        url: &Url,
+        addresses: &[SocketAddr],
+        tls: ClientConfig,
+        deadline: Instant,
+    ) -> Result<Tunnel, OutboundError> {
+        let resolved = timeout_at(deadline, self.guard.addresses(proxy.host())).await;
+        let resolved = resolved.unwrap_or(Err(GuardError::NotResolved));
+        let proxy_addresses = resolved
+            .map_err(|_| OutboundError::unreachable("the host name of the outbound proxy cannot be resolved"))?;
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let name = ServerName::try_from(host);
+        let name = name.map_err(|_| OutboundError::unreachable("the host name cannot be verified by TLS"))?;
+        let tls = (url.scheme() == "https").then_some((tls, name));
+        Ok(Tunnel::new(proxy, proxy_addresses, addresses, tls, self.config.connect_timeout))
     }
 
     fn tls(&self, ca_certificate: Option<&CaCertificate>) -> ClientConfig {
@@ -168,6 +203,8 @@ fn host_roots() -> RootCertStore {
 #[derive(Debug)]
 pub struct Endpoint {
     http: Client,
+    /// Way to the host, if it is not called directly.
+    tunnel: Option<Tunnel>,
     addresses: Vec<SocketAddr>,
     peer: Peer,
     timeout: Duration,
@@ -193,6 +230,11 @@ impl Endpoint {
     ///
     /// [`OutboundErrorKind::Tls`] or [`OutboundErrorKind::Unreachable`].
     pub async fn send(&self, request: RequestBuilder) -> Result<Response, OutboundError> {
+        if let Some(tunnel) = &self.tunnel {
+            let request = request.build().map_err(|error| self.failure(&error))?;
+            let deadline = self.deadline.min(Instant::now() + self.timeout);
+            return tunnel.send(request, deadline).await.map_err(|error| self.tunnel_failure(&error));
+        }
         let sent = timeout_at(self.deadline, request.send()).await.map_err(|_| self.timed_out())?;
         let response = sent.map_err(|error| self.failure(&error))?;
         // The client could not connect elsewhere; this verifies it.
@@ -222,8 +264,22 @@ impl Endpoint {
         }
     }
 
+    fn tunnel_failure(&self, error: &TunnelError) -> OutboundError {
+        if let Some(detail) = error.describe(self.label()) {
+            return OutboundError::unreachable(detail);
+        }
+        match error {
+            TunnelError::Within(cause) => self.failure_of(cause.clone()),
+            _ => self.timed_out(),
+        }
+    }
+
     fn failure(&self, error: &reqwest::Error) -> OutboundError {
-        match Cause::of_request(error) {
+        self.failure_of(Cause::of_request(error))
+    }
+
+    fn failure_of(&self, cause: Cause) -> OutboundError {
+        match cause {
             Cause::Timeout => self.timed_out(),
             cause @ Cause::Tls(_) => OutboundError::new(OutboundErrorKind::Tls, self.peer.describe(&cause)),
             cause => OutboundError::unreachable(self.peer.describe(&cause)),

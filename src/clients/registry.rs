@@ -14,20 +14,25 @@ mod token_service;
 
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
 #[cfg(fuzzing)]
 pub use self::challenge::{Challenge, parse as parse_challenge};
 use self::{check::LoginCheck, host_limits::HostLimits};
 use crate::{
-    clients::outbound::{Guard, OutboundClient, OutboundClientConfig, TlsHints},
+    clients::outbound::{Guard, OutboundClient, OutboundClientConfig, OutboundProxy, TlsHints},
     domain::{
+        account::ends_with_whitespace,
         cluster::CaCertificate,
         registry::{RegistryScope, RepositoryName},
-        verification::VerificationReport,
+        verification::{VerificationReport, VerificationResult},
     },
 };
+
+/// Addition to the explanation of a rejected login.
+const WHITE_SPACE: &str = "; the likely cause is the white space at the end of the password, such as the newline that \
+    `echo` adds: store it without (`printf %s`)";
 
 /// Configuration of a [`RegistryClient`].
 #[derive(Debug, Clone)]
@@ -38,11 +43,18 @@ pub struct RegistryClientConfig {
     pub connect_timeout: Duration,
     /// Maximum number of concurrent checks of one host.
     pub checks_per_host: usize,
+    /// Proxy for registries and token services at public addresses.
+    pub proxy: Option<OutboundProxy>,
 }
 
 impl Default for RegistryClientConfig {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(10), connect_timeout: Duration::from_secs(5), checks_per_host: 4 }
+        Self {
+            timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            checks_per_host: 4,
+            proxy: None,
+        }
     }
 }
 
@@ -75,13 +87,14 @@ impl RegistryClient {
     #[must_use]
     pub fn new(
         guard: Guard,
-        RegistryClientConfig { timeout, connect_timeout, checks_per_host }: RegistryClientConfig,
+        RegistryClientConfig { timeout, connect_timeout, checks_per_host, proxy }: RegistryClientConfig,
     ) -> Self {
         let outbound = OutboundClientConfig {
             timeout,
             connect_timeout,
             allow_variable: "REGCRED_OUTBOUND_ALLOW",
             hints: TlsHints { wrong_name: "", not_tls: ": to call it without TLS, set plainHttp" },
+            proxy,
         };
         Self { outbound: OutboundClient::new(guard, outbound), timeout, limits: HostLimits::new(checks_per_host) }
     }
@@ -92,7 +105,10 @@ impl RegistryClient {
     pub async fn verify(&self, login: &Login<'_>, repository: Option<&RepositoryName>) -> VerificationReport {
         let start = Instant::now();
         let check = LoginCheck { registries: self, login, repository, deadline: start + self.timeout };
-        let finding = check.run().await.unwrap_or_else(|finding| finding);
+        let mut finding = check.run().await.unwrap_or_else(|finding| finding);
+        if finding.result == VerificationResult::Invalid && ends_with_whitespace(login.password.expose_secret()) {
+            finding.detail.push_str(WHITE_SPACE);
+        }
         let duration_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::debug!(result = %finding.result, duration_ms, "login checked");
         finding

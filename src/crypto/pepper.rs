@@ -11,6 +11,7 @@ use secrecy::SecretString;
 use crate::{
     crypto::{
         audit::AuditKey,
+        keyed_digest::Digester,
         ring::{self, Line, ReloadableRing, Ring},
     },
     domain::{invalid::Invalid, pull_secret::ContentMac},
@@ -139,6 +140,16 @@ impl PepperRing {
     #[must_use]
     pub fn first(&self) -> &Pepper {
         &self.first.pepper
+    }
+
+    /// Returns the peppers in order, the one of new values first.
+    pub(super) fn peppers(&self) -> impl Iterator<Item = &Pepper> {
+        self.entries().map(|entry| &entry.pepper)
+    }
+
+    /// Returns a digester of each pepper for a purpose, that of the first pepper first.
+    pub fn digesters(&self, purpose: &str) -> impl Iterator<Item = Digester> {
+        self.peppers().map(move |pepper| Digester::of(pepper, purpose))
     }
 
     /// Adds the peppers of another ring, as older ones.

@@ -1,6 +1,6 @@
 //! Registry accounts: a credential for one registry scope.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
@@ -39,6 +39,8 @@ pub struct Account {
     pub verify_interval: Option<VerifyInterval>,
     /// Result of the last verification of this login.
     pub verification: Option<Verification>,
+    /// Whether the password ends with white space.
+    pub password_ends_with_whitespace: bool,
     /// Version, incremented by every change.
     pub version: i64,
     /// Creation time, by the database's clock.
@@ -96,23 +98,6 @@ pub struct AccountChange {
 }
 
 impl AccountChange {
-    /// JSON names of the fields that the change sets.
-    #[must_use]
-    pub fn fields(&self) -> Vec<&'static str> {
-        let fields = [
-            ("registry", self.registry.is_some()),
-            ("username", self.username.is_some()),
-            ("password", self.password.is_some()),
-            ("email", self.email.is_some()),
-            ("labels", self.labels.is_some()),
-            ("plainHttp", self.plain_http.is_some()),
-            ("expiresAt", self.expires_at.is_some()),
-            ("caCertificate", self.ca_certificate.is_some()),
-            ("verifyInterval", self.verify_interval.is_some()),
-        ];
-        fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
-    }
-
     /// Returns the account with the change applied. The password is not part of [`Account`] and is
     /// stored separately.
     ///
@@ -130,6 +115,9 @@ impl AccountChange {
         if let Some(username) = &self.username {
             changed.username = username.clone();
         }
+        if let Some(password) = &self.password {
+            changed.password_ends_with_whitespace = password.ends_with_whitespace();
+        }
         if let Some(email) = &self.email {
             changed.email.clone_from(email);
         }
@@ -137,7 +125,8 @@ impl AccountChange {
             changed.plain_http = plain_http;
         }
         if let Some(expires_at) = self.expires_at {
-            changed.expires_at = expires_at;
+            // As Postgres stores it, so that the same time is no change.
+            changed.expires_at = expires_at.map(|at| at.trunc_subsecs(6));
         }
         if let Some(ca_certificate) = &self.ca_certificate {
             changed.ca_certificate.clone_from(ca_certificate);
@@ -150,6 +139,24 @@ impl AccountChange {
 }
 
 impl Account {
+    /// Names of the fields that differ from an earlier state of the account, as audit events name
+    /// them.
+    #[must_use]
+    pub fn fields_changed_since(&self, before: &Self, has_new_password: bool) -> Vec<&'static str> {
+        let fields = [
+            ("registry", self.registry != before.registry),
+            ("username", self.username != before.username),
+            ("password", has_new_password),
+            ("email", self.email != before.email),
+            ("labels", self.labels != before.labels),
+            ("plainHttp", self.plain_http != before.plain_http),
+            ("expiresAt", self.expires_at != before.expires_at),
+            ("caCertificate", self.ca_certificate != before.ca_certificate),
+            ("verifyInterval", self.verify_interval != before.verify_interval),
+        ];
+        fields.into_iter().filter(|(_, is_changed)| *is_changed).map(|(field, _)| field).collect()
+    }
+
     /// Where the password is sent.
     #[must_use]
     pub fn destination(&self) -> RegistryDestination<'_> {
@@ -270,6 +277,19 @@ impl Password {
     pub fn secret(&self) -> &SecretString {
         &self.0
     }
+
+    /// Whether the password ends with white space, such as the newline that `echo` adds.
+    #[must_use]
+    pub fn ends_with_whitespace(&self) -> bool {
+        ends_with_whitespace(self.0.expose_secret())
+    }
+}
+
+/// Whether a password ends with white space. It is stored as given: the white space may be part of
+/// it.
+#[must_use]
+pub fn ends_with_whitespace(password: &str) -> bool {
+    password.ends_with(char::is_whitespace)
 }
 
 /// E-mail address. The check is loose because no reader of docker configs uses it.
@@ -329,6 +349,16 @@ mod tests {
     #[case("a\0b", false)]
     fn password_is_any_nonempty_text_without_nul(#[case] password: &str, #[case] good: bool) {
         assert_eq!(Password::parse(SecretString::from(password)).is_ok(), good);
+    }
+
+    #[rstest]
+    #[case("secret\n", true)]
+    #[case("secret ", true)]
+    #[case("secret\t\r\n", true)]
+    #[case(" sec ret", false)]
+    fn white_space_at_the_end_is_noticed_and_kept(#[case] text: &str, #[case] expected: bool) {
+        let password = Password::parse(SecretString::from(text)).unwrap();
+        assert_eq!((password.ends_with_whitespace(), password.secret().expose_secret()), (expected, text));
     }
 
     #[test]

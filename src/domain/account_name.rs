@@ -22,7 +22,10 @@ impl NamePrefix {
             return Err(Invalid::new("must be at most 32 characters long"));
         }
         let prefix = prefix.to_ascii_lowercase();
-        Name::parse(&format!("{prefix}x"))?;
+        // A name may not end in `-`, a prefix may.
+        Name::parse(&format!("{prefix}x")).map_err(|_| {
+            Invalid::new("must start with a letter or digit and contain only letters, digits and `-`, such as `ci-`")
+        })?;
         Ok(Self(prefix))
     }
 }

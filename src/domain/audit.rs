@@ -5,7 +5,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr, str::FromStr};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::json;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -14,6 +15,7 @@ use crate::domain::{
     caller::{Actor, ActorKind, Call, Role},
     docker_config::Profile,
     invalid::Invalid,
+    matching::MatchTarget,
     names::{Name, NamespaceName, SecretName},
 };
 
@@ -55,6 +57,7 @@ macro_rules! words {
         }
     };
 }
+pub(in crate::domain) use words;
 
 words! {
     /// Action of a caller, performed or refused.
@@ -81,6 +84,8 @@ words! {
         ClusterCreate = "cluster.create",
         /// Cluster changed.
         ClusterUpdate = "cluster.update",
+        /// Token of a cluster replaced by a new one of its `ServiceAccount`.
+        ClusterRenew = "cluster.renewToken",
         /// Cluster deleted.
         ClusterDelete = "cluster.delete",
         /// Reading or checking clusters refused.
@@ -119,6 +124,8 @@ words! {
         AuditRead = "audit.read",
         /// Audit log exported.
         AuditExport = "audit.export",
+        /// Old events declared as pruned, and deleted afterwards.
+        AuditPrune = "audit.prune",
         /// Authentication failed.
         Authenticate = "caller.authenticate",
         /// Any other request refused.
@@ -144,6 +151,22 @@ words! {
 /// Resource of an event: its API path without `/v1/`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Resource(String);
+
+/// Collections, which events name if they concern no single resource.
+const COLLECTIONS: [&str; 12] = [
+    "api-keys",
+    "audit-events",
+    "clusters",
+    "docker-configs",
+    "events",
+    "identity-providers",
+    "master-keys",
+    "me",
+    "pull-secrets",
+    "registry-accounts",
+    "summary",
+    "targets",
+];
 
 impl Resource {
     /// Names a registry account.
@@ -228,6 +251,25 @@ impl Resource {
         }
     }
 
+    /// Parses the resource of a filter: one that events can name.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] also for a name alone, such as `prod` instead of `registry-accounts/prod`.
+    pub fn parse_filter(text: &str) -> Result<Self, Invalid> {
+        let resource = Self::parse(text)?;
+        if text.contains('/') || COLLECTIONS.contains(&text) {
+            return Ok(resource);
+        }
+        Err(Invalid::new("must begin with the kind of the resource, as in registry-accounts/prod or api-keys/ci"))
+    }
+
+    /// Name or id of an API key, if the resource is one.
+    #[must_use]
+    pub fn as_api_key(&self) -> Option<&str> {
+        self.0.strip_prefix("api-keys/")
+    }
+
     /// Returns the path.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -239,6 +281,9 @@ impl Resource {
 /// fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Details(BTreeMap<&'static str, serde_json::Value>);
+
+/// Detail of a prune: the last seal whose events it deletes.
+const THROUGH_SEAL: &str = "throughSeal";
 
 impl Details {
     fn with(mut self, key: &'static str, value: impl Into<serde_json::Value>) -> Self {
@@ -284,6 +329,16 @@ impl Details {
         self.with("profile", profile.as_str())
     }
 
+    /// Adds the image, without tag and digest, or the registry that accounts were wanted for.
+    #[must_use]
+    pub fn matched(self, target: &MatchTarget) -> Self {
+        let field = match target {
+            MatchTarget::Image(_) => "image",
+            MatchTarget::Registry(_) => "registry",
+        };
+        self.with(field, target.to_string())
+    }
+
     /// Marks a dry run.
     #[must_use]
     pub fn dry_run(self, dry_run: bool) -> Self {
@@ -318,6 +373,22 @@ impl Details {
     #[must_use]
     pub fn did(self, did: &'static str) -> Self {
         self.with("did", did)
+    }
+
+    /// Adds the resources of several refusals, those of each together, with their counts.
+    #[must_use]
+    pub fn refused<'a>(self, targets: impl Iterator<Item = (&'a [Resource], u64)>) -> Self {
+        let target = |(resources, count): (&[Resource], u64)| {
+            let mut names = resources.iter().map(Resource::as_str);
+            json!({"resource": names.next(), "related": names.collect::<Vec<_>>(), "count": count})
+        };
+        self.with("refused", targets.map(target).collect::<Vec<_>>())
+    }
+
+    /// Adds what a prune deletes: the events in all seals up to one, which were sealed before a time.
+    #[must_use]
+    pub fn prune(self, before: DateTime<Utc>, through_seal: i64) -> Self {
+        self.with("before", before.to_rfc3339_opts(SecondsFormat::AutoSi, true)).with(THROUGH_SEAL, through_seal)
     }
 
     /// Adds a count.
@@ -489,6 +560,13 @@ pub struct StoredEvent {
 }
 
 impl StoredEvent {
+    /// Returns the last seal whose events this prune deletes; `None` for an event of another action.
+    #[must_use]
+    pub fn pruned_through(&self) -> Option<i64> {
+        let details = serde_json::from_str::<serde_json::Value>(&self.event.details);
+        details.ok().filter(|_| self.event.action == Action::AuditPrune.as_str())?.get(THROUGH_SEAL)?.as_i64()
+    }
+
     /// Returns the id and the HMAC.
     #[must_use]
     pub fn binding(&self) -> (Uuid, &[u8]) {

@@ -276,6 +276,9 @@ pub struct Call {
     pub source: Option<IpAddr>,
     /// Idempotency key of the request. A change claims it in its transaction.
     pub idempotency: Option<IdempotentRequest>,
+    /// Whether the request checks a change without making it. Its transaction is rolled back, and
+    /// nothing else is changed.
+    pub dry_run: bool,
 }
 
 impl Deref for Call {
@@ -365,7 +368,7 @@ fn check_expiry(
     lifetime_max: Option<TimeDelta>,
 ) -> Result<(), Invalid> {
     if expires_at.is_some_and(|at| at <= now) {
-        return Err(Invalid::new("must be in the future"));
+        return Err(Invalid::new("must be in the future, such as 2027-01-31T00:00:00Z"));
     }
     let Some(lifetime_max) = lifetime_max else { return Ok(()) };
     // A limit beyond the last representable time is none.

@@ -7,6 +7,7 @@
 use std::{fmt, net::IpAddr, str::FromStr};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use rustls::{
     RootCertStore,
     crypto::aws_lc_rs::sign::any_supported_type,
@@ -20,12 +21,17 @@ use utoipa::ToSchema;
 
 use super::{
     invalid::{FieldError, Invalid},
+    names::{NamespaceName, ServiceAccountName},
     sealed::{Ca, ClusterDestination},
 };
+
+mod expiry;
 
 const SERVER_MAX: usize = 2048;
 const PEM_MAX: usize = 256 * 1024;
 const TOKEN_MAX: usize = 64 * 1024;
+/// Time after its end at which a credential is refused.
+const LEEWAY: TimeDelta = TimeDelta::minutes(1);
 
 /// How regcred authenticates to a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -33,6 +39,8 @@ const TOKEN_MAX: usize = 64 * 1024;
 pub enum AuthType {
     /// A bearer token, as of a `ServiceAccount`.
     Token,
+    /// A token of a `ServiceAccount` that regcred replaces before its end.
+    ServiceAccount,
     /// A client certificate and its private key.
     ClientCertificate,
     /// The `ServiceAccount` of the pod in which regcred itself runs.
@@ -47,6 +55,7 @@ impl AuthType {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Token => "token",
+            Self::ServiceAccount => "serviceAccount",
             Self::ClientCertificate => "clientCertificate",
             Self::InCluster => "inCluster",
             Self::None => "none",
@@ -64,10 +73,25 @@ impl FromStr for AuthType {
     type Err = Invalid;
 
     fn from_str(name: &str) -> Result<Self, Invalid> {
-        [Self::Token, Self::ClientCertificate, Self::InCluster, Self::None]
+        [Self::Token, Self::ServiceAccount, Self::ClientCertificate, Self::InCluster, Self::None]
             .into_iter()
             .find(|kind| kind.as_str() == name)
-            .ok_or_else(|| Invalid::new("must be one of token, clientCertificate, inCluster, none"))
+            .ok_or_else(|| Invalid::new("must be one of token, serviceAccount, clientCertificate, inCluster, none"))
+    }
+}
+
+/// A `ServiceAccount` of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceAccountRef {
+    /// Namespace.
+    pub namespace: NamespaceName,
+    /// Name.
+    pub name: ServiceAccountName,
+}
+
+impl fmt::Display for ServiceAccountRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
     }
 }
 
@@ -78,6 +102,13 @@ pub enum ClusterAuth {
     Token {
         /// One line of visible ASCII.
         token: SecretString,
+    },
+    /// A token that regcred replaces by tokens of a `ServiceAccount`.
+    ServiceAccount {
+        /// One line of visible ASCII. May request tokens of the `ServiceAccount`.
+        token: SecretString,
+        /// The `ServiceAccount`.
+        account: ServiceAccountRef,
     },
     /// A client certificate.
     ClientCertificate {
@@ -102,14 +133,16 @@ impl ClusterAuth {
         auth_type: AuthType,
         certificate: Option<String>,
         secret: Option<SecretString>,
+        account: Option<ServiceAccountRef>,
     ) -> Result<Self, Invalid> {
-        match (auth_type, certificate, secret) {
-            (AuthType::Token, None, Some(token)) => Ok(Self::Token { token }),
-            (AuthType::ClientCertificate, Some(certificate), Some(key)) => {
+        match (auth_type, certificate, secret, account) {
+            (AuthType::Token, None, Some(token), None) => Ok(Self::Token { token }),
+            (AuthType::ServiceAccount, None, Some(token), Some(account)) => Ok(Self::ServiceAccount { token, account }),
+            (AuthType::ClientCertificate, Some(certificate), Some(key), None) => {
                 Ok(Self::ClientCertificate { certificate, key })
             }
-            (AuthType::InCluster, None, None) => Ok(Self::InCluster),
-            (AuthType::None, None, None) => Ok(Self::None),
+            (AuthType::InCluster, None, None, None) => Ok(Self::InCluster),
+            (AuthType::None, None, None, None) => Ok(Self::None),
             (kind, ..) => Err(Invalid::new(format!("the parts do not match authentication of type {kind}"))),
         }
     }
@@ -119,6 +152,7 @@ impl ClusterAuth {
     pub const fn auth_type(&self) -> AuthType {
         match self {
             Self::Token { .. } => AuthType::Token,
+            Self::ServiceAccount { .. } => AuthType::ServiceAccount,
             Self::ClientCertificate { .. } => AuthType::ClientCertificate,
             Self::InCluster => AuthType::InCluster,
             Self::None => AuthType::None,
@@ -129,7 +163,7 @@ impl ClusterAuth {
     #[must_use]
     pub const fn secret(&self) -> Option<&SecretString> {
         match self {
-            Self::Token { token } => Some(token),
+            Self::Token { token } | Self::ServiceAccount { token, .. } => Some(token),
             Self::ClientCertificate { key, .. } => Some(key),
             Self::InCluster | Self::None => None,
         }
@@ -140,8 +174,42 @@ impl ClusterAuth {
     pub fn certificate(&self) -> Option<&str> {
         match self {
             Self::ClientCertificate { certificate, .. } => Some(certificate),
-            Self::Token { .. } | Self::InCluster | Self::None => None,
+            Self::Token { .. } | Self::ServiceAccount { .. } | Self::InCluster | Self::None => None,
         }
+    }
+
+    /// The `ServiceAccount` whose tokens replace the credential.
+    #[must_use]
+    pub const fn service_account(&self) -> Option<&ServiceAccountRef> {
+        match self {
+            Self::ServiceAccount { account, .. } => Some(account),
+            Self::Token { .. } | Self::ClientCertificate { .. } | Self::InCluster | Self::None => None,
+        }
+    }
+
+    /// End of the credential; `None` if it has none or does not state it.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<DateTime<Utc>> {
+        match self {
+            Self::Token { token } | Self::ServiceAccount { token, .. } => expiry::of_token(token.expose_secret()),
+            Self::ClientCertificate { certificate, .. } => {
+                expiry::of_certificate(parse_certificates(certificate).ok()?.first()?)
+            }
+            Self::InCluster | Self::None => None,
+        }
+    }
+
+    /// Refuses a credential that has ended. API servers accept tokens for [`LEEWAY`] after their
+    /// end, and clocks differ.
+    ///
+    /// # Errors
+    ///
+    /// The field of the credential, with the time of its end.
+    pub fn require_current(&self, now: DateTime<Utc>) -> Result<(), FieldError> {
+        let Some(ended) = self.expires_at().filter(|at| *at <= now - LEEWAY) else { return Ok(()) };
+        let field = if self.certificate().is_some() { "auth.certificate" } else { "auth.token" };
+        let ended = ended.to_rfc3339_opts(SecondsFormat::Secs, true);
+        Err(FieldError::new(field, Invalid::new(format!("ended at {ended}: create a new one"))))
     }
 }
 
@@ -419,7 +487,7 @@ impl ServerInput<'_> {
             Some(ClusterAuth::ClientCertificate { .. }) => {
                 problems.push("auth.type", "a client certificate requires an https:// server");
             }
-            Some(ClusterAuth::Token { .. }) if !server.is_loopback() => problems.push(
+            Some(ClusterAuth::Token { .. } | ClusterAuth::ServiceAccount { .. }) if !server.is_loopback() => problems.push(
                 "auth.type",
                 "a token is never sent over http:// to another host, because it could be read on the network: use https://",
             ),
@@ -430,10 +498,10 @@ impl ServerInput<'_> {
 
 fn check_auth(auth: ClusterAuth) -> Result<ClusterAuth, FieldError> {
     match auth {
-        ClusterAuth::Token { token } => match check_token(token.expose_secret()) {
-            Ok(()) => Ok(ClusterAuth::Token { token }),
-            Err(invalid) => Err(FieldError::new("auth.token", invalid)),
-        },
+        ClusterAuth::Token { ref token } | ClusterAuth::ServiceAccount { ref token, .. } => {
+            check_token(token.expose_secret()).map_err(|invalid| FieldError::new("auth.token", invalid))?;
+            Ok(auth)
+        }
         ClusterAuth::ClientCertificate { certificate, key } => {
             let certificates =
                 parse_certificates(&certificate).map_err(|invalid| FieldError::new("auth.certificate", invalid))?;
@@ -445,7 +513,12 @@ fn check_auth(auth: ClusterAuth) -> Result<ClusterAuth, FieldError> {
     }
 }
 
-fn check_token(token: &str) -> Result<(), Invalid> {
+/// Checks that a token can be sent in a header.
+///
+/// # Errors
+///
+/// The token is empty, too long, or not one line of visible ASCII.
+pub fn check_token(token: &str) -> Result<(), Invalid> {
     if token.is_empty() || token.len() > TOKEN_MAX {
         return Err(Invalid::new("must have 1 to 65536 characters"));
     }
@@ -735,12 +808,41 @@ mod tests {
             let certificate = (kind == AuthType::ClientCertificate).then(|| "certificate".to_owned());
             let has_secret = matches!(kind, AuthType::Token | AuthType::ClientCertificate);
             let secret = || has_secret.then(|| SecretString::from("secret"));
-            let auth = ClusterAuth::from_parts(kind, certificate.clone(), secret()).unwrap();
+            let auth = ClusterAuth::from_parts(kind, certificate.clone(), secret(), None).unwrap();
             assert_eq!((auth.auth_type(), auth.certificate()), (kind, certificate.as_deref()));
             assert_eq!(auth.secret().is_some(), has_secret);
             let contrary = if has_secret { None } else { Some(SecretString::from("secret")) };
-            assert!(ClusterAuth::from_parts(kind, certificate, contrary).is_err());
+            assert!(ClusterAuth::from_parts(kind, certificate, contrary, None).is_err());
         }
         assert!("Token".parse::<AuthType>().is_err());
+        let account = ServiceAccountRef {
+            namespace: NamespaceName::parse("regcred").unwrap(),
+            name: ServiceAccountName::parse("broker").unwrap(),
+        };
+        let renewed = |kind, account| ClusterAuth::from_parts(kind, None, Some("secret".into()), account);
+        let auth = renewed(AuthType::ServiceAccount, Some(account.clone())).unwrap();
+        assert_eq!((auth.auth_type(), auth.service_account()), (AuthType::ServiceAccount, Some(&account)));
+        assert!(renewed(AuthType::ServiceAccount, None).is_err() && renewed(AuthType::Token, Some(account)).is_err());
+    }
+
+    #[test]
+    fn ended_credential_is_refused_after_the_leeway() {
+        let at = |seconds| DateTime::from_timestamp(seconds, 0).unwrap();
+        let payload = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(r#"{"exp":1800000000}"#);
+        let auth = token(&format!("e30.{payload}.c2ln"));
+        assert_eq!(auth.expires_at(), Some(at(1_800_000_000)));
+        assert_eq!(auth.require_current(at(1_800_000_059)), Ok(()));
+        let refused = auth.require_current(at(1_800_000_060)).unwrap_err();
+        assert_eq!(refused.field, "auth.token");
+        assert_eq!(refused.detail, "ended at 2027-01-15T08:00:00Z: create a new one");
+        assert_eq!(token("opaque").require_current(at(1_800_000_060)), Ok(()));
+
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        let auth = ClusterAuth::ClientCertificate { certificate, key: key.serialize_pem().into() };
+        assert_eq!(auth.require_current(at(1_600_000_000)), Ok(()));
+        assert_eq!(auth.require_current(at(1_800_000_000)).unwrap_err().field, "auth.certificate");
     }
 }

@@ -35,10 +35,20 @@ impl IdempotencyKey {
 pub struct IdempotentRequest {
     /// Key of the client.
     pub key: IdempotencyKey,
-    /// Keyed digest of caller, key, method, path, query and body.
+    /// Keyed digest of caller, key, method, path, query and body, as it is stored.
     pub digest: [u8; 32],
+    /// Digests under older peppers, which stored digests may equal.
+    pub older_digests: Vec<[u8; 32]>,
     /// Keyed digest of caller and key, as the number of a lock.
     pub lock: i64,
+}
+
+impl IdempotentRequest {
+    /// Whether a stored digest is that of this request.
+    #[must_use]
+    pub fn is_of(&self, stored: &[u8]) -> bool {
+        std::iter::once(&self.digest).chain(&self.older_digests).any(|digest| digest == stored)
+    }
 }
 
 #[cfg(test)]

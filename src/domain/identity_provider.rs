@@ -73,7 +73,7 @@ impl FromStr for ProviderType {
 }
 
 /// Authentication method of a provider, with its parameters.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuthMethod {
     /// Signature check with the keys of an OIDC issuer.
     Oidc {
@@ -122,7 +122,7 @@ pub struct ProviderDocument {
 }
 
 /// Validated configuration of a provider.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProviderConfig {
     /// Method that verifies tokens.
     pub auth_method: AuthMethod,

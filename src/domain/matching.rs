@@ -2,8 +2,8 @@
 //! others are not used.
 //!
 //! Each consumer's lookup rules are in a separate file with their source. [`explain_accounts`] and
-//! [`explain_config`] apply all of them to an image; [`lint`] applies them to images that a key
-//! seems to cover.
+//! [`explain_config`] apply all of them to an image; [`used_accounts`] applies those of one
+//! consumer, and [`lint`] applies them to images that a key seems to cover.
 
 mod address;
 mod docker;
@@ -15,12 +15,16 @@ pub mod lint;
 mod nearest;
 mod podman;
 mod refusal;
+mod used;
+mod verdict;
 
 use self::address::Address;
 pub use self::{
-    explain::{Consumers, Explanation, LookUp, explain_accounts, explain_config},
+    explain::{Consumers, Explanation, LookUp, explain_accounts, explain_config, explain_secrets},
     image::ImageName,
     nearest::{Mismatch, Nearest},
+    used::{MatchTarget, Used, used_accounts},
+    verdict::Verdict,
 };
 use crate::domain::docker_config::{Consumer, parse::Form};
 

@@ -237,10 +237,24 @@ impl Declaration {
     /// Whether a namespace of a cluster is selected by label.
     #[must_use]
     pub fn selects(&self, cluster: &str, namespace: &NamespaceName, labels: &BTreeMap<String, String>) -> bool {
-        self.targets.iter().filter(|target| target.cluster.as_str() == cluster).any(|target| match &target.namespaces {
-            Namespaces::Listed(_) => false,
-            Namespaces::Selected { selector, exclude } => !exclude.contains(namespace) && selector.matches(labels),
-        })
+        self.targets
+            .iter()
+            .filter(|target| target.cluster.as_str() == cluster)
+            .any(|target| target.namespaces.select(namespace, labels))
+    }
+
+    /// Places in `targets` of the selectors that match none of the namespaces of a cluster.
+    pub fn unmatched<'a>(
+        &self,
+        cluster: &str,
+        namespaces: &(impl Iterator<Item = (&'a NamespaceName, &'a BTreeMap<String, String>)> + Clone),
+    ) -> Vec<usize> {
+        let targets = self.targets.iter().enumerate().filter(|(_, target)| target.cluster.as_str() == cluster);
+        let unmatched = targets.filter(|(_, target)| {
+            matches!(target.namespaces, Namespaces::Selected { .. })
+                && !namespaces.clone().any(|(name, labels)| target.namespaces.select(name, labels))
+        });
+        unmatched.map(|(place, _)| place).collect()
     }
 
     /// Whether grants include all clusters and namespaces.
@@ -256,6 +270,45 @@ impl Declaration {
                     Namespaces::Selected { .. } => grants.include_all_namespaces(),
                 }
         })
+    }
+
+    /// Whether a caller with these grants may see the pull secret: all that it names is granted.
+    /// `labels_of` returns the labels of an account, or `None` if there is no such account.
+    #[must_use]
+    pub fn is_visible<'a>(
+        &self,
+        grants: &Grants,
+        labels_of: impl Fn(&str) -> Option<&'a BTreeMap<String, String>>,
+    ) -> bool {
+        let includes =
+            |name: &Name| labels_of(name.as_str()).is_some_and(|labels| grants.include_account(name.as_str(), labels));
+        self.is_within(grants)
+            && (grants.include_accounts_with(&BTreeMap::new())
+                || match &self.accounts {
+                    AccountSelection::Names(names) => names.iter().all(includes),
+                    AccountSelection::Selector(selector) => {
+                        grants.include_accounts_with(selector.match_labels().as_map())
+                    }
+                })
+    }
+
+    /// Names of the accounts that the declaration names.
+    #[must_use]
+    pub fn named_accounts(&self) -> &[Name] {
+        match &self.accounts {
+            AccountSelection::Names(names) => names,
+            AccountSelection::Selector(_) => &[],
+        }
+    }
+}
+
+impl Namespaces {
+    /// Whether a namespace is selected by label.
+    fn select(&self, namespace: &NamespaceName, labels: &BTreeMap<String, String>) -> bool {
+        match self {
+            Self::Listed(_) => false,
+            Self::Selected { selector, exclude } => !exclude.contains(namespace) && selector.matches(labels),
+        }
     }
 }
 
@@ -462,6 +515,13 @@ pub enum Owner {
 }
 
 impl FoundSecret {
+    /// Whether the Secret was made by direct delivery.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        let (key, value) = MANAGED_BY_LABEL;
+        self.labels.get(key).is_some_and(|found| found == value) && !self.labels.contains_key(ID_LABEL)
+    }
+
     /// Owner, as seen by the pull secret `id`.
     #[must_use]
     pub fn owner(&self, id: Uuid, written: &Written) -> Owner {
@@ -501,8 +561,8 @@ pub enum Step {
     },
     /// Leave it: it is in sync.
     Leave,
-    /// It belongs to another owner.
-    Conflict,
+    /// It belongs to another owner: this pull secret, unless that is gone, or not regcred.
+    Conflict(Option<Uuid>),
     /// It belongs to another pull secret: adopt it only if that one is gone.
     ConflictUnlessGone(Uuid),
     /// It has a newer generation: the worker lost its lease, or the annotation is not from this
@@ -524,7 +584,8 @@ pub fn plan(wanted: &Wanted<'_>, written: &Written, found: Option<&FoundSecret>)
         Owner::Us => {}
         Owner::Other(other) if wanted.adopt => return Step::ConflictUnlessGone(other),
         Owner::Foreign if wanted.adopt => return apply(),
-        Owner::Other(_) | Owner::Foreign => return Step::Conflict,
+        Owner::Other(other) => return Step::Conflict(Some(other)),
+        Owner::Foreign => return Step::Conflict(None),
     }
     match found.generation {
         Some(by) if by > wanted.generation => Step::Superseded { by, resource_version: found.resource_version.clone() },
@@ -690,9 +751,9 @@ mod tests {
         let other = Uuid::from_u128(2);
         for adopt in [false, true] {
             let foreign = planned(adopt, b"new", Some(&found(None, "v", "3", None)));
-            assert_eq!(foreign, if adopt { apply("3") } else { Step::Conflict });
+            assert_eq!(foreign, if adopt { apply("3") } else { Step::Conflict(None) });
             let others = planned(adopt, b"new", Some(&found(Some(other), "v", "3", Some(1))));
-            assert_eq!(others, if adopt { Step::ConflictUnlessGone(other) } else { Step::Conflict });
+            assert_eq!(others, if adopt { Step::ConflictUnlessGone(other) } else { Step::Conflict(Some(other)) });
         }
     }
 

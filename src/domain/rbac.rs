@@ -1,10 +1,11 @@
-//! RBAC rules that pull secrets require in a cluster.
+//! RBAC rules that pull secrets and direct delivery require in a cluster.
 //!
 //! `regcred cluster rbac` prints them and the cluster check reviews them, so the two cannot differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::{
+    cluster::ServiceAccountRef,
     names::{Name, NamespaceName, SecretName, ServiceAccountName},
     pull_secret::{Declaration, DeletionPolicy, Namespaces},
 };
@@ -27,6 +28,8 @@ pub enum Rule {
     GetServiceAccount(ServiceAccountName),
     /// Attaches and detaches a Secret.
     PatchServiceAccount(ServiceAccountName),
+    /// Renews the token of the cluster.
+    CreateToken(ServiceAccountName),
     /// Resyncs namespaces with selectors.
     ListNamespaces,
     /// Reports new namespaces and labels at once.
@@ -49,6 +52,7 @@ impl Rule {
             | Self::ListSecrets
             | Self::WatchSecrets => "secrets",
             Self::GetServiceAccount(_) | Self::PatchServiceAccount(_) => "serviceaccounts",
+            Self::CreateToken(_) => "serviceaccounts/token",
             Self::ListNamespaces | Self::WatchNamespaces => "namespaces",
         }
     }
@@ -57,7 +61,7 @@ impl Rule {
     #[must_use]
     pub const fn verb(&self) -> &'static str {
         match self {
-            Self::CreateSecrets => "create",
+            Self::CreateSecrets | Self::CreateToken(_) => "create",
             Self::GetSecret(_) | Self::GetServiceAccount(_) => "get",
             Self::PatchSecret(_) | Self::PatchServiceAccount(_) => "patch",
             Self::DeleteSecret(_) => "delete",
@@ -71,7 +75,9 @@ impl Rule {
     pub fn name(&self) -> Option<&str> {
         match self {
             Self::GetSecret(name) | Self::PatchSecret(name) | Self::DeleteSecret(name) => Some(name.as_str()),
-            Self::GetServiceAccount(name) | Self::PatchServiceAccount(name) => Some(name.as_str()),
+            Self::GetServiceAccount(name) | Self::PatchServiceAccount(name) | Self::CreateToken(name) => {
+                Some(name.as_str())
+            }
             Self::CreateSecrets
             | Self::ListNamespaces
             | Self::WatchNamespaces
@@ -132,6 +138,23 @@ impl RequiredRules {
             rules.add_to_namespace(&cleanup.namespace, &of_cleanup);
         }
         rules.drop_redundant();
+        rules
+    }
+
+    /// Rules to create a Secret by direct delivery, and to replace it.
+    #[must_use]
+    pub fn of_direct(namespace: &NamespaceName, secret: &SecretName) -> Self {
+        let mut rules = Self::default();
+        let of_secret = [Rule::CreateSecrets, Rule::GetSecret(secret.clone()), Rule::PatchSecret(secret.clone())];
+        rules.add_to_namespace(namespace, &of_secret.into());
+        rules
+    }
+
+    /// Rules that the renewal of a cluster's token requires.
+    #[must_use]
+    pub fn of_renewal(account: &ServiceAccountRef) -> Self {
+        let mut rules = Self::default();
+        rules.add_to_namespace(&account.namespace, &[Rule::CreateToken(account.name.clone())].into());
         rules
     }
 

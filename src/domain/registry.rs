@@ -99,6 +99,16 @@ impl RegistryScope {
         (self.authority_end < self.text.len()).then(|| self.part(self.authority_end + 1..self.text.len()))
     }
 
+    /// Whether the other scope is this one or a part of it.
+    #[must_use]
+    pub fn contains(&self, other: &Self) -> bool {
+        let is_below = |path: &str| {
+            let rest = other.path().and_then(|other| other.strip_prefix(path));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.authority() == other.authority() && self.path().is_none_or(is_below)
+    }
+
     /// Whether this is Docker Hub or a part of it.
     #[must_use]
     pub fn is_docker_hub(&self) -> bool {
@@ -222,6 +232,17 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+
+    #[rstest]
+    #[case("reg.io", "reg.io/a/b", true)]
+    #[case("reg.io/a", "reg.io/a", true)]
+    #[case("reg.io/a", "reg.io/ab", false)]
+    #[case("reg.io/a", "reg.io", false)]
+    #[case("reg.io", "reg.io:443", false)]
+    #[case("docker.io", "https://index.docker.io/v1/", true)]
+    fn scope_contains_its_parts(#[case] one: &str, #[case] other: &str, #[case] expected: bool) {
+        assert_eq!(RegistryScope::parse(one).unwrap().contains(&RegistryScope::parse(other).unwrap()), expected);
+    }
 
     #[rstest]
     #[case("registry.example.com:5000", "registry.example.com:5000")]

@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, str::FromStr};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
+use utoipa::ToSchema;
 
 use crate::domain::{
     docker_config::Profile,
@@ -25,6 +26,18 @@ const RESERVED_PREFIX: &str = "regcred.dev/";
 #[must_use]
 pub fn is_reserved(key: &str) -> bool {
     key == MANAGED_BY_LABEL.0 || key.starts_with(RESERVED_PREFIX)
+}
+
+/// Handling of an existing Secret by a direct delivery.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum IfExists {
+    /// Refuse the delivery.
+    #[default]
+    Refuse,
+    /// Replace a Secret that was made by direct delivery. Any other one is kept, and the delivery is
+    /// refused.
+    Replace,
 }
 
 /// Type of a Secret from which the kubelet reads registry credentials

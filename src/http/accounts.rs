@@ -17,8 +17,9 @@ use crate::{
         account::{Account, AccountChange, Email, LabelChange, NewAccount, Password, Username},
         caller::Call,
         cluster::CaCertificate,
-        docker_config::{ScopedAccount, Warning},
+        docker_config::{Profile, ScopedAccount, Warning, WarningCode, key_for},
         invalid::{FieldError, FieldErrors, Invalid},
+        listing::{NamePart, RegistryAccountSort},
         matching::lint::lint_account,
         names::{Labels, Name},
         registry::RegistryScope,
@@ -34,14 +35,17 @@ use crate::{
         conditional::{self, IfMatch},
         idempotency::{Idempotency, IdempotencyKeyHeader},
         merge_patch,
-        paging::{Page, PageQuery},
+        paging::{ListQuery, Page},
         path_name,
         problem::ApiError,
-        query::{FromQuery, Query, text},
+        query::{DryRunQuery, FromQuery, Query, text},
         verification::VerifyQuery,
     },
-    service::accounts::Accounts,
-    storage::accounts::AccountFilter,
+    service::{
+        CursorKey,
+        accounts::{Accounts, ShownAccount},
+    },
+    storage::{accounts::AccountFilter, direct_secrets::OutdatedCopy},
 };
 
 /// Registry account to create.
@@ -229,6 +233,7 @@ pub struct RegistryAccount {
 
 impl From<Account> for RegistryAccount {
     fn from(account: Account) -> Self {
+        let warnings = warnings(&account);
         let verification = account.verification;
         Self {
             last_verified_at: verification.as_ref().map(|found| found.checked_at),
@@ -236,7 +241,7 @@ impl From<Account> for RegistryAccount {
             last_verification_detail: verification.map(|found| found.detail),
             ca_certificate: account.ca_certificate.map(|ca| ca.as_pem().to_owned()),
             verify_interval_seconds: account.verify_interval.map(VerifyInterval::seconds),
-            warnings: lint_account(ScopedAccount { name: account.name.as_str(), scope: &account.registry }),
+            warnings,
             id: account.id,
             name: account.name.to_string(),
             registry: account.registry.to_string(),
@@ -252,6 +257,53 @@ impl From<Account> for RegistryAccount {
     }
 }
 
+/// Maximum number of Secrets that a warning names.
+const COPIES_SHOWN: usize = 20;
+
+impl From<ShownAccount> for RegistryAccount {
+    fn from(shown: ShownAccount) -> Self {
+        let ShownAccount { account, outdated_copies, hidden_copies } = shown;
+        let mut account = Self::from(account);
+        if !outdated_copies.is_empty() || hidden_copies > 0 {
+            let detail = outdated_copies_detail(&outdated_copies, hidden_copies);
+            let (code, name) = (WarningCode::DirectCopies, account.name.clone());
+            account.warnings.push(Warning { code, account: Some(name), key: None, detail });
+        }
+        account
+    }
+}
+
+/// Names the Secrets of direct delivery that have an earlier login.
+fn outdated_copies_detail(copies: &[OutdatedCopy], hidden: usize) -> String {
+    let shown = copies.iter().take(COPIES_SHOWN);
+    let mut named: Vec<String> =
+        shown.map(|copy| format!("{}/{}/{}", copy.cluster, copy.namespace, copy.name)).collect();
+    let more = copies.len().saturating_sub(COPIES_SHOWN);
+    if more > 0 {
+        named.push(format!("{more} more"));
+    }
+    if hidden > 0 {
+        named.push(format!("{hidden} that you may not see"));
+    }
+    format!(
+        "Secrets of direct delivery do not follow and have the earlier login: {}. Deliver them again with `ifExists`, or \
+         declare a pull secret",
+        named.join(", ")
+    )
+}
+
+fn warnings(account: &Account) -> Vec<Warning> {
+    let name = account.name.as_str();
+    let mut warnings = lint_account(ScopedAccount { name, scope: &account.registry });
+    if account.password_ends_with_whitespace {
+        warnings.push(Warning::of_whitespace(Some(name), key_for(Profile::Kubernetes, &account.registry)));
+    }
+    if account.expires_at.is_some_and(|at| at <= crate::clock::now()) {
+        warnings.push(Warning::expired(name));
+    }
+    warnings
+}
+
 /// Create a registry account.
 ///
 /// The password is sealed before it is stored, and no response returns it. A caller without grants
@@ -259,7 +311,7 @@ impl From<Account> for RegistryAccount {
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "create_registry_account",
-    params(VerifyQuery, IdempotencyKeyHeader),
+    params(DryRunQuery, VerifyQuery, IdempotencyKeyHeader),
     request_body = CreateRegistryAccount,
     responses((status = CREATED, body = RegistryAccount, headers(
         ("Location" = String, description = "Path of the account"),
@@ -268,18 +320,18 @@ impl From<Account> for RegistryAccount {
 )]
 #[post("/registry-accounts")]
 pub async fn create_account(
-    caller: Caller<WriteAccounts, VerifyQuery>,
+    caller: Caller<WriteAccounts, (DryRunQuery, VerifyQuery)>,
     accounts: Data<Accounts>,
     idempotency: Idempotency,
     body: Json<CreateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
     let new = NewAccount::try_from(body.0)?;
-    let (name, verification) = (new.name.clone(), caller.query.verification());
+    let (name, verification) = (new.name.clone(), caller.query.1.verification());
     let register = async |call: &Call| accounts.register(call, new, verification).await;
     let current = async |call: &Call| accounts.find(call, &name).await;
     let account = idempotency.once(&caller.identity, register, current).await?;
-    let path = format!("/v1/registry-accounts/{}", account.name);
-    Ok(conditional::created(path, account.version, RegistryAccount::from(account)))
+    let path = format!("/v1/registry-accounts/{}", account.account.name);
+    Ok(conditional::created(&caller.identity, path, account.account.version, RegistryAccount::from(account)))
 }
 
 /// Filter of a list of registry accounts.
@@ -293,23 +345,34 @@ pub struct AccountFilterQuery {
     /// (`12h`).
     #[param(value_type = Option<String>, rename = "expiresWithin", example = "30d")]
     expires_within_seconds: Option<i64>,
+    /// Lists only accounts whose name contains this part, in any case.
+    #[param(value_type = Option<String>, example = "team-a")]
+    q: Option<NamePart>,
+    /// Lists only accounts with this result of the last verification.
+    result: Option<VerificationResult>,
 }
 
 impl FromQuery for AccountFilterQuery {
     fn from_query(query: &mut Query<'_>) -> Self {
         let labels = query.all("label", text);
         let labels = query.errors().take("label", parse_labels(&labels)).unwrap_or_default();
-        Self { label: labels, expires_within_seconds: query.one("expiresWithin", seconds) }
+        Self {
+            label: labels,
+            expires_within_seconds: query.one("expiresWithin", seconds),
+            q: query.one("q", NamePart::parse),
+            result: query.one("result", str::parse),
+        }
     }
 }
 
 impl From<AccountFilterQuery> for AccountFilter {
     fn from(filter: AccountFilterQuery) -> Self {
-        Self { labels: filter.label, expires_within_seconds: filter.expires_within_seconds }
+        let AccountFilterQuery { label, expires_within_seconds, q, result } = filter;
+        Self { labels: label, expires_within_seconds, name_part: q, result }
     }
 }
 
-fn parse_labels(labels: &[String]) -> Result<Labels, Invalid> {
+pub(super) fn parse_labels(labels: &[String]) -> Result<Labels, Invalid> {
     let mut parsed = BTreeMap::new();
     for label in labels {
         let (key, value) = label.split_once('=').ok_or_else(|| Invalid::new("must be key=value"))?;
@@ -318,7 +381,7 @@ fn parse_labels(labels: &[String]) -> Result<Labels, Invalid> {
     Labels::parse(parsed)
 }
 
-fn seconds(duration: &str) -> Result<i64, Invalid> {
+pub(super) fn seconds(duration: &str) -> Result<i64, Invalid> {
     const MAX: i64 = 100_000;
     let invalid = || Invalid::new("must be a number of days or hours, such as 30d or 12h");
     let (number, unit) = match (duration.strip_suffix('d'), duration.strip_suffix('h')) {
@@ -331,21 +394,27 @@ fn seconds(duration: &str) -> Result<i64, Invalid> {
     number.map(|number| number * unit).ok_or_else(invalid)
 }
 
-/// List registry accounts, ordered by name.
+/// List registry accounts, by default ordered by name.
+///
+/// A page may have fewer items than `limit`, or none, although `next` is set: with `q`, and
+/// with `result` in another order than by name, it searches at most 20,000 accounts. With `q`,
+/// `result` or another order it reads at most 1,000 accounts that are hidden from the caller.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "list_registry_accounts",
-    params(PageQuery<Name>, AccountFilterQuery),
+    params(ListQuery<RegistryAccountSort>, AccountFilterQuery),
     responses((status = OK, body = Page<RegistryAccount>)),
 )]
 #[get("/registry-accounts")]
 pub async fn list_accounts(
-    caller: Caller<ReadAccounts, (PageQuery<Name>, AccountFilterQuery)>,
+    caller: Caller<ReadAccounts, (ListQuery<RegistryAccountSort>, AccountFilterQuery)>,
     accounts: Data<Accounts>,
+    cursor_key: Data<CursorKey>,
 ) -> Result<HttpResponse, ApiError> {
-    let (page_query, filter) = caller.query;
-    let found = accounts.list(&caller.identity, &page_query.request(), &filter.into()).await?;
-    let page: Page<RegistryAccount> = Page::of(found, &page_query, |account| account.name.to_string());
+    let (list_query, filter) = caller.query;
+    let request = list_query.request(&cursor_key)?;
+    let found = accounts.list(&caller.identity, &request, &filter.into()).await?;
+    let page: Page<RegistryAccount> = Page::listed(found, &list_query, &cursor_key)?;
     Ok(HttpResponse::Ok().json(page))
 }
 
@@ -363,12 +432,14 @@ pub async fn get_account(
     path: Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     let account = accounts.find(&caller.identity, &path_name("registry account", &path)?).await?;
-    Ok(conditional::ok(account.version, RegistryAccount::from(account)))
+    Ok(conditional::ok(account.account.version, RegistryAccount::from(account)))
 }
 
 /// Change a registry account.
 ///
-/// A new `password` is a rotation. Every change increments the version. A change of the registry's
+/// A new `password` is a rotation. Every change increments the version; a request without a
+/// difference, also with the stored password, changes nothing. The warning `directCopies` names
+/// Secrets of direct delivery, which do not follow. A change of the registry's
 /// host or port, a change to `plainHttp`, and another `caCertificate` require the `password`: a
 /// stored password is only sent to the registry that it was given for. Every label that is added or
 /// changed must belong to a label grant of the caller that the account then satisfies.
@@ -378,6 +449,7 @@ pub async fn get_account(
     params(
         ("name" = String, Path, description = "Name of the account"),
         ("If-Match" = Option<String>, Header, description = "ETag of the version to change"),
+        DryRunQuery,
         VerifyQuery,
         IdempotencyKeyHeader,
     ),
@@ -389,7 +461,7 @@ pub async fn get_account(
 )]
 #[patch("/registry-accounts/{name}")]
 pub async fn update_account(
-    caller: Caller<WriteAccounts, VerifyQuery>,
+    caller: Caller<WriteAccounts, (DryRunQuery, VerifyQuery)>,
     accounts: Data<Accounts>,
     path: Path<String>,
     expected: IfMatch,
@@ -397,11 +469,11 @@ pub async fn update_account(
     body: MergePatch<UpdateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("registry account", &path)?;
-    let (update, verification) = (AccountChange::try_from(body.0)?, caller.query.verification());
+    let (update, verification) = (AccountChange::try_from(body.0)?, caller.query.1.verification());
     let change = async |call: &Call| accounts.change(call, &name, update, expected.0, verification).await;
     let current = async |call: &Call| accounts.find(call, &name).await;
     let account = idempotency.once(&caller.identity, change, current).await?;
-    Ok(conditional::ok(account.version, RegistryAccount::from(account)))
+    Ok(conditional::changed(&caller.identity, account.account.version, RegistryAccount::from(account)))
 }
 
 /// Delete a registry account.
@@ -411,12 +483,13 @@ pub async fn update_account(
     params(
         ("name" = String, Path, description = "Name of the account"),
         ("If-Match" = Option<String>, Header, description = "ETag of the version to delete"),
+        DryRunQuery,
     ),
     responses((status = NO_CONTENT)),
 )]
 #[delete("/registry-accounts/{name}")]
 pub async fn delete_account(
-    caller: Caller<WriteAccounts>,
+    caller: Caller<WriteAccounts, DryRunQuery>,
     accounts: Data<Accounts>,
     path: Path<String>,
     expected: IfMatch,

@@ -9,26 +9,33 @@ use actix_web::{
 use chrono::{DateTime, Utc};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
     domain::{
         caller::{ApiKeyFields, Call, NewApiKey, Role},
         grants::GrantsDocument,
+        listing::{ApiKeySort, ApiKeyState, NamePart},
     },
     http::{
+        accounts::seconds,
         auth::{
             Caller,
             permission::{ReadApiKeys, WriteApiKeys},
         },
         body::Json,
         idempotency::{Idempotency, IdempotencyKeyHeader},
-        paging::{Page, PageQuery},
+        paging::{ListQuery, Page},
         problem::ApiError,
+        query::{DryRunQuery, FromQuery, Query},
     },
-    service::{ServiceError, api_keys::ApiKeys, idempotency::IdempotencyError},
-    storage::api_keys::ApiKey as StoredApiKey,
+    service::{
+        CursorKey,
+        api_keys::{ApiKeys, KeySelector},
+        idempotency::IdempotencyError,
+    },
+    storage::api_keys::{ApiKey as StoredApiKey, ApiKeyFilter},
 };
 
 /// API key to create.
@@ -81,7 +88,7 @@ pub struct ApiKey {
 pub struct CreatedApiKey {
     #[serde(flatten)]
     api_key: ApiKey,
-    /// The key. Only this response contains it.
+    /// The key. Only this response contains it. Empty for a dry run.
     #[schema(format = Password, example = "rgc_…")]
     key: String,
 }
@@ -106,13 +113,13 @@ impl From<StoredApiKey> for ApiKey {
 /// A retry with the same `Idempotency-Key` gets 409 `idempotency-key-replayed`.
 #[utoipa::path(
     tag = "api-keys",
-    params(IdempotencyKeyHeader),
+    params(DryRunQuery, IdempotencyKeyHeader),
     request_body = CreateApiKey,
     responses((status = CREATED, body = CreatedApiKey, headers(("Location" = String, description = "Path of the key")))),
 )]
 #[post("/api-keys")]
 pub async fn create_api_key(
-    caller: Caller<WriteApiKeys>,
+    caller: Caller<WriteApiKeys, DryRunQuery>,
     api_keys: Data<ApiKeys>,
     idempotency: Idempotency,
     body: Json<CreateApiKey>,
@@ -124,33 +131,73 @@ pub async fn create_api_key(
     // The text of the key cannot be read again.
     let performed = async |_: &Call| Err(IdempotencyError::Performed.into());
     let (stored, created) = idempotency.once(&caller.identity, create, performed).await?;
+    if caller.identity.dry_run {
+        return Ok(HttpResponse::Ok().json(CreatedApiKey { api_key: stored.into(), key: String::new() }));
+    }
     Ok(HttpResponse::Created()
         .insert_header((LOCATION, format!("/v1/api-keys/{}", stored.id)))
         .insert_header((CACHE_CONTROL, "no-store"))
         .json(CreatedApiKey { api_key: stored.into(), key: created.text.expose_secret().to_owned() }))
 }
 
-/// List API keys, oldest first, including revoked and expired keys.
+/// Filter of a list of API keys.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ApiKeyFilterQuery {
+    /// Lists only keys whose name contains this part, in any case.
+    #[param(value_type = Option<String>, example = "ci")]
+    q: Option<NamePart>,
+    /// Lists only keys in this state.
+    #[param(inline)]
+    state: Option<ApiKeyState>,
+    /// Lists only keys that expire within this time or have expired: days (`30d`) or hours (`12h`).
+    #[param(value_type = Option<String>, rename = "expiresWithin", example = "30d")]
+    expires_within_seconds: Option<i64>,
+}
+
+impl FromQuery for ApiKeyFilterQuery {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        Self {
+            q: query.one("q", NamePart::parse),
+            state: query.one("state", str::parse),
+            expires_within_seconds: query.one("expiresWithin", seconds),
+        }
+    }
+}
+
+impl From<ApiKeyFilterQuery> for ApiKeyFilter {
+    fn from(filter: ApiKeyFilterQuery) -> Self {
+        let ApiKeyFilterQuery { q, state, expires_within_seconds } = filter;
+        Self { name_part: q, state, expires_within_seconds }
+    }
+}
+
+/// List API keys, including revoked and expired keys, by default oldest first.
+///
+/// A page may have fewer items than `limit`, or none, although `next` is set: with `q` or `state` it
+/// searches at most 20,000 keys.
 #[utoipa::path(
     tag = "api-keys",
-    params(PageQuery<Uuid>),
+    params(ListQuery<ApiKeySort, Uuid>, ApiKeyFilterQuery),
     responses((status = OK, body = Page<ApiKey>)),
 )]
 #[get("/api-keys")]
 pub async fn list_api_keys(
-    caller: Caller<ReadApiKeys, PageQuery<Uuid>>,
+    caller: Caller<ReadApiKeys, (ListQuery<ApiKeySort, Uuid>, ApiKeyFilterQuery)>,
     api_keys: Data<ApiKeys>,
+    cursor_key: Data<CursorKey>,
 ) -> Result<HttpResponse, ApiError> {
-    let page_query = &caller.query;
-    let found = api_keys.list(&caller.identity, page_query.after().copied(), page_query.rows()).await?;
-    let page: Page<ApiKey> = Page::of(found, page_query, |key| key.id.to_string());
+    let (list_query, filter) = caller.query;
+    let request = list_query.request(&cursor_key)?;
+    let found = api_keys.list(&caller.identity, &request, &filter.into()).await?;
+    let page: Page<ApiKey> = Page::listed(found, &list_query, &cursor_key)?;
     Ok(HttpResponse::Ok().json(page))
 }
 
 /// Get an API key, without its secret.
 #[utoipa::path(
     tag = "api-keys",
-    params(("id" = String, Path, description = "Id of the key")),
+    params(("id" = String, Path, description = "Id of the key, or its name while it is not revoked")),
     responses((status = OK, body = ApiKey)),
 )]
 #[get("/api-keys/{id}")]
@@ -159,30 +206,24 @@ pub async fn get_api_key(
     api_keys: Data<ApiKeys>,
     path: Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let found = api_keys.find(&caller.identity, path_id(&path)?).await?;
+    let found = api_keys.find(&caller.identity, &KeySelector::parse(&path)).await?;
     Ok(HttpResponse::Ok().json(ApiKey::from(found)))
 }
 
-/// Revoke an API key. Idempotent.
+/// Revoke an API key. Idempotent by id; a name is free once its key is revoked.
 ///
 /// The last valid admin key cannot be revoked: create another one first.
 #[utoipa::path(
     tag = "api-keys",
-    params(("id" = String, Path, description = "Id of the key")),
+    params(("id" = String, Path, description = "Id of the key, or its name while it is not revoked"), DryRunQuery),
     responses((status = NO_CONTENT)),
 )]
 #[delete("/api-keys/{id}")]
 pub async fn revoke_api_key(
-    caller: Caller<WriteApiKeys>,
+    caller: Caller<WriteApiKeys, DryRunQuery>,
     api_keys: Data<ApiKeys>,
     path: Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    api_keys.revoke(&caller.identity, path_id(&path)?).await?;
+    api_keys.revoke(&caller.identity, &KeySelector::parse(&path)).await?;
     Ok(HttpResponse::NoContent().finish())
-}
-
-/// Parses the id of a key in a path. An invalid id is a key that does not exist.
-fn path_id(id: &str) -> Result<Uuid, ApiError> {
-    Uuid::try_parse(id)
-        .map_err(|_| ServiceError::NotFound { kind: "API key", name: id.chars().take(100).collect() }.into())
 }

@@ -128,7 +128,8 @@ impl From<StoredEvent> for AuditEvent {
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct EventQuery {
-    /// Lists only events of this resource, a path without `/v1/`.
+    /// Lists only events of this resource, a path without `/v1/`. An API key is named by its id or
+    /// its name.
     #[param(value_type = Option<String>, example = "registry-accounts/team-a")]
     resource: Option<Resource>,
     /// Lists only events of the actor with this name.
@@ -161,7 +162,7 @@ impl FromQuery for EventQuery {
             value.parse::<DateTime<Utc>>().map_err(|_| Invalid::new("must be a time such as 2027-01-31T00:00:00Z"))
         };
         Self {
-            resource: query.one("resource", Resource::parse),
+            resource: query.one("resource", Resource::parse_filter),
             actor: query.one("actor", text),
             action: query.one("action", str::parse),
             outcome: query.one("outcome", str::parse),
@@ -270,7 +271,12 @@ impl Lines {
                 self.checked = Instant::now();
                 Ok(())
             }
-            _ => Err(ApiError::Forbidden),
+            Reauthentication::Known(identity) => {
+                Err(ApiError::Forbidden { role: identity.role, permission: Permission::ReadAudit })
+            }
+            Reauthentication::Ended | Reauthentication::Unavailable => {
+                Err(ApiError::Unauthenticated("the credential ended during the export, or could not be checked again"))
+            }
         }
     }
 }

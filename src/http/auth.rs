@@ -282,23 +282,35 @@ impl<P: Requires, Q: FromQuery> FromRequest for Caller<P, Q> {
     }
 }
 
+/// Refuses a caller without the permission.
+///
+/// # Errors
+///
+/// [`ApiError::Forbidden`] or [`ApiError::NeedsAllGrants`].
+pub fn require(identity: &Identity, permission: Permission) -> Result<(), ApiError> {
+    let role = identity.role;
+    match (identity.may(permission), role.allows(permission)) {
+        (true, _) => Ok(()),
+        (false, true) => Err(ApiError::NeedsAllGrants(permission)),
+        (false, false) => Err(ApiError::Forbidden { role, permission }),
+    }
+}
+
 impl<P: Requires, Q: FromQuery> Caller<P, Q> {
     fn authorize(request: &HttpRequest) -> Result<Self, ApiError> {
         let extensions = request.extensions();
         let (Some(identity), Some(meta)) = (extensions.get::<Arc<Identity>>(), extensions.get::<RequestMeta>()) else {
             return Err(ApiError::Internal(anyhow::anyhow!("a handler outside /v1 requires a caller")));
         };
-        if !identity.may(P::PERMISSION) {
-            let has_role = identity.role.allows(P::PERMISSION);
-            return Err(if has_role { ApiError::NeedsAllGrants } else { ApiError::Forbidden });
-        }
-        let query = query::parse(request.query_string())?;
+        require(identity, P::PERMISSION)?;
+        let query: Q = query::parse(request.query_string())?;
         let identity = Call {
             identity: Arc::clone(identity),
             request_id: meta.id.uuid(),
             client_request_id: meta.client_id.map(RequestId::uuid),
             source: meta.source,
             idempotency: None,
+            dry_run: query.is_dry_run(),
         };
         Ok(Self { identity, query, permission: PhantomData })
     }

@@ -13,11 +13,15 @@ use actix_web::{
 };
 use futures_util::StreamExt;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use utoipa::ToSchema;
 
 use crate::{
     domain::invalid::FieldError,
     http::{idempotency, problem::ApiError},
+    service::ServiceError,
 };
+
+mod required;
 
 /// Default limit of a JSON body, in bytes. It is many times the size of a kubeconfig or of 1,000
 /// account names.
@@ -27,6 +31,19 @@ const JSON_MAX_BYTES: usize = 512 * 1024;
 pub const DOCUMENT_MAX_BYTES: usize = 2 * 1024 * 1024;
 /// Time in which a body must arrive. actix-web limits only the time for the headers.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Detail of a missing field.
+const IS_MISSING: &str = "is missing";
+/// Detail of an invalid time.
+const TIME: &str = "must be a time, such as 2027-01-31T00:00:00Z";
+/// Lists of names, by field, with an example.
+const LISTS: [(&str, &str); 5] = [
+    ("accounts", r#"["prod"]"#),
+    ("clusters", r#"["dev"]"#),
+    ("namespaces", r#"["default"]"#),
+    ("serviceAccounts", r#"["default"]"#),
+    ("sourceCidrs", r#"["10.0.0.0/8"]"#),
+];
 
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
@@ -50,7 +67,7 @@ pub struct Document(pub Bytes);
 
 type BoxedFuture<T> = Pin<Box<dyn Future<Output = Result<T, ApiError>>>>;
 
-impl<T: DeserializeOwned + 'static, const MAX: usize> FromRequest for Json<T, MAX> {
+impl<T: DeserializeOwned + ToSchema + 'static, const MAX: usize> FromRequest for Json<T, MAX> {
     type Error = ApiError;
     type Future = BoxedFuture<Self>;
 
@@ -60,7 +77,7 @@ impl<T: DeserializeOwned + 'static, const MAX: usize> FromRequest for Json<T, MA
     }
 }
 
-impl<T: DeserializeOwned + 'static> FromRequest for OptionalJson<T> {
+impl<T: DeserializeOwned + ToSchema + 'static> FromRequest for OptionalJson<T> {
     type Error = ApiError;
     type Future = BoxedFuture<Self>;
 
@@ -77,7 +94,7 @@ impl<T: DeserializeOwned + 'static> FromRequest for OptionalJson<T> {
     }
 }
 
-impl<T: DeserializeOwned + 'static> FromRequest for MergePatch<T> {
+impl<T: DeserializeOwned + ToSchema + 'static> FromRequest for MergePatch<T> {
     type Error = ApiError;
     type Future = BoxedFuture<Self>;
 
@@ -145,7 +162,7 @@ fn read(
     }
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+fn parse<T: DeserializeOwned + ToSchema>(body: &[u8]) -> Result<T, ApiError> {
     // serde would deserialize an array into a struct, field by field.
     if body.trim_ascii_start().starts_with(b"[") {
         return Err(ApiError::field("", "must be a JSON object"));
@@ -153,10 +170,36 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
-        convert(&path, error.inner(), body)
+        let converted = convert(&path, error.inner(), body);
+        if is_about_missing_field(error.inner()) { with_other_missing_fields::<T>(converted, body) } else { converted }
     })?;
     json.end().map_err(|error| convert(".", &error, body))?;
     Ok(parsed)
+}
+
+fn is_about_missing_field(error: &serde_json::Error) -> bool {
+    error.is_data() && error.to_string().starts_with("missing field")
+}
+
+/// Adds the other missing fields: serde reports the first one alone.
+fn with_other_missing_fields<T: ToSchema>(error: ApiError, body: &[u8]) -> ApiError {
+    let ApiError::Service(ServiceError::Invalid(mut errors)) = error else { return error };
+    let Ok(value) = serde_json::from_slice(body) else { return errors.into() };
+    for field in required::missing::<T>(&value) {
+        let field = clipped(&field);
+        if errors.iter().all(|error| error.field != field) {
+            errors.push(FieldError::new(field, IS_MISSING));
+        }
+    }
+    errors.into()
+}
+
+/// Parses a document that was merged from a stored one and a request.
+pub fn parse_merged<T: DeserializeOwned>(document: serde_json::Value) -> Result<T, Vec<FieldError>> {
+    serde_path_to_error::deserialize(document).map_err(|error| {
+        let (field, detail) = data_error(&error.path().to_string(), &error.inner().to_string());
+        vec![FieldError::new(field, detail)]
+    })
 }
 
 /// Converts a serde error.
@@ -190,7 +233,7 @@ fn data_error(path: &str, message: &str) -> (String, String) {
     let expected = message.rsplit_once(", expected ").map(|(_, expected)| without_position(expected));
     if message.starts_with("missing field") {
         // The path ends at the object that lacks the field.
-        return (joined(path, named), "is missing".to_owned());
+        return (joined(path, named), IS_MISSING.to_owned());
     }
     if message.starts_with("duplicate field") {
         return (joined(parent(path, named), named), "is given twice".to_owned());
@@ -201,11 +244,40 @@ fn data_error(path: &str, message: &str) -> (String, String) {
         return (joined(parent(path, named), named), format!("is not a known field{known}"));
     }
     let detail = match expected {
-        Some(expected) if expected.starts_with("struct ") => "must be a JSON object".to_owned(),
-        Some(expected) => format!("must be {expected}"),
+        Some(expected) => expectation(path, expected),
+        None if is_about_time(message) => TIME.to_owned(),
         None => "is not valid".to_owned(),
     };
     (clipped(path), detail)
+}
+
+/// Words serde's description of an expected value for the caller.
+fn expectation(path: &str, expected: &str) -> String {
+    match expected {
+        "a sequence" => {
+            let field = path.rsplit('.').next().unwrap_or_default();
+            let example = LISTS.iter().find(|(name, _)| *name == field);
+            example.map_or_else(
+                || "must be a list, in square brackets".to_owned(),
+                |(_, example)| format!("must be a list, such as {example}"),
+            )
+        }
+        "a map" => "must be an object, such as {\"name\": \"value\"}".to_owned(),
+        "a boolean" => "must be true or false".to_owned(),
+        "an RFC 3339 formatted date and time string" => TIME.to_owned(),
+        "u8" | "u16" | "u32" | "u64" | "usize" => "must be a whole number, 0 or more".to_owned(),
+        "i8" | "i16" | "i32" | "i64" => "must be a whole number".to_owned(),
+        _ if expected.starts_with("struct ") && path.is_empty() => "must be a JSON object".to_owned(),
+        _ if expected.starts_with("struct ") => "must be an object, in curly brackets".to_owned(),
+        _ => format!("must be {expected}"),
+    }
+}
+
+/// Whether a message is one of chrono's. They are fixed texts, without the value.
+fn is_about_time(message: &str) -> bool {
+    let message = without_position(message);
+    ["input contains invalid characters", "input is out of range", "premature end of input", "trailing input"]
+        .contains(&message)
 }
 
 /// Path of the object that contains a field. serde's path may include the field.
@@ -232,26 +304,29 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::service::ServiceError;
 
-    #[derive(Debug, Deserialize)]
-    #[serde(deny_unknown_fields)]
+    #[derive(Debug, Deserialize, ToSchema)]
+    #[serde(rename_all = "camelCase", deny_unknown_fields)]
     #[expect(dead_code, reason = "tests check only errors")]
     struct Outer {
         name: String,
         inner: Option<Inner>,
         list: Option<Vec<Inner>>,
         kind: Option<Kind>,
+        namespaces: Option<Vec<String>>,
+        expires_at: Option<chrono::DateTime<chrono::Utc>>,
+        labels: Option<std::collections::BTreeMap<String, String>>,
+        dry_run: Option<bool>,
     }
 
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, Deserialize, ToSchema)]
     #[serde(deny_unknown_fields)]
     #[expect(dead_code, reason = "tests check only errors")]
     struct Inner {
         count: u8,
     }
 
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, Deserialize, ToSchema)]
     #[serde(rename_all = "camelCase")]
     enum Kind {
         One,
@@ -260,21 +335,39 @@ mod tests {
 
     #[rstest]
     #[case("{}", "name", "is missing")]
-    #[case(r#"{"name":"a","nam":"canary"}"#, "nam", "is not a known field; known are `name`, `inner`, `list`, `kind`")]
+    #[case(
+        r#"{"name":"a","nam":"canary"}"#,
+        "nam",
+        "is not a known field; known are `name`, `inner`, `list`, `kind`, `namespaces`, `expiresAt`, `labels`, `dryRun`"
+    )]
     #[case(r#"{"name":"a","name":"canary"}"#, "name", "is given twice")]
     #[case(r#"{"name":["canary"]}"#, "name", "must be a string")]
     #[case(r#"{"name":42}"#, "name", "must be a string")]
     #[case(r#"{"name":"a","inner":{}}"#, "inner.count", "is missing")]
     #[case(r#"{"name":"a","inner":{"cont":"canary"}}"#, "inner.cont", "is not a known field; known are `count`")]
     #[case(r#"{"name":"a","inner":{"count":1,"count":2}}"#, "inner.count", "is given twice")]
-    #[case(r#"{"name":"a","inner":{"count":"canary, expected nothing"}}"#, "inner.count", "must be u8")]
-    #[case(r#"{"name":"a","list":[{"count":1},{"count":256}]}"#, "list[1].count", "must be u8")]
+    #[case(
+        r#"{"name":"a","inner":{"count":"canary, expected nothing"}}"#,
+        "inner.count",
+        "must be a whole number, 0 or more"
+    )]
+    #[case(r#"{"name":"a","list":[{"count":1},{"count":256}]}"#, "list[1].count", "must be a whole number, 0 or more")]
     #[case(r#"{"name":"a","list":[{"count":1},{}]}"#, "list[1].count", "is missing")]
     #[case(r#"{"name":"a","kind":"canary"}"#, "kind", "must be `one` or `two`")]
     #[case(r#"{"name":"a","kind":42}"#, "kind", "is not valid")]
     #[case(r#"{"name":"a","kind":["canary"]}"#, "kind", "is not valid")]
     #[case(r#"{"name":"canary\ud800"}"#, "name", "is not valid")]
     #[case(r#"{"name":"a","inner":{"count":1e999}}"#, "inner.count", "is not valid")]
+    #[case(r#"{"name":"a","namespaces":"canary"}"#, "namespaces", r#"must be a list, such as ["default"]"#)]
+    #[case(r#"{"name":"a","list":{"count":1}}"#, "list", "must be a list, in square brackets")]
+    #[case(r#"{"name":"a","inner":"canary"}"#, "inner", "must be an object, in curly brackets")]
+    #[case(r#"{"name":"a","labels":["canary"]}"#, "labels", r#"must be an object, such as {"name": "value"}"#)]
+    #[case(r#"{"name":"a","dryRun":"canary"}"#, "dryRun", "must be true or false")]
+    #[case(r#"{"name":"a","expiresAt":"canary"}"#, "expiresAt", TIME)]
+    #[case(r#"{"name":"a","expiresAt":"2027-01-31"}"#, "expiresAt", TIME)]
+    #[case(r#"{"name":"a","expiresAt":"2027-02-30T00:00:00Z"}"#, "expiresAt", TIME)]
+    #[case(r#"{"name":"a","expiresAt":"2027-01-31T00:00:00Zcanary"}"#, "expiresAt", TIME)]
+    #[case(r#"{"name":"a","expiresAt":1}"#, "expiresAt", TIME)]
     #[case(r#"["canary"]"#, "", "must be a JSON object")]
     #[case(r#""canary""#, "", "must be a JSON object")]
     fn an_error_names_the_field_and_never_repeats_a_value(
@@ -285,6 +378,20 @@ mod tests {
         let refused = parse::<Outer>(body.as_bytes()).err();
         let Some(ApiError::Service(ServiceError::Invalid(errors))) = refused else { panic!("{refused:?}") };
         assert_eq!((errors[0].field.as_str(), errors[0].detail.as_str()), (field, detail));
+    }
+
+    #[rstest]
+    #[case("{}", &["name"])]
+    #[case(r#"{"inner":{},"list":[{"count":1},{}]}"#, &["inner.count", "list[1].count", "name"])]
+    #[case(r#"{"name":"a","inner":{},"list":[{}]}"#, &["inner.count", "list[0].count"])]
+    #[case(r#"{"name":"a","inner":null,"list":[{}]}"#, &["list[0].count"])]
+    fn all_missing_fields_are_named_at_once(#[case] body: &str, #[case] fields: &[&str]) {
+        let refused = parse::<Outer>(body.as_bytes()).err();
+        let Some(ApiError::Service(ServiceError::Invalid(errors))) = refused else { panic!("{refused:?}") };
+        let mut named: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();
+        named.sort_unstable();
+        assert_eq!(named, fields);
+        assert!(errors.iter().all(|error| error.detail == IS_MISSING), "{errors:?}");
     }
 
     #[rstest]

@@ -14,9 +14,11 @@ use crate::{
     clients::cluster::Check,
     domain::{
         caller::Call,
-        cluster::{AuthType, ClusterAuth, ClusterConnection},
+        cluster::{AuthType, ClusterAuth, ClusterConnection, ServiceAccountRef},
+        docker_config::Warning,
         invalid::{FieldError, FieldErrors},
-        names::{Name, NamespaceName},
+        listing::ResourceSort,
+        names::{Name, NamespaceName, ServiceAccountName},
     },
     http::{
         auth::{
@@ -27,13 +29,16 @@ use crate::{
         conditional::{self, IfMatch},
         idempotency::{Idempotency, IdempotencyKeyHeader},
         merge_patch,
-        paging::{Page, PageQuery},
+        paging::{ListQuery, NameQuery, Page},
         path_name,
         problem::ApiError,
-        query::{FromQuery, Query},
+        query::{DryRunQuery, FromQuery, Query},
     },
-    service::clusters::{Clusters, ConnectionInput},
-    storage::clusters::StoredCluster,
+    service::{
+        CursorKey,
+        clusters::{Clusters, ConnectionInput, credential_warnings},
+    },
+    storage::clusters::{Renewal, StoredCluster},
 };
 
 /// Authentication to an API server.
@@ -43,9 +48,17 @@ pub struct ClusterAuthInput {
     /// Type of authentication.
     #[serde(rename = "type")]
     auth_type: AuthType,
-    /// Bearer token, for `token`. It is sealed before it is stored, and no response returns it.
+    /// Bearer token, for `token` and `serviceAccount`. It is sealed before it is stored, and no
+    /// response returns it. For `serviceAccount` it must be allowed to create tokens of that
+    /// `ServiceAccount`, and is replaced by one at once.
     #[schema(value_type = Option<String>, format = Password)]
     token: Option<SecretString>,
+    /// Namespace of the `ServiceAccount`, for `serviceAccount`.
+    #[schema(example = "regcred")]
+    namespace: Option<String>,
+    /// Name of the `ServiceAccount`, for `serviceAccount`.
+    #[schema(example = "regcred")]
+    name: Option<String>,
     /// Certificate and intermediates (PEM), for `clientCertificate`.
     certificate: Option<String>,
     /// Private key (PEM), for `clientCertificate`. It is sealed before it is stored, and no
@@ -61,13 +74,19 @@ impl ClusterAuthInput {
         let needed = |field| {
             let takes: &[&str] = match self.auth_type {
                 AuthType::Token => &["token"],
+                AuthType::ServiceAccount => &["token", "namespace", "name"],
                 AuthType::ClientCertificate => &["certificate", "key"],
                 AuthType::InCluster | AuthType::None => &[],
             };
             takes.contains(&field)
         };
-        let given =
-            [("token", self.token.is_some()), ("certificate", self.certificate.is_some()), ("key", self.key.is_some())];
+        let given = [
+            ("token", self.token.is_some()),
+            ("namespace", self.namespace.is_some()),
+            ("name", self.name.is_some()),
+            ("certificate", self.certificate.is_some()),
+            ("key", self.key.is_some()),
+        ];
         for (field, is_given) in given {
             match (needed(field), is_given) {
                 (true, false) => errors.refuse(&format!("auth.{field}"), "is required for this type"),
@@ -75,9 +94,16 @@ impl ClusterAuthInput {
                 _ => {}
             }
         }
+        let namespace = self.namespace.as_deref().map(NamespaceName::parse).transpose();
+        let namespace = errors.take("auth.namespace", namespace).flatten();
+        let name = errors.take("auth.name", self.name.as_deref().map(ServiceAccountName::parse).transpose()).flatten();
         errors.finish(|| {
             Some(match self.auth_type {
                 AuthType::Token => ClusterAuth::Token { token: self.token? },
+                AuthType::ServiceAccount => ClusterAuth::ServiceAccount {
+                    token: self.token?,
+                    account: ServiceAccountRef { namespace: namespace?, name: name? },
+                },
                 AuthType::ClientCertificate => {
                     ClusterAuth::ClientCertificate { certificate: self.certificate?, key: self.key? }
                 }
@@ -187,10 +213,56 @@ impl TryFrom<UpdateCluster> for ConnectionInput {
 
 /// Authentication to an API server, without the credential.
 #[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct ClusterAuthView {
     /// Type of authentication.
     #[serde(rename = "type")]
     auth_type: AuthType,
+    /// End of the credential, as it states it: `exp` of a JWT, `notAfter` of a client certificate.
+    /// `null` if it has no end or does not state it.
+    expires_at: Option<DateTime<Utc>>,
+    /// Namespace of the `ServiceAccount`, for `serviceAccount`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    namespace: Option<String>,
+    /// Name of the `ServiceAccount`, for `serviceAccount`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    name: Option<String>,
+    /// Renewal of the token, for `serviceAccount`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    renewal: Option<TokenRenewal>,
+}
+
+/// Renewal of the token of a cluster.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenRenewal {
+    /// Time of the next attempt.
+    next_at: Option<DateTime<Utc>>,
+    /// Failed attempts since the last renewal. The token stays in use.
+    failures: i32,
+    /// Reason of the last failure; `null` after a renewal.
+    last_error: Option<String>,
+}
+
+impl ClusterAuthView {
+    fn of(stored: &StoredCluster) -> Self {
+        let account = stored.renewal.as_ref().map(|renewal| &renewal.account);
+        let renewal = stored.renewal.as_ref().map(|Renewal { next_at, failures, error, .. }| TokenRenewal {
+            next_at: *next_at,
+            failures: *failures,
+            last_error: error.clone(),
+        });
+        Self {
+            auth_type: stored.auth_type,
+            expires_at: stored.expires_at,
+            namespace: account.map(|account| account.namespace.to_string()),
+            name: account.map(|account| account.name.to_string()),
+            renewal,
+        }
+    }
 }
 
 /// Cluster, without its credential.
@@ -211,7 +283,9 @@ pub struct Cluster {
     auth: ClusterAuthView,
     /// Allows `http://`.
     allow_plain_http: bool,
-    /// Version, incremented by every change.
+    /// Warnings about the end of the credential.
+    warnings: Vec<Warning>,
+    /// Version, incremented by every change. A renewal of the token is none.
     version: i64,
     /// Time of registration.
     created_at: DateTime<Utc>,
@@ -222,12 +296,13 @@ pub struct Cluster {
 impl From<StoredCluster> for Cluster {
     fn from(stored: StoredCluster) -> Self {
         Self {
+            auth: ClusterAuthView::of(&stored),
+            warnings: credential_warnings(&stored, crate::clock::now()),
             id: stored.id,
             name: stored.name,
             server: stored.server,
             ca_certificate: stored.ca_certificate,
             tls_server_name: stored.tls_server_name,
-            auth: ClusterAuthView { auth_type: stored.auth_type },
             allow_plain_http: stored.allow_plain_http,
             version: stored.version,
             created_at: stored.created_at,
@@ -241,7 +316,7 @@ impl From<StoredCluster> for Cluster {
 /// The credential is sealed before it is stored. The cluster is not called; use `check` for that.
 #[utoipa::path(
     tag = "clusters",
-    params(IdempotencyKeyHeader),
+    params(DryRunQuery, IdempotencyKeyHeader),
     request_body = CreateCluster,
     responses((status = CREATED, body = Cluster, headers(
         ("Location" = String, description = "Path of the cluster"),
@@ -250,7 +325,7 @@ impl From<StoredCluster> for Cluster {
 )]
 #[post("/clusters")]
 pub async fn create_cluster(
-    caller: Caller<WriteClusters>,
+    caller: Caller<WriteClusters, DryRunQuery>,
     clusters: Data<Clusters>,
     idempotency: Idempotency,
     body: Json<CreateCluster>,
@@ -260,22 +335,28 @@ pub async fn create_cluster(
     let current = async |call: &Call| clusters.find(call, &name).await;
     let cluster = idempotency.once(&caller.identity, register, current).await?;
     let path = format!("/v1/clusters/{name}");
-    Ok(conditional::created(path, cluster.version, Cluster::from(cluster)))
+    Ok(conditional::created(&caller.identity, path, cluster.version, Cluster::from(cluster)))
 }
 
-/// List clusters, ordered by name.
+/// List clusters, by default ordered by name.
+///
+/// A page may have fewer items than `limit`, or none, although `next` is set: with `q` or another
+/// order it reads at most 1,000 clusters that are hidden from the caller.
 #[utoipa::path(
     tag = "clusters",
-    params(PageQuery<Name>),
+    params(ListQuery<ResourceSort>, NameQuery),
     responses((status = OK, body = Page<Cluster>)),
 )]
 #[get("/clusters")]
 pub async fn list_clusters(
-    caller: Caller<ReadClusters, PageQuery<Name>>,
+    caller: Caller<ReadClusters, (ListQuery<ResourceSort>, NameQuery)>,
     clusters: Data<Clusters>,
+    cursor_key: Data<CursorKey>,
 ) -> Result<HttpResponse, ApiError> {
-    let found = clusters.list(&caller.identity, &caller.query.request()).await?;
-    let page: Page<Cluster> = Page::of(found, &caller.query, |cluster| cluster.name.clone());
+    let (list_query, NameQuery { q }) = caller.query;
+    let request = list_query.request(&cursor_key)?;
+    let found = clusters.list(&caller.identity, &request, q.as_ref()).await?;
+    let page: Page<Cluster> = Page::listed(found, &list_query, &cursor_key)?;
     Ok(HttpResponse::Ok().json(page))
 }
 
@@ -295,12 +376,13 @@ pub async fn get_cluster(
     Ok(conditional::ok(cluster.version, Cluster::from(cluster)))
 }
 
-/// Change a cluster.
+/// Change a cluster. A request without a difference changes nothing.
 #[utoipa::path(
     tag = "clusters",
     params(
         ("name" = String, Path, description = "Name of the cluster"),
         ("If-Match" = Option<String>, Header, description = "ETag of the version to change"),
+        DryRunQuery,
         IdempotencyKeyHeader,
     ),
     request_body(content(
@@ -311,7 +393,7 @@ pub async fn get_cluster(
 )]
 #[patch("/clusters/{name}")]
 pub async fn update_cluster(
-    caller: Caller<WriteClusters>,
+    caller: Caller<WriteClusters, DryRunQuery>,
     clusters: Data<Clusters>,
     path: Path<String>,
     expected: IfMatch,
@@ -323,7 +405,7 @@ pub async fn update_cluster(
     let change = async |call: &Call| clusters.change(call, &name, update, expected.0).await;
     let current = async |call: &Call| clusters.find(call, &name).await;
     let cluster = idempotency.once(&caller.identity, change, current).await?;
-    Ok(conditional::ok(cluster.version, Cluster::from(cluster)))
+    Ok(conditional::changed(&caller.identity, cluster.version, Cluster::from(cluster)))
 }
 
 /// Delete a cluster. Secrets in the cluster are not deleted.
@@ -332,12 +414,13 @@ pub async fn update_cluster(
     params(
         ("name" = String, Path, description = "Name of the cluster"),
         ("If-Match" = Option<String>, Header, description = "ETag of the version to delete"),
+        DryRunQuery,
     ),
     responses((status = NO_CONTENT)),
 )]
 #[delete("/clusters/{name}")]
 pub async fn delete_cluster(
-    caller: Caller<WriteClusters>,
+    caller: Caller<WriteClusters, DryRunQuery>,
     clusters: Data<Clusters>,
     path: Path<String>,
     expected: IfMatch,

@@ -5,7 +5,7 @@ use std::future::{Ready, ready};
 use actix_web::{FromRequest, HttpRequest, HttpResponse, dev::Payload, http::header};
 use serde::Serialize;
 
-use crate::{http::problem::ApiError, service::ExpectedVersion};
+use crate::{domain::caller::Call, http::problem::ApiError, service::ExpectedVersion};
 
 /// `ETag` header of a resource version.
 pub fn etag(version: i64) -> (header::HeaderName, String) {
@@ -17,8 +17,17 @@ pub fn ok(version: i64, resource: impl Serialize) -> HttpResponse {
     HttpResponse::Ok().insert_header(etag(version)).json(resource)
 }
 
-/// 201 with a resource, its path and its `ETag`.
-pub fn created(path: String, version: i64, resource: impl Serialize) -> HttpResponse {
+/// 200 with a changed resource and its `ETag`. A dry run has none: another change may be stored as
+/// that version.
+pub fn changed(caller: &Call, version: i64, resource: impl Serialize) -> HttpResponse {
+    if caller.dry_run { HttpResponse::Ok().json(resource) } else { ok(version, resource) }
+}
+
+/// 201 with a resource, its path and its `ETag`. For a dry run, 200 with the resource.
+pub fn created(caller: &Call, path: String, version: i64, resource: impl Serialize) -> HttpResponse {
+    if caller.dry_run {
+        return HttpResponse::Ok().json(resource);
+    }
     HttpResponse::Created().insert_header((header::LOCATION, path)).insert_header(etag(version)).json(resource)
 }
 

@@ -19,23 +19,25 @@ use utoipa::{
 
 use crate::{
     domain::{
-        docker_config::{Profile, RenderedConfig, Warning},
+        caller::Permission,
+        docker_config::{Profile, Warning},
         invalid::FieldErrors,
-        matching::{Explanation, ImageName},
-        names::{Labels, NamespaceName, SecretName},
+        matching::{Explanation, ImageName, MatchTarget},
+        names::{Labels, Name, NamespaceName, SecretName, ServiceAccountName},
+        registry::RegistryScope,
         secret::{SecretContent, SecretManifest, SecretType},
         selector::{AccountSelection, LabelSelectorDocument},
         unique::UniqueMap,
     },
     http::{
         auth::{
-            Caller,
+            self, Caller,
             permission::{ReadAccounts, RevealCredentials},
         },
         body::{DOCUMENT_MAX_BYTES, Json},
         problem::ApiError,
     },
-    service::docker_configs::{DockerConfigs, Subject},
+    service::docker_configs::{Assembled, Choice, DockerConfigs, ServiceAccountRef, Subject},
 };
 
 /// Docker config to render.
@@ -47,6 +49,10 @@ pub struct CreateDockerConfig {
     accounts: Option<Vec<String>>,
     /// Selects the accounts by label, instead of `accounts`.
     account_selector: Option<LabelSelectorDocument>,
+    /// Selects the accounts that the reader uses for an image or a registry, instead of `accounts`.
+    #[serde(rename = "match")]
+    #[schema(value_type = Option<AccountMatch>)]
+    matching: Option<AccountMatchInput>,
     /// Program that reads the document. The default is `kubernetes`, or the profile of the Secret's
     /// type.
     profile: Option<Profile>,
@@ -83,14 +89,95 @@ pub struct CreateSecretManifest {
     accounts: Option<Vec<String>>,
     /// Selects the accounts by label, instead of `accounts`.
     account_selector: Option<LabelSelectorDocument>,
+    /// Selects the accounts that the kubelet uses for an image or a registry, instead of
+    /// `accounts`.
+    #[serde(rename = "match")]
+    #[schema(value_type = Option<AccountMatch>)]
+    matching: Option<AccountMatchInput>,
     /// The Secret.
     secret: SecretManifestInput,
 }
 
 impl From<CreateSecretManifest> for CreateDockerConfig {
     fn from(body: CreateSecretManifest) -> Self {
-        let CreateSecretManifest { accounts, account_selector, secret } = body;
-        Self { accounts, account_selector, profile: None, secret: Some(secret), format: None }
+        let CreateSecretManifest { accounts, account_selector, matching, secret } = body;
+        Self { accounts, account_selector, matching, profile: None, secret: Some(secret), format: None }
+    }
+}
+
+/// What accounts are wanted for: an image, or every image of a registry.
+///
+/// Of the granted accounts, the document has those that the reader uses: all of them for the
+/// kubelet, which tries each, and one for other readers. Without any, it is empty.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+#[serde(untagged)]
+enum AccountMatch {
+    Image(ImageMatch),
+    Registry(RegistryMatch),
+}
+
+/// Accounts for one image.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+#[serde(deny_unknown_fields)]
+struct ImageMatch {
+    /// Image as in a pod spec. Tag and digest are ignored.
+    #[schema(example = "registry.example.com:5000/os/alpine:3")]
+    image: String,
+}
+
+/// Accounts for every image of a registry, or of a part of one.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+#[serde(deny_unknown_fields)]
+struct RegistryMatch {
+    /// Registry scope, `host[:port][/path]`.
+    #[schema(example = "registry.example.com:5000")]
+    registry: String,
+}
+
+/// An [`AccountMatch`] before it is parsed, so that errors name its fields.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AccountMatchInput {
+    image: Option<String>,
+    registry: Option<String>,
+}
+
+impl AccountMatchInput {
+    fn parse(self, errors: &mut FieldErrors) -> Option<MatchTarget> {
+        match (self.image, self.registry) {
+            (Some(image), None) => errors.take("match.image", ImageName::parse(&image)).map(MatchTarget::Image),
+            (None, Some(registry)) => {
+                errors.take("match.registry", RegistryScope::parse(&registry)).map(MatchTarget::Registry)
+            }
+            _ => {
+                errors.refuse("match", "must have either `image` or `registry`");
+                None
+            }
+        }
+    }
+}
+
+/// Parses the fields `accounts`, `accountSelector` and `match`, exactly one of which must be set.
+fn parse_choice(
+    errors: &mut FieldErrors,
+    accounts: Option<Vec<String>>,
+    selector: Option<LabelSelectorDocument>,
+    matching: Option<AccountMatchInput>,
+) -> Option<Choice> {
+    match matching {
+        Some(_) if accounts.is_some() || selector.is_some() => {
+            errors.refuse("match", "cannot be combined with `accounts` or `accountSelector`; remove one of them");
+            None
+        }
+        Some(matching) => matching.parse(errors).map(Choice::Match),
+        None if accounts.is_none() && selector.is_none() => {
+            errors.refuse("accounts", "is missing; name accounts, or give an `accountSelector` or a `match`");
+            None
+        }
+        None => AccountSelection::parse(errors, accounts, selector).map(Choice::Selection),
     }
 }
 
@@ -124,13 +211,16 @@ pub struct DockerConfig<'a> {
     config: &'a RawValue,
     /// Document in base64, on one line, as in the `data` of a Secret.
     base64: String,
+    /// Names of the accounts in the document. For a `match` of the kubelet, in the order in which it
+    /// tries them.
+    accounts: Vec<String>,
     /// Differences between the accounts and the behaviour of the reader.
     warnings: Vec<Warning>,
 }
 
 /// A parsed [`CreateDockerConfig`].
 struct RenderRequest {
-    accounts: AccountSelection,
+    accounts: Choice,
     profile: Profile,
     secret: Option<ManifestRequest>,
     format: Format,
@@ -147,7 +237,7 @@ struct ManifestRequest {
 impl CreateDockerConfig {
     fn parse(self, request: &HttpRequest) -> Result<RenderRequest, ApiError> {
         let mut errors = FieldErrors::default();
-        let accounts = AccountSelection::parse(&mut errors, self.accounts, self.account_selector);
+        let accounts = parse_choice(&mut errors, self.accounts, self.account_selector, self.matching);
         let is_manifest = self.secret.is_some();
         let secret = self.secret.and_then(|secret| secret.parse(&mut errors, self.profile));
         let fitting = secret.as_ref().map_or(Profile::Kubernetes, |secret| secret.secret_type.profile());
@@ -276,12 +366,12 @@ async fn reveal(
     body: CreateDockerConfig,
 ) -> Result<HttpResponse, ApiError> {
     let parsed = body.parse(request)?;
-    let rendered = docker_configs.reveal(&caller.identity, parsed.profile, &parsed.accounts).await?;
-    parsed.respond(rendered)
+    let assembled = docker_configs.reveal(&caller.identity, parsed.profile, &parsed.accounts).await?;
+    parsed.respond(assembled)
 }
 
 impl RenderRequest {
-    fn respond(self, rendered: RenderedConfig) -> Result<HttpResponse, ApiError> {
+    fn respond(self, Assembled { rendered, accounts }: Assembled) -> Result<HttpResponse, ApiError> {
         let mut response = HttpResponse::Ok();
         response.insert_header((CACHE_CONTROL, "no-store")).insert_header((VARY, "Accept"));
         if self.secret.is_some() || self.format != Format::Json {
@@ -314,6 +404,7 @@ impl RenderRequest {
                 profile: self.profile,
                 config: serde_json::from_str(document).map_err(|error| ApiError::Internal(error.into()))?,
                 base64: BASE64_STANDARD.encode(document),
+                accounts: accounts.iter().map(Name::to_string).collect(),
                 warnings: rendered.warnings,
             }),
         })
@@ -358,11 +449,34 @@ pub struct ExplainDockerConfig {
     /// base64, or the manifest of a Secret that contains it. It is not stored.
     #[schema(schema_with = document_or_text)]
     config: Option<Box<RawValue>>,
+    /// Name of a pull secret whose accounts to explain, instead of `accounts`. Requires the
+    /// permission to read pull secrets.
+    pull_secret: Option<String>,
+    /// `ServiceAccount` whose pull secrets to explain, instead of `accounts`: those that are declared
+    /// to be attached to it. The cluster is not asked. Requires the permissions to read pull secrets
+    /// and clusters.
+    service_account: Option<ServiceAccountInput>,
+}
+
+/// A `ServiceAccount` of a cluster.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServiceAccountInput {
+    /// Name of the cluster.
+    #[schema(example = "dev")]
+    cluster: String,
+    /// Namespace.
+    #[schema(example = "default")]
+    namespace: String,
+    /// Name of the `ServiceAccount`.
+    #[schema(example = "default")]
+    name: String,
 }
 
 /// Explain which entry each reader uses for an image, and why others do not match.
 ///
-/// Explains accounts, or a docker config in the request. The response contains no passwords.
+/// Explains accounts, a docker config in the request, a pull secret, or the pull secrets of a
+/// `ServiceAccount`. The response contains no passwords.
 #[utoipa::path(
     tag = "docker-configs",
     request_body = ExplainDockerConfig,
@@ -375,6 +489,14 @@ pub async fn explain_docker_config(
     body: Json<ExplainDockerConfig, DOCUMENT_MAX_BYTES>,
 ) -> Result<HttpResponse, ApiError> {
     let (subject, image) = body.0.parse()?;
+    let needed: &[Permission] = match &subject {
+        Subject::Accounts(_) | Subject::Config(_) => &[],
+        Subject::PullSecret(_) => &[Permission::ReadPullSecrets],
+        Subject::ServiceAccount(_) => &[Permission::ReadPullSecrets, Permission::ReadClusters],
+    };
+    for permission in needed {
+        auth::require(&caller.identity, *permission)?;
+    }
     Ok(HttpResponse::Ok().json(docker_configs.explain(&caller.identity, subject, image).await?))
 }
 
@@ -389,18 +511,45 @@ impl ExplainDockerConfig {
     fn parse(self) -> Result<(Subject, ImageName), ApiError> {
         let mut errors = FieldErrors::default();
         let image = errors.take("image", ImageName::parse(&self.image));
-        let subject = if let Some(config) = self.config {
-            if self.accounts.is_some() || self.account_selector.is_some() {
-                errors.refuse("config", "cannot be combined with `accounts` or `accountSelector`; remove one of them");
+        let given = [
+            ("accounts", self.accounts.is_some() || self.account_selector.is_some()),
+            ("config", self.config.is_some()),
+            ("pullSecret", self.pull_secret.is_some()),
+            ("serviceAccount", self.service_account.is_some()),
+        ];
+        let given: Vec<_> = given.iter().filter(|(_, is_given)| *is_given).map(|(field, _)| *field).collect();
+        let subject = match given[..] {
+            [] => {
+                let detail = "is missing; name accounts, or give an `accountSelector`, a `config`, a `pullSecret` or a \
+                              `serviceAccount`";
+                errors.refuse("accounts", detail);
+                None
             }
-            Some(Subject::Config(text_of(&config)))
-        } else if self.accounts.is_none() && self.account_selector.is_none() {
-            errors.refuse("accounts", "is missing; name accounts, or give an `accountSelector` or a `config`");
-            None
-        } else {
-            AccountSelection::parse(&mut errors, self.accounts, self.account_selector).map(Subject::Accounts)
+            [_] => self.subject(&mut errors),
+            [first, .., last] => {
+                errors.refuse(last, format!("cannot be combined with `{first}`; remove one of them"));
+                None
+            }
         };
         Ok(errors.finish(|| subject.zip(image))?)
+    }
+
+    /// Parses the only subject that is given.
+    fn subject(self, errors: &mut FieldErrors) -> Option<Subject> {
+        if let Some(config) = self.config {
+            return Some(Subject::Config(text_of(&config)));
+        }
+        if let Some(name) = self.pull_secret {
+            return errors.take("pullSecret", Name::parse(&name)).map(Subject::PullSecret);
+        }
+        if let Some(given) = self.service_account {
+            let cluster = errors.take("serviceAccount.cluster", Name::parse(&given.cluster));
+            let namespace = errors.take("serviceAccount.namespace", NamespaceName::parse(&given.namespace));
+            let name = errors.take("serviceAccount.name", ServiceAccountName::parse(&given.name));
+            let (cluster, namespace, name) = (cluster?, namespace?, name?);
+            return Some(Subject::ServiceAccount(ServiceAccountRef { cluster, namespace, name }));
+        }
+        AccountSelection::parse(errors, self.accounts, self.account_selector).map(Subject::Accounts)
     }
 }
 

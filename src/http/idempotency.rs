@@ -40,7 +40,8 @@ pub const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotenc
 pub struct IdempotencyKeyHeader {
     /// Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
     /// same key within 24 hours does not repeat the change: the response has the same status, the
-    /// current resource and `Idempotency-Replayed: true`. Failed requests do not use up the key.
+    /// current resource and `Idempotency-Replayed: true`. Failed requests and dry runs do not use up
+    /// the key.
     #[param(rename = "Idempotency-Key", min_length = 1, max_length = 255, pattern = "^[!-~]+$")]
     idempotency_key: Option<String>,
 }
@@ -91,7 +92,8 @@ fn parse(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Invalid> {
 impl Idempotency {
     /// Performs a change, or returns what `current` reads if the same request was performed before.
     ///
-    /// `perform` gets the call with its idempotency key, which its transaction claims.
+    /// `perform` gets the call with its idempotency key, which its transaction claims. A dry run uses
+    /// no key.
     pub async fn once<T>(
         self,
         caller: &Call,
@@ -99,6 +101,9 @@ impl Idempotency {
         current: impl AsyncFnOnce(&Call) -> Result<T, ServiceError>,
     ) -> Result<T, ApiError> {
         let Self { key: Some(key), request } = self else { return Ok(perform(caller).await?) };
+        if caller.dry_run {
+            return Ok(perform(caller).await?);
+        }
         let missing = || ApiError::Internal(anyhow::anyhow!("the app has no idempotency keys"));
         let keys = request.app_data::<Data<IdempotencyKeys>>().ok_or_else(missing)?;
         let body = request.extensions_mut().remove::<KeyedBody>();
@@ -108,10 +113,15 @@ impl Idempotency {
             query: request.query_string(),
             body: body.as_ref().map_or(&[], |KeyedBody(body)| body),
         };
-        let call = keys.with_key(caller, key, parts);
+        let mut call = keys.with_key(caller, key.clone(), parts);
+        let mut is_new = keys.require_new(&call).await;
+        if matches!(is_new, Err(ServiceError::Idempotency(IdempotencyError::Reused))) && keys.reload_peppers() {
+            call = keys.with_key(caller, key, parts);
+            is_new = keys.require_new(&call).await;
+        }
         // Not kept while the change runs: it may contain passwords.
         drop(body);
-        let performed = match keys.require_new(&call).await {
+        let performed = match is_new {
             Ok(()) => perform(&call).await,
             Err(error) => Err(error),
         };

@@ -15,6 +15,7 @@ use crate::{
         cluster::CaCertificate,
         identity_provider::{AuthMethod, ProviderConfig, ProviderDocument, ProviderType, RuleDocument},
         invalid::{FieldError, FieldErrors},
+        listing::ResourceSort,
         names::Name,
     },
     http::{
@@ -26,11 +27,15 @@ use crate::{
         conditional::{self, IfMatch},
         idempotency::{Idempotency, IdempotencyKeyHeader},
         merge_patch,
-        paging::{Page, PageQuery},
+        paging::{ListQuery, NameQuery, Page},
         path_name,
         problem::ApiError,
+        query::DryRunQuery,
     },
-    service::identity_providers::{IdentityProviders, ProviderChange},
+    service::{
+        CursorKey,
+        identity_providers::{IdentityProviders, ProviderChange},
+    },
     storage::identity_providers::StoredProvider,
 };
 
@@ -207,7 +212,7 @@ impl From<StoredProvider> for IdentityProvider {
 /// checked instead.
 #[utoipa::path(
     tag = "identity-providers",
-    params(IdempotencyKeyHeader),
+    params(DryRunQuery, IdempotencyKeyHeader),
     request_body = CreateIdentityProvider,
     responses((status = CREATED, body = IdentityProvider, headers(
         ("Location" = String, description = "Path of the provider"),
@@ -216,7 +221,7 @@ impl From<StoredProvider> for IdentityProvider {
 )]
 #[post("/identity-providers")]
 pub async fn create_identity_provider(
-    caller: Caller<WriteIdentityProviders>,
+    caller: Caller<WriteIdentityProviders, DryRunQuery>,
     providers: Data<IdentityProviders>,
     idempotency: Idempotency,
     body: Json<CreateIdentityProvider>,
@@ -226,22 +231,25 @@ pub async fn create_identity_provider(
     let current = async |call: &Call| providers.find(call, &name).await;
     let provider = idempotency.once(&caller.identity, create, current).await?;
     let path = format!("/v1/identity-providers/{name}");
-    Ok(conditional::created(path, provider.version, IdentityProvider::from(provider)))
+    Ok(conditional::created(&caller.identity, path, provider.version, IdentityProvider::from(provider)))
 }
 
-/// List identity providers, ordered by name.
+/// List identity providers, by default ordered by name.
 #[utoipa::path(
     tag = "identity-providers",
-    params(PageQuery<Name>),
+    params(ListQuery<ResourceSort>, NameQuery),
     responses((status = OK, body = Page<IdentityProvider>)),
 )]
 #[get("/identity-providers")]
 pub async fn list_identity_providers(
-    caller: Caller<ReadIdentityProviders, PageQuery<Name>>,
+    caller: Caller<ReadIdentityProviders, (ListQuery<ResourceSort>, NameQuery)>,
     providers: Data<IdentityProviders>,
+    cursor_key: Data<CursorKey>,
 ) -> Result<HttpResponse, ApiError> {
-    let found = providers.list(&caller.identity, &caller.query.request()).await?;
-    let page: Page<IdentityProvider> = Page::of(found, &caller.query, |provider| provider.name.clone());
+    let (list_query, NameQuery { q }) = caller.query;
+    let request = list_query.request(&cursor_key)?;
+    let found = providers.list(&caller.identity, &request, q.as_ref()).await?;
+    let page: Page<IdentityProvider> = Page::listed(found, &list_query, &cursor_key)?;
     Ok(HttpResponse::Ok().json(page))
 }
 
@@ -261,12 +269,14 @@ pub async fn get_identity_provider(
     Ok(conditional::ok(provider.version, IdentityProvider::from(provider)))
 }
 
-/// Change an identity provider. The change applies to the next request.
+/// Change an identity provider. The change applies to the next request. A request without a
+/// difference changes nothing.
 #[utoipa::path(
     tag = "identity-providers",
     params(
         ("name" = String, Path, description = "Name of the provider"),
         ("If-Match" = Option<String>, Header, description = "ETag of the version to change"),
+        DryRunQuery,
         IdempotencyKeyHeader,
     ),
     request_body(content(
@@ -277,7 +287,7 @@ pub async fn get_identity_provider(
 )]
 #[patch("/identity-providers/{name}")]
 pub async fn update_identity_provider(
-    caller: Caller<WriteIdentityProviders>,
+    caller: Caller<WriteIdentityProviders, DryRunQuery>,
     providers: Data<IdentityProviders>,
     path: Path<String>,
     expected: IfMatch,
@@ -288,7 +298,7 @@ pub async fn update_identity_provider(
     let change = async |call: &Call| providers.change(call, &name, body.0.into(), expected.0).await;
     let current = async |call: &Call| providers.find(call, &name).await;
     let provider = idempotency.once(&caller.identity, change, current).await?;
-    Ok(conditional::ok(provider.version, IdentityProvider::from(provider)))
+    Ok(conditional::changed(&caller.identity, provider.version, IdentityProvider::from(provider)))
 }
 
 /// Delete an identity provider. Its tokens are rejected from the next request on.
@@ -297,12 +307,13 @@ pub async fn update_identity_provider(
     params(
         ("name" = String, Path, description = "Name of the provider"),
         ("If-Match" = Option<String>, Header, description = "ETag of the version to delete"),
+        DryRunQuery,
     ),
     responses((status = NO_CONTENT)),
 )]
 #[delete("/identity-providers/{name}")]
 pub async fn delete_identity_provider(
-    caller: Caller<WriteIdentityProviders>,
+    caller: Caller<WriteIdentityProviders, DryRunQuery>,
     providers: Data<IdentityProviders>,
     path: Path<String>,
     expected: IfMatch,

@@ -13,7 +13,10 @@ use utoipa::{
 };
 use utoipa_actix_web::{AppExt, service_config::ServiceConfig};
 
-use crate::http::{RouteSet, problem::Problem};
+use crate::{
+    domain::resource_event::ResourceKind,
+    http::{RouteSet, problem::Problem},
+};
 
 mod complete;
 mod version_3_0;
@@ -26,13 +29,15 @@ mod version_3_0;
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
         contact(name = "regcred", url = "https://regcred.dev"),
     ),
-    components(schemas(Problem)),
+    // Parameters do not register their types.
+    components(schemas(Problem, ResourceKind)),
     tags(
         (name = "registry-accounts", description = "Credentials of container registries"),
         (name = "docker-configs", description = "Docker configs for kubelet, docker CLI and other readers"),
         (name = "clusters", description = "Registered Kubernetes clusters"),
         (name = "secrets", description = "Direct delivery of a Secret"),
         (name = "pull-secrets", description = "Declared delivery: Secrets that a worker keeps up to date in many namespaces"),
+        (name = "events", description = "Changes of all resources, as they happen"),
         (name = "api-keys", description = "API keys of callers"),
         (name = "identity-providers", description = "Trusted issuers of tokens"),
         (name = "audit", description = "Audit log, without secret values"),

@@ -2,22 +2,31 @@
 
 use std::{
     fmt::{self, Display},
+    marker::PhantomData,
     str::FromStr,
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Serialize;
 use utoipa::{
-    IntoParams, ToSchema,
-    openapi::path::{Parameter, ParameterIn},
+    IntoParams, PartialSchema, ToSchema,
+    openapi::{
+        Required,
+        path::{Parameter, ParameterBuilder, ParameterIn},
+    },
 };
 
 use crate::{
     domain::{
         invalid::Invalid,
+        listing::{ListRequest, Listed, NamePart, Next, Position, Sort},
         names::{Name, NamespaceName},
     },
-    http::query::{FromQuery, Query},
+    http::{
+        problem::ApiError,
+        query::{FromQuery, Query},
+    },
+    service::{CursorKey, ServiceError},
     storage::PageRequest,
 };
 
@@ -42,9 +51,26 @@ impl<V> Page<V> {
         Self { items: found.into_iter().map(T::into).collect(), next }
     }
 
-    /// Continues after this position if the items do not tell that more follow.
-    pub fn or_resumed_at(self, position: Option<&str>) -> Self {
-        Self { next: self.next.or_else(|| position.map(|position| BASE64_URL_SAFE_NO_PAD.encode(position))), ..self }
+    /// Builds a page of a list. Its cursor names an item, or hides a row that is none.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Crypto`] if the cursor cannot be sealed.
+    pub fn listed<T: Into<V>, S: Sort, K>(
+        found: Listed<T>,
+        query: &ListQuery<S, K>,
+        key: &CursorKey,
+    ) -> Result<Self, ApiError> {
+        let next = match found.next {
+            Some(Next::Item(position)) => Some(position.to_text(query.sort)),
+            Some(Next::Row(position)) => {
+                let sealed = key.seal(&position.to_text(query.sort)).map_err(ServiceError::from)?;
+                Some(format!("{SEALED}{sealed}"))
+            }
+            None => None,
+        };
+        let items = found.items.into_iter().map(T::into).collect();
+        Ok(Self { items, next: next.map(|next| BASE64_URL_SAFE_NO_PAD.encode(next)) })
     }
 }
 
@@ -75,11 +101,7 @@ impl<K> IntoParams for PageQuery<K> {
 
 impl<K: FromStr> FromQuery for PageQuery<K> {
     fn from_query(query: &mut Query<'_>) -> Self {
-        let limit = query.one("limit", |value| match value.parse() {
-            Ok(limit) if (1..=LIMIT_MAX).contains(&limit) => Ok(limit),
-            _ => Err(Invalid::new("must be a number from 1 to 500")),
-        });
-        Self { limit: limit.unwrap_or(LIMIT_DEFAULT), cursor: query.one("cursor", decode) }
+        Self { limit: limit(query), cursor: query.one("cursor", decode) }
     }
 }
 
@@ -104,9 +126,113 @@ impl<K: Display> PageQuery<K> {
 }
 
 fn decode<K: FromStr>(cursor: &str) -> Result<K, Invalid> {
-    let key = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|key| String::from_utf8(key).ok());
-    let key = key.and_then(|key| key.parse().ok());
+    let key = decode_text(cursor).and_then(|key| key.parse().ok());
     key.ok_or_else(|| Invalid::new("must be the `next` of an earlier page"))
+}
+
+fn decode_text(cursor: &str) -> Option<String> {
+    BASE64_URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|text| String::from_utf8(text).ok())
+}
+
+/// First character of a cursor that hides a row. No position starts with it.
+const SEALED: char = '~';
+
+/// Selects a page of a list with the orders of `S`, whose items have unique keys of type `K`.
+#[derive(Debug)]
+pub struct ListQuery<S, K = Name> {
+    limit: usize,
+    sort: S,
+    cursor: Option<Cursor>,
+    key: PhantomData<K>,
+}
+
+#[derive(Debug)]
+enum Cursor {
+    Open(Position),
+    Sealed(String),
+}
+
+impl<S: Sort + PartialSchema, K> IntoParams for ListQuery<S, K> {
+    fn into_params(parameter_in: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let mut parameters = PageParameters::into_params(parameter_in);
+        let sort = ParameterBuilder::new()
+            .name("sort")
+            .parameter_in(ParameterIn::Query)
+            .required(Required::False)
+            .description(Some(format!(
+                "Order of the list; `{}` by default. A cursor continues its own order only.",
+                S::default().as_str()
+            )))
+            .schema(Some(S::schema()));
+        parameters.push(sort.build());
+        parameters
+    }
+}
+
+impl<S: Sort, K: FromStr> FromQuery for ListQuery<S, K> {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        let limit = limit(query);
+        let sort = query.one("sort", S::from_str).unwrap_or_default();
+        let cursor = query.one("cursor", |cursor| {
+            let text = decode_text(cursor).ok_or_else(another_list)?;
+            match text.strip_prefix(SEALED) {
+                Some(sealed) => Ok(Cursor::Sealed(sealed.to_owned())),
+                None => Self::position(&text, sort).map(Cursor::Open),
+            }
+        });
+        Self { limit, sort, cursor, key: PhantomData }
+    }
+}
+
+impl<S: Sort, K: FromStr> ListQuery<S, K> {
+    fn position(text: &str, sort: S) -> Result<Position, Invalid> {
+        Position::parse(text, sort, |key| key.parse::<K>().is_ok()).ok_or_else(another_list)
+    }
+
+    /// The query for the database.
+    ///
+    /// # Errors
+    ///
+    /// 422 if the cursor is sealed, and not of this list and order.
+    pub fn request(&self, key: &CursorKey) -> Result<ListRequest, ApiError> {
+        let after = match &self.cursor {
+            Some(Cursor::Open(position)) => Some(position.clone()),
+            Some(Cursor::Sealed(sealed)) => {
+                let opened = key.open(sealed).ok_or_else(another_list);
+                let position = opened.and_then(|text| Self::position(&text, self.sort));
+                Some(position.map_err(|invalid| ApiError::field("cursor", invalid))?)
+            }
+            None => None,
+        };
+        Ok(ListRequest { order: self.sort.order(), after, limit: self.limit })
+    }
+}
+
+fn another_list() -> Invalid {
+    Invalid::new("must be the `next` of an earlier page with the same `sort`")
+}
+
+fn limit(query: &mut Query<'_>) -> usize {
+    let limit = query.one("limit", |value| match value.parse() {
+        Ok(limit) if (1..=LIMIT_MAX).contains(&limit) => Ok(limit),
+        _ => Err(Invalid::new("must be a number from 1 to 500")),
+    });
+    limit.unwrap_or(LIMIT_DEFAULT)
+}
+
+/// Filter of a list of named resources.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct NameQuery {
+    /// Lists only resources whose name contains this part, in any case.
+    #[param(value_type = Option<String>, example = "team-a")]
+    pub q: Option<NamePart>,
+}
+
+impl FromQuery for NameQuery {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        Self { q: query.one("q", NamePart::parse) }
+    }
 }
 
 /// Key of a pull secret's target: `CLUSTER/NAMESPACE`.

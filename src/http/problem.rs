@@ -1,9 +1,9 @@
-//! Errors as problems (RFC 9457). One table gives each its status, slug and title.
+//! Errors as problems (RFC 9457).
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use actix_web::{
-    Error, HttpResponse, ResponseError,
+    Error, HttpMessage as _, HttpRequest, HttpResponse, ResponseError,
     body::{BoxBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{
@@ -17,14 +17,19 @@ use utoipa::ToSchema;
 
 use crate::{
     clients::cluster::ClusterError,
-    domain::{docker_config::RenderError, invalid::FieldError},
+    domain::{
+        caller::{Identity, Permission, Role},
+        docker_config::RenderError,
+        invalid::FieldError,
+    },
     http::request_meta::RequestMeta,
-    service::{ServiceError, idempotency::IdempotencyError},
+    service::{OR_NOT_GRANTED, ServiceError, idempotency::IdempotencyError},
     storage::StorageError,
 };
 
-/// Prefix of problem types.
-const TYPE_BASE: &str = "https://regcred.dev/problems/";
+mod types;
+
+pub use self::types::ProblemType;
 
 /// Errors of handlers.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +50,7 @@ pub enum ApiError {
     #[error("the body is incomplete, or its transfer coding is invalid")]
     BodyUnreadable,
     /// The route does not support the body's media type.
-    #[error("send the body as {}", .0.join(" or "))]
+    #[error("send the body as {}, with the header `Content-Type: {}`", .0.join(" or "), .0.first().unwrap_or(&""))]
     UnsupportedMediaType(&'static [&'static str]),
     /// The route supports none of the accepted media types.
     #[error("accept {0}")]
@@ -83,14 +88,31 @@ pub enum ApiError {
         retry_after: Duration,
     },
     /// The caller's role lacks the permission.
-    #[error("your role does not include this operation; use a key with another role")]
-    Forbidden,
+    #[error(
+        "your role `{}` does not include the permission `{}`; use a key with the role {}",
+        role.as_str(),
+        permission.as_str(),
+        roles_with(*permission)
+    )]
+    Forbidden {
+        /// Role of the caller.
+        role: Role,
+        /// Permission that the route requires.
+        permission: Permission,
+    },
     /// The caller's role includes the permission, but its grants are restricted.
-    #[error("this operation requires grants of all accounts, clusters and namespaces")]
-    NeedsAllGrants,
+    #[error(
+        "the permission `{}` requires grants of all accounts, clusters and namespaces, which yours are not; see `GET \
+         /v1/me`",
+        .0.as_str()
+    )]
+    NeedsAllGrants(Permission),
     /// No route has this path.
-    #[error("no route has this path")]
+    #[error("no route has this path; see `/openapi.json` or `/docs/`")]
     NoRoute,
+    /// No route has this path, but one has it without the slash at its end.
+    #[error("no route has this path; leave out the slash at its end")]
+    TrailingSlash,
     /// The path does not support the method.
     #[error("this path supports only {0}")]
     MethodNotAllowed(String),
@@ -103,6 +125,12 @@ pub enum ApiError {
     /// Internal error. Its cause is logged and never sent.
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
+}
+
+/// Names the roles that include a permission.
+fn roles_with(permission: Permission) -> String {
+    let roles = Role::ALL.into_iter().filter(|role| role.allows(permission));
+    roles.map(|role| format!("`{}`", role.as_str())).collect::<Vec<_>>().join(" or ")
 }
 
 impl From<Vec<FieldError>> for ApiError {
@@ -127,42 +155,42 @@ impl ApiError {
         )
     }
 
+    /// Whether the text is also that of a resource that is not granted to the caller.
+    fn may_be_ungranted(&self) -> bool {
+        use ServiceError as E;
+        matches!(
+            self,
+            Self::Service(E::NotFound { .. } | E::Hidden { .. } | E::Cluster(ClusterError::NamespaceNotFound))
+        )
+    }
+
     /// Error of one invalid field.
     pub fn field(field: &str, detail: impl ToString) -> Self {
         vec![FieldError::new(field, detail)].into()
     }
 
-    /// Status, slug and title.
-    fn parts(&self) -> ProblemParts {
-        use StatusCode as S;
+    fn problem_type(&self) -> ProblemType {
+        use ProblemType as T;
         match self {
-            Self::Service(error) => service_parts(error),
-            Self::MalformedJson(_) => (S::BAD_REQUEST, "malformed-json", "The body is not JSON"),
-            Self::BodyTooLarge(_) => (S::PAYLOAD_TOO_LARGE, "body-too-large", "The body is too large"),
-            Self::BodyTimeout => (S::REQUEST_TIMEOUT, "body-timeout", "The body did not arrive in time"),
-            Self::BodyUnreadable => (S::BAD_REQUEST, "body-unreadable", "The body is not readable"),
-            Self::UnsupportedMediaType(_) => {
-                (S::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type")
-            }
-            Self::NotAcceptable(_) => (S::NOT_ACCEPTABLE, "not-acceptable", "No acceptable media type"),
-            Self::Unauthenticated(_) => (S::UNAUTHORIZED, "unauthenticated", "Authentication required"),
-            Self::InvalidToken => (S::UNAUTHORIZED, "invalid-token", "Invalid token"),
-            Self::NoMatchingRule => (S::FORBIDDEN, "no-matching-rule", "No rule matches the token"),
-            Self::IssuerUnavailable { .. } => {
-                (S::SERVICE_UNAVAILABLE, "issuer-unavailable", "Token issuer unavailable")
-            }
-            Self::TooManyAttempts { .. } => {
-                (S::TOO_MANY_REQUESTS, "too-many-attempts", "Too many failed authentications")
-            }
-            Self::TooManyRequests { .. } => (S::TOO_MANY_REQUESTS, "too-many-requests", "Request rate limit exceeded"),
-            Self::SourceNetworkRefused => {
-                (S::FORBIDDEN, "source-network-refused", "The API key may not be used from this address")
-            }
-            Self::Forbidden | Self::NeedsAllGrants => (S::FORBIDDEN, "forbidden", "Not allowed"),
-            Self::NoRoute => (S::NOT_FOUND, "not-found", "Not found"),
-            Self::MethodNotAllowed(_) => (S::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed"),
-            Self::BadRequest | Self::RepeatedHeader(_) => (S::BAD_REQUEST, "bad-request", "Malformed request"),
-            Self::Internal(_) => internal_parts(),
+            Self::Service(error) => service_type(error),
+            Self::MalformedJson(_) => T::MalformedJson,
+            Self::BodyTooLarge(_) => T::BodyTooLarge,
+            Self::BodyTimeout => T::BodyTimeout,
+            Self::BodyUnreadable => T::BodyUnreadable,
+            Self::UnsupportedMediaType(_) => T::UnsupportedMediaType,
+            Self::NotAcceptable(_) => T::NotAcceptable,
+            Self::Unauthenticated(_) => T::Unauthenticated,
+            Self::InvalidToken => T::InvalidToken,
+            Self::NoMatchingRule => T::NoMatchingRule,
+            Self::IssuerUnavailable { .. } => T::IssuerUnavailable,
+            Self::TooManyAttempts { .. } => T::TooManyAttempts,
+            Self::TooManyRequests { .. } => T::TooManyRequests,
+            Self::SourceNetworkRefused => T::SourceNetworkRefused,
+            Self::Forbidden { .. } | Self::NeedsAllGrants(_) => T::Forbidden,
+            Self::NoRoute | Self::TrailingSlash => T::NotFound,
+            Self::MethodNotAllowed(_) => T::MethodNotAllowed,
+            Self::BadRequest | Self::RepeatedHeader(_) => T::BadRequest,
+            Self::Internal(_) => T::Internal,
         }
     }
 
@@ -184,7 +212,7 @@ impl ApiError {
                 let all = error.errors().iter().map(sentence).collect::<Vec<_>>();
                 all.join("; ")
             }
-            error if error.parts().0 == StatusCode::INTERNAL_SERVER_ERROR => {
+            error if error.problem_type() == ProblemType::Internal => {
                 "internal error; search the log of regcred for this request id".to_owned()
             }
             error => error.to_string(),
@@ -231,87 +259,62 @@ impl ApiError {
     }
 }
 
-/// Status, slug and title of a problem.
-type ProblemParts = (StatusCode, &'static str, &'static str);
-
-fn internal_parts() -> ProblemParts {
-    (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error")
-}
-
-fn service_parts(error: &ServiceError) -> ProblemParts {
-    use StatusCode as S;
+fn service_type(error: &ServiceError) -> ProblemType {
+    use ProblemType as T;
     match error {
-        ServiceError::Invalid(_) | ServiceError::UnknownAccounts { .. } => {
-            (S::UNPROCESSABLE_ENTITY, "invalid-request", "Invalid request")
-        }
-        ServiceError::NotFound { .. } | ServiceError::Hidden { .. } => (S::NOT_FOUND, "not-found", "Not found"),
-        ServiceError::Audit(_) => (S::SERVICE_UNAVAILABLE, "audit-unavailable", "Audit log unavailable"),
+        ServiceError::Invalid(_) | ServiceError::UnknownAccounts { .. } => T::InvalidRequest,
+        ServiceError::NotFound { .. } | ServiceError::Hidden { .. } => T::NotFound,
+        ServiceError::Audit(_) => T::AuditUnavailable,
         ServiceError::NotGranted { .. } | ServiceError::LabelsNotGranted { .. } | ServiceError::Trusted { .. } => {
-            (S::FORBIDDEN, "forbidden", "Not allowed")
+            T::Forbidden
         }
-        ServiceError::LastAdmin => (S::CONFLICT, "last-admin", "The last admin key cannot be revoked"),
-        ServiceError::InUse { .. } => (S::CONFLICT, "in-use", "The resource is in use"),
-        ServiceError::TooManyStreams { .. } => (S::TOO_MANY_REQUESTS, "too-many-streams", "Too many event streams"),
-        ServiceError::ReviewsExhausted { .. } => {
-            (S::TOO_MANY_REQUESTS, "too-many-requests", "Request rate limit exceeded")
-        }
-        ServiceError::StreamsExhausted => (S::SERVICE_UNAVAILABLE, "streams-exhausted", "No event stream available"),
-        ServiceError::Deleting(_) => (S::CONFLICT, "pull-secret-deleting", "The pull secret is being deleted"),
-        ServiceError::Idempotency(error) => idempotency_parts(*error),
-        ServiceError::NameTaken(_) => (S::CONFLICT, "name-taken", "The name is in use"),
-        ServiceError::AudienceTaken => (S::CONFLICT, "audience-taken", "The audience is in use"),
-        ServiceError::Stale { .. } => (S::PRECONDITION_FAILED, "stale-version", "The resource has changed"),
-        ServiceError::Render(RenderError::KeyCollision { .. }) => {
-            (S::CONFLICT, "key-collision", "Two accounts have the same key")
-        }
-        ServiceError::Render(RenderError::Unsupported { .. }) => {
-            (S::UNPROCESSABLE_ENTITY, "profile-unsupported", "The profile cannot express these accounts")
-        }
-        ServiceError::Cluster(error) => cluster_parts(error),
-        ServiceError::VerificationFailed(_) => (S::UNPROCESSABLE_ENTITY, "verification-failed", "Verification failed"),
-        ServiceError::Storage(StorageError::Unavailable(_)) => {
-            (S::SERVICE_UNAVAILABLE, "database-unavailable", "Database unavailable")
-        }
+        ServiceError::LastAdmin => T::LastAdmin,
+        ServiceError::InUse { .. } => T::InUse,
+        ServiceError::TooManyStreams { .. } => T::TooManyStreams,
+        ServiceError::ReviewsExhausted { .. } => T::TooManyRequests,
+        ServiceError::StreamsExhausted => T::StreamsExhausted,
+        ServiceError::Deleting(_) => T::PullSecretDeleting,
+        ServiceError::Idempotency(IdempotencyError::InUse) => T::IdempotencyKeyInUse,
+        ServiceError::Idempotency(IdempotencyError::Reused) => T::IdempotencyKeyReused,
+        ServiceError::Idempotency(IdempotencyError::Performed) => T::IdempotencyKeyReplayed,
+        ServiceError::NameTaken(_) => T::NameTaken,
+        ServiceError::AudienceTaken => T::AudienceTaken,
+        ServiceError::Stale { .. } => T::StaleVersion,
+        ServiceError::Render(RenderError::KeyCollision { .. }) => T::KeyCollision,
+        ServiceError::Render(RenderError::Unsupported { .. }) => T::ProfileUnsupported,
+        ServiceError::Cluster(error) => cluster_type(error),
+        ServiceError::VerificationFailed(_) => T::VerificationFailed,
+        ServiceError::Storage(StorageError::Unavailable(_)) => T::DatabaseUnavailable,
         ServiceError::Storage(
             StorageError::NameTaken | StorageError::AudienceTaken | StorageError::Corrupt { .. } | StorageError::Sql(_),
         )
         | ServiceError::Open(_)
         | ServiceError::Seal(_)
         | ServiceError::Crypto(_)
-        | ServiceError::Task(_) => internal_parts(),
+        | ServiceError::Task(_) => T::Internal,
     }
 }
 
-fn idempotency_parts(error: IdempotencyError) -> ProblemParts {
-    use StatusCode as S;
+/// Type with the slug of the error.
+fn cluster_type(error: &ClusterError) -> ProblemType {
+    use ProblemType as T;
     match error {
-        IdempotencyError::InUse => (S::CONFLICT, "idempotency-key-in-use", "A request with this key is in progress"),
-        IdempotencyError::Reused => {
-            (S::UNPROCESSABLE_ENTITY, "idempotency-key-reused", "The key was used for another request")
-        }
-        IdempotencyError::Performed => (S::CONFLICT, "idempotency-key-replayed", "The request was performed before"),
-    }
-}
-
-fn cluster_parts(error: &ClusterError) -> ProblemParts {
-    use StatusCode as S;
-    let (status, title) = match error {
-        ClusterError::SecretExists => (S::CONFLICT, "The Secret already exists"),
-        ClusterError::NamespaceNotFound => (S::NOT_FOUND, "Namespace not found"),
-        ClusterError::NamespaceTerminating => (S::CONFLICT, "The namespace is being deleted"),
-        ClusterError::InvalidSecret { .. } => (S::UNPROCESSABLE_ENTITY, "The cluster refused the Secret"),
-        ClusterError::TypeFixed | ClusterError::Immutable => (S::CONFLICT, "The Secret is immutable"),
-        ClusterError::Changed => (S::CONFLICT, "The Secret has changed"),
-        ClusterError::Refused { .. } => (S::CONFLICT, "A policy of the cluster refused the Secret"),
-        ClusterError::Unauthorized => (S::BAD_GATEWAY, "The cluster rejected the credential"),
-        ClusterError::Forbidden { .. } => (S::BAD_GATEWAY, "regcred lacks a permission in the cluster"),
+        ClusterError::SecretExists | ClusterError::SecretKept { .. } => T::SecretExists,
+        ClusterError::NamespaceNotFound => T::NamespaceNotFound,
+        ClusterError::NamespaceTerminating => T::NamespaceTerminating,
+        ClusterError::InvalidSecret { .. } => T::InvalidSecret,
+        ClusterError::TypeFixed => T::SecretTypeFixed,
+        ClusterError::Immutable => T::SecretImmutable,
+        ClusterError::Changed => T::SecretChanged,
+        ClusterError::Refused { .. } => T::SecretRefused,
+        ClusterError::Unauthorized => T::ClusterUnauthorized,
+        ClusterError::Forbidden { .. } => T::ClusterForbidden,
         ClusterError::Unreachable { .. }
         | ClusterError::Tls { .. }
         | ClusterError::Overloaded { .. }
-        | ClusterError::Misconfigured { .. } => (S::BAD_GATEWAY, "Cluster unreachable"),
-        ClusterError::Timeout { .. } => (S::GATEWAY_TIMEOUT, "The cluster did not respond in time"),
-    };
-    (status, error.slug(), title)
+        | ClusterError::Misconfigured { .. } => T::ClusterUnreachable,
+        ClusterError::Timeout { .. } => T::ClusterTimeout,
+    }
 }
 
 fn sentence(error: &FieldError) -> String {
@@ -324,7 +327,7 @@ fn sentence(error: &FieldError) -> String {
 pub struct Problem {
     /// Type of the problem, a stable URI for programs.
     #[serde(rename = "type")]
-    #[schema(example = "https://regcred.dev/problems/invalid-request")]
+    #[schema(value_type = ProblemType, example = "https://regcred.dev/problems/invalid-request")]
     pub problem_type: String,
     /// Summary of the type.
     pub title: &'static str,
@@ -358,7 +361,7 @@ impl From<FieldError> for FieldProblem {
 
 impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
-        self.parts().0
+        self.problem_type().status()
     }
 
     /// Response without a body. [`write_problems`] adds it, because it knows the request.
@@ -395,7 +398,8 @@ fn foreign(error: &Error) -> ApiError {
 }
 
 fn respond(error: &ApiError, response: &ServiceResponse) -> HttpResponse {
-    let (status, slug, title) = error.parts();
+    let problem_type = error.problem_type();
+    let (status, slug) = (problem_type.status(), problem_type.slug());
     if status.is_server_error() {
         tracing::error!(problem = slug, cause = %chain(error), "request failed");
     } else {
@@ -405,10 +409,10 @@ fn respond(error: &ApiError, response: &ServiceResponse) -> HttpResponse {
     let request_id = RequestMeta::of(request).map(|meta| meta.id.to_string());
     let fields = error.errors().iter().cloned().chain(error.other_field());
     let problem = Problem {
-        problem_type: format!("{TYPE_BASE}{slug}"),
-        title,
+        problem_type: problem_type.uri(),
+        title: problem_type.title(),
         status: status.as_u16(),
-        detail: error.detail(),
+        detail: detail_for(error, request),
         instance: request.path().to_owned(),
         request_id: request_id.unwrap_or_default(),
         errors: fields.map(FieldProblem::from).collect(),
@@ -440,6 +444,15 @@ fn respond(error: &ApiError, response: &ServiceResponse) -> HttpResponse {
     }
 }
 
+/// Text for the caller. One whose grants are restricted cannot tell a missing resource from one that
+/// is not granted, and is told so.
+fn detail_for(error: &ApiError, request: &HttpRequest) -> String {
+    let detail = error.detail();
+    let extensions = request.extensions();
+    let is_restricted = extensions.get::<Arc<Identity>>().is_some_and(|identity| !identity.grants.include_everything());
+    if error.may_be_ungranted() && is_restricted { format!("{detail}{OR_NOT_GRANTED}") } else { detail }
+}
+
 /// Formats an error and its causes for the log.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
@@ -449,4 +462,45 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_permission_names_the_roles_that_have_it() {
+        let forbidden = |role, permission| ApiError::Forbidden { role, permission }.to_string();
+        assert_eq!(
+            forbidden(Role::Viewer, Permission::WriteAccounts),
+            "your role `viewer` does not include the permission `writeAccounts`; use a key with the role `admin` or \
+             `operator`"
+        );
+        assert!(forbidden(Role::Operator, Permission::WriteApiKeys).ends_with("use a key with the role `admin`"));
+    }
+
+    #[test]
+    fn problem_of_a_cluster_has_the_slug_of_its_error() {
+        let detail = String::new;
+        let errors = [
+            ClusterError::SecretExists,
+            ClusterError::NamespaceNotFound,
+            ClusterError::NamespaceTerminating,
+            ClusterError::InvalidSecret { field: None, detail: detail() },
+            ClusterError::TypeFixed,
+            ClusterError::Immutable,
+            ClusterError::Changed,
+            ClusterError::Refused { detail: detail() },
+            ClusterError::Unauthorized,
+            ClusterError::Forbidden { detail: detail() },
+            ClusterError::Unreachable { detail: detail() },
+            ClusterError::Tls { detail: detail() },
+            ClusterError::Timeout { detail: detail() },
+            ClusterError::Overloaded { retry_after: None },
+            ClusterError::Misconfigured { detail: detail() },
+        ];
+        for error in errors {
+            assert_eq!(cluster_type(&error).slug(), error.slug(), "{error:?}");
+        }
+    }
 }

@@ -7,18 +7,19 @@ use actix_web::{
     web::{Data, Path},
 };
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
     domain::{
         caller::Call,
+        docker_config::Warning,
         invalid::Invalid,
+        listing::PullSecretState,
         names::Name,
-        pull_secret::{
-            Declaration, DeletionPolicy, Document, LeftOut, PreviewAction, SecretDocument, TargetDocument, TargetState,
-        },
+        pull_secret::{Declaration, DeletionPolicy, Document, LeftOut, SecretDocument, TargetDocument},
+        reconcile::TargetErrorType,
         selector::LabelSelectorDocument,
     },
     http::{
@@ -29,29 +30,31 @@ use crate::{
         body::Json,
         conditional::{IfMatch, etag},
         idempotency::{Idempotency, IdempotencyKeyHeader},
-        paging::{Page, PageQuery, TargetKey},
         path_name,
         prefer::PreferWait,
         problem::ApiError,
-        query::{FromQuery, Query},
+        query::{DryRunQuery, FromQuery, Query},
     },
     service::{
-        pull_secrets::{Declared, PullSecrets, ShownPullSecret},
-        reconcile::{PreviewedTarget, Reconciler},
+        pull_secrets::{Declared, Precondition, PullSecrets, ReadOnlyFields, ShownPullSecret},
+        reconcile::Reconciler,
     },
-    storage::{
-        resyncs::ResyncStatus,
-        targets::status::{Counts, ShownTarget},
-    },
+    storage::{resyncs::ResyncStatus, targets::status::Counts},
 };
 
 pub mod events;
+pub mod lists;
+pub mod patch;
+mod preview;
+
+use self::preview::{ReplacedOrPreview, preview};
 
 const KIND: &str = "pull secret";
 
 /// Declaration: accounts, the Secret that contains them, and the namespaces that it is placed in.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(dead_code, reason = "some read-only fields are accepted and ignored")]
 pub struct PutPullSecret {
     /// Names of the accounts to include.
     #[schema(min_items = 1, max_items = 1000, example = json!(["team-a", "team-b"]))]
@@ -73,9 +76,41 @@ pub struct PutPullSecret {
     /// Takes over an existing Secret of this name that regcred did not create.
     #[serde(default)]
     adopt: bool,
-    /// Returns the changes without making them.
+    /// Dry run. Use the query parameter `dryRun` instead.
     #[serde(default)]
+    #[schema(deprecated)]
     dry_run: bool,
+    /// As in a response. Read-only fields are optional, and refused if they differ from the stored
+    /// ones.
+    #[schema(read_only)]
+    id: Option<Uuid>,
+    /// As in the path.
+    #[schema(read_only)]
+    name: Option<String>,
+    /// As in a response.
+    #[schema(read_only)]
+    version: Option<i64>,
+    /// Ignored, as are the other fields that regcred changes by itself.
+    #[schema(read_only, value_type = Option<i64>)]
+    generation: Option<IgnoredAny>,
+    /// Ignored.
+    #[schema(read_only, value_type = Option<i64>)]
+    observed_generation: Option<IgnoredAny>,
+    /// Ignored.
+    #[schema(read_only, value_type = Option<Object>)]
+    status: Option<IgnoredAny>,
+    /// Ignored.
+    #[schema(read_only, value_type = Option<Vec<Object>>)]
+    selections: Option<IgnoredAny>,
+    /// As in a response.
+    #[schema(read_only)]
+    deleted_at: Option<DateTime<Utc>>,
+    /// As in a response.
+    #[schema(read_only)]
+    created_at: Option<DateTime<Utc>>,
+    /// As in a response.
+    #[schema(read_only)]
+    updated_at: Option<DateTime<Utc>>,
 }
 
 /// Pull secret and its status.
@@ -123,7 +158,7 @@ pub struct PullSecret {
     updated_at: DateTime<Utc>,
 }
 
-/// Number of targets by state, and selected accounts that are not in the document.
+/// Number of targets by state, selected accounts that are not in the document, and warnings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PullSecretStatus {
@@ -142,6 +177,11 @@ pub struct PullSecretStatus {
     /// Accounts that the selector matches and that the document leaves out, by name. Accounts that
     /// are not granted to the caller are omitted.
     left_out: Vec<LeftOut>,
+    /// The worst state of its targets.
+    state: PullSecretState,
+    /// Selectors that match nothing. Those of namespaces are known once a cluster was compared with
+    /// the declaration.
+    warnings: Vec<Warning>,
 }
 
 /// Status of a cluster in which a pull secret selects namespaces by label.
@@ -161,79 +201,23 @@ pub struct PullSecretSelection {
 pub struct TargetError {
     /// Last segment of a problem type, such as `cluster-unreachable`.
     #[serde(rename = "type")]
+    #[schema(value_type = TargetErrorType)]
     slug: String,
     /// Explanation, and how to fix it.
     detail: String,
 }
 
-/// Status of one target: a namespace of a cluster.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PullSecretTargetStatus {
-    /// Name of the cluster.
-    cluster: String,
-    /// Namespace.
-    namespace: String,
-    /// State.
-    #[schema(value_type = TargetState)]
-    state: String,
-    /// Whether the Secret is being removed.
-    removing: bool,
-    /// Desired generation.
-    generation: i64,
-    /// Applied generation.
-    applied_generation: i64,
-    /// UID of the Secret.
-    uid: Option<String>,
-    /// Resource version of the Secret.
-    resource_version: Option<String>,
-    /// Attempts since the last change.
-    attempts: i32,
-    /// Error of the last attempt.
-    last_error: Option<TargetError>,
-    /// Time of the last successful attempt.
-    last_synced_at: Option<DateTime<Utc>>,
-    /// Time of the next attempt.
-    next_attempt_at: DateTime<Utc>,
-}
-
-/// The pull secret; for a dry run, the planned changes.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(untagged)]
-pub enum ReplacedOrPreview {
-    /// Without a dry run.
-    Replaced(Box<PullSecret>),
-    /// For a dry run.
-    Preview(PullSecretPreview),
-}
-
-/// Result of a dry run.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PullSecretPreview {
-    /// Always `true`.
-    dry_run: bool,
-    /// Planned actions, ordered by cluster and namespace.
-    targets: Vec<PullSecretTargetPreview>,
-    /// Accounts that the selector matches and that the document would leave out, by name.
-    left_out: Vec<LeftOut>,
-}
-
-/// Planned action for a target.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PullSecretTargetPreview {
-    /// Name of the cluster.
-    cluster: String,
-    /// Namespace; `null` if the cluster could not be read.
-    namespace: Option<String>,
-    /// Action.
-    action: PreviewAction,
-    /// Reason why the action is unknown.
-    error: Option<TargetError>,
-}
-
 impl PutPullSecret {
+    fn read_only(&self) -> ReadOnlyFields {
+        ReadOnlyFields {
+            id: self.id,
+            version: self.version,
+            deleted_at: self.deleted_at,
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+        }
+    }
+
     fn document(self) -> Document {
         Document {
             accounts: self.accounts,
@@ -254,9 +238,12 @@ impl TargetError {
 }
 
 impl PullSecretStatus {
-    fn new(counts: Counts, left_out: Vec<LeftOut>) -> Self {
-        let Counts { desired, synced, pending, failed, conflict, removing, .. } = counts;
-        Self { desired, synced, pending, failed, conflict, removing, left_out }
+    /// Status of a pull secret, without the lists that `shown` keeps.
+    fn of(shown: &mut ShownPullSecret) -> Self {
+        let Counts { desired, synced, pending, failed, conflict, removing, .. } = shown.counts;
+        let (state, warnings) = (shown.state(), shown.warnings());
+        let left_out = std::mem::take(&mut shown.left_out);
+        Self { desired, synced, pending, failed, conflict, removing, left_out, state, warnings }
     }
 }
 
@@ -271,8 +258,9 @@ impl From<ResyncStatus> for PullSecretSelection {
 }
 
 impl From<ShownPullSecret> for PullSecret {
-    fn from(shown: ShownPullSecret) -> Self {
-        let ShownPullSecret { stored, counts, resyncs, left_out } = shown;
+    fn from(mut shown: ShownPullSecret) -> Self {
+        let status = PullSecretStatus::of(&mut shown);
+        let ShownPullSecret { stored, counts, resyncs, .. } = shown;
         let document = stored.declaration.document();
         Self {
             id: stored.id,
@@ -287,7 +275,7 @@ impl From<ShownPullSecret> for PullSecret {
             version: stored.version,
             generation: stored.generation,
             observed_generation: counts.observed_generation,
-            status: PullSecretStatus::new(counts, left_out),
+            status,
             selections: resyncs.into_iter().map(PullSecretSelection::from).collect(),
             deleted_at: stored.deleted_at,
             created_at: stored.created_at,
@@ -296,36 +284,11 @@ impl From<ShownPullSecret> for PullSecret {
     }
 }
 
-impl From<ShownTarget> for PullSecretTargetStatus {
-    fn from(target: ShownTarget) -> Self {
-        Self {
-            cluster: target.cluster,
-            namespace: target.namespace,
-            state: target.state,
-            removing: !target.wanted,
-            generation: target.generation,
-            applied_generation: target.applied_generation,
-            uid: target.uid,
-            resource_version: target.resource_version,
-            attempts: target.attempts,
-            last_error: TargetError::of(target.last_error_type, target.last_error_detail),
-            last_synced_at: target.last_synced_at,
-            next_attempt_at: target.next_attempt_at,
-        }
-    }
-}
-
-impl From<PreviewedTarget> for PullSecretTargetPreview {
-    fn from(target: PreviewedTarget) -> Self {
-        let error = target.error.map(|error| TargetError { slug: error.slug.to_owned(), detail: error.detail });
-        Self { cluster: target.cluster, namespace: target.namespace, action: target.action, error }
-    }
-}
-
 /// Create or replace a pull secret.
 ///
 /// The worker applies the declaration. The response waits for that only with `Prefer: wait=N`. With
-/// `dryRun`, regcred reads the clusters and returns the planned changes without storing anything.
+/// `dryRun=true`, regcred reads the clusters and returns the planned changes without storing
+/// anything. An equal declaration changes nothing, so the response of `GET` may be sent back.
 ///
 /// Named accounts with the same key are refused. Of selected accounts with the same key, the oldest
 /// one is in the document, and the others are in `status.leftOut`.
@@ -335,6 +298,7 @@ impl From<PreviewedTarget> for PullSecretTargetPreview {
         ("name" = String, Path, description = "Name of the pull secret, a DNS-1123 label"),
         ("If-Match" = Option<String>, Header, description = "ETag of the version to replace"),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: respond once every target has settled, after N seconds at most (up to 60)"),
+        DryRunQuery,
     ),
     request_body = PutPullSecret,
     responses(
@@ -349,7 +313,7 @@ impl From<PreviewedTarget> for PullSecretTargetPreview {
 )]
 #[put("/pull-secrets/{name}")]
 pub async fn put_pull_secret(
-    caller: Caller<WritePullSecrets>,
+    caller: Caller<WritePullSecrets, DryRunQuery>,
     pull_secrets: Data<PullSecrets>,
     previews: Data<Reconciler>,
     path: Path<String>,
@@ -357,17 +321,17 @@ pub async fn put_pull_secret(
     prefer: PreferWait,
     body: Json<PutPullSecret>,
 ) -> Result<HttpResponse, ApiError> {
-    let dry_run = body.0.dry_run;
+    let dry_run = body.0.dry_run || caller.identity.dry_run;
     let name = Name::parse(&path).map_err(|invalid| ApiError::field("name", invalid))?;
+    if body.0.name.as_ref().is_some_and(|given| given != name.as_str()) {
+        return Err(ApiError::field("name", "is read-only and differs from the name in the path: omit it"));
+    }
+    let condition = Precondition { version: expected.0, read_only: body.0.read_only() };
     let declaration = Declaration::parse(body.0.document())?;
     if dry_run {
-        let existing = pull_secrets.validate(&caller.identity, &name, &declaration, expected.0).await?;
-        let (targets, left_out) = previews.preview(&declaration, existing.as_ref()).await?;
-        let targets = targets.into_iter().map(PullSecretTargetPreview::from).collect();
-        let preview = PullSecretPreview { dry_run, targets, left_out };
-        return Ok(HttpResponse::Ok().json(ReplacedOrPreview::Preview(preview)));
+        return preview(&caller.identity, (&pull_secrets, &previews), &name, &declaration, &condition).await;
     }
-    let (declared, shown) = pull_secrets.declare(&caller.identity, &name, &declaration, expected.0).await?;
+    let (declared, shown) = pull_secrets.declare(&caller.identity, &name, &declaration, &condition).await?;
     let shown = prefer_settled(&prefer, &pull_secrets, &caller.identity, &name, shown).await?;
     let mut response = match declared {
         Declared::Created => HttpResponse::Created(),
@@ -378,25 +342,6 @@ pub async fn put_pull_secret(
     }
     prefer.confirm(&mut response);
     Ok(response.insert_header(etag(shown.stored.version)).json(ReplacedOrPreview::Replaced(Box::new(shown.into()))))
-}
-
-/// List pull secrets, ordered by name.
-///
-/// For a caller whose grants are restricted, a page may have fewer items than `limit`, or none,
-/// although `next` is set: it reads at most 1,000 pull secrets.
-#[utoipa::path(
-    tag = "pull-secrets",
-    params(PageQuery<String>),
-    responses((status = OK, body = Page<PullSecret>)),
-)]
-#[get("/pull-secrets")]
-pub async fn list_pull_secrets(
-    caller: Caller<ReadPullSecrets, PageQuery<String>>,
-    pull_secrets: Data<PullSecrets>,
-) -> Result<HttpResponse, ApiError> {
-    let found = pull_secrets.list(&caller.identity, &caller.query.request()).await?;
-    let page: Page<PullSecret> = Page::of(found.items, &caller.query, |shown| shown.stored.name.to_string());
-    Ok(HttpResponse::Ok().json(page.or_resumed_at(found.resume.as_deref())))
 }
 
 /// Get a pull secret and its status.
@@ -456,57 +401,20 @@ impl FromQuery for DeleteQuery {
         ("name" = String, Path, description = "Name of the pull secret"),
         ("If-Match" = Option<String>, Header, description = "ETag of the version to delete"),
         DeleteQuery,
+        DryRunQuery,
     ),
     responses((status = ACCEPTED, description = "Deleted, or its Secrets are being removed")),
 )]
 #[delete("/pull-secrets/{name}")]
 pub async fn delete_pull_secret(
-    caller: Caller<WritePullSecrets, DeleteQuery>,
+    caller: Caller<WritePullSecrets, (DeleteQuery, DryRunQuery)>,
     pull_secrets: Data<PullSecrets>,
     path: Path<String>,
     expected: IfMatch,
 ) -> Result<HttpResponse, ApiError> {
-    let policy = caller.query.deletion_policy;
+    let policy = caller.query.0.deletion_policy;
     pull_secrets.remove(&caller.identity, &path_name(KIND, &path)?, expected.0, policy).await?;
     Ok(HttpResponse::Accepted().finish())
-}
-
-/// Filter of a list of targets.
-#[derive(Debug, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct TargetFilterQuery {
-    /// Lists only targets in this state.
-    state: Option<TargetState>,
-}
-
-impl FromQuery for TargetFilterQuery {
-    fn from_query(query: &mut Query<'_>) -> Self {
-        Self { state: query.one("state", str::parse) }
-    }
-}
-
-/// List the targets of a pull secret, ordered by cluster and namespace.
-#[utoipa::path(
-    tag = "pull-secrets",
-    params(
-        ("name" = String, Path, description = "Name of the pull secret"),
-        PageQuery<TargetKey>,
-        TargetFilterQuery,
-    ),
-    responses((status = OK, body = Page<PullSecretTargetStatus>)),
-)]
-#[get("/pull-secrets/{name}/targets")]
-pub async fn list_pull_secret_targets(
-    caller: Caller<ReadPullSecrets, (PageQuery<TargetKey>, TargetFilterQuery)>,
-    pull_secrets: Data<PullSecrets>,
-    path: Path<String>,
-) -> Result<HttpResponse, ApiError> {
-    let (page_query, filter) = caller.query;
-    let name = path_name(KIND, &path)?;
-    let found = pull_secrets.targets(&caller.identity, &name, filter.state, &page_query.request()).await?;
-    let page: Page<PullSecretTargetStatus> =
-        Page::of(found, &page_query, |target| format!("{}/{}", target.cluster, target.namespace));
-    Ok(HttpResponse::Ok().json(page))
 }
 
 /// Reconcile every target now.
@@ -514,6 +422,7 @@ pub async fn list_pull_secret_targets(
     tag = "pull-secrets",
     params(
         ("name" = String, Path, description = "Name of the pull secret"),
+        DryRunQuery,
         ("Prefer" = Option<String>, Header, description = "`wait=N`: respond once every target has settled, after N seconds at most (up to 60)"),
         IdempotencyKeyHeader,
     ),
@@ -521,7 +430,7 @@ pub async fn list_pull_secret_targets(
 )]
 #[post("/pull-secrets/{name}/sync")]
 pub async fn sync_pull_secret(
-    caller: Caller<WritePullSecrets>,
+    caller: Caller<WritePullSecrets, DryRunQuery>,
     pull_secrets: Data<PullSecrets>,
     path: Path<String>,
     prefer: PreferWait,
@@ -545,7 +454,8 @@ async fn prefer_settled(
     name: &Name,
     shown: ShownPullSecret,
 ) -> Result<ShownPullSecret, ApiError> {
-    Ok(match prefer.0 {
+    // A dry run changed nothing that could be waited for.
+    Ok(match prefer.0.filter(|_| !caller.dry_run) {
         Some(time) => pull_secrets.wait(caller, name, time).await?,
         None => shown,
     })

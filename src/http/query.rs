@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 
 use url::form_urlencoded;
+use utoipa::IntoParams;
 
 use crate::domain::invalid::{FieldError, FieldErrors, Invalid};
 
@@ -19,6 +20,32 @@ pub trait FromQuery: Sized {
     /// Reads the parameters. The value of an invalid parameter is arbitrary, because [`parse`]
     /// returns the errors instead.
     fn from_query(query: &mut Query<'_>) -> Self;
+
+    /// Whether the parameters request a dry run.
+    fn is_dry_run(&self) -> bool {
+        false
+    }
+}
+
+/// Parameter of every operation that changes something. The permission check
+/// ([`Caller`](super::auth::Caller)) passes it on with the caller.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct DryRunQuery {
+    /// Checks the change and responds as if it was made, without making it. Nothing is stored or
+    /// delivered; a created resource is returned with 200, and no response has an `ETag`.
+    #[param(value_type = Option<bool>, rename = "dryRun", default = false)]
+    dry_run: bool,
+}
+
+impl FromQuery for DryRunQuery {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        Self { dry_run: query.flag("dryRun") }
+    }
+
+    fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
 }
 
 /// No parameters.
@@ -30,6 +57,10 @@ impl FromQuery for () {
 impl<A: FromQuery, B: FromQuery> FromQuery for (A, B) {
     fn from_query(query: &mut Query<'_>) -> Self {
         (A::from_query(query), B::from_query(query))
+    }
+
+    fn is_dry_run(&self) -> bool {
+        self.0.is_dry_run() || self.1.is_dry_run()
     }
 }
 

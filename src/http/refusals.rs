@@ -36,23 +36,28 @@ const ACTIONS: &[(&str, &str, Action)] = &[
     ("DELETE", "/v1/clusters/{name}",                 Action::ClusterDelete),
     ("POST",   "/v1/clusters/{name}/check",           Action::ClusterRead),
     ("POST",   "/v1/clusters/{cluster}/namespaces/{namespace}/secrets", Action::Deliver),
+    ("GET",    "/v1/clusters/{cluster}/namespaces/{namespace}/secrets", Action::ClusterRead),
     ("POST",   "/v1/api-keys",                        Action::KeyCreate),
     ("GET",    "/v1/api-keys",                        Action::KeyRead),
     ("GET",    "/v1/api-keys/{id}",                   Action::KeyRead),
     ("DELETE", "/v1/api-keys/{id}",                   Action::KeyRevoke),
     ("PUT",    "/v1/pull-secrets/{name}",             Action::PullSecretDeclare),
+    ("PATCH",  "/v1/pull-secrets/{name}",             Action::PullSecretDeclare),
     ("GET",    "/v1/pull-secrets",                    Action::PullSecretRead),
     ("GET",    "/v1/pull-secrets/{name}",             Action::PullSecretRead),
     ("DELETE", "/v1/pull-secrets/{name}",             Action::PullSecretDelete),
     ("GET",    "/v1/pull-secrets/{name}/targets",     Action::PullSecretRead),
     ("GET",    "/v1/pull-secrets/{name}/events",      Action::PullSecretRead),
     ("POST",   "/v1/pull-secrets/{name}/sync",        Action::PullSecretSync),
+    ("GET",    "/v1/targets",                         Action::PullSecretRead),
+    ("GET",    "/v1/summary",                         Action::Other),
     ("POST",   "/v1/identity-providers",              Action::ProviderCreate),
     ("GET",    "/v1/identity-providers",              Action::ProviderRead),
     ("GET",    "/v1/identity-providers/{name}",       Action::ProviderRead),
     ("PATCH",  "/v1/identity-providers/{name}",       Action::ProviderUpdate),
     ("DELETE", "/v1/identity-providers/{name}",       Action::ProviderDelete),
     ("GET",    "/v1/me",                              Action::Other),
+    ("GET",    "/v1/events",                          Action::Other),
     ("GET",    "/v1/audit-events",                    Action::AuditRead),
 ];
 
@@ -97,8 +102,8 @@ fn refused(error: &ApiError, identity: Option<&Identity>) -> Option<(&'static st
         Resource::parse(&format!("{path}/{name}")).into_iter().collect()
     };
     match error {
-        ApiError::Forbidden => Some(("role", Vec::new())),
-        ApiError::NeedsAllGrants => Some(("not-granted", Vec::new())),
+        ApiError::Forbidden { .. } => Some(("role", Vec::new())),
+        ApiError::NeedsAllGrants(_) => Some(("not-granted", Vec::new())),
         ApiError::Service(ServiceError::NotGranted { kind, name, .. } | ServiceError::Hidden { kind, name }) => {
             Some(("not-granted", named(kind, name)))
         }

@@ -1,7 +1,7 @@
 //! `/v1/clusters/{cluster}/namespaces/{namespace}/secrets`
 
 use actix_web::{
-    HttpResponse, post,
+    HttpResponse, get, post,
     web::{Data, Path},
 };
 use chrono::{DateTime, Utc};
@@ -10,20 +10,26 @@ use utoipa::ToSchema;
 
 use crate::{
     domain::{
+        caller::Call,
         docker_config::Warning,
         invalid::FieldErrors,
         names::{Labels, NamespaceName, SecretName},
-        secret::{SecretType, is_reserved},
+        secret::{IfExists, SecretType, is_reserved},
         selector::{AccountSelection, LabelSelectorDocument},
         unique::UniqueMap,
     },
     http::{
-        auth::{Caller, permission::DeliverSecrets},
+        auth::{
+            Caller,
+            permission::{DeliverSecrets, ReadClusters},
+        },
         body::Json,
+        paging::{Page, PageQuery},
         path_name,
         problem::ApiError,
+        query::DryRunQuery,
     },
-    service::secrets::{Delivery, Secrets},
+    service::secrets::{Delivery, ListedDelivery, Secrets},
 };
 
 /// Secret to create.
@@ -46,8 +52,12 @@ pub struct CreateSecret {
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, String>)]
     labels: UniqueMap<String>,
-    /// Lets the API server validate the Secret without storing it.
+    /// Handling of an existing Secret of this name.
     #[serde(default)]
+    if_exists: IfExists,
+    /// Dry run. Use the query parameter `dryRun` instead.
+    #[serde(default)]
+    #[schema(deprecated)]
     dry_run: bool,
 }
 
@@ -70,6 +80,8 @@ pub struct Secret {
     resource_version: Option<String>,
     /// Time of creation, by the cluster's clock.
     creation_timestamp: Option<DateTime<Utc>>,
+    /// Whether an existing Secret was replaced.
+    replaced: bool,
     /// Whether this was a dry run.
     dry_run: bool,
     /// Keys of the docker config.
@@ -90,45 +102,120 @@ pub struct SecretReference {
 /// Create a Secret in a namespace of a cluster (direct delivery).
 ///
 /// regcred sends one POST to the API server and never retries it. An existing Secret is not
-/// changed: a retry gets 409 `secret-exists` if the first attempt arrived. An `Idempotency-Key` is
-/// therefore ignored.
+/// changed: a retry gets 409 `secret-exists` if the first attempt arrived. With
+/// `"ifExists": "replace"`, a Secret that was made by direct delivery is replaced, at the version
+/// that was read; one of a pull secret, or of another program, never is. An `Idempotency-Key` is
+/// ignored.
+///
+/// The Secret does not follow a later change of its accounts. In a dry run, the API server
+/// validates the Secret without storing it.
 #[utoipa::path(
     tag = "secrets",
     params(
         ("cluster" = String, Path, description = "Name of the cluster"),
         ("namespace" = String, Path, description = "Namespace in the cluster"),
+        DryRunQuery,
     ),
     request_body = CreateSecret,
     responses(
         (status = CREATED, description = "Created", body = Secret),
-        (status = OK, description = "Dry run: the Secret is valid", body = Secret),
+        (status = OK, description = "Replaced, or in a dry run: the Secret is valid", body = Secret),
     ),
 )]
 #[post("/clusters/{cluster}/namespaces/{namespace}/secrets")]
 pub async fn create_secret(
-    caller: Caller<DeliverSecrets>,
+    caller: Caller<DeliverSecrets, DryRunQuery>,
     secrets: Data<Secrets>,
     path: Path<(String, String)>,
     body: Json<CreateSecret>,
 ) -> Result<HttpResponse, ApiError> {
     let (cluster, namespace) = path.into_inner();
+    let dry_run = body.0.dry_run || caller.identity.dry_run;
+    let call = Call { dry_run, ..caller.identity };
     let delivery = body.0.parse(&cluster, &namespace)?;
-    let (name, secret_type, dry_run) = (delivery.name.to_string(), delivery.secret_type.as_str(), delivery.dry_run);
-    let delivered = secrets.deliver(&caller.identity, delivery).await?;
-    let mut response = if dry_run { HttpResponse::Ok() } else { HttpResponse::Created() };
+    let (name, secret_type) = (delivery.name.to_string(), delivery.secret_type.as_str());
+    let delivered = secrets.deliver(&call, delivery).await?;
+    let mut response = if dry_run || delivered.replaced { HttpResponse::Ok() } else { HttpResponse::Created() };
     Ok(response.json(Secret {
         cluster,
         namespace,
         image_pull_secrets: vec![SecretReference { name: name.clone() }],
         name,
         secret_type,
-        uid: delivered.uid,
-        resource_version: delivered.resource_version,
-        creation_timestamp: delivered.creation_timestamp,
+        uid: delivered.metadata.uid,
+        resource_version: delivered.metadata.resource_version,
+        creation_timestamp: delivered.metadata.creation_timestamp,
+        replaced: delivered.replaced,
         dry_run,
         keys: delivered.keys,
         warnings: delivered.warnings,
     }))
+}
+
+/// Secret of direct delivery.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DirectSecret {
+    /// Name of the Secret.
+    name: String,
+    /// UID of the Secret.
+    uid: Option<String>,
+    /// Resource version of the Secret.
+    resource_version: Option<String>,
+    /// Time of creation, by the cluster's clock.
+    creation_timestamp: Option<DateTime<Utc>>,
+    /// Time of the recorded delivery; `null` if there is no record, as for a delivery by an earlier
+    /// release.
+    delivered_at: Option<DateTime<Utc>>,
+    /// Names of the accounts in the delivery that are granted to the caller; `null` without a record.
+    accounts: Option<Vec<String>>,
+    /// Whether the login of one of these accounts has changed since the delivery; `null` without a
+    /// record.
+    outdated: Option<bool>,
+}
+
+impl From<ListedDelivery> for DirectSecret {
+    fn from(ListedDelivery { secret, record }: ListedDelivery) -> Self {
+        Self {
+            name: secret.name.to_string(),
+            uid: secret.metadata.uid,
+            resource_version: secret.metadata.resource_version,
+            creation_timestamp: secret.metadata.creation_timestamp,
+            delivered_at: record.as_ref().map(|record| record.delivered_at),
+            outdated: record.as_ref().map(|record| record.is_outdated),
+            accounts: record.map(|record| record.accounts),
+        }
+    }
+}
+
+/// List the Secrets of direct delivery in a namespace, ordered by name.
+///
+/// The API server lists the metadata of the Secrets with regcred's label that belong to no pull
+/// secret. That requires the right to list Secrets in the namespace, which also permits reading
+/// them; without it the response is 502 `cluster-forbidden`.
+#[utoipa::path(
+    tag = "secrets",
+    params(
+        ("cluster" = String, Path, description = "Name of the cluster"),
+        ("namespace" = String, Path, description = "Namespace in the cluster"),
+        PageQuery<SecretName>,
+    ),
+    responses((status = OK, body = Page<DirectSecret>)),
+)]
+#[get("/clusters/{cluster}/namespaces/{namespace}/secrets")]
+pub async fn list_secrets(
+    caller: Caller<ReadClusters, PageQuery<SecretName>>,
+    secrets: Data<Secrets>,
+    path: Path<(String, String)>,
+) -> Result<HttpResponse, ApiError> {
+    let (cluster, namespace) = path.into_inner();
+    let cluster = path_name("cluster", &cluster)?;
+    let namespace = NamespaceName::parse(&namespace).map_err(|invalid| ApiError::field("namespace", invalid))?;
+    let page_query = &caller.query;
+    let limit = usize::try_from(page_query.rows()).unwrap_or(usize::MAX);
+    let found = secrets.list(&caller.identity, (&cluster, &namespace), page_query.after(), limit).await?;
+    let page: Page<DirectSecret> = Page::of(found, page_query, |listed| listed.secret.name.to_string());
+    Ok(HttpResponse::Ok().json(page))
 }
 
 impl CreateSecret {
@@ -153,7 +240,7 @@ impl CreateSecret {
                 secret_type: secret_type?,
                 accounts: accounts?,
                 labels: labels?,
-                dry_run: self.dry_run,
+                if_exists: self.if_exists,
             })
         })?)
     }

@@ -1,6 +1,6 @@
 //! The HTTP server: routes, middleware and connection handling on a bound listener.
 
-use std::{io, net::TcpListener, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, net::TcpListener, rc::Rc, sync::Arc, time::Duration};
 
 use actix_http::{HttpService, Protocol, error::DispatchError};
 use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt, map_config};
@@ -9,6 +9,7 @@ use actix_web::{
     body::MessageBody,
     dev::{AppConfig, Server, ServiceRequest, ServiceResponse, fn_service},
     get,
+    http::header,
     middleware::{Condition, from_fn},
     web::{Data, PathConfig, ServiceConfig, redirect, route},
 };
@@ -177,9 +178,30 @@ async fn handshake(stream: TcpStream, acceptor: Option<TlsAcceptor>) -> io::Resu
 /// Registers the OpenAPI document and its web page.
 fn documents(config: &mut ServiceConfig) {
     config
+        .service(get_root)
         .service(get_document)
         .service(redirect("/docs", "/docs/"))
         .service(SwaggerUi::new("/docs/{_:.*}").config(Config::from("/openapi.json")));
+}
+
+/// Links of the root, by name.
+const LINKS: [(&str, &str); 4] =
+    [("documentation", "/docs/"), ("openapi", "/openapi.json"), ("health", "/healthz"), ("readiness", "/readyz")];
+
+/// Answers with links: as a page for browsers, as JSON for programs. The route is not part of the
+/// document.
+#[get("/")]
+async fn get_root(request: HttpRequest) -> HttpResponse {
+    let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let mut response = HttpResponse::Ok();
+    response.insert_header((header::VARY, "Accept"));
+    if !accept.contains("text/html") {
+        return response.json(BTreeMap::from(LINKS));
+    }
+    let links = LINKS.map(|(name, path)| format!("<li><a href=\"{path}\">{name}</a></li>")).concat();
+    let page =
+        format!("<!doctype html><html lang=\"en\"><title>regcred</title><h1>regcred</h1><ul>{links}</ul></html>\n");
+    response.content_type("text/html; charset=utf-8").body(page)
 }
 
 struct DocumentJson(String);
@@ -192,5 +214,10 @@ async fn get_document(document: Data<DocumentJson>) -> HttpResponse {
 
 /// Answers 405 if the path exists for other methods, else 404.
 async fn no_route(request: HttpRequest, methods: Data<Methods>) -> Result<HttpResponse, ApiError> {
-    Err(methods.allowed(request.path()).map_or(ApiError::NoRoute, ApiError::MethodNotAllowed))
+    let path = request.path();
+    Err(match methods.allowed(path) {
+        Some(methods) => ApiError::MethodNotAllowed(methods),
+        None if methods.allowed(path.trim_end_matches('/')).is_some() => ApiError::TrailingSlash,
+        None => ApiError::NoRoute,
+    })
 }

@@ -16,7 +16,7 @@ use crate::{
         body::OptionalJson,
         path_name,
         problem::ApiError,
-        query::{FromQuery, Query, text},
+        query::{DryRunQuery, FromQuery, Query, text},
     },
     service::{accounts::Accounts, verification::RequiredVerification},
 };
@@ -80,18 +80,19 @@ impl VerifyQuery {
 
 /// Verify the login of a registry account.
 ///
-/// Calls the registry and stores the result with the account. The response is 200 for every result,
-/// including a login that the registry rejects.
+/// Calls the registry and stores the result with the account; for a named repository only `valid`,
+/// which proves the login. The response is 200 for every result, including a login that the registry
+/// rejects. A dry run calls the registry, too, and does not store the result.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "verify_registry_account",
-    params(("name" = String, Path, description = "Name of the account")),
+    params(("name" = String, Path, description = "Name of the account"), DryRunQuery),
     request_body = Option<VerifyRegistryAccount>,
     responses((status = OK, body = VerificationOutcome)),
 )]
 #[post("/registry-accounts/{name}/verify")]
 pub async fn verify_account(
-    caller: Caller<WriteAccounts>,
+    caller: Caller<WriteAccounts, DryRunQuery>,
     accounts: Data<Accounts>,
     path: Path<String>,
     body: OptionalJson<VerifyRegistryAccount>,

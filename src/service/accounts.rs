@@ -16,13 +16,14 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use crate::{
-    crypto::sealer::Sealer,
+    crypto::{constant_time, sealer::Sealer},
     domain::{
         account::{Account, AccountChange, NewAccount, Password},
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
         cluster::CaCertificate,
         invalid::FieldError,
+        listing::{ListRequest, Listed},
         names::{Labels, Name},
         registry::RegistryScope,
         sealed::{RegistryDestination, SealForm, Sealed},
@@ -38,8 +39,8 @@ use crate::{
         verification::{RequiredVerification, Verifications},
     },
     storage::{
-        self, PageRequest, PgConnection, PgPool, Transaction, accounts::AccountFilter, changes::Change,
-        sealed::SealedColumn,
+        self, PgConnection, PgPool, Transaction, accounts::AccountFilter, changes::Change,
+        direct_secrets::OutdatedCopy, sealed::SealedColumn,
     },
 };
 
@@ -53,6 +54,33 @@ pub struct Accounts {
     sealer: Arc<Sealer>,
     audit: TransactionalAudit,
     verifications: Verifications,
+}
+
+/// An account, with the Secrets of direct delivery that contain an earlier login of it.
+#[derive(Debug)]
+pub struct ShownAccount {
+    /// The account.
+    pub account: Account,
+    /// Secrets in clusters and namespaces that are granted to the caller.
+    pub outdated_copies: Vec<OutdatedCopy>,
+    /// Number of further Secrets, which the caller may not see.
+    pub hidden_copies: usize,
+}
+
+impl ShownAccount {
+    /// Shows an account that no Secret contains.
+    fn current(account: Account) -> Self {
+        Self { account, outdated_copies: Vec::new(), hidden_copies: 0 }
+    }
+
+    async fn read(conn: &mut PgConnection, caller: &Identity, account: Account) -> Result<Self, ServiceError> {
+        let found = storage::direct_secrets::list_outdated(conn, account.id).await?;
+        let grants = &caller.grants;
+        let is_granted =
+            |copy: &OutdatedCopy| grants.include_cluster(&copy.cluster) && grants.include_namespace(&copy.namespace);
+        let (outdated_copies, hidden): (Vec<_>, Vec<_>) = found.into_iter().partition(is_granted);
+        Ok(Self { account, outdated_copies, hidden_copies: hidden.len() })
+    }
 }
 
 impl Accounts {
@@ -81,7 +109,7 @@ impl Accounts {
         caller: &Call,
         new: NewAccount,
         verification: Option<RequiredVerification>,
-    ) -> Result<Account, ServiceError> {
+    ) -> Result<ShownAccount, ServiceError> {
         // Before the verification, which calls an address that the caller names.
         require_granted(caller, &new.name, &Labels::default(), &new.labels)?;
         let check = match verification {
@@ -94,7 +122,7 @@ impl Accounts {
         let details = Details::default().version(account.version);
         let event = event.details(details.changes(None, Some(&recorded::account(&account))));
         self.commit(tx, &[AccountTransition::Created(&account)], vec![event]).await?;
-        self.record_check(account, check).await
+        Ok(ShownAccount::current(self.record_check(caller, account, check).await?))
     }
 
     /// Finds an account.
@@ -102,12 +130,13 @@ impl Accounts {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
-    pub async fn find(&self, caller: &Identity, name: &Name) -> Result<Account, ServiceError> {
+    pub async fn find(&self, caller: &Identity, name: &Name) -> Result<ShownAccount, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        visible(caller, name, storage::accounts::find(&mut conn, name).await?)
+        let account = visible(caller, name, storage::accounts::find(&mut conn, name).await?)?;
+        ShownAccount::read(&mut conn, caller, account).await
     }
 
-    /// Lists the granted accounts that match `filter`, by name.
+    /// Lists the granted accounts that match `filter`.
     ///
     /// # Errors
     ///
@@ -115,15 +144,15 @@ impl Accounts {
     pub async fn list(
         &self,
         caller: &Identity,
-        page: &PageRequest,
+        request: &ListRequest,
         filter: &AccountFilter,
-    ) -> Result<Vec<Account>, ServiceError> {
+    ) -> Result<Listed<Account>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        Ok(storage::accounts::list(&mut conn, &caller.grants, page, filter).await?)
+        Ok(storage::accounts::list(&mut conn, &caller.grants, request, filter).await?)
     }
 
-    /// Changes an account and increments its version. A new password is a rotation. With
-    /// `verification`, the changed login must work first.
+    /// Changes an account and increments its version. A new password is a rotation. Without a
+    /// difference, nothing is changed. With `verification`, the changed login must work first.
     ///
     /// # Errors
     ///
@@ -142,7 +171,7 @@ impl Accounts {
         change: AccountChange,
         expected: ExpectedVersion,
         verification: Option<RequiredVerification>,
-    ) -> Result<Account, ServiceError> {
+    ) -> Result<ShownAccount, ServiceError> {
         let (expected, check) = match verification {
             Some(required) => {
                 let (version, check) = self.verify_change(caller, name, &change, expected, &required).await?;
@@ -151,7 +180,8 @@ impl Accounts {
             None => (expected, None),
         };
         let changed = self.store_change(caller, name, &change, expected).await?;
-        self.record_check(changed, check).await
+        let account = self.record_check(caller, changed.account, check).await?;
+        Ok(ShownAccount { account, ..changed })
     }
 
     /// Verifies the login that a change would produce. Returns the account's version, at which the
@@ -164,7 +194,7 @@ impl Accounts {
         expected: ExpectedVersion,
         required: &RequiredVerification,
     ) -> Result<(i64, VerificationReport), ServiceError> {
-        let account = self.find(caller, name).await?;
+        let account = self.find(caller, name).await?.account;
         let changed = apply_change(caller, &account, change, expected)?;
         let password = change.password.as_ref();
         let check = self.verifications.require_valid_changed(caller, &account, &changed, password, required).await?;
@@ -177,19 +207,46 @@ impl Accounts {
         name: &Name,
         change: &AccountChange,
         expected: ExpectedVersion,
-    ) -> Result<Account, ServiceError> {
+    ) -> Result<ShownAccount, ServiceError> {
         let (mut tx, form) = self.begin(caller).await?;
         let before = visible(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
         let changed = apply_change(caller, &before, change, expected)?;
-        let after = self.update(&mut tx, form, &before, &changed, change.password.as_ref()).await?;
-        let has_new_password = change.password.is_some();
+        let password = self.new_password(&mut tx, caller, &before, change.password.as_ref()).await?;
+        let has_new_password = password.is_some();
+        if changed == before && !has_new_password {
+            let shown = ShownAccount::read(&mut tx, caller, before).await?;
+            self.audit.commit(tx, []).await?;
+            return Ok(shown);
+        }
+        let after = self.update(&mut tx, form, &before, &changed, password).await?;
         let action = if has_new_password { Action::AccountRotate } else { Action::AccountUpdate };
-        let details = Details::default().fields(&change.fields()).version(after.version);
+        let fields = changed.fields_changed_since(&before, has_new_password);
+        let details = Details::default().fields(&fields).version(after.version);
         let details = details.changes(Some(&recorded::account(&before)), Some(&recorded::account(&after)));
         let event = NewEvent::of(caller, action, Resource::account(name)).details(details);
         let transition = AccountTransition::Changed { before: &before, after: &after, has_new_password };
+        let shown = ShownAccount::read(&mut tx, caller, after.clone()).await?;
         self.commit(tx, &[transition], vec![event]).await?;
-        Ok(after)
+        Ok(shown)
+    }
+
+    /// Returns a password unless it is the stored one. A stored one that does not open differs.
+    ///
+    /// A dry run does not compare: it would disclose, without an audit event, whether a guess is
+    /// right.
+    async fn new_password<'a>(
+        &self,
+        conn: &mut PgConnection,
+        caller: &Call,
+        account: &Account,
+        password: Option<&'a Password>,
+    ) -> Result<Option<&'a Password>, ServiceError> {
+        let Some(password) = password.filter(|_| !caller.dry_run) else { return Ok(password) };
+        let sealed = storage::verifications::find_password(conn, account.id, account.version).await?;
+        let slot = SealedColumn::account_password(account.id, &account.destination());
+        let stored = sealed.and_then(|sealed| self.sealer.open(&slot, &sealed).ok());
+        let is_stored = stored.is_some_and(|stored| constant_time::is_equal(&stored, password.secret()));
+        Ok((!is_stored).then_some(password))
     }
 
     /// Removes an account and its password.
@@ -213,7 +270,8 @@ impl Accounts {
     }
 
     /// Verifies the stored login of an account at its registry and stores the result. A login that
-    /// does not work is a result, not an error.
+    /// does not work is a result, not an error. A result for a named repository is stored only if
+    /// it is `valid`.
     ///
     /// # Errors
     ///
@@ -225,19 +283,26 @@ impl Accounts {
         name: &Name,
         repository: Option<&str>,
     ) -> Result<Verification, ServiceError> {
-        let account = self.find(caller, name).await?;
+        let account = self.find(caller, name).await?.account;
         self.verifications.verify(caller, &account, repository).await
     }
 
-    async fn record_check(
+    /// Stores the result of a check with its account.
+    pub(super) async fn record_check(
         &self,
+        caller: &Call,
         mut account: Account,
         check: Option<VerificationReport>,
     ) -> Result<Account, ServiceError> {
         if let Some(check) = check {
-            account.verification = Some(self.verifications.record(&account, check).await?);
+            account.verification = Some(self.verifications.record(caller, &account, check).await?);
         }
         Ok(account)
+    }
+
+    /// Verifications of logins.
+    pub(super) fn verifications(&self) -> &Verifications {
+        &self.verifications
     }
 
     /// Begins a transaction that writes accounts, and returns the form in which it seals.

@@ -13,6 +13,7 @@ use crate::{
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Actor, Call, Identity, NewApiKey, Role},
+        listing::{ListRequest, Listed},
         names::Name,
     },
     service::{
@@ -22,8 +23,8 @@ use crate::{
         row_cache::{CachedKey, RowCache},
     },
     storage::{
-        self, PgPool, Transaction,
-        api_keys::{AdminKey, ApiKey},
+        self, PgConnection, PgPool, Transaction,
+        api_keys::{AdminKey, ApiKey, ApiKeyFilter},
         changes::Change,
     },
 };
@@ -175,38 +176,79 @@ impl ApiKeys {
         insert(tx, &self.audit, new, key, event).await
     }
 
-    /// Lists keys, including revoked and expired ones, oldest first: at most `limit` after the key
-    /// with the id `after`.
+    /// Lists the keys that match `filter`, including revoked and expired ones.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Storage`].
-    pub async fn list(&self, _caller: &Identity, after: Option<Uuid>, limit: i64) -> Result<Vec<ApiKey>, ServiceError> {
-        list(&self.pool, after, limit).await
+    pub async fn list(
+        &self,
+        _caller: &Identity,
+        request: &ListRequest,
+        filter: &ApiKeyFilter,
+    ) -> Result<Listed<ApiKey>, ServiceError> {
+        list(&self.pool, request, filter).await
     }
 
     /// Finds a key.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`] if no key has the id.
-    pub async fn find(&self, _caller: &Identity, id: Uuid) -> Result<ApiKey, ServiceError> {
+    /// [`ServiceError::NotFound`] if the selector matches no key.
+    pub async fn find(&self, _caller: &Identity, selector: &KeySelector) -> Result<ApiKey, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        storage::api_keys::find(&mut conn, id).await?.ok_or_else(|| ServiceError::not_found(KIND, &id))
+        selector.find(&mut conn).await
     }
 
-    /// Revokes a key in every replica. Idempotent.
+    /// Revokes a key in every replica. Idempotent by id.
     ///
     /// # Errors
     ///
-    /// - [`ServiceError::NotFound`] if no key has the id.
+    /// - [`ServiceError::NotFound`] if the selector matches no key.
     /// - [`ServiceError::LastAdmin`] if no usable admin key would remain.
-    pub async fn revoke(&self, caller: &Call, id: Uuid) -> Result<(), ServiceError> {
+    pub async fn revoke(&self, caller: &Call, selector: &KeySelector) -> Result<(), ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        let id = selector.find(&mut conn).await?.id;
+        drop(conn);
         let event = NewEvent::of(caller, Action::KeyRevoke, Resource::api_key(id));
         let remaining = RemainingAdmin::of(self.lifetime_max);
-        revoke_id(&self.pool, &self.audit, id, event, Some(remaining)).await?;
+        let tx = idempotency::begin(&self.pool, caller).await?;
+        revoke_id(tx, &self.audit, id, event, Some(remaining)).await?;
         self.row_cache.invalidate(&Change::ApiKey(id));
         Ok(())
+    }
+}
+
+/// Selects a key by its id, or by its name if it is not revoked.
+#[derive(Debug)]
+pub struct KeySelector {
+    id: Option<Uuid>,
+    name: Option<Name>,
+    text: String,
+}
+
+impl KeySelector {
+    /// Parses a segment of a path. Text that is neither an id nor a name selects no key.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let (id, name) = (Uuid::try_parse(text).ok(), Name::parse(text).ok());
+        Self { id, name, text: text.chars().take(100).collect() }
+    }
+
+    /// Finds the key. An id precedes a name of the same text.
+    async fn find(&self, conn: &mut PgConnection) -> Result<ApiKey, ServiceError> {
+        if let Some(id) = self.id
+            && let Some(found) = storage::api_keys::find(conn, id).await?
+        {
+            return Ok(found);
+        }
+        if let Some(name) = &self.name
+            && let Some(id) = storage::api_keys::find_id(conn, name.as_str()).await?
+            && let Some(found) = storage::api_keys::find(conn, id).await?
+        {
+            return Ok(found);
+        }
+        Err(ServiceError::not_found(KIND, &self.text))
     }
 }
 
@@ -246,9 +288,9 @@ async fn insert(
 /// # Errors
 ///
 /// [`ServiceError::Storage`].
-pub async fn list(pool: &PgPool, after: Option<Uuid>, limit: i64) -> Result<Vec<ApiKey>, ServiceError> {
+pub async fn list(pool: &PgPool, request: &ListRequest, filter: &ApiKeyFilter) -> Result<Listed<ApiKey>, ServiceError> {
     let mut conn = connection(pool).await?;
-    Ok(storage::api_keys::list(&mut conn, after, limit).await?)
+    Ok(storage::api_keys::list(&mut conn, request, filter).await?)
 }
 
 /// Revokes the key with this name from the command line. `lifetime_max` is the maximum lifetime of
@@ -267,7 +309,7 @@ pub async fn revoke(
 ) -> Result<(), ServiceError> {
     let id = find_id(pool, name).await?;
     let event = NewEvent::by(actor, Action::KeyRevoke, Resource::api_key(id));
-    revoke_id(pool, audit, id, event, Some(RemainingAdmin::of(lifetime_max))).await
+    revoke_id(pool.begin().await?, audit, id, event, Some(RemainingAdmin::of(lifetime_max))).await
 }
 
 /// Like [`revoke`], but also revokes the last admin key. With access to the database, a new one can
@@ -284,7 +326,7 @@ pub async fn revoke_even_last_admin(
 ) -> Result<(), ServiceError> {
     let id = find_id(pool, name).await?;
     let event = NewEvent::by(actor, Action::KeyRevoke, Resource::api_key(id));
-    revoke_id(pool, audit, id, event, None).await
+    revoke_id(pool.begin().await?, audit, id, event, None).await
 }
 
 /// Admin key that must remain after a revocation.
@@ -309,13 +351,12 @@ async fn find_id(pool: &PgPool, name: &Name) -> Result<Uuid, ServiceError> {
 }
 
 async fn revoke_id(
-    pool: &PgPool,
+    mut tx: Transaction,
     audit: &TransactionalAudit,
     id: Uuid,
     event: NewEvent,
     remaining: Option<RemainingAdmin>,
 ) -> Result<(), ServiceError> {
-    let mut tx = pool.begin().await?;
     let key = storage::api_keys::find(&mut tx, id).await?.ok_or_else(|| ServiceError::not_found(KIND, &id))?;
     if let (Role::Admin, Some(remaining)) = (key.role, remaining) {
         let admins = storage::api_keys::lock_admins(&mut tx).await?;

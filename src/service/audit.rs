@@ -2,7 +2,7 @@
 //! other events are written in groups ([`AuditWriter`]). A sealer binds committed batches into one
 //! chain of seals. docs/AUDIT.md has the guarantees.
 
-use std::sync::Arc;
+use std::{cmp::Reverse, sync::Arc};
 
 use uuid::Uuid;
 
@@ -27,6 +27,7 @@ use crate::{
 pub mod legacy;
 pub mod metrics;
 mod process;
+pub mod prune;
 pub(super) mod recorded;
 pub mod refusals;
 mod sealer;
@@ -35,6 +36,8 @@ pub mod writer;
 
 /// Events that an export reads at a time.
 const EXPORT_PAGE: i64 = 500;
+/// API keys of one name whose events a filter finds, newest first.
+const KEYS_OF_NAME_MAX: i64 = 20;
 
 /// Why an event was not written. The action that it records was not performed.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +94,8 @@ impl TransactionalAudit {
         Arc::clone(&self.process.metrics)
     }
 
-    /// Writes events in a transaction and commits it.
+    /// Writes events in a transaction and commits it. The transaction of a dry run is rolled back,
+    /// and its events are dropped.
     ///
     /// # Errors
     ///
@@ -107,6 +111,9 @@ impl TransactionalAudit {
             return Ok(tx.commit().await.map_err(StorageError::from)?);
         }
         self.process.metrics.check_sealing()?;
+        if tx.is_dry() {
+            return Ok(tx.commit().await.map_err(StorageError::from)?);
+        }
         let write = self.process.prepare(events);
         if let Err(error) = write.insert(&mut tx).await {
             // Nothing was committed. Should this task be dropped now, the rollback follows.
@@ -184,6 +191,8 @@ impl AuditEvents {
     }
 }
 
+/// Lists events. Those of an API key name its id, so a filter by name looks up the ids of all keys
+/// that have or had the name.
 async fn list(
     pool: &PgPool,
     filter: &EventFilter,
@@ -191,8 +200,22 @@ async fn list(
     limit: i64,
 ) -> Result<Vec<StoredEvent>, ServiceError> {
     let mut tx = pool.begin().await?;
-    let found = storage::audit::list(&mut tx, filter, before, limit).await?;
+    let key = filter.resource.as_ref().and_then(Resource::as_api_key);
+    let ids = match key {
+        Some(name) => storage::api_keys::list_ids(&mut tx, name, KEYS_OF_NAME_MAX).await?,
+        None => Vec::new(),
+    };
+    let mut found = storage::audit::list(&mut tx, filter, before, limit).await?;
+    for id in ids {
+        let of_key = EventFilter { resource: Some(Resource::api_key(id)), ..filter.clone() };
+        found.extend(storage::audit::list(&mut tx, &of_key, before, limit).await?);
+    }
     tx.commit().await?;
+    if key.is_some() {
+        found.sort_unstable_by_key(|stored| Reverse(stored.event.id));
+        found.dedup_by_key(|stored| stored.event.id);
+        found.truncate(usize::try_from(limit).unwrap_or_default());
+    }
     Ok(found)
 }
 

@@ -1,8 +1,11 @@
 //! Clusters: register, find, list, change, remove and check; and their API clients.
 
 mod check;
+mod credentials;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+pub use credentials::{CredentialMetrics, credential_warnings};
+
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use tokio::time::timeout;
@@ -12,12 +15,17 @@ use crate::{
     clients::cluster::{
         ClusterClient, ClusterClientConfig, ClusterClients, ClusterError, admit, kubeconfig, resolve_in_cluster,
     },
-    crypto::sealer::{OpenError, Sealer},
+    clock,
+    crypto::{
+        constant_time,
+        sealer::{OpenError, Sealer},
+    },
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity, Permission},
         cluster::{AuthType, CaCertificate, ClusterAuth, ClusterConnection, ServerUrl},
         invalid::{FieldError, Invalid},
+        listing::{ListRequest, Listed, NamePart},
         names::Name,
         sealed::{SealForm, Sealed},
     },
@@ -26,7 +34,7 @@ use crate::{
         audit::{TransactionalAudit, recorded},
         check_version, connection, idempotency, master_keys, on_conflict, pull_secrets, require_visible,
     },
-    storage::{self, PageRequest, PgConnection, PgPool, clusters::StoredCluster, sealed::SealedColumn},
+    storage::{self, PgConnection, PgPool, clusters::StoredCluster, sealed::SealedColumn},
 };
 
 use self::check::Checks;
@@ -68,6 +76,11 @@ impl ConnectionInput {
             && self.context.is_none()
     }
 
+    /// Whether the request brings its own credential.
+    fn gives_credential(&self) -> bool {
+        self.auth.is_some() || self.kubeconfig.is_some()
+    }
+
     /// JSON names of the fields that are set.
     fn fields(&self) -> Vec<&'static str> {
         let fields = [
@@ -90,7 +103,13 @@ impl ConnectionInput {
         let allow_plain_http = self.allow_plain_http.unwrap_or_default();
         if let Some(text) = &self.kubeconfig {
             self.reject_duplicates_of_kubeconfig()?;
-            return kubeconfig::parse(text, self.context.as_deref(), allow_plain_http);
+            let connection = kubeconfig::parse(text, self.context.as_deref(), allow_plain_http)?;
+            let in_kubeconfig = |FieldError { field, detail }: FieldError| {
+                let credential = if field == "auth.token" { "the token" } else { "the client certificate" };
+                vec![FieldError::new("kubeconfig", format!("{credential} of its user {detail}"))]
+            };
+            connection.auth.require_current(clock::now()).map_err(in_kubeconfig)?;
+            return Ok(connection);
         }
         if self.context.is_some() {
             return Err(vec![FieldError::new("context", "requires `kubeconfig`")]);
@@ -98,6 +117,7 @@ impl ConnectionInput {
         let Some(auth) = self.auth else {
             return Err(vec![FieldError::new("auth", "is required: provide `auth` and `server`, or a `kubeconfig`")]);
         };
+        auth.require_current(clock::now()).map_err(|ended| vec![ended])?;
         ClusterConnection::new(
             self.server.as_deref(),
             self.ca_certificate.flatten().as_deref(),
@@ -117,7 +137,10 @@ impl ConnectionInput {
             return Ok(self.into_connection()?);
         }
         let auth = match self.auth {
-            Some(auth) => auth,
+            Some(auth) => {
+                auth.require_current(clock::now()).map_err(|ended| vec![ended])?;
+                auth
+            }
             None => open()?,
         };
         let in_cluster = auth.auth_type() == AuthType::InCluster;
@@ -154,8 +177,15 @@ pub struct Clusters {
     sealer: Arc<Sealer>,
     clients: Arc<ClusterClients>,
     checks: Arc<Checks>,
+    credential_metrics: Arc<CredentialMetrics>,
     config: ClusterClientConfig,
     audit: TransactionalAudit,
+}
+
+impl fmt::Debug for Clusters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clusters").finish_non_exhaustive()
+    }
 }
 
 impl Clusters {
@@ -163,7 +193,13 @@ impl Clusters {
     #[must_use]
     pub fn new(pool: PgPool, sealer: Arc<Sealer>, config: ClusterClientConfig, audit: TransactionalAudit) -> Self {
         let clients = Arc::new(ClusterClients::new(CACHED_CLIENTS_MAX));
-        Self { pool, sealer, clients, checks: Arc::default(), config, audit }
+        Self { pool, sealer, clients, checks: Arc::default(), credential_metrics: Arc::default(), config, audit }
+    }
+
+    /// Metrics of credentials.
+    #[must_use]
+    pub fn credential_metrics(&self) -> Arc<CredentialMetrics> {
+        Arc::clone(&self.credential_metrics)
     }
 
     /// Registers a cluster. Its credential is sealed before it is stored. The cluster is not
@@ -201,18 +237,23 @@ impl Clusters {
         visible(caller, name, storage::clusters::find(&mut conn, name).await?)
     }
 
-    /// Lists the granted clusters by name.
+    /// Lists the granted clusters whose name contains a part.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Storage`].
-    pub async fn list(&self, caller: &Identity, page: &PageRequest) -> Result<Vec<StoredCluster>, ServiceError> {
+    pub async fn list(
+        &self,
+        caller: &Identity,
+        request: &ListRequest,
+        name_part: Option<&NamePart>,
+    ) -> Result<Listed<StoredCluster>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        Ok(storage::clusters::list(&mut conn, &caller.grants, page).await?)
+        Ok(storage::clusters::list(&mut conn, &caller.grants, request, name_part).await?)
     }
 
     /// Changes a cluster's connection. Omitted fields keep their values; the merged connection is
-    /// validated.
+    /// validated. Without a difference, nothing is changed.
     ///
     /// # Errors
     ///
@@ -234,8 +275,15 @@ impl Clusters {
         let stored = visible(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
         check_version(expected, stored.version)?;
         require_auth_for_new_server(&stored, &input)?;
-        let fields = input.fields();
+        let (fields, gives_credential) = (input.fields(), input.gives_credential());
         let changed = input.merge_into(&stored, || self.open(&stored))?;
+        // A dry run does not compare a credential, as for passwords of accounts.
+        if is_same_connection(&stored, &changed)
+            && (!gives_credential || !caller.dry_run && self.has_credential(&stored, &changed))
+        {
+            self.audit.commit(tx, []).await?;
+            return Ok(stored);
+        }
         if changes_server(&stored, &changed) && !caller.may(Permission::WriteIdentityProviders) {
             let by = reviewed_providers(&mut tx, &stored).await?;
             if !by.is_empty() {
@@ -248,6 +296,9 @@ impl Clusters {
         let details = details.changes(Some(&recorded::cluster(&stored)), Some(&recorded::cluster(&updated)));
         let event = NewEvent::of(caller, Action::ClusterUpdate, Resource::cluster(name)).details(details);
         self.audit.commit(tx, [event]).await?;
+        if caller.dry_run {
+            return Ok(updated);
+        }
         self.clients.remove(stored.id);
         if let Err(error) = self.mark_targets_due(stored.id).await {
             // They also become due on their own schedule, only later.
@@ -278,7 +329,7 @@ impl Clusters {
     /// - [`ServiceError::InUse`] if a pull secret targets the cluster, or the cluster reviews the
     ///   tokens of an identity provider.
     pub async fn remove(&self, caller: &Call, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = idempotency::begin(&self.pool, caller).await?;
         let stored = visible(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
         check_version(expected, stored.version)?;
         let users = storage::pull_secrets::using_cluster(&mut tx, stored.id).await?;
@@ -292,7 +343,9 @@ impl Clusters {
         let details = Details::default().version(stored.version).changes(Some(&recorded::cluster(&stored)), None);
         let event = NewEvent::of(caller, Action::ClusterDelete, Resource::cluster(name)).details(details);
         self.audit.commit(tx, [event]).await?;
-        self.clients.remove(stored.id);
+        if !caller.dry_run {
+            self.clients.remove(stored.id);
+        }
         Ok(())
     }
 
@@ -332,7 +385,7 @@ impl Clusters {
     /// [`ServiceError::Open`] if the credential does not open.
     pub(super) async fn own_audiences(&self, stored: &StoredCluster) -> Result<Vec<String>, ServiceError> {
         let token = match self.open(stored)? {
-            ClusterAuth::Token { token } => Some(token),
+            ClusterAuth::Token { token } | ClusterAuth::ServiceAccount { token, .. } => Some(token),
             ClusterAuth::InCluster => self.config.own_token(),
             ClusterAuth::ClientCertificate { .. } | ClusterAuth::None => None,
         };
@@ -369,13 +422,13 @@ impl Clusters {
             let client = ClusterClient::connect_at(&stored_connection, pinned, &self.config)?;
             Ok::<_, ServiceError>(client.named(&stored.name))
         };
-        let cached = self.clients.get_or_connect(stored.id, stored.version, connect)?;
+        let cached = self.clients.get_or_connect(stored.id, stored.revision(), connect)?;
         if cached.is_at(&addresses) {
             return Ok(cached);
         }
         // The host name resolves to other addresses now, which the guard has admitted.
         self.clients.remove(stored.id);
-        self.clients.get_or_connect(stored.id, stored.version, connect)
+        self.clients.get_or_connect(stored.id, stored.revision(), connect)
     }
 
     /// Resolves the API server and checks its addresses, except for `inCluster`, whose address no
@@ -409,12 +462,30 @@ impl Clusters {
         Ok(connection.auth.secret().map(|secret| self.sealer.seal(form, &slot, secret)).transpose()?)
     }
 
+    /// Whether the secret of a connection is the stored one. A stored one that does not open differs.
+    fn has_credential(&self, stored: &StoredCluster, connection: &ClusterConnection) -> bool {
+        let Ok(auth) = self.open(stored) else { return false };
+        match (auth.secret(), connection.auth.secret()) {
+            (Some(stored), Some(given)) => constant_time::is_equal(stored, given),
+            (stored, given) => stored.is_none() && given.is_none(),
+        }
+    }
+
     fn open(&self, stored: &StoredCluster) -> Result<ClusterAuth, ServiceError> {
         let slot = stored.slot();
         let secret = stored.credential.as_ref().map(|sealed| self.sealer.open(&slot, sealed)).transpose()?;
-        ClusterAuth::from_parts(stored.auth_type, stored.client_certificate.clone(), secret)
+        let account = stored.renewal.as_ref().map(|renewal| renewal.account.clone());
+        ClusterAuth::from_parts(stored.auth_type, stored.client_certificate.clone(), secret, account)
             .map_err(|_| OpenError::Tampered { table: slot.table, id: stored.id }.into())
     }
+}
+
+/// Whether a connection equals the stored one, apart from its secret.
+fn is_same_connection(stored: &StoredCluster, changed: &ClusterConnection) -> bool {
+    !changes_server(stored, changed)
+        && stored.allow_plain_http == changed.allow_plain_http
+        && stored.auth_type == changed.auth.auth_type()
+        && stored.client_certificate.as_deref() == changed.auth.certificate()
 }
 
 /// Returns the paths of the identity providers whose tokens the cluster reviews.
@@ -441,7 +512,7 @@ fn visible(caller: &Identity, name: &Name, found: Option<StoredCluster>) -> Resu
 /// Otherwise a caller that can change a cluster, but not read its credential, could receive it at a
 /// server of its own.
 fn require_auth_for_new_server(stored: &StoredCluster, input: &ConnectionInput) -> Result<(), ServiceError> {
-    let keeps_credential = stored.credential.is_some() && input.auth.is_none() && input.kubeconfig.is_none();
+    let keeps_credential = stored.credential.is_some() && !input.gives_credential();
     if !keeps_credential {
         return Ok(());
     }

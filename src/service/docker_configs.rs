@@ -2,23 +2,30 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 
 use crate::{
     crypto::sealer::Sealer,
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
-        docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, parse::Config, render, split_collisions},
+        docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, render, split_collisions},
         grants::Grants,
         invalid::{FieldError, FieldErrors, Invalid},
-        matching::{Explanation, ImageName, explain_accounts, explain_config, lint::lint_config},
+        matching::{MatchTarget, Used, used_accounts},
         names::Name,
-        selector::AccountSelection,
+        selector::{AccountSelection, LabelSelector},
     },
-    service::{ServiceError, audit::writer::AuditWriter, connection, row_cache::RowCache, spawn_blocking},
+    service::{ServiceError, audit::writer::AuditWriter, connection, no_such, row_cache::RowCache},
     storage::{self, PgPool, accounts::SealedCredential},
 };
+
+mod explain;
+
+pub use explain::{ServiceAccountRef, Subject};
+
+/// Maximum number of granted accounts that are considered for an image.
+const MATCHED_MAX: usize = 100;
 
 /// Source of account rows.
 #[derive(Debug, Clone, Copy)]
@@ -29,13 +36,13 @@ enum ReadMode {
     Fresh,
 }
 
-/// Subject of an explanation.
+/// Accounts to reveal.
 #[derive(Debug)]
-pub enum Subject {
-    /// Stored accounts.
-    Accounts(AccountSelection),
-    /// Docker config from the request, in any supported form.
-    Config(SecretString),
+pub enum Choice {
+    /// Named or selected accounts. Each must be rendered.
+    Selection(AccountSelection),
+    /// The accounts that the profile's reader uses for an image or a registry, if any.
+    Match(MatchTarget),
 }
 
 /// Service that renders docker configs.
@@ -53,7 +60,7 @@ pub struct Assembled {
     /// The docker config.
     pub rendered: RenderedConfig,
     /// Accounts in the docker config, in order.
-    pub accounts: Vec<Resource>,
+    pub accounts: Vec<Name>,
 }
 
 impl DockerConfigs {
@@ -68,19 +75,19 @@ impl DockerConfigs {
     /// # Errors
     ///
     /// As [`assemble`](Self::assemble), and [`ServiceError::Audit`] if the event cannot be stored.
-    pub async fn reveal(
-        &self,
-        caller: &Call,
-        profile: Profile,
-        choice: &AccountSelection,
-    ) -> Result<RenderedConfig, ServiceError> {
+    /// Without an account for an image, the document is empty.
+    pub async fn reveal(&self, caller: &Call, profile: Profile, choice: &Choice) -> Result<Assembled, ServiceError> {
         let details = Details::default().profile(profile);
-        let assembled = self.assemble(caller, profile, choice).await;
+        let (assembled, details) = match choice {
+            Choice::Selection(selection) => (self.assemble(caller, profile, selection).await, details),
+            Choice::Match(target) => (self.assemble_matching(caller, profile, target).await, details.matched(target)),
+        };
         if let Err(ServiceError::Open(_)) = assembled {
             let event = NewEvent::of(caller, Action::Reveal, Resource::docker_configs());
             self.audit_writer.note_damage(event.details(details.clone())).await;
         }
-        let Assembled { rendered, accounts } = assembled?;
+        let assembled = assembled?;
+        let accounts: Vec<_> = assembled.accounts.iter().map(Resource::account).collect();
         // The event of a single account is about that account, so that a search by resource finds
         // it.
         let (resource, related) = match <[Resource; 1]>::try_from(accounts) {
@@ -89,7 +96,7 @@ impl DockerConfigs {
         };
         let event = NewEvent::of(caller, Action::Reveal, resource).related(related);
         self.audit_writer.record(event.details(details)).await?;
-        Ok(rendered)
+        Ok(assembled)
     }
 
     /// Renders all chosen accounts for a profile, or fails.
@@ -107,6 +114,32 @@ impl DockerConfigs {
         choice: &AccountSelection,
     ) -> Result<Assembled, ServiceError> {
         self.render_chosen(profile, &self.choose(&caller.grants, choice, ReadMode::Cached).await?)
+    }
+
+    /// Renders the granted accounts that the profile's reader uses for a target. Only these are
+    /// opened.
+    async fn assemble_matching(
+        &self,
+        caller: &Identity,
+        profile: Profile,
+        target: &MatchTarget,
+    ) -> Result<Assembled, ServiceError> {
+        let limit = i64::try_from(MATCHED_MAX).unwrap_or(i64::MAX) + 1;
+        let mut conn = connection(&self.pool).await?;
+        let scopes = target.covering_scopes();
+        let mut found = storage::accounts::match_credentials(&mut conn, &caller.grants, &scopes, limit).await?;
+        drop(conn);
+        if found.len() > MATCHED_MAX {
+            let detail = "matches more than 100 registry accounts: name some of them in `accounts`";
+            return Err(vec![FieldError::new("match", detail)].into());
+        }
+        // Of accounts with one key, the oldest is used, as by pull secrets.
+        found.sort_unstable_by_key(|account| account.id);
+        let found = found.into_iter().map(Arc::new).collect();
+        let Used { accounts, warnings } = used_accounts(profile, found, target, scoped);
+        let mut assembled = self.render_chosen(profile, &accounts)?;
+        assembled.rendered.warnings.extend(warnings);
+        Ok(assembled)
     }
 
     /// Renders accounts as stored, for background work. A cached row could be older than the
@@ -149,34 +182,8 @@ impl DockerConfigs {
                 email: account.email.as_deref(),
             })
             .collect();
-        let names = sealed.iter().filter_map(|account| Name::parse(&account.name).ok());
-        let accounts = names.map(|name| Resource::account(&name)).collect();
+        let accounts = sealed.iter().filter_map(|account| Name::parse(&account.name).ok()).collect();
         Ok(Assembled { rendered: render(profile, &credentials)?, accounts })
-    }
-
-    /// Explains which entry each container runtime would use for an image. Passwords stay sealed.
-    ///
-    /// # Errors
-    ///
-    /// - [`ServiceError::UnknownAccounts`] lists the accounts that do not exist or are not granted.
-    /// - [`ServiceError::Invalid`] if an account is listed twice, or the config does not parse.
-    pub async fn explain(
-        &self,
-        caller: &Identity,
-        subject: Subject,
-        image: ImageName,
-    ) -> Result<Explanation, ServiceError> {
-        match subject {
-            Subject::Accounts(choice) => {
-                let sealed = self.choose(&caller.grants, &choice, ReadMode::Cached).await?;
-                let accounts: Vec<ScopedAccount<'_>> = sealed
-                    .iter()
-                    .map(|account| ScopedAccount { name: &account.name, scope: &account.registry })
-                    .collect();
-                Ok(explain_accounts(&accounts, &image))
-            }
-            Subject::Config(text) => spawn_blocking(move || explain_text(&text, &image)).await,
-        }
     }
 
     /// Finds the chosen accounts. An account that is not granted is reported as unknown.
@@ -194,42 +201,46 @@ impl DockerConfigs {
                     ReadMode::Cached => self.row_cache.credentials(&names, granted).await?,
                     ReadMode::Fresh => self.row_cache.fresh_credentials(&names, granted).await?,
                 };
-                in_order(accounts, found)
+                in_order(grants, accounts, found)
             }
-            AccountSelection::Selector(selector) => {
-                let limit = AccountSelection::MAX + 1;
-                let mut conn = connection(&self.pool).await?;
-                let selected = storage::accounts::select_credentials(&mut conn, grants, selector, limit).await?;
-                let invalid = |detail| Err(vec![FieldError::new("accountSelector", detail)].into());
-                match selected.len() {
-                    0 => invalid("matches no registry account"),
-                    1..=AccountSelection::MAX => Ok(selected.into_iter().map(Arc::new).collect()),
-                    _ => invalid("matches more than 1000 registry accounts"),
-                }
-            }
+            AccountSelection::Selector(selector) => match self.select(grants, selector).await? {
+                selected if selected.is_empty() => Err(no_account()),
+                selected => Ok(selected),
+            },
         }
+    }
+
+    /// Finds the accounts that a selector matches, by name.
+    async fn select(
+        &self,
+        grants: &Grants,
+        selector: &LabelSelector,
+    ) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
+        let limit = AccountSelection::MAX + 1;
+        let mut conn = connection(&self.pool).await?;
+        let selected = storage::accounts::select_credentials(&mut conn, grants, selector, limit).await?;
+        if selected.len() > AccountSelection::MAX {
+            return Err(vec![FieldError::new("accountSelector", "matches more than 1000 registry accounts")].into());
+        }
+        Ok(selected.into_iter().map(Arc::new).collect())
     }
 }
 
-fn explain_text(text: &SecretString, image: &ImageName) -> Result<Explanation, ServiceError> {
-    let config = Config::parse(text.expose_secret().as_bytes())
-        .map_err(|error| ServiceError::field("config", Invalid::new(error.to_string())))?;
-    Ok(explain_and_lint(&config, image))
+/// Error of a selector that matches no account.
+pub(super) fn no_account() -> ServiceError {
+    ServiceError::field("accountSelector", Invalid::new("matches no registry account"))
 }
 
-/// Explains a config from the request. Its warnings include those that do not concern the image.
-fn explain_and_lint(config: &Config, image: &ImageName) -> Explanation {
-    let mut explanation = explain_config(config, image);
-    for warning in lint_config(config) {
-        if !explanation.warnings.contains(&warning) {
-            explanation.warnings.push(warning);
-        }
-    }
-    explanation
+fn scoped(account: &Arc<SealedCredential>) -> ScopedAccount<'_> {
+    ScopedAccount { name: &account.name, scope: &account.registry }
 }
 
 /// Sorts the found accounts in the order of the request, or reports the unknown ones.
-fn in_order(accounts: &[Name], found: Vec<Arc<SealedCredential>>) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
+fn in_order(
+    grants: &Grants,
+    accounts: &[Name],
+    found: Vec<Arc<SealedCredential>>,
+) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
     let mut by_name: HashMap<String, Arc<SealedCredential>> =
         found.into_iter().map(|account| (account.name.clone(), account)).collect();
     let mut errors = FieldErrors::default();
@@ -239,7 +250,7 @@ fn in_order(accounts: &[Name], found: Vec<Arc<SealedCredential>>) -> Result<Vec<
         if let Some(account) = by_name.remove(name.as_str()) {
             ordered.push(account);
         } else {
-            errors.refuse(&format!("accounts[{index}]"), format!("there is no registry account named `{name}`"));
+            errors.refuse(&format!("accounts[{index}]"), no_such(grants, "registry account", name.as_str()));
             unknown.push(name.clone());
         }
     }

@@ -5,12 +5,12 @@
 //! failed request rolls back, so its key stays free. An advisory lock of the same transaction tells
 //! a second request at once that the first is in progress.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::MissedTickBehavior;
 
 use crate::{
-    crypto::{keyed_digest::Digester, pepper::Pepper},
+    crypto::{keyed_digest::Digester, pepper::Peppers},
     domain::{
         caller::{Actor, Call},
         idempotency::{IdempotencyKey, IdempotentRequest},
@@ -63,14 +63,14 @@ pub struct RequestParts<'a> {
 #[derive(Debug, Clone)]
 pub struct IdempotencyKeys {
     pool: PgPool,
-    digester: Digester,
+    peppers: Arc<Peppers>,
 }
 
 impl IdempotencyKeys {
-    /// Creates the service. Processes with the same pepper recognise each other's requests.
+    /// Creates the service. Processes with a common pepper recognise each other's requests.
     #[must_use]
-    pub fn new(pool: PgPool, pepper: &Pepper) -> Self {
-        Self { pool, digester: Digester::of(pepper, "regcred idempotency 1") }
+    pub const fn new(pool: PgPool, peppers: Arc<Peppers>) -> Self {
+        Self { pool, peppers }
     }
 
     /// Returns the call with its idempotency key.
@@ -79,13 +79,28 @@ impl IdempotencyKeys {
         let RequestParts { method, path, query, body } = parts;
         let principal = principal(&caller.actor);
         // Caller and key are part of both: equal requests under two keys have two digests.
-        let digest = |purpose: &[u8], parts: &[&[u8]]| {
+        let digest = |digester: &Digester, purpose: &[u8], parts: &[&[u8]]| {
             let named = [purpose, principal.as_bytes(), key.as_str().as_bytes()];
-            self.digester.digest(&[&named[..], parts].concat())
+            digester.digest(&[&named[..], parts].concat())
         };
-        let lock = digest(b"lock", &[]).first_chunk().map_or(0, |first| i64::from_be_bytes(*first));
-        let digest = digest(b"request", &[method.as_bytes(), path.as_bytes(), query.as_bytes(), body]);
-        Call { idempotency: Some(IdempotentRequest { key, digest, lock }), ..caller.clone() }
+        let digesters: Vec<Digester> = self.peppers.current().digesters("regcred idempotency 1").collect();
+        // Under the oldest pepper, so that replicas agree while a new one is put first.
+        let lock = digesters.last().map(|oldest| digest(oldest, b"lock", &[]));
+        let lock = lock.as_ref().and_then(|lock| lock.first_chunk()).map_or(0, |first| i64::from_be_bytes(*first));
+        let parts = [method.as_bytes(), path.as_bytes(), query.as_bytes(), body];
+        let mut digests = digesters.iter().map(|digester| digest(digester, b"request", &parts));
+        let (digest, older_digests) = (digests.next().unwrap_or_default(), digests.collect());
+        Call { idempotency: Some(IdempotentRequest { key, digest, older_digests, lock }), ..caller.clone() }
+    }
+
+    /// Reads the peppers again after a request was found to differ from the one before: another
+    /// replica may have stored its digest under a new pepper. Returns whether there are others now.
+    pub fn reload_peppers(&self) -> bool {
+        let before = self.peppers.current();
+        if let Err(error) = self.peppers.reload_on_demand() {
+            tracing::warn!(%error, "pepper ring not reloaded");
+        }
+        !Arc::ptr_eq(&before, &self.peppers.current())
     }
 
     /// Checks that the call was not performed before, without a claim. It saves work that precedes
@@ -148,11 +163,16 @@ impl IdempotencyKeys {
 
 /// Begins the transaction of a change and claims the call's idempotency key in it, if it has one.
 ///
+/// The transaction of a dry run ends with a rollback, also when it is committed.
+///
 /// # Errors
 ///
 /// [`ServiceError::Idempotency`] if the change must not be performed.
 pub(super) async fn begin(pool: &PgPool, caller: &Call) -> Result<Transaction, ServiceError> {
     let mut tx = pool.begin().await?;
+    if caller.dry_run {
+        return Ok(tx.dry());
+    }
     let Some(request) = &caller.idempotency else { return Ok(tx) };
     let principal = principal(&caller.actor);
     if storage::idempotency_keys::claim(&mut tx, &principal, request).await? {
@@ -163,7 +183,7 @@ pub(super) async fn begin(pool: &PgPool, caller: &Call) -> Result<Transaction, S
 }
 
 fn refusal(request: &IdempotentRequest, performed: &[u8]) -> IdempotencyError {
-    if performed == request.digest { IdempotencyError::Performed } else { IdempotencyError::Reused }
+    if request.is_of(performed) { IdempotencyError::Performed } else { IdempotencyError::Reused }
 }
 
 /// Names a caller: the same key of two callers are two keys.
@@ -174,24 +194,27 @@ fn principal(actor: &Actor) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use base64::{Engine, prelude::BASE64_STANDARD};
     use secrecy::SecretString;
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::{
-        caller::{ActorKind, Identity, Role},
-        grants::Grants,
-        network::Networks,
+    use crate::{
+        crypto::{pepper::PepperRing, ring::Ring as _},
+        domain::{
+            caller::{ActorKind, Identity, Role},
+            grants::Grants,
+            network::Networks,
+        },
     };
 
     const PARTS: RequestParts<'_> = RequestParts { method: "PATCH", path: "/a", query: "q", body: b"{}" };
 
-    fn keys(pepper: u8) -> IdempotencyKeys {
-        let pepper = Pepper::parse(&SecretString::from(BASE64_STANDARD.encode([pepper; 32]))).unwrap();
-        IdempotencyKeys::new(sqlx::PgPool::connect_lazy("postgres://unused").unwrap().into(), &pepper)
+    fn keys(peppers: &[u8]) -> IdempotencyKeys {
+        let line = |pepper: &u8| format!("p-{pepper}:{}\n", BASE64_STANDARD.encode([*pepper; 32]));
+        let ring = PepperRing::parse(&SecretString::from(peppers.iter().map(line).collect::<String>())).unwrap();
+        let peppers = Arc::new(Peppers::new(ring, None));
+        IdempotencyKeys::new(sqlx::PgPool::connect_lazy("postgres://unused").unwrap().into(), peppers)
     }
 
     fn call(id: Option<Uuid>, name: &str) -> Call {
@@ -209,12 +232,30 @@ mod tests {
             client_request_id: None,
             source: None,
             idempotency: None,
+            dry_run: false,
         }
     }
 
     fn request(pepper: u8, caller: &Call, parts: RequestParts<'_>) -> IdempotentRequest {
+        request_in_ring(&[pepper], caller, parts)
+    }
+
+    fn request_in_ring(peppers: &[u8], caller: &Call, parts: RequestParts<'_>) -> IdempotentRequest {
         let key = IdempotencyKey::parse(b"k").unwrap();
-        keys(pepper).with_key(caller, key, parts).idempotency.unwrap()
+        keys(peppers).with_key(caller, key, parts).idempotency.unwrap()
+    }
+
+    #[tokio::test]
+    async fn request_is_recognised_under_every_pepper_of_the_ring() {
+        let caller = call(Some(Uuid::nil()), "ci");
+        let stored = request(1, &caller, PARTS);
+        let retried = request_in_ring(&[3, 2, 1], &caller, PARTS);
+        assert_eq!(refusal(&retried, &stored.digest), IdempotencyError::Performed);
+        assert_eq!(retried.digest, request(3, &caller, PARTS).digest, "the first pepper makes new digests");
+        assert_eq!(retried.lock, stored.lock, "two replicas lock each other out during a rotation");
+        let other = request_in_ring(&[3, 2, 1], &caller, RequestParts { body: b"{ }", ..PARTS });
+        assert_eq!(refusal(&other, &stored.digest), IdempotencyError::Reused);
+        assert_eq!(refusal(&request_in_ring(&[3, 2], &caller, PARTS), &stored.digest), IdempotencyError::Reused);
     }
 
     #[tokio::test]

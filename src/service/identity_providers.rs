@@ -8,6 +8,7 @@ use crate::{
         caller::{Call, Identity},
         identity_provider::{AuthMethod, ProviderConfig, ProviderDocument, RuleDocument, api_server_audience},
         invalid::Invalid,
+        listing::{ListRequest, Listed, NamePart},
         names::Name,
     },
     service::{
@@ -17,7 +18,7 @@ use crate::{
         clusters::Clusters,
         connection, idempotency, on_conflict,
     },
-    storage::{self, PageRequest, PgConnection, PgPool, identity_providers::StoredProvider},
+    storage::{self, PgConnection, PgPool, identity_providers::StoredProvider},
 };
 
 const KIND: &str = "identity provider";
@@ -134,17 +135,23 @@ impl IdentityProviders {
         storage::identity_providers::find(&mut conn, name).await?.ok_or_else(|| ServiceError::not_found(KIND, name))
     }
 
-    /// Lists providers by name.
+    /// Lists the providers whose name contains a part.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Storage`].
-    pub async fn list(&self, _caller: &Identity, page: &PageRequest) -> Result<Vec<StoredProvider>, ServiceError> {
+    pub async fn list(
+        &self,
+        _caller: &Identity,
+        request: &ListRequest,
+        name_part: Option<&NamePart>,
+    ) -> Result<Listed<StoredProvider>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        Ok(storage::identity_providers::list(&mut conn, page).await?)
+        Ok(storage::identity_providers::list(&mut conn, request, name_part).await?)
     }
 
-    /// Changes a provider. The change applies to the next request.
+    /// Changes a provider. The change applies to the next request. Without a difference, nothing is
+    /// changed.
     ///
     /// # Errors
     ///
@@ -171,6 +178,10 @@ impl IdentityProviders {
             .ok_or_else(|| ServiceError::not_found(KIND, name))?;
         check_version(expected, stored.version)?;
         let config = ProviderConfig::parse(change.merge_into(&stored.config))?;
+        if config == stored.config {
+            self.audit.commit(tx, []).await?;
+            return Ok(stored);
+        }
         let cluster_id = lock_review_cluster(&mut tx, &config).await?;
         let updated = storage::identity_providers::update(&mut tx, stored.id, &config, cluster_id).await;
         updated.map_err(on_conflict(name))?;
@@ -192,7 +203,7 @@ impl IdentityProviders {
     /// - [`ServiceError::NotFound`].
     /// - [`ServiceError::Stale`] if the provider is not at the expected version.
     pub async fn remove(&self, caller: &Call, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = idempotency::begin(&self.pool, caller).await?;
         let stored = storage::identity_providers::lock(&mut tx, name)
             .await?
             .ok_or_else(|| ServiceError::not_found(KIND, name))?;

@@ -3,7 +3,7 @@
 //! An import has three stages:
 //!
 //! 1. **Plan** ([`ImportPlan`]): parse the document, name the accounts, collect skipped entries.
-//!    Pure.
+//!    Pure. With [`ImportOptions::verify`], entries whose login does not work are then skipped.
 //! 2. **Apply**: in one transaction, lock the existing accounts, check grants and registries, write
 //!    what differs.
 //! 3. **Report** ([`ImportReport`]): one item per entry, in the document's order.
@@ -13,7 +13,10 @@ use std::{
     sync::Arc,
 };
 
+use futures_util::{StreamExt, stream};
+
 use crate::{
+    clients::registry::Login,
     crypto::{constant_time, sealer::Sealer},
     domain::{
         account::{Account, Email, NewAccount, Password, Username},
@@ -23,13 +26,14 @@ use crate::{
         docker_config::{
             Warning,
             import::{FoundAccount, Import, ImportItem, ImportOutcome, SkipReason},
-            parse::Config,
+            parse::{Config, Part},
         },
         invalid::{FieldError, Invalid},
         matching::lint::lint_config,
         names::{Labels, Name},
         registry::RegistryScope,
         sealed::{SealForm, Sealed},
+        verification::{VerificationReport, VerificationResult},
     },
     service::{
         ServiceError,
@@ -43,10 +47,31 @@ use crate::{
 
 /// Maximum number of entries in a document, which are written in one transaction.
 const ENTRIES_MAX: usize = 1_000;
+/// Maximum number of logins that one import verifies: the caller waits for all of them.
+const VERIFIED_MAX: usize = 100;
+/// Number of concurrent verifications.
+const VERIFICATIONS: usize = 8;
+
+/// Options of an import.
+#[derive(Debug, Clone, Default)]
+pub struct ImportOptions {
+    /// Text before the name of each account.
+    pub prefix: NamePrefix,
+    /// Labels that each account has afterwards, in addition to its other ones.
+    pub labels: Labels,
+    /// Whether registries are called without TLS.
+    pub plain_http: bool,
+    /// Registries, or parts of them, to import. Empty for all.
+    pub only_registries: Vec<RegistryScope>,
+    /// Skips entries whose login does not work.
+    pub verify: bool,
+}
 
 /// Result of one entry or top-level field of the document.
 #[derive(Debug)]
 pub struct ImportedEntry {
+    /// Secret that contains the entry, if it is known.
+    pub source: Option<String>,
     /// Key of the entry, or name of the field.
     pub key: String,
     /// Registry and name of the account; `None` for a skipped entry.
@@ -82,6 +107,8 @@ pub struct ImportReport {
     pub items: Vec<ImportedEntry>,
     /// Parts of the document that do not have the effect that they appear to have.
     pub warnings: Vec<Warning>,
+    /// Whether nothing was stored.
+    pub dry_run: bool,
 }
 
 /// Service that imports docker configs.
@@ -102,8 +129,8 @@ impl Imports {
 
     /// Imports a document in any supported form.
     ///
-    /// An account is named after its registry, with `prefix` in front. An existing account of that
-    /// name and registry is updated. With `dry_run`, the report is the same and nothing is stored.
+    /// An account is named after its registry, with the prefix in front. An existing account of that
+    /// name and registry is updated. A dry run has the same report and stores nothing.
     ///
     /// # Errors
     ///
@@ -111,30 +138,77 @@ impl Imports {
     ///
     /// - [`ServiceError::Invalid`] if the document does not parse (with line and column) or has too
     ///   many entries, or a name belongs to an account of another registry.
-    /// - [`ServiceError::NotGranted`] if the grants do not include one of the accounts.
+    /// - [`ServiceError::NotGranted`] or [`ServiceError::LabelsNotGranted`] if the grants do not
+    ///   include one of the accounts or its labels.
+    /// - [`ServiceError::NameTaken`] if the grants include a new account of a name, but not the
+    ///   existing one.
     pub async fn import(
         &self,
         caller: &Call,
         document: impl AsRef<[u8]> + Send + 'static,
-        prefix: NamePrefix,
-        dry_run: bool,
+        options: ImportOptions,
     ) -> Result<ImportReport, ServiceError> {
-        let plan = spawn_blocking(move || ImportPlan::parse(document.as_ref(), &prefix)).await?;
+        let verify = options.verify;
+        let mut plan = spawn_blocking(move || ImportPlan::parse(document.as_ref(), &options)).await?;
+        if verify {
+            self.skip_unverified(caller, &mut plan).await?;
+        }
         let (mut tx, form) = self.accounts.begin(caller).await?;
         let existing = lock_existing(&mut tx, &plan.accounts).await?;
-        // First, so that no later error discloses an account that is not granted.
-        require_granted(caller, &plan.accounts, &existing)?;
-        require_same_registry(&plan.accounts, &existing)?;
+        require_allowed(caller, &plan.accounts, &existing)?;
         let writes = self.apply(&mut tx, form, &plan.accounts, &existing).await?;
-        if dry_run {
-            tx.rollback_and_keep().await?;
+        let stored = || writes.iter().flatten();
+        let transitions: Vec<_> = stored().map(AccountWrite::transition).collect();
+        self.accounts.commit(tx, &transitions, stored().map(|write| write.event(caller)).collect()).await?;
+        if caller.dry_run {
             self.record_dry_run(caller, &existing).await?;
         } else {
-            let stored = || writes.iter().flatten();
-            let transitions: Vec<_> = stored().map(AccountWrite::transition).collect();
-            self.accounts.commit(tx, &transitions, stored().map(|write| write.event(caller)).collect()).await?;
+            self.record_checks(caller, &mut plan, &writes).await?;
         }
-        Ok(plan.into_report(&writes))
+        Ok(plan.into_report(&writes, caller.dry_run))
+    }
+
+    /// Verifies the planned logins, and skips those that do not work.
+    async fn skip_unverified(&self, caller: &Call, plan: &mut ImportPlan) -> Result<(), ServiceError> {
+        if plan.accounts.len() > VERIFIED_MAX {
+            let detail = "verifies at most 100 logins: import the document in parts, or name `onlyRegistries`";
+            return Err(ServiceError::field("verify", Invalid::new(detail)));
+        }
+        let mut tx = self.pool.begin().await?;
+        let existing = lock_existing(&mut tx, &plan.accounts).await?;
+        tx.rollback_and_keep().await?;
+        // Before the verifications, which call addresses that the caller names.
+        require_allowed(caller, &plan.accounts, &existing)?;
+        let verifications = self.accounts.verifications();
+        let checks = plan.accounts.iter().map(|PlannedAccount { new, .. }| {
+            let account = existing.get(new.name.as_str()).map(|existing| &existing.account);
+            let login = Login {
+                registry: &new.registry,
+                plain_http: new.plain_http || account.is_some_and(|account| account.plain_http),
+                ca_certificate: account.and_then(|account| account.ca_certificate.as_ref()),
+                username: new.username.as_str(),
+                password: new.password.secret(),
+            };
+            async move { verifications.check_unstored(&login).await }
+        });
+        let checks: Vec<_> = stream::iter(checks.collect::<Vec<_>>()).buffered(VERIFICATIONS).collect().await;
+        plan.keep_valid(checks);
+        Ok(())
+    }
+
+    /// Stores the results of verifications with the accounts that were written.
+    async fn record_checks(
+        &self,
+        caller: &Call,
+        plan: &mut ImportPlan,
+        writes: &[Option<AccountWrite>],
+    ) -> Result<(), ServiceError> {
+        for (planned, write) in plan.accounts.iter_mut().zip(writes) {
+            if let Some((check, write)) = planned.check.take().zip(write.as_ref()) {
+                self.accounts.record_check(caller, write.after.clone(), Some(check)).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes the planned accounts that are new or differ. The result has one element per planned
@@ -167,7 +241,7 @@ impl Imports {
     ) -> Result<Option<AccountWrite>, ServiceError> {
         let stored = self.sealer.open(&SealedColumn::account_password(account.id, &account.destination()), password)?;
         let has_new_password = !constant_time::is_equal(&stored, new.password.secret());
-        let changed = with_login(account.clone(), new);
+        let changed = with_login(account.clone(), new, has_new_password)?;
         if changed == *account && !has_new_password {
             return Ok(None);
         }
@@ -199,75 +273,121 @@ struct ImportPlan {
 struct PlannedAccount {
     /// Position in the document.
     position: usize,
+    source: Option<String>,
     key: String,
     new: NewAccount,
     left_out: Vec<String>,
+    /// Result of its verification.
+    check: Option<VerificationReport>,
 }
 
 struct SkippedEntry {
     /// Position in the document.
     position: usize,
+    source: Option<String>,
     key: String,
     reason: SkipReason,
     detail: String,
 }
 
 impl ImportPlan {
-    fn parse(document: &[u8], prefix: &NamePrefix) -> Result<Self, ServiceError> {
-        let config =
-            Config::parse(document).map_err(|error| ServiceError::field("", Invalid::new(error.to_string())))?;
-        if config.entries.len() > ENTRIES_MAX {
+    fn parse(document: &[u8], options: &ImportOptions) -> Result<Self, ServiceError> {
+        let parts =
+            Part::parse_all(document).map_err(|error| ServiceError::field("", Invalid::new(error.to_string())))?;
+        let configs = || parts.iter().filter_map(Part::config);
+        if configs().map(|config| config.entries.len()).sum::<usize>() > ENTRIES_MAX {
             return Err(ServiceError::field(
                 "",
                 Invalid::new("the document has more than 1000 entries: import it in parts"),
             ));
         }
-        let import = Import::of(&config);
-        let names = derive_names(&import, prefix).map_err(|invalid| ServiceError::field("namePrefix", invalid))?;
-        let mut plan = Self { accounts: Vec::new(), skipped: Vec::new(), warnings: lint_config(&config) };
-        for (position, ImportItem { key, outcome }) in import.items.into_iter().enumerate() {
-            plan.add(position, key, outcome, &names);
+        let mut import = Import::of_parts(&parts);
+        import.items.iter_mut().for_each(|item| apply_options(item, options));
+        let names =
+            derive_names(&import, &options.prefix).map_err(|invalid| ServiceError::field("namePrefix", invalid))?;
+        let warnings = configs().flat_map(warnings_of).collect();
+        let mut plan = Self { accounts: Vec::new(), skipped: Vec::new(), warnings };
+        for (position, item) in import.items.into_iter().enumerate() {
+            plan.add(position, item, &names, &options.labels);
         }
         plan.accounts.sort_by(|one, other| one.new.name.as_str().cmp(other.new.name.as_str()));
         Ok(plan)
     }
 
-    fn add(&mut self, position: usize, key: String, outcome: ImportOutcome, names: &HashMap<RegistryScope, Name>) {
+    fn add(&mut self, position: usize, item: ImportItem, names: &HashMap<RegistryScope, Name>, labels: &Labels) {
+        let ImportItem { source, key, outcome } = item;
         let (reason, detail) = match outcome {
             ImportOutcome::Skipped { reason, detail } => (reason, detail),
             ImportOutcome::Found(found) => {
                 let name = names[&found.scope].clone();
-                match to_account(found, name) {
+                match to_account(found, name, labels) {
                     Ok((new, left_out)) => {
-                        self.accounts.push(PlannedAccount { position, key, new, left_out });
+                        self.accounts.push(PlannedAccount { position, source, key, new, left_out, check: None });
                         return;
                     }
                     Err(invalid) => (SkipReason::InvalidEntry, invalid.to_string()),
                 }
             }
         };
-        self.skipped.push(SkippedEntry { position, key, reason, detail });
+        self.skipped.push(SkippedEntry { position, source, key, reason, detail });
+    }
+
+    /// Keeps the accounts with a valid login, and skips the others. `checks` has one element per
+    /// planned account.
+    fn keep_valid(&mut self, checks: Vec<VerificationReport>) {
+        let planned = std::mem::take(&mut self.accounts);
+        for (planned, check) in planned.into_iter().zip(checks) {
+            if check.result == VerificationResult::Valid {
+                self.accounts.push(PlannedAccount { check: Some(check), ..planned });
+                continue;
+            }
+            let PlannedAccount { position, source, key, .. } = planned;
+            let detail = format!("{}: {}", check.result, check.detail);
+            self.skipped.push(SkippedEntry { position, source, key, reason: SkipReason::VerificationFailed, detail });
+        }
     }
 
     /// Builds the report. `writes` has one element per planned account.
-    fn into_report(self, writes: &[Option<AccountWrite>]) -> ImportReport {
+    fn into_report(self, writes: &[Option<AccountWrite>], dry_run: bool) -> ImportReport {
         let accounts = self.accounts.into_iter().zip(writes).map(|(planned, write)| {
-            let PlannedAccount { position, key, new, left_out } = planned;
+            let PlannedAccount { position, source, key, new, left_out, check: _ } = planned;
             let outcome = match write {
                 None => EntryOutcome::Unchanged,
                 Some(AccountWrite { before: None, .. }) => EntryOutcome::Created,
                 Some(AccountWrite { before: Some(_), .. }) => EntryOutcome::Updated,
             };
-            (position, ImportedEntry { key, account: Some((new.registry.to_string(), new.name)), outcome, left_out })
+            let account = Some((new.registry.to_string(), new.name));
+            (position, ImportedEntry { source, key, account, outcome, left_out })
         });
-        let skipped = self.skipped.into_iter().map(|SkippedEntry { position, key, reason, detail }| {
+        let skipped = self.skipped.into_iter().map(|SkippedEntry { position, source, key, reason, detail }| {
             let outcome = EntryOutcome::Skipped { reason, detail };
-            (position, ImportedEntry { key, account: None, outcome, left_out: Vec::new() })
+            (position, ImportedEntry { source, key, account: None, outcome, left_out: Vec::new() })
         });
         let mut items: Vec<_> = accounts.chain(skipped).collect();
         items.sort_by_key(|(position, _)| *position);
-        ImportReport { items: items.into_iter().map(|(_, entry)| entry).collect(), warnings: self.warnings }
+        ImportReport { items: items.into_iter().map(|(_, entry)| entry).collect(), warnings: self.warnings, dry_run }
     }
+}
+
+/// Applies the options that concern one entry.
+fn apply_options(item: &mut ImportItem, ImportOptions { plain_http, only_registries, .. }: &ImportOptions) {
+    let ImportOutcome::Found(found) = &mut item.outcome else { return };
+    found.plain_http |= plain_http;
+    if !only_registries.is_empty() && !only_registries.iter().any(|scope| scope.contains(&found.scope)) {
+        let detail = format!("`onlyRegistries` does not contain {}", found.scope);
+        item.outcome = ImportOutcome::Skipped { reason: SkipReason::NotSelected, detail };
+    }
+}
+
+/// Warnings about a document. Those of a Secret name it.
+fn warnings_of(config: &Config) -> Vec<Warning> {
+    let mut warnings = lint_config(config);
+    if let Some(source) = &config.source {
+        for warning in &mut warnings {
+            warning.detail = format!("in the Secret `{source}`: {}", warning.detail);
+        }
+    }
+    warnings
 }
 
 /// Existing accounts of the planned names, locked, by name.
@@ -313,14 +433,25 @@ impl AccountWrite {
     }
 }
 
-/// Sets the login of the document and keeps everything that the document does not contain.
-fn with_login(mut account: Account, new: &NewAccount) -> Account {
+/// Sets the login of the document and the labels of the import, and keeps everything else.
+fn with_login(mut account: Account, new: &NewAccount, has_new_password: bool) -> Result<Account, ServiceError> {
+    account.labels = merged_labels(&account, new)?;
+    if has_new_password {
+        account.password_ends_with_whitespace = new.password.ends_with_whitespace();
+    }
     account.username = new.username.clone();
     account.plain_http = account.plain_http || new.plain_http;
     if new.email.is_some() {
         account.email.clone_from(&new.email);
     }
-    account
+    Ok(account)
+}
+
+/// Labels of an account after an import.
+fn merged_labels(account: &Account, new: &NewAccount) -> Result<Labels, ServiceError> {
+    let mut labels = account.labels.as_map().clone();
+    labels.extend(new.labels.as_map().clone());
+    Labels::parse(labels).map_err(|invalid| ServiceError::field("labels", invalid))
 }
 
 /// Derives a name per registry. The result does not depend on the order of the entries.
@@ -340,7 +471,7 @@ fn derive_names(import: &Import, prefix: &NamePrefix) -> Result<HashMap<Registry
 }
 
 /// Converts an entry. Also returns the names of the fields that the account does not store.
-fn to_account(found: FoundAccount, name: Name) -> Result<(NewAccount, Vec<String>), Invalid> {
+fn to_account(found: FoundAccount, name: Name, labels: &Labels) -> Result<(NewAccount, Vec<String>), Invalid> {
     let in_field = |field: &str, invalid: &Invalid| Invalid::new(format!("its {field} {invalid}"));
     let mut left_out = found.left_out;
     // No reader uses the address, so an invalid one does not invalidate the login.
@@ -354,7 +485,7 @@ fn to_account(found: FoundAccount, name: Name) -> Result<(NewAccount, Vec<String
         username: Username::parse(&found.username).map_err(|invalid| in_field("user name", &invalid))?,
         password: Password::parse(found.password).map_err(|invalid| in_field("password", &invalid))?,
         email,
-        labels: Labels::default(),
+        labels: labels.clone(),
         plain_http: found.plain_http,
         expires_at: None,
         ca_certificate: None,
@@ -363,10 +494,18 @@ fn to_account(found: FoundAccount, name: Name) -> Result<(NewAccount, Vec<String
     Ok((new, left_out))
 }
 
-/// Rejects the import if an account is not granted.
-///
-/// The error does not disclose whether the account exists: a caller without a grant for an existing
-/// account has none for a new one of that name without labels either.
+/// Rejects the import if an account is not granted, or its name belongs to another registry.
+fn require_allowed(
+    caller: &Identity,
+    planned: &[PlannedAccount],
+    existing: &ExistingAccounts,
+) -> Result<(), ServiceError> {
+    // First, so that no later error discloses an account that is not granted.
+    require_granted(caller, planned, existing)?;
+    require_same_registry(planned, existing)
+}
+
+/// Rejects the import if an account or its labels are not granted.
 fn require_granted(
     caller: &Identity,
     planned: &[PlannedAccount],
@@ -374,12 +513,18 @@ fn require_granted(
 ) -> Result<(), ServiceError> {
     let unlabelled = Labels::default();
     for PlannedAccount { new, .. } in planned {
-        // An import keeps the labels of an existing account.
-        let (before, after) = match existing.get(new.name.as_str()) {
-            Some(ExistingAccount { account, .. }) => (&account.labels, &account.labels),
-            None => (&unlabelled, &new.labels),
-        };
-        accounts::require_granted(caller, &new.name, before, after)?;
+        match existing.get(new.name.as_str()) {
+            Some(ExistingAccount { account, .. }) => {
+                if !caller.grants.include_account(account.name.as_str(), account.labels.as_map()) {
+                    // As for a creation: an ungranted account does not become granted by new labels.
+                    accounts::require_granted(caller, &new.name, &unlabelled, &new.labels)?;
+                    return Err(ServiceError::NameTaken(new.name.to_string()));
+                }
+                let after = merged_labels(account, new)?;
+                accounts::require_granted(caller, &new.name, &account.labels, &after)?;
+            }
+            None => accounts::require_granted(caller, &new.name, &unlabelled, &new.labels)?,
+        }
     }
     Ok(())
 }

@@ -235,6 +235,14 @@ impl Streams {
     }
 }
 
+impl StreamPermit {
+    /// The streams that this one belongs to.
+    #[must_use]
+    pub fn streams(&self) -> &Arc<Streams> {
+        &self.streams
+    }
+}
+
 impl Drop for StreamPermit {
     fn drop(&mut self) {
         let mut open = self.streams.open.lock();

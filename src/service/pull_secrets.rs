@@ -11,33 +11,37 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    crypto::cursor::CursorKey,
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
-        docker_config::{ScopedAccount, check_keys},
+        docker_config::{ScopedAccount, Warning, check_keys},
         grants::Grants,
-        invalid::{FieldError, FieldErrors, Invalid},
+        invalid::{FieldError, FieldErrors},
+        listing::PullSecretState,
         names::Name,
-        pull_secret::{Declaration, DeletionPolicy, LeftOut, Namespaces, TargetState},
-        selector::AccountSelection,
+        pull_secret::{Declaration, DeletionPolicy, LeftOut, Namespaces},
     },
     service::{
         ExpectedVersion, ServiceError,
         audit::{TransactionalAudit, recorded},
-        check_version, connection, idempotency,
+        check_version, connection, idempotency, no_such,
     },
     storage::{
-        self, PageRequest, PgConnection, PgPool, StorageError,
-        pull_secrets::StoredPullSecret,
-        resyncs::ResyncStatus,
-        targets::status::{Counts, ShownTarget},
+        self, PgConnection, PgPool, StorageError, pull_secrets::StoredPullSecret, resyncs::ResyncStatus,
+        targets::status::Counts, unmatched::Unmatched,
     },
 };
 
 mod accounts;
+mod change;
+mod holders;
+mod listing;
+
+pub use change::{Precondition, ReadOnlyFields};
+pub use listing::{PullSecretQuery, TargetQuery};
 
 pub(super) use accounts::{AccountTransition, propagate_account_changes};
+pub(super) use holders::holder;
 
 const KIND: &str = "pull secret";
 
@@ -52,6 +56,8 @@ pub struct ShownPullSecret {
     pub resyncs: Vec<ResyncStatus>,
     /// Selected accounts that are not in its document, as far as the caller is granted them.
     pub left_out: Vec<LeftOut>,
+    /// Selectors that match nothing.
+    pub unmatched: Unmatched,
 }
 
 impl ShownPullSecret {
@@ -59,6 +65,29 @@ impl ShownPullSecret {
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.counts.pending == 0 && self.counts.removing == 0 && self.counts.uncompared == 0
+    }
+
+    /// The worst state of its targets.
+    #[must_use]
+    pub fn state(&self) -> PullSecretState {
+        match &self.counts {
+            _ if self.stored.deleted_at.is_some() => PullSecretState::Deleting,
+            Counts { conflict: 1.., .. } => PullSecretState::Conflict,
+            Counts { failed: 1.., .. } => PullSecretState::Failed,
+            _ if !self.is_settled() => PullSecretState::Pending,
+            _ => PullSecretState::Synced,
+        }
+    }
+
+    /// Warnings about selectors that match nothing.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<Warning> {
+        let accounts = self.unmatched.accounts.then(Warning::selects_no_account);
+        let targets = self.unmatched.targets.iter().flat_map(|(cluster, places)| {
+            let places = places.iter().filter_map(|place| usize::try_from(*place).ok());
+            places.map(|place| Warning::selects_no_namespace(place, cluster))
+        });
+        accounts.into_iter().chain(targets).collect()
     }
 }
 
@@ -70,23 +99,6 @@ pub enum Declared {
     /// The pull secret existed.
     Replaced,
 }
-
-/// Page of pull secrets.
-#[derive(Debug)]
-pub struct PullSecretPage {
-    /// Pull secrets, by name.
-    pub items: Vec<ShownPullSecret>,
-    /// Cursor after the last row that was read, if the page is short although rows follow.
-    pub resume: Option<String>,
-}
-
-/// Maximum number of rows that a page reads for a caller who may not see all of them. A caller with
-/// few pull secrets among many pages through all of them; no page costs the whole table.
-const WINDOW: i64 = 1_000;
-/// Sorts after every name, in byte order.
-const LAST_NAME: &str = "~";
-/// First character of a cursor that hides a name. No name starts with it.
-const SEALED_CURSOR: char = '~';
 
 /// First poll interval of a waiting caller. Doubles up to [`POLL_INTERVAL_MAX`].
 const POLL_INTERVAL_MIN: Duration = Duration::from_millis(25);
@@ -101,7 +113,6 @@ const POLLERS: usize = 64;
 pub struct PullSecrets {
     pool: PgPool,
     audit: TransactionalAudit,
-    cursor_key: CursorKey,
     /// One clone per waiting caller.
     waiting: Arc<()>,
 }
@@ -109,8 +120,8 @@ pub struct PullSecrets {
 impl PullSecrets {
     /// Creates the service.
     #[must_use]
-    pub fn new(pool: PgPool, audit: TransactionalAudit, cursor_key: CursorKey) -> Self {
-        Self { pool, audit, cursor_key, waiting: Arc::default() }
+    pub fn new(pool: PgPool, audit: TransactionalAudit) -> Self {
+        Self { pool, audit, waiting: Arc::default() }
     }
 
     /// Stores a declaration and makes its targets due. An equal declaration changes nothing.
@@ -122,26 +133,36 @@ impl PullSecrets {
     /// - [`ServiceError::Render`] if two named accounts do not fit into one document.
     /// - [`ServiceError::NameTaken`] if the name belongs to a pull secret that is hidden from the
     ///   caller.
-    /// - [`ServiceError::Stale`] if the stored version differs from `expected`.
+    /// - [`ServiceError::Stale`] if the stored version is not the expected one, and
+    ///   [`ServiceError::Invalid`] if a read-only field differs.
     /// - [`ServiceError::Deleting`] if the pull secret is being deleted.
     pub async fn declare(
         &self,
         caller: &Call,
         name: &Name,
         declaration: &Declaration,
-        expected: ExpectedVersion,
+        condition: &Precondition,
     ) -> Result<(Declared, ShownPullSecret), ServiceError> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = idempotency::begin(&self.pool, caller).await?;
         if declaration.account_selector().is_some() {
             storage::pull_secrets::lock_selectors(&mut tx).await?;
         }
         // Accounts before pull secrets: the lock order of a rotation.
         let (accounts, clusters) = references(&mut tx, caller, declaration).await?;
-        let existing = lock_declarable(&mut tx, caller, name, declaration, expected).await?;
+        let existing = match lock_declarable(&mut tx, caller, name, declaration, condition).await {
+            Ok(existing) => existing,
+            Err(error) => {
+                // At once: a further attempt claims the same idempotency key.
+                tx.rollback_and_keep().await?;
+                return Err(error);
+            }
+        };
         let before = existing.as_ref().map(|existing| recorded::pull_secret(&existing.declaration));
         let (declared, stored) = match existing {
             Some(existing) if existing.declaration == *declaration => {
-                return Ok((Declared::Replaced, shown(&mut tx, caller, existing).await?));
+                let shown = shown(&mut tx, caller, existing).await?;
+                self.audit.commit(tx, []).await?;
+                return Ok((Declared::Replaced, shown));
             }
             Some(existing) => {
                 (Declared::Replaced, storage::pull_secrets::update(&mut tx, existing.id, declaration).await?)
@@ -152,13 +173,14 @@ impl PullSecrets {
             }
         };
         storage::pull_secrets::replace_accounts(&mut tx, stored.id, &accounts).await?;
+        record_selection(&mut tx, &stored).await?;
         declare_targets(&mut tx, &stored, &clusters).await?;
         storage::wakeups::wake_workers(&mut tx).await?;
         let shown = shown(&mut tx, caller, stored).await?;
         let details = Details::default().version(shown.stored.version);
         let details = details.changes(before.as_ref(), Some(&recorded::pull_secret(declaration)));
         let event = NewEvent::of(caller, Action::PullSecretDeclare, Resource::pull_secret(name)).details(details);
-        self.audit.commit(tx, [event.related(named_accounts(declaration))]).await?;
+        self.audit.commit(tx, [event.related(accounts_of(declaration))]).await?;
         Ok((declared, shown))
     }
 
@@ -173,11 +195,11 @@ impl PullSecrets {
         caller: &Identity,
         name: &Name,
         declaration: &Declaration,
-        expected: ExpectedVersion,
+        condition: &Precondition,
     ) -> Result<Option<StoredPullSecret>, ServiceError> {
         let mut tx = self.pool.begin().await?;
         references(&mut tx, caller, declaration).await?;
-        lock_declarable(&mut tx, caller, name, declaration, expected).await
+        lock_declarable(&mut tx, caller, name, declaration, condition).await
     }
 
     /// Finds a pull secret.
@@ -189,63 +211,6 @@ impl PullSecrets {
         let mut conn = connection(&self.pool).await?;
         let stored = granted(&mut conn, caller, name).await?;
         shown(&mut conn, caller, stored).await
-    }
-
-    /// Lists the pull secrets by name whose accounts, clusters and namespaces are all granted.
-    ///
-    /// Reads at most [`WINDOW`] rows that are hidden from the caller, so a page may be short.
-    ///
-    /// # Errors
-    ///
-    /// [`ServiceError::Invalid`] if `page.after` is no cursor of this list.
-    pub async fn list(&self, caller: &Identity, page: &PageRequest) -> Result<PullSecretPage, ServiceError> {
-        let after = self.position(page.after.as_deref())?;
-        let mut conn = connection(&self.pool).await?;
-        let (found, end) = list_visible(&mut conn, caller, &after, page.limit).await?;
-        let is_short = i64::try_from(found.len()).unwrap_or(i64::MAX) < page.limit;
-        let resume = match end.filter(|_| is_short) {
-            Some(end) => Some(format!("{SEALED_CURSOR}{}", self.cursor_key.seal(&end)?)),
-            None => None,
-        };
-        let ids: Vec<Uuid> = found.iter().map(|stored| stored.id).collect();
-        let counts = storage::targets::status::count(&mut conn, &ids).await?;
-        let mut left_out = granted_left_out(&mut conn, caller, &ids).await?;
-        let mut items = Vec::with_capacity(found.len());
-        for (stored, counts) in found.into_iter().zip(counts) {
-            let selects = stored.declaration.clusters().into_values().any(|selects| selects);
-            let resyncs = if selects { storage::resyncs::list(&mut conn, stored.id).await? } else { Vec::new() };
-            let left_out = left_out.remove(&stored.id).unwrap_or_default();
-            items.push(ShownPullSecret { stored, counts, resyncs, left_out });
-        }
-        Ok(PullSecretPage { items, resume })
-    }
-
-    /// Returns the name after which a page starts; empty for the first page.
-    fn position(&self, cursor: Option<&str>) -> Result<String, ServiceError> {
-        let Some(cursor) = cursor else { return Ok(String::new()) };
-        let name = match cursor.strip_prefix(SEALED_CURSOR) {
-            Some(sealed) => self.cursor_key.open(sealed),
-            None => Name::parse(cursor).ok(),
-        };
-        let refused = || ServiceError::field("cursor", Invalid::new("must be the `next` of an earlier page"));
-        name.map(|name| name.to_string()).ok_or_else(refused)
-    }
-
-    /// Lists the targets of a pull secret by cluster and namespace.
-    ///
-    /// # Errors
-    ///
-    /// [`ServiceError::NotFound`] if it does not exist.
-    pub async fn targets(
-        &self,
-        caller: &Identity,
-        name: &Name,
-        state: Option<TargetState>,
-        page: &PageRequest,
-    ) -> Result<Vec<ShownTarget>, ServiceError> {
-        let mut conn = connection(&self.pool).await?;
-        let stored = granted(&mut conn, caller, name).await?;
-        Ok(storage::targets::status::list(&mut conn, stored.id, state, page).await?)
     }
 
     /// Makes every target due.
@@ -282,7 +247,7 @@ impl PullSecrets {
         expected: ExpectedVersion,
         policy: Option<DeletionPolicy>,
     ) -> Result<(), ServiceError> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = idempotency::begin(&self.pool, caller).await?;
         storage::pull_secrets::lock(&mut tx, name).await?;
         let stored = granted(&mut tx, caller, name).await?;
         check_version(expected, stored.version)?;
@@ -323,6 +288,16 @@ impl PullSecrets {
     }
 }
 
+/// Records whether the account selector of the stored declaration matches an account. Requires
+/// [`storage::pull_secrets::lock_selectors`] in the same transaction.
+async fn record_selection(conn: &mut PgConnection, stored: &StoredPullSecret) -> Result<(), ServiceError> {
+    let selects = match stored.declaration.account_selector() {
+        Some(selector) => Some(storage::accounts::selects_any(conn, selector).await?),
+        None => None,
+    };
+    Ok(storage::unmatched::record_accounts(conn, stored.id, selects).await?)
+}
+
 /// Replaces clusters, resyncs and targets by those of the stored declaration. `clusters` holds the
 /// ids of its clusters by name.
 async fn declare_targets(
@@ -352,12 +327,9 @@ fn on_name_taken(error: StorageError, name: &Name) -> ServiceError {
     }
 }
 
-/// Accounts that a declaration names.
-fn named_accounts(declaration: &Declaration) -> Vec<Resource> {
-    match &declaration.accounts {
-        AccountSelection::Names(names) => names.iter().map(Resource::account).collect(),
-        AccountSelection::Selector(_) => Vec::new(),
-    }
+/// Accounts that a declaration names, as resources of an audit event.
+fn accounts_of(declaration: &Declaration) -> Vec<Resource> {
+    declaration.named_accounts().iter().map(Resource::account).collect()
 }
 
 async fn shown(
@@ -368,7 +340,8 @@ async fn shown(
     let counts = storage::targets::status::count(conn, &[stored.id]).await?.pop().unwrap_or_default();
     let resyncs = storage::resyncs::list(conn, stored.id).await?;
     let left_out = granted_left_out(conn, caller, &[stored.id]).await?.remove(&stored.id).unwrap_or_default();
-    Ok(ShownPullSecret { stored, counts, resyncs, left_out })
+    let unmatched = storage::unmatched::list(conn, &[stored.id]).await?.remove(&stored.id).unwrap_or_default();
+    Ok(ShownPullSecret { stored, counts, resyncs, left_out, unmatched })
 }
 
 /// Lists the accounts that pull secrets leave out, without those that are not granted.
@@ -386,7 +359,11 @@ async fn granted_left_out(
 }
 
 /// Finds a pull secret that is visible to the caller.
-async fn granted(conn: &mut PgConnection, caller: &Identity, name: &Name) -> Result<StoredPullSecret, ServiceError> {
+pub(super) async fn granted(
+    conn: &mut PgConnection,
+    caller: &Identity,
+    name: &Name,
+) -> Result<StoredPullSecret, ServiceError> {
     let found = storage::pull_secrets::find(conn, name).await?;
     let is_there = found.is_some();
     // Grants are checked even without a row, so that the latency does not reveal whether it exists.
@@ -397,42 +374,20 @@ async fn granted(conn: &mut PgConnection, caller: &Identity, name: &Name) -> Res
     }
 }
 
-/// Lists visible pull secrets after a name. Also returns the name at which the search ended, if rows
-/// follow it.
-async fn list_visible(
-    conn: &mut PgConnection,
-    caller: &Identity,
-    after: &str,
-    limit: i64,
-) -> Result<(Vec<StoredPullSecret>, Option<Name>), ServiceError> {
-    if caller.grants.include_everything() {
-        return Ok((storage::pull_secrets::list(conn, after, limit).await?, None));
-    }
-    let end = storage::pull_secrets::find_window_end(conn, after, WINDOW).await?;
-    let through = end.as_deref().unwrap_or(LAST_NAME);
-    let found = storage::pull_secrets::list_granted(conn, &caller.grants, (after, through), limit).await?;
-    // Decides as for a single pull secret, should the query ever include more.
-    let found = visible(conn, caller, found).await?;
-    Ok((found, end.as_deref().and_then(|end| Name::parse(end).ok())))
-}
-
 /// Locks the pull secret of this name and checks that it can take a declaration.
 async fn lock_declarable(
     conn: &mut PgConnection,
     caller: &Identity,
     name: &Name,
     declaration: &Declaration,
-    expected: ExpectedVersion,
+    condition: &Precondition,
 ) -> Result<Option<StoredPullSecret>, ServiceError> {
     let Some(existing) = storage::pull_secrets::lock(conn, name).await? else {
-        return match expected {
-            Some(_) => Err(ServiceError::Stale { current: 0 }),
-            None => Ok(None),
-        };
+        return condition.check(None).map(|()| None);
     };
     let existing = visible(conn, caller, vec![existing]).await?.pop();
     let existing = existing.ok_or_else(|| ServiceError::NameTaken(name.to_string()))?;
-    check_version(expected, existing.version)?;
+    condition.check(Some(&existing))?;
     if existing.deleted_at.is_some() {
         return Err(ServiceError::Deleting(name.to_string()));
     }
@@ -454,26 +409,20 @@ pub(super) async fn visible(
     if grants.include_accounts_with(&BTreeMap::new()) {
         return Ok(found);
     }
-    let used: BTreeSet<&str> = found.iter().flat_map(|one| account_names(&one.declaration)).collect();
-    let used: Vec<&str> = used.into_iter().collect();
-    let accounts = storage::pull_secrets::find_accounts(conn, &used).await?;
-    let granted: BTreeSet<String> = accounts
-        .into_iter()
-        .filter(|account| grants.include_account(&account.name, &account.labels))
-        .map(|account| account.name)
-        .collect();
-    found.retain(|one| match &one.declaration.accounts {
-        AccountSelection::Names(names) => names.iter().all(|name| granted.contains(name.as_str())),
-        AccountSelection::Selector(selector) => grants.include_accounts_with(selector.match_labels().as_map()),
-    });
+    let labels = account_labels(conn, found.iter().map(|one| &one.declaration)).await?;
+    found.retain(|one| one.declaration.is_visible(grants, |name| labels.get(name)));
     Ok(found)
 }
 
-fn account_names(declaration: &Declaration) -> Vec<&str> {
-    match &declaration.accounts {
-        AccountSelection::Names(names) => names.iter().map(Name::as_str).collect(),
-        AccountSelection::Selector(_) => Vec::new(),
-    }
+/// Labels of the accounts that declarations name, by name.
+pub(super) async fn account_labels<'a>(
+    conn: &mut PgConnection,
+    declarations: impl Iterator<Item = &'a Declaration>,
+) -> Result<HashMap<String, BTreeMap<String, String>>, ServiceError> {
+    let names: BTreeSet<&str> = declarations.flat_map(Declaration::named_accounts).map(Name::as_str).collect();
+    let names: Vec<&str> = names.into_iter().collect();
+    let accounts = storage::pull_secrets::find_accounts(conn, &names).await?;
+    Ok(accounts.into_iter().map(|account| (account.name, account.labels)).collect())
 }
 
 /// Locks the accounts and clusters that a declaration names and returns their ids. One that is not
@@ -486,13 +435,13 @@ async fn references(
     let grants = &caller.grants;
     let mut errors = FieldErrors::default();
     let mut unknown = Vec::new();
-    let names = account_names(declaration);
+    let names: Vec<&str> = declaration.named_accounts().iter().map(Name::as_str).collect();
     let mut locked = storage::pull_secrets::lock_accounts(conn, &names).await?;
     locked.retain(|(account, _)| grants.include_account(&account.name, &account.labels));
     let found: BTreeMap<&str, Uuid> = locked.iter().map(|(account, _)| (account.name.as_str(), account.id)).collect();
     for (index, name) in names.iter().enumerate() {
         if !found.contains_key(*name) {
-            errors.refuse(&format!("accounts[{index}]"), format!("there is no registry account named `{name}`"));
+            errors.refuse(&format!("accounts[{index}]"), no_such(grants, "registry account", name));
             unknown.extend(Name::parse(name));
         }
     }
@@ -524,7 +473,7 @@ fn refuse_targets(
     for (index, target) in declaration.targets.iter().enumerate() {
         let cluster = target.cluster.as_str();
         if !clusters.contains_key(cluster) || !grants.include_cluster(cluster) {
-            errors.refuse(&format!("targets[{index}].cluster"), format!("there is no cluster named `{cluster}`"));
+            errors.refuse(&format!("targets[{index}].cluster"), no_such(grants, "cluster", cluster));
         }
         match &target.namespaces {
             Namespaces::Listed(namespaces) => {

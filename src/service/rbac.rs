@@ -1,4 +1,4 @@
-//! RBAC rules that pull secrets require in a cluster.
+//! RBAC rules that regcred requires in a cluster.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         caller::Identity,
+        cluster::ServiceAccountRef,
         names::Name,
         rbac::{Cleanup, RequiredRules},
     },
@@ -23,19 +24,29 @@ pub struct PullSecretRules {
     pub rules: RequiredRules,
 }
 
-/// Lists the rules that all pull secrets require in a cluster, by name. For operators: grants are
-/// not checked.
+/// Rules that regcred requires in a cluster.
+#[derive(Debug)]
+pub struct ClusterRules {
+    /// Rules of each pull secret, by name.
+    pub pull_secrets: Vec<PullSecretRules>,
+    /// `ServiceAccount` whose tokens regcred renews.
+    pub renewed: Option<ServiceAccountRef>,
+}
+
+/// Lists the rules that all pull secrets and the renewal of the token require in a cluster. For
+/// operators: grants are not checked.
 ///
 /// # Errors
 ///
 /// [`ServiceError::NotFound`] if the cluster does not exist.
-pub async fn required(pool: &PgPool, cluster: &Name) -> Result<Vec<PullSecretRules>, ServiceError> {
+pub async fn required(pool: &PgPool, cluster: &Name) -> Result<ClusterRules, ServiceError> {
     let mut conn = connection(pool).await?;
     let stored = storage::clusters::find(&mut conn, cluster).await?;
     let stored = stored.ok_or_else(|| ServiceError::NotFound { kind: "cluster", name: cluster.to_string() })?;
     let users = storage::pull_secrets::using_cluster(&mut conn, stored.id).await?;
     let cleanups = storage::targets::status::cleanups(&mut conn, stored.id, None).await?;
-    Ok(rules_of(cluster, &users, &cleanups))
+    let pull_secrets = rules_of(cluster, &users, &cleanups);
+    Ok(ClusterRules { pull_secrets, renewed: stored.renewal.map(|renewal| renewal.account) })
 }
 
 /// Lists the rules that the visible pull secrets of a caller require in a cluster, by name. Reads

@@ -35,7 +35,10 @@ use crate::{
         ServiceError, audit::TransactionalAudit, clusters::Clusters, connection, docker_configs::DockerConfigs,
         progress::ProgressPublisher, reconcile::render::RenderSlot,
     },
-    storage::{self, PgPool, pull_secrets::StoredPullSecret, targets::queue::ClaimedTarget, wakeups::WakeUpListener},
+    storage::{
+        self, PgPool, StorageError, pull_secrets::StoredPullSecret, targets::queue::ClaimedTarget,
+        wakeups::WakeUpListener,
+    },
 };
 
 mod apply;
@@ -50,7 +53,7 @@ mod watch;
 
 pub use failure::target_error;
 pub use metrics::ReconcileMetrics;
-pub use preview::PreviewedTarget;
+pub use preview::{Previewed, PreviewedTarget};
 
 /// Configuration of the [`Reconciler`].
 #[derive(Debug, Clone, Copy)]
@@ -161,9 +164,10 @@ impl Reconciler {
         let surveyed = async {
             let mut conn = connection(&self.pool).await?;
             storage::pull_secrets::delete_all_empty(&mut conn).await?;
-            storage::targets::status::survey(&mut conn).await
+            let targets = storage::targets::status::survey(&mut conn).await?;
+            Ok((targets, storage::unmatched::count(&mut conn).await?))
         };
-        let surveyed = surveyed.await;
+        let surveyed: Result<_, StorageError> = surveyed.await;
         self.metrics.set_survey(surveyed.as_ref().ok().copied());
         Ok(surveyed.map(drop)?)
     }

@@ -109,7 +109,8 @@ impl Verifications {
         Arc::clone(&self.metrics)
     }
 
-    /// Verifies the stored login of an account and stores the result.
+    /// Verifies the stored login of an account and stores the result, unless it is that of a named
+    /// repository and not `valid`. A dry run stores nothing.
     pub(super) async fn verify(
         &self,
         caller: &Call,
@@ -118,7 +119,12 @@ impl Verifications {
     ) -> Result<Verification, ServiceError> {
         let repository = parse_repository(repository, &account.registry)?;
         self.audit(NewEvent::of(caller, Action::AccountVerify, Resource::account(&account.name))).await?;
-        self.verify_stored(account, repository.as_ref(), Trigger::Request).await
+        let check = self.check_stored(account, repository.as_ref(), Trigger::Request).await?;
+        // A result for a repository is about the repository, too. Only `valid` proves the login.
+        if repository.is_some() && check.result != VerificationResult::Valid {
+            return Ok(unstored(check));
+        }
+        self.record(caller, account, check).await
     }
 
     /// Checks the login of a new account.
@@ -191,7 +197,8 @@ impl Verifications {
         drop(conn);
         let account = found.ok_or_else(|| ServiceError::not_found(KIND, name))?;
         self.audit(NewEvent::by(&worker(), Action::AccountVerify, Resource::account(name))).await?;
-        let verification = self.verify_stored(&account, None, Trigger::Background).await?;
+        let check = self.check_stored(&account, None, Trigger::Background).await?;
+        let verification = self.store(&account, check).await?;
         if account.verification.as_ref().map(|previous| previous.result) != Some(verification.result) {
             log_result(&account, &verification);
         }
@@ -221,12 +228,21 @@ impl Verifications {
         Ok(())
     }
 
-    /// Stores a check with the account. Nothing is stored if the account changed since the check.
+    /// Stores a requested check with the account, except for a dry run.
     pub(super) async fn record(
         &self,
+        caller: &Call,
         account: &Account,
         check: VerificationReport,
     ) -> Result<Verification, ServiceError> {
+        if caller.dry_run {
+            return Ok(unstored(check));
+        }
+        self.store(account, check).await
+    }
+
+    /// Stores a check with the account. Nothing is stored if the account changed since the check.
+    async fn store(&self, account: &Account, check: VerificationReport) -> Result<Verification, ServiceError> {
         let VerificationReport { result, detail, .. } = check;
         let mut conn = connection(&self.pool).await?;
         let (id, version) = (account.id, account.version);
@@ -234,15 +250,20 @@ impl Verifications {
         Ok(Verification { result, detail, checked_at: stored_at.unwrap_or_else(crate::clock::now) })
     }
 
-    async fn verify_stored(
+    /// Checks the stored login of an account.
+    async fn check_stored(
         &self,
         account: &Account,
         repository: Option<&RepositoryName>,
         trigger: Trigger,
-    ) -> Result<Verification, ServiceError> {
+    ) -> Result<VerificationReport, ServiceError> {
         let password = self.stored_password(account).await?;
-        let check = self.check(&login(account, &password), repository, trigger).await;
-        self.record(account, check).await
+        Ok(self.check(&login(account, &password), repository, trigger).await)
+    }
+
+    /// Checks a login that is not stored, without a repository.
+    pub(super) async fn check_unstored(&self, login: &Login<'_>) -> VerificationReport {
+        self.check(login, None, Trigger::Request).await
     }
 
     async fn check(
@@ -295,6 +316,11 @@ fn require_valid(check: VerificationReport) -> Result<VerificationReport, Servic
         VerificationResult::Valid => Ok(check),
         _ => Err(ServiceError::VerificationFailed(check)),
     }
+}
+
+/// Result of a check that is not stored.
+fn unstored(VerificationReport { result, detail, .. }: VerificationReport) -> Verification {
+    Verification { result, detail, checked_at: crate::clock::now() }
 }
 
 fn log_result(account: &Account, Verification { result, detail, .. }: &Verification) {

@@ -11,13 +11,19 @@ use crate::{
         account::{Account, Email, NewAccount, Username},
         cluster::CaCertificate,
         grants::{Grants, Ranges},
+        listing::{ListRequest, Listed, NamePart, Order, SortKey},
         names::{Labels, Name},
         registry::RegistryScope,
         sealed::{Ca, RegistryDestination, Sealed, Slot},
         selector::LabelSelector,
-        verification::{Verification, VerifyInterval},
+        verification::{Verification, VerificationResult, VerifyInterval},
     },
-    storage::{PageRequest, PgConnection, StorageError, corrupt, on_name_taken, sealed::SealedColumn},
+    storage::{
+        PgConnection, StorageError, corrupt,
+        lists::{self, Checked, Key, Source, Sql},
+        on_name_taken,
+        sealed::SealedColumn,
+    },
 };
 
 /// Name of the table, part of the associated data of sealed passwords.
@@ -37,6 +43,7 @@ struct AccountRow {
     last_verified_at: Option<DateTime<Utc>>,
     last_verification_result: Option<String>,
     last_verification_detail: Option<String>,
+    password_ends_with_whitespace: bool,
     version: i64,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
@@ -72,6 +79,7 @@ impl TryFrom<AccountRow> for Account {
             ca_certificate: ca_certificate.map_err(corrupt(TABLE, id, "ca_certificate"))?,
             verify_interval: verify_interval.map_err(corrupt(TABLE, id, "verify_interval_seconds"))?,
             verification,
+            password_ends_with_whitespace: row.password_ends_with_whitespace,
             version: row.version,
             created_at: row.created_at,
             updated_at: row.updated_at,
@@ -86,6 +94,10 @@ pub struct AccountFilter {
     pub labels: Labels,
     /// Maximum number of seconds until `expiresAt`. Includes expired accounts.
     pub expires_within_seconds: Option<i64>,
+    /// Part of the name.
+    pub name_part: Option<NamePart>,
+    /// Result of the last verification.
+    pub result: Option<VerificationResult>,
 }
 
 /// Inserts an account with its sealed password.
@@ -106,12 +118,13 @@ pub async fn insert(
         AccountRow,
         r#"INSERT INTO registry_accounts
                (id, name, registry, username, password, password_key_id, email, labels, plain_http, expires_at,
-                ca_certificate, verify_interval_seconds, next_verification_at)
-           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
+                ca_certificate, verify_interval_seconds, password_ends_with_whitespace, next_verification_at)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
                CASE WHEN $12::integer IS NOT NULL THEN now() + random() * interval '1 minute' END)
            RETURNING id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
                verify_interval_seconds, last_verified_at, last_verification_result,
-               last_verification_detail, version, created_at, updated_at"#,
+               last_verification_detail, password_ends_with_whitespace, version, created_at,
+                   updated_at"#,
         id,
         new.name.as_str(),
         new.registry.to_string(),
@@ -124,6 +137,7 @@ pub async fn insert(
         new.expires_at,
         new.ca_certificate.as_ref().map(CaCertificate::as_pem),
         new.verify_interval.map(VerifyInterval::seconds),
+        new.password.ends_with_whitespace(),
     )
     .fetch_one(conn)
     .await
@@ -138,7 +152,8 @@ pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
         AccountRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
                verify_interval_seconds, last_verified_at, last_verification_result,
-               last_verification_detail, version, created_at, updated_at
+               last_verification_detail, password_ends_with_whitespace, version, created_at,
+                   updated_at
            FROM registry_accounts WHERE name = $1"#,
         name.as_str(),
     )
@@ -155,7 +170,8 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
         AccountRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
                verify_interval_seconds, last_verified_at, last_verification_result,
-               last_verification_detail, version, created_at, updated_at
+               last_verification_detail, password_ends_with_whitespace, version, created_at,
+                   updated_at
            FROM registry_accounts WHERE name = $1 FOR UPDATE"#,
         name.as_str(),
     )
@@ -165,22 +181,116 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
     .transpose()
 }
 
-/// Lists the granted accounts that match `filter`, by name.
-#[tracing::instrument(level = "debug", name = "db.registry_accounts.list", skip_all)]
+/// Lists the granted accounts that match `filter`.
+///
+/// By name and without filters of names and results, a page is full whatever the grants are.
+/// Otherwise it reads a bounded number of accounts that are hidden from the caller.
 pub async fn list(
     conn: &mut PgConnection,
     grants: &Grants,
-    page: &PageRequest,
+    request: &ListRequest,
     filter: &AccountFilter,
-) -> Result<Vec<Account>, StorageError> {
-    let Ranges { low, high } = grants.account_ranges().after(page.after.as_deref());
-    // Takes the first rows of each grant by an index; the page is a subset of them. The cost of a
-    // page depends neither on its position nor on the number of accounts that are not granted.
+) -> Result<Listed<Account>, StorageError> {
+    let by_name = Order { key: SortKey::Name, descending: false };
+    let includes_all = grants.include_accounts_with(&BTreeMap::new());
+    if !includes_all && request.order == by_name && filter.name_part.is_none() && filter.result.is_none() {
+        return list_by_grants(conn, grants, request, filter).await;
+    }
+    // The index of results is ordered by name.
+    let is_by_name = request.order.key == SortKey::Name;
+    let indexed = |sql: &mut Sql| {
+        push_indexed(sql, filter);
+        if is_by_name {
+            push_result(sql, filter);
+        }
+    };
+    let checks = |sql: &mut Sql| {
+        if let Some(part) = &filter.name_part {
+            lists::push_name_part(sql, part.as_str());
+        }
+        if !is_by_name {
+            push_result(sql, filter);
+        }
+        if !includes_all {
+            push_granted(sql, grants);
+        }
+    };
+    let rows = if includes_all { lists::SEARCHED_MAX } else { lists::HIDDEN_MAX };
+    let checked = Checked { conditions: &checks, rows };
+    let is_searched = filter.name_part.is_some() || filter.result.is_some() && !is_by_name;
+    let checked = (!includes_all || is_searched).then_some(checked);
+    let source = Source { table: TABLE, key: Key::Name, indexed: &indexed, checked };
+    let page = lists::page(conn, &source, request).await?;
+    let accounts = find_many(conn, &page.items).await?;
+    Ok(lists::arrange(page, accounts, |account| account.name.to_string()))
+}
+
+/// Adds the filters that an index serves.
+fn push_indexed(sql: &mut Sql, filter: &AccountFilter) {
+    if !filter.labels.as_map().is_empty() {
+        sql.push(" AND labels @> ").push_bind(serde_json::json!(filter.labels.as_map()));
+    }
+    if let Some(seconds) = filter.expires_within_seconds {
+        sql.push(" AND ").push(lists::EXPIRY).push(" <= now() + ").push_bind(seconds).push(" * interval '1 second'");
+    }
+}
+
+/// Adds the filter by the result of the last verification.
+fn push_result(sql: &mut Sql, filter: &AccountFilter) {
+    if let Some(result) = filter.result {
+        sql.push(" AND last_verification_result = ").push_bind(result.as_str());
+    }
+}
+
+/// Adds the condition that an account is granted.
+pub(super) fn push_granted(sql: &mut Sql, grants: &Grants) {
+    let Ranges { low, high } = grants.account_ranges();
+    sql.push(" AND (labels @> ANY(").push_bind(label_documents(grants));
+    sql.push("::jsonb[]) OR EXISTS (SELECT FROM unnest(").push_bind(low).push("::text[], ").push_bind(high);
+    sql.push(r#"::text[]) AS granted (low, high) WHERE name >= low COLLATE "C" AND name < high COLLATE "C"))"#);
+}
+
+/// Returns the granted labels, as in [`label_grants`], for a composed statement.
+pub(super) fn label_documents(grants: &Grants) -> Vec<serde_json::Value> {
+    grants.account_labels().into_iter().map(|labels| serde_json::json!(labels)).collect()
+}
+
+/// Finds accounts by name. Unknown names are omitted.
+#[tracing::instrument(level = "debug", name = "db.registry_accounts.find_many", skip_all)]
+async fn find_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<Account>, StorageError> {
     sqlx::query_as!(
         AccountRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
                verify_interval_seconds, last_verified_at, last_verification_result,
-               last_verification_detail, version, created_at, updated_at
+               last_verification_detail, password_ends_with_whitespace, version, created_at, updated_at
+           FROM registry_accounts WHERE name = ANY($1)"#,
+        names,
+    )
+    .fetch_all(conn)
+    .await?
+    .into_iter()
+    .map(Account::try_from)
+    .collect()
+}
+
+/// Lists the granted accounts with these labels and this expiry, by name.
+#[tracing::instrument(level = "debug", name = "db.registry_accounts.list_by_grants", skip_all)]
+async fn list_by_grants(
+    conn: &mut PgConnection,
+    grants: &Grants,
+    request: &ListRequest,
+    filter: &AccountFilter,
+) -> Result<Listed<Account>, StorageError> {
+    let after = request.after.as_ref().map(|after| after.key.as_str());
+    let Ranges { low, high } = grants.account_ranges().after(after);
+    // Takes the first rows of each grant by an index; the page is a subset of them. The cost of a
+    // page depends neither on its position nor on the number of accounts that are not granted.
+    let rows = sqlx::query_as!(
+        AccountRow,
+        r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
+               verify_interval_seconds, last_verified_at, last_verification_result,
+               last_verification_detail, password_ends_with_whitespace, version, created_at,
+                   updated_at
            FROM registry_accounts
            WHERE id = ANY (ARRAY(
                SELECT one.id FROM (
@@ -205,25 +315,25 @@ pub async fn list(
                ORDER BY one.name LIMIT $3
            ))
            ORDER BY name"#,
-        page.after,
+        after,
         Json(filter.labels.as_map()) as _,
-        page.limit,
+        lists::wanted(request),
         &low,
         &high,
         &label_grants(grants) as _,
         filter.expires_within_seconds,
     )
     .fetch_all(conn)
-    .await?
-    .into_iter()
-    .map(Account::try_from)
-    .collect()
+    .await?;
+    let accounts = rows.into_iter().map(Account::try_from).collect::<Result<_, _>>()?;
+    Ok(lists::cut(accounts, request, |account: &Account| account.name.to_string()))
 }
 
 /// Stores a changed account, optionally with a new sealed password, and increments its version.
 ///
 /// A change of the login, or of the connection to the registry, clears the last verification and
-/// makes the background verification due within a minute.
+/// makes the background verification due within a minute. A change of the entry in docker configs
+/// outdates the Secrets of direct delivery.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.update", skip_all, fields(account.id = %account.id))]
 pub async fn update(
     conn: &mut PgConnection,
@@ -235,7 +345,7 @@ pub async fn update(
         r#"UPDATE registry_accounts
            SET registry = $2, username = $3, email = $4, labels = $5, plain_http = $6, expires_at = $7,
                password = coalesce($8, password), password_key_id = coalesce($9, password_key_id),
-               ca_certificate = $10, verify_interval_seconds = $11,
+               ca_certificate = $10, verify_interval_seconds = $11, password_ends_with_whitespace = $12,
                last_verified_at = CASE WHEN login.is_same THEN last_verified_at END,
                last_verification_result = CASE WHEN login.is_same THEN last_verification_result END,
                last_verification_detail = CASE WHEN login.is_same THEN last_verification_detail END,
@@ -245,16 +355,20 @@ pub async fn update(
                    ELSE now() + random() * interval '1 minute'
                END,
                expiry_warned_days = CASE WHEN expires_at IS NOT DISTINCT FROM $7 THEN expiry_warned_days END,
+               login_changed_at = CASE WHEN login.is_same_entry THEN login_changed_at ELSE now() END,
                version = version + 1, updated_at = now()
            FROM (
                SELECT id AS same_id, $8::bytea IS NULL AND registry = $2 AND username = $3 AND plain_http = $6
-                   AND ca_certificate IS NOT DISTINCT FROM $10 AS is_same
+                   AND ca_certificate IS NOT DISTINCT FROM $10 AS is_same,
+                   $8::bytea IS NULL AND registry = $2 AND username = $3 AND email IS NOT DISTINCT FROM $4
+                       AS is_same_entry
                FROM registry_accounts WHERE id = $1
            ) AS login
            WHERE id = $1
            RETURNING id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
                verify_interval_seconds, last_verified_at, last_verification_result,
-               last_verification_detail, version, created_at, updated_at"#,
+               last_verification_detail, password_ends_with_whitespace, version, created_at,
+                   updated_at"#,
         account.id,
         account.registry.to_string(),
         account.username.as_str(),
@@ -266,6 +380,7 @@ pub async fn update(
         password.map(|sealed| sealed.key_id.as_str()),
         account.ca_certificate.as_ref().map(CaCertificate::as_pem),
         account.verify_interval.map(VerifyInterval::seconds),
+        account.password_ends_with_whitespace,
     )
     .fetch_one(conn)
     .await?
@@ -289,6 +404,7 @@ struct CredentialRow {
     password: Vec<u8>,
     password_key_id: String,
     plain_http: bool,
+    password_ends_with_whitespace: bool,
     ca_digest: Option<Vec<u8>>,
 }
 
@@ -305,6 +421,7 @@ impl TryFrom<CredentialRow> for SealedCredential {
             labels: row.labels.0,
             password: Sealed { key_id: row.password_key_id, bytes: row.password },
             plain_http: row.plain_http,
+            password_ends_with_whitespace: row.password_ends_with_whitespace,
             ca_digest: row.ca_digest.and_then(|digest| digest.try_into().ok()),
         })
     }
@@ -327,6 +444,8 @@ pub struct SealedCredential {
     pub labels: BTreeMap<String, String>,
     /// Sealed password.
     pub password: Sealed,
+    /// Whether the password ends with white space.
+    pub password_ends_with_whitespace: bool,
     plain_http: bool,
     ca_digest: Option<[u8; 32]>,
 }
@@ -351,7 +470,7 @@ pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result
             sqlx::query_as!(
                 CredentialRow,
                 r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
-                       plain_http, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
+                       plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
                    FROM registry_accounts WHERE name = $1"#,
                 name,
             )
@@ -362,7 +481,7 @@ pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result
             sqlx::query_as!(
                 CredentialRow,
                 r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
-                       plain_http, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
+                       plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
                    FROM registry_accounts WHERE name = ANY($1::text[])"#,
                 names as _,
             )
@@ -387,7 +506,7 @@ pub async fn select_credentials(
     let mut rows = sqlx::query_as!(
         CredentialRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
-               plain_http, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
+               plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
            FROM registry_accounts
            WHERE labels @> $1 AND (
                EXISTS (
@@ -414,6 +533,73 @@ pub async fn select_credentials(
     Ok(selected)
 }
 
+/// Finds the credentials of the granted accounts that have one of these registry scopes, in any
+/// order, at most `limit`.
+///
+/// Reads at most `limit` rows per scope and rule of the grants, by an index of registries and names.
+#[tracing::instrument(level = "debug", name = "db.registry_accounts.match_credentials", skip_all)]
+pub async fn match_credentials(
+    conn: &mut PgConnection,
+    grants: &Grants,
+    scopes: &[String],
+    limit: i64,
+) -> Result<Vec<SealedCredential>, StorageError> {
+    let Ranges { low, high } = grants.account_ranges();
+    sqlx::query_as!(
+        CredentialRow,
+        r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
+               plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
+           FROM registry_accounts
+           WHERE id = ANY (ARRAY(
+               SELECT one.id
+               FROM unnest($1::text[]) AS scope (registry)
+               CROSS JOIN unnest($2::text[], $3::text[]) AS granted (low, high)
+               CROSS JOIN LATERAL (
+                   SELECT id FROM registry_accounts
+                   WHERE registry = scope.registry
+                       AND name >= granted.low COLLATE "C" AND name < granted.high COLLATE "C"
+                   ORDER BY name LIMIT $5
+               ) AS one
+               UNION
+               SELECT one.id
+               FROM unnest($1::text[]) AS scope (registry)
+               CROSS JOIN unnest($4::jsonb[]) AS granted (labels)
+               CROSS JOIN LATERAL (
+                   SELECT id FROM registry_accounts
+                   WHERE registry = scope.registry AND labels @> granted.labels
+                   ORDER BY name LIMIT $5
+               ) AS one
+               LIMIT $5
+           ))"#,
+        scopes,
+        &low,
+        &high,
+        &label_grants(grants) as _,
+        limit,
+    )
+    .fetch_all(conn)
+    .await?
+    .into_iter()
+    .map(SealedCredential::try_from)
+    .collect()
+}
+
+/// Whether a selector matches an account.
+#[tracing::instrument(level = "debug", name = "db.registry_accounts.selects_any", skip_all)]
+pub async fn selects_any(conn: &mut PgConnection, selector: &LabelSelector) -> Result<bool, StorageError> {
+    let mut rows = sqlx::query_scalar!(
+        r#"SELECT labels AS "labels: Json<BTreeMap<String, String>>" FROM registry_accounts WHERE labels @> $1"#,
+        Json(selector.match_labels().as_map()) as _,
+    )
+    .fetch(conn);
+    while let Some(labels) = rows.try_next().await? {
+        if selector.matches(&labels.0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Returns the granted labels, one JSON object per rule.
 fn label_grants(grants: &Grants) -> Vec<Json<&BTreeMap<String, String>>> {
     grants.account_labels().into_iter().map(Json).collect()
@@ -427,7 +613,8 @@ pub async fn lock_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<
     let rows = sqlx::query!(
         r#"SELECT id, name, registry, username, email, labels AS "labels: Json<BTreeMap<String, String>>", plain_http,
                expires_at, ca_certificate, verify_interval_seconds, last_verified_at,
-               last_verification_result, last_verification_detail, version, created_at, updated_at, password,
+               last_verification_result, last_verification_detail, password_ends_with_whitespace, version, created_at,
+                   updated_at, password,
                password_key_id
            FROM registry_accounts WHERE name = ANY($1) ORDER BY name FOR UPDATE"#,
         names,
@@ -451,6 +638,7 @@ pub async fn lock_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<
                 last_verified_at: row.last_verified_at,
                 last_verification_result: row.last_verification_result,
                 last_verification_detail: row.last_verification_detail,
+                password_ends_with_whitespace: row.password_ends_with_whitespace,
                 version: row.version,
                 created_at: row.created_at,
                 updated_at: row.updated_at,

@@ -9,9 +9,14 @@ use crate::{
         caller::{Actor, ActorKind, Identity, KeyVerifier, NewApiKey, Role},
         grants::{Grants, GrantsDocument},
         invalid::Invalid,
+        listing::{ApiKeyState, ListRequest, Listed, NamePart},
         network::{Networks, parse_source_network},
     },
-    storage::{PgConnection, StorageError, corrupt, on_name_taken},
+    storage::{
+        PgConnection, StorageError, corrupt,
+        lists::{self, Checked, Key, Source, Sql},
+        on_name_taken,
+    },
 };
 
 const TABLE: &str = "api_keys";
@@ -202,16 +207,57 @@ pub async fn count_by_pepper(conn: &mut PgConnection) -> Result<Vec<(Option<Stri
     Ok(rows.into_iter().map(|row| (row.pepper_id, row.count)).collect())
 }
 
-/// Lists keys, including revoked and expired ones, oldest first: at most `limit` after the key with
-/// the id `after`.
-#[tracing::instrument(level = "debug", name = "db.api_keys.list", skip_all)]
-pub async fn list(conn: &mut PgConnection, after: Option<Uuid>, limit: i64) -> Result<Vec<ApiKey>, StorageError> {
+/// Filter of a list of API keys.
+#[derive(Debug, Default)]
+pub struct ApiKeyFilter {
+    /// Part of the name.
+    pub name_part: Option<NamePart>,
+    /// State.
+    pub state: Option<ApiKeyState>,
+    /// Maximum number of seconds until the expiry. Includes expired keys.
+    pub expires_within_seconds: Option<i64>,
+}
+
+/// Lists the keys that match `filter`, including revoked and expired ones.
+pub async fn list(
+    conn: &mut PgConnection,
+    request: &ListRequest,
+    filter: &ApiKeyFilter,
+) -> Result<Listed<ApiKey>, StorageError> {
+    let indexed = |sql: &mut Sql| {
+        if let Some(seconds) = filter.expires_within_seconds {
+            sql.push(" AND ").push(lists::EXPIRY).push(" <= now() + ").push_bind(seconds);
+            sql.push(" * interval '1 second'");
+        }
+    };
+    let checks = |sql: &mut Sql| {
+        if let Some(part) = &filter.name_part {
+            lists::push_name_part(sql, part.as_str());
+        }
+        sql.push(match filter.state {
+            Some(ApiKeyState::Active) => " AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())",
+            Some(ApiKeyState::Expired) => " AND revoked_at IS NULL AND expires_at <= now()",
+            Some(ApiKeyState::Revoked) => " AND revoked_at IS NOT NULL",
+            None => "",
+        });
+    };
+    let is_checked = filter.name_part.is_some() || filter.state.is_some();
+    let checked = is_checked.then_some(Checked { conditions: &checks, rows: lists::SEARCHED_MAX });
+    let source = Source { table: TABLE, key: Key::Id, indexed: &indexed, checked };
+    let page = lists::page(conn, &source, request).await?;
+    let keys = find_listed(conn, &page.items).await?;
+    Ok(lists::arrange(page, keys, |key| key.id.to_string()))
+}
+
+/// Finds keys by the text of their ids. Unknown ids are omitted.
+#[tracing::instrument(level = "debug", name = "db.api_keys.find_listed", skip_all)]
+async fn find_listed(conn: &mut PgConnection, ids: &[String]) -> Result<Vec<ApiKey>, StorageError> {
     sqlx::query_as!(
         ApiKeyRow,
-        r#"SELECT id, name, role, grants AS "grants: _", source_cidrs, created_at, expires_at, revoked_at
-           FROM api_keys WHERE ($1::uuid IS NULL OR id > $1) ORDER BY id LIMIT $2"#,
-        after,
-        limit,
+        r#"SELECT id, name, role, grants AS "grants: _", source_cidrs, created_at,
+               nullif(expires_at, 'infinity') AS expires_at, revoked_at
+           FROM api_keys WHERE id = ANY($1::text[]::uuid[])"#,
+        ids,
     )
     .fetch_all(conn)
     .await?
@@ -240,6 +286,13 @@ pub async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Option<ApiKey>, S
 pub async fn find_id(conn: &mut PgConnection, name: &str) -> Result<Option<Uuid>, StorageError> {
     let found = sqlx::query_scalar!("SELECT id FROM api_keys WHERE name = $1 AND revoked_at IS NULL", name);
     Ok(found.fetch_optional(conn).await?)
+}
+
+/// Lists the ids of the newest keys that have or had this name.
+#[tracing::instrument(level = "debug", name = "db.api_keys.list_ids", skip_all)]
+pub async fn list_ids(conn: &mut PgConnection, name: &str, limit: i64) -> Result<Vec<Uuid>, StorageError> {
+    let ids = sqlx::query_scalar!("SELECT id FROM api_keys WHERE name = $1 ORDER BY id DESC LIMIT $2", name, limit);
+    Ok(ids.fetch_all(conn).await?)
 }
 
 /// Admin key that is neither revoked nor expired.

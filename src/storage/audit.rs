@@ -13,6 +13,7 @@ use crate::{
 };
 
 pub mod legacy;
+pub mod prune;
 
 struct EventRow {
     chain_id: Uuid,
@@ -253,7 +254,7 @@ pub struct LastSeal {
     pub head: SealHead,
     /// Number of events in all seals.
     pub events: i64,
-    /// Reserved for retention.
+    /// Events of the seals up to this number may be gone.
     pub pruned_through: Option<i64>,
 }
 

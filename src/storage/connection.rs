@@ -150,7 +150,7 @@ impl PgConnection {
         // First, so that a failed or aborted attempt is rolled back.
         self.is_in_transaction = true;
         self.execute(statement).await?;
-        Ok(Transaction(self))
+        Ok(Transaction { conn: self, is_dry: false })
     }
 
     /// The connection of sqlx, its limit, and whether it is stuck.
@@ -209,17 +209,33 @@ async fn roll_back(mut conn: PoolConnection<Postgres>) {
 
 /// A transaction. Dropping it rolls back.
 #[derive(Debug)]
-pub struct Transaction(PgConnection);
+pub struct Transaction {
+    conn: PgConnection,
+    is_dry: bool,
+}
 
 impl Transaction {
-    /// Commits.
+    /// Turns the transaction into that of a dry run: [`commit`](Self::commit) rolls it back.
+    #[must_use]
+    pub fn dry(self) -> Self {
+        Self { is_dry: true, ..self }
+    }
+
+    /// Whether the transaction is that of a dry run.
+    #[must_use]
+    pub const fn is_dry(&self) -> bool {
+        self.is_dry
+    }
+
+    /// Commits, or rolls back for a dry run.
     ///
     /// # Errors
     ///
     /// [`sqlx::Error`] of the statement. If the connection broke or had no answer, the transaction
     /// may be committed all the same.
     pub async fn commit(self) -> sqlx::Result<()> {
-        self.end("COMMIT").await.map(drop)
+        let statement = if self.is_dry { "ROLLBACK" } else { "COMMIT" };
+        self.end(statement).await.map(drop)
     }
 
     /// Commits, and returns the connection.
@@ -241,9 +257,9 @@ impl Transaction {
     }
 
     async fn end(mut self, statement: &'static str) -> sqlx::Result<PgConnection> {
-        self.0.execute(statement).await?;
-        self.0.is_in_transaction = false;
-        Ok(self.0)
+        self.conn.execute(statement).await?;
+        self.conn.is_in_transaction = false;
+        Ok(self.conn)
     }
 }
 
@@ -251,13 +267,13 @@ impl Deref for Transaction {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        &self.0
+        &self.conn
     }
 }
 
 impl DerefMut for Transaction {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.0
+        &mut self.conn
     }
 }
 

@@ -8,9 +8,14 @@ use crate::{
     domain::{
         cluster::CaCertificate,
         identity_provider::{AuthMethod, Issuer, ProviderConfig, ProviderDocument, RuleDocument},
+        listing::{ListRequest, Listed, NamePart},
         names::Name,
     },
-    storage::{PageRequest, PgConnection, StorageError, corrupt, on_name_taken},
+    storage::{
+        PgConnection, StorageError, corrupt,
+        lists::{self, Checked, Key, Source, Sql},
+        on_name_taken,
+    },
 };
 
 const TABLE: &str = "identity_providers";
@@ -190,18 +195,37 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredP
     .transpose()
 }
 
-/// Lists providers by name.
-#[tracing::instrument(level = "debug", name = "db.identity_providers.list", skip_all)]
-pub async fn list(conn: &mut PgConnection, page: &PageRequest) -> Result<Vec<StoredProvider>, StorageError> {
+/// Lists the providers whose name contains a part.
+pub async fn list(
+    conn: &mut PgConnection,
+    request: &ListRequest,
+    name_part: Option<&NamePart>,
+) -> Result<Listed<StoredProvider>, StorageError> {
+    let checks = |sql: &mut Sql| {
+        if let Some(part) = name_part {
+            lists::push_name_part(sql, part.as_str());
+        }
+    };
+    let checked = name_part.is_some().then_some(Checked { conditions: &checks, rows: lists::SEARCHED_MAX });
+    let source = Source { table: TABLE, key: Key::Name, indexed: &|_| (), checked };
+    let page = lists::page(conn, &source, request).await?;
+    let providers = find_many(conn, &page.items).await?;
+    Ok(lists::arrange(page, providers, |provider| provider.name.clone()))
+}
+
+/// Finds providers by name. Unknown names are omitted.
+#[tracing::instrument(level = "debug", name = "db.identity_providers.find_many", skip_all)]
+async fn find_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<StoredProvider>, StorageError> {
     sqlx::query_as!(
         ProviderRow,
-        r#"SELECT p.id, p.name, p.type AS provider_type, p.issuer, p.ca_certificate, p.cluster_id,
-               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience,
-               p.allow_multiple_audiences, p.token_types, p.rules AS "rules: _", p.version, p.created_at, p.updated_at
+        r#"SELECT p.id AS "id!", p.name AS "name!", p.type AS "provider_type!", p.issuer, p.ca_certificate, p.cluster_id,
+               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience AS "audience!",
+               p.allow_multiple_audiences AS "allow_multiple_audiences!", p.token_types AS "token_types!",
+               p.rules AS "rules!: _", p.version AS "version!", p.created_at AS "created_at!",
+               p.updated_at AS "updated_at!"
            FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
-           WHERE $1::text IS NULL OR p.name > $1 ORDER BY p.name LIMIT $2"#,
-        page.after,
-        page.limit,
+           WHERE p.name = ANY($1)"#,
+        names,
     )
     .fetch_all(conn)
     .await?

@@ -39,15 +39,24 @@ pub async fn selecting(conn: &mut PgConnection, cluster: Uuid) -> Result<Vec<Uui
     Ok(ids.fetch_all(conn).await?)
 }
 
-/// Records that a cluster was resynced with a version of a declaration.
+/// Records that a cluster was resynced with a version of a declaration. `unmatched` holds the places
+/// in `targets` of the namespace selectors that matched nothing in it.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_clusters.record_resync", skip_all, fields(pull_secret.id = %id))]
-pub async fn record_resync(conn: &mut PgConnection, id: Uuid, cluster: Uuid, version: i64) -> Result<(), StorageError> {
+pub async fn record_resync(
+    conn: &mut PgConnection,
+    id: Uuid,
+    cluster: Uuid,
+    version: i64,
+    unmatched: &[i32],
+) -> Result<(), StorageError> {
     sqlx::query!(
-        "UPDATE pull_secret_clusters SET compared_version = $3
-         WHERE pull_secret_id = $1 AND cluster_id = $2 AND compared_version < $3",
+        "UPDATE pull_secret_clusters SET compared_version = $3, unmatched_targets = $4
+         WHERE pull_secret_id = $1 AND cluster_id = $2
+             AND (compared_version < $3 OR compared_version = $3 AND unmatched_targets <> $4)",
         id,
         cluster,
         version,
+        unmatched,
     )
     .execute(conn)
     .await?;

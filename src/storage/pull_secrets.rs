@@ -10,15 +10,16 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
-        grants::Grants,
         invalid::{FieldErrors, Invalid},
-        names::Name,
+        names::{Name, NamespaceName, ServiceAccountName},
         pull_secret::{Declaration, Document},
         registry::RegistryScope,
         selector::{LabelSelector, LabelSelectorDocument},
     },
     storage::{PgConnection, StorageError, accounts, corrupt, on_name_taken, targets, wakeups},
 };
+
+pub mod listing;
 
 const TABLE: &str = "pull_secrets";
 
@@ -75,7 +76,7 @@ impl TryFrom<Row> for StoredPullSecret {
     }
 }
 
-fn parse_declaration(stored: Value) -> Result<Declaration, Invalid> {
+pub(super) fn parse_declaration(stored: Value) -> Result<Declaration, Invalid> {
     let document: Document = serde_json::from_value(stored).map_err(|_| Invalid::new("is not a declaration"))?;
     Declaration::parse(document).map_err(|errors| {
         let first = errors.into_iter().next().map(|error| format!("{}: {}", error.field, error.detail));
@@ -167,97 +168,33 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredP
     .transpose()
 }
 
-/// Lists pull secrets by name: at most `limit` after `after`.
-#[tracing::instrument(level = "debug", name = "db.pull_secrets.list", skip_all)]
-pub async fn list(conn: &mut PgConnection, after: &str, limit: i64) -> Result<Vec<StoredPullSecret>, StorageError> {
-    sqlx::query_as!(
-        Row,
-        r#"SELECT id, name, declaration AS "declaration: _", version, generation, deleted_at, created_at, updated_at
-           FROM pull_secrets WHERE name > $1 ORDER BY name LIMIT $2"#,
-        after,
-        limit,
-    )
-    .fetch_all(conn)
-    .await?
-    .into_iter()
-    .map(StoredPullSecret::try_from)
-    .collect()
-}
-
-/// Finds the name of the last of the `rows` pull secrets after `after`, or `None` if fewer follow.
-#[tracing::instrument(level = "debug", name = "db.pull_secrets.find_window_end", skip_all)]
-pub async fn find_window_end(conn: &mut PgConnection, after: &str, rows: i64) -> Result<Option<String>, StorageError> {
-    let end = sqlx::query_scalar!(
-        "SELECT name FROM pull_secrets WHERE name > $1 ORDER BY name OFFSET $2::bigint - 1 LIMIT 1",
-        after,
-        rows,
-    );
-    Ok(end.fetch_optional(conn).await?)
-}
-
-/// Lists the pull secrets by name, from after one name through another one, whose accounts,
-/// clusters and namespaces are all granted: at most `limit`.
-///
-/// Reads the rows of this range only. A selector of namespaces requires a grant of all of them, and
-/// one of accounts must have all labels of a grant, as in [`Declaration::is_within`] and
-/// [`Grants::include_accounts_with`].
-#[tracing::instrument(level = "debug", name = "db.pull_secrets.list_granted", skip_all)]
-pub async fn list_granted(
+/// Lists the pull secrets by name that are declared to be attached to a `ServiceAccount`: at most
+/// `limit`. Reads the declarations for the cluster.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.attached_to", skip_all)]
+pub async fn attached_to(
     conn: &mut PgConnection,
-    grants: &Grants,
-    (after, through): (&str, &str),
+    cluster_id: Uuid,
+    namespace: &NamespaceName,
+    service_account: &ServiceAccountName,
     limit: i64,
 ) -> Result<Vec<StoredPullSecret>, StorageError> {
-    let (accounts, clusters, namespaces) =
-        (grants.account_ranges(), grants.cluster_ranges(), grants.namespace_ranges());
-    let labels: Vec<Json<&BTreeMap<String, String>>> = grants.account_labels().into_iter().map(Json).collect();
     let rows = sqlx::query_as!(
         Row,
         r#"SELECT id, name, declaration AS "declaration: _", version, generation, deleted_at, created_at, updated_at
-           FROM pull_secrets
-           WHERE name > $1 AND name <= $2
-               AND NOT EXISTS (
-                   SELECT FROM jsonb_array_elements(declaration -> 'targets') AS target
-                   WHERE NOT EXISTS (
-                       SELECT FROM unnest($4::text[], $5::text[]) AS granted (low, high)
-                       WHERE target ->> 'cluster' >= low COLLATE "C" AND target ->> 'cluster' < high COLLATE "C"
-                   )
-                   OR NOT $6::boolean AND target -> 'namespaces' IS NULL
-                   OR NOT $6::boolean AND EXISTS (
-                       SELECT FROM jsonb_array_elements_text(target -> 'namespaces') AS listed (name)
-                       WHERE NOT EXISTS (
-                           SELECT FROM unnest($7::text[], $8::text[]) AS granted (low, high)
-                           WHERE listed.name >= low COLLATE "C" AND listed.name < high COLLATE "C"
-                       )
-                   )
-               )
-               AND ($9::boolean OR CASE
-                   WHEN declaration -> 'accounts' IS NULL
-                       THEN declaration -> 'accountSelector' -> 'matchLabels' @> ANY($12::jsonb[])
-                   ELSE NOT EXISTS (
-                       SELECT FROM jsonb_array_elements_text(declaration -> 'accounts') AS named (name)
-                       WHERE NOT EXISTS (
-                           SELECT FROM registry_accounts AS found
-                           WHERE found.name = named.name AND (found.labels @> ANY($12::jsonb[]) OR EXISTS (
-                               SELECT FROM unnest($10::text[], $11::text[]) AS granted (low, high)
-                               WHERE found.name >= low COLLATE "C" AND found.name < high COLLATE "C"
-                           ))
-                       )
-                   )
-               END)
-           ORDER BY name LIMIT $3"#,
-        after,
-        through,
+           FROM pull_secret_clusters AS used
+           JOIN pull_secrets ON id = used.pull_secret_id
+           CROSS JOIN LATERAL (
+               SELECT FROM pull_secret_targets AS target
+               WHERE target.pull_secret_id = used.pull_secret_id AND target.cluster_id = $1 AND target.namespace = $2
+                   AND wanted
+               LIMIT 1
+           ) AS wanted
+           WHERE used.cluster_id = $1 AND declaration -> 'serviceAccounts' ? $3
+           ORDER BY name LIMIT $4"#,
+        cluster_id,
+        namespace.as_str(),
+        service_account.as_str(),
         limit,
-        &clusters.low,
-        &clusters.high,
-        grants.include_all_namespaces(),
-        &namespaces.low,
-        &namespaces.high,
-        grants.include_accounts_with(&BTreeMap::new()),
-        &accounts.low,
-        &accounts.high,
-        &labels as _,
     );
     rows.fetch_all(conn).await?.into_iter().map(StoredPullSecret::try_from).collect()
 }

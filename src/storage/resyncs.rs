@@ -11,10 +11,12 @@ use uuid::Uuid;
 use crate::storage::{PgConnection, StorageError};
 
 /// A resync under lease.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ClaimedResync {
     /// The cluster.
     pub cluster_id: Uuid,
+    /// Its name.
+    pub cluster_name: String,
     /// Token that fences the result of this claim.
     pub lease_token: i64,
 }
@@ -60,7 +62,7 @@ pub async fn claim(conn: &mut PgConnection, lease: Duration) -> Result<Option<Cl
     // The end of the lease is also the next resync: another value means that it was made due again.
     let claimed = sqlx::query_as!(
         ClaimedResync,
-        "UPDATE cluster_comparisons
+        r#"UPDATE cluster_comparisons
          SET lease_until = now() + $1 * interval '1 second', next_at = now() + $1 * interval '1 second',
              lease_token = lease_token + 1
          WHERE cluster_id = (
@@ -68,7 +70,8 @@ pub async fn claim(conn: &mut PgConnection, lease: Duration) -> Result<Option<Cl
              WHERE next_at <= now() AND (lease_until IS NULL OR lease_until <= now())
              ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED
          )
-         RETURNING cluster_id, lease_token",
+         RETURNING cluster_id, lease_token,
+             (SELECT name FROM clusters WHERE id = cluster_id) AS "cluster_name!""#,
         lease.as_secs_f64(),
     );
     Ok(claimed.fetch_optional(conn).await?)
@@ -81,7 +84,7 @@ pub async fn claim(conn: &mut PgConnection, lease: Duration) -> Result<Option<Cl
 #[tracing::instrument(level = "debug", name = "db.cluster_comparisons.record_result", skip_all, fields(cluster.id = %resync.cluster_id))]
 pub async fn record_result(
     conn: &mut PgConnection,
-    resync: ClaimedResync,
+    resync: &ClaimedResync,
     error: Option<(&str, &str)>,
     requeue_after: Duration,
 ) -> Result<(), StorageError> {

@@ -42,10 +42,7 @@ pub enum GrantError {
 ///
 /// [`GrantError::Role`] if the role name is invalid, [`GrantError::Sql`] if Postgres refuses.
 pub async fn grant(pool: &PgPool, role: &str) -> Result<(), GrantError> {
-    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-    if role.is_empty() || role.len() > 63 || !role.bytes().all(is_plain) {
-        return Err(GrantError::Role(Invalid::new("must be a role name of lower-case letters, digits and '_'")));
-    }
+    check_role(role).map_err(GrantError::Role)?;
     let statements = format!(
         r#"GRANT USAGE ON SCHEMA public TO "{role}";
            GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "{role}";
@@ -60,6 +57,19 @@ pub async fn grant(pool: &PgPool, role: &str) -> Result<(), GrantError> {
     // Safe: the role name contains only the characters checked above.
     sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *tx).await?;
     Ok(tx.commit().await?)
+}
+
+/// Checks the syntax of the name of a database role.
+///
+/// # Errors
+///
+/// [`Invalid`] if it has other characters than lower-case letters, digits and `_`.
+pub fn check_role(role: &str) -> Result<(), Invalid> {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    if role.is_empty() || role.len() > 63 || !role.bytes().all(is_plain) {
+        return Err(Invalid::new("must be a role name of lower-case letters, digits and '_'"));
+    }
+    Ok(())
 }
 
 /// Returns the number of pending migrations.

@@ -1,7 +1,7 @@
 //! Table `pull_secret_targets`: the Secret of a pull secret in one namespace of one cluster.
 //!
 //! This file creates and removes targets. [`queue`] claims them and records results, [`due`] makes
-//! them due again, [`status`] reads them.
+//! them due again, [`status`] and [`listing`] read them.
 //!
 //! Database time decides when a target is due and when a lease ends. A result is recorded only
 //! under the lease token of its claim.
@@ -14,6 +14,8 @@ use crate::{
 };
 
 pub mod due;
+pub mod holders;
+pub mod listing;
 pub mod queue;
 pub mod status;
 

@@ -57,12 +57,14 @@ impl Breaker {
         }
     }
 
-    /// Records a success. Ignored during a pause: the attempt started before it.
-    pub fn record_success(&self, now: Instant) {
+    /// Records a success. Ignored during a pause: the attempt started before it. Returns whether it
+    /// closes the breaker.
+    pub fn record_success(&self, now: Instant) -> bool {
         let mut state = self.0.lock();
-        if state.until.is_none_or(|until| until <= now) {
-            *state = State::default();
+        if state.until.is_some_and(|until| until > now) {
+            return false;
         }
+        std::mem::take(&mut *state).until.is_some()
     }
 
     /// Records a failure of the cluster as a whole. Returns whether a pause starts.

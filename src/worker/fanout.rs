@@ -25,7 +25,7 @@ use super::{
     lane::Lane,
     report,
 };
-use crate::service::reconcile::Reconciler;
+use crate::{service::reconcile::Reconciler, storage::targets::queue::DueCluster};
 
 /// Pause after a database error.
 const DATABASE_PAUSE: Duration = Duration::from_secs(1);
@@ -74,7 +74,7 @@ struct Fanout {
     tasks: JoinSet<Option<Uuid>>,
     /// Clusters with a running lane.
     running: HashSet<Uuid>,
-    /// Breakers by cluster, each for one version of the cluster.
+    /// Breakers by cluster, each for one revision of the cluster.
     breakers: HashMap<Uuid, (i64, Arc<Breaker>)>,
 }
 
@@ -134,17 +134,18 @@ impl Fanout {
                 return;
             }
         };
-        for (cluster, version) in due {
-            let breaker = self.breaker(cluster, version);
+        for DueCluster { id: cluster, name, revision } in due {
+            let breaker = self.breaker(cluster, revision);
             if breaker.allowance(Instant::now()) == Allowance::None || !self.running.insert(cluster) {
                 continue;
             }
-            let lane = Lane::new(self.reconciler.clone(), cluster, breaker, self.config, self.stop.clone());
+            let lane =
+                Lane::new(self.reconciler.clone(), (cluster, name.clone()), breaker, self.config, self.stop.clone());
             self.tasks.spawn(async move {
                 // A panic ends this lane alone. Its targets are claimed again when their leases
                 // expire.
                 if AssertUnwindSafe(lane.run()).catch_unwind().await.is_err() {
-                    tracing::error!(cluster.id = %cluster, "lane panicked");
+                    tracing::error!(cluster = name, "lane panicked");
                 }
                 Some(cluster)
             });
@@ -152,10 +153,10 @@ impl Fanout {
     }
 
     /// Returns the breaker of a cluster. A changed cluster starts with a closed one.
-    fn breaker(&mut self, cluster: Uuid, version: i64) -> Arc<Breaker> {
+    fn breaker(&mut self, cluster: Uuid, revision: i64) -> Arc<Breaker> {
         let known = self.breakers.entry(cluster).or_default();
-        if known.0 != version {
-            *known = (version, Arc::default());
+        if known.0 != revision {
+            *known = (revision, Arc::default());
         }
         Arc::clone(&known.1)
     }
@@ -243,8 +244,8 @@ async fn watch(reconciler: Reconciler, poll: Duration, stop: CancellationToken) 
                 for one in claimed {
                     let (reconciler, stop) = (reconciler.clone(), stop.clone());
                     watches.spawn(async move {
-                        if let Err(error) = reconciler.watch(one, stop.cancelled()).await {
-                            tracing::info!(cluster.id = %one.cluster_id, %error, "watch interrupted");
+                        if let Err(error) = reconciler.watch(&one, stop.cancelled()).await {
+                            tracing::warn!(cluster = one.cluster_name, %error, "watch interrupted");
                         }
                     });
                 }

@@ -54,6 +54,7 @@ const RECORD_ATTEMPTS: u32 = 5;
 pub(super) struct Lane {
     reconciler: Reconciler,
     cluster: Uuid,
+    name: String,
     breaker: Arc<Breaker>,
     config: FanoutConfig,
     stop: CancellationToken,
@@ -71,7 +72,7 @@ type Connection = (String, ClusterClient);
 impl Lane {
     pub(super) fn new(
         reconciler: Reconciler,
-        cluster: Uuid,
+        (cluster, name): (Uuid, String),
         breaker: Arc<Breaker>,
         config: FanoutConfig,
         stop: CancellationToken,
@@ -79,6 +80,7 @@ impl Lane {
         Self {
             reconciler,
             cluster,
+            name,
             breaker,
             config,
             stop,
@@ -244,7 +246,11 @@ impl Lane {
                     self.record_failure(error, Some(job.key()), is_permanent, retry_after).await;
                 }
             }
-            ClusterHealth::Reachable => self.breaker.record_success(Instant::now()),
+            ClusterHealth::Reachable => {
+                if self.breaker.record_success(Instant::now()) {
+                    tracing::info!(cluster = self.name, "cluster resumed");
+                }
+            }
             ClusterHealth::Unknown => {}
         }
         Some(outcome)
@@ -260,8 +266,8 @@ impl Lane {
         retry_after: Option<Duration>,
     ) {
         if self.breaker.record_failure(Instant::now(), target, is_permanent, retry_after) {
-            let (reason, detail) = (error.slug, error.detail.as_str());
-            tracing::warn!(cluster.id = %self.cluster, reason, detail, "cluster suspended");
+            let (reason, detail) = (error.error_type.as_str(), error.detail.as_str());
+            tracing::warn!(cluster = self.name, reason, detail, "cluster suspended");
             report(self.reconciler.mark_unreachable(self.cluster, &error).await);
             *self.opened.lock() = Some(error);
         }

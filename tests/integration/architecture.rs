@@ -32,7 +32,17 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     (
         "app",
         &[
-            "clients", "clock", "config", "crypto", "domain", "http", "metrics", "service", "shutdown", "storage",
+            "clients",
+            "clock",
+            "config",
+            "crypto",
+            "domain",
+            "http",
+            "metrics",
+            "service",
+            "shutdown",
+            "storage",
+            "telemetry",
             "worker",
         ],
     ),

@@ -104,6 +104,6 @@ async fn overloaded_cluster_is_not_asked_again_until_it_may_be(pool: PgPool) {
 
     // A changed cluster may be another server.
     OVERLOADED.store(false, Ordering::SeqCst);
-    admin.patch("/v1/clusters/dev", &json!({"allowPlainHttp": true})).await.expect(200);
+    admin.patch("/v1/clusters/dev", &json!({"auth": {"type": "token", "token": "one"}})).await.expect(200);
     assert_eq!(check(&admin).await.get("problem"), None);
 }

@@ -154,6 +154,7 @@ async fn run_clusters(run: &mut Recorder, namespace: &str) {
     let secret = json!({"name": "team-a-once", "accounts": ["team-a"]});
     let path = format!("/v1/clusters/dev/namespaces/{namespace}/secrets");
     run.run("create_secret", "POST", &path, Some(secret)).await;
+    run.run("list_secrets", "GET", &path, None).await;
 }
 
 async fn run_pull_secrets(run: &mut Recorder, namespace: &str) {
@@ -165,12 +166,18 @@ async fn run_pull_secrets(run: &mut Recorder, namespace: &str) {
     });
     let path = "/v1/pull-secrets/team-a";
     run.run("put_pull_secret", "PUT", path, Some(declaration)).await;
-    let settled = run.admin.send(run.admin.request("GET", path).header("Prefer", "wait=30")).await;
-    settled.expect(200);
+    let admin = run.admin.clone();
+    let settled = async || admin.send(admin.request("GET", path).header("Prefer", "wait=30")).await.expect(200);
+    settled().await;
     run.run("get_pull_secret", "GET", path, None).await;
+    run.run("update_pull_secret", "PATCH", path, Some(json!({"deletionPolicy": "retain"}))).await;
+    settled().await;
     run.run("list_pull_secrets", "GET", "/v1/pull-secrets", None).await;
     run.run("list_pull_secret_targets", "GET", "/v1/pull-secrets/team-a/targets", None).await;
+    run.run("list_targets", "GET", "/v1/targets?cluster=dev&state=synced", None).await;
+    run.run("get_summary", "GET", "/v1/summary", None).await;
     run.run("get_pull_secret_events", "GET", "/v1/pull-secrets/team-a/events", None).await;
+    run.run("get_events", "GET", "/v1/events?kind=target", None).await;
     let synced =
         run.admin.send(run.admin.request("POST", "/v1/pull-secrets/team-a/sync").header("Prefer", "wait=30")).await;
     synced.expect(202);

@@ -193,6 +193,8 @@ fn bad_bodies(secret: &str) -> Vec<Vec<u8>> {
         json!({"server": "https://k", "name": "x", "auth": {"type": "token", "token": [secret]}}),
         json!({"server": "https://k", "name": "x", "auth": {"type": "token", "token": format!("{secret}\r\nX: y")}}),
         json!({"server": "https://k", "name": "x", "auth": {"type": secret}}),
+        json!({"server": "https://k", "name": "x",
+            "auth": {"type": "serviceAccount", "token": secret, "namespace": secret, "name": secret}}),
         json!({"server": "https://k", "name": "x", "auth": {"type": "none", "token": secret}}),
         json!({"server": "https://k", "name": "x", "auth": secret}),
         json!({"server": "https://k", "name": "x", "auth": {"type": "clientCertificate", "certificate": secret, "key": secret}}),

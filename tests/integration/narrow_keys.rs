@@ -184,7 +184,7 @@ async fn command_line_obeys_networks_and_lifetime(pool: PgPool) {
     let installation = Installation::new(pool.connect_options().to_url_lossy().as_str()).with(LIFETIME, "30");
     let create = ["api-key", "create", "--name", "ci", "--role", "admin"];
     let refused = installation.run(&create).await;
-    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert_eq!(refused.code, Some(2), "{refused:?}");
     assert!(refused.stderr.contains("--expires-at is required: keys live for at most 30 days"), "{refused:?}");
     let expires_at = in_days(29).to_rfc3339();
     let create = [&create[..], &["--expires-at", &expires_at]].concat();

@@ -208,3 +208,44 @@ fn response_schemas(document: &Value) -> BTreeSet<String> {
     }
     names
 }
+
+/// Words in backquotes of the first cell of each row of a table.
+fn slugs_of_table(text: &str) -> BTreeSet<String> {
+    let rows = text.lines().filter(|line| line.starts_with("| `"));
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn every_problem_type_is_in_the_document_and_in_the_operations_guide() {
+    let document = document();
+    let schemas = &document["components"]["schemas"];
+    let values = |schema: &Value| {
+        let values = schema["enum"].as_array().expect("an enum").iter();
+        values.map(|value| value.as_str().expect("text").to_owned()).collect::<BTreeSet<_>>()
+    };
+    let base = "https://regcred.dev/problems/";
+    let listed: BTreeSet<String> = values(&schemas["ProblemType"])
+        .iter()
+        .map(|uri| uri.strip_prefix(base).expect("a problem type").to_owned())
+        .collect();
+
+    let guide = include_str!("../../docs/OPERATIONS.md");
+    let problems =
+        guide.split("\n## Problems\n").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("a chapter");
+    let table = problems.split("| Slug |").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("a table");
+    assert_eq!(listed, slugs_of_table(table));
+    let of_targets = values(&schemas["TargetErrorType"]);
+    let chapter = guide.split("| Type of `lastError` |").nth(1).and_then(|rest| rest.split("\n\n").next());
+    let own: BTreeSet<String> = of_targets.difference(&listed).cloned().collect();
+    assert_eq!(own, slugs_of_table(chapter.expect("a table")), "types that are no problem types");
+
+    // A client must accept other values: a later release has more.
+    for (schema, known) in [("Problem", "ProblemType"), ("TargetError", "TargetErrorType")] {
+        let expected = json!([{"$ref": format!("#/components/schemas/{known}")}, {"type": "string"}]);
+        assert_eq!(schemas[schema]["properties"]["type"]["anyOf"], expected, "{schema}");
+        let version_3_0 = regcred::http::document_3_0();
+        let field = &version_3_0["components"]["schemas"][schema]["properties"]["type"];
+        assert_eq!((&field["type"], &field["x-extensible-enum"]), (&json!("string"), &schemas[known]["enum"]));
+    }
+}

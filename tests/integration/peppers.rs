@@ -113,6 +113,35 @@ async fn key_of_a_new_pepper_works_in_a_replica_that_has_not_reloaded(pool: PgPo
     }
 }
 
+/// A retry is answered as before, also where the retry and the first attempt meet different rings.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn retry_after_a_rotation_of_the_pepper_is_recognised(pool: PgPool) {
+    let installation = installation(&pool);
+    let first = installation.serve().await;
+    let key = installation.new_key("admin").await;
+    let create = async |service: &Service, name: &str| {
+        let body = json!({"name": name, "registry": "ghcr.io", "username": "u", "password": "p"});
+        let client = service.client(&key);
+        let request = client.request("POST", "/v1/registry-accounts").header("Idempotency-Key", "retry-1");
+        let answer = client.send(request.json(&body)).await;
+        (answer.status, answer.headers.contains_key("idempotency-replayed"))
+    };
+    assert_eq!(create(&first, "a").await, (201, false));
+    generate(&installation).await;
+    reloaded(&first).await;
+    assert_eq!(create(&first, "a").await, (201, true));
+    let second = installation.serve().await;
+    assert_eq!(create(&second, "a").await, (201, true));
+    assert_eq!(create(&second, "b").await, (422, false));
+
+    // Another replica stores a digest under a pepper that this one has not read yet.
+    sqlx::query("DELETE FROM idempotency_keys").execute(&pool).await.expect("deleted");
+    generate(&installation).await;
+    let third = installation.serve().await;
+    assert_eq!(create(&third, "c").await, (201, false));
+    assert_eq!(create(&second, "c").await, (201, true));
+}
+
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn audit_log_of_a_rotated_pepper_is_intact(pool: PgPool) {
     let installation = installation(&pool);

@@ -27,6 +27,7 @@ use crate::support::{
 
 mod attachment;
 mod audit;
+mod changes;
 mod events;
 mod faults;
 mod fencing;

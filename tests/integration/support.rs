@@ -4,6 +4,8 @@
 pub mod app;
 pub mod broker;
 pub mod client;
+pub mod console;
+pub mod event_stream;
 pub mod files;
 pub mod kubernetes;
 pub mod listener;

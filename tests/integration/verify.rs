@@ -9,5 +9,6 @@ mod command;
 mod health;
 pub mod listening;
 mod lookups;
+mod proxied;
 mod registries;
 mod token_service;

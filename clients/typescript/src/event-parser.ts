@@ -14,9 +14,16 @@ export class EventParser {
   #event = "";
   #data: string[] = [];
   #id: string;
+  #place: string;
 
   constructor(lastEventId: string) {
     this.#id = lastEventId;
+    this.#place = lastEventId;
+  }
+
+  /** Id to resume from. */
+  get id(): string {
+    return this.#place;
   }
 
   /** Events that the text completes. */
@@ -25,8 +32,12 @@ export class EventParser {
     const lines = (this.#rest + text).split(/\r\n|\n|\r(?!$)/);
     this.#rest = lines.pop() ?? "";
     for (const line of lines) {
-      if (line !== "") this.#field(line);
-      else if (this.#data.length > 0) {
+      if (line !== "") {
+        this.#field(line);
+        continue;
+      }
+      this.#place = this.#id; // of a whole block only
+      if (this.#data.length > 0) {
         yield { event: this.#event || "message", data: this.#data.join("\n"), id: this.#id };
         this.#event = "";
         this.#data = [];

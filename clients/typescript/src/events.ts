@@ -19,7 +19,7 @@ export type EventPath = {
 export interface ServerEvent<Data> {
   /** Id of the event; empty if the stream has none. */
   id: string;
-  /** Kind of the event, such as `status`. */
+  /** Name of the event, such as `status` or `reset`. */
   event: string;
   data: Data;
 }
@@ -42,7 +42,8 @@ export type EventsOptions<Path extends EventPath> = {
  * Iterates over the events of a stream. It sends the `Authorization` header, which `EventSource` cannot.
  *
  * Reconnects with `Last-Event-ID` after an interruption, with growing delays, and drops an event that repeats the last
- * id. The iteration ends when the resource is gone, or when the signal is aborted.
+ * id. If a stream cannot continue from there, its next event is `reset`: load again. The iteration ends when the resource
+ * is gone, or when the signal is aborted.
  *
  * @throws ProblemError if regcred refuses the stream, such as 401 or 404
  */
@@ -68,7 +69,8 @@ export async function* events<Path extends EventPath>(
           if (isGone(event)) return;
           break;
         }
-        if (event.id && event.id === last) continue;
+        // The place of a reset may be that of the last event.
+        if (event.id && event.id === last && event.event !== "reset") continue;
         last = event.id;
         yield { id: event.id, event: event.event, data: JSON.parse(event.data) as DataOf<Path> };
       }
@@ -79,6 +81,8 @@ export async function* events<Path extends EventPath>(
     } finally {
       connection.close();
     }
+    // Heartbeats move the place past events that were left out.
+    last = parser.id;
     retry = parser.retry ?? retry;
     await sleep(backoff(attempt, retry), signal);
   }

@@ -5,6 +5,13 @@ export type Problem = components["schemas"]["Problem"];
 
 const TYPES = "https://regcred.dev/problems/";
 
+/** Last segment of a problem type of this release, such as `key-collision`. A later release may have more. */
+export type ProblemSlug = components["schemas"]["ProblemType"] extends infer Type
+  ? Type extends `${typeof TYPES}${infer Slug}`
+    ? Slug
+    : never
+  : never;
+
 /** A problem that was thrown. It has the fields of the problem. */
 export class ProblemError extends Error implements Problem {
   override readonly name = "ProblemError";
@@ -32,7 +39,7 @@ export class ProblemError extends Error implements Problem {
  * Whether an error of a result, or a caught error, is a problem; with `slug`, a problem of this type, such as
  * `key-collision`.
  */
-export function isProblem(error: unknown, slug?: string): error is Problem {
+export function isProblem(error: unknown, slug?: ProblemSlug): error is Problem {
   if (typeof error !== "object" || error === null) return false;
   const { type, status } = error as Partial<Problem>;
   if (typeof type !== "string" || typeof status !== "number") return false;

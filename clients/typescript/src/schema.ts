@@ -51,7 +51,11 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** List API keys, oldest first, including revoked and expired keys. */
+        /**
+         * List API keys, including revoked and expired keys, by default oldest first.
+         * @description A page may have fewer items than `limit`, or none, although `next` is set: with `q` or `state` it
+         *     searches at most 20,000 keys.
+         */
         get: operations["list_api_keys"];
         put?: never;
         /**
@@ -77,7 +81,7 @@ export interface paths {
         put?: never;
         post?: never;
         /**
-         * Revoke an API key. Idempotent.
+         * Revoke an API key. Idempotent by id; a name is free once its key is revoked.
          * @description The last valid admin key cannot be revoked: create another one first.
          */
         delete: operations["revoke_api_key"];
@@ -114,7 +118,11 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** List clusters, ordered by name. */
+        /**
+         * List clusters, by default ordered by name.
+         * @description A page may have fewer items than `limit`, or none, although `next` is set: with `q` or another
+         *     order it reads at most 1,000 clusters that are hidden from the caller.
+         */
         get: operations["list_clusters"];
         put?: never;
         /**
@@ -135,13 +143,24 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        get?: never;
+        /**
+         * List the Secrets of direct delivery in a namespace, ordered by name.
+         * @description The API server lists the metadata of the Secrets with regcred's label that belong to no pull
+         *     secret. That requires the right to list Secrets in the namespace, which also permits reading
+         *     them; without it the response is 502 `cluster-forbidden`.
+         */
+        get: operations["list_secrets"];
         put?: never;
         /**
          * Create a Secret in a namespace of a cluster (direct delivery).
          * @description regcred sends one POST to the API server and never retries it. An existing Secret is not
-         *     changed: a retry gets 409 `secret-exists` if the first attempt arrived. An `Idempotency-Key` is
-         *     therefore ignored.
+         *     changed: a retry gets 409 `secret-exists` if the first attempt arrived. With
+         *     `"ifExists": "replace"`, a Secret that was made by direct delivery is replaced, at the version
+         *     that was read; one of a pull secret, or of another program, never is. An `Idempotency-Key` is
+         *     ignored.
+         *
+         *     The Secret does not follow a later change of its accounts. In a dry run, the API server
+         *     validates the Secret without storing it.
          */
         post: operations["create_secret"];
         delete?: never;
@@ -165,7 +184,7 @@ export interface paths {
         delete: operations["delete_cluster"];
         options?: never;
         head?: never;
-        /** Change a cluster. */
+        /** Change a cluster. A request without a difference changes nothing. */
         patch: operations["update_cluster"];
         trace?: never;
     };
@@ -222,7 +241,8 @@ export interface paths {
         put?: never;
         /**
          * Explain which entry each reader uses for an image, and why others do not match.
-         * @description Explains accounts, or a docker config in the request. The response contains no passwords.
+         * @description Explains accounts, a docker config in the request, a pull secret, or the pull secrets of a
+         *     `ServiceAccount`. The response contains no passwords.
          */
         post: operations["explain_docker_config"];
         delete?: never;
@@ -252,6 +272,35 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Stream changes of registry accounts, pull secrets, their targets and clusters as server-sent
+         *     events.
+         * @description A client keeps a list up to date without polling: it loads the resources at each `reset`, and
+         *     those that later events name. The first event is a `reset`, unless `Last-Event-ID` is an id of
+         *     the last 10,000 events of the process that answers: then the events after it follow. Events
+         *     arrive within a second of the commit, in the order of the commits of each resource, and name
+         *     only resources that the caller may see. More than 100 changed targets of a pull secret share one
+         *     event.
+         *
+         *     A comment is sent every 15 seconds. The last event is `end` with a reason: `unauthenticated`, or
+         *     one that allows the client to reconnect: `unavailable`, `stopping`, `renew` (after an hour).
+         */
+        get: operations["get_events"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/identity-providers": {
         parameters: {
             query?: never;
@@ -259,7 +308,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** List identity providers, ordered by name. */
+        /** List identity providers, by default ordered by name. */
         get: operations["list_identity_providers"];
         put?: never;
         /**
@@ -290,7 +339,10 @@ export interface paths {
         delete: operations["delete_identity_provider"];
         options?: never;
         head?: never;
-        /** Change an identity provider. The change applies to the next request. */
+        /**
+         * Change an identity provider. The change applies to the next request. A request without a
+         *     difference changes nothing.
+         */
         patch: operations["update_identity_provider"];
         trace?: never;
     };
@@ -319,9 +371,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * List pull secrets, ordered by name.
-         * @description For a caller whose grants are restricted, a page may have fewer items than `limit`, or none,
-         *     although `next` is set: it reads at most 1,000 pull secrets.
+         * List pull secrets, by default ordered by name.
+         * @description A page may have fewer items than `limit`, or none, although `next` is set: it reads at most
+         *     1,000 pull secrets that are hidden from the caller or that a filter excludes, and with `q` alone
+         *     at most 20,000.
          */
         get: operations["list_pull_secrets"];
         put?: never;
@@ -344,7 +397,8 @@ export interface paths {
         /**
          * Create or replace a pull secret.
          * @description The worker applies the declaration. The response waits for that only with `Prefer: wait=N`. With
-         *     `dryRun`, regcred reads the clusters and returns the planned changes without storing anything.
+         *     `dryRun=true`, regcred reads the clusters and returns the planned changes without storing
+         *     anything. An equal declaration changes nothing, so the response of `GET` may be sent back.
          *
          *     Named accounts with the same key are refused. Of selected accounts with the same key, the oldest
          *     one is in the document, and the others are in `status.leftOut`.
@@ -360,7 +414,12 @@ export interface paths {
         delete: operations["delete_pull_secret"];
         options?: never;
         head?: never;
-        patch?: never;
+        /**
+         * Change a part of a declaration.
+         * @description The worker applies the changed declaration, which is validated as that of `PUT`. A request
+         *     without a difference changes nothing.
+         */
+        patch: operations["update_pull_secret"];
         trace?: never;
     };
     "/v1/pull-secrets/{name}/events": {
@@ -428,7 +487,12 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** List registry accounts, ordered by name. */
+        /**
+         * List registry accounts, by default ordered by name.
+         * @description A page may have fewer items than `limit`, or none, although `next` is set: with `q`, and
+         *     with `result` in another order than by name, it searches at most 20,000 accounts. With `q`,
+         *     `result` or another order it reads at most 1,000 accounts that are hidden from the caller.
+         */
         get: operations["list_registry_accounts"];
         put?: never;
         /**
@@ -460,7 +524,9 @@ export interface paths {
         head?: never;
         /**
          * Change a registry account.
-         * @description A new `password` is a rotation. Every change increments the version. A change of the registry's
+         * @description A new `password` is a rotation. Every change increments the version; a request without a
+         *     difference, also with the stored password, changes nothing. The warning `directCopies` names
+         *     Secrets of direct delivery, which do not follow. A change of the registry's
          *     host or port, a change to `plainHttp`, and another `caCertificate` require the `password`: a
          *     stored password is only sent to the registry that it was given for. Every label that is added or
          *     changed must belong to a label grant of the caller that the account then satisfies.
@@ -479,8 +545,9 @@ export interface paths {
         put?: never;
         /**
          * Verify the login of a registry account.
-         * @description Calls the registry and stores the result with the account. The response is 200 for every result,
-         *     including a login that the registry rejects.
+         * @description Calls the registry and stores the result with the account; for a named repository only `valid`,
+         *     which proves the login. The response is 200 for every result, including a login that the registry
+         *     rejects. A dry run calls the registry, too, and does not store the result.
          */
         post: operations["verify_registry_account"];
         delete?: never;
@@ -501,12 +568,55 @@ export interface paths {
         /**
          * Import the logins of a docker config as registry accounts, all or none.
          * @description Accepts a `config.json`, a legacy `.dockercfg`, the base64 value of a Secret that contains one,
-         *     or the manifest of such a Secret as JSON or YAML, with at most 1,000 entries. Accounts are named
-         *     after their registries, and their labels are not changed. The response lists every entry that
-         *     cannot become an account, with the reason. The response to a retry with the same
+         *     or the manifest of such a Secret or of a list of objects (`kind: List`) as JSON or YAML, with at
+         *     most 1,000 entries. Accounts are named after their registries. A caller without grants of all
+         *     accounts can only set labels of its own label grants. The response lists every entry that cannot
+         *     become an account, with the reason. The response to a retry with the same
          *     `Idempotency-Key` is that of a dry run.
          */
         post: operations["import_registry_accounts"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/summary": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get a summary: counts by state, and the oldest change that is not synced.
+         * @description It contains what the lists contain for the caller. Its cost is bounded: counts stop at a limit.
+         */
+        get: operations["get_summary"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/targets": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the targets of all pull secrets: "what is broken?" is `state=failed&state=conflict`.
+         * @description Ordered by pull secret, oldest first, then by namespace and cluster. A page may have fewer items
+         *     than `limit`, or none, although `next` is set: it searches at most 20,000 targets for those of a
+         *     cluster or namespace, and reads at most 1,000 pull secrets that are hidden from the caller.
+         */
+        get: operations["list_targets"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -519,6 +629,24 @@ export interface components {
     schemas: {
         /** @description Rule that grants registry accounts. */
         AccountGrant: string | components["schemas"]["LabelGrant"];
+        /**
+         * @description What accounts are wanted for: an image, or every image of a registry.
+         *
+         *     Of the granted accounts, the document has those that the reader uses: all of them for the
+         *     kubelet, which tries each, and one for other readers. Without any, it is empty.
+         */
+        AccountMatch: components["schemas"]["ImageMatch"] | components["schemas"]["RegistryMatch"];
+        /** @description Registry accounts. */
+        AccountSummary: {
+            /** @description Accounts by result of the last verification. Results of no account are omitted. */
+            byVerification: components["schemas"]["VerificationCount"][];
+            /** @description Expired accounts. */
+            expired: components["schemas"]["SummaryCount"];
+            /** @description Accounts that expire within 30 days. */
+            expiringSoon: components["schemas"]["SummaryCount"];
+            /** @description All accounts. */
+            total: components["schemas"]["SummaryCount"];
+        };
         /**
          * @description Kind of an actor.
          * @enum {string}
@@ -613,7 +741,7 @@ export interface components {
          * @description How regcred authenticates to a cluster.
          * @enum {string}
          */
-        AuthType: "token" | "clientCertificate" | "inCluster" | "none";
+        AuthType: "token" | "serviceAccount" | "clientCertificate" | "inCluster" | "none";
         /** @description Result of checking a cluster. */
         Check: {
             /**
@@ -638,6 +766,11 @@ export interface components {
             pullSecretsCut?: boolean;
             /** @description Whether an API server answered. */
             reachable: boolean;
+            /**
+             * @description Rights that the renewal of the cluster's token lacks, for `auth.type` `serviceAccount`. Absent
+             *     if they were not reviewed.
+             */
+            renewal?: components["schemas"]["MissingRight"][];
             /** @description Version of the API server; absent if it does not reveal it. */
             version?: string;
         };
@@ -679,9 +812,11 @@ export interface components {
             updatedAt: string;
             /**
              * Format: int64
-             * @description Version, incremented by every change.
+             * @description Version, incremented by every change. A renewal of the token is none.
              */
             version: number;
+            /** @description Warnings about the end of the credential. */
+            warnings: components["schemas"]["Warning"][];
         };
         /** @description Authentication to an API server. */
         ClusterAuthInput: {
@@ -698,6 +833,16 @@ export interface components {
              */
             key: string;
             /**
+             * @description Name of the `ServiceAccount`, for `serviceAccount`.
+             * @example regcred
+             */
+            name?: string | null;
+            /**
+             * @description Namespace of the `ServiceAccount`, for `serviceAccount`.
+             * @example regcred
+             */
+            namespace?: string | null;
+            /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
@@ -705,6 +850,16 @@ export interface components {
         };
         /** @description Authentication to an API server. */
         ClusterAuthInputInCluster: {
+            /**
+             * @description Name of the `ServiceAccount`, for `serviceAccount`.
+             * @example regcred
+             */
+            name?: string | null;
+            /**
+             * @description Namespace of the `ServiceAccount`, for `serviceAccount`.
+             * @example regcred
+             */
+            namespace?: string | null;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -714,6 +869,16 @@ export interface components {
         /** @description Authentication to an API server. */
         ClusterAuthInputNone: {
             /**
+             * @description Name of the `ServiceAccount`, for `serviceAccount`.
+             * @example regcred
+             */
+            name?: string | null;
+            /**
+             * @description Namespace of the `ServiceAccount`, for `serviceAccount`.
+             * @example regcred
+             */
+            namespace?: string | null;
+            /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
@@ -722,8 +887,20 @@ export interface components {
         /** @description Authentication to an API server. */
         ClusterAuthInputToken: {
             /**
+             * @description Name of the `ServiceAccount`, for `serviceAccount`.
+             * @example regcred
+             */
+            name?: string | null;
+            /**
+             * @description Namespace of the `ServiceAccount`, for `serviceAccount`.
+             * @example regcred
+             */
+            namespace?: string | null;
+            /**
              * Format: password
-             * @description Bearer token, for `token`. It is sealed before it is stored, and no response returns it.
+             * @description Bearer token, for `token` and `serviceAccount`. It is sealed before it is stored, and no
+             *     response returns it. For `serviceAccount` it must be allowed to create tokens of that
+             *     `ServiceAccount`, and is replaced by one at once.
              */
             token: string;
             /**
@@ -734,8 +911,34 @@ export interface components {
         };
         /** @description Authentication to an API server, without the credential. */
         ClusterAuthView: {
+            /**
+             * Format: date-time
+             * @description End of the credential, as it states it: `exp` of a JWT, `notAfter` of a client certificate.
+             *     `null` if it has no end or does not state it.
+             */
+            expiresAt: string | null;
+            /** @description Name of the `ServiceAccount`, for `serviceAccount`. */
+            name?: string;
+            /** @description Namespace of the `ServiceAccount`, for `serviceAccount`. */
+            namespace?: string;
+            /** @description Renewal of the token, for `serviceAccount`. */
+            renewal?: components["schemas"]["TokenRenewal"];
             /** @description Type of authentication. */
             type: components["schemas"]["AuthType"];
+        };
+        /** @description Event of a cluster. */
+        ClusterEvent: {
+            /** @description What happened. */
+            change: components["schemas"]["ResourceChange"];
+            /** @enum {string} */
+            kind: "cluster";
+            /** @description Name. */
+            name: string;
+            /**
+             * Format: int64
+             * @description Version after the change.
+             */
+            version: number;
         };
         /** @description Result of each consumer. */
         Consumers: {
@@ -814,6 +1017,7 @@ export interface components {
              */
             accounts?: string[] | null;
             format?: components["schemas"]["Format"] | null;
+            match?: components["schemas"]["AccountMatch"] | null;
             profile?: components["schemas"]["Profile"] | null;
             secret?: components["schemas"]["SecretManifestInput"] | null;
         };
@@ -951,8 +1155,13 @@ export interface components {
              *     ]
              */
             accounts?: string[] | null;
-            /** @description Lets the API server validate the Secret without storing it. */
+            /**
+             * @deprecated
+             * @description Dry run. Use the query parameter `dryRun` instead.
+             */
             dryRun?: boolean;
+            /** @description Handling of an existing Secret of this name. */
+            ifExists?: components["schemas"]["IfExists"];
             /**
              * @description Additional labels of the Secret. `app.kubernetes.io/managed-by` and `regcred.dev/…` are
              *     reserved.
@@ -979,6 +1188,7 @@ export interface components {
              *     ]
              */
             accounts?: string[] | null;
+            match?: components["schemas"]["AccountMatch"] | null;
             /** @description The Secret. */
             secret: components["schemas"]["SecretManifestInput"];
         };
@@ -986,7 +1196,7 @@ export interface components {
         CreatedApiKey: components["schemas"]["ApiKey"] & {
             /**
              * Format: password
-             * @description The key. Only this response contains it.
+             * @description The key. Only this response contains it. Empty for a dry run.
              * @example rgc_…
              */
             key: string;
@@ -996,8 +1206,40 @@ export interface components {
          * @enum {string}
          */
         DeletionPolicy: "delete" | "retain";
+        /** @description Secret of direct delivery. */
+        DirectSecret: {
+            /** @description Names of the accounts in the delivery that are granted to the caller; `null` without a record. */
+            accounts?: string[] | null;
+            /**
+             * Format: date-time
+             * @description Time of creation, by the cluster's clock.
+             */
+            creationTimestamp?: string | null;
+            /**
+             * Format: date-time
+             * @description Time of the recorded delivery; `null` if there is no record, as for a delivery by an earlier
+             *     release.
+             */
+            deliveredAt?: string | null;
+            /** @description Name of the Secret. */
+            name: string;
+            /**
+             * @description Whether the login of one of these accounts has changed since the delivery; `null` without a
+             *     record.
+             */
+            outdated?: boolean | null;
+            /** @description Resource version of the Secret. */
+            resourceVersion?: string | null;
+            /** @description UID of the Secret. */
+            uid?: string | null;
+        };
         /** @description Rendered docker config. It contains passwords. */
         DockerConfig: {
+            /**
+             * @description Names of the accounts in the document. For a `match` of the kubelet, in the order in which it
+             *     tries them.
+             */
+            accounts: string[];
             /** @description Document in base64, on one line, as in the `data` of a Secret. */
             base64: string;
             /** @description Document. */
@@ -1061,6 +1303,12 @@ export interface components {
              * @example registry.example.com:5000/os/alpine:3
              */
             image: string;
+            /**
+             * @description Name of a pull secret whose accounts to explain, instead of `accounts`. Requires the
+             *     permission to read pull secrets.
+             */
+            pullSecret?: string | null;
+            serviceAccount?: components["schemas"]["ServiceAccountInput"] | null;
         };
         /** @description Entries that each consumer uses for an image. */
         Explanation: {
@@ -1068,6 +1316,8 @@ export interface components {
             consumers: components["schemas"]["Consumers"];
             /** @description Full image name without tag and digest. */
             image: string;
+            /** @description Pull secrets whose accounts were explained, if the request asked for such. */
+            pullSecrets: string[];
             /** @description Warnings about entries that are used, or nearly used. */
             warnings: components["schemas"]["Warning"][];
         };
@@ -1168,10 +1418,23 @@ export interface components {
             role: components["schemas"]["Role"];
         };
         /**
+         * @description Handling of an existing Secret by a direct delivery.
+         * @enum {string}
+         */
+        IfExists: "refuse" | "replace";
+        /** @description Accounts for one image. */
+        ImageMatch: {
+            /**
+             * @description Image as in a pod spec. Tag and digest are ignored.
+             * @example registry.example.com:5000/os/alpine:3
+             */
+            image: string;
+        };
+        /**
          * @description Outcome of importing an entry.
          * @enum {string}
          */
-        ImportOutcome: "created" | "updated" | "unchanged" | "skipped";
+        ImportOutcome: "created" | "updated" | "wouldCreate" | "wouldUpdate" | "unchanged" | "skipped";
         /** @description Result of an import. */
         ImportResult: {
             /** @description Entries in the document's order, then its other fields. */
@@ -1184,7 +1447,7 @@ export interface components {
             /** @description Explanation of the reason, or of the parts that were left out. */
             detail: string | null;
             /**
-             * @description Key of the entry, or name of the field.
+             * @description Key of the entry, name of the field, or name of an object without a docker config.
              * @example https://index.docker.io/v1/
              */
             key: string;
@@ -1198,6 +1461,11 @@ export interface components {
              * @example docker.io
              */
             registry: string | null;
+            /**
+             * @description `NAMESPACE/NAME` of the Secret that contains the entry; `null` if the document is no manifest.
+             * @example team-a/registrykey
+             */
+            source: string | null;
         };
         /** @description Grant of the accounts that have all of these labels. */
         LabelGrant: {
@@ -1265,6 +1533,8 @@ export interface components {
             nearest: components["schemas"]["Nearest"][];
             /** @description Reason why it cannot log in with the entries, or cannot read the document. */
             problem: string | null;
+            /** @description What it does for the image. */
+            verdict: components["schemas"]["Verdict"];
         };
         /** @description The caller. */
         Me: {
@@ -1330,6 +1600,27 @@ export interface components {
             /** @description Reason, for programs. */
             mismatch: components["schemas"]["Mismatch"];
         };
+        /** @description Target whose change has waited longest to be synced. */
+        OldestPendingTarget: {
+            /**
+             * Format: double
+             * @description Age of the change, in seconds.
+             */
+            ageSeconds: number;
+            /** @description Name of the cluster. */
+            cluster: string;
+            /** @description Namespace. */
+            namespace: string;
+            /** @description Name of the pull secret. */
+            pullSecret: string;
+            /**
+             * Format: date-time
+             * @description Time of the change.
+             */
+            since: string;
+            /** @description State. */
+            state: components["schemas"]["TargetState"];
+        };
         /**
          * @description Outcome of an action.
          * @enum {string}
@@ -1353,6 +1644,13 @@ export interface components {
         Page_Cluster: {
             /** @description Items, in the order of the list. */
             items: components["schemas"]["Cluster"][];
+            /** @description Cursor of the next page; `null` on the last page. */
+            next: string | null;
+        };
+        /** @description One page of a list. */
+        Page_DirectSecret: {
+            /** @description Items, in the order of the list. */
+            items: components["schemas"]["DirectSecret"][];
             /** @description Cursor of the next page; `null` on the last page. */
             next: string | null;
         };
@@ -1417,12 +1715,14 @@ export interface components {
             status: number;
             /** @description Summary of the type. */
             title: string;
-            /**
-             * @description Type of the problem, a stable URI for programs.
-             * @example https://regcred.dev/problems/invalid-request
-             */
-            type: string;
+            /** @description Type of the problem, a stable URI for programs. */
+            type: components["schemas"]["ProblemType"] | string;
         };
+        /**
+         * @description Types of problems of this release. docs/OPERATIONS.md explains each.
+         * @enum {string}
+         */
+        ProblemType: "https://regcred.dev/problems/bad-request" | "https://regcred.dev/problems/malformed-json" | "https://regcred.dev/problems/body-unreadable" | "https://regcred.dev/problems/unauthenticated" | "https://regcred.dev/problems/invalid-token" | "https://regcred.dev/problems/forbidden" | "https://regcred.dev/problems/no-matching-rule" | "https://regcred.dev/problems/source-network-refused" | "https://regcred.dev/problems/not-found" | "https://regcred.dev/problems/namespace-not-found" | "https://regcred.dev/problems/method-not-allowed" | "https://regcred.dev/problems/not-acceptable" | "https://regcred.dev/problems/body-timeout" | "https://regcred.dev/problems/audience-taken" | "https://regcred.dev/problems/idempotency-key-in-use" | "https://regcred.dev/problems/idempotency-key-replayed" | "https://regcred.dev/problems/in-use" | "https://regcred.dev/problems/key-collision" | "https://regcred.dev/problems/last-admin" | "https://regcred.dev/problems/name-taken" | "https://regcred.dev/problems/namespace-terminating" | "https://regcred.dev/problems/pull-secret-deleting" | "https://regcred.dev/problems/secret-changed" | "https://regcred.dev/problems/secret-exists" | "https://regcred.dev/problems/secret-immutable" | "https://regcred.dev/problems/secret-refused" | "https://regcred.dev/problems/secret-type-fixed" | "https://regcred.dev/problems/stale-version" | "https://regcred.dev/problems/body-too-large" | "https://regcred.dev/problems/unsupported-media-type" | "https://regcred.dev/problems/idempotency-key-reused" | "https://regcred.dev/problems/invalid-request" | "https://regcred.dev/problems/invalid-secret" | "https://regcred.dev/problems/profile-unsupported" | "https://regcred.dev/problems/verification-failed" | "https://regcred.dev/problems/too-many-attempts" | "https://regcred.dev/problems/too-many-requests" | "https://regcred.dev/problems/too-many-streams" | "https://regcred.dev/problems/internal" | "https://regcred.dev/problems/cluster-forbidden" | "https://regcred.dev/problems/cluster-unauthorized" | "https://regcred.dev/problems/cluster-unreachable" | "https://regcred.dev/problems/audit-unavailable" | "https://regcred.dev/problems/database-unavailable" | "https://regcred.dev/problems/issuer-unavailable" | "https://regcred.dev/problems/streams-exhausted" | "https://regcred.dev/problems/cluster-timeout";
         /**
          * @description Program that reads the document.
          * @enum {string}
@@ -1492,6 +1792,25 @@ export interface components {
              */
             version: number;
         };
+        /** @description Event of a pull secret. */
+        PullSecretEvent: {
+            /** @description What happened. */
+            change: components["schemas"]["ResourceChange"];
+            /**
+             * Format: int64
+             * @description Generation of the desired state after the change.
+             */
+            generation: number;
+            /** @enum {string} */
+            kind: "pullSecret";
+            /** @description Name. */
+            name: string;
+            /**
+             * Format: int64
+             * @description Version after the change.
+             */
+            version: number;
+        };
         /** @description Result of a dry run. */
         PullSecretPreview: {
             /** @description Always `true`. */
@@ -1500,6 +1819,8 @@ export interface components {
             leftOut: components["schemas"]["LeftOutAccount"][];
             /** @description Planned actions, ordered by cluster and namespace. */
             targets: components["schemas"]["PullSecretTargetPreview"][];
+            /** @description Selectors that match nothing. */
+            warnings: components["schemas"]["Warning"][];
         };
         /** @description Progress of a pull secret: the data of a `status` event. */
         PullSecretProgress: {
@@ -1559,7 +1880,12 @@ export interface components {
             comparedAt: string | null;
             lastError: components["schemas"]["TargetError"] | null;
         };
-        /** @description Number of targets by state, and selected accounts that are not in the document. */
+        /**
+         * @description State of a pull secret: the worst one of its targets.
+         * @enum {string}
+         */
+        PullSecretState: "deleting" | "conflict" | "failed" | "pending" | "synced";
+        /** @description Number of targets by state, selected accounts that are not in the document, and warnings. */
         PullSecretStatus: {
             /**
              * Format: int64
@@ -1591,9 +1917,46 @@ export interface components {
              * @description Targets from which the Secret is being removed.
              */
             removing: number;
+            /** @description The worst state of its targets. */
+            state: components["schemas"]["PullSecretState"];
             /**
              * Format: int64
              * @description Desired targets that are up to date.
+             */
+            synced: number;
+            /**
+             * @description Selectors that match nothing. Those of namespaces are known once a cluster was compared with
+             *     the declaration.
+             */
+            warnings: components["schemas"]["Warning"][];
+        };
+        /** @description Pull secrets by state. */
+        PullSecretSummary: {
+            /**
+             * Format: int64
+             * @description In some target, a Secret of another owner has the name.
+             */
+            conflict: number;
+            /**
+             * Format: int64
+             * @description Being deleted.
+             */
+            deleting: number;
+            /**
+             * Format: int64
+             * @description The last attempt failed in some target, and no target is in conflict.
+             */
+            failed: number;
+            /** @description Whether there may be more: there are over 1,000 pull secrets, and the oldest were counted. */
+            hasMore: boolean;
+            /**
+             * Format: int64
+             * @description Some target is not up to date yet, and none failed.
+             */
+            pending: number;
+            /**
+             * Format: int64
+             * @description All targets are up to date, or there is none.
              */
             synced: number;
         };
@@ -1652,6 +2015,8 @@ export interface components {
              * @description Time of the next attempt.
              */
             nextAttemptAt: string;
+            /** @description Name of the pull secret. */
+            pullSecret: string;
             /** @description Whether the Secret is being removed. */
             removing: boolean;
             /** @description Resource version of the Secret. */
@@ -1674,12 +2039,47 @@ export interface components {
             accounts?: string[] | null;
             /** @description Takes over an existing Secret of this name that regcred did not create. */
             adopt?: boolean;
+            /**
+             * Format: date-time
+             * @description As in a response.
+             */
+            readonly createdAt?: string | null;
+            /**
+             * Format: date-time
+             * @description As in a response.
+             */
+            readonly deletedAt?: string | null;
             /** @description Policy for Secrets that are no longer declared. */
             deletionPolicy?: components["schemas"]["DeletionPolicy"];
-            /** @description Returns the changes without making them. */
+            /**
+             * @deprecated
+             * @description Dry run. Use the query parameter `dryRun` instead.
+             */
             dryRun?: boolean;
+            /**
+             * Format: int64
+             * @description Ignored, as are the other fields that regcred changes by itself.
+             */
+            readonly generation?: number | null;
+            /**
+             * Format: uuid
+             * @description As in a response. Read-only fields are optional, and refused if they differ from the stored
+             *     ones.
+             */
+            readonly id?: string | null;
+            /** @description As in the path. */
+            readonly name?: string | null;
+            /**
+             * Format: int64
+             * @description Ignored.
+             */
+            readonly observedGeneration?: number | null;
             /** @description Name and type of the Secret. */
             secret: components["schemas"]["PullSecretSecret"];
+            /** @description Ignored. */
+            selections?: {
+                [key: string]: unknown;
+            }[] | null;
             /**
              * @description Service accounts in each namespace to which the Secret is added as `imagePullSecrets`.
              * @example [
@@ -1687,8 +2087,22 @@ export interface components {
              *     ]
              */
             serviceAccounts?: string[];
+            /** @description Ignored. */
+            status?: {
+                [key: string]: unknown;
+            } | null;
             /** @description Namespaces to place the Secret in. */
             targets: components["schemas"]["PullSecretTarget"][];
+            /**
+             * Format: date-time
+             * @description As in a response.
+             */
+            readonly updatedAt?: string | null;
+            /**
+             * Format: int64
+             * @description As in a response.
+             */
+            readonly version?: number | null;
         };
         /** @description Readiness of this process. */
         Ready: {
@@ -1760,8 +2174,50 @@ export interface components {
             /** @description Differences between the account and the behaviour of docker config readers. */
             warnings: components["schemas"]["Warning"][];
         };
+        /** @description Event of a registry account. */
+        RegistryAccountEvent: {
+            /** @description What happened. */
+            change: components["schemas"]["ResourceChange"];
+            /** @enum {string} */
+            kind: "registryAccount";
+            /** @description Name. */
+            name: string;
+            /**
+             * Format: int64
+             * @description Version after the change.
+             */
+            version: number;
+        };
+        /** @description Accounts for every image of a registry, or of a part of one. */
+        RegistryMatch: {
+            /**
+             * @description Registry scope, `host[:port][/path]`.
+             * @example registry.example.com:5000
+             */
+            registry: string;
+        };
         /** @description The pull secret; for a dry run, the planned changes. */
         ReplacedOrPreview: components["schemas"]["PullSecret"] | components["schemas"]["PullSecretPreview"];
+        /** @description Earlier events may be missing: load everything. */
+        ResetEvent: {
+            /** @enum {string} */
+            kind: "reset";
+        };
+        /**
+         * @description What happened to a resource, as a caller sees it.
+         * @enum {string}
+         */
+        ResourceChange: "created" | "changed" | "deleted";
+        /**
+         * @description Event of a resource: the data of the events of a stream. Events name resources, without their
+         *     content.
+         */
+        ResourceEvent: components["schemas"]["ResetEvent"] | components["schemas"]["RegistryAccountEvent"] | components["schemas"]["PullSecretEvent"] | components["schemas"]["TargetEvent"] | components["schemas"]["ClusterEvent"];
+        /**
+         * @description Kind of a resource that has events.
+         * @enum {string}
+         */
+        ResourceKind: "registryAccount" | "pullSecret" | "target" | "cluster";
         /**
          * @description Role of a caller.
          * @enum {string}
@@ -1786,6 +2242,8 @@ export interface components {
             name: string;
             /** @description Namespace. */
             namespace: string;
+            /** @description Whether an existing Secret was replaced. */
+            replaced: boolean;
             /** @description Resource version of the Secret; `null` for a dry run. */
             resourceVersion: string | null;
             /** @description Type of the Secret. */
@@ -1819,11 +2277,59 @@ export interface components {
             /** @description Name of the Secret. */
             name: string;
         };
+        /** @description A `ServiceAccount` of a cluster. */
+        ServiceAccountInput: {
+            /**
+             * @description Name of the cluster.
+             * @example dev
+             */
+            cluster: string;
+            /**
+             * @description Name of the `ServiceAccount`.
+             * @example default
+             */
+            name: string;
+            /**
+             * @description Namespace.
+             * @example default
+             */
+            namespace: string;
+        };
         /**
          * @description Reason for skipping an item. Document fields keep their own names.
          * @enum {string}
          */
-        SkipReason: "credsStore" | "credHelpers" | "identitytoken" | "registrytoken" | "HttpHeaders" | "notACredential" | "empty" | "invalidEntry" | "invalidRegistry" | "duplicate" | "conflict";
+        SkipReason: "credsStore" | "credHelpers" | "identitytoken" | "registrytoken" | "HttpHeaders" | "notACredential" | "empty" | "invalidEntry" | "invalidRegistry" | "duplicate" | "conflict" | "notAPullSecret" | "notSelected" | "verificationFailed";
+        /**
+         * @description Counts of what the caller may see.
+         *
+         *     A count reads a bounded number of rows. If `hasMore` is `true`, there are at least `count`, and
+         *     perhaps more.
+         */
+        Summary: {
+            /** @description Clusters. */
+            clusters: components["schemas"]["SummaryCount"];
+            oldestPendingTarget: components["schemas"]["OldestPendingTarget"] | null;
+            /** @description Pull secrets by state, counted up to 1,000. */
+            pullSecrets: components["schemas"]["PullSecretSummary"];
+            /** @description Registry accounts. */
+            registryAccounts: components["schemas"]["AccountSummary"];
+            /**
+             * @description Targets by state, as `GET /v1/targets?state=…` lists them. Synced ones are counted among the
+             *     first 20,000 targets.
+             */
+            targets: components["schemas"]["TargetSummary"];
+        };
+        /** @description Number of resources. */
+        SummaryCount: {
+            /**
+             * Format: int64
+             * @description Resources that were counted, up to 10,000.
+             */
+            count: number;
+            /** @description Whether there may be more. */
+            hasMore: boolean;
+        };
         /**
          * @description State of a component.
          * @enum {string}
@@ -1834,13 +2340,66 @@ export interface components {
             /** @description Explanation, and how to fix it. */
             detail: string;
             /** @description Last segment of a problem type, such as `cluster-unreachable`. */
-            type: string;
+            type: components["schemas"]["TargetErrorType"] | string;
+        };
+        /**
+         * @description Types of errors of targets and clusters: the slugs of problems of clusters, and some of
+         *     their own.
+         * @enum {string}
+         */
+        TargetErrorType: "accounts-unusable" | "cluster-forbidden" | "cluster-timeout" | "cluster-unauthorized" | "cluster-unreachable" | "internal" | "invalid-secret" | "key-collision" | "namespace-not-found" | "namespace-terminating" | "profile-unsupported" | "secret-changed" | "secret-exists" | "secret-immutable" | "secret-refused" | "secret-type-fixed" | "service-account-not-found" | "stored-value-unreadable";
+        /** @description Event of a target, or of more than 100 targets of a pull secret at once. */
+        TargetEvent: {
+            /** @description What happened. */
+            change: components["schemas"]["ResourceChange"];
+            /** @description Name of the cluster; `null` for many targets. */
+            cluster: string | null;
+            /** @enum {string} */
+            kind: "target";
+            /** @description Name of the pull secret. */
+            name: string;
+            /** @description Namespace; `null` for many targets. */
+            namespace: string | null;
+            /** @description Whether the Secret is being removed. */
+            removing: boolean;
+            state: components["schemas"]["TargetState"] | null;
+            /**
+             * Format: int64
+             * @description Version of the pull secret.
+             */
+            version: number;
         };
         /**
          * @description State of a target.
          * @enum {string}
          */
         TargetState: "pending" | "synced" | "failed" | "conflict";
+        /** @description Targets by state. */
+        TargetSummary: {
+            /** @description A Secret of another owner has the name. */
+            conflict: components["schemas"]["SummaryCount"];
+            /** @description The last attempt failed. */
+            failed: components["schemas"]["SummaryCount"];
+            /** @description Not reconciled since the last change. */
+            pending: components["schemas"]["SummaryCount"];
+            /** @description Up to date. */
+            synced: components["schemas"]["SummaryCount"];
+        };
+        /** @description Renewal of the token of a cluster. */
+        TokenRenewal: {
+            /**
+             * Format: int32
+             * @description Failed attempts since the last renewal. The token stays in use.
+             */
+            failures: number;
+            /** @description Reason of the last failure; `null` after a renewal. */
+            lastError: string | null;
+            /**
+             * Format: date-time
+             * @description Time of the next attempt.
+             */
+            nextAt: string | null;
+        };
         /**
          * @description Change of a cluster, as a JSON merge patch. `auth` is replaced completely.
          *
@@ -1888,6 +2447,28 @@ export interface components {
             tokenTypes?: string[];
         };
         /**
+         * @description Change of a declaration, as a JSON merge patch. Absent fields are unchanged, lists are replaced,
+         *     and members of objects are merged.
+         *
+         *     To select accounts by label instead of by name, set `accounts` to `null` as well.
+         */
+        UpdatePullSecret: {
+            accountSelector?: components["schemas"]["LabelSelector"] | null;
+            /** @description Names of the accounts to include; `null` to select them by label. */
+            accounts?: string[] | null;
+            /** @description Takes over an existing Secret of this name that regcred did not create. */
+            adopt?: boolean;
+            deletionPolicy?: components["schemas"]["DeletionPolicy"] | null;
+            /** @description Type of the Secret. Its name is immutable. */
+            secret?: {
+                [key: string]: unknown;
+            };
+            /** @description Service accounts to which the Secret is added; `null` for none. */
+            serviceAccounts?: string[] | null;
+            /** @description Namespaces to place the Secret in, instead of all previous ones. */
+            targets?: components["schemas"]["PullSecretTarget"][];
+        };
+        /**
          * @description Change of a registry account, as a JSON merge patch. Absent fields are unchanged, and `null`
          *     removes a field.
          */
@@ -1921,6 +2502,28 @@ export interface components {
              * @description Interval of background verification, in seconds; `null` disables it.
              */
             verifyIntervalSeconds?: number | null;
+        };
+        /** @description What a reader does for the image. */
+        Verdict: {
+            /** @description Account of that entry, if any. */
+            account: string | null;
+            /** @description Key of the entry that it uses, or tries first. */
+            key: string | null;
+            /** @description The answer, for people. */
+            sentence: string;
+            /** @description Whether it logs in with an entry that is for the image. */
+            usable: boolean;
+        };
+        /** @description Number of accounts with one result. */
+        VerificationCount: {
+            /**
+             * Format: int64
+             * @description Accounts that were counted, up to 10,000.
+             */
+            count: number;
+            /** @description Whether there may be more. */
+            hasMore: boolean;
+            result: components["schemas"]["VerificationResult"] | null;
         };
         /** @description Result of a verification. */
         VerificationOutcome: {
@@ -1962,7 +2565,7 @@ export interface components {
          * @description Kinds of warnings.
          * @enum {string}
          */
-        WarningCode: "refused" | "invalidKey" | "neverMatches" | "missedBySome" | "matchesMore" | "ambiguous" | "holdsNothing" | "authWins" | "helperFirst" | "wrongSecretType";
+        WarningCode: "refused" | "invalidKey" | "neverMatches" | "missedBySome" | "matchesMore" | "ambiguous" | "directCopies" | "holdsNothing" | "authWins" | "helperFirst" | "wrongSecretType" | "expired" | "passwordEndsWithWhitespace" | "keyCollision" | "nothingMatches" | "selectsNoAccount" | "selectsNoNamespace" | "credentialExpires" | "credentialExpired" | "renewalFailing";
     };
     responses: {
         /** @description The request failed */
@@ -2002,7 +2605,8 @@ export interface components {
         /**
          * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
          *     same key within 24 hours does not repeat the change: the response has the same status, the
-         *     current resource and `Idempotency-Replayed: true`. Failed requests do not use up the key.
+         *     current resource and `Idempotency-Replayed: true`. Failed requests and dry runs do not use up
+         *     the key.
          */
         IdempotencyKey: string;
     };
@@ -2092,6 +2696,20 @@ export interface operations {
                 limit?: number;
                 /** @description `next` of the previous page. */
                 cursor?: string;
+                /** @description Order of the list; `createdAt` by default. A cursor continues its own order only. */
+                sort?: "createdAt" | "-createdAt" | "name" | "-name" | "expiresAt";
+                /**
+                 * @description Lists only keys whose name contains this part, in any case.
+                 * @example ci
+                 */
+                q?: string;
+                /** @description Lists only keys in this state. */
+                state?: "active" | "expired" | "revoked";
+                /**
+                 * @description Lists only keys that expire within this time or have expired: days (`30d`) or hours (`12h`).
+                 * @example 30d
+                 */
+                expiresWithin?: string;
             };
             header?: never;
             path?: never;
@@ -2167,12 +2785,19 @@ export interface operations {
     };
     create_api_key: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
             header?: {
                 /**
                  * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
                  *     same key within 24 hours does not repeat the change: the response has the same status, the
-                 *     current resource and `Idempotency-Replayed: true`. Failed requests do not use up the key.
+                 *     current resource and `Idempotency-Replayed: true`. Failed requests and dry runs do not use up
+                 *     the key.
                  */
                 "Idempotency-Key"?: components["parameters"]["IdempotencyKey"];
             };
@@ -2203,6 +2828,16 @@ export interface operations {
             };
         };
         responses: {
+            /** @description Dry run: nothing was created */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CreatedApiKey"];
+                };
+            };
             /** @description Created */
             201: {
                 headers: {
@@ -2256,7 +2891,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description Id of the key */
+                /** @description Id of the key, or its name while it is not revoked */
                 id: string;
             };
             cookie?: never;
@@ -2307,10 +2942,16 @@ export interface operations {
     };
     revoke_api_key: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
             header?: never;
             path: {
-                /** @description Id of the key */
+                /** @description Id of the key, or its name while it is not revoked */
                 id: string;
             };
             cookie?: never;
@@ -2345,7 +2986,8 @@ export interface operations {
                 /** @description `next` of the previous page. */
                 cursor?: string;
                 /**
-                 * @description Lists only events of this resource, a path without `/v1/`.
+                 * @description Lists only events of this resource, a path without `/v1/`. An API key is named by its id or
+                 *     its name.
                  * @example registry-accounts/team-a
                  */
                 resource?: string;
@@ -2393,7 +3035,7 @@ export interface operations {
                      *           },
                      *           "at": "2026-11-29T12:00:00Z",
                      *           "chain": {
-                     *             "hash": "75bbfca7ce324df99113efee98b703852faa97dbddb78808b7ee547945f97e5a",
+                     *             "hash": "91b2d70c8dabf1ab227e28c24734466fcb3b7049b3ddb3372da858491d89b221",
                      *             "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *             "previousHash": "",
                      *             "sequence": 2
@@ -2435,6 +3077,13 @@ export interface operations {
                 limit?: number;
                 /** @description `next` of the previous page. */
                 cursor?: string;
+                /** @description Order of the list; `name` by default. A cursor continues its own order only. */
+                sort?: "name" | "-name" | "createdAt" | "-createdAt";
+                /**
+                 * @description Lists only resources whose name contains this part, in any case.
+                 * @example team-a
+                 */
+                q?: string;
             };
             header?: never;
             path?: never;
@@ -2455,6 +3104,7 @@ export interface operations {
                      *         {
                      *           "allowPlainHttp": false,
                      *           "auth": {
+                     *             "expiresAt": null,
                      *             "type": "token"
                      *           },
                      *           "caCertificate": "-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n",
@@ -2464,7 +3114,8 @@ export interface operations {
                      *           "server": "https://10.0.0.1:6443",
                      *           "tlsServerName": null,
                      *           "updatedAt": "2026-11-29T12:00:00Z",
-                     *           "version": 1
+                     *           "version": 1,
+                     *           "warnings": []
                      *         }
                      *       ],
                      *       "next": null
@@ -2484,12 +3135,19 @@ export interface operations {
     };
     create_cluster: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
             header?: {
                 /**
                  * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
                  *     same key within 24 hours does not repeat the change: the response has the same status, the
-                 *     current resource and `Idempotency-Replayed: true`. Failed requests do not use up the key.
+                 *     current resource and `Idempotency-Replayed: true`. Failed requests and dry runs do not use up
+                 *     the key.
                  */
                 "Idempotency-Key"?: components["parameters"]["IdempotencyKey"];
             };
@@ -2513,6 +3171,17 @@ export interface operations {
             };
         };
         responses: {
+            /** @description Dry run: nothing was created */
+            200: {
+                headers: {
+                    ETag: components["headers"]["ETag"];
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Cluster"];
+                };
+            };
             /** @description Created */
             201: {
                 headers: {
@@ -2527,6 +3196,7 @@ export interface operations {
                      * @example {
                      *       "allowPlainHttp": false,
                      *       "auth": {
+                     *         "expiresAt": null,
                      *         "type": "token"
                      *       },
                      *       "caCertificate": "-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n",
@@ -2536,7 +3206,8 @@ export interface operations {
                      *       "server": "https://10.0.0.1:6443",
                      *       "tlsServerName": null,
                      *       "updatedAt": "2026-11-29T12:00:00Z",
-                     *       "version": 1
+                     *       "version": 1,
+                     *       "warnings": []
                      *     }
                      */
                     "application/json": components["schemas"]["Cluster"];
@@ -2555,9 +3226,74 @@ export interface operations {
             503: components["responses"]["Unavailable"];
         };
     };
+    list_secrets: {
+        parameters: {
+            query?: {
+                /** @description Maximum number of items in the page. */
+                limit?: number;
+                /** @description `next` of the previous page. */
+                cursor?: string;
+            };
+            header?: never;
+            path: {
+                /** @description Name of the cluster */
+                cluster: string;
+                /** @description Namespace in the cluster */
+                namespace: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "accounts": [
+                     *             "team-a"
+                     *           ],
+                     *           "creationTimestamp": "2026-11-29T12:00:00Z",
+                     *           "deliveredAt": "2026-11-29T12:00:00Z",
+                     *           "name": "team-a-once",
+                     *           "outdated": false,
+                     *           "resourceVersion": "201",
+                     *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
+                     *         }
+                     *       ],
+                     *       "next": null
+                     *     }
+                     */
+                    "application/json": components["schemas"]["Page_DirectSecret"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            404: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            502: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+            504: components["responses"]["Problem"];
+        };
+    };
     create_secret: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
             header?: never;
             path: {
                 /** @description Name of the cluster */
@@ -2581,7 +3317,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description Dry run: the Secret is valid */
+            /** @description Replaced, or in a dry run: the Secret is valid */
             200: {
                 headers: {
                     "X-Request-Id": components["headers"]["RequestId"];
@@ -2613,7 +3349,8 @@ export interface operations {
                      *       ],
                      *       "name": "team-a-once",
                      *       "namespace": "a-dev",
-                     *       "resourceVersion": "203",
+                     *       "replaced": false,
+                     *       "resourceVersion": "201",
                      *       "type": "kubernetes.io/dockerconfigjson",
                      *       "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *       "warnings": []
@@ -2662,6 +3399,7 @@ export interface operations {
                      * @example {
                      *       "allowPlainHttp": false,
                      *       "auth": {
+                     *         "expiresAt": null,
                      *         "type": "token"
                      *       },
                      *       "caCertificate": "-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n",
@@ -2671,7 +3409,8 @@ export interface operations {
                      *       "server": "https://10.0.0.1:6443",
                      *       "tlsServerName": null,
                      *       "updatedAt": "2026-11-29T12:00:00Z",
-                     *       "version": 1
+                     *       "version": 1,
+                     *       "warnings": []
                      *     }
                      */
                     "application/json": components["schemas"]["Cluster"];
@@ -2689,7 +3428,13 @@ export interface operations {
     };
     delete_cluster: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
             header?: {
                 /** @description ETag of the version to delete */
                 "If-Match"?: string;
@@ -2724,14 +3469,21 @@ export interface operations {
     };
     update_cluster: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
             header?: {
                 /** @description ETag of the version to change */
                 "If-Match"?: string;
                 /**
                  * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
                  *     same key within 24 hours does not repeat the change: the response has the same status, the
-                 *     current resource and `Idempotency-Replayed: true`. Failed requests do not use up the key.
+                 *     current resource and `Idempotency-Replayed: true`. Failed requests and dry runs do not use up
+                 *     the key.
                  */
                 "Idempotency-Key"?: components["parameters"]["IdempotencyKey"];
             };
@@ -2776,6 +3528,7 @@ export interface operations {
                      * @example {
                      *       "allowPlainHttp": false,
                      *       "auth": {
+                     *         "expiresAt": null,
                      *         "type": "token"
                      *       },
                      *       "caCertificate": "-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n",
@@ -2785,7 +3538,8 @@ export interface operations {
                      *       "server": "https://10.0.0.1:6443",
                      *       "tlsServerName": null,
                      *       "updatedAt": "2026-11-29T12:00:00Z",
-                     *       "version": 2
+                     *       "version": 1,
+                     *       "warnings": []
                      *     }
                      */
                     "application/json": components["schemas"]["Cluster"];
@@ -2833,7 +3587,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "latencyMs": 4,
+                     *       "latencyMs": 17,
                      *       "permissions": [
                      *         {
                      *           "allowed": true,
@@ -2935,6 +3689,9 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "accounts": [
+                     *         "team-a"
+                     *       ],
                      *       "base64": "eyJhdXRocyI6eyJyZWdpc3RyeS5leGFtcGxlLmNvbTo1MDAwIjp7ImF1dGgiOiJaR1YyT21KaGRIUmxjbmt0YzNSaGNHeGwifX19",
                      *       "config": {
                      *         "auths": {
@@ -3006,7 +3763,13 @@ export interface operations {
                      *             "registry.example.com:5000"
                      *           ],
                      *           "nearest": [],
-                     *           "problem": null
+                     *           "problem": null,
+                     *           "verdict": {
+                     *             "account": "team-a",
+                     *             "key": "registry.example.com:5000",
+                     *             "sentence": "the docker CLI logs in with the entry `registry.example.com:5000` of the account `team-a`",
+                     *             "usable": true
+                     *           }
                      *         },
                      *         "dockerAuthConfig": {
                      *           "accounts": [
@@ -3018,7 +3781,13 @@ export interface operations {
                      *             "registry.example.com:5000"
                      *           ],
                      *           "nearest": [],
-                     *           "problem": null
+                     *           "problem": null,
+                     *           "verdict": {
+                     *             "account": "team-a",
+                     *             "key": "registry.example.com:5000",
+                     *             "sentence": "the docker CLI with DOCKER_AUTH_CONFIG logs in with the entry `registry.example.com:5000` of the account `team-a`",
+                     *             "usable": true
+                     *           }
                      *         },
                      *         "k8schain": {
                      *           "accounts": [
@@ -3030,7 +3799,13 @@ export interface operations {
                      *             "registry.example.com:5000"
                      *           ],
                      *           "nearest": [],
-                     *           "problem": null
+                     *           "problem": null,
+                     *           "verdict": {
+                     *             "account": "team-a",
+                     *             "key": "registry.example.com:5000",
+                     *             "sentence": "k8schain logs in with the entry `registry.example.com:5000` of the account `team-a`",
+                     *             "usable": true
+                     *           }
                      *         },
                      *         "kubernetes": {
                      *           "accounts": [
@@ -3042,7 +3817,13 @@ export interface operations {
                      *             "registry.example.com:5000"
                      *           ],
                      *           "nearest": [],
-                     *           "problem": null
+                     *           "problem": null,
+                     *           "verdict": {
+                     *             "account": "team-a",
+                     *             "key": "registry.example.com:5000",
+                     *             "sentence": "the kubelet logs in with the entry `registry.example.com:5000` of the account `team-a`",
+                     *             "usable": true
+                     *           }
                      *         },
                      *         "podman": {
                      *           "accounts": [
@@ -3054,10 +3835,17 @@ export interface operations {
                      *             "registry.example.com:5000"
                      *           ],
                      *           "nearest": [],
-                     *           "problem": null
+                     *           "problem": null,
+                     *           "verdict": {
+                     *             "account": "team-a",
+                     *             "key": "registry.example.com:5000",
+                     *             "sentence": "podman logs in with the entry `registry.example.com:5000` of the account `team-a`",
+                     *             "usable": true
+                     *           }
                      *         }
                      *       },
                      *       "image": "registry.example.com:5000/os/alpine",
+                     *       "pullSecrets": [],
                      *       "warnings": []
                      *     }
                      */
@@ -3146,6 +3934,48 @@ export interface operations {
             503: components["responses"]["Unavailable"];
         };
     };
+    get_events: {
+        parameters: {
+            query?: {
+                /**
+                 * @description Sends only events of this kind. May be given several times. Without it, all kinds that the
+                 *     caller may read.
+                 */
+                kind?: components["schemas"]["ResourceKind"][];
+            };
+            header?: {
+                /** @description Id of the last event that was received */
+                "Last-Event-ID"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Events. `ResourceEvent` is the data of each, except of `end` */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "kind": "reset"
+                     *     }
+                     */
+                    "text/event-stream": components["schemas"]["ResourceEvent"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
     list_identity_providers: {
         parameters: {
             query?: {
@@ -3153,6 +3983,13 @@ export interface operations {
                 limit?: number;
                 /** @description `next` of the previous page. */
                 cursor?: string;
+                /** @description Order of the list; `name` by default. A cursor continues its own order only. */
+                sort?: "name" | "-name" | "createdAt" | "-createdAt";
+                /**
+                 * @description Lists only resources whose name contains this part, in any case.
+                 * @example team-a
+                 */
+                q?: string;
             };
             header?: never;
             path?: never;
@@ -3222,12 +4059,19 @@ export interface operations {
     };
     create_identity_provider: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
             header?: {
                 /**
                  * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
                  *     same key within 24 hours does not repeat the change: the response has the same status, the
-                 *     current resource and `Idempotency-Replayed: true`. Failed requests do not use up the key.
+                 *     current resource and `Idempotency-Replayed: true`. Failed requests and dry runs do not use up
+                 *     the key.
                  */
                 "Idempotency-Key"?: components["parameters"]["IdempotencyKey"];
             };
@@ -3268,6 +4112,17 @@ export interface operations {
             };
         };
         responses: {
+            /** @description Dry run: nothing was created */
+            200: {
+                headers: {
+                    ETag: components["headers"]["ETag"];
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["IdentityProvider"];
+                };
+            };
             /** @description Created */
             201: {
                 headers: {
@@ -3401,7 +4256,13 @@ export interface operations {
     };
     delete_identity_provider: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
             header?: {
                 /** @description ETag of the version to delete */
                 "If-Match"?: string;
@@ -3436,14 +4297,21 @@ export interface operations {
     };
     update_identity_provider: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
             header?: {
                 /** @description ETag of the version to change */
                 "If-Match"?: string;
                 /**
                  * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
                  *     same key within 24 hours does not repeat the change: the response has the same status, the
-                 *     current resource and `Idempotency-Replayed: true`. Failed requests do not use up the key.
+                 *     current resource and `Idempotency-Replayed: true`. Failed requests and dry runs do not use up
+                 *     the key.
                  */
                 "Idempotency-Key"?: components["parameters"]["IdempotencyKey"];
             };
@@ -3549,7 +4417,7 @@ export interface operations {
                      *       "tokenTypes": [],
                      *       "type": "oidc",
                      *       "updatedAt": "2026-11-29T12:00:00Z",
-                     *       "version": 2
+                     *       "version": 1
                      *     }
                      */
                     "application/json": components["schemas"]["IdentityProvider"];
@@ -3642,6 +4510,21 @@ export interface operations {
                 limit?: number;
                 /** @description `next` of the previous page. */
                 cursor?: string;
+                /** @description Order of the list; `name` by default. A cursor continues its own order only. */
+                sort?: "name" | "-name" | "createdAt" | "-createdAt";
+                /**
+                 * @description Lists only pull secrets whose name contains this part, in any case.
+                 * @example team-a
+                 */
+                q?: string;
+                /** @description Lists only pull secrets in this state. May be repeated; one of them must apply. */
+                state?: components["schemas"]["PullSecretState"][];
+                /** @description Lists only pull secrets that target this cluster. */
+                cluster?: string;
+                /** @description Lists only pull secrets with a target in this namespace. */
+                namespace?: string;
+                /** @description Lists only pull secrets that name or select this registry account. */
+                account?: string;
             };
             header?: never;
             path?: never;
@@ -3669,11 +4552,11 @@ export interface operations {
                      *           "adopt": false,
                      *           "createdAt": "2026-11-29T12:00:00Z",
                      *           "deletedAt": null,
-                     *           "deletionPolicy": "delete",
-                     *           "generation": 1,
+                     *           "deletionPolicy": "retain",
+                     *           "generation": 2,
                      *           "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *           "name": "team-a",
-                     *           "observedGeneration": 1,
+                     *           "observedGeneration": 2,
                      *           "secret": {
                      *             "name": "team-a-pull",
                      *             "type": "kubernetes.io/dockerconfigjson"
@@ -3689,7 +4572,9 @@ export interface operations {
                      *             "leftOut": [],
                      *             "pending": 0,
                      *             "removing": 0,
-                     *             "synced": 1
+                     *             "state": "synced",
+                     *             "synced": 1,
+                     *             "warnings": []
                      *           },
                      *           "targets": [
                      *             {
@@ -3700,7 +4585,7 @@ export interface operations {
                      *             }
                      *           ],
                      *           "updatedAt": "2026-11-29T12:00:00Z",
-                     *           "version": 1
+                     *           "version": 2
                      *         }
                      *       ],
                      *       "next": null
@@ -3772,7 +4657,9 @@ export interface operations {
                      *         "leftOut": [],
                      *         "pending": 0,
                      *         "removing": 0,
-                     *         "synced": 1
+                     *         "state": "synced",
+                     *         "synced": 1,
+                     *         "warnings": []
                      *       },
                      *       "targets": [
                      *         {
@@ -3801,7 +4688,13 @@ export interface operations {
     };
     put_pull_secret: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
             header?: {
                 /** @description ETag of the version to replace */
                 "If-Match"?: string;
@@ -3894,7 +4787,9 @@ export interface operations {
                      *         "leftOut": [],
                      *         "pending": 1,
                      *         "removing": 0,
-                     *         "synced": 0
+                     *         "state": "pending",
+                     *         "synced": 0,
+                     *         "warnings": []
                      *       },
                      *       "targets": [
                      *         {
@@ -3933,6 +4828,11 @@ export interface operations {
             query?: {
                 /** @description Policy for the Secrets, instead of the declared one. */
                 deletionPolicy?: components["schemas"]["DeletionPolicy"];
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
             };
             header?: {
                 /** @description ETag of the version to delete */
@@ -3966,6 +4866,125 @@ export interface operations {
             503: components["responses"]["Unavailable"];
         };
     };
+    update_pull_secret: {
+        parameters: {
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
+            header?: {
+                /** @description ETag of the version to change */
+                "If-Match"?: string;
+                /** @description `wait=N`: respond once every target has settled, after N seconds at most (up to 60) */
+                Prefer?: string;
+                /**
+                 * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
+                 *     same key within 24 hours does not repeat the change: the response has the same status, the
+                 *     current resource and `Idempotency-Replayed: true`. Failed requests and dry runs do not use up
+                 *     the key.
+                 */
+                "Idempotency-Key"?: components["parameters"]["IdempotencyKey"];
+            };
+            path: {
+                /** @description Name of the pull secret */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "deletionPolicy": "retain"
+                 *     }
+                 */
+                "application/json": components["schemas"]["UpdatePullSecret"];
+                /**
+                 * @example {
+                 *       "deletionPolicy": "retain"
+                 *     }
+                 */
+                "application/merge-patch+json": components["schemas"]["UpdatePullSecret"];
+            };
+        };
+        responses: {
+            /** @description Changed, or the planned changes of a dry run */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "accountSelector": {
+                     *         "matchExpressions": [],
+                     *         "matchLabels": {
+                     *           "team": "a"
+                     *         }
+                     *       },
+                     *       "adopt": false,
+                     *       "createdAt": "2026-11-29T12:00:00Z",
+                     *       "deletedAt": null,
+                     *       "deletionPolicy": "retain",
+                     *       "generation": 2,
+                     *       "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
+                     *       "name": "team-a",
+                     *       "observedGeneration": 1,
+                     *       "secret": {
+                     *         "name": "team-a-pull",
+                     *         "type": "kubernetes.io/dockerconfigjson"
+                     *       },
+                     *       "selections": [],
+                     *       "serviceAccounts": [
+                     *         "default"
+                     *       ],
+                     *       "status": {
+                     *         "conflict": 0,
+                     *         "desired": 1,
+                     *         "failed": 0,
+                     *         "leftOut": [],
+                     *         "pending": 1,
+                     *         "removing": 0,
+                     *         "state": "pending",
+                     *         "synced": 0,
+                     *         "warnings": []
+                     *       },
+                     *       "targets": [
+                     *         {
+                     *           "cluster": "dev",
+                     *           "namespaces": [
+                     *             "a-dev"
+                     *           ]
+                     *         }
+                     *       ],
+                     *       "updatedAt": "2026-11-29T12:00:00Z",
+                     *       "version": 2
+                     *     }
+                     */
+                    "application/json": components["schemas"]["ReplacedOrPreview"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            404: components["responses"]["Problem"];
+            408: components["responses"]["Problem"];
+            409: components["responses"]["Problem"];
+            412: components["responses"]["Problem"];
+            413: components["responses"]["Problem"];
+            415: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            502: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+            504: components["responses"]["Problem"];
+        };
+    };
     get_pull_secret_events: {
         parameters: {
             query?: never;
@@ -3988,10 +5007,10 @@ export interface operations {
                     /**
                      * @example {
                      *       "deletedAt": null,
-                     *       "generation": 1,
-                     *       "id": "01a22ae9-6d87-756f-aeea-c801d6fda85c",
+                     *       "generation": 2,
+                     *       "id": "01a22b94-e108-73b6-aeb4-67a66e4feef2",
                      *       "name": "team-a",
-                     *       "observedGeneration": 1,
+                     *       "observedGeneration": 2,
                      *       "settled": true,
                      *       "status": {
                      *         "conflict": 0,
@@ -4000,9 +5019,11 @@ export interface operations {
                      *         "leftOut": [],
                      *         "pending": 0,
                      *         "removing": 0,
-                     *         "synced": 1
+                     *         "state": "synced",
+                     *         "synced": 1,
+                     *         "warnings": []
                      *       },
-                     *       "version": 1
+                     *       "version": 2
                      *     }
                      */
                     "text/event-stream": components["schemas"]["PullSecretProgress"];
@@ -4020,14 +5041,21 @@ export interface operations {
     };
     sync_pull_secret: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
             header?: {
                 /** @description `wait=N`: respond once every target has settled, after N seconds at most (up to 60) */
                 Prefer?: string;
                 /**
                  * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
                  *     same key within 24 hours does not repeat the change: the response has the same status, the
-                 *     current resource and `Idempotency-Replayed: true`. Failed requests do not use up the key.
+                 *     current resource and `Idempotency-Replayed: true`. Failed requests and dry runs do not use up
+                 *     the key.
                  */
                 "Idempotency-Key"?: components["parameters"]["IdempotencyKey"];
             };
@@ -4058,11 +5086,11 @@ export interface operations {
                      *       "adopt": false,
                      *       "createdAt": "2026-11-29T12:00:00Z",
                      *       "deletedAt": null,
-                     *       "deletionPolicy": "delete",
-                     *       "generation": 1,
+                     *       "deletionPolicy": "retain",
+                     *       "generation": 2,
                      *       "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *       "name": "team-a",
-                     *       "observedGeneration": 1,
+                     *       "observedGeneration": 2,
                      *       "secret": {
                      *         "name": "team-a-pull",
                      *         "type": "kubernetes.io/dockerconfigjson"
@@ -4078,7 +5106,9 @@ export interface operations {
                      *         "leftOut": [],
                      *         "pending": 1,
                      *         "removing": 0,
-                     *         "synced": 0
+                     *         "state": "pending",
+                     *         "synced": 0,
+                     *         "warnings": []
                      *       },
                      *       "targets": [
                      *         {
@@ -4089,7 +5119,7 @@ export interface operations {
                      *         }
                      *       ],
                      *       "updatedAt": "2026-11-29T12:00:00Z",
-                     *       "version": 1
+                     *       "version": 2
                      *     }
                      */
                     "application/json": components["schemas"]["PullSecret"];
@@ -4113,8 +5143,12 @@ export interface operations {
                 limit?: number;
                 /** @description `next` of the previous page. */
                 cursor?: string;
-                /** @description Lists only targets in this state. */
-                state?: components["schemas"]["TargetState"];
+                /** @description Lists only targets in this state. May be repeated; one of them must apply. */
+                state?: components["schemas"]["TargetState"][];
+                /** @description Lists only targets in this cluster. */
+                cluster?: string;
+                /** @description Lists only targets in this namespace. */
+                namespace?: string;
             };
             header?: never;
             path: {
@@ -4136,16 +5170,17 @@ export interface operations {
                      * @example {
                      *       "items": [
                      *         {
-                     *           "appliedGeneration": 1,
+                     *           "appliedGeneration": 2,
                      *           "attempts": 1,
                      *           "cluster": "dev",
-                     *           "generation": 1,
+                     *           "generation": 2,
                      *           "lastError": null,
                      *           "lastSyncedAt": "2026-11-29T12:00:00Z",
                      *           "namespace": "a-dev",
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
+                     *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "204",
+                     *           "resourceVersion": "202",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
@@ -4173,6 +5208,8 @@ export interface operations {
                 limit?: number;
                 /** @description `next` of the previous page. */
                 cursor?: string;
+                /** @description Order of the list; `name` by default. A cursor continues its own order only. */
+                sort?: "name" | "-name" | "createdAt" | "-createdAt" | "expiresAt";
                 /**
                  * @description Lists only accounts with this label, `key=value`. May be repeated; all labels must match.
                  * @example [
@@ -4186,6 +5223,13 @@ export interface operations {
                  * @example 30d
                  */
                 expiresWithin?: string;
+                /**
+                 * @description Lists only accounts whose name contains this part, in any case.
+                 * @example team-a
+                 */
+                q?: string;
+                /** @description Lists only accounts with this result of the last verification. */
+                result?: components["schemas"]["VerificationResult"];
             };
             header?: never;
             path?: never;
@@ -4244,6 +5288,11 @@ export interface operations {
         parameters: {
             query?: {
                 /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+                /**
                  * @description Verifies the login first. Unless the result is `valid`, nothing is stored and the response
                  *     is 422 `verification-failed`.
                  */
@@ -4258,7 +5307,8 @@ export interface operations {
                 /**
                  * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
                  *     same key within 24 hours does not repeat the change: the response has the same status, the
-                 *     current resource and `Idempotency-Replayed: true`. Failed requests do not use up the key.
+                 *     current resource and `Idempotency-Replayed: true`. Failed requests and dry runs do not use up
+                 *     the key.
                  */
                 "Idempotency-Key"?: components["parameters"]["IdempotencyKey"];
             };
@@ -4282,6 +5332,17 @@ export interface operations {
             };
         };
         responses: {
+            /** @description Dry run: nothing was created */
+            200: {
+                headers: {
+                    ETag: components["headers"]["ETag"];
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RegistryAccount"];
+                };
+            };
             /** @description Created */
             201: {
                 headers: {
@@ -4389,7 +5450,13 @@ export interface operations {
     };
     delete_registry_account: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
             header?: {
                 /** @description ETag of the version to delete */
                 "If-Match"?: string;
@@ -4426,6 +5493,11 @@ export interface operations {
         parameters: {
             query?: {
                 /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+                /**
                  * @description Verifies the login first. Unless the result is `valid`, nothing is stored and the response
                  *     is 422 `verification-failed`.
                  */
@@ -4442,7 +5514,8 @@ export interface operations {
                 /**
                  * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
                  *     same key within 24 hours does not repeat the change: the response has the same status, the
-                 *     current resource and `Idempotency-Replayed: true`. Failed requests do not use up the key.
+                 *     current resource and `Idempotency-Replayed: true`. Failed requests and dry runs do not use up
+                 *     the key.
                  */
                 "Idempotency-Key"?: components["parameters"]["IdempotencyKey"];
             };
@@ -4520,7 +5593,13 @@ export interface operations {
     };
     verify_registry_account: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
             header?: never;
             path: {
                 /** @description Name of the account */
@@ -4573,16 +5652,40 @@ export interface operations {
     import_registry_accounts: {
         parameters: {
             query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
                 /** @description Prefix of the accounts' names. */
                 namePrefix?: string;
-                /** @description Checks everything and stores nothing. */
-                dryRun?: boolean;
+                /**
+                 * @description Label that every account gets, `key=value`. May be repeated. Other labels of an existing
+                 *     account stay.
+                 * @example [
+                 *       "team=a"
+                 *     ]
+                 */
+                labels?: string[];
+                /** @description Connects to the registries without TLS, also to those without `http://` in the document. */
+                plainHttp?: boolean;
+                /**
+                 * @description Registry scope to import, `host[:port][/path]`. May be repeated. Entries of other registries
+                 *     are skipped.
+                 * @example [
+                 *       "registry.example.com:5000"
+                 *     ]
+                 */
+                onlyRegistries?: string[];
+                /** @description Verifies at most 100 logins first. Entries whose result is not `valid` are skipped. */
+                verify?: boolean;
             };
             header?: {
                 /**
                  * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
                  *     same key within 24 hours does not repeat the change: the response has the same status, the
-                 *     current resource and `Idempotency-Replayed: true`. Failed requests do not use up the key.
+                 *     current resource and `Idempotency-Replayed: true`. Failed requests and dry runs do not use up
+                 *     the key.
                  */
                 "Idempotency-Key"?: components["parameters"]["IdempotencyKey"];
             };
@@ -4626,7 +5729,8 @@ export interface operations {
                      *           "name": "team-b-registry-example-com-6000",
                      *           "outcome": "created",
                      *           "reason": null,
-                     *           "registry": "registry.example.com:6000"
+                     *           "registry": "registry.example.com:6000",
+                     *           "source": null
                      *         }
                      *       ],
                      *       "warnings": []
@@ -4642,6 +5746,157 @@ export interface operations {
             409: components["responses"]["Problem"];
             413: components["responses"]["Problem"];
             415: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    get_summary: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "clusters": {
+                     *         "count": 1,
+                     *         "hasMore": false
+                     *       },
+                     *       "oldestPendingTarget": null,
+                     *       "pullSecrets": {
+                     *         "conflict": 0,
+                     *         "deleting": 0,
+                     *         "failed": 0,
+                     *         "hasMore": false,
+                     *         "pending": 0,
+                     *         "synced": 1
+                     *       },
+                     *       "registryAccounts": {
+                     *         "byVerification": [
+                     *           {
+                     *             "count": 2,
+                     *             "hasMore": false,
+                     *             "result": null
+                     *           }
+                     *         ],
+                     *         "expired": {
+                     *           "count": 0,
+                     *           "hasMore": false
+                     *         },
+                     *         "expiringSoon": {
+                     *           "count": 0,
+                     *           "hasMore": false
+                     *         },
+                     *         "total": {
+                     *           "count": 2,
+                     *           "hasMore": false
+                     *         }
+                     *       },
+                     *       "targets": {
+                     *         "conflict": {
+                     *           "count": 0,
+                     *           "hasMore": false
+                     *         },
+                     *         "failed": {
+                     *           "count": 0,
+                     *           "hasMore": false
+                     *         },
+                     *         "pending": {
+                     *           "count": 0,
+                     *           "hasMore": false
+                     *         },
+                     *         "synced": {
+                     *           "count": 1,
+                     *           "hasMore": false
+                     *         }
+                     *       }
+                     *     }
+                     */
+                    "application/json": components["schemas"]["Summary"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    list_targets: {
+        parameters: {
+            query?: {
+                /** @description Maximum number of items in the page. */
+                limit?: number;
+                /** @description `next` of the previous page. */
+                cursor?: string;
+                /** @description Order of the list; `pullSecret` by default. A cursor continues its own order only. */
+                sort?: "pullSecret";
+                /** @description Lists only targets in this state. May be repeated; one of them must apply. */
+                state?: components["schemas"]["TargetState"][];
+                /** @description Lists only targets in this cluster. */
+                cluster?: string;
+                /** @description Lists only targets in this namespace. */
+                namespace?: string;
+                /** @description Lists only targets of this pull secret. */
+                pullSecret?: string;
+                /** @description Lists only targets of pull secrets that name or select this registry account. */
+                account?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "appliedGeneration": 2,
+                     *           "attempts": 1,
+                     *           "cluster": "dev",
+                     *           "generation": 2,
+                     *           "lastError": null,
+                     *           "lastSyncedAt": "2026-11-29T12:00:00Z",
+                     *           "namespace": "a-dev",
+                     *           "nextAttemptAt": "2026-11-29T12:00:00Z",
+                     *           "pullSecret": "team-a",
+                     *           "removing": false,
+                     *           "resourceVersion": "202",
+                     *           "state": "synced",
+                     *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
+                     *         }
+                     *       ],
+                     *       "next": null
+                     *     }
+                     */
+                    "application/json": components["schemas"]["Page_PullSecretTargetStatus"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
             422: components["responses"]["Problem"];
             429: components["responses"]["Unavailable"];
             500: components["responses"]["Problem"];

@@ -32,7 +32,7 @@ export async function registryAccounts(): Promise<void> {
   const path = { name: account.name };
   const email: string | null = account.email;
   await client.GET("/v1/registry-accounts", { params: { query: { limit: 10, label: ["team=a"] } } });
-  for await (const item of pages(client, "/v1/registry-accounts", { params: { query: { expiresWithin: "30d" } } })) {
+  for await (const item of pages(client, "/v1/registry-accounts", { params: { query: { q: "team", sort: "expiresAt", expiresWithin: "30d" } } })) {
     console.log(item.registry, item.expiresAt, item.labels["team"]);
   }
   const { data, error } = await client.GET("/v1/registry-accounts/{name}", { params: { path } });
@@ -61,6 +61,15 @@ export async function dockerConfigs(): Promise<void> {
     client.POST("/v1/docker-configs", { body: { accounts: ["team-a"], profile: "kubernetes" } }),
   );
   const base64: string = rendered.base64;
+  const forImage = await unwrap(
+    client.POST("/v1/docker-configs", {
+      body: { match: { image: "registry.example.com:5000/os/alpine:3" }, profile: "docker" },
+    }),
+  );
+  const forRegistry = await unwrap(
+    client.POST("/v1/docker-configs", { body: { match: { registry: "docker.io" }, profile: "podman" } }),
+  );
+  console.log([...forImage.accounts, ...forRegistry.accounts]);
   const variable = await unwrap(
     client.POST("/v1/docker-configs", {
       // `as const`: otherwise the types of openapi-fetch do not see `parseAs`.
@@ -84,6 +93,12 @@ export async function dockerConfigs(): Promise<void> {
       parseAs: "text",
     }),
   );
+  const attached = await unwrap(
+    client.POST("/v1/docker-configs/explain", {
+      body: { serviceAccount: { cluster: "dev", namespace: "default", name: "default" }, image: "nginx" },
+    }),
+  );
+  console.log(attached.pullSecrets, attached.consumers.kubernetes.verdict.sentence);
   console.log(manifest["kind"], yaml.length, base64, variable.trim(), explained.consumers.kubernetes.keys, explained.warnings[0]?.code);
 }
 
@@ -115,6 +130,12 @@ export async function clusters(): Promise<void> {
       body: { name: "registry-pull", accounts: ["team-a"] },
     }),
   );
+  const direct = await unwrap(
+    client.GET("/v1/clusters/{cluster}/namespaces/{namespace}/secrets", {
+      params: { path: { cluster: "dev", namespace: "default" } },
+    }),
+  );
+  for (const { name, accounts, outdated } of direct.items) console.log(name, accounts?.length, outdated);
   console.log(secret.keys, secret.imagePullSecrets[0]?.name, list.next, check.problem?.type);
   await client.DELETE("/v1/clusters/{name}", { params: { path } });
 }
@@ -132,6 +153,13 @@ export async function pullSecrets(signal: AbortSignal): Promise<void> {
       },
     }),
   );
+  const changed = await unwrap(
+    client.PATCH("/v1/pull-secrets/{name}", {
+      params: { path, query: { dryRun: true } },
+      body: { accounts: null, accountSelector: { matchLabels: { team: "a" } } },
+    }),
+  );
+  if ("targets" in changed) console.log(changed.targets.length);
   const list = await unwrap(client.GET("/v1/pull-secrets", { params: { query: { limit: 1 } } }));
   const one = await unwrap(client.GET("/v1/pull-secrets/{name}", { params: { path, header: { Prefer: "wait=30" } } }));
   const generation: number = one.observedGeneration;
@@ -140,13 +168,41 @@ export async function pullSecrets(signal: AbortSignal): Promise<void> {
   }
   await client.GET("/v1/pull-secrets/{name}/events", { params: { path }, parseAs: "stream" });
   await client.POST("/v1/pull-secrets/{name}/sync", { params: { path } });
-  await client.GET("/v1/pull-secrets/{name}/targets", { params: { path, query: { state: "failed" } } });
-  const targets = pages(client, "/v1/pull-secrets/{name}/targets", { params: { path, query: { state: "failed" } } });
+  await client.GET("/v1/pull-secrets/{name}/targets", { params: { path, query: { state: ["failed"] } } });
+  const targets = pages(client, "/v1/pull-secrets/{name}/targets", { params: { path, query: { state: ["failed"] } } });
   for await (const target of targets) console.log(target.cluster, target.namespace, target.lastError?.detail);
+  await client.GET("/v1/pull-secrets", { params: { query: { sort: "-createdAt", state: ["failed"], cluster: "dev" } } });
+  const first = await unwrap(client.GET("/v1/targets", { params: { query: { limit: 1, sort: "pullSecret" } } }));
+  console.log(first.items[0]?.state);
+  const broken = pages(client, "/v1/targets", { params: { query: { state: ["failed", "conflict"], cluster: "dev" } } });
+  for await (const target of broken) console.log(target.pullSecret, target.namespace, target.state);
+  const summary = await unwrap(client.GET("/v1/summary"));
+  console.log(summary.targets.failed.count, summary.targets.failed.hasMore, summary.oldestPendingTarget?.ageSeconds);
   await client.DELETE("/v1/pull-secrets/{name}", {
     params: { path, header: ifMatch(one), query: { deletionPolicy: "retain" } },
   });
   console.log(declared, list.items[0]?.status.failed, generation);
+}
+
+export async function resourceEvents(signal: AbortSignal): Promise<void> {
+  for await (const { data } of events(client, "/v1/events", { params: { query: { kind: ["target"] } }, signal })) {
+    switch (data.kind) {
+      case "reset":
+        break;
+      case "target":
+        console.log(data.change, data.name, data.cluster, data.namespace, data.state);
+        break;
+      case "pullSecret":
+        console.log(data.change, data.name, data.version, data.generation);
+        break;
+      default: {
+        const kind: "registryAccount" | "cluster" = data.kind;
+        console.log(kind, data.change, data.name, data.version);
+      }
+    }
+  }
+  for await (const { event } of events(client, "/v1/events")) console.log(event);
+  await client.GET("/v1/events", { parseAs: "stream" });
 }
 
 export async function identityProviders(): Promise<void> {

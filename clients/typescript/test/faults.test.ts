@@ -90,6 +90,8 @@ test("retries_end_with_the_problem", async (context) => {
   const { error } = await client.GET("/v1/me");
 
   assert.ok(isProblem(error, "too-many-requests"));
+  // @ts-expect-error A slug that the document does not list is a mistake.
+  assert.ok(!isProblem(error, "too-many-request"));
   assert.equal(requests.length, 3);
 });
 
@@ -152,6 +154,27 @@ test("stream_resumes_and_drops_repeated_events", async (context) => {
   assert.deepEqual(seen, [["1", 1], ["2", 2], ["3", 3]]);
   assert.deepEqual(header("last-event-id"), [undefined, "2", "2", "2", "3"]);
   assert.deepEqual(new Set(header("authorization")), new Set(["Bearer rgc_x"]));
+});
+
+const resource = (id: string, event: string, data: object) =>
+  `id: ${id}\nevent: ${event}\ndata: ${JSON.stringify({ kind: event, ...data })}\n\n`;
+
+test("stream_resumes_behind_a_heartbeat_and_passes_resets_on", async (context) => {
+  const { client, header } = await serve(context, [
+    stream(`retry: 1\n${resource("e-0", "reset", {})}${resource("e-1", "cluster", { name: "dev" })}`, "reset"),
+    // A heartbeat has the place, and is no event. An id that is cut off is none.
+    stream(": heartbeat\nid: e-5\n\nid: e-9\n", "reset"),
+    stream(resource("e-5", "reset", {}) + resource("e-6", "cluster", { name: "prod" })),
+    stream('event: end\ndata: {"reason":"gone"}\n\n', "hang"),
+  ]);
+
+  const seen: [string, string][] = [];
+  for await (const { id, data } of events(client, "/v1/events", { params: { query: { kind: ["cluster"] } } })) {
+    seen.push([id, data.kind === "cluster" ? data.name : data.kind]);
+  }
+
+  assert.deepEqual(seen, [["e-0", "reset"], ["e-1", "dev"], ["e-5", "reset"], ["e-6", "prod"]]);
+  assert.deepEqual(header("last-event-id"), [undefined, "e-1", "e-5", "e-6"]);
 });
 
 test("idle_stream_is_reconnected", async (context) => {

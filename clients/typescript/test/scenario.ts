@@ -19,6 +19,7 @@ export interface Observed {
   missing: { name: string; message: string; isNotFound: boolean };
   names: string[];
   requestsOfPages: number;
+  changes: string[];
   events: { event: string; settled: boolean; desired: number; synced: number }[];
   waited: { synced: number; applied: string | null };
   keys: (string | null)[];
@@ -71,7 +72,7 @@ export async function scenario(regcred: typeof Regcred, environment: Environment
   };
 
   // The second editor of a version gets 412.
-  const change = { params: { path: { name: first.name }, header: ifMatch(first) }, body: { password: "xxx1" } };
+  const change = { params: { path: { name: first.name }, header: ifMatch(first) }, body: { password: "xxx4" } };
   await unwrap(client.PATCH("/v1/registry-accounts/{name}", change));
   const stale = isProblem((await client.PATCH("/v1/registry-accounts/{name}", change)).error, "stale-version");
   const missing = await unwrap(
@@ -86,6 +87,18 @@ export async function scenario(regcred: typeof Regcred, environment: Environment
   for await (const item of pages(client, "/v1/registry-accounts", { params: { query } })) names.push(item.name);
   const requestsOfPages = sent.length - before;
 
+  // The stream of all resources: the first event asks to load, the others name what changed since.
+  const signal = AbortSignal.timeout(60_000);
+  const changes: string[] = [];
+  const kinds = { query: { kind: ["registryAccount" as const] } };
+  for await (const { data } of events(client, "/v1/events", { params: kinds, signal })) {
+    const renamed = { params: { path: { name: `${prefix}-c` } }, body: { username: "other" } };
+    if (data.kind === "reset") await unwrap(client.PATCH("/v1/registry-accounts/{name}", renamed));
+    if (data.kind !== "registryAccount" || data.name !== `${prefix}-c`) continue;
+    changes.push(`${data.change} ${data.version}`);
+    break;
+  }
+
   // Events until the pull secret is settled, then a read that waits.
   const path = { name: prefix };
   const declaration = {
@@ -95,7 +108,6 @@ export async function scenario(regcred: typeof Regcred, environment: Environment
   };
   await unwrap(client.PUT("/v1/pull-secrets/{name}", { params: { path }, body: declaration }));
   const seen: Observed["events"] = [];
-  const signal = AbortSignal.timeout(60_000);
   for await (const { event, data } of events(client, "/v1/pull-secrets/{name}/events", { params: { path }, signal })) {
     seen.push({ event, settled: data.settled, desired: data.status.desired, synced: data.status.synced });
     if (data.settled) break;
@@ -113,6 +125,7 @@ export async function scenario(regcred: typeof Regcred, environment: Environment
     missing,
     names,
     requestsOfPages,
+    changes,
     events: seen,
     waited,
     keys: sent.filter(({ method }) => method === "POST").map(({ headers }) => headers.get("Idempotency-Key")),

@@ -37,6 +37,7 @@ export function assertObserved(observed: Observed, { prefix, registryA, registry
   assert.match(observed.missing.message, /\(404\)/);
   assert.deepEqual(observed.names, [`${prefix}-a`, `${prefix}-b`, `${prefix}-c`]);
   assert.equal(observed.requestsOfPages, 2);
+  assert.deepEqual(observed.changes, ["changed 2"]);
   assert.deepEqual(observed.events.at(-1), { event: "status", settled: true, desired: 2, synced: 2 });
   assert.deepEqual(observed.waited, { synced: 2, applied: "wait=30" });
   const uuid = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;

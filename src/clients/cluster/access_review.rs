@@ -278,11 +278,16 @@ impl ClusterClient {
 
     /// Reviews one right.
     pub(super) async fn is_allowed(&self, question: &Question, deadline: Instant) -> Result<bool, ClusterError> {
+        let (resource, subresource) = match question.resource.split_once('/') {
+            Some((resource, subresource)) => (resource, Some(subresource)),
+            None => (question.resource, None),
+        };
         let review = SelfSubjectAccessReview {
             spec: SelfSubjectAccessReviewSpec {
                 resource_attributes: Some(ResourceAttributes {
                     verb: Some(question.verb.to_owned()),
-                    resource: Some(question.resource.to_owned()),
+                    resource: Some(resource.to_owned()),
+                    subresource: subresource.map(str::to_owned),
                     name: question.name.clone(),
                     namespace: question.namespace.clone(),
                     ..ResourceAttributes::default()

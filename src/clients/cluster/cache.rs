@@ -17,7 +17,7 @@ const IDLE: Duration = Duration::from_mins(10);
 /// the rule that plaintext is never cached: the credential is part of every request, and a new
 /// connection for each Secret would cost a TLS handshake, ten times the call itself. The cache is
 /// therefore bounded, and a client is dropped ten minutes after its last use (checked whenever a
-/// cluster is connected), when the cluster's version changes, or by [`remove`](Self::remove).
+/// cluster is connected), when the cluster or its credential changes, or by [`remove`](Self::remove).
 pub struct ClusterClients {
     capacity: usize,
     idle: Duration,

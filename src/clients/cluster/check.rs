@@ -44,6 +44,11 @@ pub struct Check {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub problem: Option<CheckProblem>,
+    /// Rights that the renewal of the cluster's token lacks, for `auth.type` `serviceAccount`. Absent
+    /// if they were not reviewed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub renewal: Option<Vec<MissingRight>>,
     /// Pull secrets visible to the caller that lack a right in the cluster, by name; at most 100.
     /// Absent if the rights were not reviewed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,6 +110,7 @@ impl Check {
             latency_ms: None,
             permissions: Vec::new(),
             problem: Some(problem),
+            renewal: None,
             pull_secrets: None,
             pull_secrets_cut: None,
         }
@@ -152,6 +158,7 @@ impl ClusterClient {
             latency_ms,
             permissions: permissions.collect(),
             problem: problem.and_then(|error| Check::failed(&error).problem),
+            renewal: None,
             pull_secrets: None,
             pull_secrets_cut: None,
         })

@@ -69,7 +69,9 @@ pub(super) fn kube_config(
         None => in_cluster(config, pinned)?,
     };
     match &connection.auth {
-        ClusterAuth::Token { token } => kube_config.auth_info.token = Some(token.clone()),
+        ClusterAuth::Token { token } | ClusterAuth::ServiceAccount { token, .. } => {
+            kube_config.auth_info.token = Some(token.clone());
+        }
         ClusterAuth::ClientCertificate { certificate, key } => {
             kube_config.auth_info = AuthInfo {
                 client_certificate_data: Some(STANDARD.encode(certificate)),

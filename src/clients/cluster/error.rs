@@ -3,7 +3,10 @@
 
 use std::{error::Error, time::Duration};
 
-use crate::clients::outbound::{Cause, Peer};
+use crate::{
+    clients::outbound::{Cause, Peer},
+    domain::reconcile::TargetErrorType,
+};
 
 /// Failed call to a cluster.
 ///
@@ -14,6 +17,12 @@ pub enum ClusterError {
     /// 409: the name is in use in this namespace.
     #[error("a Secret of this name already exists in this namespace")]
     SecretExists,
+    /// 409, and the existing Secret must not be replaced.
+    #[error("{detail}")]
+    SecretKept {
+        /// The reason, for a person.
+        detail: String,
+    },
     /// 404: the namespace does not exist.
     #[error("the cluster has no such namespace")]
     NamespaceNotFound,
@@ -114,24 +123,30 @@ impl ClusterError {
         )
     }
 
+    /// Type of the error of a target.
+    #[must_use]
+    pub const fn error_type(&self) -> TargetErrorType {
+        match self {
+            Self::SecretExists | Self::SecretKept { .. } => TargetErrorType::SecretExists,
+            Self::NamespaceNotFound => TargetErrorType::NamespaceNotFound,
+            Self::NamespaceTerminating => TargetErrorType::NamespaceTerminating,
+            Self::InvalidSecret { .. } => TargetErrorType::InvalidSecret,
+            Self::TypeFixed => TargetErrorType::SecretTypeFixed,
+            Self::Immutable => TargetErrorType::SecretImmutable,
+            Self::Changed => TargetErrorType::SecretChanged,
+            Self::Refused { .. } => TargetErrorType::SecretRefused,
+            Self::Unauthorized => TargetErrorType::ClusterUnauthorized,
+            Self::Forbidden { .. } => TargetErrorType::ClusterForbidden,
+            Self::Unreachable { .. } | Self::Tls { .. } | Self::Overloaded { .. } | Self::Misconfigured { .. } => {
+                TargetErrorType::ClusterUnreachable
+            }
+            Self::Timeout { .. } => TargetErrorType::ClusterTimeout,
+        }
+    }
+
     /// Last part of the problem type; stable.
     #[must_use]
-    pub const fn slug(&self) -> &'static str {
-        match self {
-            Self::SecretExists => "secret-exists",
-            Self::NamespaceNotFound => "namespace-not-found",
-            Self::NamespaceTerminating => "namespace-terminating",
-            Self::InvalidSecret { .. } => "invalid-secret",
-            Self::TypeFixed => "secret-type-fixed",
-            Self::Immutable => "secret-immutable",
-            Self::Changed => "secret-changed",
-            Self::Refused { .. } => "secret-refused",
-            Self::Unauthorized => "cluster-unauthorized",
-            Self::Forbidden { .. } => "cluster-forbidden",
-            Self::Unreachable { .. } | Self::Tls { .. } | Self::Overloaded { .. } | Self::Misconfigured { .. } => {
-                "cluster-unreachable"
-            }
-            Self::Timeout { .. } => "cluster-timeout",
-        }
+    pub fn slug(&self) -> &'static str {
+        self.error_type().as_str()
     }
 }

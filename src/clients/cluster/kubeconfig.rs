@@ -17,6 +17,12 @@ use crate::domain::{
 const LENGTH_MAX: usize = 1024 * 1024;
 /// Maximum length of a name in a message, in characters.
 const NAME_MAX: usize = 64;
+/// Texts that `kubectl config view` prints in place of secrets and certificates.
+const REDACTED: [&str; 2] = ["REDACTED", "DATA+OMITTED"];
+/// Commands that make a credential without a program. docs/CLUSTERS.md explains them.
+const TOKEN_COMMANDS: &str = "kubectl create namespace regcred; kubectl create serviceaccount regcred -n regcred; \
+                              kubectl create token regcred -n regcred --duration 24h. Send that token as auth.token, \
+                              with server and caCertificate; see docs/CLUSTERS.md";
 /// Maximum number of contexts in a message.
 const CONTEXTS_MAX: usize = 10;
 
@@ -166,6 +172,10 @@ impl SelectedContext {
             if key.is_empty() { format!("users[{user_name}].user") } else { format!("users[{user_name}].user.{key}") }
         };
 
+        let redacted = redacted(&cluster, &user, at_cluster, at_user);
+        if !redacted.is_empty() {
+            return Err(redacted);
+        }
         let mut problems = refused_in_cluster(&cluster, at_cluster);
         let ca_certificate = text_of(
             cluster.certificate_authority_data.as_deref(),
@@ -209,6 +219,33 @@ impl SelectedContext {
     }
 }
 
+/// Values that kubectl left out.
+fn redacted(
+    cluster: &Cluster,
+    user: &User,
+    at_cluster: impl Fn(&str) -> String,
+    at_user: impl Fn(&str) -> String,
+) -> Vec<FieldError> {
+    let secret =
+        |secret: &Option<SecretString>| secret.as_ref().is_some_and(|secret| is_redacted(secret.expose_secret()));
+    let text = |text: &Option<String>| text.as_deref().is_some_and(is_redacted);
+    let found = [
+        (text(&cluster.certificate_authority_data), at_cluster("certificate-authority-data")),
+        (secret(&user.token), at_user("token")),
+        (text(&user.client_certificate_data), at_user("client-certificate-data")),
+        (secret(&user.client_key_data), at_user("client-key-data")),
+        (secret(&user.password), at_user("password")),
+    ];
+    let paths = found.into_iter().filter(|(is_redacted, _)| *is_redacted).map(|(_, path)| path);
+    paths
+        .map(|path| problem(&format!("{path} is redacted: add --raw (kubectl config view --raw --minify --flatten)")))
+        .collect()
+}
+
+fn is_redacted(text: &str) -> bool {
+    REDACTED.contains(&text)
+}
+
 fn refused_in_cluster(cluster: &Cluster, at: impl Fn(&str) -> String) -> Vec<FieldError> {
     let no_data = !is_given(cluster.certificate_authority_data.as_deref());
     let refused = [
@@ -240,19 +277,13 @@ fn refused_in_user(user: &User, at: impl Fn(&str) -> String) -> Vec<FieldError> 
         "is a file path, which regcred cannot read: embed the content (kubectl config view --raw --flatten)";
     const PASSWORD: &str = "is not supported: API servers no longer accept passwords. Use a token";
     const AS: &str = "is not supported: use a credential that has the rights itself";
+    let exec = format!("runs a program, which is not supported. Make a token instead: {TOKEN_COMMANDS}");
+    let auth_provider = format!("is a plug-in, which is not supported. Make a token instead: {TOKEN_COMMANDS}");
     let has_certificate = is_given(user.client_certificate_data.as_deref());
     let has_key = user.client_key_data.as_ref().is_some_and(|key| !key.expose_secret().is_empty());
-    let refused = [
-        (
-            user.exec.is_some(),
-            "exec",
-            "runs a program, which is not supported: use the token of a ServiceAccount in that cluster",
-        ),
-        (
-            user.auth_provider.is_some(),
-            "auth-provider",
-            "is a plug-in, which is not supported: use the token of a ServiceAccount in that cluster",
-        ),
+    let refused: [(bool, &str, &str); 11] = [
+        (user.exec.is_some(), "exec", &exec),
+        (user.auth_provider.is_some(), "auth-provider", &auth_provider),
         (is_given(user.token_file.as_deref()), "tokenFile", PATH),
         (!has_certificate && is_given(user.client_certificate.as_deref()), "client-certificate", PATH),
         (!has_key && is_given(user.client_key.as_deref()), "client-key", PATH),

@@ -5,7 +5,7 @@ use http::{HeaderValue, Request, header};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Resource,
-    api::{DeleteParams, GetParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
 };
 
 use super::{
@@ -16,8 +16,8 @@ use super::{
 };
 use crate::domain::{
     names::{NamespaceName, SecretName},
-    pull_secret::{FoundSecret, GENERATION_ANNOTATION},
-    secret::SecretManifest,
+    pull_secret::{FoundSecret, GENERATION_ANNOTATION, ID_LABEL},
+    secret::{MANAGED_BY_LABEL, SecretManifest},
 };
 
 mod write_error;
@@ -26,6 +26,8 @@ use write_error::{TOO_LARGE, Write, write_error};
 
 /// Maximum length of a Secret's data (`MaxSecretSize` in `k8s.io/api/core/v1`).
 const SECRET_MAX: usize = 1024 * 1024;
+/// Secrets in one page of a list.
+const PAGE: u32 = 250;
 const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
 /// Metadata of a written Secret. A dry run may lack what only storing assigns.
@@ -37,6 +39,15 @@ pub struct SecretMetadata {
     pub resource_version: Option<String>,
     /// Time of creation by the API server's clock.
     pub creation_timestamp: Option<DateTime<Utc>>,
+}
+
+/// Secret of direct delivery in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedSecret {
+    /// Name.
+    pub name: SecretName,
+    /// Metadata.
+    pub metadata: SecretMetadata,
 }
 
 impl ClusterClient {
@@ -83,7 +94,8 @@ impl ClusterClient {
         Err(error)
     }
 
-    /// Applies a Secret (server-side apply) if it still has this version.
+    /// Applies a Secret (server-side apply) if it still has this version. With `dry_run` the API
+    /// server checks everything and stores nothing.
     ///
     /// # Errors
     ///
@@ -94,10 +106,11 @@ impl ClusterClient {
         namespace: &NamespaceName,
         secret: &SecretManifest<'_>,
         resource_version: &str,
+        dry_run: bool,
     ) -> Result<SecretMetadata, ClusterError> {
         let resource_version = Some(resource_version);
         let manifest = checked(SecretManifest { namespace: Some(namespace), resource_version, ..*secret })?;
-        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let params = PatchParams { dry_run, ..PatchParams::apply(FIELD_MANAGER).force() };
         let request = requests(namespace)
             .patch_metadata(secret.name.as_str(), &params, &Patch::Apply(manifest))
             .map_err(unbuildable)?;
@@ -125,6 +138,19 @@ impl ClusterClient {
             _ if response.is_success() => Ok(Some(found(response.read(self.server())?))),
             _ => Err(response.error(self.server(), &format!("get Secrets in namespace {namespace}"))),
         }
+    }
+
+    /// Lists the Secrets of direct delivery in a namespace; none if the namespace does not exist.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClusterError`].
+    pub async fn list_direct_secrets(&self, namespace: &NamespaceName) -> Result<Vec<ListedSecret>, ClusterError> {
+        let (key, value) = MANAGED_BY_LABEL;
+        let params = ListParams::default().labels(&format!("{key}={value},!{ID_LABEL}"));
+        let objects = format!("Secrets in namespace {namespace}");
+        let listed = self.list_metadata(&requests(namespace), params, (PAGE, &objects)).await?;
+        Ok(listed.into_iter().filter_map(listed_secret).collect())
     }
 
     /// Deletes a Secret if it still has the identity and version of `found`. Succeeds if the Secret
@@ -183,6 +209,13 @@ fn written(response: &Response, server: &str) -> Result<SecretMetadata, ClusterE
     })?;
     let Metadata { uid, resource_version, creation_timestamp, .. } = object.metadata;
     Ok(SecretMetadata { uid, resource_version, creation_timestamp })
+}
+
+/// None for an invalid name, which the API server does not accept either.
+fn listed_secret(metadata: Metadata) -> Option<ListedSecret> {
+    let Metadata { name, uid, resource_version, creation_timestamp, .. } = metadata;
+    let metadata = SecretMetadata { uid, resource_version, creation_timestamp };
+    Some(ListedSecret { name: SecretName::parse(&name).ok()?, metadata })
 }
 
 fn found(object: PartialObject) -> FoundSecret {

@@ -80,7 +80,7 @@ pub struct Seal {
     pub previous_hash: Vec<u8>,
     /// Last seal that the sealing process had seen.
     pub seen: Option<SealHead>,
-    /// Reserved for retention.
+    /// Events of the seals up to this number may be gone: they were pruned.
     pub pruned_through: Option<i64>,
 }
 

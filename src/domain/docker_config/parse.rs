@@ -1,4 +1,4 @@
-//! Parses an existing docker config in any format.
+//! Parses existing docker configs in any format.
 //!
 //! Parsing does not interpret fields: [`super::reading`] says how consumers read them,
 //! [`super::import`] turns them into accounts. Errors never repeat the input.
@@ -7,6 +7,7 @@ mod entry;
 mod error;
 mod form;
 mod node;
+mod part;
 
 use std::fmt;
 
@@ -14,6 +15,7 @@ pub use self::{
     entry::{Entry, Field},
     error::{ParseError, Position},
     form::Form,
+    part::{NoConfig, Part},
 };
 use self::{
     error::shape,
@@ -38,6 +40,8 @@ pub struct Config {
     pub others: Vec<String>,
     /// Type of the Secret, if the document came in a manifest with a type.
     pub secret_type: Option<String>,
+    /// `NAMESPACE/NAME` of the Secret, or its name, if the document came in a manifest with a name.
+    pub source: Option<String>,
 }
 
 /// One field of `credHelpers`.
@@ -59,7 +63,11 @@ impl Config {
     /// or in another format. A duplicate key in an object is an error, too: consumers would
     /// silently use the last one.
     pub fn parse(input: &[u8]) -> Result<Self, ParseError> {
-        form::open(input)
+        let mut parts = form::open(input)?.into_iter();
+        match (parts.next(), parts.next()) {
+            (Some(Part::Config(config)), None) => Ok(config),
+            _ => Err(shape("the manifest is a list: provide one Secret of it")),
+        }
     }
 
     /// `{"auths":{…}}`.
@@ -71,6 +79,7 @@ impl Config {
             store: store(fields.take("credsStore")?)?,
             others: fields.into_names(),
             secret_type: None,
+            source: None,
         })
     }
 
@@ -83,6 +92,7 @@ impl Config {
             store: None,
             others: Vec::new(),
             secret_type: None,
+            source: None,
         })
     }
 }
@@ -91,7 +101,9 @@ fn entries(auths: Node) -> Result<Vec<Entry>, ParseError> {
     match auths {
         Node::Null => Ok(Vec::new()),
         Node::Map(map) => map.into_iter().map(|(key, node)| Entry::new(key, node)).collect(),
-        Node::Text(_) | Node::Other => Err(shape("`auths` must be an object with one entry per registry")),
+        Node::Text(_) | Node::List(_) | Node::Other => {
+            Err(shape("`auths` must be an object with one entry per registry"))
+        }
     }
 }
 
@@ -106,7 +118,7 @@ fn helpers(cred_helpers: Node) -> Result<Vec<Helper>, ParseError> {
                 _ => Err(refused()),
             })
             .collect(),
-        Node::Text(_) | Node::Other => Err(refused()),
+        Node::Text(_) | Node::List(_) | Node::Other => Err(refused()),
     }
 }
 
@@ -114,7 +126,7 @@ fn store(creds_store: Node) -> Result<Option<String>, ParseError> {
     match creds_store {
         Node::Null => Ok(None),
         Node::Text(name) => Ok(Some(name.to_string()).filter(|name| !name.is_empty())),
-        Node::Map(_) | Node::Other => Err(shape("`credsStore` must be the name of a helper program")),
+        Node::Map(_) | Node::List(_) | Node::Other => Err(shape("`credsStore` must be the name of a helper program")),
     }
 }
 

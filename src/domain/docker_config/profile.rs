@@ -5,6 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::Consumer;
 use crate::domain::invalid::Invalid;
 
 /// Program that reads the document.
@@ -26,6 +27,17 @@ pub enum Profile {
 impl Profile {
     /// All profiles.
     pub const ALL: [Self; 5] = [Self::Kubernetes, Self::Docker, Self::DockerAuthConfig, Self::Podman, Self::Dockercfg];
+
+    /// Program that reads the document.
+    #[must_use]
+    pub fn consumer(self) -> Consumer {
+        match self {
+            Self::Kubernetes | Self::Dockercfg => Consumer::Kubernetes,
+            Self::Docker => Consumer::Docker,
+            Self::DockerAuthConfig => Consumer::DockerAuthConfig,
+            Self::Podman => Consumer::Podman,
+        }
+    }
 
     /// Name in the API.
     #[must_use]

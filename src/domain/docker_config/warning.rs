@@ -36,6 +36,8 @@ pub enum WarningCode {
     MatchesMore,
     /// Several entries match one registry, and the consumer's choice is random.
     Ambiguous,
+    /// Secrets of direct delivery contain an earlier login of the account.
+    DirectCopies,
     /// A consumer finds no credential in the entry.
     HoldsNothing,
     /// The entry's `auth` differs from its `username` and `password`.
@@ -44,6 +46,24 @@ pub enum WarningCode {
     HelperFirst,
     /// The Secret does not have the type of an image pull secret.
     WrongSecretType,
+    /// The stated expiry of the password has passed.
+    Expired,
+    /// The password ends with white space.
+    PasswordEndsWithWhitespace,
+    /// An older account has the same key, so this one is not in the document.
+    KeyCollision,
+    /// No granted account is for the image.
+    NothingMatches,
+    /// The account selector of a pull secret matches no registry account.
+    SelectsNoAccount,
+    /// A namespace selector of a pull secret matches no namespace of the cluster.
+    SelectsNoNamespace,
+    /// The credential of a cluster ends within 30 days.
+    CredentialExpires,
+    /// The credential of a cluster has ended.
+    CredentialExpired,
+    /// The token of a cluster could not be renewed.
+    RenewalFailing,
 }
 
 impl Warning {
@@ -57,9 +77,45 @@ impl Warning {
         Self { code, account: account.map(str::to_owned), key: Some(key.to_owned()), detail: detail.into() }
     }
 
+    /// Creates a warning about an account whose stated expiry has passed.
+    #[must_use]
+    pub fn expired(account: &str) -> Self {
+        let detail = "`expiresAt` is in the past: rotate the password, and set the expiry of the new one, or null if it \
+                      does not expire";
+        Self { code: WarningCode::Expired, account: Some(account.to_owned()), key: None, detail: detail.to_owned() }
+    }
+
+    /// Warns about a password that ends with white space.
+    #[must_use]
+    pub fn of_whitespace(account: Option<&str>, key: &str) -> Self {
+        let detail = "the password ends with white space, such as the newline that `echo` adds: unless that is part of it, store \
+                      it again without (`printf %s`)";
+        Self::new(WarningCode::PasswordEndsWithWhitespace, account, key, detail)
+    }
+
     /// Creates a warning about the document.
     pub(in crate::domain) fn of_all(code: WarningCode, detail: impl Into<String>) -> Self {
         Self { code, account: None, key: None, detail: detail.into() }
+    }
+}
+
+impl Warning {
+    /// Warns that an account selector matches nothing.
+    #[must_use]
+    pub fn selects_no_account() -> Self {
+        let detail = "`accountSelector` matches no registry account: compare its labels with those of the accounts. \
+                      No Secret is written before an account matches";
+        Self::of_all(WarningCode::SelectsNoAccount, detail)
+    }
+
+    /// Warns that the namespace selector of `targets[place]` matches nothing in a cluster.
+    #[must_use]
+    pub fn selects_no_namespace(place: usize, cluster: &str) -> Self {
+        let detail = format!(
+            "`targets[{place}].namespaceSelector` matches no namespace of the cluster `{cluster}`: compare its labels \
+             with those of the namespaces"
+        );
+        Self::of_all(WarningCode::SelectsNoNamespace, detail)
     }
 }
 

@@ -9,6 +9,7 @@ use super::{
     Address, Found, ImageName, docker, lint, look_up,
     nearest::{Candidate, Nearest, nearest},
     refusal::refusal,
+    verdict::{UsedEntry, Verdict, conclude},
 };
 use crate::domain::docker_config::{
     Consumer, RenderError, ScopedAccount, Warning, WarningCode, claim_keys,
@@ -27,6 +28,8 @@ pub struct Explanation {
     pub consumers: Consumers,
     /// Warnings about entries that are used, or nearly used.
     pub warnings: Vec<Warning>,
+    /// Pull secrets whose accounts were explained, if the request asked for such.
+    pub pull_secrets: Vec<String>,
 }
 
 /// Result of each consumer.
@@ -49,6 +52,8 @@ pub struct Consumers {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LookUp {
+    /// What it does for the image.
+    pub verdict: Verdict,
     /// Keys of the entries that it uses, in the order of attempts.
     pub keys: Vec<String>,
     /// Accounts of these entries, in the same order.
@@ -103,18 +108,32 @@ impl LookUp {
 /// If the accounts cannot be rendered together for a consumer, its `problem` says so.
 #[must_use]
 pub fn explain_accounts(accounts: &[ScopedAccount<'_>], image: &ImageName) -> Explanation {
+    explain_secrets(&[accounts.to_vec()], image)
+}
+
+/// Explains each consumer's lookup among the accounts of several Secrets, which it reads together.
+///
+/// A key may occur in several of them.
+#[must_use]
+pub fn explain_secrets(secrets: &[Vec<ScopedAccount<'_>>], image: &ImageName) -> Explanation {
     let mut warnings = Vec::new();
-    let consumers = Consumers::each(|consumer| match entries(consumer, accounts) {
-        Ok(candidates) => {
-            let found = search(consumer, &candidates, Form::DockerConfigJson, image);
-            warnings.extend(used_for_more(consumer, &candidates, &found, image));
-            look_up_result(consumer, &candidates, found, image)
+    let accounts = || secrets.iter().flatten();
+    let mistaken = accounts().find_map(|account| mistaken_host(account.scope.as_str(), image));
+    let consumers = Consumers::each(|consumer| {
+        let candidates = secrets.iter().map(|accounts| entries(consumer, accounts)).collect::<Result<Vec<_>, _>>();
+        match candidates.map(|candidates| candidates.concat()) {
+            Ok(candidates) => {
+                let found = search(consumer, &candidates, Form::DockerConfigJson, image);
+                warnings.extend(used_for_more(consumer, &candidates, &found, image));
+                let used = used_entries(&candidates, &found, image);
+                conclude(consumer, look_up_result(consumer, &candidates, found, image), &used, mistaken, image)
+            }
+            Err(refusal) => conclude(consumer, LookUp::impossible(refusal.to_string()), &[], mistaken, image),
         }
-        Err(refusal) => LookUp::impossible(refusal.to_string()),
     });
-    let names = accounts.iter().map(|account| (account.scope.as_str(), Some(account.name)));
+    let names = accounts().map(|account| (account.scope.as_str(), Some(account.name)));
     warnings.extend(names.filter_map(|(key, account)| mistaken_for_registry(key, account, image)));
-    Explanation { image: image.to_string(), consumers, warnings }
+    Explanation { image: image.to_string(), consumers, warnings, pull_secrets: Vec::new() }
 }
 
 /// Explains each consumer's lookup in this document.
@@ -123,39 +142,58 @@ pub fn explain_config(config: &Config, image: &ImageName) -> Explanation {
     let candidates: Vec<_> = config.entries.iter().map(|entry| Candidate::of_key(&entry.key)).collect();
     let mut warnings = Vec::new();
     let mut involved = HashSet::new();
+    let mistaken = config.entries.iter().find_map(|entry| mistaken_host(&entry.key, image));
     let consumers = Consumers::each(|consumer| {
         if let Some(refusal) = refusal(consumer, config) {
-            return LookUp::impossible(refusal.of(consumer));
+            return conclude(consumer, LookUp::impossible(refusal.of(consumer)), &[], mistaken, image);
         }
         if let Some(name) = helper(consumer, config, image) {
-            return LookUp::with_helper(name);
+            return conclude(consumer, LookUp::with_helper(name), &[], mistaken, image);
         }
         let found = search(consumer, &candidates, config.form, image);
         involved.extend(found.order.iter().copied());
         warnings.extend(used_for_more(consumer, &candidates, &found, image));
-        LookUp { problem: unusable(consumer, config, &found), ..look_up_result(consumer, &candidates, found, image) }
+        let (problem, used) = (unusable(consumer, config, &found), used_entries(&candidates, &found, image));
+        let look_up = LookUp { problem, ..look_up_result(consumer, &candidates, found, image) };
+        conclude(consumer, look_up, &used, mistaken, image)
     });
     warnings.extend(lint::lint_document(config));
     warnings.extend(config.entries.iter().filter_map(|entry| mistaken_for_registry(&entry.key, None, image)));
     let involved = involved.into_iter().filter_map(|at| config.entries.get(at));
     warnings.extend(involved.flat_map(lint::lint_entry));
-    Explanation { image: image.to_string(), consumers, warnings }
+    Explanation { image: image.to_string(), consumers, warnings, pull_secrets: Vec::new() }
 }
 
 /// Warns about a key that looks like the first part of the image's name, but names no registry.
 fn mistaken_for_registry(key: &str, account: Option<&str>, image: &ImageName) -> Option<Warning> {
-    let is_first_part = image.is_on_docker_hub() && image.repository().split('/').next() == Some(Address::of(key).host);
-    let warning = lint::lint_host_without_dot(key).filter(|_| is_first_part)?;
+    mistaken_host(key, image)?;
+    let warning = lint::lint_host_without_dot(key)?;
     Some(Warning { account: account.map(str::to_owned), ..warning })
 }
 
+/// Host of a key that looks like the first part of the image's name, but names no registry.
+fn mistaken_host<'a>(key: &'a str, image: &ImageName) -> Option<&'a str> {
+    let host = Address::of(key).host;
+    let is_first_part = image.is_on_docker_hub() && image.repository().split('/').next() == Some(host);
+    (is_first_part && lint::lint_host_without_dot(key).is_some()).then_some(host)
+}
+
+/// Entries of a lookup, each with whether it is for the image.
+fn used_entries<'a>(candidates: &[Candidate<'a>], found: &Found, image: &ImageName) -> Vec<UsedEntry<'a>> {
+    let used = found.order.iter().filter_map(|at| candidates.get(*at));
+    used.map(|candidate| UsedEntry { scope: candidate.scope, is_intended: candidate.scope.covers(image) }).collect()
+}
+
 /// Accounts with their keys in a document for this consumer.
-fn entries<'a>(consumer: Consumer, accounts: &[ScopedAccount<'a>]) -> Result<Vec<Candidate<'a>>, RenderError> {
+pub(super) fn entries<'a>(
+    consumer: Consumer,
+    accounts: &[ScopedAccount<'a>],
+) -> Result<Vec<Candidate<'a>>, RenderError> {
     let entries = claim_keys(consumer.profile(), accounts)?.into_iter();
     Ok(entries.map(|(key, account)| Candidate::of_account(key, *account)).collect())
 }
 
-fn search(consumer: Consumer, candidates: &[Candidate<'_>], form: Form, image: &ImageName) -> Found {
+pub(super) fn search(consumer: Consumer, candidates: &[Candidate<'_>], form: Form, image: &ImageName) -> Found {
     let keys: Vec<_> = candidates.iter().map(|candidate| candidate.key).collect();
     look_up(consumer, &keys, form, image)
 }

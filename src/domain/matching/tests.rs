@@ -93,7 +93,13 @@ fn explanation_serializes_as_in_the_api() {
     .unwrap();
     assert_eq!(
         answer["consumers"]["podman"],
-        json!({"keys": [], "accounts": [], "ambiguous": false, "helper": null, "problem": null, "nearest": [{
+        json!({"verdict": {
+            "sentence": "podman uses no entry for `registry.example.com:5000/os/alpine`; the nearest is \
+                         `registry.example.com:6000`: the entry has port 6000, the image has port 5000",
+            "usable": false,
+            "key": null,
+            "account": null,
+        }, "keys": [], "accounts": [], "ambiguous": false, "helper": null, "problem": null, "nearest": [{
             "key": "registry.example.com:6000",
             "account": "martin-6000",
             "mismatch": "portDiffers",
@@ -161,7 +167,8 @@ fn nearest_entry_has_its_mismatch(#[case] key: &str, #[case] written: &str, #[ca
 #[test]
 fn unrelated_entries_are_not_near() {
     let explanation = explain(&[("x", "quay.io"), ("y", "example.com"), ("z", "localhost")], "reg.io/app");
-    assert_eq!(explanation.consumers.kubernetes, LookUp::default());
+    let LookUp { keys, nearest, .. } = explanation.consumers.kubernetes;
+    assert_eq!((keys, nearest), (Vec::new(), Vec::new()));
 }
 
 #[test]

@@ -30,6 +30,9 @@ const TAGGED: [Tagged; 2] = [
     },
 ];
 
+/// Fields whose values a later release may extend, by schema: they refer to the values of this one.
+const OPEN_ENUMS: [(&str, &str); 2] = [("Problem", "type"), ("TargetError", "type")];
+
 /// Request and response of each operation, by operation id, from a run against real services.
 const EXAMPLES: &str = include_str!("../../../openapi/examples.json");
 
@@ -64,6 +67,9 @@ pub(super) fn complete(mut document: Value) -> Value {
         if returned.contains(name) && !accepted.contains(name) {
             require_nullable(schema);
         }
+    }
+    for (schema, field) in OPEN_ENUMS {
+        open_enum(&mut document["components"]["schemas"][schema]["properties"][field]);
     }
     for tagged in &TAGGED {
         split_by_type(&mut document["components"]["schemas"], tagged);
@@ -171,12 +177,23 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
         operation.remove("parameters");
     }
     let statuses = if is_authenticated { problems(path, method, operation) } else { Vec::new() };
+    let mut parameters = operation["parameters"].as_array().into_iter().flatten();
+    let is_changing = parameters.any(|parameter| parameter["name"] == "dryRun");
     let responses = &mut operation["responses"];
     for (status, response) in members(responses) {
         if response["description"].as_str().unwrap_or_default().is_empty() {
             response["description"] = reason(status).into();
         }
         response["headers"]["X-Request-Id"] = reference("headers", "RequestId");
+    }
+    if responses.get("200").is_none()
+        && let Some(created) = responses.get("201").filter(|_| is_changing).cloned()
+    {
+        responses["200"] = json!({
+            "description": "Dry run: nothing was created",
+            "headers": {"X-Request-Id": reference("headers", "RequestId")},
+            "content": created["content"],
+        });
     }
     for status in statuses {
         if responses.get(status).is_none() {
@@ -202,7 +219,7 @@ fn problems(path: &str, method: &str, operation: &Value) -> Vec<&'static str> {
         statuses.push("409");
     }
     // The dry run of a pull secret calls clusters.
-    if path.ends_with("/secrets") || method == "put" {
+    if path.ends_with("/secrets") || method == "put" || path == "/v1/pull-secrets/{name}" && method == "patch" {
         statuses.extend(["502", "504"]);
     }
     if path.starts_with("/v1/docker-configs") && !path.ends_with("/explain") {
@@ -293,6 +310,14 @@ fn split_by_type(schemas: &mut Value, tagged: &Tagged) {
         "oneOf": choices,
         "discriminator": {"propertyName": "type", "mapping": mapping},
     });
+}
+
+/// States that a field may have other values than the known ones: a client must not fail on them.
+fn open_enum(property: &mut Value) {
+    let Some(property) = property.as_object_mut() else { return };
+    if let Some(known) = property.remove("$ref") {
+        property.insert("anyOf".to_owned(), json!([{"$ref": known}, {"type": "string"}]));
+    }
 }
 
 fn capitalised(name: &str) -> String {

@@ -17,6 +17,7 @@ pub(super) fn convert(mut document: Value) -> Value {
     document["openapi"] = "3.0.3".into();
     document["info"]["license"] = json!({"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"});
     let schemas = document["components"]["schemas"].clone();
+    close_open_enums(&mut document["components"]["schemas"]);
     convert_schemas(&mut document, &schemas);
     for (_, item) in members(&mut document["paths"]) {
         for (_, operation) in members(item) {
@@ -30,6 +31,29 @@ pub(super) fn convert(mut document: Value) -> Value {
         }
     }
     document
+}
+
+/// A choice between known values and any text becomes text with `x-extensible-enum`: Rust generators
+/// make a struct of `anyOf`. The schemas of the known values are not used then.
+fn close_open_enums(schemas: &mut Value) {
+    let known = schemas.clone();
+    let mut unused = Vec::new();
+    for (_, schema) in members(schemas) {
+        for (_, property) in schema.get_mut("properties").into_iter().flat_map(members) {
+            let name = property["anyOf"][0]["$ref"].as_str().and_then(|path| path.rsplit('/').next());
+            let Some(name) = name.filter(|_| property["anyOf"][1] == json!({"type": "string"})) else { continue };
+            let (name, values) = (name.to_owned(), known[name]["enum"].clone());
+            if let Some(property) = property.as_object_mut() {
+                property.remove("anyOf");
+                property.insert("type".to_owned(), "string".into());
+                property.insert("x-extensible-enum".to_owned(), values);
+            }
+            unused.push(name);
+        }
+    }
+    if let Some(schemas) = schemas.as_object_mut() {
+        schemas.retain(|name, _| !unused.contains(name));
+    }
 }
 
 /// Removes the other media types of a body that may be JSON.
@@ -92,6 +116,19 @@ fn convert_type(schema: &mut Map<String, Value>) {
     }
 }
 
+/// Returns the type of a schema, or the one that all its alternatives have.
+fn type_of(schema: &Value, schemas: &Value) -> Option<Value> {
+    if let Some(path) = schema["$ref"].as_str() {
+        return type_of(schemas.get(path.rsplit('/').next()?)?, schemas);
+    }
+    if schema["type"].is_string() {
+        return Some(schema["type"].clone());
+    }
+    let (first, others) = schema["oneOf"].as_array()?.split_first()?;
+    let of_first = type_of(first, schemas)?;
+    others.iter().all(|other| type_of(other, schemas).as_ref() == Some(&of_first)).then_some(of_first)
+}
+
 /// `oneOf: [S, {type: null}]` becomes `S` with `nullable`, which requires a `type`. A choice between
 /// several types and `null` becomes any value, because 3.0 cannot express it.
 fn convert_null_alternative(schema: &mut Map<String, Value>, schemas: &Value) {
@@ -106,10 +143,10 @@ fn convert_null_alternative(schema: &mut Map<String, Value>, schemas: &Value) {
         let inner = only.get("allOf").and_then(|all| all[0].get("$ref"));
         let target = only.get("$ref").or(inner).and_then(Value::as_str);
         let target = target.and_then(|path| path.strip_prefix("#/components/schemas/"));
-        let named = target.map(|name| schemas[name]["type"].clone());
+        let named = target.and_then(|name| type_of(&schemas[name], schemas));
         schema.insert("nullable".to_owned(), Value::Bool(true));
         schema.extend(only);
-        if let Some(name @ Value::String(_)) = named {
+        if let Some(name) = named {
             schema.insert("type".to_owned(), name);
         }
     }

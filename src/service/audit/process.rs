@@ -269,6 +269,11 @@ impl Write {
         Err(AuditError::Altered)
     }
 
+    /// Whether this is the batch of the events.
+    pub(super) fn is_batch(&self, batch: &Batch) -> bool {
+        self.batch.id == batch.id
+    }
+
     /// Takes the outcome.
     pub(super) fn end(mut self, outcome: WriteOutcome) {
         self.is_decided = true;

@@ -35,6 +35,7 @@ pub fn cluster(cluster: &StoredCluster) -> RecordedFields {
         .with("tlsServerName", cluster.tls_server_name.as_deref())
         .with("allowPlainHttp", cluster.allow_plain_http)
         .with("auth.type", cluster.auth_type.as_str())
+        .with("auth.serviceAccount", cluster.renewal.as_ref().map(|renewal| renewal.account.to_string()))
 }
 
 pub fn api_key(new: &NewApiKey) -> RecordedFields {

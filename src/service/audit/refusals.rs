@@ -25,7 +25,7 @@ const ANONYMOUS_KINDS_MAX: usize = 30;
 const CALLERS_MAX: usize = 100;
 /// Shortest interval between two events of one kind.
 const WINDOW: Duration = Duration::from_mins(1);
-/// Most resources in one event.
+/// Most resources in one event, those of all its refusals together.
 const RESOURCES_MAX: usize = 10;
 
 /// Refused request.
@@ -35,7 +35,7 @@ pub struct Refusal {
     pub actor: Actor,
     /// Action.
     pub action: Action,
-    /// Resources.
+    /// Resources: the one that the request is about, then related ones.
     pub resources: Vec<Resource>,
     /// Slug of the reason.
     pub reason: &'static str,
@@ -82,24 +82,37 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
+/// Resources of a refusal, and how often they were refused together.
+#[derive(Debug)]
+struct Target {
+    resources: Vec<Resource>,
+    count: u64,
+}
+
 #[derive(Debug, Default)]
 struct Slot {
-    /// First refusal since the last event, and their number.
+    /// First refusal since the last event, and the number of all.
     first: Option<Refusal>,
     count: u64,
+    /// Distinct targets of these refusals, the first ones.
+    targets: Vec<Target>,
     written: Option<Instant>,
 }
 
 impl Slot {
     fn count(&mut self, mut refusal: Refusal) {
         self.count += 1;
-        let resources = std::mem::take(&mut refusal.resources);
-        let first = self.first.get_or_insert(refusal);
-        for resource in resources {
-            if first.resources.len() < RESOURCES_MAX && !first.resources.contains(&resource) {
-                first.resources.push(resource);
+        let mut resources = std::mem::take(&mut refusal.resources);
+        resources.truncate(RESOURCES_MAX);
+        if let Some(known) = self.targets.iter_mut().find(|target| target.resources == resources) {
+            known.count += 1;
+        } else {
+            let named: usize = self.targets.iter().map(|target| target.resources.len().max(1)).sum();
+            if named + resources.len().max(1) <= RESOURCES_MAX {
+                self.targets.push(Target { resources, count: 1 });
             }
         }
+        self.first.get_or_insert(refusal);
     }
 
     fn may_be_written(&self, now: Instant) -> bool {
@@ -118,20 +131,42 @@ impl Slot {
         let refusal = self.first.take()?;
         self.written = Some(now);
         let count = std::mem::take(&mut self.count);
-        let mut resources = refusal.resources.into_iter();
+        let targets = std::mem::take(&mut self.targets);
+        let details = Details::default().reason(refusal.reason).count(count);
+        let (resource, related, details) = named(targets, count, details);
         Some(NewEvent {
             actor: refusal.actor,
             action: refusal.action,
-            resource: resources.next(),
-            related: resources.collect(),
+            resource,
+            related,
             outcome: Outcome::Denied,
             request_id: refusal.request_id,
             // The event stands for several requests.
             client_request_id: None,
             source: refusal.source,
-            details: Details::default().reason(refusal.reason).count(count),
+            details,
         })
     }
+}
+
+/// Names what was refused. An event of one target has its resource and related ones. An event of
+/// several has none of its own: `related` makes it findable, and the details have each target, since
+/// a resource of one beside a related one of another would state a refusal that never happened.
+fn named(targets: Vec<Target>, count: u64, details: Details) -> (Option<Resource>, Vec<Resource>, Details) {
+    if let [only] = &targets[..]
+        && only.count == count
+    {
+        let mut resources = targets.into_iter().flat_map(|only| only.resources);
+        return (resources.next(), resources.collect(), details);
+    }
+    let details = details.refused(targets.iter().map(|target| (target.resources.as_slice(), target.count)));
+    let mut related: Vec<Resource> = Vec::new();
+    for resource in targets.into_iter().flat_map(|target| target.resources) {
+        if !related.contains(&resource) {
+            related.push(resource);
+        }
+    }
+    (None, related, details)
 }
 
 /// Refusals of one owner.
@@ -239,9 +274,43 @@ mod tests {
         Refusal { actor: anonymous(), action, resources, reason: "forbidden", request_id: None, source }
     }
 
+    fn details_of(event: &NewEvent) -> serde_json::Value {
+        serde_json::from_str(&event.clone().stamp(Uuid::now_v7()).details).unwrap()
+    }
+
     fn count_of(event: &NewEvent) -> u64 {
-        let details = event.clone().stamp(Uuid::now_v7()).details;
-        serde_json::from_str::<serde_json::Value>(&details).unwrap()["count"].as_u64().unwrap()
+        details_of(event)["count"].as_u64().unwrap()
+    }
+
+    #[test]
+    fn refusals_of_several_resources_are_not_joined_into_one() {
+        let (refusals, start) = (Refusals::default(), Instant::now());
+        let deliver = |cluster: &str, account: &str| {
+            let names = [format!("clusters/{cluster}"), format!("registry-accounts/{account}")];
+            let resources = names.iter().map(|name| Resource::parse(name).unwrap()).collect();
+            refusals.count(Refusal { resources, ..refusal("192.0.2.1", Action::Deliver, "clusters/dev") });
+        };
+        deliver("dev", "a");
+        deliver("dev", "a");
+        let events = refusals.take(start);
+        let [one] = &events[..] else { panic!("{events:?}") };
+        assert_eq!(one.resource.as_ref().map(Resource::as_str), Some("clusters/dev"));
+        assert_eq!(one.related.iter().map(Resource::as_str).collect::<Vec<_>>(), ["registry-accounts/a"]);
+        assert_eq!(details_of(one), serde_json::json!({"reason": "forbidden", "count": 2}));
+
+        deliver("dev", "a");
+        deliver("prod", "b");
+        deliver("dev", "a");
+        let events = refusals.take(start + WINDOW);
+        let [joined] = &events[..] else { panic!("{events:?}") };
+        assert!(joined.resource.is_none(), "{joined:?}");
+        let related: Vec<_> = joined.related.iter().map(Resource::as_str).collect();
+        assert_eq!(related, ["clusters/dev", "registry-accounts/a", "clusters/prod", "registry-accounts/b"]);
+        let expected = serde_json::json!([
+            {"resource": "clusters/dev", "related": ["registry-accounts/a"], "count": 2},
+            {"resource": "clusters/prod", "related": ["registry-accounts/b"], "count": 1},
+        ]);
+        assert_eq!(details_of(joined)["refused"], expected);
     }
 
     #[test]
@@ -256,7 +325,7 @@ mod tests {
         assert!(refusals.take(start + Duration::from_secs(59)).is_empty());
         let second = refusals.take(start + Duration::from_mins(1));
         assert_eq!(second.iter().map(count_of).collect::<Vec<_>>(), [1_000]);
-        assert_eq!(second[0].related.len(), RESOURCES_MAX - 1);
+        assert_eq!((second[0].resource.is_none(), second[0].related.len()), (true, RESOURCES_MAX));
         assert!(refusals.take(start + Duration::from_mins(2)).is_empty());
         assert!(refusals.shares().by_owner.is_empty());
     }

@@ -15,10 +15,14 @@ use uuid::Uuid;
 use crate::{
     crypto::audit::{AuditKey, digest},
     domain::audit::{
-        first_id_at,
+        NewEvent, first_id_at,
         seal::{Batch, Seal, SealHead},
     },
-    service::audit::{AuditError, metrics::Tampering, process::Process},
+    service::audit::{
+        AuditError,
+        metrics::Tampering,
+        process::{Process, Write, WriteOutcome, outcome_of},
+    },
     storage::{self, PgConnection, StorageError, audit::LastSeal, pool::OPERATION_MAX},
 };
 
@@ -134,6 +138,65 @@ impl Sealer {
                 return Ok(has_sealed);
             }
         }
+    }
+
+    /// Makes a seal that declares the events of the seals up to `through` as pruned and contains the
+    /// event that records it. Both commit, or neither.
+    pub(super) async fn declare_prune(&mut self, through: i64, event: &NewEvent) -> Result<(), AuditError> {
+        let deadline = Instant::now() + CYCLE_MAX;
+        loop {
+            // What waits is sealed first, so that one more seal takes the event.
+            self.seal_all(Uuid::nil()).await?;
+            if self.try_declare_prune(through, event.clone()).await? {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(AuditError::SealingStalled);
+            }
+            tokio::time::sleep(BUSY).await;
+        }
+    }
+
+    /// Returns `false` if another sealer was in the way.
+    async fn try_declare_prune(&mut self, through: i64, event: NewEvent) -> Result<bool, AuditError> {
+        let mut tx = self.take_connected().await?.begin().await.map_err(StorageError::from)?;
+        if !storage::audit::try_lock_sealing(&mut tx).await? {
+            self.conn = Some(tx.rollback_and_keep().await.map_err(StorageError::from)?);
+            return Ok(false);
+        }
+        let write = self.process.prepare([event]);
+        let inserted = self.insert_prune(&mut tx, &write, through).await;
+        let committed = match inserted {
+            Ok(true) => tx.commit_and_keep().await.map_err(StorageError::from),
+            Ok(false) => {
+                write.end(WriteOutcome::RolledBack);
+                self.conn = Some(tx.rollback_and_keep().await.map_err(StorageError::from)?);
+                return Ok(false);
+            }
+            Err(error) => {
+                write.end(WriteOutcome::RolledBack);
+                return Err(error);
+            }
+        };
+        write.end(committed.as_ref().map_or_else(outcome_of, |_| WriteOutcome::Committed));
+        self.conn = Some(committed?);
+        Ok(true)
+    }
+
+    async fn insert_prune(&self, conn: &mut PgConnection, write: &Write, through: i64) -> Result<bool, AuditError> {
+        let peppers = self.process.peppers.current();
+        let keys = peppers.audit_keys();
+        write.insert(&mut *conn).await?;
+        let last = storage::audit::find_last_seal(&mut *conn).await?;
+        let batches = storage::audit::take_batches(&mut *conn, &ids_of(&keys), Uuid::nil(), BATCHES_MAX).await?;
+        let is_genuine = |batch: &Batch| keys.iter().any(|key| key.id() == batch.key_id && key.is_batch(batch));
+        let is_later = last.as_ref().is_some_and(|last| last.pruned_through.is_none_or(|before| before < through));
+        if !is_later || !batches.iter().all(is_genuine) || !batches.iter().any(|batch| write.is_batch(batch)) {
+            return Ok(false);
+        }
+        let last = last.map(|last| LastSeal { pruned_through: Some(through), ..last });
+        let seal = make_seal(peppers.audit_key(), last, &batches, self.seen.clone().filter(|seen| seen.number > 0));
+        Ok(storage::audit::insert_seal(conn, &seal).await?)
     }
 
     /// Makes one seal. Returns how many batches it took.

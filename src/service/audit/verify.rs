@@ -6,6 +6,7 @@ use std::{
     fmt,
 };
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::{
@@ -148,6 +149,9 @@ pub enum Finding {
     /// The total number of events is wrong.
     #[error("{0} events are stored, but {1} are bound; verify without --since-anchor")]
     CountWrong(i64, i64),
+    /// A seal declares events as pruned without the event of a prune.
+    #[error("seal {0}: declares events as pruned, but contains no record of that prune")]
+    PruneForged(i64),
     /// Finding in a chain of an earlier release.
     #[error("{0}")]
     Chain(String),
@@ -171,6 +175,19 @@ impl fmt::Display for Binding {
     }
 }
 
+/// Deletion of old events that a seal declares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prune {
+    /// Number of the seal that declares it.
+    pub seal: i64,
+    /// Events of the seals up to this number may be gone.
+    pub through: i64,
+    /// Time of the declaration.
+    pub at: DateTime<Utc>,
+    /// User of the command.
+    pub actor: String,
+}
+
 /// Result of a verification.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -180,8 +197,19 @@ pub struct Report {
     pub findings: u64,
     /// Events of chains that no seal binds yet.
     pub unadopted: u64,
+    /// Prunes, in order.
+    pub prunes: Vec<Prune>,
+    /// Number of events that these prunes deleted.
+    pub pruned: i64,
     /// State to keep outside the database.
     pub anchor: Anchor,
+}
+
+impl Report {
+    /// Last seal whose events may be gone; 0 if there was no prune.
+    fn pruned_through(&self) -> i64 {
+        self.prunes.last().map_or(0, |prune| prune.through)
+    }
 }
 
 /// Receives the progress of a verification.
@@ -212,6 +240,7 @@ pub async fn verify(
     if is_partial {
         check.report.anchor = scope.anchor.clone().unwrap_or_default();
     }
+    check.prunes(&mut tx).await?;
     check.seals(&mut tx, scope.anchor.as_ref()).await?;
     for (number, seen) in storage::audit::list_contradicted_seals(&mut tx).await? {
         check.found(&Finding::SealsRolledBack(number, seen));
@@ -252,6 +281,42 @@ impl<W: Watcher> Check<'_, W> {
             self.found(&Finding::UnknownKey(id.to_owned()));
         }
         key
+    }
+
+    /// Finds the prunes. A seal that declares one contains its event: without it, a seal that was
+    /// changed for a moment could have passed its declaration on to the seals after it.
+    async fn prunes(&mut self, conn: &mut PgConnection) -> Result<(), ServiceError> {
+        for number in storage::audit::prune::list_prunes(&mut *conn).await? {
+            let seals = storage::audit::list_seals(&mut *conn, number - 1, 1).await?;
+            let found = match seals.into_iter().next() {
+                Some(seal) => self.prune(&mut *conn, &seal).await?,
+                None => None,
+            };
+            match found {
+                Some(prune) => self.report.prunes.push(prune),
+                None => self.found(&Finding::PruneForged(number)),
+            }
+        }
+        let through = self.report.pruned_through();
+        if through > 0 {
+            (self.report.pruned, _) = storage::audit::prune::count_pruned(conn, through).await?;
+        }
+        Ok(())
+    }
+
+    async fn prune(&mut self, conn: &mut PgConnection, seal: &Seal) -> Result<Option<Prune>, ServiceError> {
+        let Some(through) = seal.pruned_through else { return Ok(None) };
+        let is_next = (self.report.pruned_through() + 1..seal.head.number).contains(&through);
+        if !is_next || !self.key(&seal.key_id).is_some_and(|key| key.is_seal(seal)) {
+            return Ok(None);
+        }
+        let events = storage::audit::find_events(conn, &seal.event_ids).await?;
+        let record = events.into_iter().find(|stored| stored.pruned_through() == Some(through));
+        let Some(record) = record else { return Ok(None) };
+        let is_authentic = self.is_authentic(&record) == Some(true);
+        let (number, at) = (seal.head.number, seal.sealed_at);
+        let actor = record.event.actor_name.unwrap_or_default();
+        Ok(is_authentic.then_some(Prune { seal: number, through, at, actor }))
     }
 
     async fn seals(&mut self, conn: &mut PgConnection, anchor: Option<&Anchor>) -> Result<(), ServiceError> {
@@ -341,6 +406,7 @@ impl<W: Watcher> Check<'_, W> {
             let is_authentic = events.get(id).map(|stored| self.is_authentic(stored));
             is_intact &= is_authentic == Some(Some(true));
             match is_authentic {
+                None if matches!(binding, Binding::Seal(number) if number <= self.report.pruned_through()) => {}
                 None => self.found(&Finding::EventMissing(*id, binding)),
                 Some(Some(false)) => self.found(&Finding::EventChanged(*id, binding)),
                 Some(_) => {}
@@ -381,7 +447,7 @@ impl<W: Watcher> Check<'_, W> {
     /// Compares the number of events with the number of bound ones, and lists the difference if
     /// there is one.
     async fn counts(&mut self, conn: &mut PgConnection, waiting: i64) -> Result<(), ServiceError> {
-        let bound = self.report.anchor.events + waiting;
+        let bound = self.report.anchor.events + waiting - self.report.pruned;
         if self.stored == bound && self.report.findings == 0 {
             return Ok(());
         }

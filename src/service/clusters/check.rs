@@ -73,8 +73,17 @@ impl Clusters {
         };
         let reviews = self.checks.of(stored.id);
         let mut reviews = reviews.lock().await;
-        reviews.begin(stored.version);
+        reviews.begin(stored.revision());
         let mut check = client.check(&mut reviews, namespaces).await?;
+        if let Some(renewal) = &stored.renewal
+            && check.problem.is_none()
+        {
+            let rules = RequiredRules::of_renewal(&renewal.account);
+            match client.review_needs(&mut reviews, &[&rules]).await {
+                Ok(()) => check.renewal = Some(reviews.missing(&rules).0),
+                Err(error) => check.problem = Check::failed(&error).problem,
+            }
+        }
         if check.reachable && check.problem.is_none() && caller.may(Permission::ReadPullSecrets) {
             self.add_missing_rights(caller, (stored.id, name), (&client, &mut reviews), &mut check).await?;
         }

@@ -60,12 +60,23 @@ impl<'a> AccountTransition<'a> {
             || self.before().map(|account| &account.labels) != self.after().map(|account| &account.labels)
     }
 
-    /// Whether the document of this selector changes.
-    fn affects(&self, selector: &LabelSelector) -> bool {
+    /// Whether the selector matches the account before and after the change.
+    fn selected_by(&self, selector: &LabelSelector) -> (bool, bool) {
         let selects =
             |account: Option<&Account>| account.is_some_and(|account| selector.matches(account.labels.as_map()));
-        let (was, is) = (selects(self.before()), selects(self.after()));
+        (selects(self.before()), selects(self.after()))
+    }
+
+    /// Whether the document of this selector changes.
+    fn affects(&self, selector: &LabelSelector) -> bool {
+        let (was, is) = self.selected_by(selector);
         was != is || (is && self.changes_documents())
+    }
+
+    /// Whether another set of accounts matches this selector.
+    fn changes_selection(&self, selector: &LabelSelector) -> bool {
+        let (was, is) = self.selected_by(selector);
+        was != is
     }
 }
 
@@ -77,7 +88,7 @@ pub(in crate::service) async fn propagate_account_changes(
     transitions: &[AccountTransition<'_>],
 ) -> Result<(), ServiceError> {
     let named: Vec<Uuid> = transitions.iter().filter_map(AccountTransition::named).collect();
-    let mut ids = BTreeSet::new();
+    let (mut ids, mut reselecting) = (BTreeSet::new(), Vec::new());
     if !named.is_empty() {
         ids.extend(storage::pull_secrets::ids_naming(conn, &named).await?);
     }
@@ -88,8 +99,19 @@ pub(in crate::service) async fn propagate_account_changes(
         let labels: Vec<_> = labels.into_iter().collect();
         let selecting = storage::pull_secrets::selecting(conn, &labels).await?.into_iter();
         let affected = selecting.filter(|(_, selector)| transitions.iter().any(|one| one.affects(selector)));
-        ids.extend(affected.map(|(id, _)| id));
+        for (id, selector) in affected {
+            ids.insert(id);
+            if transitions.iter().any(|one| one.changes_selection(&selector)) {
+                reselecting.push((id, selector));
+            }
+        }
     }
     let ids: Vec<Uuid> = ids.into_iter().collect();
-    Ok(storage::pull_secrets::bump_generation(conn, &ids).await?)
+    storage::pull_secrets::bump_generation(conn, &ids).await?;
+    // After the pull secrets are locked: a concurrent change of another account is committed and seen.
+    for (id, selector) in reselecting {
+        let selects = storage::accounts::selects_any(conn, &selector).await?;
+        storage::unmatched::record_accounts(conn, id, Some(selects)).await?;
+    }
+    Ok(())
 }

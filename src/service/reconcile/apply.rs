@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use tokio::time::timeout;
-use uuid::Uuid;
 
 use super::{
     Job, Reconciler,
@@ -15,7 +14,7 @@ use crate::{
     domain::{
         names::ServiceAccountName,
         pull_secret::{self, GENERATION_ANNOTATION, Owner, Step, TargetState, Wanted, Written, backoff, plan},
-        reconcile::{Applied, ClusterHealth, ReconcileOutcome, SecretAction, TargetError},
+        reconcile::{Applied, ClusterHealth, Holder, ReconcileOutcome, SecretAction, TargetError, TargetErrorType},
         secret::SecretManifest,
     },
     service::{ServiceError, connection},
@@ -104,7 +103,7 @@ impl Reconciler {
         if content.mac.is_of(Some(mac)) || job.target.applied_generation >= job.target.generation {
             return Ok(None);
         }
-        match client.apply_secret(&job.target.namespace, secret, version).await {
+        match client.apply_secret(&job.target.namespace, secret, version, false).await {
             Ok(created) => Ok(Some(created)),
             // Some API servers answer 500 for a deleted object. The read that follows tells them
             // apart.
@@ -146,9 +145,12 @@ impl Reconciler {
                     Err(error) => return Err(error.into()),
                 },
                 Step::Apply { resource_version } => resource_version,
-                Step::Conflict => return Ok(conflict(job, None)),
+                Step::Conflict(Some(owner)) if self.pull_secret_exists(owner).await? => {
+                    return Ok(conflict(job, &Holder::PullSecret(None)));
+                }
+                Step::Conflict(_) => return Ok(conflict(job, &Holder::Foreign)),
                 Step::ConflictUnlessGone(owner) if self.pull_secret_exists(owner).await? => {
-                    return Ok(conflict(job, Some(owner)));
+                    return Ok(conflict(job, &Holder::PullSecret(None)));
                 }
                 Step::ConflictUnlessGone(_) => found.map(|found| found.resource_version).unwrap_or_default(),
                 Step::Superseded { by, resource_version } => {
@@ -158,7 +160,7 @@ impl Reconciler {
                     resource_version
                 }
             };
-            match client.apply_secret(&target.namespace, secret, &version).await {
+            match client.apply_secret(&target.namespace, secret, &version, false).await {
                 Ok(created) => {
                     let action = if is_ours { SecretAction::Applied } else { SecretAction::Adopted };
                     return Ok(self.synced(job, action, written(created, content)));
@@ -237,7 +239,7 @@ impl Reconciler {
             let detail =
                 format!("the ServiceAccount {account} does not exist: create it, or remove it from the declaration");
             outcome.state = TargetState::Pending;
-            outcome.error = Some(TargetError { slug: "service-account-not-found", detail });
+            outcome.error = Some(TargetError { error_type: TargetErrorType::ServiceAccountNotFound, detail });
             outcome.requeue_after = backoff(job.target.attempts).min(MISSING_BACKOFF_MAX);
         }
     }
@@ -278,20 +280,10 @@ fn superseded(job: &Job) -> ReconcileOutcome {
     job.unchanged(TargetState::Pending, ClusterHealth::Reachable)
 }
 
-/// Outcome of an attempt that found a Secret of another owner: the pull secret `owner`, or not
-/// regcred.
-fn conflict(job: &Job, owner: Option<Uuid>) -> ReconcileOutcome {
-    let name = &job.pull_secret.declaration.secret_name;
-    let detail = match owner {
-        Some(_) => {
-            format!("the Secret {name} belongs to another pull secret: declare another Secret name for one of them")
-        }
-        None => format!(
-            "a Secret named {name} exists and does not belong to this pull secret: delete or rename it, or set `adopt`"
-        ),
-    };
+/// Outcome of an attempt that found a Secret of another holder.
+fn conflict(job: &Job, holder: &Holder) -> ReconcileOutcome {
     ReconcileOutcome {
-        error: Some(TargetError { slug: "secret-exists", detail }),
+        error: Some(TargetError::conflict(&job.pull_secret.declaration.secret_name, holder)),
         requeue_after: backoff(job.target.attempts.max(CONFLICT_ATTEMPTS)),
         ..job.unchanged(TargetState::Conflict, ClusterHealth::Reachable)
     }

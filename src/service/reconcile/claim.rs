@@ -16,17 +16,17 @@ use crate::{
     storage::{
         self, PgConnection,
         pull_secrets::StoredPullSecret,
-        targets::queue::{self, ClaimedTarget},
+        targets::queue::{self, ClaimedTarget, DueCluster},
     },
 };
 
 impl Reconciler {
-    /// Lists the clusters with due targets, each with its version. Evicts expired documents.
+    /// Lists the clusters with due targets. Evicts expired documents.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Storage`].
-    pub async fn due_clusters(&self) -> Result<Vec<(Uuid, i64)>, ServiceError> {
+    pub async fn due_clusters(&self) -> Result<Vec<DueCluster>, ServiceError> {
         self.evict_renders();
         let mut conn = connection(&self.pool).await?;
         Ok(queue::due_clusters(&mut conn).await?)
@@ -113,6 +113,6 @@ impl Reconciler {
     /// [`ServiceError::Storage`].
     pub async fn mark_unreachable(&self, cluster: Uuid, error: &TargetError) -> Result<(), ServiceError> {
         let mut conn = connection(&self.pool).await?;
-        Ok(queue::mark_unreachable(&mut conn, cluster, error.slug, &error.detail).await?)
+        Ok(queue::mark_unreachable(&mut conn, cluster, error.error_type.as_str(), &error.detail).await?)
     }
 }

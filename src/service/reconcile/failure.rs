@@ -8,7 +8,7 @@ use crate::{
     domain::{
         docker_config::RenderError,
         pull_secret::{TargetState, backoff},
-        reconcile::{ClusterHealth, ReconcileOutcome, TargetError},
+        reconcile::{ClusterHealth, ReconcileOutcome, TargetError, TargetErrorType},
     },
     service::ServiceError,
     storage::StorageError,
@@ -56,24 +56,26 @@ fn cluster_health(error: &ServiceError) -> ClusterHealth {
 /// Describes an error for the status of a target. Logs causes that only operators may see.
 #[must_use]
 pub fn target_error(error: &ServiceError) -> TargetError {
-    let (slug, detail) = match error {
-        ServiceError::Cluster(error) => (error.slug(), error.to_string()),
-        ServiceError::Render(RenderError::KeyCollision { .. }) => ("key-collision", error.to_string()),
-        ServiceError::Render(RenderError::Unsupported { .. }) => ("profile-unsupported", error.to_string()),
+    let (error_type, detail) = match error {
+        ServiceError::Cluster(error) => (error.error_type(), error.to_string()),
+        ServiceError::Render(RenderError::KeyCollision { .. }) => (TargetErrorType::KeyCollision, error.to_string()),
+        ServiceError::Render(RenderError::Unsupported { .. }) => {
+            (TargetErrorType::ProfileUnsupported, error.to_string())
+        }
         ServiceError::Invalid(errors) => {
             let all: Vec<String> = errors.iter().map(|error| format!("{} {}", error.field, error.detail)).collect();
-            ("accounts-unusable", all.join("; "))
+            (TargetErrorType::AccountsUnusable, all.join("; "))
         }
         ServiceError::Open(_) | ServiceError::Storage(StorageError::Corrupt { .. }) => {
             tracing::error!(%error, "pull secret not rendered");
             let detail = "a stored value is damaged or does not open; the last good Secret stays. regcred's log names the row: \
                           set the value again";
-            ("stored-value-unreadable", detail.to_owned())
+            (TargetErrorType::StoredValueUnreadable, detail.to_owned())
         }
         other => {
             tracing::error!(error = %other, "target not reconciled");
-            ("internal", "internal error; see regcred's log".to_owned())
+            (TargetErrorType::Internal, "internal error; see regcred's log".to_owned())
         }
     };
-    TargetError { slug, detail }
+    TargetError { error_type, detail }
 }

@@ -104,8 +104,9 @@ impl Reconciler {
                     let action = action.as_str();
                     tracing::info!(pull_secret, cluster, namespace, action, "target removed");
                 }
-                Some(error) if target.last_error_type.as_deref() != Some(error.slug) => {
-                    let (reason, detail, attempts) = (error.slug, error.detail.as_str(), target.attempts);
+                Some(error) if target.last_error_type.as_deref() != Some(error.error_type.as_str()) => {
+                    let (reason, detail, attempts) =
+                        (error.error_type.as_str(), error.detail.as_str(), target.attempts);
                     tracing::warn!(
                         pull_secret,
                         cluster,
@@ -157,7 +158,7 @@ fn audit_event(cluster: &Name, (job, outcome): &Attempt) -> Option<NewEvent> {
     let (target, pull_secret) = (&job.target, &job.pull_secret);
     let details = Details::default().target(cluster, &target.namespace).generation(target.generation);
     let action = outcome.action;
-    let reason = outcome.error.as_ref().map(|error| error.slug);
+    let reason = outcome.error.as_ref().map(|error| error.error_type.as_str());
     let is_new_reason = reason != target.last_error_type.as_deref();
     let (result, details) = match (outcome.applied, reason) {
         _ if action.is_removal() => (Outcome::Success, details.did(action.as_str())),

@@ -43,13 +43,13 @@ impl Reconciler {
             Ok(()) => (None, self.config.resync_interval),
             Err(ServiceError::Storage(error)) => return Err(error.into()),
             Err(error) => {
-                tracing::warn!(cluster.id = %claimed.cluster_id, %error, "resync failed");
+                tracing::warn!(cluster = claimed.cluster_name, %error, "resync failed");
                 (Some(target_error(&error)), RETRY_INTERVAL)
             }
         };
         let mut conn = connection(&self.pool).await?;
-        let error = error.as_ref().map(|error| (error.slug, error.detail.as_str()));
-        Ok(storage::resyncs::record_result(&mut conn, claimed, error, requeue_after).await?)
+        let error = error.as_ref().map(|error| (error.error_type.as_str(), error.detail.as_str()));
+        Ok(storage::resyncs::record_result(&mut conn, &claimed, error, requeue_after).await?)
     }
 
     async fn resync_cluster(&self, cluster: Uuid) -> Result<(), ServiceError> {
@@ -67,18 +67,20 @@ impl Reconciler {
         let namespaces = client.list_namespaces().await?;
         for pull_secret in pull_secrets {
             let wanted = wanted_namespaces(&pull_secret.declaration, &cluster_name, &namespaces);
-            self.select_namespaces(&pull_secret, cluster, &wanted).await?;
+            let unmatched = unmatched_targets(&pull_secret.declaration, &cluster_name, &namespaces);
+            self.select_namespaces(&pull_secret, cluster, &wanted, &unmatched).await?;
         }
         Ok(())
     }
 
     /// Makes `wanted` the targets of a pull secret in a cluster, unless its declaration changed
-    /// since it was read.
+    /// since it was read. `unmatched` holds the places of its selectors that matched nothing.
     async fn select_namespaces(
         &self,
         pull_secret: &StoredPullSecret,
         cluster: Uuid,
         wanted: &BTreeSet<NamespaceName>,
+        unmatched: &[usize],
     ) -> Result<(), ServiceError> {
         let wanted: Vec<String> = wanted.iter().map(NamespaceName::to_string).collect();
         let StoredPullSecret { id, version, .. } = *pull_secret;
@@ -88,7 +90,8 @@ impl Reconciler {
         };
         let policy = pull_secret.declaration.deletion_policy;
         let changed = storage::targets::select(&mut tx, id, cluster, generation, &wanted, policy).await?;
-        storage::pull_secret_clusters::record_resync(&mut tx, id, cluster, version).await?;
+        let unmatched: Vec<i32> = unmatched.iter().filter_map(|place| i32::try_from(*place).ok()).collect();
+        storage::pull_secret_clusters::record_resync(&mut tx, id, cluster, version, &unmatched).await?;
         if changed > 0 {
             storage::wakeups::wake_workers(&mut tx).await?;
         }
@@ -107,4 +110,10 @@ pub(super) fn wanted_namespaces(
         .iter()
         .filter(|namespace| !namespace.terminating && declaration.selects(cluster, &namespace.name, &namespace.labels));
     listed.map(|(_, namespace)| namespace).chain(selected.map(|namespace| &namespace.name)).cloned().collect()
+}
+
+/// Places in `targets` of the selectors that match none of the namespaces of a cluster.
+pub(super) fn unmatched_targets(declaration: &Declaration, cluster: &str, namespaces: &[FoundNamespace]) -> Vec<usize> {
+    let living = namespaces.iter().filter(|namespace| !namespace.terminating);
+    declaration.unmatched(cluster, &living.map(|namespace| (&namespace.name, &namespace.labels)))
 }

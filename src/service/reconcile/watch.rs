@@ -48,7 +48,7 @@ impl Reconciler {
     ///
     /// [`ServiceError::Cluster`] if the cluster cannot be watched. The lease is left to expire,
     /// which delays the next attempt.
-    pub async fn watch(&self, watch: ClaimedWatch, stop: impl Future<Output = ()>) -> Result<(), ServiceError> {
+    pub async fn watch(&self, watch: &ClaimedWatch, stop: impl Future<Output = ()>) -> Result<(), ServiceError> {
         let (name, client) = self.client(watch.cluster_id).await?;
         let (sender, receiver) = mpsc::channel(BUFFER);
         tokio::select! {
@@ -63,12 +63,12 @@ impl Reconciler {
     }
 
     /// Renews the lease until it is lost or the cluster changes.
-    async fn renew_lease(&self, watch: ClaimedWatch) -> Result<(), ServiceError> {
+    async fn renew_lease(&self, watch: &ClaimedWatch) -> Result<(), ServiceError> {
         loop {
             tokio::time::sleep(self.config.lease / 3).await;
             let mut conn = connection(&self.pool).await?;
-            let version = storage::watches::renew(&mut conn, watch, self.config.lease).await?;
-            if version != Some(watch.cluster_version) {
+            let revision = storage::watches::renew(&mut conn, watch, self.config.lease).await?;
+            if revision != Some(watch.revision) {
                 return Ok(());
             }
         }

@@ -55,17 +55,29 @@ pub struct ClaimedTarget {
     pub last_error_type: Option<String>,
 }
 
-/// Lists the clusters with due targets, each with its version.
+/// Cluster with due targets.
+#[derive(Debug)]
+pub struct DueCluster {
+    /// Id.
+    pub id: Uuid,
+    /// Name.
+    pub name: String,
+    /// Number that changes with the connection or the credential.
+    pub revision: i64,
+}
+
+/// Lists the clusters with due targets.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.due_clusters", skip_all)]
-pub async fn due_clusters(conn: &mut PgConnection) -> Result<Vec<(Uuid, i64)>, StorageError> {
-    let clusters = sqlx::query!(
-        "SELECT id, version FROM clusters WHERE EXISTS (
+pub async fn due_clusters(conn: &mut PgConnection) -> Result<Vec<DueCluster>, StorageError> {
+    let clusters = sqlx::query_as!(
+        DueCluster,
+        r#"SELECT id, name, version + credential_renewals AS "revision!" FROM clusters WHERE EXISTS (
              SELECT FROM pull_secret_targets
              WHERE cluster_id = clusters.id AND next_attempt_at <= now()
                  AND (lease_until IS NULL OR lease_until <= now())
-         )"
+         )"#
     );
-    Ok(clusters.fetch_all(conn).await?.into_iter().map(|row| (row.id, row.version)).collect())
+    Ok(clusters.fetch_all(conn).await?)
 }
 
 /// Claims up to `limit` due targets of a cluster for the duration of `lease`, the longest-waiting
@@ -244,7 +256,7 @@ impl<'a> ResultColumns<'a> {
             attached: column!(_target, outcome => {
                 outcome.attached.iter().map(ServiceAccountName::as_str).collect::<Vec<_>>().join(" ")
             }),
-            error_types: column!(_target, outcome => outcome.error.as_ref().map(|error| error.slug)),
+            error_types: column!(_target, outcome => outcome.error.as_ref().map(|error| error.error_type.as_str())),
             error_details: column!(_target, outcome => outcome.error.as_ref().map(|error| error.detail.as_str())),
             requeue_after: column!(_target, outcome => jittered(outcome.requeue_after)),
         }

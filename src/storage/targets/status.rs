@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::TABLE;
 use crate::{
     domain::{
         names::{NamespaceName, ServiceAccountName},
-        pull_secret::{TargetState, Written},
+        pull_secret::Written,
         rbac::Cleanup,
     },
-    storage::{PageRequest, PgConnection, StorageError, corrupt},
+    storage::{PgConnection, StorageError, corrupt},
 };
 
 /// Targets of a pull secret, by state.
@@ -130,63 +129,6 @@ pub async fn is_settled(conn: &mut PgConnection, id: Uuid, version: i64) -> Resu
         version,
     );
     Ok(settled.fetch_one(conn).await?)
-}
-
-/// A target as the API returns it.
-#[derive(Debug)]
-pub struct ShownTarget {
-    /// Name of the cluster.
-    pub cluster: String,
-    /// The namespace.
-    pub namespace: String,
-    /// Whether the Secret should exist. Otherwise it is being removed.
-    pub wanted: bool,
-    /// State.
-    pub state: String,
-    /// Desired generation.
-    pub generation: i64,
-    /// Generation in the cluster.
-    pub applied_generation: i64,
-    /// UID of the Secret.
-    pub uid: Option<String>,
-    /// Resource version of the Secret.
-    pub resource_version: Option<String>,
-    /// Attempts since the last success or change.
-    pub attempts: i32,
-    /// Type of the last error.
-    pub last_error_type: Option<String>,
-    /// Text of the last error.
-    pub last_error_detail: Option<String>,
-    /// Time of the last sync.
-    pub last_synced_at: Option<DateTime<Utc>>,
-    /// Time of the next attempt.
-    pub next_attempt_at: DateTime<Utc>,
-}
-
-/// Lists targets of a pull secret by cluster and namespace. `page.after` is `CLUSTER/NAMESPACE`.
-#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.list", skip_all, fields(pull_secret.id = %id))]
-pub async fn list(
-    conn: &mut PgConnection,
-    id: Uuid,
-    state: Option<TargetState>,
-    page: &PageRequest,
-) -> Result<Vec<ShownTarget>, StorageError> {
-    let (cluster, namespace) = page.after.as_deref().and_then(|after| after.split_once('/')).unzip();
-    let rows = sqlx::query_as!(
-        ShownTarget,
-        r#"SELECT clusters.name AS cluster, namespace, wanted, state, target.generation, applied_generation, uid,
-               resource_version, attempts, last_error_type, last_error_detail, last_synced_at, next_attempt_at
-           FROM pull_secret_targets AS target JOIN clusters ON clusters.id = cluster_id
-           WHERE pull_secret_id = $1 AND ($2::text IS NULL OR state = $2)
-               AND ($3::text IS NULL OR (clusters.name, namespace) > ($3 COLLATE "C", $4 COLLATE "C"))
-           ORDER BY clusters.name, namespace LIMIT $5"#,
-        id,
-        state.map(TargetState::as_str),
-        cluster,
-        namespace,
-        page.limit,
-    );
-    Ok(rows.fetch_all(conn).await?)
 }
 
 /// Lists the namespaces of a cluster with work beyond the declarations, by pull secret: Secrets to

@@ -16,13 +16,13 @@ use super::*;
 use crate::support::{files::TempDir, process::Exit};
 
 /// Log of two processes that have stopped, and a superuser who changes it.
-struct Tampering {
-    installation: Installation,
+pub(super) struct Tampering {
+    pub(super) installation: Installation,
     superuser: PgConnection,
 }
 
 impl Tampering {
-    async fn new(pool: PgPool) -> Self {
+    pub(super) async fn new(pool: PgPool) -> Self {
         let installation = Installation::new(pool.connect_options().to_url_lossy().as_str());
         let key = installation.new_key("admin").await;
         let superuser = superuser(&pool).await;
@@ -34,7 +34,7 @@ impl Tampering {
     }
 
     /// Serves some changes and reveals, and stops.
-    async fn use_service(&self, key: &str, prefix: &str) {
+    pub(super) async fn use_service(&self, key: &str, prefix: &str) {
         let service = self.installation.serve().await;
         let client = service.client(key);
         for number in 0..4 {
@@ -46,15 +46,15 @@ impl Tampering {
         service.process.wait().await;
     }
 
-    async fn sql(&mut self, sql: &str) -> u64 {
+    pub(super) async fn sql(&mut self, sql: &str) -> u64 {
         run(&mut self.superuser, sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
-    async fn verify(&self, arguments: &[&str]) -> Exit {
+    pub(super) async fn verify(&self, arguments: &[&str]) -> Exit {
         self.installation.run(&[&["audit", "verify"], arguments].concat()).await
     }
 
-    async fn keep(&mut self) {
+    pub(super) async fn keep(&mut self) {
         self.sql(
             "CREATE TABLE kept_events AS SELECT * FROM audit_events;
              CREATE TABLE kept_seals AS SELECT * FROM audit_seals",
@@ -62,7 +62,7 @@ impl Tampering {
         .await;
     }
 
-    async fn put_back(&mut self) {
+    pub(super) async fn put_back(&mut self) {
         self.sql(
             "TRUNCATE audit_events, audit_seals, audit_unsealed; INSERT INTO audit_seals SELECT * FROM kept_seals;
              INSERT INTO audit_events SELECT * FROM kept_events",
@@ -72,7 +72,7 @@ impl Tampering {
 }
 
 /// Condition for the reveal with this index.
-fn reveal(index: u32) -> String {
+pub(super) fn reveal(index: u32) -> String {
     format!(
         "id = (SELECT id FROM audit_events WHERE action = 'dockerConfig.reveal' ORDER BY id OFFSET {index} LIMIT 1)"
     )

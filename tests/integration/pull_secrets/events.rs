@@ -8,91 +8,14 @@ use sqlx::{ConnectOptions, PgPool, postgres::PgListener};
 use super::{Broker, app_with_broker, declaration, put, settled};
 use crate::support::{
     app::TestApp,
-    client::{Client, assert_holds},
+    client::assert_holds,
+    event_stream::{Event, Stream},
     eventually, kubernetes,
     listener::refusing_server,
     process::{Installation, Service},
 };
 
-/// An open event stream.
-struct Stream {
-    response: reqwest::Response,
-    unread: String,
-}
-
-/// An event. A comment has an empty name.
-#[derive(Debug)]
-struct Event {
-    name: String,
-    id: String,
-    data: Value,
-}
-
-impl Stream {
-    async fn open(client: &Client, name: &str) -> Self {
-        let request = client.request("GET", &format!("/v1/pull-secrets/{name}/events"));
-        let response = request.send().await.expect("an answer");
-        assert_eq!(response.status().as_u16(), 200);
-        for (header, value) in [
-            ("content-type", "text/event-stream"),
-            ("cache-control", "no-store"),
-            ("x-accel-buffering", "no"),
-            ("connection", "close"),
-        ] {
-            assert_eq!(response.headers()[header], value);
-        }
-        assert!(!response.headers().contains_key("content-encoding"));
-        Self { response, unread: String::new() }
-    }
-
-    /// Returns the next event or comment, or `None` at the end of the stream.
-    async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(end) = self.unread.find("\n\n") {
-                let block: String = self.unread.drain(..end + 2).collect();
-                let field = |name: &str| {
-                    let prefix = format!("{name}: ");
-                    block.lines().find_map(|line| line.strip_prefix(&prefix)).unwrap_or_default().to_owned()
-                };
-                return Some(Event {
-                    name: field("event"),
-                    id: field("id"),
-                    data: serde_json::from_str(&field("data")).unwrap_or_default(),
-                });
-            }
-            let chunk = self.response.chunk().await.expect("whole events")?;
-            self.unread.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
-        }
-    }
-
-    /// Returns the next event.
-    async fn event(&mut self) -> Event {
-        loop {
-            let event = self.next().await.expect("the stream goes on");
-            if !event.name.is_empty() {
-                return event;
-            }
-        }
-    }
-
-    /// Returns the events up to and including the first match.
-    async fn until(&mut self, is_last: impl Fn(&Event) -> bool) -> Vec<Event> {
-        let mut events = Vec::new();
-        loop {
-            events.push(self.event().await);
-            if events.last().is_some_and(&is_last) {
-                return events;
-            }
-        }
-    }
-
-    /// Returns the reason in the `end` event, which is the last one.
-    async fn end(mut self) -> String {
-        let events = self.until(|event| event.name == "end").await;
-        assert!(self.next().await.is_none(), "nothing follows the end");
-        events.last().expect("an event").data["reason"].as_str().expect("a reason").to_owned()
-    }
-}
+const PATH: &str = "/v1/pull-secrets/team-a/events";
 
 /// Declares a pull secret in an unreachable cluster.
 async fn declare_away(app: &TestApp) {
@@ -118,7 +41,7 @@ async fn stream_reports_the_progress_of_a_rotation(pool: PgPool) {
 
     // The first event has the current status.
     let began = Instant::now();
-    let mut stream = Stream::open(&admin, "team-a").await;
+    let mut stream = Stream::open(&admin, PATH).await;
     let first = stream.event().await;
     assert_eq!((first.name.as_str(), &first.data["settled"]), ("status", &json!(true)), "{first:?}");
     assert_holds(
@@ -148,7 +71,7 @@ async fn stream_reports_the_progress_of_a_rotation(pool: PgPool) {
     assert!(notifications.len() <= most, "{} notifications", notifications.len());
 
     // A later stream has the same event id and data.
-    let again = Stream::open(&admin, "team-a").await.event().await;
+    let again = Stream::open(&admin, PATH).await.event().await;
     assert_eq!((&again.id, &again.data), (&last.id, &last.data));
 
     assert_eq!(admin.delete("/v1/pull-secrets/team-a").await.status, 202);
@@ -165,7 +88,7 @@ async fn idle_stream_stays_open_and_reports_unannounced_changes(pool: PgPool) {
     let (app, _broker) = app_with_broker(pool.clone(), &[]).await;
     let body = declaration(&["account-5000"], "dev", &[&kubernetes::new_namespace().await]);
     put(&app.admin(), "team-a", &body).await.expect(201);
-    let mut stream = Stream::open(&app.admin(), "team-a").await;
+    let mut stream = Stream::open(&app.admin(), PATH).await;
     let first = stream.event().await;
     assert_holds(&first.data["status"], &json!({"desired": 1, "synced": 1}));
     // Longer than the timeout of an ordinary response.
@@ -197,14 +120,14 @@ async fn stream_ends_when_access_ends(pool: PgPool) {
     app.anonymous().get("/v1/pull-secrets/team-a/events").await.problem(401, "unauthenticated");
 
     // A declaration beyond the grants.
-    let mut beyond = Stream::open(&viewer, "team-a").await;
+    let mut beyond = Stream::open(&viewer, PATH).await;
     beyond.event().await;
     put(&app.admin(), "team-a", &declaration(&["dev-user"], "away", &["a-dev", "b-dev"])).await.expect(200);
     assert_eq!(beyond.end().await, "gone");
     put(&app.admin(), "team-a", &declaration(&["dev-user"], "away", &["a-dev"])).await.expect(200);
 
     // A revoked key and an expired one.
-    let mut revoked = Stream::open(&viewer, "team-a").await;
+    let mut revoked = Stream::open(&viewer, PATH).await;
     revoked.event().await;
     app.revoke_key("viewer", false).await.expect("revoked");
     assert_eq!(revoked.end().await, "unauthenticated");
@@ -212,7 +135,7 @@ async fn stream_ends_when_access_ends(pool: PgPool) {
     let body = json!({"name": "short", "role": "viewer", "expiresAt": soon});
     let key = app.admin().post("/v1/api-keys", &body).await.expect(201);
     let short = app.admin().with_key(key["key"].as_str().expect("a key"));
-    let mut expiring = Stream::open(&short, "team-a").await;
+    let mut expiring = Stream::open(&short, PATH).await;
     expiring.event().await;
     assert_eq!(expiring.end().await, "unauthenticated");
     assert!(chrono::Utc::now() >= soon, "not before");
@@ -231,7 +154,7 @@ async fn open_streams_are_limited_per_caller(pool: PgPool) {
     assert_eq!(open().await, 0);
     let mut streams = Vec::new();
     for _ in 0..16 {
-        streams.push(Stream::open(&viewer, "team-a").await);
+        streams.push(Stream::open(&viewer, PATH).await);
     }
     assert_eq!(open().await, 16);
     let refused = viewer.get("/v1/pull-secrets/team-a/events").await;
@@ -239,7 +162,7 @@ async fn open_streams_are_limited_per_caller(pool: PgPool) {
     assert_eq!(refused.header("retry-after"), "10");
     // Other callers and other requests are not limited.
     viewer.get("/v1/pull-secrets/team-a").await.expect(200);
-    let other = Stream::open(&app.admin(), "team-a").await;
+    let other = Stream::open(&app.admin(), PATH).await;
     assert_eq!(open().await, 17);
     // One listening connection serves all streams, and none is open without streams.
     let listeners = async || {
@@ -253,7 +176,7 @@ async fn open_streams_are_limited_per_caller(pool: PgPool) {
     eventually("one connection listens", async || (listeners().await == 1).then_some(())).await;
     streams.pop();
     eventually("the slot is free", async || (open().await == 16).then_some(())).await;
-    streams.push(Stream::open(&viewer, "team-a").await);
+    streams.push(Stream::open(&viewer, PATH).await);
     drop((streams, other));
     eventually("all slots are free", async || (open().await == 0).then_some(())).await;
     eventually("no connection listens", async || (listeners().await == 0).then_some(())).await;
@@ -272,7 +195,7 @@ async fn streams_end_at_once_on_shutdown(pool: PgPool) {
     settled(&client, "team-a").await;
     let mut streams = Vec::new();
     for _ in 0..3 {
-        streams.push(Stream::open(&client, "team-a").await);
+        streams.push(Stream::open(&client, PATH).await);
     }
     // The worker runs in another process.
     client.patch("/v1/registry-accounts/dev-user", &json!({"password": "two"})).await.expect(200);
@@ -290,8 +213,7 @@ async fn streams_end_at_once_on_shutdown(pool: PgPool) {
     // The log has the start and the end of each stream, with the reason.
     let lines: Vec<Value> = ended.stderr.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let of = |message: &str| {
-        let path = "/v1/pull-secrets/team-a/events";
-        let lines = lines.iter().filter(|line| line["message"] == message && line["span"]["path"] == path);
+        let lines = lines.iter().filter(|line| line["message"] == message && line["span"]["path"] == PATH);
         lines.cloned().collect::<Vec<Value>>()
     };
     let (begun, over) = (of("request completed"), of("event stream ended"));

@@ -4,10 +4,14 @@ use std::collections::BTreeSet;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use regcred::{
-    domain::{caller::Role, grants::Grants},
+    domain::{
+        caller::Role,
+        grants::Grants,
+        listing::{ListRequest, Next, Position, ResourceSort, Sort},
+    },
     storage::{
         self,
-        pull_secrets::{find_window_end, list_granted},
+        pull_secrets::listing::{PullSecretFilter, list},
     },
 };
 use serde_json::{Value, json};
@@ -139,13 +143,16 @@ async fn page_reads_a_bounded_number_of_hidden_rows(pool: PgPool) {
         ] {
             let grants =
                 Grants::parse(Role::Viewer, serde_json::from_value(rules.clone()).expect("grants")).expect("valid");
-            for after in ["", "m-30000"] {
+            for after in [None, Some(Position::unique("m-30000"))] {
                 let before = rows_read(&mut conn, "pull_secrets").await;
-                let end = find_window_end(&mut conn, after, WINDOW).await.expect("read").expect("more rows");
-                let found = list_granted(&mut conn, &grants, (after, &end), 51).await.expect("read");
+                let order = ResourceSort::Name.order();
+                let request = ListRequest { order, after: after.clone(), limit: 50 };
+                let filter = PullSecretFilter::default();
+                let found = list(&mut conn, &grants, &request, &filter).await.expect("read");
                 let read = rows_read(&mut conn, "pull_secrets").await - before;
                 assert!(read <= 2 * WINDOW + 100, "{rules} after {after:?}: {read} rows read");
-                assert!(found.len() <= 1);
+                assert!(found.items.len() <= 1);
+                assert!(matches!(found.next, Some(Next::Row(_))), "more rows follow");
             }
         }
     }

@@ -97,3 +97,38 @@ async fn terminating_namespace_gets_no_secret(pool: PgPool) {
     })
     .await;
 }
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn conflict_names_the_pull_secret_for_those_who_may_see_it(pool: PgPool) {
+    let (app, _broker) = app_with_broker(pool, &[]).await;
+    let admin = app.admin();
+    let namespace = kubernetes::new_namespace().await;
+    put(&admin, "team-a", &declaration(&["account-5000"], "dev", &[&namespace])).await.expect(201);
+    let grants = json!({"accounts": ["account-6000"], "clusters": ["dev"], "namespaces": [namespace]});
+    let narrow = app.caller("narrow", "operator", Some(grants)).await;
+    let mut body = declaration(&["account-6000"], "dev", &[&namespace]);
+
+    for adopt in [false, true] {
+        body["adopt"] = json!(adopt);
+        put(&admin, "team-b", &body).await;
+        target_becomes(&admin, "team-b", "conflict", "secret-exists").await;
+        let path = "/v1/pull-secrets/team-c?dryRun=true";
+        for (client, holder) in [(&admin, "the pull secret `team-a`"), (&narrow, "another pull secret")] {
+            let expected =
+                format!("the Secret team-a-pull belongs to {holder}: declare another Secret name for one of them");
+            let conflict = target(client, "team-b").await;
+            assert_eq!(conflict["lastError"], json!({"type": "secret-exists", "detail": expected}));
+            let preview = client.send(client.request("PUT", path).json(&body)).await.expect(200);
+            let planned = &preview["targets"][0];
+            assert_eq!((&planned["action"], &planned["error"]), (&json!("conflict"), &conflict["lastError"]));
+        }
+    }
+    // A Secret that is not regcred's.
+    kubernetes::kubectl(&["-n", &namespace, "create", "secret", "generic", "another"], "");
+    body["secret"]["name"] = json!("another");
+    body["adopt"] = json!(false);
+    let request = admin.request("PUT", "/v1/pull-secrets/team-c?dryRun=true").json(&body);
+    let preview = admin.send(request).await.expect(200);
+    let detail = preview["targets"][0]["error"]["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("does not belong to this pull secret"), "{preview}");
+}

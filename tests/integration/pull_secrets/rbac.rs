@@ -310,7 +310,7 @@ async fn printed_roles_follow_the_declarations(pool: PgPool) {
     assert!(unknown.code == Some(1) && unknown.stderr.contains("cluster `nowhere` not found"), "{unknown:?}");
     for wrong in ["no-slash", "Upper/case", "a/b/c", "/b", "a/"] {
         let refused = rbac(&["--cluster", &setup.cluster, "--service-account", wrong]).await;
-        assert!(refused.code == Some(1) && refused.stderr.contains("--service-account"), "{refused:?}");
+        assert!(refused.code == Some(2) && refused.stderr.contains("--service-account"), "{refused:?}");
     }
     let both = rbac(&["--cluster", &setup.cluster, "--user", "me", "--group", "us"]).await;
     assert_eq!(both.code, Some(2), "{both:?}");

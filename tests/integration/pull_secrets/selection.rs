@@ -309,3 +309,57 @@ async fn named_accounts_that_collide_are_refused_and_later_collisions_fail(pool:
     let last = ["registry.example.com:6000", "dev-user", "xxx5"].map(str::to_owned);
     assert_eq!(logins(&namespace).await, [entries[0].clone(), last]);
 }
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn selectors_that_match_nothing_are_warnings_until_they_match(pool: PgPool) {
+    let (app, _broker) = app_with_broker(pool, &[]).await;
+    let admin = app.admin();
+    let team = format!("t{}", uuid::Uuid::now_v7().simple());
+    let namespace = labelled_namespace(&[("team", &team)]).await;
+    let codes = |warnings: &Value| -> Vec<String> {
+        let warnings = warnings.as_array().expect("warnings").iter();
+        warnings.map(|one| one["code"].as_str().expect("a code").to_owned()).collect()
+    };
+    let typo = json!({"cluster": "dev", "namespaceSelector": {"matchLabels": {"team": format!("{team}-typo")}}});
+    let right = json!({"cluster": "dev", "namespaceSelector": {"matchLabels": {"team": team}}});
+    let mut body = declaration(&[], "dev", &[]);
+    body.as_object_mut().unwrap().remove("accounts");
+    body["accountSelector"] = json!({"matchLabels": {"team": team}});
+    body["targets"] = json!([right, typo]);
+
+    let mut dry_run = body.clone();
+    dry_run["dryRun"] = json!(true);
+    let preview = put(&admin, "team-a", &dry_run).await.expect(200);
+    assert_eq!(codes(&preview["warnings"]), ["selectsNoAccount", "selectsNoNamespace"]);
+    assert_eq!(preview["targets"][0]["namespace"], namespace.as_str());
+    assert_eq!(preview["targets"][0]["action"], "unknown", "there is no document: {preview}");
+
+    let shown = put(&admin, "team-a", &body).await.expect(201);
+    assert_eq!(codes(&shown["status"]["warnings"]), ["selectsNoAccount", "selectsNoNamespace"]);
+    let detail = shown["status"]["warnings"][1]["detail"].as_str().expect("a detail");
+    assert!(detail.contains("targets[1]") && detail.contains("`dev`"), "{detail}");
+    let listed = admin.get("/v1/pull-secrets").await.expect(200);
+    assert_eq!(listed["items"][0]["status"]["warnings"], shown["status"]["warnings"]);
+
+    // The account and the namespace follow without a new declaration.
+    admin.patch("/v1/registry-accounts/account-5000", &json!({"labels": {"team": team}})).await.expect(200);
+    let shown = admin.get("/v1/pull-secrets/team-a").await.expect(200);
+    assert_eq!(codes(&shown["status"]["warnings"]), ["selectsNoNamespace"]);
+    let late = labelled_namespace(&[("team", &format!("{team}-typo"))]).await;
+    sync(&admin, "team-a").await;
+    eventually("the namespace is selected", async || {
+        let shown = admin.get("/v1/pull-secrets/team-a").await.expect(200);
+        codes(&shown["status"]["warnings"]).is_empty().then_some(())
+    })
+    .await;
+    eventually("the Secret arrives", async || find_secret(&late, "team-a-pull").await).await;
+    // The last account that matches goes.
+    admin.patch("/v1/registry-accounts/account-5000", &json!({"labels": {"team": null}})).await.expect(200);
+    let shown = admin.get("/v1/pull-secrets/team-a").await.expect(200);
+    assert_eq!(codes(&shown["status"]["warnings"]), ["selectsNoAccount"]);
+    let metrics = async || {
+        let metrics = app.operations().get("/metrics").await.body;
+        metrics.contains("regcred_pull_secrets_unmatched{selects=\"accounts\"} 1").then_some(())
+    };
+    eventually("the metric counts it", metrics).await;
+}

@@ -57,8 +57,14 @@ async fn login_is_verified_on_demand_and_the_result_is_stored(pool: PgPool) {
         // A verification does not change the ETag.
         assert_eq!((&after["version"], &after["updatedAt"]), (&before["version"], &before["updatedAt"]));
     }
+    let healthy = app.admin().get(path).await.expect(200)["lastVerificationDetail"].clone();
     let found = verify(&app, "right", Some(json!({"repository": "os/nothing"}))).await.expect(200);
     assert_eq!(found["result"], "noAccess", "{found}");
+    // The login works all the same, so the health of the account is unchanged.
+    let after = app.admin().get(path).await.expect(200);
+    assert_eq!((&after["lastVerificationResult"], &after["lastVerificationDetail"]), (&json!("valid"), &healthy));
+    let events = app.admin().get("/v1/audit-events?action=registryAccount.verify").await.expect(200);
+    assert_eq!(events["items"].as_array().map(Vec::len), Some(5), "every verification is audited");
 
     // A 401 of the registry is a result, not an error.
     let found = verify(&app, "wrong", None).await;
@@ -273,4 +279,43 @@ async fn nothing_is_sent_for_an_account_that_is_not_granted(pool: PgPool) {
     let body = account("in-a", &there, "martin", "canary-password");
     operator.post("/v1/registry-accounts?verify=true", &body).await.problem(422, "verification-failed");
     assert_eq!(requests.count(), 2);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn rejected_password_with_white_space_names_the_likely_cause(pool: PgPool) {
+    let app = spawn(pool).await;
+    let there = registry::a();
+    for (name, suffix, is_named) in [("newline", "\n", true), ("space", " ", true), ("wrong", "x", false)] {
+        let password = format!("{}{suffix}", there.password);
+        create(&app, "", &account(name, &there.address, &there.username, &password)).await.expect(201);
+        let found = verify(&app, name, None).await.expect(200);
+        let detail = found["detail"].as_str().expect("a text");
+        assert_eq!(
+            (&found["result"], detail.contains("white space at the end")),
+            (&json!("invalid"), is_named),
+            "{found}"
+        );
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn mistyped_repository_does_not_replace_the_health_of_an_account(pool: PgPool) {
+    let app = spawn(pool).await;
+    let there = registry::a();
+    create(&app, "", &account("right", &there.address, &there.username, &there.password)).await.expect(201);
+    create(&app, "", &account("wrong", &there.address, &there.username, "canary-password")).await.expect(201);
+    let stored = async |name: &str| {
+        let account = app.admin().get(&format!("/v1/registry-accounts/{name}")).await.expect(200);
+        account["lastVerificationResult"].clone()
+    };
+    for (name, result) in [("right", "noAccess"), ("wrong", "invalid")] {
+        let found = verify(&app, name, Some(json!({"repository": "os/nothing"}))).await.expect(200);
+        assert_eq!((&found["result"], stored(name).await), (&json!(result), Value::Null), "{found}");
+        assert!(found["checkedAt"].is_string(), "{found}");
+    }
+    let health = "SELECT count(*) FROM registry_accounts WHERE last_verification_result IS NOT NULL";
+    assert_eq!(sqlx::query_scalar::<_, i64>(health).fetch_one(&app.pool).await.expect("a count"), 0);
+    // `valid` proves the login.
+    verify(&app, "right", Some(json!({"repository": "os/alpine"}))).await.expect(200);
+    assert_eq!(stored("right").await, "valid");
 }

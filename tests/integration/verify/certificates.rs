@@ -30,6 +30,11 @@ impl Ca {
         self.sign(&server(&["127.0.0.1", "localhost"]))
     }
 
+    /// Issues a certificate for this host.
+    pub fn certify_for(&self, host: &str) -> ServerCertificate {
+        self.sign(&server(&[host]))
+    }
+
     /// Issues an expired certificate.
     pub fn certify_expired(&self) -> ServerCertificate {
         let mut params = server(&["127.0.0.1"]);

@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 /// Environment without a database and without the variables that the command does not need.
-fn installation() -> Installation {
+pub fn installation() -> Installation {
     Installation::new("postgres://unused@127.0.0.1:1/none")
         .with("REGCRED_DATABASE_URL_FILE", "")
         .with("REGCRED_MASTER_KEYS_FILE", "")
@@ -25,15 +25,40 @@ fn installation() -> Installation {
         .with("REGCRED_LOG_FILTER", "trace")
 }
 
-fn entry(username: &str, password: &str) -> Value {
+pub fn entry(username: &str, password: &str) -> Value {
     json!({"auth": BASE64_STANDARD.encode(format!("{username}:{password}"))})
 }
 
-async fn verify(installation: &Installation, config: &Value, arguments: &[&str]) -> Exit {
+pub async fn verify(installation: &Installation, config: &Value, arguments: &[&str]) -> Exit {
     let folder = TempDir::new();
     let path = folder.write("config.json", config.to_string());
     let path = path.to_str().expect("UTF-8");
     installation.run(&[&["verify", "--config", path], arguments].concat()).await
+}
+
+#[tokio::test]
+async fn white_space_at_the_end_of_a_password_is_warned_about() {
+    let a = registry::a();
+    let padded = json!({"auths": {&a.address: entry(&a.username, &format!("{}\n", a.password))}});
+    let exit = verify(&installation(), &padded, &[]).await;
+    assert_eq!(exit.code, Some(1), "{exit:?}");
+    let warning = format!("{}: warning: the password ends with white space", a.address);
+    for text in [warning.as_str(), "the likely cause is the white space at the end of the password"] {
+        assert!(exit.stdout.contains(text), "{text}: {exit:?}");
+    }
+    let exit = verify(&installation(), &padded, &["--output", "json"]).await;
+    let report: Value = serde_json::from_str(&exit.stdout).expect("JSON");
+    assert_eq!(report["items"][0]["warnings"][0]["code"], "passwordEndsWithWhitespace");
+
+    // Secrets as kubectl prints them.
+    let document = json!({"auths": {&a.address: entry(&a.username, &a.password)}}).to_string();
+    let secret = json!({
+        "kind": "Secret", "metadata": {"namespace": "a", "name": "pull"},
+        "data": {".dockerconfigjson": BASE64_STANDARD.encode(document)},
+    });
+    let other = json!({"kind": "Secret", "metadata": {"namespace": "a", "name": "tls"}, "data": {}});
+    let exit = verify(&installation(), &json!({"kind": "List", "items": [secret, other]}), &[]).await;
+    assert_eq!(exit.code, Some(0), "{exit:?}");
 }
 
 #[tokio::test]

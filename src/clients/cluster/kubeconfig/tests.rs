@@ -316,3 +316,33 @@ fn long_name_is_truncated_in_messages() {
     let refused = refusals(&text);
     assert!(refused[0].detail.len() < 200 && !refused[0].detail.contains('\u{1b}'), "{refused:?}");
 }
+
+#[rstest]
+#[case::ca(
+    "server: https://k, certificate-authority-data: DATA+OMITTED",
+    "token: t",
+    "clusters[k].cluster.certificate-authority-data"
+)]
+#[case::token("server: https://k", "token: REDACTED", "users[u].user.token")]
+#[case::certificate(
+    "server: https://k",
+    "client-certificate-data: DATA+OMITTED",
+    "users[u].user.client-certificate-data"
+)]
+#[case::key("server: https://k", "client-key-data: DATA+OMITTED", "users[u].user.client-key-data")]
+#[case::older_key("server: https://k", "client-key-data: REDACTED", "users[u].user.client-key-data")]
+fn redacted_kubeconfig_says_add_raw(#[case] cluster: &str, #[case] user: &str, #[case] path: &str) {
+    let refused = refusals(&kubeconfig(cluster, user));
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert!(refused[0].detail.starts_with(path) && refused[0].detail.contains("add --raw"), "{refused:?}");
+}
+
+#[rstest]
+#[case("exec: {apiVersion: client.authentication.k8s.io/v1, command: aws}")]
+#[case("auth-provider: {name: gcp}")]
+fn program_is_refused_with_the_commands_that_work(#[case] user: &str) {
+    let refused = refusals(&kubeconfig("server: https://k", user));
+    for command in ["kubectl create serviceaccount regcred -n regcred", "kubectl create token regcred -n regcred"] {
+        assert!(refused[0].detail.contains(command), "{refused:?}");
+    }
+}

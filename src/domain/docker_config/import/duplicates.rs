@@ -21,16 +21,16 @@ pub(super) fn skip_duplicates(items: &mut [ImportItem]) {
     }
 }
 
-/// Index of the item to keep for each registry: the key that every consumer finds, or else the
-/// first.
+/// Index of the item to keep for each registry: the first with the key that every consumer finds,
+/// or else the first.
 fn winners(items: &[ImportItem]) -> HashMap<RegistryScope, usize> {
-    let mut winners = HashMap::new();
+    let mut winners: HashMap<RegistryScope, usize> = HashMap::new();
     for (at, item) in items.iter().enumerate() {
         let Some(FoundAccount { scope, .. }) = account(item) else { continue };
-        if item.key == key_for(Profile::Kubernetes, scope) {
-            winners.insert(scope.clone(), at);
-        } else {
-            winners.entry(scope.clone()).or_insert(at);
+        let is_found_by_all = |item: &ImportItem| item.key == key_for(Profile::Kubernetes, scope);
+        let winner = winners.entry(scope.clone()).or_insert(at);
+        if is_found_by_all(item) && !is_found_by_all(&items[*winner]) {
+            *winner = at;
         }
     }
     winners
@@ -45,13 +45,14 @@ fn account(item: &ImportItem) -> Option<&FoundAccount> {
 
 fn skip(items: &mut [ImportItem], other: usize, winner: usize) {
     let key = &items[winner].key;
+    let of = items[winner].source.as_ref().map_or_else(String::new, |source| format!(" of `{source}`"));
     let (reason, detail) = if is_same_login(account(&items[other]), account(&items[winner])) {
-        (SkipReason::Duplicate, format!("the key `{key}` names the same registry and holds the same credential"))
+        (SkipReason::Duplicate, format!("the key `{key}`{of} names the same registry and holds the same credential"))
     } else {
         (
             SkipReason::Conflict,
             format!(
-                "the key `{key}` names the same registry and holds another credential: import this entry in a separate document with another `namePrefix`"
+                "the key `{key}`{of} names the same registry and holds another credential: import this entry in a separate document with another `namePrefix`"
             ),
         )
     };

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{FoundAccount, ImportItem, ImportOutcome, SkipReason};
+use super::{FoundAccount, ImportItem, ImportOutcome, SkipReason, helper_detail};
 use crate::domain::{
     docker_config::{
         auth,
@@ -19,7 +19,7 @@ type Skip = (SkipReason, Cow<'static, str>);
 pub(super) fn import_entry(entry: &Entry, config: &Config) -> ImportItem {
     let key = redact_key(&entry.key);
     match found(entry, config) {
-        Ok(account) => ImportItem { key: key.into_owned(), outcome: ImportOutcome::Found(account) },
+        Ok(account) => ImportItem { source: None, key: key.into_owned(), outcome: ImportOutcome::Found(account) },
         Err((reason, detail)) => ImportItem::skipped(&key, reason, detail),
     }
 }
@@ -111,12 +111,9 @@ fn without_login(entry: &Entry, config: &Config) -> Skip {
             "it holds a bearer token instead of a password: create an access token at the registry and use it".into(),
         )
     } else if let Some(helper) = config.helpers.iter().find(|helper| helper.registry == entry.key) {
-        (
-            SkipReason::CredHelpers,
-            format!("`docker-credential-{}` stores the credential, not this document", helper.name).into(),
-        )
+        (SkipReason::CredHelpers, helper_detail(&helper.name, &entry.key).into())
     } else if let Some(name) = &config.store {
-        (SkipReason::CredsStore, format!("`docker-credential-{name}` stores the credential, not this document").into())
+        (SkipReason::CredsStore, helper_detail(name, &entry.key).into())
     } else {
         (SkipReason::Empty, "it lacks a user or a password".into())
     }

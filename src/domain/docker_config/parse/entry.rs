@@ -70,7 +70,7 @@ impl Field {
 
 impl Entry {
     pub(super) fn new(key: String, node: Node) -> Result<Self, ParseError> {
-        let is_malformed = matches!(node, Node::Text(_) | Node::Other);
+        let is_malformed = matches!(node, Node::Text(_) | Node::List(_) | Node::Other);
         let mut fields = if let Node::Map(fields) = node { fields } else { Map::default() };
         Ok(Self {
             key,
@@ -93,7 +93,7 @@ fn field(fields: &mut Map, name: &str) -> Result<Field, ParseError> {
     Ok(match fields.take(name)? {
         Node::Null => Field::Null,
         Node::Text(text) => Field::Text(SecretString::from(text.as_str())),
-        Node::Map(_) | Node::Other => Field::Malformed,
+        Node::Map(_) | Node::List(_) | Node::Other => Field::Malformed,
     })
 }
 

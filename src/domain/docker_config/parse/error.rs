@@ -72,6 +72,8 @@ pub(super) fn json(error: &serde_json::Error, input: &[u8]) -> ParseError {
         super::node::TOO_DEEP
     } else if starts_with(super::node::TOO_MANY) {
         super::node::TOO_MANY
+    } else if starts_with(super::node::TOO_LONG) {
+        super::node::TOO_LONG
     } else if starts_with(super::node::TWICE) {
         super::node::TWICE
     } else {

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use super::{
-    Config, MAX_INPUT,
+    Config, MAX_INPUT, NoConfig, Part,
     error::{ParseError, Position, shape},
     node::{self, Map, Node},
 };
@@ -33,15 +33,16 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Parses any format.
-pub(super) fn open(input: &[u8]) -> Result<Config, ParseError> {
+/// Parses any format. Only a list of objects has several parts.
+pub(super) fn open(input: &[u8]) -> Result<Vec<Part>, ParseError> {
     let text = text(input)?;
     if !is_base64(text) {
         let node = if text.trim_start().starts_with('{') { node::from_json(text)? } else { node::from_yaml(text)? };
         return config_or_manifest(node);
     }
     let document = decode(text)?;
-    document_of(&document).map_err(|error| error.inside("the base64"))
+    let config = document_of(&document).map_err(|error| error.inside("the base64"))?;
+    Ok(vec![Part::Config(config)])
 }
 
 fn text(input: &[u8]) -> Result<&str, ParseError> {
@@ -86,15 +87,15 @@ fn document_of(bytes: &[u8]) -> Result<Config, ParseError> {
     match node::from_json(text)? {
         Node::Map(fields) => config(fields),
         Node::Null => config(Map::default()),
-        Node::Text(_) | Node::Other => Err(not_a_config()),
+        Node::Text(_) | Node::List(_) | Node::Other => Err(not_a_config()),
     }
 }
 
-fn config_or_manifest(node: Node) -> Result<Config, ParseError> {
+fn config_or_manifest(node: Node) -> Result<Vec<Part>, ParseError> {
     match node {
         Node::Map(fields) if fields.has("kind") || fields.has("apiVersion") => manifest(fields),
-        Node::Map(fields) => config(fields),
-        Node::Null | Node::Text(_) | Node::Other => Err(not_a_config()),
+        Node::Map(fields) => Ok(vec![Part::Config(config(fields)?)]),
+        Node::Null | Node::Text(_) | Node::List(_) | Node::Other => Err(not_a_config()),
     }
 }
 
@@ -118,12 +119,72 @@ fn config(fields: Map) -> Result<Config, ParseError> {
     }
 }
 
-/// Opens a Secret as printed by `kubectl get secret NAME -o json` or `-o yaml`, or written for
-/// `kubectl apply`.
-fn manifest(mut secret: Map) -> Result<Config, ParseError> {
-    if !matches!(secret.take("kind")?, Node::Text(kind) if *kind == "Secret") {
-        return Err(shape("the manifest is not a single Secret: its `kind` differs"));
+/// Opens a Secret, or a list of objects, as printed by `kubectl get -o json` or `-o yaml`, or
+/// written for `kubectl apply`.
+fn manifest(mut fields: Map) -> Result<Vec<Part>, ParseError> {
+    match kind(&mut fields)?.as_deref() {
+        Some("Secret") => {
+            let source = source(&mut fields)?;
+            let config = secret(fields, source)?.ok_or_else(|| shape(NoConfig::OtherSecret.to_string()))?;
+            Ok(vec![Part::Config(config)])
+        }
+        Some("List") => list(fields, None),
+        // The API server leaves out the kind of its items.
+        Some("SecretList") => list(fields, Some("Secret")),
+        _ => Err(shape("the manifest is neither a Secret nor a list of Secrets: its `kind` differs")),
     }
+}
+
+fn kind(fields: &mut Map) -> Result<Option<String>, ParseError> {
+    Ok(match fields.take("kind")? {
+        Node::Text(kind) => Some(kind.to_string()),
+        _ => None,
+    })
+}
+
+/// Opens the items of a list. One without a docker config does not invalidate the others.
+fn list(mut fields: Map, default_kind: Option<&str>) -> Result<Vec<Part>, ParseError> {
+    let items = match fields.take("items")? {
+        Node::List(items) => items,
+        Node::Null => Vec::new(),
+        Node::Text(_) | Node::Map(_) | Node::Other => return Err(shape("`items` of a list must be a list of objects")),
+    };
+    let items = items.into_iter().enumerate();
+    Ok(items.map(|(index, item)| list_item(&format!("items[{index}]"), item, default_kind)).collect())
+}
+
+fn list_item(place: &str, item: Node, default_kind: Option<&str>) -> Part {
+    let no_config = |source: &str, reason| Part::NoConfig { source: source.to_owned(), reason };
+    let Node::Map(mut fields) = item else { return no_config(place, NoConfig::OtherObject) };
+    let named = source(&mut fields).ok().flatten();
+    let shown = named.clone().unwrap_or_else(|| place.to_owned());
+    let kind = kind(&mut fields).ok().flatten();
+    if kind.as_deref().or(default_kind) != Some("Secret") {
+        return no_config(&shown, NoConfig::OtherObject);
+    }
+    match secret(fields, named) {
+        Ok(Some(config)) => Part::Config(config),
+        Ok(None) => no_config(&shown, NoConfig::OtherSecret),
+        Err(error) => no_config(&shown, NoConfig::Invalid(error)),
+    }
+}
+
+/// `NAMESPACE/NAME` of an object, or its name.
+fn source(fields: &mut Map) -> Result<Option<String>, ParseError> {
+    let Node::Map(mut metadata) = fields.take("metadata")? else { return Ok(None) };
+    let mut text = |name: &str| -> Result<Option<String>, ParseError> {
+        Ok(match metadata.take(name)? {
+            // Longer than any name.
+            Node::Text(text) => Some(text.chars().take(253).collect()),
+            _ => None,
+        })
+    };
+    let (namespace, name) = (text("namespace")?, text("name")?);
+    Ok(name.map(|name| namespace.map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"))))
+}
+
+/// Returns the docker config of a Secret, or `None` if it is no image pull secret.
+fn secret(mut secret: Map, source: Option<String>) -> Result<Option<Config>, ParseError> {
     let (mut data, mut string_data) = (map(secret.take("data")?)?, map(secret.take("stringData")?)?);
     let secret_type = match secret.take("type")? {
         Node::Text(text) => Some(text.to_string()),
@@ -143,16 +204,18 @@ fn manifest(mut secret: Map) -> Result<Config, ParseError> {
                 "{place} holds the format of the other Secret type: no consumer finds an entry in it"
             )));
         }
-        return Ok(Config { form, secret_type, ..config });
+        return Ok(Some(Config { form, secret_type, source, ..config }));
     }
-    Err(shape("the Secret is not an image pull secret: its `data` has neither `.dockerconfigjson` nor `.dockercfg`"))
+    Ok(None)
 }
 
 fn map(node: Node) -> Result<Map, ParseError> {
     match node {
         Node::Map(map) => Ok(map),
         Node::Null => Ok(Map::default()),
-        Node::Text(_) | Node::Other => Err(shape("`data` and `stringData` of a Secret must be objects")),
+        Node::Text(_) | Node::List(_) | Node::Other => {
+            Err(shape("`data` and `stringData` of a Secret must be objects"))
+        }
     }
 }
 

@@ -13,18 +13,23 @@ const MAX_DEPTH: usize = 32;
 /// Maximum number of fields of an object, which bounds the time to check entries.
 const MAX_FIELDS: usize = 10_000;
 
+/// Maximum number of items of a list. More Secrets do not fit into the input.
+const MAX_ITEMS: usize = 10_000;
+
 pub(super) const TOO_MANY: &str = "an object has more than 10000 fields";
+pub(super) const TOO_LONG: &str = "a list has more than 10000 items";
 pub(super) const TOO_DEEP: &str = "braces and brackets are nested too deeply";
 const NEITHER: &str = "the input is neither JSON nor YAML, or is nested too deeply";
 const TOO_MUCH: &str = "the YAML is nested too deeply, or its anchors expand too much";
 pub(super) const TWICE: &str =
     "an object contains a key twice, and every consumer would silently use the last: delete one";
 
-/// A value. Numbers, lists and booleans mean nothing in a docker config and are not kept.
+/// A value. Numbers and booleans mean nothing in a docker config and are not kept.
 pub(super) enum Node {
     Null,
     Text(Zeroizing<String>),
     Map(Map),
+    List(Vec<Node>),
     Other,
 }
 
@@ -98,7 +103,7 @@ fn yaml_detail(error: &serde_saphyr::Error) -> &'static str {
         | Error::AliasExpansionLimitExceeded { .. }
         | Error::AliasReplayStackDepthExceeded { .. } => TOO_MUCH,
         Error::Message { msg, .. } => {
-            [TWICE, TOO_DEEP, TOO_MANY].into_iter().find(|detail| msg.starts_with(detail)).unwrap_or(NEITHER)
+            [TWICE, TOO_DEEP, TOO_MANY, TOO_LONG].into_iter().find(|detail| msg.starts_with(detail)).unwrap_or(NEITHER)
         }
         _ => NEITHER,
     }
@@ -172,8 +177,14 @@ impl<'de> Visitor<'de> for Seed {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
         let seed = self.deeper()?;
-        while seq.next_element_seed(seed)?.is_some() {}
-        Ok(Node::Other)
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(seed)? {
+            items.push(item);
+            if items.len() > MAX_ITEMS {
+                return Err(de::Error::custom(TOO_LONG));
+            }
+        }
+        Ok(Node::List(items))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {

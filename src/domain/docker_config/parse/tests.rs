@@ -141,8 +141,9 @@ fn stray_hash_after_the_last_brace_is_located(#[case] stray: &str, #[case] line:
 #[case("eyJhdXRocyI6eX0", Some((1, 10)), "inside the base64: invalid JSON")]
 #[case("aGVsbG8", Some((1, 1)), "inside the base64")]
 #[case("abcde", None, "base64 is invalid")]
-#[case("kind: Pod\n", None, "not a single Secret")]
-#[case("apiVersion: v1\nkind: List\nitems: []\n", None, "not a single Secret")]
+#[case("kind: Pod\n", None, "neither a Secret nor a list")]
+#[case("apiVersion: v1\nkind: List\nitems: []\n", None, "one Secret of it")]
+#[case("kind: List\nitems: {}\n", None, "`items` of a list")]
 #[case("kind: Secret\ndata:\n  password: cHc=\n", None, "not an image pull secret")]
 #[case("kind: Secret\ndata: x\n", None, "must be objects")]
 #[case("kind: Secret\ndata:\n  .dockerconfigjson: '!'\n", None, "inside `.dockerconfigjson`: the base64")]
@@ -227,4 +228,35 @@ proptest! {
     fn arbitrary_yaml_is_parsed_or_rejected(input in "(kind|data|type|[ \n:&*a!|>\\[{-])*") {
         let _ = Config::parse(input.as_bytes());
     }
+}
+
+#[test]
+fn list_has_a_part_for_each_object() {
+    let secret =
+        |name: &str, data: &str| format!("{{kind: Secret, metadata: {{name: {name}, namespace: a}}, data: {data}}}");
+    let items = [
+        secret("good", "{.dockercfg: e30=}"),
+        secret("tls", "{tls.key: e30=}"),
+        secret("broken", "{.dockercfg: '!'}"),
+        "{kind: ConfigMap}".to_owned(),
+        "7".to_owned(),
+    ];
+    let parts = Part::parse_all(format!("kind: List\nitems: [{}]\n", items.join(", ")).as_bytes()).unwrap();
+    let shown: Vec<_> = parts
+        .iter()
+        .map(|part| match part {
+            Part::Config(config) => (config.source.as_deref().unwrap(), "config"),
+            Part::NoConfig { source, reason: NoConfig::OtherSecret } => (source.as_str(), "another Secret"),
+            Part::NoConfig { source, reason: NoConfig::OtherObject } => (source.as_str(), "another object"),
+            Part::NoConfig { source, reason: NoConfig::Invalid(_) } => (source.as_str(), "invalid"),
+        })
+        .collect();
+    let expected = [
+        ("a/good", "config"),
+        ("a/tls", "another Secret"),
+        ("a/broken", "invalid"),
+        ("items[3]", "another object"),
+        ("items[4]", "another object"),
+    ];
+    assert_eq!(shown, expected);
 }

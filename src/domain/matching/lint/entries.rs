@@ -1,11 +1,14 @@
 //! Warnings about one entry: its key and its content.
 
 use super::probes::lint_key;
-use crate::domain::docker_config::{
-    Consumer, Warning, WarningCode, auth,
-    import::redact_key,
-    parse::Entry,
-    reading::{Reading, read},
+use crate::domain::{
+    account::ends_with_whitespace,
+    docker_config::{
+        Consumer, Warning, WarningCode, auth,
+        import::redact_key,
+        parse::Entry,
+        reading::{Reading, read},
+    },
 };
 
 /// Consumers to check. k8schain behaves like the kubelet, and a document for `DOCKER_AUTH_CONFIG`
@@ -34,6 +37,7 @@ pub(in crate::domain::matching) fn lint_entry(entry: &Entry) -> Vec<Warning> {
         }
     }));
     warnings.extend(auth_wins(entry));
+    warnings.extend(white_space(entry));
     warnings
 }
 
@@ -60,4 +64,15 @@ fn auth_wins(entry: &Entry) -> Option<Warning> {
         let detail = "`username` or `password` differs from `auth`, and every consumer uses `auth`";
         Warning::new(WarningCode::AuthWins, None, &redact_key(&entry.key), detail)
     })
+}
+
+/// Warns if the password that consumers use ends with white space.
+fn white_space(entry: &Entry) -> Option<Warning> {
+    let is_padded = if entry.auth.text().is_empty() {
+        ends_with_whitespace(entry.password.text())
+    } else {
+        let login = auth::decode_leniently(entry.auth.text()).ok()?;
+        str::from_utf8(&login.password).is_ok_and(ends_with_whitespace)
+    };
+    is_padded.then(|| Warning::of_whitespace(None, &redact_key(&entry.key)))
 }
