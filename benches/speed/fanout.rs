@@ -232,11 +232,12 @@ impl<'a> FanOut<'a> {
     fn round(&self, number: usize) -> anyhow::Result<Round> {
         if number.is_multiple_of(2) {
             let (bare, watched, bare_reads) = self.bare_passes(number)?;
-            Ok(Round { rotation: self.rotation(number + 1)?, recheck: self.recheck()?, bare, watched, bare_reads })
+            let (rotation, recheck) = (self.rotation(number + 1)?, self.recheck()?);
+            Ok(Round { rotation, bare, watched, recheck, bare_reads })
         } else {
             let (rotation, recheck) = (self.rotation(number + 1)?, self.recheck()?);
             let (bare, watched, bare_reads) = self.bare_passes(number)?;
-            Ok(Round { rotation, recheck, bare, watched, bare_reads })
+            Ok(Round { rotation, bare, watched, recheck, bare_reads })
         }
     }
 

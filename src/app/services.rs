@@ -111,12 +111,17 @@ impl Services {
             Accounts::new(pool.clone(), row_cache.clone(), sealer.clone(), audit.clone(), verifications.clone());
         let docker_configs = DockerConfigs::new(pool.clone(), row_cache.clone(), sealer.clone(), audit_writer.clone());
         let token_authenticator = token_authenticator(pool.clone(), clusters.clone(), identity)?;
-        let cursor_key = CursorKey::of(peppers.clone());
         let pull_secrets = PullSecrets::new(pool.clone(), audit.clone());
         let streams = Data::new(Streams::new(pool.clone(), pull_secrets.clone()));
         let event_feed = Data::new(EventFeed::new(pool.clone()));
-        let reconciler =
-            Reconciler::new(pool.clone(), clusters.clone(), docker_configs.clone(), peppers, audit.clone(), reconcile);
+        let reconciler = Reconciler::new(
+            pool.clone(),
+            clusters.clone(),
+            docker_configs.clone(),
+            peppers.clone(),
+            audit.clone(),
+            reconcile,
+        );
         let api_keys =
             ApiKeys::new(pool.clone(), row_cache.clone(), checker.clone(), audit.clone(), api_key_lifetime_max);
         Ok(Self {
@@ -143,7 +148,7 @@ impl Services {
             clusters: Data::new(clusters),
             pull_secrets: Data::new(pull_secrets),
             summary: Data::new(Summaries::new(pool.clone())),
-            cursor_key: Data::new(cursor_key),
+            cursor_key: Data::new(CursorKey::of(peppers)),
             reconciler: Data::new(reconciler),
             audit_writer: Data::new(audit_writer),
             health: Data::new(Health::new(&pool, row_cache.clone())),

@@ -14,7 +14,7 @@ use crate::{
         listing::{ListRequest, Listed, NamePart, Order, SortKey},
         names::{Labels, Name},
         registry::RegistryScope,
-        sealed::{Ca, RegistryDestination, Sealed, Slot},
+        sealed::Sealed,
         selector::LabelSelector,
         verification::{Verification, VerificationResult, VerifyInterval},
     },
@@ -22,9 +22,12 @@ use crate::{
         PgConnection, StorageError, corrupt,
         lists::{self, Checked, Key, Source, Sql},
         on_name_taken,
-        sealed::SealedColumn,
     },
 };
+
+mod credentials;
+
+pub use credentials::{SealedCredential, find_credentials, match_credentials, select_credentials};
 
 /// Name of the table, part of the associated data of sealed passwords.
 pub const TABLE: &str = "registry_accounts";
@@ -320,7 +323,7 @@ async fn list_by_grants(
         lists::wanted(request),
         &low,
         &high,
-        &label_grants(grants) as _,
+        &credentials::label_grants(grants) as _,
         filter.expires_within_seconds,
     )
     .fetch_all(conn)
@@ -394,196 +397,6 @@ pub async fn delete(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageErro
     Ok(())
 }
 
-struct CredentialRow {
-    id: Uuid,
-    name: String,
-    registry: String,
-    username: String,
-    email: Option<String>,
-    labels: Json<BTreeMap<String, String>>,
-    password: Vec<u8>,
-    password_key_id: String,
-    plain_http: bool,
-    password_ends_with_whitespace: bool,
-    ca_digest: Option<Vec<u8>>,
-}
-
-impl TryFrom<CredentialRow> for SealedCredential {
-    type Error = StorageError;
-
-    fn try_from(row: CredentialRow) -> Result<Self, StorageError> {
-        Ok(Self {
-            id: row.id,
-            registry: RegistryScope::parse(&row.registry).map_err(corrupt(TABLE, row.id, "registry"))?,
-            name: row.name,
-            username: row.username,
-            email: row.email,
-            labels: row.labels.0,
-            password: Sealed { key_id: row.password_key_id, bytes: row.password },
-            plain_http: row.plain_http,
-            password_ends_with_whitespace: row.password_ends_with_whitespace,
-            ca_digest: row.ca_digest.and_then(|digest| digest.try_into().ok()),
-        })
-    }
-}
-
-/// Credential of an account with its sealed password.
-#[derive(Debug)]
-pub struct SealedCredential {
-    /// Id of the account, to which the ciphertext is bound.
-    pub id: Uuid,
-    /// Name of the account.
-    pub name: String,
-    /// Registry, and optionally the path in it, that the credential is valid for.
-    pub registry: RegistryScope,
-    /// User name of the login.
-    pub username: String,
-    /// E-mail address.
-    pub email: Option<String>,
-    /// Labels of the account.
-    pub labels: BTreeMap<String, String>,
-    /// Sealed password.
-    pub password: Sealed,
-    /// Whether the password ends with white space.
-    pub password_ends_with_whitespace: bool,
-    plain_http: bool,
-    ca_digest: Option<[u8; 32]>,
-}
-
-impl SealedCredential {
-    /// Returns the slot of the password.
-    #[must_use]
-    pub fn slot(&self) -> Slot {
-        let ca = self.ca_digest.map(Ca::Digest);
-        let destination = RegistryDestination { authority: self.registry.authority(), plain_http: self.plain_http, ca };
-        SealedColumn::account_password(self.id, &destination)
-    }
-}
-
-/// Finds the credentials of accounts by name, in any order. Unknown names are omitted.
-#[tracing::instrument(level = "debug", name = "db.registry_accounts.find_credentials", skip_all)]
-pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result<Vec<SealedCredential>, StorageError> {
-    let rows = match names {
-        // Separate statement for the most common case: Postgres caches its plan, and replans the
-        // one for arrays each time.
-        [name] => {
-            sqlx::query_as!(
-                CredentialRow,
-                r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
-                       plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
-                   FROM registry_accounts WHERE name = $1"#,
-                name,
-            )
-            .fetch_all(conn)
-            .await?
-        }
-        names => {
-            sqlx::query_as!(
-                CredentialRow,
-                r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
-                       plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
-                   FROM registry_accounts WHERE name = ANY($1::text[])"#,
-                names as _,
-            )
-            .fetch_all(conn)
-            .await?
-        }
-    };
-    rows.into_iter().map(SealedCredential::try_from).collect()
-}
-
-/// Finds the credentials of the granted accounts that match a selector, by name, at most `limit`.
-#[tracing::instrument(level = "debug", name = "db.registry_accounts.select_credentials", skip_all)]
-pub async fn select_credentials(
-    conn: &mut PgConnection,
-    grants: &Grants,
-    selector: &LabelSelector,
-    limit: usize,
-) -> Result<Vec<SealedCredential>, StorageError> {
-    let Ranges { low, high } = grants.account_ranges();
-    // SQL evaluates grants and `matchLabels`. `LabelSelector` evaluates the other expressions, row
-    // by row.
-    let mut rows = sqlx::query_as!(
-        CredentialRow,
-        r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
-               plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
-           FROM registry_accounts
-           WHERE labels @> $1 AND (
-               EXISTS (
-                   SELECT FROM unnest($2::text[], $3::text[]) AS granted (low, high)
-                   WHERE name >= granted.low COLLATE "C" AND name < granted.high COLLATE "C"
-               )
-               OR labels @> ANY($4::jsonb[])
-           )
-           ORDER BY name"#,
-        Json(selector.match_labels().as_map()) as _,
-        &low,
-        &high,
-        &label_grants(grants) as _,
-    )
-    .fetch(conn);
-    let mut selected = Vec::new();
-    while selected.len() < limit
-        && let Some(row) = rows.try_next().await?
-    {
-        if selector.matches(&row.labels.0) {
-            selected.push(SealedCredential::try_from(row)?);
-        }
-    }
-    Ok(selected)
-}
-
-/// Finds the credentials of the granted accounts that have one of these registry scopes, in any
-/// order, at most `limit`.
-///
-/// Reads at most `limit` rows per scope and rule of the grants, by an index of registries and names.
-#[tracing::instrument(level = "debug", name = "db.registry_accounts.match_credentials", skip_all)]
-pub async fn match_credentials(
-    conn: &mut PgConnection,
-    grants: &Grants,
-    scopes: &[String],
-    limit: i64,
-) -> Result<Vec<SealedCredential>, StorageError> {
-    let Ranges { low, high } = grants.account_ranges();
-    sqlx::query_as!(
-        CredentialRow,
-        r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
-               plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
-           FROM registry_accounts
-           WHERE id = ANY (ARRAY(
-               SELECT one.id
-               FROM unnest($1::text[]) AS scope (registry)
-               CROSS JOIN unnest($2::text[], $3::text[]) AS granted (low, high)
-               CROSS JOIN LATERAL (
-                   SELECT id FROM registry_accounts
-                   WHERE registry = scope.registry
-                       AND name >= granted.low COLLATE "C" AND name < granted.high COLLATE "C"
-                   ORDER BY name LIMIT $5
-               ) AS one
-               UNION
-               SELECT one.id
-               FROM unnest($1::text[]) AS scope (registry)
-               CROSS JOIN unnest($4::jsonb[]) AS granted (labels)
-               CROSS JOIN LATERAL (
-                   SELECT id FROM registry_accounts
-                   WHERE registry = scope.registry AND labels @> granted.labels
-                   ORDER BY name LIMIT $5
-               ) AS one
-               LIMIT $5
-           ))"#,
-        scopes,
-        &low,
-        &high,
-        &label_grants(grants) as _,
-        limit,
-    )
-    .fetch_all(conn)
-    .await?
-    .into_iter()
-    .map(SealedCredential::try_from)
-    .collect()
-}
-
 /// Whether a selector matches an account.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.selects_any", skip_all)]
 pub async fn selects_any(conn: &mut PgConnection, selector: &LabelSelector) -> Result<bool, StorageError> {
@@ -598,11 +411,6 @@ pub async fn selects_any(conn: &mut PgConnection, selector: &LabelSelector) -> R
         }
     }
     Ok(false)
-}
-
-/// Returns the granted labels, one JSON object per rule.
-fn label_grants(grants: &Grants) -> Vec<Json<&BTreeMap<String, String>>> {
-    grants.account_labels().into_iter().map(Json).collect()
 }
 
 /// Finds accounts with their sealed passwords by name and locks them until the transaction ends.
