@@ -31,6 +31,9 @@ const SEEK: i64 = 1_000;
 /// Entries that a search may read.
 const SEARCH: i64 = 20_000 + SEEK;
 
+/// Entries that a page of broken targets may read while they are few.
+const BROKEN: i64 = 5 * SEEK;
+
 /// Reads of a table by the statements of an open transaction.
 #[derive(Debug, Clone, Copy)]
 struct Reads {
@@ -201,8 +204,9 @@ async fn a_page_of_targets_reads_few_rows_at_100_000(pool: PgPool) {
     let broken = [TargetState::Failed, TargetState::Conflict];
     let filters = [
         ("without a filter", TargetFilter::default(), SEEK),
-        ("failed", states(&[TargetState::Failed]), SEEK),
-        ("broken", states(&broken), SEEK),
+        // Depending on the sample of the statistics, Postgres sorts all of the few broken targets.
+        ("failed", states(&[TargetState::Failed]), BROKEN),
+        ("broken", states(&broken), BROKEN),
         ("synced", states(&[TargetState::Synced]), SEEK),
         ("in a large cluster", TargetFilter { cluster: Some(dev), ..TargetFilter::default() }, SEEK),
         ("in a small cluster", TargetFilter { cluster: Some(rare), ..TargetFilter::default() }, SEARCH),
