@@ -114,14 +114,10 @@ impl Services {
         let pull_secrets = PullSecrets::new(pool.clone(), audit.clone());
         let streams = Data::new(Streams::new(pool.clone(), pull_secrets.clone()));
         let event_feed = Data::new(EventFeed::new(pool.clone()));
-        let reconciler = Reconciler::new(
-            pool.clone(),
-            clusters.clone(),
-            docker_configs.clone(),
-            peppers.clone(),
-            audit.clone(),
-            reconcile,
-        );
+        let cursor_key = Data::new(CursorKey::of(peppers.clone()));
+        let reconciler =
+            Reconciler::new(pool.clone(), clusters.clone(), docker_configs.clone(), peppers, audit.clone(), reconcile);
+        let secrets = Secrets::new(pool.clone(), clusters.clone(), docker_configs.clone(), audit_writer.clone());
         let api_keys =
             ApiKeys::new(pool.clone(), row_cache.clone(), checker.clone(), audit.clone(), api_key_lifetime_max);
         Ok(Self {
@@ -135,12 +131,7 @@ impl Services {
             idempotency_keys: Data::new(idempotency_keys),
             identity_providers: Data::new(IdentityProviders::new(pool.clone(), clusters.clone(), audit.clone())),
             imports: Data::new(Imports::new(pool.clone(), sealer, audit, accounts.clone())),
-            secrets: Data::new(Secrets::new(
-                pool.clone(),
-                clusters.clone(),
-                docker_configs.clone(),
-                audit_writer.clone(),
-            )),
+            secrets: Data::new(secrets),
             audit_events: Data::new(AuditEvents::new(pool.clone(), audit_writer.clone())),
             accounts: Data::new(accounts),
             verifications: Data::new(verifications),
@@ -148,13 +139,13 @@ impl Services {
             clusters: Data::new(clusters),
             pull_secrets: Data::new(pull_secrets),
             summary: Data::new(Summaries::new(pool.clone())),
-            cursor_key: Data::new(CursorKey::of(peppers)),
             reconciler: Data::new(reconciler),
             audit_writer: Data::new(audit_writer),
             health: Data::new(Health::new(&pool, row_cache.clone())),
             pool,
             streams,
             event_feed,
+            cursor_key,
             row_cache,
             checker,
             cluster_calls,

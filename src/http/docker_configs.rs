@@ -19,7 +19,7 @@ use utoipa::{
 
 use crate::{
     domain::{
-        caller::Permission,
+        cluster::ServiceAccountRef,
         docker_config::{Profile, Warning},
         invalid::FieldErrors,
         matching::{Explanation, ImageName, MatchTarget},
@@ -37,7 +37,7 @@ use crate::{
         body::{DOCUMENT_MAX_BYTES, Json},
         problem::ApiError,
     },
-    service::docker_configs::{Assembled, Choice, DockerConfigs, ServiceAccountRef, Subject},
+    service::docker_configs::{Assembled, Choice, DockerConfigs, Subject},
 };
 
 /// Docker config to render.
@@ -489,12 +489,7 @@ pub async fn explain_docker_config(
     body: Json<ExplainDockerConfig, DOCUMENT_MAX_BYTES>,
 ) -> Result<HttpResponse, ApiError> {
     let (subject, image) = body.0.parse()?;
-    let needed: &[Permission] = match &subject {
-        Subject::Accounts(_) | Subject::Config(_) => &[],
-        Subject::PullSecret(_) => &[Permission::ReadPullSecrets],
-        Subject::ServiceAccount(_) => &[Permission::ReadPullSecrets, Permission::ReadClusters],
-    };
-    for permission in needed {
+    for permission in subject.permissions() {
         auth::require(&caller.identity, *permission)?;
     }
     Ok(HttpResponse::Ok().json(docker_configs.explain(&caller.identity, subject, image).await?))
@@ -547,7 +542,7 @@ impl ExplainDockerConfig {
             let namespace = errors.take("serviceAccount.namespace", NamespaceName::parse(&given.namespace));
             let name = errors.take("serviceAccount.name", ServiceAccountName::parse(&given.name));
             let (cluster, namespace, name) = (cluster?, namespace?, name?);
-            return Some(Subject::ServiceAccount(ServiceAccountRef { cluster, namespace, name }));
+            return Some(Subject::ServiceAccount { cluster, account: ServiceAccountRef { namespace, name } });
         }
         AccountSelection::parse(errors, self.accounts, self.account_selector).map(Subject::Accounts)
     }

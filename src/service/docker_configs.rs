@@ -22,7 +22,7 @@ use crate::{
 
 mod explain;
 
-pub use explain::{ServiceAccountRef, Subject};
+pub use explain::Subject;
 
 /// Maximum number of granted accounts that are considered for an image.
 const MATCHED_MAX: usize = 100;

@@ -122,7 +122,13 @@ async fn requests_fail_with_503_while_postgres_is_down() {
             assert!((1..=60).contains(&seconds), "{refused:?}");
             assert!(!refused.body.contains(postgres::PASSWORD), "{refused:?}");
         }
-        let not_ready = service.anonymous().get("/readyz").await.expect(503);
+        // A result is remembered for a second.
+        let not_ready = eventually("not ready", async || {
+            let answer = service.anonymous().get("/readyz").await;
+            (answer.status != 200).then_some(answer)
+        })
+        .await
+        .expect(503);
         assert_eq!((&not_ready["ready"], &not_ready["database"]), (&json!(false), &json!(false)));
         assert_eq!(service.anonymous().get("/healthz").await.status, 200);
         assert_eq!(service.operations().get("/metrics").await.status, 200);

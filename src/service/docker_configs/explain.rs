@@ -7,11 +7,12 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{DockerConfigs, ReadMode, scoped};
 use crate::{
     domain::{
-        caller::Identity,
+        caller::{Identity, Permission},
+        cluster::ServiceAccountRef,
         docker_config::{Profile, ScopedAccount, Warning, key_for, parse::Config, split_collisions},
         invalid::{FieldError, Invalid},
         matching::{Explanation, ImageName, explain_config, explain_secrets, lint::lint_config},
-        names::{Name, NamespaceName, ServiceAccountName},
+        names::Name,
         selector::AccountSelection,
     },
     service::{ServiceError, connection, pull_secrets, spawn_blocking},
@@ -31,18 +32,24 @@ pub enum Subject {
     /// Accounts of a pull secret.
     PullSecret(Name),
     /// Accounts of the pull secrets that are declared to be attached to a `ServiceAccount`.
-    ServiceAccount(ServiceAccountRef),
+    ServiceAccount {
+        /// The cluster.
+        cluster: Name,
+        /// The `ServiceAccount`.
+        account: ServiceAccountRef,
+    },
 }
 
-/// A `ServiceAccount` of a cluster.
-#[derive(Debug)]
-pub struct ServiceAccountRef {
-    /// The cluster.
-    pub cluster: Name,
-    /// The namespace.
-    pub namespace: NamespaceName,
-    /// Name of the `ServiceAccount`.
-    pub name: ServiceAccountName,
+impl Subject {
+    /// Permissions that the explanation needs, beside that to read accounts.
+    #[must_use]
+    pub const fn permissions(&self) -> &'static [Permission] {
+        match self {
+            Self::Accounts(_) | Self::Config(_) => &[],
+            Self::PullSecret(_) => &[Permission::ReadPullSecrets],
+            Self::ServiceAccount { .. } => &[Permission::ReadPullSecrets, Permission::ReadClusters],
+        }
+    }
 }
 
 /// Accounts of a Secret.
@@ -68,7 +75,7 @@ impl DockerConfigs {
                 return Ok(explain_stored(&[accounts], &image));
             }
             Subject::PullSecret(name) => vec![self.find_pull_secret(caller, &name).await?],
-            Subject::ServiceAccount(service_account) => self.find_attached(caller, &service_account).await?,
+            Subject::ServiceAccount { cluster, account } => self.find_attached(caller, &cluster, &account).await?,
         };
         let mut seen = HashSet::new();
         let mut secrets = Vec::with_capacity(pull_secrets.len());
@@ -97,7 +104,8 @@ impl DockerConfigs {
     async fn find_attached(
         &self,
         caller: &Identity,
-        ServiceAccountRef { cluster, namespace, name }: &ServiceAccountRef,
+        cluster: &Name,
+        ServiceAccountRef { namespace, name }: &ServiceAccountRef,
     ) -> Result<Vec<StoredPullSecret>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
         let found = storage::clusters::find(&mut conn, cluster).await?;

@@ -23,6 +23,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::{insert_accounts, insert_cluster, insert_pull_secret, insert_targets};
+use crate::support::eventually;
 
 const ROWS: i32 = 100_000;
 const PAGE: usize = 50;
@@ -31,8 +32,17 @@ const SEEK: i64 = 1_000;
 /// Entries that a search may read.
 const SEARCH: i64 = 20_000 + SEEK;
 
-/// Entries that a page of broken targets may read while they are few.
-const BROKEN: i64 = 5 * SEEK;
+/// Vacuums and analyses a table until all its pages are in the visibility map, on which plans
+/// depend: it leaves out rows whose commits are not on disk yet.
+async fn vacuum(pool: &PgPool, table: &'static str) {
+    eventually("all pages are in the visibility map", async || {
+        let vacuum = sqlx::AssertSqlSafe(format!("VACUUM ANALYZE {table}"));
+        sqlx::query(vacuum).execute(pool).await.expect("vacuumed");
+        let is_complete = "SELECT relallvisible >= relpages FROM pg_class WHERE oid = to_regclass($1)";
+        sqlx::query_scalar::<_, bool>(is_complete).bind(table).fetch_one(pool).await.expect("a table").then_some(())
+    })
+    .await;
+}
 
 /// Reads of a table by the statements of an open transaction.
 #[derive(Debug, Clone, Copy)]
@@ -104,7 +114,7 @@ async fn accounts(
 async fn a_page_of_accounts_reads_few_rows_at_100_000(pool: PgPool) {
     use RegistryAccountSort as S;
     insert_accounts(&pool, ROWS).await;
-    sqlx::query("VACUUM ANALYZE registry_accounts").execute(&pool).await.expect("analysed");
+    vacuum(&pool, "registry_accounts").await;
     let mut conn = pool.acquire().await.expect("a connection").detach().into();
     let labels = |team: &str| Labels::parse([("team".to_owned(), team.to_owned())].into()).expect("labels");
     let part = |part: &str| Some(NamePart::parse(part).expect("a part"));
@@ -161,7 +171,7 @@ async fn a_page_of_keys_reads_few_rows_at_100_000(pool: PgPool) {
             CASE WHEN n % 2 = 0 THEN now() END
         FROM generate_series(1, $1) AS n";
     sqlx::query(rows).bind(ROWS).execute(&pool).await.expect("inserted");
-    sqlx::query("VACUUM ANALYZE api_keys").execute(&pool).await.expect("analysed");
+    vacuum(&pool, "api_keys").await;
     let mut conn = pool.acquire().await.expect("a connection").detach().into();
     let filters = [
         (ApiKeyFilter::default(), SEEK),
@@ -197,16 +207,15 @@ async fn a_page_of_targets_reads_few_rows_at_100_000(pool: PgPool) {
         ids.push(id);
     }
     insert_targets(&pool, ids[9], rare, 100).await;
-    sqlx::query("VACUUM ANALYZE").execute(&pool).await.expect("analysed");
+    vacuum(&pool, "pull_secret_targets").await;
     let mut conn = pool.acquire().await.expect("a connection").detach().into();
     let states = |states: &[TargetState]| TargetFilter { states: states.to_vec(), ..TargetFilter::default() };
     let namespace = |name: &str| NamespaceName::parse(name).ok();
     let broken = [TargetState::Failed, TargetState::Conflict];
     let filters = [
         ("without a filter", TargetFilter::default(), SEEK),
-        // Depending on the sample of the statistics, Postgres sorts all of the few broken targets.
-        ("failed", states(&[TargetState::Failed]), BROKEN),
-        ("broken", states(&broken), BROKEN),
+        ("failed", states(&[TargetState::Failed]), SEEK),
+        ("broken", states(&broken), SEEK),
         ("synced", states(&[TargetState::Synced]), SEEK),
         ("in a large cluster", TargetFilter { cluster: Some(dev), ..TargetFilter::default() }, SEEK),
         ("in a small cluster", TargetFilter { cluster: Some(rare), ..TargetFilter::default() }, SEARCH),
@@ -250,7 +259,7 @@ async fn a_page_of_targets_reads_few_rows_at_100_000(pool: PgPool) {
         .execute(&pool)
         .await
         .expect("broken");
-    sqlx::query("VACUUM ANALYZE pull_secret_targets").execute(&pool).await.expect("analysed");
+    vacuum(&pool, "pull_secret_targets").await;
     for (what, states_of, most) in [
         ("failed", states(&[TargetState::Failed]), SEEK),
         ("of three states", states(&[TargetState::Failed, TargetState::Conflict, TargetState::Pending]), SEEK),
