@@ -285,7 +285,12 @@ pub fn degraded(_: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
         let request = load::request(method, path, Some(&installation.key), body);
         Ok::<_, anyhow::Error>(load::once(installation.server.address, &request)?.0)
     };
-    installation.postgres.execute("ALTER SYSTEM SET default_transaction_read_only = on; SELECT pg_reload_conf()")?;
+    // Each in a statement of its own: ALTER SYSTEM cannot run in a transaction.
+    let set = |statement: &'static str| {
+        installation.postgres.execute(statement)?;
+        installation.postgres.execute("SELECT pg_reload_conf()")
+    };
+    set("ALTER SYSTEM SET default_transaction_read_only = on")?;
     let begin = Instant::now();
     let change = || ask("PATCH", "/v1/registry-accounts/rotating-0", r#"{"email":"a@example.com"}"#);
     while change()? == 200 {
@@ -299,7 +304,7 @@ pub fn degraded(_: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
         // A reveal is not performed without its audit event.
         unexpected += usize::from(ask("POST", "/v1/docker-configs", r#"{"accounts":["rotating-0"]}"#)? != 503);
     }
-    installation.postgres.execute("ALTER SYSTEM RESET default_transaction_read_only; SELECT pg_reload_conf()")?;
+    set("ALTER SYSTEM RESET default_transaction_read_only")?;
     let begin = Instant::now();
     while change()? != 200 {
         ensure!(begin.elapsed() < Duration::from_secs(30), "the service did not recover");
