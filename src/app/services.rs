@@ -25,6 +25,7 @@ use crate::{
         api_keys::{ApiKeyAuthenticator, ApiKeys},
         audit::{AuditEvents, TransactionalAudit, writer::AuditWriter},
         clusters::Clusters,
+        diagnosis::Diagnoses,
         docker_configs::DockerConfigs,
         health::Health,
         idempotency::IdempotencyKeys,
@@ -77,6 +78,7 @@ pub struct Services {
     docker_configs: Data<DockerConfigs>,
     clusters: Data<Clusters>,
     secrets: Data<Secrets>,
+    diagnoses: Data<Diagnoses>,
     pull_secrets: Data<PullSecrets>,
     summary: Data<Summaries>,
     cursor_key: Data<CursorKey>,
@@ -105,8 +107,8 @@ impl Services {
         let checker = Arc::new(KeyChecker::new(peppers.clone(), argon2_permits()));
         let clusters = ClusterClientConfig { runtime: Some(Handle::current()), ..clusters };
         let clusters = Clusters::new(pool.clone(), sealer.clone(), clusters, audit.clone());
-        let registries = RegistryClient::new(Guard::new(verify.allowed), verify.registries);
-        let verifications = Verifications::new(pool.clone(), sealer.clone(), registries, audit_writer.clone());
+        let registries = Arc::new(RegistryClient::new(Guard::new(verify.allowed), verify.registries));
+        let verifications = Verifications::new(pool.clone(), sealer.clone(), registries.clone(), audit_writer.clone());
         let accounts =
             Accounts::new(pool.clone(), row_cache.clone(), sealer.clone(), audit.clone(), verifications.clone());
         let docker_configs = DockerConfigs::new(pool.clone(), row_cache.clone(), sealer.clone(), audit_writer.clone());
@@ -118,6 +120,8 @@ impl Services {
         let reconciler =
             Reconciler::new(pool.clone(), clusters.clone(), docker_configs.clone(), peppers, audit.clone(), reconcile);
         let secrets = Secrets::new(pool.clone(), clusters.clone(), docker_configs.clone(), audit_writer.clone());
+        let diagnoses =
+            Diagnoses::new(pool.clone(), clusters.clone(), docker_configs.clone(), registries, audit_writer.clone());
         let api_keys =
             ApiKeys::new(pool.clone(), row_cache.clone(), checker.clone(), audit.clone(), api_key_lifetime_max);
         Ok(Self {
@@ -132,6 +136,7 @@ impl Services {
             identity_providers: Data::new(IdentityProviders::new(pool.clone(), clusters.clone(), audit.clone())),
             imports: Data::new(Imports::new(pool.clone(), sealer, audit, accounts.clone())),
             secrets: Data::new(secrets),
+            diagnoses: Data::new(diagnoses),
             audit_events: Data::new(AuditEvents::new(pool.clone(), audit_writer.clone())),
             accounts: Data::new(accounts),
             verifications: Data::new(verifications),
@@ -167,6 +172,7 @@ impl Services {
             .app_data(self.docker_configs.clone())
             .app_data(self.clusters.clone())
             .app_data(self.secrets.clone())
+            .app_data(self.diagnoses.clone())
             .app_data(self.pull_secrets.clone())
             .app_data(self.summary.clone())
             .app_data(self.cursor_key.clone())

@@ -10,5 +10,5 @@ mod health;
 pub mod listening;
 mod lookups;
 mod proxied;
-mod registries;
-mod token_service;
+pub mod registries;
+pub mod token_service;

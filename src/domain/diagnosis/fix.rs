@@ -1,0 +1,400 @@
+//! Remedies, as requests to regcred and command lines.
+//!
+//! A command line contains names and keys of registries only, in single quotes. It takes a login
+//! from the variables `REGISTRY_USERNAME` and `REGISTRY_PASSWORD`.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use super::{
+    answer::{ManagedBy, PullSecretsFrom, Verdict},
+    examination::{Examination, ExaminedImage},
+    pod::{Subject, WorkloadKind},
+    secret::{ReadSecret, SecretState},
+};
+use crate::domain::{
+    docker_config::DOCKER_HUB_KEY,
+    matching::ImageName,
+    names::{Name, NamespaceName, SecretName, ServiceAccountName},
+};
+
+/// Maximum length of the name of a new Secret.
+const NAME_MAX: usize = 60;
+
+/// What a fix does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = PullFixType)]
+pub enum FixType {
+    /// Creates a Secret that a list names already.
+    CreateSecret,
+    /// Deletes a Secret and creates it anew. All of its entries are replaced.
+    ReplaceSecret,
+    /// Creates a Secret and adds it to the ServiceAccount.
+    AttachServiceAccount,
+    /// Creates a Secret and adds it to `imagePullSecrets` of the pod, its template or the request.
+    AddPullSecret,
+    /// Creates the pod anew, so that it gets the pull secrets of its ServiceAccount.
+    RecreatePod,
+    /// Creates the ServiceAccount.
+    CreateServiceAccount,
+    /// Has regcred deliver the Secret again.
+    SyncPullSecret,
+    /// Stores the right password in regcred, which delivers it.
+    RotateAccount,
+    /// The registry must grant access.
+    GrantAccess,
+    /// The image reference must be corrected, or the image pushed.
+    CorrectImage,
+    /// The host or port is wrong, or the network is at fault.
+    CheckRegistry,
+    /// The registry lifts its limit later.
+    RetryLater,
+    /// Nodes, and regcred's host, must trust the registry's certificate.
+    TrustCertificate,
+    /// The image must be built for the platform, or the node selector changed.
+    BuildPlatform,
+    /// regcred lacks a right in the cluster.
+    GrantRights,
+}
+
+/// A step of a fix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "camelCase")]
+#[schema(as = PullFixStep)]
+pub enum Step {
+    /// A request to regcred.
+    Request {
+        /// Method.
+        method: &'static str,
+        /// Path.
+        path: String,
+        /// Body.
+        #[schema(value_type = Object)]
+        body: Value,
+    },
+    /// A command line for a POSIX shell.
+    Command {
+        /// The line.
+        command: String,
+    },
+}
+
+/// A remedy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = PullFix)]
+pub struct Fix {
+    /// What it does.
+    #[serde(rename = "type")]
+    pub kind: FixType,
+    /// The remedy as a sentence.
+    pub description: String,
+    /// Name of the Secret that it creates or replaces.
+    pub secret: Option<String>,
+    /// Steps in order; empty if regcred cannot name them.
+    pub steps: Vec<Step>,
+}
+
+/// What regcred could deliver.
+#[derive(Debug)]
+pub struct RegcredContext {
+    /// Name of the cluster.
+    pub cluster: Name,
+    /// For each image, the accounts for it that the caller is granted.
+    pub accounts: Vec<Vec<Name>>,
+}
+
+fn fix(kind: FixType, description: impl Into<String>, secret: Option<&str>, steps: Vec<Step>) -> Fix {
+    Fix { kind, description: description.into(), secret: secret.map(str::to_owned), steps }
+}
+
+fn command(command: String) -> Step {
+    Step::Command { command }
+}
+
+/// Proposes a remedy for the verdict about an image.
+pub(super) fn propose(
+    examination: &Examination,
+    index: usize,
+    verdict: Verdict,
+    managed: &[(SecretName, ManagedBy)],
+    context: Option<&RegcredContext>,
+) -> Option<Fix> {
+    let image = examination.images.get(index)?;
+    let accounts = context.and_then(|context| context.accounts.get(index)).map_or(&[][..], Vec::as_slice);
+    let Some(reference) = &image.reference else {
+        let why = image.invalid.as_deref().unwrap_or("the image reference is invalid");
+        return Some(fix(FixType::CorrectImage, why, None, Vec::new()));
+    };
+    let plan = Plan { examination, image, name: &reference.name, accounts, context, managed };
+    match verdict {
+        Verdict::Ok => None,
+        Verdict::NoSecret => Some(plan.no_secret()),
+        Verdict::SecretMissing => plan.missing(),
+        Verdict::SecretUnreadable => plan.unreadable(),
+        Verdict::NoMatchingEntry => Some(plan.no_match()),
+        Verdict::CredentialInvalid => Some(plan.invalid()),
+        Verdict::Unknown => plan.unknown(),
+        Verdict::NoAccess
+        | Verdict::ImageNotFound
+        | Verdict::RegistryUnreachable
+        | Verdict::RateLimited
+        | Verdict::TlsError
+        | Verdict::ArchitectureMismatch => Some(outside(verdict, &reference.name)),
+    }
+}
+
+/// Remedy that is outside the cluster and regcred.
+fn outside(verdict: Verdict, image: &ImageName) -> Fix {
+    let registry = image.registry();
+    let (kind, description) = match verdict {
+        Verdict::NoAccess => {
+            (FixType::GrantAccess, format!("grant the user of the login the right to pull `{image}` at the registry"))
+        }
+        Verdict::ImageNotFound => (
+            FixType::CorrectImage,
+            format!("correct the repository or the tag, or push the image: `{image}` does not have it"),
+        ),
+        Verdict::RateLimited => (
+            FixType::RetryLater,
+            format!("wait until `{registry}` accepts requests again; with a login, its limit is usually higher"),
+        ),
+        Verdict::TlsError => (
+            FixType::TrustCertificate,
+            format!(
+                "give `{registry}` a certificate for its name from a CA that nodes and the host of regcred trust, or \
+                 add its CA to their trust stores; a registry without TLS must be configured in the container runtime \
+                 of each node"
+            ),
+        ),
+        Verdict::ArchitectureMismatch => (
+            FixType::BuildPlatform,
+            "build the image for the platform that the pod requires, or change its node selector".to_owned(),
+        ),
+        _ => (
+            FixType::CheckRegistry,
+            format!(
+                "check host name, port and network of `{registry}`; an address that is not public must be in \
+                 REGCRED_OUTBOUND_ALLOW"
+            ),
+        ),
+    };
+    fix(kind, description, None, Vec::new())
+}
+
+/// Remedy for a missing `ServiceAccount`.
+pub(super) fn create_service_account(namespace: &NamespaceName, name: &ServiceAccountName) -> Fix {
+    let line = format!("kubectl create serviceaccount '{name}' -n '{namespace}'");
+    fix(FixType::CreateServiceAccount, format!("create the ServiceAccount {name}"), None, vec![command(line)])
+}
+
+/// What a remedy for one image depends on.
+struct Plan<'a> {
+    examination: &'a Examination,
+    image: &'a ExaminedImage,
+    name: &'a ImageName,
+    accounts: &'a [Name],
+    context: Option<&'a RegcredContext>,
+    managed: &'a [(SecretName, ManagedBy)],
+}
+
+impl Plan<'_> {
+    fn no_secret(&self) -> Fix {
+        let pod = &self.examination.pod;
+        let has_list = self.examination.of_service_account.as_ref().is_some_and(|names| !names.is_empty());
+        if let (Subject::Pod { .. }, true) = (&pod.subject, has_list) {
+            let description = format!(
+                "create the pod anew: it then gets the pull secrets of the ServiceAccount {}",
+                pod.service_account
+            );
+            return fix(FixType::RecreatePod, description, None, self.recreate());
+        }
+        self.add()
+    }
+
+    fn missing(&self) -> Option<Fix> {
+        let missing = self.examination.secrets.iter().find(|secret| secret.state == SecretState::Missing)?;
+        let name = missing.name.as_str();
+        let description = format!("create the Secret {name} with a login for `{}`", self.name.registry());
+        Some(fix(FixType::CreateSecret, description, Some(name), self.provide(name)))
+    }
+
+    fn unreadable(&self) -> Option<Fix> {
+        let secrets = &self.examination.secrets;
+        let failing = self.examination.failing_secret();
+        let secret = failing.or_else(|| secrets.iter().find(|secret| secret.is_unreadable()))?;
+        Some(self.sync(secret).unwrap_or_else(|| self.replace(secret)))
+    }
+
+    fn no_match(&self) -> Fix {
+        let near = self.image.nearest.first();
+        let near = near.and_then(|near| self.examination.secrets.iter().find(|one| one.name.as_str() == near.secret));
+        match near {
+            Some(secret) if is_replaceable(secret) && !self.is_used(secret) => self.replace(secret),
+            _ => self.add(),
+        }
+    }
+
+    fn invalid(&self) -> Fix {
+        let tried = self.image.candidates.iter().find(|candidate| candidate.skipped.is_none());
+        let secret = tried.and_then(|candidate| self.examination.secrets.get(candidate.secret));
+        match secret {
+            Some(secret) if self.managed_by(secret).is_some() && !self.accounts.is_empty() => self.rotate(),
+            Some(secret) if is_replaceable(secret) => self.replace(secret),
+            _ => self.add(),
+        }
+    }
+
+    fn unknown(&self) -> Option<Fix> {
+        let is_forbidden = self.examination.secrets.iter().any(|secret| secret.state == SecretState::Forbidden);
+        let context = self.context.filter(|_| is_forbidden)?;
+        let (cluster, namespace) = (&context.cluster, &self.examination.pod.namespace);
+        let line = format!("regcred cluster rbac --cluster '{cluster}' '--doctor={namespace}' | kubectl apply -f -");
+        let description = "grant regcred the right to read the Secrets of the namespace";
+        Some(fix(FixType::GrantRights, description, None, vec![command(line)]))
+    }
+
+    /// Whether an image of the pod uses it.
+    fn is_used(&self, secret: &ReadSecret) -> bool {
+        let secrets = &self.examination.secrets;
+        let candidates = self.examination.images.iter().flat_map(|image| &image.candidates);
+        candidates.filter_map(|one| secrets.get(one.secret)).any(|used| used.name == secret.name)
+    }
+
+    fn managed_by(&self, secret: &ReadSecret) -> Option<&str> {
+        let (_, by) = self.managed.iter().find(|(name, _)| *name == secret.name)?;
+        by.pull_secret.as_deref()
+    }
+
+    fn sync(&self, secret: &ReadSecret) -> Option<Fix> {
+        let owner = self.managed_by(secret)?;
+        let path = format!("/v1/pull-secrets/{owner}/sync");
+        let description = format!("have regcred deliver the Secret {} of the pull secret {owner} again", secret.name);
+        let step = Step::Request { method: "POST", path, body: Value::Null };
+        Some(fix(FixType::SyncPullSecret, description, Some(secret.name.as_str()), vec![step]))
+    }
+
+    fn rotate(&self) -> Fix {
+        let body = json!({"password": "$REGISTRY_PASSWORD"});
+        let steps = self.accounts.iter().take(1).map(|account| Step::Request {
+            method: "PATCH",
+            path: format!("/v1/registry-accounts/{account}"),
+            body: body.clone(),
+        });
+        let description = "store the right password with the registry account; regcred delivers it";
+        fix(FixType::RotateAccount, description, None, steps.collect())
+    }
+
+    fn replace(&self, secret: &ReadSecret) -> Fix {
+        let (name, namespace) = (secret.name.as_str(), &self.examination.pod.namespace);
+        let mut steps = vec![command(format!("kubectl delete secret '{name}' -n '{namespace}' --ignore-not-found"))];
+        steps.extend(self.provide(name));
+        let description =
+            format!("replace the Secret {name} by one with a login for `{}`: all of its entries", self.name.registry());
+        fix(FixType::ReplaceSecret, description, Some(name), steps)
+    }
+
+    /// Creates a further Secret and adds it to the list that counts.
+    fn add(&self) -> Fix {
+        let name = self.new_name();
+        let mut steps = self.provide(&name);
+        let pod = &self.examination.pod;
+        let registry = self.name.registry();
+        if self.examination.from == PullSecretsFrom::Pod {
+            steps.extend(self.add_to_own_list(&name));
+            let description =
+                format!("create the Secret {name} with a login for `{registry}`, and add it to imagePullSecrets");
+            return fix(FixType::AddPullSecret, description, Some(&name), steps);
+        }
+        let account = &pod.service_account;
+        if self.examination.is_service_account_missing {
+            steps.extend(create_service_account(&pod.namespace, account).steps);
+        }
+        steps.push(self.attach(&name));
+        if let Subject::Pod { .. } = pod.subject {
+            steps.extend(self.recreate());
+        }
+        let description = format!(
+            "create the Secret {name} with a login for `{registry}`, and add it to the ServiceAccount {account}: all of \
+             its new pods use it"
+        );
+        fix(FixType::AttachServiceAccount, description, Some(&name), steps)
+    }
+
+    /// Creates a Secret: by regcred if it has an account for the image.
+    fn provide(&self, name: &str) -> Vec<Step> {
+        let namespace = &self.examination.pod.namespace;
+        if let Some(context) = self.context.filter(|_| !self.accounts.is_empty()) {
+            let accounts: Vec<&str> = self.accounts.iter().map(Name::as_str).collect();
+            return vec![Step::Request {
+                method: "POST",
+                path: format!("/v1/clusters/{}/namespaces/{namespace}/secrets", context.cluster),
+                body: json!({"name": name, "accounts": accounts}),
+            }];
+        }
+        let key = if self.name.is_on_docker_hub() { DOCKER_HUB_KEY } else { self.name.registry() };
+        vec![command(format!(
+            "kubectl create secret docker-registry '{name}' -n '{namespace}' --docker-server='{key}' \
+             --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\""
+        ))]
+    }
+
+    /// The list is atomic, so a patch that is not a JSON Patch would replace it.
+    fn attach(&self, name: &str) -> Step {
+        let names = self.examination.of_service_account.as_ref();
+        let operation = if names.is_some_and(|names| !names.is_empty()) {
+            json!([{"op": "add", "path": "/imagePullSecrets/-", "value": {"name": name}}])
+        } else {
+            json!([{"op": "add", "path": "/imagePullSecrets", "value": [{"name": name}]}])
+        };
+        let (account, namespace) = (&self.examination.pod.service_account, &self.examination.pod.namespace);
+        command(format!("kubectl patch serviceaccount '{account}' -n '{namespace}' --type=json -p '{operation}'"))
+    }
+
+    fn add_to_own_list(&self, secret: &str) -> Option<Step> {
+        let list = json!({"imagePullSecrets": [{"name": secret}]});
+        let namespace = &self.examination.pod.namespace;
+        match &self.examination.pod.subject {
+            Subject::Pod { name, .. } => Some(command(format!(
+                "kubectl get pod '{name}' -n '{namespace}' -o yaml | kubectl patch --local -f - -o yaml -p '{}' | kubectl \
+                 replace --force -f -",
+                json!({"spec": list})
+            ))),
+            // The template of a Job cannot be changed.
+            Subject::Workload { kind: WorkloadKind::Job, .. } | Subject::Spec => None,
+            Subject::Workload { kind, name } => {
+                let template = json!({"spec": {"template": {"spec": list}}});
+                let patch =
+                    if *kind == WorkloadKind::CronJob { json!({"spec": {"jobTemplate": template}}) } else { template };
+                Some(command(format!("kubectl patch {} '{name}' -n '{namespace}' -p '{patch}'", kind.as_str())))
+            }
+        }
+    }
+
+    fn recreate(&self) -> Vec<Step> {
+        let Subject::Pod { name, is_controlled } = &self.examination.pod.subject else { return Vec::new() };
+        let namespace = &self.examination.pod.namespace;
+        vec![command(if *is_controlled {
+            format!("kubectl delete pod '{name}' -n '{namespace}'")
+        } else {
+            format!("kubectl get pod '{name}' -n '{namespace}' -o yaml | kubectl replace --force -f -")
+        })]
+    }
+
+    /// Name of a new Secret, after the registry. No list has it.
+    fn new_name(&self) -> String {
+        let word = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+        let host: String = self.name.registry().chars().map(word).take(NAME_MAX).collect();
+        let name = format!("pull-{}", host.trim_matches('-'));
+        let is_taken = |name: &str| self.examination.secrets.iter().any(|secret| secret.name.as_str() == name);
+        let numbered = (2..).map(|number| format!("{name}-{number}"));
+        std::iter::once(name.clone()).chain(numbered).find(|name| !is_taken(name)).unwrap_or(name)
+    }
+}
+
+/// Whether nothing else is lost with the Secret: it has no other entry, and no owner.
+fn is_replaceable(secret: &ReadSecret) -> bool {
+    secret.entries.len() == 1 && secret.pull_secret_id.is_none()
+}
