@@ -125,7 +125,9 @@ impl fmt::Display for ImageName {
 fn without_ipv6(image: &str) -> (Option<&str>, &str) {
     let address = image.find(']').and_then(|end| image.split_at_checked(end + 1));
     match address {
-        Some((address, rest)) if is_ipv6(address) && rest.contains('/') => (Some(address), rest),
+        Some((address, rest)) if is_ipv6(address) && rest.starts_with([':', '/']) && rest.contains('/') => {
+            (Some(address), rest)
+        }
         _ => (None, image),
     }
 }
@@ -195,6 +197,7 @@ mod tests {
     #[case("[::1/app", "invalid image reference")]
     #[case("[::g]/app", "invalid image reference")]
     #[case("[::1]", "invalid image reference")]
+    #[case("[::1]x/app", "invalid image reference")]
     #[case("a b", "invalid image reference")]
     #[case("app@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "64 hexadecimal")]
     fn invalid_image_is_rejected_with_reason(#[case] written: &str, #[case] reason: &str) {

@@ -75,16 +75,13 @@ pub async fn survey(conn: &mut PgConnection) -> Result<Survey, StorageError> {
 }
 
 /// Counts the targets of pull secrets, in the order of `ids`.
-///
-/// The rows of synced targets are not read, only their index entries: such a target is wanted, and the
-/// current generation was applied to it.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.count", skip_all)]
 pub async fn count(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Counts>, StorageError> {
     let rows = sqlx::query_as!(
         Counts,
-        r#"SELECT every.targets - counted.removing AS "desired!", every.targets - counted.unsynced AS "synced!",
-               counted.pending AS "pending!", counted.failed AS "failed!", counted.conflict AS "conflict!",
-               counted.removing AS "removing!", compared.uncompared AS "uncompared!",
+        r#"SELECT counted.desired AS "desired!", counted.synced AS "synced!", counted.pending AS "pending!",
+               counted.failed AS "failed!", counted.conflict AS "conflict!", counted.removing AS "removing!",
+               compared.uncompared AS "uncompared!",
                least(
                    coalesce(counted.observed_generation, pull_secrets.generation),
                    pull_secrets.generation - (compared.uncompared > 0)::integer
@@ -92,16 +89,14 @@ pub async fn count(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Counts>,
            FROM unnest($1::uuid[]) WITH ORDINALITY AS one (id, position)
            JOIN pull_secrets ON pull_secrets.id = one.id
            CROSS JOIN LATERAL (
-               SELECT count(*) AS targets FROM pull_secret_targets WHERE pull_secret_id = one.id
-           ) AS every
-           CROSS JOIN LATERAL (
-               SELECT count(*) AS unsynced,
+               SELECT count(*) FILTER (WHERE wanted) AS desired,
+                   count(*) FILTER (WHERE wanted AND state = 'synced') AS synced,
                    count(*) FILTER (WHERE wanted AND state = 'pending') AS pending,
                    count(*) FILTER (WHERE wanted AND state = 'failed') AS failed,
                    count(*) FILTER (WHERE wanted AND state = 'conflict') AS conflict,
                    count(*) FILTER (WHERE NOT wanted) AS removing,
                    min(applied_generation) FILTER (WHERE wanted) AS observed_generation
-               FROM pull_secret_targets WHERE pull_secret_id = one.id AND state <> 'synced'
+               FROM pull_secret_targets WHERE pull_secret_id = one.id
            ) AS counted
            CROSS JOIN LATERAL (
                SELECT count(*) AS uncompared FROM pull_secret_clusters AS link
