@@ -25,7 +25,7 @@ use crate::{
         api_keys::{ApiKeyAuthenticator, ApiKeys},
         audit::{AuditEvents, TransactionalAudit, writer::AuditWriter},
         clusters::Clusters,
-        diagnosis::Diagnoses,
+        diagnosis::{Diagnoses, Remedies},
         docker_configs::DockerConfigs,
         health::Health,
         idempotency::IdempotencyKeys,
@@ -79,6 +79,7 @@ pub struct Services {
     clusters: Data<Clusters>,
     secrets: Data<Secrets>,
     diagnoses: Data<Diagnoses>,
+    remedies: Data<Remedies>,
     pull_secrets: Data<PullSecrets>,
     summary: Data<Summaries>,
     cursor_key: Data<CursorKey>,
@@ -105,6 +106,7 @@ impl Services {
 
         let row_cache = Arc::new(RowCache::new(pool.clone()));
         let checker = Arc::new(KeyChecker::new(peppers.clone(), argon2_permits()));
+        let authenticator = ApiKeyAuthenticator::new(pool.clone(), row_cache.clone(), checker.clone());
         let clusters = ClusterClientConfig { runtime: Some(Handle::current()), ..clusters };
         let clusters = Clusters::new(pool.clone(), sealer.clone(), clusters, audit.clone());
         let registries = Arc::new(RegistryClient::new(Guard::new(verify.allowed), verify.registries));
@@ -125,16 +127,13 @@ impl Services {
         let api_keys =
             ApiKeys::new(pool.clone(), row_cache.clone(), checker.clone(), audit.clone(), api_key_lifetime_max);
         Ok(Self {
-            api_key_authenticator: Data::new(ApiKeyAuthenticator::new(
-                pool.clone(),
-                row_cache.clone(),
-                checker.clone(),
-            )),
+            api_key_authenticator: Data::new(authenticator),
             token_authenticator: Data::new(token_authenticator),
             api_keys: Data::new(api_keys),
             idempotency_keys: Data::new(idempotency_keys),
             identity_providers: Data::new(IdentityProviders::new(pool.clone(), clusters.clone(), audit.clone())),
             imports: Data::new(Imports::new(pool.clone(), sealer, audit, accounts.clone())),
+            remedies: Data::new(Remedies::new(secrets.clone(), pull_secrets.clone())),
             secrets: Data::new(secrets),
             diagnoses: Data::new(diagnoses),
             audit_events: Data::new(AuditEvents::new(pool.clone(), audit_writer.clone())),
@@ -173,6 +172,7 @@ impl Services {
             .app_data(self.clusters.clone())
             .app_data(self.secrets.clone())
             .app_data(self.diagnoses.clone())
+            .app_data(self.remedies.clone())
             .app_data(self.pull_secrets.clone())
             .app_data(self.summary.clone())
             .app_data(self.cursor_key.clone())

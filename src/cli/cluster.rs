@@ -67,7 +67,7 @@ pub(super) struct Rbac {
     /// in the namespaces that pull secrets list. May be repeated.
     ///
     /// Names of foreign pull secrets are unknown, so this permits the subject to read every Secret
-    /// there. Nothing is listed but events.
+    /// there. Nothing is listed but events and, cluster-wide, the metadata of nodes.
     #[arg(
         long,
         value_name = "NAMESPACE",
@@ -380,6 +380,7 @@ const fn purpose(rule: &Rule) -> &'static str {
         }
         Rule::Diagnose(Diagnosed::Events) => "(--doctor) reads what the kubelet reported about a pull",
         Rule::Diagnose(Diagnosed::ServiceAccounts) => "(--doctor) reads the imagePullSecrets of a ServiceAccount",
+        Rule::Diagnose(Diagnosed::Nodes) => "(--doctor) reads the platforms of nodes; metadata only",
         Rule::Diagnose(Diagnosed::Pods | Diagnosed::Workloads(_)) => "(--doctor) reads images and pull secrets",
     }
 }

@@ -42,6 +42,7 @@ mod secrets;
 mod service_accounts;
 mod token_request;
 mod token_review;
+mod user_kubeconfig;
 mod version;
 mod watch;
 

@@ -14,6 +14,7 @@
 mod answer;
 mod examination;
 mod fix;
+mod node;
 mod pod;
 mod registry;
 mod secret;
@@ -25,13 +26,11 @@ pub use self::{
         PodProblem, PodProblemKind, PullSecretsFrom, RegistryAnswer, SkipReason, Verdict,
     },
     examination::{Candidate, Examination, ImageAnswers, pull_secret_names},
-    fix::{Fix, FixType, RegcredContext, Step},
-    pod::{
-        Container, ContainerKind, Lookup, PodFacts, PullEvent, SecretValue, Subject, WaitingReason, WantedPlatform,
-        WorkloadKind,
-    },
+    fix::{Change, Fix, FixType, PullSecretName, RegcredContext, Step},
+    node::{Node, NodeChoice},
+    pod::{Container, ContainerKind, Lookup, PodFacts, PullEvent, SecretValue, Subject, WaitingReason, WorkloadKind},
     registry::{ManifestState, Platform, PullReport},
-    secret::{SecretProblem, SecretProblemKind, SecretState},
+    secret::{ReadSecret, SecretProblem, SecretProblemKind, SecretState},
 };
 
 #[cfg(test)]

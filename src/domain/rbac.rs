@@ -56,11 +56,13 @@ pub enum Diagnosed {
     Events,
     /// A kind of workloads.
     Workloads(WorkloadKind),
+    /// Nodes, for their platforms. They belong to no namespace.
+    Nodes,
 }
 
 impl Diagnosed {
-    /// All resources.
-    fn all() -> impl Iterator<Item = Self> {
+    /// All resources of a namespace.
+    fn in_namespace() -> impl Iterator<Item = Self> {
         let others = [Self::Pods, Self::ServiceAccounts, Self::Secrets, Self::Events];
         others.into_iter().chain(WorkloadKind::ALL.map(Self::Workloads))
     }
@@ -86,6 +88,7 @@ impl Rule {
                 Diagnosed::Secrets => "secrets",
                 Diagnosed::Events => "events",
                 Diagnosed::Workloads(kind) => kind.plural(),
+                Diagnosed::Nodes => "nodes",
             },
         }
     }
@@ -111,7 +114,7 @@ impl Rule {
             ) => "get",
             Self::PatchSecret(_) | Self::PatchServiceAccount(_) => "patch",
             Self::DeleteSecret(_) => "delete",
-            Self::Diagnose(Diagnosed::Events) | Self::ListNamespaces | Self::ListSecrets => "list",
+            Self::Diagnose(Diagnosed::Events | Diagnosed::Nodes) | Self::ListNamespaces | Self::ListSecrets => "list",
             Self::WatchNamespaces | Self::WatchSecrets => "watch",
         }
     }
@@ -201,11 +204,12 @@ impl RequiredRules {
     #[must_use]
     pub fn of_diagnosis(namespace: Option<&NamespaceName>) -> Self {
         let mut rules = Self::default();
-        let all: BTreeSet<Rule> = Diagnosed::all().map(Rule::Diagnose).collect();
+        let all: BTreeSet<Rule> = Diagnosed::in_namespace().map(Rule::Diagnose).collect();
         match namespace {
             Some(namespace) => rules.add_to_namespace(namespace, &all),
             None => rules.cluster = all,
         }
+        rules.cluster.insert(Rule::Diagnose(Diagnosed::Nodes));
         rules
     }
 

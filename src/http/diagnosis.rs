@@ -5,24 +5,26 @@ use actix_web::{
     web::{Data, Path},
 };
 use serde::Deserialize;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     domain::{
-        diagnosis::{Container, ContainerKind, Diagnosis, PodFacts, Subject, WantedPlatform, WorkloadKind},
+        caller::{Call, Identity},
+        diagnosis::{Change, Container, ContainerKind, Diagnosis, NodeChoice, PodFacts, Subject, WorkloadKind},
         invalid::{FieldErrors, Invalid},
         matching::ImageReference,
         names::{Name, NamespaceName, PodName, SecretName, ServiceAccountName},
     },
     http::{
-        auth::{Caller, permission::DiagnosePods},
+        auth::{Caller, permission::DiagnosePods, require},
         body::Json,
         path_name,
         problem::ApiError,
+        query::{FromQuery, Query},
     },
     service::{
         ServiceError,
-        diagnosis::{Diagnoses, Target},
+        diagnosis::{Diagnoses, Remedies, Target},
     },
 };
 
@@ -30,6 +32,23 @@ use crate::{
 const CONTAINERS_MAX: usize = 50;
 /// Maximum number of pull secrets of a request.
 const PULL_SECRETS_MAX: usize = 20;
+
+/// Whether to carry out fixes.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ApplyQuery {
+    /// Carries out the applicable fixes. The caller needs the permission of each change: 403 names a
+    /// missing one, and nothing is changed. The answer is the diagnosis before the changes; diagnose
+    /// again for their effect.
+    #[param(value_type = Option<bool>, default = false)]
+    apply: bool,
+}
+
+impl FromQuery for ApplyQuery {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        Self { apply: query.flag("apply") }
+    }
+}
 
 /// Pod that does not exist yet. The fields are named as in a pod.
 #[derive(Deserialize, ToSchema)]
@@ -83,19 +102,24 @@ pub struct PullSecretReference {
         ("cluster" = String, Path, description = "Name of the cluster"),
         ("namespace" = String, Path, description = "Namespace in the cluster"),
         ("pod" = String, Path, description = "Name of the pod"),
+        ApplyQuery,
     ),
     responses((status = OK, body = Diagnosis)),
 )]
 #[post("/clusters/{cluster}/namespaces/{namespace}/pods/{pod}/diagnose")]
 pub async fn diagnose_pod(
-    caller: Caller<DiagnosePods>,
+    caller: Caller<DiagnosePods, ApplyQuery>,
     doctor: Data<Diagnoses>,
+    remedies: Data<Remedies>,
     path: Path<(String, String, String)>,
 ) -> Result<HttpResponse, ApiError> {
     let (cluster, namespace, pod) = path.into_inner();
     let (cluster, namespace) = parse_place(&cluster, &namespace)?;
     let target = Target::Pod(parse_object("pod", &pod)?);
-    let diagnosis = doctor.diagnose(&caller.identity, (&cluster, &namespace), target).await?;
+    let mut diagnosis = doctor.diagnose(&caller.identity, (&cluster, &namespace), target).await?;
+    if caller.query.apply {
+        apply(&caller.identity, &remedies, (&cluster, &namespace), &mut diagnosis).await?;
+    }
     Ok(HttpResponse::Ok().json(diagnosis))
 }
 
@@ -113,20 +137,25 @@ pub async fn diagnose_pod(
             description = "`deployment`, `statefulset`, `daemonset`, `job` or `cronjob`, in any case"
         ),
         ("name" = String, Path, description = "Name of the workload"),
+        ApplyQuery,
     ),
     responses((status = OK, body = Diagnosis)),
 )]
 #[post("/clusters/{cluster}/namespaces/{namespace}/workloads/{kind}/{name}/diagnose")]
 pub async fn diagnose_workload(
-    caller: Caller<DiagnosePods>,
+    caller: Caller<DiagnosePods, ApplyQuery>,
     doctor: Data<Diagnoses>,
+    remedies: Data<Remedies>,
     path: Path<(String, String, String, String)>,
 ) -> Result<HttpResponse, ApiError> {
     let (cluster, namespace, kind, name) = path.into_inner();
     let (cluster, namespace) = parse_place(&cluster, &namespace)?;
     let kind = WorkloadKind::parse(&kind).map_err(|invalid| ApiError::field("kind", invalid))?;
     let target = Target::Workload(kind, parse_object(kind.as_str(), &name)?);
-    let diagnosis = doctor.diagnose(&caller.identity, (&cluster, &namespace), target).await?;
+    let mut diagnosis = doctor.diagnose(&caller.identity, (&cluster, &namespace), target).await?;
+    if caller.query.apply {
+        apply(&caller.identity, &remedies, (&cluster, &namespace), &mut diagnosis).await?;
+    }
     Ok(HttpResponse::Ok().json(diagnosis))
 }
 
@@ -139,22 +168,42 @@ pub async fn diagnose_workload(
     params(
         ("cluster" = String, Path, description = "Name of the cluster"),
         ("namespace" = String, Path, description = "Namespace in the cluster"),
+        ApplyQuery,
     ),
     request_body = DiagnoseSpec,
     responses((status = OK, body = Diagnosis)),
 )]
 #[post("/clusters/{cluster}/namespaces/{namespace}/diagnose")]
 pub async fn diagnose_spec(
-    caller: Caller<DiagnosePods>,
+    caller: Caller<DiagnosePods, ApplyQuery>,
     doctor: Data<Diagnoses>,
+    remedies: Data<Remedies>,
     path: Path<(String, String)>,
     body: Json<DiagnoseSpec>,
 ) -> Result<HttpResponse, ApiError> {
     let (cluster, namespace) = path.into_inner();
     let (cluster, namespace) = parse_place(&cluster, &namespace)?;
     let target = Target::Spec(Box::new(body.0.parse(&namespace)?));
-    let diagnosis = doctor.diagnose(&caller.identity, (&cluster, &namespace), target).await?;
+    let mut diagnosis = doctor.diagnose(&caller.identity, (&cluster, &namespace), target).await?;
+    if caller.query.apply {
+        apply(&caller.identity, &remedies, (&cluster, &namespace), &mut diagnosis).await?;
+    }
     Ok(HttpResponse::Ok().json(diagnosis))
+}
+
+async fn apply(
+    caller: &Call,
+    remedies: &Remedies,
+    place: (&Name, &NamespaceName),
+    diagnosis: &mut Diagnosis,
+) -> Result<(), ApiError> {
+    require_changes(caller, diagnosis.fixes().filter_map(|fix| fix.change.as_ref()))?;
+    Ok(remedies.apply(caller, place, diagnosis).await?)
+}
+
+/// Refuses a caller that lacks the permission of a change.
+fn require_changes<'a>(caller: &Identity, changes: impl IntoIterator<Item = &'a Change>) -> Result<(), ApiError> {
+    changes.into_iter().try_for_each(|change| require(caller, change.permission()))
 }
 
 fn parse_place(cluster: &str, namespace: &str) -> Result<(Name, NamespaceName), ApiError> {
@@ -205,7 +254,7 @@ impl DiagnoseSpec {
                 pull_secrets,
                 has_invalid_reference: false,
                 service_account: service_account?,
-                platform: WantedPlatform { os: None, architecture: architecture? },
+                nodes: architecture?.map(|one| NodeChoice::of_architecture(&one)).unwrap_or_default(),
             })
         })?)
     }
@@ -254,4 +303,38 @@ fn parse_container_name(name: &str) -> Result<Name, Invalid> {
 fn parse_architecture(text: &str) -> Result<String, Invalid> {
     let is_word = (1..=16).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     if is_word { Ok(text.to_owned()) } else { Err(Invalid::new("must be an architecture, such as arm64")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::domain::{
+        caller::{Actor, ActorKind, Permission, Role},
+        grants::Grants,
+        network::Networks,
+    };
+
+    #[rstest]
+    #[case(Change::Sync { name: Name::parse("team-a").unwrap() }, Permission::WritePullSecrets)]
+    #[case(Change::Deliver { secret: "pull".to_owned(), accounts: Vec::new() }, Permission::DeliverSecrets)]
+    fn change_requires_its_own_permission(#[case] change: Change, #[case] expected: Permission) {
+        for role in Role::ALL {
+            let identity = Identity {
+                actor: Actor { kind: ActorKind::ApiKey, id: None, name: "ci".to_owned() },
+                role,
+                grants: Grants::everything(),
+                source_networks: Networks::default(),
+                expires_at: None,
+            };
+            match require_changes(&identity, [&change]) {
+                Ok(()) => assert!(role.allows(expected), "{role:?}"),
+                Err(ApiError::Forbidden { permission, .. }) => {
+                    assert_eq!((permission, role.allows(expected)), (expected, false), "{role:?}");
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
 }

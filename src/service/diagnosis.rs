@@ -2,30 +2,28 @@
 //!
 //! Values of Secrets are in memory until the request ends. An audit event with the names of the
 //! Secrets is durable before the first one is read.
+//!
+//! [`NamespaceFacts`], [`Case`] and [`RegistryQuestions`] do the work without a database.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+mod applying;
+mod memo;
+mod questions;
+mod reading;
+
+use std::sync::Arc;
+
+pub use self::{
+    applying::Remedies,
+    questions::{QuestionLimits, RegistryQuestions},
+    reading::{Case, NamespaceFacts, Target},
 };
-
-use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::time::{Duration, Instant, timeout_at};
-
 use crate::{
-    clients::{
-        cluster::{ClusterClient, ClusterError},
-        registry::{PullQuestion, RegistryClient},
-    },
+    clients::{cluster::ClusterError, registry::RegistryClient},
     domain::{
         audit::{Action, NewEvent, Resource},
         caller::Call,
-        diagnosis::{
-            Candidate, Diagnosis, Examination, ImageAnswers, Lookup, ManagedBy, MissingRead, PodFacts, PullReport,
-            RegcredContext, SecretValue, Subject, WorkloadKind, pull_secret_names,
-        },
-        matching::ImageReference,
-        names::{Name, NamespaceName, PodName, SecretName},
-        verification::VerificationResult,
+        diagnosis::{Diagnosis, Examination, ManagedBy, PullSecretName, RegcredContext},
+        names::{Name, NamespaceName, SecretName},
     },
     service::{
         ServiceError,
@@ -35,28 +33,8 @@ use crate::{
         docker_configs::DockerConfigs,
         pull_secrets,
     },
-    storage::{self, PageRequest, PgPool, targets::listing::TargetFilter},
+    storage::{self, PageRequest, PgConnection, PgPool, targets::listing::TargetFilter},
 };
-
-/// Maximum number of Secrets that one diagnosis reads.
-const SECRETS_MAX: usize = 20;
-/// Maximum number of questions to registries of one diagnosis.
-const QUESTIONS_MAX: usize = 60;
-/// Time in which registries must answer all questions of one diagnosis.
-const REGISTRIES_WITHIN: Duration = Duration::from_secs(20);
-/// Maximum number of concurrent reads, and of concurrent questions.
-const CONCURRENCY: usize = 4;
-
-/// What to diagnose.
-#[derive(Debug)]
-pub enum Target {
-    /// A pod.
-    Pod(PodName),
-    /// The pods of a workload.
-    Workload(WorkloadKind, PodName),
-    /// A pod that does not exist yet.
-    Spec(Box<PodFacts>),
-}
 
 /// Service that diagnoses image pulls.
 #[derive(Debug, Clone)]
@@ -66,23 +44,6 @@ pub struct Diagnoses {
     docker_configs: DockerConfigs,
     registries: Arc<RegistryClient>,
     audit_writer: AuditWriter,
-}
-
-/// Limits of the questions of one diagnosis.
-struct Budget {
-    left: AtomicUsize,
-    deadline: Instant,
-}
-
-impl Budget {
-    fn new() -> Self {
-        Self { left: AtomicUsize::new(QUESTIONS_MAX), deadline: Instant::now() + REGISTRIES_WITHIN }
-    }
-
-    /// Takes a question. False if there is none left.
-    fn take(&self) -> bool {
-        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
-    }
 }
 
 impl Diagnoses {
@@ -121,80 +82,17 @@ impl Diagnoses {
             self.refuse(caller, resource);
             return Err(ClusterError::NamespaceNotFound.into());
         }
-        let mut missing_rights = Vec::new();
-        let mut pod = read_target(&client, namespace, target).await?;
-        if !client.read_pull_events(&mut pod).await? {
-            missing_rights.push(EVENTS);
-        }
-        let service_account = read_service_account(&client, &pod).await?;
-        if let Lookup::Forbidden = service_account {
-            missing_rights.push(SERVICE_ACCOUNTS);
-        }
-        let (_, names) = pull_secret_names(&pod, &service_account);
-        let read = names.iter().take(SECRETS_MAX).map(|name| Resource::secret(cluster, namespace, name));
+        let facts = NamespaceFacts::new(&client, namespace);
+        let case = Case::read(&facts, target).await?;
+        let secrets = case.secrets();
+        let read = secrets.iter().map(|name| Resource::secret(cluster, namespace, name));
         let event = NewEvent::of(caller, Action::PodDiagnose, resource).related(read.collect());
         self.audit_writer.record(event).await?;
-        let secrets = read_secrets(&client, namespace, names).await?;
-        if secrets.iter().any(|(_, found)| matches!(found, Lookup::Forbidden)) {
-            missing_rights.push(SECRETS);
-        }
-        let examination = Examination::new(pod, &service_account, secrets);
-        let answers = self.ask_registries(&examination).await;
+        let (examination, missing_rights) = case.examine(&facts).await?;
+        let answers = RegistryQuestions::new(&self.registries, QuestionLimits::default()).ask(&examination).await;
         let managed = self.managed(caller, (cluster, namespace), &examination).await?;
-        let context = self.context(caller, cluster, &examination).await?;
+        let context = self.context(caller, (cluster, namespace), &examination).await?;
         Ok(examination.conclude(&answers, &managed, missing_rights, Some(&context)))
-    }
-
-    /// Asks the registry of each image.
-    async fn ask_registries(&self, examination: &Examination) -> Vec<ImageAnswers> {
-        let budget = Budget::new();
-        let wants_platforms = examination.wants_platforms();
-        let questions = examination.questions().map(|(index, image, candidates)| {
-            let asked = self.ask(image, candidates, wants_platforms, &budget);
-            async move { (index, asked.await) }
-        });
-        let mut answers: Vec<ImageAnswers> = (0..examination.image_count()).map(|_| ImageAnswers::default()).collect();
-        // Collected first: the borrow of a closure's argument would otherwise be part of the stream's type.
-        let questions: Vec<_> = questions.collect();
-        let mut asked = stream::iter(questions).buffer_unordered(CONCURRENCY);
-        while let Some((index, found)) = asked.next().await {
-            if let Some(answer) = answers.get_mut(index) {
-                *answer = found;
-            }
-        }
-        answers
-    }
-
-    /// Tries the entries in the order of the kubelet until one works, and then without a login.
-    async fn ask(
-        &self,
-        image: &ImageReference,
-        candidates: &[Candidate],
-        wants_platforms: bool,
-        budget: &Budget,
-    ) -> ImageAnswers {
-        let mut answers = ImageAnswers::default();
-        for candidate in candidates {
-            let login = candidate.question();
-            let report = match login {
-                Some(_) => self.pull(PullQuestion { image, login, wants_platforms }, budget).await,
-                None => None,
-            };
-            let is_last = report.as_ref().is_some_and(|report| report.pulls() || is_about_connection(report));
-            answers.attempts.push(report);
-            if is_last {
-                return answers;
-            }
-        }
-        answers.anonymous = self.pull(PullQuestion { image, login: None, wants_platforms }, budget).await;
-        answers
-    }
-
-    async fn pull(&self, question: PullQuestion<'_>, budget: &Budget) -> Option<PullReport> {
-        if !budget.take() {
-            return None;
-        }
-        timeout_at(budget.deadline, self.registries.pull(&question)).await.ok()
     }
 
     /// Returns the pull secrets that Secrets belong to, as far as the caller may see them.
@@ -218,35 +116,48 @@ impl Diagnoses {
             if !is_named {
                 continue;
             }
+            let filter =
+                TargetFilter { cluster: Some(cluster), namespace: Some(namespace.clone()), states: Vec::new() };
+            let page = PageRequest { after: None, limit: 1 };
+            // Without a target here, the label was copied from another namespace.
+            let Some(target) = storage::targets::listing::list_of(&mut conn, id, &filter, &page).await?.pop() else {
+                continue;
+            };
             let mut by = ManagedBy { pull_secret: None, state: None, last_error: None };
             if let Some(stored) = pull_secrets::visible(&mut conn, caller, found).await?.pop() {
-                let filter =
-                    TargetFilter { cluster: Some(cluster), namespace: Some(namespace.clone()), states: Vec::new() };
-                let page = PageRequest { after: None, limit: 1 };
-                let target = storage::targets::listing::list_of(&mut conn, id, &filter, &page).await?.pop();
                 by.pull_secret = Some(stored.name.to_string());
-                by.state = target.as_ref().map(|target| target.state.clone());
-                by.last_error = target.and_then(|target| target.last_error_type);
+                by.state = Some(target.state);
+                by.last_error = target.last_error_type;
             }
             managed.push((name.clone(), by));
         }
         Ok(managed)
     }
 
-    /// Finds the accounts for each image.
+    /// Finds the accounts for each image, and whether a pull secret for it exists.
     async fn context(
         &self,
         caller: &Call,
-        cluster: &Name,
+        (cluster, namespace): (&Name, &NamespaceName),
         examination: &Examination,
     ) -> Result<RegcredContext, ServiceError> {
-        let mut accounts: Vec<Vec<Name>> = (0..examination.image_count()).map(|_| Vec::new()).collect();
+        let count = examination.image_count();
+        let mut accounts: Vec<Vec<Name>> = (0..count).map(|_| Vec::new()).collect();
+        let mut pull_secrets = vec![PullSecretName::Taken; count];
         for (index, image, _) in examination.questions() {
+            let found = self.docker_configs.names_for(caller, &image.name).await?;
+            if found.is_empty() {
+                continue;
+            }
+            if let (Some(secret), Some(name)) = (examination.new_secret(index), pull_secrets.get_mut(index)) {
+                let mut conn = connection(&self.pool).await?;
+                *name = pull_secret_name(&mut conn, caller, (cluster, namespace), &secret).await?;
+            }
             if let Some(of_image) = accounts.get_mut(index) {
-                *of_image = self.docker_configs.names_for(caller, &image.name).await?;
+                *of_image = found;
             }
         }
-        Ok(RegcredContext { cluster: cluster.clone(), accounts })
+        Ok(RegcredContext { cluster: cluster.clone(), accounts, pull_secrets })
     }
 
     fn refuse(&self, caller: &Call, resource: Resource) {
@@ -261,26 +172,20 @@ impl Diagnoses {
     }
 }
 
-const EVENTS: MissingRead = MissingRead {
-    verb: "list",
-    resource: "events",
-    effect: "the diagnosis lacks what the kubelet reported about the pulls",
-};
-const SERVICE_ACCOUNTS: MissingRead = MissingRead {
-    verb: "get",
-    resource: "serviceaccounts",
-    effect: "pull secrets of the ServiceAccount are unknown, which a pod without its own list uses",
-};
-const SECRETS: MissingRead = MissingRead {
-    verb: "get",
-    resource: "secrets",
-    effect: "logins cannot be found or tried; `regcred cluster rbac --doctor` prints the right",
-};
-
-/// Whether another login would get the same answer.
-fn is_about_connection(report: &PullReport) -> bool {
-    use VerificationResult as R;
-    matches!(report.result, R::Unreachable | R::TlsError | R::NotARegistry | R::RateLimited | R::Refused)
+/// Whether the pull secret for a Secret of this namespace can be declared, or already is.
+async fn pull_secret_name(
+    conn: &mut PgConnection,
+    caller: &Call,
+    (cluster, namespace): (&Name, &NamespaceName),
+    secret: &str,
+) -> Result<PullSecretName, ServiceError> {
+    let Some(name) = PullSecretName::of(namespace, secret) else { return Ok(PullSecretName::Taken) };
+    let Some(stored) = storage::pull_secrets::find(conn, &name).await? else { return Ok(PullSecretName::Free(name)) };
+    let is_declared = stored.deleted_at.is_none()
+        && stored.declaration.secret_name.as_str() == secret
+        && stored.declaration.listed().contains(&(cluster, namespace));
+    let is_visible = !pull_secrets::visible(conn, caller, vec![stored]).await?.is_empty();
+    Ok(if is_declared && is_visible { PullSecretName::Declared(name) } else { PullSecretName::Taken })
 }
 
 fn resource(cluster: &Name, namespace: &NamespaceName, target: &Target) -> Resource {
@@ -289,40 +194,4 @@ fn resource(cluster: &Name, namespace: &NamespaceName, target: &Target) -> Resou
         Target::Workload(kind, name) => Resource::object(cluster, namespace, kind.plural(), name),
         Target::Spec(_) => Resource::namespace(cluster, namespace),
     }
-}
-
-async fn read_target(
-    client: &ClusterClient,
-    namespace: &NamespaceName,
-    target: Target,
-) -> Result<PodFacts, ServiceError> {
-    let (kind, name, found) = match target {
-        Target::Pod(name) => ("pod", name.clone(), client.read_pod(namespace, &name).await?),
-        Target::Workload(kind, name) => {
-            (kind.as_str(), name.clone(), client.read_workload(namespace, kind, &name).await?)
-        }
-        Target::Spec(facts) => return Ok(*facts),
-    };
-    found.ok_or_else(|| ServiceError::not_found(kind, &name))
-}
-
-/// Reads the `ServiceAccount`, unless the pod exists and has pull secrets.
-async fn read_service_account(client: &ClusterClient, pod: &PodFacts) -> Result<Lookup<Vec<SecretName>>, ServiceError> {
-    if matches!(pod.subject, Subject::Pod { .. }) && !pod.pull_secrets.is_empty() {
-        return Ok(Lookup::NotRead);
-    }
-    Ok(client.read_pull_secrets(&pod.namespace, &pod.service_account).await?)
-}
-
-async fn read_secrets(
-    client: &ClusterClient,
-    namespace: &NamespaceName,
-    names: Vec<SecretName>,
-) -> Result<Vec<(SecretName, Lookup<SecretValue>)>, ServiceError> {
-    let reads = names.into_iter().enumerate().map(|(index, name)| async move {
-        let found =
-            if index < SECRETS_MAX { client.read_secret_value(namespace, &name).await? } else { Lookup::NotRead };
-        Ok::<_, ServiceError>((name, found))
-    });
-    stream::iter(reads).buffered(CONCURRENCY).try_collect().await
 }

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::Request;
+use kube::{Resource, api::ListParams};
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use serde::Deserialize;
 
 use super::{ClusterClient, ClusterError, response::Response, unbuildable};
 use crate::domain::{
     diagnosis::{
-        Container, ContainerKind, Lookup, PodFacts, PullEvent, SecretValue, Subject, WaitingReason, WantedPlatform,
+        Container, ContainerKind, Lookup, Node, NodeChoice, PodFacts, PullEvent, SecretValue, Subject, WaitingReason,
         WorkloadKind,
     },
     names::{Name, NamespaceName, PodName, SecretName, ServiceAccountName},
@@ -24,9 +25,12 @@ use crate::domain::{
 const EVENTS_MAX: usize = 100;
 /// Versions of the API group `batch` with `CronJob`, from new to old.
 const CRON_JOB_VERSIONS: [&str; 2] = ["v1", "v1beta1"];
-/// Labels of nodes that name their platform.
-const ARCHITECTURE_LABEL: &str = "kubernetes.io/arch";
-const OS_LABEL: &str = "kubernetes.io/os";
+/// Pods in one page, which have many fields.
+const PODS_PAGE: u32 = 20;
+/// Maximum number of pages of pods.
+const PODS_PAGES_MAX: u32 = 500;
+/// Nodes in one page. Their metadata has long annotations.
+const NODES_PAGE: u32 = 100;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -38,8 +42,22 @@ struct Pod {
 }
 
 #[derive(Deserialize)]
+struct Pods {
+    metadata: ListMetadata,
+    #[serde(default)]
+    items: Option<Vec<Pod>>,
+}
+
+#[derive(Deserialize)]
+struct ListMetadata {
+    #[serde(rename = "continue")]
+    continue_token: Option<String>,
+}
+
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct PodMetadata {
+    name: String,
     #[serde(default)]
     owner_references: Vec<OwnerReference>,
 }
@@ -62,6 +80,7 @@ struct PodSpec {
     #[serde(default)]
     image_pull_secrets: Vec<Reference>,
     service_account_name: Option<String>,
+    node_name: Option<String>,
     #[serde(default)]
     node_selector: BTreeMap<String, String>,
 }
@@ -180,6 +199,27 @@ struct InvolvedObject {
     field_path: String,
 }
 
+impl Pod {
+    fn waits_for_image(&self) -> bool {
+        self.status.containers().any(|status| status.waiting().is_some())
+    }
+}
+
+impl PodStatus {
+    /// Statuses of all containers.
+    fn containers(&self) -> impl Iterator<Item = &ContainerStatus> {
+        let statuses = self.init_container_statuses.iter().chain(&self.container_statuses);
+        statuses.chain(&self.ephemeral_container_statuses)
+    }
+}
+
+impl ContainerStatus {
+    /// Why the container waits for its image.
+    fn waiting(&self) -> Option<WaitingReason> {
+        WaitingReason::parse(&self.state.waiting.as_ref()?.reason)
+    }
+}
+
 impl ClusterClient {
     /// Reads a pod; none if it does not exist.
     ///
@@ -193,9 +233,33 @@ impl ClusterClient {
         let pod: Pod = response.read(self.server())?;
         let is_controlled = pod.metadata.owner_references.iter().any(|owner| owner.controller);
         let subject = Subject::Pod { name: name.clone(), is_controlled };
-        let statuses = pod.status.init_container_statuses.into_iter().chain(pod.status.container_statuses);
-        let statuses: Vec<_> = statuses.chain(pod.status.ephemeral_container_statuses).collect();
+        let statuses: Vec<_> = pod.status.containers().collect();
         Ok(Some(facts(subject, namespace, pod.spec, &statuses)))
+    }
+
+    /// Names the pods of a namespace of which a container waits for its image.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClusterError`].
+    pub async fn list_waiting_pods(&self, namespace: &NamespaceName) -> Result<Vec<PodName>, ClusterError> {
+        let requests = kube::core::Request::new(format!("/api/v1/namespaces/{namespace}/pods"));
+        let mut params = ListParams::default().limit(PODS_PAGE);
+        let mut waiting = Vec::new();
+        for _ in 0..PODS_PAGES_MAX {
+            let response = self.call(requests.list(&params).map_err(unbuildable)?, self.deadline()).await?;
+            if !response.is_success() {
+                return Err(response.error(self.server(), &format!("list pods in namespace {namespace}")));
+            }
+            let pods: Pods = response.read(self.server())?;
+            let found = pods.items.unwrap_or_default().into_iter().filter(Pod::waits_for_image);
+            waiting.extend(found.filter_map(|pod| PodName::parse(&pod.metadata.name).ok()));
+            params.continue_token = pods.metadata.continue_token.filter(|token| !token.is_empty());
+            if params.continue_token.is_none() {
+                break;
+            }
+        }
+        Ok(waiting)
     }
 
     /// Reads the template of a workload; none if the workload does not exist.
@@ -289,6 +353,28 @@ impl ClusterClient {
         Ok(true)
     }
 
+    /// Lists the nodes of a choice. Only their metadata is requested.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClusterError`]. A missing right is no error.
+    pub async fn read_nodes(&self, choice: &NodeChoice) -> Result<Lookup<Vec<Node>>, ClusterError> {
+        let labels: Vec<String> = choice.selector.iter().map(|(label, value)| format!("{label}={value}")).collect();
+        let mut params = ListParams::default().labels(&labels.join(","));
+        if let Some(name) = &choice.name {
+            params = params.fields(&format!("metadata.name={name}"));
+        }
+        let requests = kube::core::Request::new(k8s_openapi::api::core::v1::Node::url_path(&(), None));
+        match self.list_metadata(&requests, params, (NODES_PAGE, "nodes")).await {
+            Ok(nodes) => {
+                let nodes = nodes.into_iter().map(|node| Node { name: node.name, labels: node.labels });
+                Ok(Lookup::Found(nodes.collect()))
+            }
+            Err(ClusterError::Forbidden { .. }) => Ok(Lookup::Forbidden),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads an object that the diagnosis cannot do without.
     async fn read(&self, path: &str, right: &str) -> Result<Lookup<Response>, ClusterError> {
         let request = Request::get(path).body(Vec::new()).map_err(unbuildable)?;
@@ -308,16 +394,13 @@ impl ClusterClient {
     }
 }
 
-fn facts(subject: Subject, namespace: &NamespaceName, spec: PodSpec, statuses: &[ContainerStatus]) -> PodFacts {
+fn facts(subject: Subject, namespace: &NamespaceName, spec: PodSpec, statuses: &[&ContainerStatus]) -> PodFacts {
     let kinds = [
         (ContainerKind::Init, spec.init_containers),
         (ContainerKind::Container, spec.containers),
         (ContainerKind::Ephemeral, spec.ephemeral_containers),
     ];
-    let waiting = |name: &str| {
-        let status = statuses.iter().find(|status| status.name == name)?;
-        WaitingReason::parse(&status.state.waiting.as_ref()?.reason)
-    };
+    let waiting = |name: &str| statuses.iter().find(|status| status.name == name)?.waiting();
     let containers = kinds.into_iter().flat_map(|(kind, containers)| {
         containers.into_iter().filter_map(move |one| Some((Name::parse(&one.name).ok()?, kind, one.image)))
     });
@@ -330,13 +413,12 @@ fn facts(subject: Subject, namespace: &NamespaceName, spec: PodSpec, statuses: &
     });
     let pull_secrets: Vec<SecretName> = spec.image_pull_secrets.iter().filter_map(name).collect();
     let account = spec.service_account_name.and_then(|name| ServiceAccountName::parse(&name).ok());
-    let mut labels = spec.node_selector;
     PodFacts {
         containers: containers.collect(),
         has_invalid_reference: pull_secrets.len() != spec.image_pull_secrets.len(),
         pull_secrets,
         service_account: account.unwrap_or_else(ServiceAccountName::default_account),
-        platform: WantedPlatform { os: labels.remove(OS_LABEL), architecture: labels.remove(ARCHITECTURE_LABEL) },
+        nodes: NodeChoice { name: spec.node_name, selector: spec.node_selector },
         namespace: namespace.clone(),
         subject,
     }

@@ -31,6 +31,20 @@ pub struct Diagnosis {
     pub missing_rights: Vec<MissingRead>,
 }
 
+impl Diagnosis {
+    /// Fixes of the pod and of its images.
+    pub fn fixes(&self) -> impl Iterator<Item = &Fix> {
+        let of_pod = self.problems.iter().filter_map(|problem| problem.fix.as_ref());
+        of_pod.chain(self.images.iter().filter_map(|image| image.fix.as_ref()))
+    }
+
+    /// The same, to be changed.
+    pub fn fixes_mut(&mut self) -> impl Iterator<Item = &mut Fix> {
+        let of_pod = self.problems.iter_mut().filter_map(|problem| problem.fix.as_mut());
+        of_pod.chain(self.images.iter_mut().filter_map(|image| image.fix.as_mut()))
+    }
+}
+
 /// Source of the list of pull secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

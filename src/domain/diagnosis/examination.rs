@@ -1,5 +1,7 @@
 //! Examination of a pod: entries of each image, questions to registries, and the conclusion.
 
+use std::sync::Arc;
+
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
@@ -9,14 +11,16 @@ use super::{
         PodProblem, PodProblemKind, PullSecretsFrom, RegistryAnswer, SkipReason, Verdict,
     },
     fix::{self, RegcredContext},
-    pod::{Container, Lookup, PodFacts, SecretValue, Subject},
-    registry::PullReport,
+    node::Node,
+    pod::{Container, Lookup, PodFacts, Subject},
+    registry::{Platform, PullReport},
     secret::{ReadSecret, SecretState, shown_key},
     verdict::{Judgement, judge},
 };
 use crate::domain::{
     matching::{Addressed, ImageReference, addressed, nearest_entries, pull_entries},
     names::{SecretName, ServiceAccountName},
+    registry::RegistryScope,
 };
 
 /// Maximum number of images of one diagnosis that registries are asked about.
@@ -70,7 +74,9 @@ pub struct Examination {
     /// Pull secrets of the `ServiceAccount`; `None` if they are unknown.
     pub(super) of_service_account: Option<Vec<SecretName>>,
     pub(super) is_service_account_missing: bool,
-    pub(super) secrets: Vec<ReadSecret>,
+    pub(super) secrets: Vec<Arc<ReadSecret>>,
+    /// Platforms that the images must have; empty if they are unknown.
+    pub(super) platforms: Vec<Platform>,
     pub(super) images: Vec<ExaminedImage>,
 }
 
@@ -98,16 +104,15 @@ pub fn pull_secret_names(
 }
 
 impl Examination {
-    /// Reads the values of the pull secrets of [`pull_secret_names`], and finds the entries of each
-    /// image.
+    /// Finds the entries of each image in the pull secrets of [`pull_secret_names`].
     #[must_use]
     pub fn new(
         pod: PodFacts,
         service_account: &Lookup<Vec<SecretName>>,
-        secrets: Vec<(SecretName, Lookup<SecretValue>)>,
+        secrets: Vec<Arc<ReadSecret>>,
+        nodes: &Lookup<Vec<Node>>,
     ) -> Self {
         let (from, _) = pull_secret_names(&pod, service_account);
-        let secrets: Vec<ReadSecret> = secrets.into_iter().map(|(name, found)| ReadSecret::of(name, found)).collect();
         let of_service_account = match service_account {
             Lookup::Found(names) => Some(names.clone()),
             Lookup::Missing | Lookup::Forbidden | Lookup::NotRead => None,
@@ -125,6 +130,7 @@ impl Examination {
             from,
             of_service_account,
             is_service_account_missing: matches!(service_account, Lookup::Missing),
+            platforms: pod.nodes.platforms(nodes),
             secrets,
             pod,
         }
@@ -139,16 +145,29 @@ impl Examination {
         images.filter_map(|(index, image)| Some((index, image.reference.as_ref()?, image.candidates.as_slice())))
     }
 
+    /// Hosts of the registries of [`questions`](Self::questions).
+    pub fn registry_hosts(&self) -> impl Iterator<Item = String> {
+        let scopes = self.questions().filter_map(|(_, image, _)| RegistryScope::parse(image.name.registry()).ok());
+        scopes.map(|scope| scope.host().to_owned())
+    }
+
     /// Number of images.
     #[must_use]
     pub fn image_count(&self) -> usize {
         self.images.len()
     }
 
-    /// Whether the pod requires an architecture.
+    /// Whether it is known on which platforms the pod can run.
     #[must_use]
     pub const fn wants_platforms(&self) -> bool {
-        self.pod.platform.architecture.is_some()
+        !self.platforms.is_empty()
+    }
+
+    /// Name of the Secret that a fix for an image would create.
+    #[must_use]
+    pub fn new_secret(&self, index: usize) -> Option<String> {
+        let image = self.images.get(index)?.reference.as_ref()?;
+        Some(fix::new_secret_name(self, &image.name))
     }
 
     /// Names of the Secrets with the label of a pull secret of regcred, with its id.
@@ -220,7 +239,7 @@ impl Examination {
 
     /// Whether a pull secret makes every pull of the pod fail.
     pub(super) fn failing_secret(&self) -> Option<&ReadSecret> {
-        self.secrets.iter().find(|secret| secret.fails_pod)
+        self.secrets.iter().map(Arc::as_ref).find(|secret| secret.fails_pod)
     }
 
     fn diagnosed(
@@ -275,7 +294,7 @@ struct ServiceAccountContext<'a> {
     is_missing: bool,
 }
 
-fn examine(image: &str, containers: Vec<Container>, secrets: &[ReadSecret], subject: &Subject) -> ExaminedImage {
+fn examine(image: &str, containers: Vec<Container>, secrets: &[Arc<ReadSecret>], subject: &Subject) -> ExaminedImage {
     let mut examined = ExaminedImage {
         reference: None,
         invalid: None,
@@ -291,7 +310,7 @@ fn examine(image: &str, containers: Vec<Container>, secrets: &[ReadSecret], subj
             return examined;
         }
     };
-    let keys: Vec<Vec<&str>> = secrets.iter().map(ReadSecret::keys).collect();
+    let keys: Vec<Vec<&str>> = secrets.iter().map(|secret| secret.keys()).collect();
     let fails_pod = secrets.iter().any(|secret| secret.fails_pod);
     for place in pull_entries(&keys, &reference.name) {
         let Some(entry) = secrets.get(place.secret).and_then(|secret| secret.entries.get(place.entry)) else {
@@ -322,7 +341,7 @@ fn examine(image: &str, containers: Vec<Container>, secrets: &[ReadSecret], subj
 }
 
 /// Names the pull secrets with the same key as another one, but another login.
-fn collisions(candidates: &[Candidate], secrets: &[ReadSecret]) -> Vec<String> {
+fn collisions(candidates: &[Candidate], secrets: &[Arc<ReadSecret>]) -> Vec<String> {
     let is_other = |one: &Candidate, other: &Candidate| match (&one.login, &other.login) {
         (Some((user, password)), Some((other_user, other_password))) => {
             user != other_user || password.expose_secret() != other_password.expose_secret()

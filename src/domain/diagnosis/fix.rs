@@ -3,6 +3,8 @@
 //! A command line contains names and keys of registries only, in single quotes. It takes a login
 //! from the variables `REGISTRY_USERNAME` and `REGISTRY_PASSWORD`.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -14,9 +16,12 @@ use super::{
     secret::{ReadSecret, SecretState},
 };
 use crate::domain::{
+    caller::Permission,
     docker_config::DOCKER_HUB_KEY,
     matching::ImageName,
     names::{Name, NamespaceName, SecretName, ServiceAccountName},
+    pull_secret::{DeletionPolicy, Document, SecretDocument, TargetDocument},
+    secret::SecretType,
 };
 
 /// Maximum length of the name of a new Secret.
@@ -95,6 +100,62 @@ pub struct Fix {
     pub secret: Option<String>,
     /// Steps in order; empty if regcred cannot name them.
     pub steps: Vec<Step>,
+    /// Whether `?apply=true` carries out the request among the steps.
+    pub applicable: bool,
+    /// Whether it was carried out.
+    pub applied: bool,
+    /// Change of that request.
+    #[serde(skip)]
+    pub change: Option<Change>,
+}
+
+/// Change that regcred itself can make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Delivers a Secret with these accounts.
+    Deliver {
+        /// Name of the Secret.
+        secret: String,
+        /// Names of the accounts.
+        accounts: Vec<Name>,
+    },
+    /// Declares a pull secret.
+    Declare {
+        /// Name of the pull secret.
+        name: Name,
+        /// Declaration.
+        document: Box<Document>,
+    },
+    /// Has a pull secret delivered again.
+    Sync {
+        /// Name of the pull secret.
+        name: Name,
+    },
+}
+
+impl Change {
+    /// Permission that the change requires.
+    #[must_use]
+    pub const fn permission(&self) -> Permission {
+        match self {
+            Self::Deliver { .. } => Permission::DeliverSecrets,
+            Self::Declare { .. } | Self::Sync { .. } => Permission::WritePullSecrets,
+        }
+    }
+
+    /// The same change as a request.
+    fn request(&self, cluster: &Name, namespace: &NamespaceName) -> Step {
+        let (method, path, body) = match self {
+            Self::Deliver { secret, accounts } => {
+                let accounts: Vec<&str> = accounts.iter().map(Name::as_str).collect();
+                let path = format!("/v1/clusters/{cluster}/namespaces/{namespace}/secrets");
+                ("POST", path, json!({"name": secret, "accounts": accounts}))
+            }
+            Self::Declare { name, document } => ("PUT", format!("/v1/pull-secrets/{name}"), json!(document)),
+            Self::Sync { name } => ("POST", format!("/v1/pull-secrets/{name}/sync"), Value::Null),
+        };
+        Step::Request { method, path, body }
+    }
 }
 
 /// What regcred could deliver.
@@ -104,10 +165,39 @@ pub struct RegcredContext {
     pub cluster: Name,
     /// For each image, the accounts for it that the caller is granted.
     pub accounts: Vec<Vec<Name>>,
+    /// For each image, the name of a pull secret with the Secret that a fix would create.
+    pub pull_secrets: Vec<PullSecretName>,
+}
+
+/// Name of a pull secret that a fix could declare.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PullSecretName {
+    /// No pull secret has this name.
+    Free(Name),
+    /// The pull secret of this name places the Secret in the namespace already.
+    Declared(Name),
+    /// The name belongs to another pull secret, or is not valid.
+    Taken,
+}
+
+impl PullSecretName {
+    /// Name of the pull secret for a Secret of one namespace, if it is short enough.
+    #[must_use]
+    pub fn of(namespace: &NamespaceName, secret: &str) -> Option<Name> {
+        Name::parse(&format!("{namespace}-{}", secret.replace('.', "-"))).ok()
+    }
 }
 
 fn fix(kind: FixType, description: impl Into<String>, secret: Option<&str>, steps: Vec<Step>) -> Fix {
-    Fix { kind, description: description.into(), secret: secret.map(str::to_owned), steps }
+    let (description, secret) = (description.into(), secret.map(str::to_owned));
+    Fix { kind, description, secret, steps, applicable: false, applied: false, change: None }
+}
+
+impl Fix {
+    /// Has `?apply=true` make this change, which is one of the steps.
+    fn applying(self, change: Option<Change>) -> Self {
+        Self { applicable: change.is_some(), change, ..self }
+    }
 }
 
 fn command(command: String) -> Step {
@@ -128,7 +218,8 @@ pub(super) fn propose(
         let why = image.invalid.as_deref().unwrap_or("the image reference is invalid");
         return Some(fix(FixType::CorrectImage, why, None, Vec::new()));
     };
-    let plan = Plan { examination, image, name: &reference.name, accounts, context, managed };
+    let pull_secret = context.and_then(|context| context.pull_secrets.get(index));
+    let plan = Plan { examination, image, name: &reference.name, accounts, pull_secret, context, managed };
     match verdict {
         Verdict::Ok => None,
         Verdict::NoSecret => Some(plan.no_secret()),
@@ -196,6 +287,7 @@ struct Plan<'a> {
     image: &'a ExaminedImage,
     name: &'a ImageName,
     accounts: &'a [Name],
+    pull_secret: Option<&'a PullSecretName>,
     context: Option<&'a RegcredContext>,
     managed: &'a [(SecretName, ManagedBy)],
 }
@@ -218,13 +310,13 @@ impl Plan<'_> {
         let missing = self.examination.secrets.iter().find(|secret| secret.state == SecretState::Missing)?;
         let name = missing.name.as_str();
         let description = format!("create the Secret {name} with a login for `{}`", self.name.registry());
-        Some(fix(FixType::CreateSecret, description, Some(name), self.provide(name)))
+        Some(fix(FixType::CreateSecret, description, Some(name), self.provide(name)).applying(self.delivery(name)))
     }
 
     fn unreadable(&self) -> Option<Fix> {
         let secrets = &self.examination.secrets;
         let failing = self.examination.failing_secret();
-        let secret = failing.or_else(|| secrets.iter().find(|secret| secret.is_unreadable()))?;
+        let secret = failing.or_else(|| secrets.iter().map(Arc::as_ref).find(|secret| secret.is_unreadable()))?;
         Some(self.sync(secret).unwrap_or_else(|| self.replace(secret)))
     }
 
@@ -269,11 +361,19 @@ impl Plan<'_> {
     }
 
     fn sync(&self, secret: &ReadSecret) -> Option<Fix> {
-        let owner = self.managed_by(secret)?;
-        let path = format!("/v1/pull-secrets/{owner}/sync");
-        let description = format!("have regcred deliver the Secret {} of the pull secret {owner} again", secret.name);
-        let step = Step::Request { method: "POST", path, body: Value::Null };
-        Some(fix(FixType::SyncPullSecret, description, Some(secret.name.as_str()), vec![step]))
+        self.sync_of(&Name::parse(self.managed_by(secret)?).ok()?, secret.name.as_str())
+    }
+
+    fn sync_of(&self, owner: &Name, secret: &str) -> Option<Fix> {
+        let change = Change::Sync { name: owner.clone() };
+        let description = format!("have regcred deliver the Secret {secret} of the pull secret {owner} again");
+        let steps = vec![self.request(&change)?];
+        Some(fix(FixType::SyncPullSecret, description, Some(secret), steps).applying(Some(change)))
+    }
+
+    /// The request of a change.
+    fn request(&self, change: &Change) -> Option<Step> {
+        Some(change.request(&self.context?.cluster, &self.examination.pod.namespace))
     }
 
     fn rotate(&self) -> Fix {
@@ -298,10 +398,14 @@ impl Plan<'_> {
 
     /// Creates a further Secret and adds it to the list that counts.
     fn add(&self) -> Fix {
-        let name = self.new_name();
-        let mut steps = self.provide(&name);
+        let name = new_secret_name(self.examination, self.name);
         let pod = &self.examination.pod;
         let registry = self.name.registry();
+        let is_of_account = self.examination.from != PullSecretsFrom::Pod;
+        if let Some(declaring) = self.declare(&name).filter(|_| is_of_account) {
+            return declaring;
+        }
+        let mut steps = self.provide(&name);
         if self.examination.from == PullSecretsFrom::Pod {
             steps.extend(self.add_to_own_list(&name));
             let description =
@@ -323,16 +427,58 @@ impl Plan<'_> {
         fix(FixType::AttachServiceAccount, description, Some(&name), steps)
     }
 
+    /// Declares a pull secret that places the Secret in the namespace and adds it to the
+    /// `ServiceAccount`, if regcred has an account for the image.
+    fn declare(&self, secret: &str) -> Option<Fix> {
+        let examination = self.examination;
+        let (cluster, pod) = (&self.context?.cluster, &examination.pod);
+        if self.accounts.is_empty() || examination.is_service_account_missing {
+            return None;
+        }
+        let name = match self.pull_secret? {
+            PullSecretName::Free(name) => name,
+            PullSecretName::Declared(name) => return self.sync_of(name, secret),
+            PullSecretName::Taken => return None,
+        };
+        let (namespace, account) = (&pod.namespace, &pod.service_account);
+        let document = Box::new(Document {
+            accounts: Some(self.accounts.iter().map(Name::to_string).collect()),
+            account_selector: None,
+            secret: SecretDocument { name: secret.to_owned(), secret_type: SecretType::default().as_str().to_owned() },
+            targets: vec![TargetDocument {
+                cluster: cluster.to_string(),
+                namespaces: Some(vec![namespace.to_string()]),
+                namespace_selector: None,
+                exclude_namespaces: Vec::new(),
+            }],
+            service_accounts: vec![account.to_string()],
+            deletion_policy: DeletionPolicy::default(),
+            adopt: false,
+        });
+        let change = Change::Declare { name: name.clone(), document };
+        let mut steps = vec![self.request(&change)?];
+        if let Subject::Pod { .. } = pod.subject {
+            steps.extend(self.recreate());
+        }
+        let description = format!(
+            "declare the pull secret {name}: regcred creates the Secret {secret} with a login for `{}`, keeps it in sync, \
+             and adds it to the ServiceAccount {account}, so that all of its new pods use it",
+            self.name.registry()
+        );
+        Some(fix(FixType::AttachServiceAccount, description, Some(secret), steps).applying(Some(change)))
+    }
+
+    /// Delivery of a Secret, if regcred has an account for the image.
+    fn delivery(&self, secret: &str) -> Option<Change> {
+        let accounts = self.context.map(|_| self.accounts).filter(|accounts| !accounts.is_empty())?;
+        Some(Change::Deliver { secret: secret.to_owned(), accounts: accounts.to_vec() })
+    }
+
     /// Creates a Secret: by regcred if it has an account for the image.
     fn provide(&self, name: &str) -> Vec<Step> {
         let namespace = &self.examination.pod.namespace;
-        if let Some(context) = self.context.filter(|_| !self.accounts.is_empty()) {
-            let accounts: Vec<&str> = self.accounts.iter().map(Name::as_str).collect();
-            return vec![Step::Request {
-                method: "POST",
-                path: format!("/v1/clusters/{}/namespaces/{namespace}/secrets", context.cluster),
-                body: json!({"name": name, "accounts": accounts}),
-            }];
+        if let Some(step) = self.delivery(name).and_then(|delivery| self.request(&delivery)) {
+            return vec![step];
         }
         let key = if self.name.is_on_docker_hub() { DOCKER_HUB_KEY } else { self.name.registry() };
         vec![command(format!(
@@ -382,16 +528,18 @@ impl Plan<'_> {
             format!("kubectl get pod '{name}' -n '{namespace}' -o yaml | kubectl replace --force -f -")
         })]
     }
+}
 
-    /// Name of a new Secret, after the registry. No list has it.
-    fn new_name(&self) -> String {
-        let word = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-        let host: String = self.name.registry().chars().map(word).take(NAME_MAX).collect();
-        let name = format!("pull-{}", host.trim_matches('-'));
-        let is_taken = |name: &str| self.examination.secrets.iter().any(|secret| secret.name.as_str() == name);
-        let numbered = (2..).map(|number| format!("{name}-{number}"));
-        std::iter::once(name.clone()).chain(numbered).find(|name| !is_taken(name)).unwrap_or(name)
-    }
+/// Name of a new Secret, after the registry. No list has it.
+pub(super) fn new_secret_name(examination: &Examination, image: &ImageName) -> String {
+    let word = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let host: String = image.registry().chars().map(word).take(NAME_MAX).collect();
+    let name = format!("pull-{}", host.trim_matches('-'));
+    let of_account = examination.of_service_account.iter().flatten();
+    let taken: Vec<&SecretName> = examination.secrets.iter().map(|secret| &secret.name).chain(of_account).collect();
+    let is_taken = |name: &str| taken.iter().any(|secret| secret.as_str() == name);
+    let numbered = (2..).map(|number| format!("{name}-{number}"));
+    std::iter::once(name.clone()).chain(numbered).find(|name| !is_taken(name)).unwrap_or(name)
 }
 
 /// Whether nothing else is lost with the Secret: it has no other entry, and no owner.

@@ -6,13 +6,14 @@ use uuid::Uuid;
 
 use secrecy::SecretSlice;
 
+use super::node::NodeChoice;
 use crate::domain::{
     invalid::Invalid,
     names::{Name, NamespaceName, PodName, SecretName, ServiceAccountName},
 };
 
 /// Result of reading an object of a cluster.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Lookup<T> {
     /// The object.
     Found(T),
@@ -231,15 +232,6 @@ pub struct Container {
     pub event: Option<PullEvent>,
 }
 
-/// Platform that nodes must have.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct WantedPlatform {
-    /// Operating system; `linux` if absent.
-    pub os: Option<String>,
-    /// Architecture, such as `arm64`; any if absent.
-    pub architecture: Option<String>,
-}
-
 /// Pod, or the template of one.
 #[derive(Debug)]
 pub struct PodFacts {
@@ -255,8 +247,8 @@ pub struct PodFacts {
     pub has_invalid_reference: bool,
     /// Its `ServiceAccount`.
     pub service_account: ServiceAccountName,
-    /// Platform that its node selector requires.
-    pub platform: WantedPlatform,
+    /// Nodes that it can run on.
+    pub nodes: NodeChoice,
 }
 
 /// Value of a Secret, for the time of one diagnosis. `Debug` omits the data.

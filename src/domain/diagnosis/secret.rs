@@ -87,9 +87,9 @@ pub(super) struct ReadEntry {
     pub(super) login: Option<(String, SecretString)>,
 }
 
-/// Pull secret as the kubelet reads it.
+/// Pull secret as the kubelet reads it. It holds its logins.
 #[derive(Debug)]
-pub(super) struct ReadSecret {
+pub struct ReadSecret {
     pub(super) name: SecretName,
     pub(super) state: SecretState,
     pub(super) secret_type: Option<SecretType>,
@@ -103,7 +103,9 @@ pub(super) struct ReadSecret {
 }
 
 impl ReadSecret {
-    pub(super) fn of(name: SecretName, found: Lookup<SecretValue>) -> Self {
+    /// Reads the value of a Secret.
+    #[must_use]
+    pub fn of(name: SecretName, found: Lookup<SecretValue>) -> Self {
         let mut read = Self {
             name,
             state: SecretState::Found,
@@ -121,6 +123,12 @@ impl ReadSecret {
             Lookup::NotRead => read.state = SecretState::NotRead,
         }
         read
+    }
+
+    /// Whether the credential of the cluster may not read it.
+    #[must_use]
+    pub fn is_forbidden(&self) -> bool {
+        self.state == SecretState::Forbidden
     }
 
     fn read_value(&mut self, value: &SecretValue) {

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use rstest::rstest;
 use secrecy::SecretSlice;
 use serde_json::{Value, json};
@@ -23,7 +25,7 @@ fn pod(subject: Subject, images: &[&str], pull_secrets: &[&str]) -> PodFacts {
         pull_secrets: names(pull_secrets),
         has_invalid_reference: false,
         service_account: ServiceAccountName::parse("default").unwrap(),
-        platform: WantedPlatform::default(),
+        nodes: NodeChoice::default(),
     }
 }
 
@@ -52,8 +54,13 @@ fn login(key: &str) -> Lookup<SecretValue> {
     value(&json!({"auths": {key: {"username": "u", "password": "p"}}}))
 }
 
-fn secret(name: &str, found: Lookup<SecretValue>) -> (SecretName, Lookup<SecretValue>) {
-    (SecretName::parse(name).unwrap(), found)
+fn secret(name: &str, found: Lookup<SecretValue>) -> Arc<ReadSecret> {
+    Arc::new(ReadSecret::of(SecretName::parse(name).unwrap(), found))
+}
+
+/// Examination in a cluster without nodes.
+fn examine(pod: PodFacts, service_account: &Lookup<Vec<SecretName>>, secrets: Vec<Arc<ReadSecret>>) -> Examination {
+    Examination::new(pod, service_account, secrets, &Lookup::Found(Vec::new()))
 }
 
 fn report(result: VerificationResult, manifest: ManifestState) -> PullReport {
@@ -125,7 +132,7 @@ fn answer_of_the_registry_decides(
     #[case] fix: Option<FixType>,
 ) {
     let pod = pod(deployment(), &["reg.io/app"], &["pull"]);
-    let examination = Examination::new(pod, &Lookup::Missing, vec![secret("pull", login("reg.io"))]);
+    let examination = examine(pod, &Lookup::Missing, vec![secret("pull", login("reg.io"))]);
     assert_eq!(verdict_of(&examination, &report(result, manifest)), (verdict, fix));
 }
 
@@ -140,7 +147,7 @@ fn answer_of_the_registry_decides(
 #[case::scheme("https://reg.io/v2/", "reg.io/app", Verdict::Ok)]
 fn key_must_match(#[case] key: &str, #[case] image: &str, #[case] verdict: Verdict) {
     let pod = pod(deployment(), &[image], &["pull"]);
-    let examination = Examination::new(pod, &Lookup::Missing, vec![secret("pull", login(key))]);
+    let examination = examine(pod, &Lookup::Missing, vec![secret("pull", login(key))]);
     let works = report(VerificationResult::Valid, ManifestState::Found);
     assert_eq!(verdict_of(&examination, &works).0, verdict);
 }
@@ -150,7 +157,7 @@ fn key_must_match(#[case] key: &str, #[case] image: &str, #[case] verdict: Verdi
 fn login_is_sent_only_to_a_registry_that_its_entry_names() {
     let asked = |subject: Subject, key: &str, image: &str| {
         let pod = pod(subject, &[image], &["pull"]);
-        let examination = Examination::new(pod, &Lookup::Missing, vec![secret("pull", login(key))]);
+        let examination = examine(pod, &Lookup::Missing, vec![secret("pull", login(key))]);
         let (_, _, candidates) = examination.questions().next().unwrap();
         (candidates.len(), candidates.iter().filter(|one| one.question().is_some()).count())
     };
@@ -169,7 +176,7 @@ fn unreadable_secret_fails_every_image_of_the_pod() {
     let broken = value(&json!({"auths": {"quay.io": {"auth": "!"}}}));
     let secrets = vec![secret("good", login("reg.io")), secret("broken", broken)];
     let pod = pod(deployment(), &["reg.io/app", "quay.io/app"], &["good", "broken"]);
-    let examination = Examination::new(pod, &Lookup::Missing, secrets);
+    let examination = examine(pod, &Lookup::Missing, secrets);
     assert!(examination.questions().all(|(_, _, candidates)| candidates.iter().all(|one| one.question().is_none())));
     let works = report(VerificationResult::Valid, ManifestState::Found);
     let diagnosis = diagnose(&examination, &works, &works);
@@ -180,7 +187,7 @@ fn unreadable_secret_fails_every_image_of_the_pod() {
 #[test]
 fn wrong_login_does_not_hide_a_right_one() {
     let secrets = vec![secret("old", login("reg.io")), secret("new", login("reg.io"))];
-    let examination = Examination::new(pod(deployment(), &["reg.io/app"], &["old", "new"]), &Lookup::Missing, secrets);
+    let examination = examine(pod(deployment(), &["reg.io/app"], &["old", "new"]), &Lookup::Missing, secrets);
     let attempts = vec![
         Some(report(VerificationResult::Invalid, ManifestState::Unknown)),
         Some(report(VerificationResult::Valid, ManifestState::Found)),
@@ -194,7 +201,7 @@ fn wrong_login_does_not_hide_a_right_one() {
 #[test]
 fn missing_secret_hides_no_image_that_needs_no_login() {
     let pod = pod(deployment(), &["reg.io/app"], &["gone"]);
-    let examination = Examination::new(pod, &Lookup::Missing, vec![secret("gone", Lookup::Missing)]);
+    let examination = examine(pod, &Lookup::Missing, vec![secret("gone", Lookup::Missing)]);
     assert_eq!(verdict_of(&examination, &refused()), (Verdict::SecretMissing, Some(FixType::CreateSecret)));
     let public = report(VerificationResult::Anonymous, ManifestState::Found);
     assert_eq!(diagnose(&examination, &refused(), &public).images[0].verdict, Verdict::Ok);
@@ -202,10 +209,9 @@ fn missing_secret_hides_no_image_that_needs_no_login() {
 
 #[test]
 fn pod_that_is_older_than_the_list_is_recreated() {
-    let examination =
-        Examination::new(pod(bare_pod(), &["reg.io/app"], &[]), &Lookup::Found(names(&["pull"])), Vec::new());
+    let examination = examine(pod(bare_pod(), &["reg.io/app"], &[]), &Lookup::Found(names(&["pull"])), Vec::new());
     assert_eq!(verdict_of(&examination, &refused()), (Verdict::NoSecret, Some(FixType::RecreatePod)));
-    let examination = Examination::new(pod(bare_pod(), &["reg.io/app"], &[]), &Lookup::Found(Vec::new()), Vec::new());
+    let examination = examine(pod(bare_pod(), &["reg.io/app"], &[]), &Lookup::Found(Vec::new()), Vec::new());
     assert_eq!(verdict_of(&examination, &refused()), (Verdict::NoSecret, Some(FixType::AttachServiceAccount)));
 }
 
@@ -214,28 +220,84 @@ fn pod_that_is_older_than_the_list_is_recreated() {
 #[case("s390x", Verdict::ArchitectureMismatch)]
 fn required_architecture_must_be_in_the_list(#[case] architecture: &str, #[case] verdict: Verdict) {
     let mut pod = pod(deployment(), &["reg.io/app"], &["pull"]);
-    pod.platform.architecture = Some(architecture.to_owned());
-    let examination = Examination::new(pod, &Lookup::Missing, vec![secret("pull", login("reg.io"))]);
+    pod.nodes = NodeChoice::of_architecture(architecture);
+    let examination = examine(pod, &Lookup::Missing, vec![secret("pull", login("reg.io"))]);
     assert!(examination.wants_platforms());
     let mut works = report(VerificationResult::Valid, ManifestState::Found);
     works.platforms = vec![Platform::parse("linux", "amd64").unwrap(), Platform::parse("linux", "arm64").unwrap()];
     assert_eq!(verdict_of(&examination, &works).0, verdict);
 }
 
-#[test]
-fn regcred_delivers_an_account_for_the_image() {
-    let examination = Examination::new(pod(deployment(), &["reg.io/app"], &[]), &Lookup::Found(Vec::new()), Vec::new());
-    let context =
-        RegcredContext { cluster: Name::parse("dev").unwrap(), accounts: vec![vec![Name::parse("prod").unwrap()]] };
+/// Fix of the only image, for a caller that is granted the account `prod` for it.
+fn fix_with_account(examination: &Examination, pull_secret: PullSecretName) -> Fix {
+    let accounts = vec![vec![Name::parse("prod").unwrap()]];
+    let context = RegcredContext { cluster: Name::parse("dev").unwrap(), accounts, pull_secrets: vec![pull_secret] };
     let answers = [ImageAnswers { attempts: Vec::new(), anonymous: Some(refused()) }];
-    let diagnosis = examination.conclude(&answers, &[], Vec::new(), Some(&context));
-    let fix = diagnosis.images[0].fix.as_ref().unwrap();
-    let expected = Step::Request {
+    let mut diagnosis = examination.conclude(&answers, &[], Vec::new(), Some(&context));
+    diagnosis.images.swap_remove(0).fix.unwrap()
+}
+
+fn delivery(secret: &str) -> Step {
+    Step::Request {
         method: "POST",
         path: "/v1/clusters/dev/namespaces/team-a/secrets".to_owned(),
-        body: json!({"name": "pull-reg-io", "accounts": ["prod"]}),
+        body: json!({"name": secret, "accounts": ["prod"]}),
+    }
+}
+
+#[test]
+fn regcred_delivers_the_missing_secret() {
+    let examination =
+        examine(pod(deployment(), &["reg.io/app"], &["gone"]), &Lookup::NotRead, vec![secret("gone", Lookup::Missing)]);
+    let fix = fix_with_account(&examination, PullSecretName::Taken);
+    assert_eq!((fix.kind, &fix.steps[..]), (FixType::CreateSecret, &[delivery("gone")][..]));
+    let accounts = vec![Name::parse("prod").unwrap()];
+    assert_eq!(fix.change, Some(Change::Deliver { secret: "gone".to_owned(), accounts }));
+}
+
+#[test]
+fn regcred_declares_a_pull_secret_for_the_service_account() {
+    let new = |subject: Subject| examine(pod(subject, &["reg.io/app"], &[]), &Lookup::Found(Vec::new()), Vec::new());
+    let name = PullSecretName::of(&NamespaceName::parse("team-a").unwrap(), "pull-reg-io").unwrap();
+    assert_eq!(new(deployment()).new_secret(0).as_deref(), Some("pull-reg-io"));
+
+    let free = fix_with_account(&new(deployment()), PullSecretName::Free(name.clone()));
+    let Step::Request { method: "PUT", path, body } = &free.steps[0] else { panic!("{free:?}") };
+    assert_eq!((path.as_str(), free.steps.len()), ("/v1/pull-secrets/team-a-pull-reg-io", 1));
+    let targets = json!([{"cluster": "dev", "namespaces": ["team-a"]}]);
+    assert_eq!((&body["serviceAccounts"], &body["targets"]), (&json!(["default"]), &targets));
+    assert_eq!((free.kind, free.applicable, free.applied), (FixType::AttachServiceAccount, true, false));
+    // A pod that exists keeps its empty list.
+    let of_pod = fix_with_account(&new(bare_pod()), PullSecretName::Free(name.clone()));
+    assert!(matches!(&of_pod.steps[..], [Step::Request { .. }, Step::Command { .. }]), "{of_pod:?}");
+
+    let declared = fix_with_account(&new(deployment()), PullSecretName::Declared(name.clone()));
+    assert_eq!((declared.kind, declared.change), (FixType::SyncPullSecret, Some(Change::Sync { name })));
+    let taken = fix_with_account(&new(deployment()), PullSecretName::Taken);
+    assert_eq!((&taken.steps[0], taken.applicable, taken.steps.len()), (&delivery("pull-reg-io"), false, 2));
+}
+
+#[test]
+fn platforms_of_the_nodes_are_compared_with_the_list() {
+    let node = |architecture: &str| Node {
+        name: architecture.to_owned(),
+        labels: [("kubernetes.io/os", "linux"), ("kubernetes.io/arch", architecture)]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
     };
-    assert_eq!((fix.kind, &fix.steps[0]), (FixType::AttachServiceAccount, &expected));
+    let mut works = report(VerificationResult::Anonymous, ManifestState::Found);
+    works.platforms = vec![Platform::parse("linux", "arm64").unwrap()];
+    for (architectures, verdict, sentence) in [
+        (&["arm64"][..], Verdict::Ok, "it needs no login"),
+        (&["amd64", "arm64"], Verdict::Ok, "not by nodes with linux/amd64"),
+        (&["amd64"], Verdict::ArchitectureMismatch, "no manifest for linux/amd64"),
+    ] {
+        let nodes = Lookup::Found(architectures.iter().map(|one| node(one)).collect());
+        let pod = pod(deployment(), &["reg.io/app"], &[]);
+        let examination = Examination::new(pod, &Lookup::Found(Vec::new()), Vec::new(), &nodes);
+        let image = diagnose(&examination, &works, &works).images.swap_remove(0);
+        assert!(image.verdict == verdict && image.sentence.contains(sentence), "{image:?}");
+    }
 }
 
 #[test]
@@ -246,7 +308,7 @@ fn diagnosis_contains_no_login() {
         "x CANARY": {"auth": "CANARY!"},
     }});
     let pod = pod(deployment(), &["reg.io/app", "https://CANARY@reg.io/app"], &["pull"]);
-    let examination = Examination::new(pod, &Lookup::Missing, vec![secret("pull", value(&document))]);
+    let examination = examine(pod, &Lookup::Missing, vec![secret("pull", value(&document))]);
     let diagnosis = diagnose(&examination, &refused(), &refused());
     let shown = serde_json::to_string(&diagnosis).unwrap();
     assert!(!shown.contains("CANARY") && !shown.contains("Q0FOQVJZ"), "{shown}");

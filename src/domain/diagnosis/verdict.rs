@@ -56,20 +56,23 @@ pub(super) fn judge(examination: &Examination, index: usize, answers: &ImageAnsw
 
 /// The registry delivers the image.
 fn delivered(examination: &Examination, image: &ImageReference, report: &PullReport, how: &str) -> Judgement {
-    let wanted = &examination.pod.platform;
-    let os = wanted.os.as_deref().unwrap_or("linux");
-    let fits = |platform: &Platform| {
-        platform.os == os && wanted.architecture.as_ref().is_none_or(|one| *one == platform.architecture)
-    };
-    if report.platforms.is_empty() || wanted.architecture.is_none() || report.platforms.iter().any(fits) {
+    let is_list = !report.platforms.is_empty();
+    let lacking: Vec<&Platform> =
+        examination.platforms.iter().filter(|platform| is_list && !report.platforms.contains(platform)).collect();
+    if lacking.is_empty() {
         return verdict(Verdict::Ok, format!("`{image}` can be pulled: {how}"));
     }
-    let architecture = wanted.architecture.as_deref().unwrap_or_default();
-    let shown: Vec<String> = report.platforms.iter().map(ToString::to_string).collect();
-    verdict(
-        Verdict::ArchitectureMismatch,
-        format!("`{image}` has no manifest for {os}/{architecture}, which the pod requires, only {}", shown.join(", ")),
-    )
+    let (nodes, found) = (shown(lacking.iter().copied()), shown(&report.platforms));
+    if lacking.len() < examination.platforms.len() {
+        let sentence = format!("`{image}` can be pulled: {how}; but not by nodes with {nodes}, because it has {found}");
+        return verdict(Verdict::Ok, sentence);
+    }
+    let sentence = format!("`{image}` has no manifest for {nodes}, which the pod or its nodes require, only {found}");
+    verdict(Verdict::ArchitectureMismatch, sentence)
+}
+
+fn shown<'a>(platforms: impl IntoIterator<Item = &'a Platform>) -> String {
+    platforms.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// No entry that matches works. The kubelet does not try without a login then.

@@ -34,6 +34,8 @@ struct Case {
     fix: Option<&'static str>,
     /// Whether the fix, applied literally, leads to `ok`.
     is_fixed: bool,
+    /// Login that the fix is carried out with; that of the image's registry if absent.
+    login: Option<(&'static str, &'static str)>,
     /// Part of the sentence of that image.
     sentence: String,
 }
@@ -49,6 +51,7 @@ fn case(what: &'static str, objects: Vec<Value>, verdict: &'static str) -> Case 
         verdicts: vec![verdict],
         fix: None,
         is_fixed: false,
+        login: None,
         sentence: String::new(),
     }
 }
@@ -57,6 +60,11 @@ impl Case {
     /// The fix has this type and leads to `ok`.
     fn fixed_by(self, fix: &'static str) -> Self {
         Self { fix: Some(fix), is_fixed: true, ..self }
+    }
+
+    /// As [`fixed_by`](Self::fixed_by), with this login.
+    fn fixed_with(self, fix: &'static str, login: (&'static str, &'static str)) -> Self {
+        Self { login: Some(login), ..self.fixed_by(fix) }
     }
 
     /// The fix has this type and cannot be carried out by commands.
@@ -70,7 +78,7 @@ impl Case {
 }
 
 async fn check(doctor: &Doctor, case: Case) {
-    let Case { what, of_account, objects, object, verdicts, fix, is_fixed, sentence } = case;
+    let Case { what, of_account, objects, object, verdicts, fix, is_fixed, login, sentence } = case;
     let namespace = namespace_with(of_account, objects).await;
 
     let diagnosis = doctor.diagnose(&namespace, object).await;
@@ -94,7 +102,8 @@ async fn check(doctor: &Doctor, case: Case) {
         } else {
             &doctor.a
         };
-        doctor.apply(&wrong["fix"], (&registry.username, &registry.password)).await;
+        let login = login.unwrap_or((&registry.username, &registry.password));
+        doctor.apply(&wrong["fix"], login).await;
         let after = doctor.diagnose(&namespace, object).await;
         assert_eq!(after["ok"], true, "{what}: after the fix: {after:#}\n{:#}", wrong["fix"]);
     }
@@ -259,8 +268,11 @@ async fn entries_that_do_not_match_or_do_not_work_are_diagnosed(pool: PgPool) {
     }
 }
 
+/// Login that the token service accepts.
+const MARTIN: (&str, &str) = ("martin", "canary-password");
+
 /// A registry whose images have a manifest list with one platform.
-fn arm64_image() -> SocketAddr {
+pub fn arm64_image() -> SocketAddr {
     let list = json!({"manifests": [{"platform": {"os": "linux", "architecture": "arm64"}}]}).to_string();
     let (address, _) = serve(move |request| {
         let media_type = ("Content-Type", "application/vnd.oci.image.index.v1+json");
@@ -299,6 +311,7 @@ async fn failures_of_registries_are_diagnosed(pool: PgPool) {
         vec![deployment]
     };
     let token_address = tokens.address.to_string();
+    let of_tokens = format!("{token_address}/os/alpine:3");
     for case in [
         case("no such tag", at(&format!("{}/os/alpine:missing", a.address)), "imageNotFound").advised("correctImage"),
         case("no such repository", at(&format!("{}/os/nothing:1", a.address)), "imageNotFound").advised("correctImage"),
@@ -318,9 +331,13 @@ async fn failures_of_registries_are_diagnosed(pool: PgPool) {
         case("an open registry and a login", with(&open.address.to_string(), "martin", "os/alpine:3"), "ok"),
         case("a login without access", with(&token_address, "lena", "os/alpine:3"), "noAccess").advised("grantAccess"),
         case("a wrong login at a token service", with(&token_address, "wrong", "os/alpine:3"), "credentialInvalid")
-            .advised("replaceSecret"),
+            .fixed_with("replaceSecret", MARTIN),
         case("an expired robot account", with(&token_address, "harbor", "os/alpine:3"), "credentialInvalid")
-            .advised("replaceSecret"),
+            .fixed_with("replaceSecret", MARTIN),
+        case("no Secret for a token service", vec![deployment(&[&of_tokens], &[])], "noSecret")
+            .fixed_with("attachServiceAccount", MARTIN),
+        case("a missing Secret for a token service", vec![deployment(&[&of_tokens], &["gone"])], "secretMissing")
+            .fixed_with("createSecret", MARTIN),
         case("a login at a token service", with(&token_address, "martin", "os/alpine:3"), "ok"),
         case("another architecture", on("s390x"), "architectureMismatch").advised("buildPlatform"),
         case("the right architecture", on("arm64"), "ok"),

@@ -35,7 +35,7 @@ async fn printed_rules_permit_a_diagnosis_in_one_namespace(pool: PgPool) {
         .iter()
         .map(|one| one["resource"].as_str().expect("a resource"))
         .collect();
-    assert_eq!(missing, ["serviceaccounts", "secrets"], "{partly:#}");
+    assert_eq!(missing, ["serviceaccounts", "nodes", "secrets"], "{partly:#}");
     let found = &partly["images"][0];
     assert_eq!((&found["verdict"], &found["fix"]["type"]), (&json!("unknown"), &json!("grantRights")), "{partly:#}");
     assert_eq!(partly["pullSecrets"][0]["state"], "forbidden");
@@ -46,7 +46,13 @@ async fn printed_rules_permit_a_diagnosis_in_one_namespace(pool: PgPool) {
     let printed = installation.run(&rbac).await;
     assert_eq!(printed.code, Some(0), "{printed:?}");
     assert!(printed.stderr.contains("permits the subject to read every Secret"), "{printed:?}");
-    assert!(printed.stdout.contains("kind: Role\n") && !printed.stdout.contains("kind: ClusterRole\n"), "{printed:?}");
+    // Of the whole cluster, only nodes.
+    let manifests: Vec<Value> = serde_saphyr::from_multiple(&printed.stdout).expect("YAML");
+    let of_cluster: Vec<&Value> = manifests.iter().filter(|one| one["kind"] == "ClusterRole").collect();
+    assert_eq!(of_cluster.len(), 1, "{printed:?}");
+    let nodes = json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]);
+    assert_eq!(of_cluster[0]["rules"], nodes);
+    assert!(printed.stdout.contains("kind: Role\n"), "{printed:?}");
     kubernetes::kubectl(&["apply", "-f", "-"], &printed.stdout);
 
     // The API server enforces new rules with a delay.
@@ -63,5 +69,5 @@ async fn printed_rules_permit_a_diagnosis_in_one_namespace(pool: PgPool) {
     let without = installation.run(&["cluster", "rbac", "--cluster", &cluster, "--doctor"]).await;
     assert!(without.code != Some(0) && without.stderr.contains("--doctor=NAMESPACE"), "{without:?}");
     let everywhere = installation.must_run(&["cluster", "rbac", "--cluster", &cluster, "--doctor=*"]).await;
-    assert!(everywhere.contains("kind: ClusterRole\n"), "{everywhere}");
+    assert!(everywhere.contains("kind: ClusterRole\n") && !everywhere.contains("kind: Role\n"), "{everywhere}");
 }

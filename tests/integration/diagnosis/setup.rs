@@ -56,6 +56,8 @@ impl Doctor {
             }
             let method = step["method"].as_str().expect("a method");
             let request = self.admin.request(method, step["path"].as_str().expect("a path"));
+            // Returns once pull secrets are delivered.
+            let request = request.header("prefer", "wait=30");
             let request = if step["body"].is_null() { request } else { request.json(&step["body"]) };
             let answer = self.admin.send(request).await;
             assert!(answer.status < 300, "{step}: {answer:?}");
