@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Diagnosed, Local, Object};
 use crate::{
-    cli::CliError,
+    cli::{CliError, argument},
     clients::{cluster::ClusterClient, outbound::Guard, registry::RegistryClient},
     config::{Reader, variable},
     domain::{
@@ -32,7 +32,7 @@ impl Local {
         let (client, of_context) = opened.map_err(ServiceError::from)?;
         let namespace = match &self.namespace {
             Some(namespace) => namespace.clone(),
-            None => super::super::argument("the namespace of the context", NamespaceName::parse(&of_context))?,
+            None => argument("the namespace of the context", NamespaceName::parse(&of_context))?,
         };
         let objects = match object {
             Some(object) => vec![object.clone()],

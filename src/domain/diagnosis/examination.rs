@@ -239,7 +239,7 @@ impl Examination {
 
     /// Whether a pull secret makes every pull of the pod fail.
     pub(super) fn failing_secret(&self) -> Option<&ReadSecret> {
-        self.secrets.iter().map(Arc::as_ref).find(|secret| secret.fails_pod)
+        self.secrets.iter().find(|secret| secret.fails_pod).map(Arc::as_ref)
     }
 
     fn diagnosed(

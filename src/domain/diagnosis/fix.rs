@@ -316,7 +316,7 @@ impl Plan<'_> {
     fn unreadable(&self) -> Option<Fix> {
         let secrets = &self.examination.secrets;
         let failing = self.examination.failing_secret();
-        let secret = failing.or_else(|| secrets.iter().map(Arc::as_ref).find(|secret| secret.is_unreadable()))?;
+        let secret = failing.or_else(|| secrets.iter().find(|secret| secret.is_unreadable()).map(Arc::as_ref))?;
         Some(self.sync(secret).unwrap_or_else(|| self.replace(secret)))
     }
 

@@ -56,8 +56,7 @@ struct QuestionKey {
 
 impl PartialEq for QuestionKey {
     fn eq(&self, other: &Self) -> bool {
-        let login = |key: &Self| key.login.as_ref().map(|(user, password)| (user.clone(), password.clone()));
-        let has_same_login = match (login(self), login(other)) {
+        let has_same_login = match (&self.login, &other.login) {
             (None, None) => true,
             (Some((user, password)), Some((other_user, other_password))) => {
                 user == other_user && password.expose_secret() == other_password.expose_secret()

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Maximum number of Secrets that one diagnosis reads.
-pub(super) const SECRETS_MAX: usize = 20;
+const SECRETS_MAX: usize = 20;
 /// Maximum number of concurrent reads.
 const CONCURRENCY: usize = 4;
 

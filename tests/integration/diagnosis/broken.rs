@@ -102,7 +102,7 @@ async fn check(doctor: &Doctor, case: Case) {
         } else {
             &doctor.a
         };
-        let login = login.unwrap_or((&registry.username, &registry.password));
+        let login = login.unwrap_or((registry.username.as_str(), registry.password.as_str()));
         doctor.apply(&wrong["fix"], login).await;
         let after = doctor.diagnose(&namespace, object).await;
         assert_eq!(after["ok"], true, "{what}: after the fix: {after:#}\n{:#}", wrong["fix"]);

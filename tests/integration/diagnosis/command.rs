@@ -1,6 +1,6 @@
 //! `regcred doctor`, through a service and with a kubeconfig.
 
-use std::{fs::Permissions, os::unix::fs::PermissionsExt, process::Command};
+use std::process::Command;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -139,21 +139,16 @@ async fn exec_plugin_of_a_kubeconfig_provides_the_credential() {
     let credential = json!({
         "apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": token},
     });
-    let plugin = |name: &str, script: String| {
-        let path = folder.write(name, format!("#!/bin/sh\n{script}\n"));
-        std::fs::set_permissions(&path, Permissions::from_mode(0o700)).expect("permissions");
-        path
-    };
-    let good = plugin("good", format!("echo '{credential}'"));
-    let failing = plugin("failing", format!("echo '{CANARY}'; exit 1"));
-    for (program, code) in [(good, 0), (failing, 2)] {
+    let failing = format!("echo '{CANARY}'; exit 1");
+    for (script, code) in [(format!("echo '{credential}'"), 0), (failing, 2)] {
         let kubeconfig = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
             "clusters": [{"name": "c", "cluster": {
                 "server": kubernetes::server(), "certificate-authority": kubernetes::path("ca.crt"),
             }}],
             "users": [{"name": "u", "user": {"exec": {
-                "apiVersion": "client.authentication.k8s.io/v1", "command": program, "interactiveMode": "Never",
+                "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": ["-c", script],
+                "interactiveMode": "Never",
             }}}],
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": namespace}}],
         });
