@@ -53,7 +53,7 @@ impl ClusterClient {
                                          pods`, which runs the same plugin"
                         .to_owned()
                 }
-                _ => "the certificates of the kubeconfig cannot be used".to_owned(),
+                _ => "the certificates or the proxy of the kubeconfig cannot be used".to_owned(),
             })
         })?;
         let client = Self {
