@@ -188,17 +188,17 @@ impl Examination {
         context: Option<&RegcredContext>,
     ) -> Diagnosis {
         let none = ImageAnswers::default();
-        let images: Vec<DiagnosedImage> = self
-            .images
-            .iter()
-            .enumerate()
-            .map(|(index, image)| {
-                let answers = answers.get(index).unwrap_or(&none);
-                let Judgement { verdict, sentence } = judge(self, index, answers);
-                let fix = fix::propose(self, index, verdict, managed, context);
-                self.diagnosed(image, answers, (verdict, sentence), fix)
-            })
-            .collect();
+        let answers: Vec<&ImageAnswers> =
+            (0..self.images.len()).map(|index| answers.get(index).unwrap_or(&none)).collect();
+        let judgements: Vec<Judgement> =
+            answers.iter().enumerate().map(|(index, answers)| judge(self, index, answers)).collect();
+        let verdicts: Vec<Verdict> = judgements.iter().map(|judgement| judgement.verdict).collect();
+        let images = self.images.iter().zip(answers).zip(judgements).enumerate();
+        let images = images.map(|(index, ((image, answers), judgement))| {
+            let fix = fix::propose(self, index, &verdicts, managed, context);
+            self.diagnosed(image, answers, judgement, fix)
+        });
+        let images: Vec<DiagnosedImage> = images.collect();
         let problems = self.problems();
         Diagnosis {
             ok: problems.is_empty() && images.iter().all(|image| image.verdict == Verdict::Ok),
@@ -246,7 +246,7 @@ impl Examination {
         &self,
         image: &ExaminedImage,
         answers: &ImageAnswers,
-        (verdict, sentence): (Verdict, String),
+        Judgement { verdict, sentence }: Judgement,
         fix: Option<fix::Fix>,
     ) -> DiagnosedImage {
         let works_at = answers.attempts.iter().position(|one| one.as_ref().is_some_and(PullReport::pulls));

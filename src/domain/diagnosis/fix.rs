@@ -204,20 +204,20 @@ fn command(command: String) -> Step {
     Step::Command { command }
 }
 
-/// Proposes a remedy for the verdict about an image.
+/// Proposes a remedy for the verdict about an image; `verdicts` has those of all images.
 pub(super) fn propose(
     examination: &Examination,
     index: usize,
-    verdict: Verdict,
+    verdicts: &[Verdict],
     managed: &[(SecretName, ManagedBy)],
     context: Option<&RegcredContext>,
 ) -> Option<Fix> {
-    let image = examination.images.get(index)?;
-    let accounts = context.and_then(|context| context.accounts.get(index)).map_or(&[][..], Vec::as_slice);
+    let (image, verdict) = (examination.images.get(index)?, *verdicts.get(index)?);
     let Some(reference) = &image.reference else {
         let why = image.invalid.as_deref().unwrap_or("the image reference is invalid");
         return Some(fix(FixType::CorrectImage, why, None, Vec::new()));
     };
+    let accounts = context.map(|context| accounts_for(index, verdicts, context)).unwrap_or_default();
     let pull_secret = context.and_then(|context| context.pull_secrets.get(index));
     let plan = Plan { examination, image, name: &reference.name, accounts, pull_secret, context, managed };
     match verdict {
@@ -235,6 +235,23 @@ pub(super) fn propose(
         | Verdict::TlsError
         | Verdict::ArchitectureMismatch => Some(outside(verdict, &reference.name)),
     }
+}
+
+/// Accounts of the Secret for an image. A missing Secret serves all images that lack it.
+fn accounts_for(index: usize, verdicts: &[Verdict], context: &RegcredContext) -> Vec<Name> {
+    let own = context.accounts.get(index).cloned().unwrap_or_default();
+    if own.is_empty() || verdicts.get(index) != Some(&Verdict::SecretMissing) {
+        return own;
+    }
+    let mut accounts: Vec<Name> = Vec::new();
+    for (verdict, of_image) in verdicts.iter().zip(&context.accounts) {
+        for account in of_image {
+            if *verdict == Verdict::SecretMissing && !accounts.contains(account) {
+                accounts.push(account.clone());
+            }
+        }
+    }
+    accounts
 }
 
 /// Remedy that is outside the cluster and regcred.
@@ -286,7 +303,7 @@ struct Plan<'a> {
     examination: &'a Examination,
     image: &'a ExaminedImage,
     name: &'a ImageName,
-    accounts: &'a [Name],
+    accounts: Vec<Name>,
     pull_secret: Option<&'a PullSecretName>,
     context: Option<&'a RegcredContext>,
     managed: &'a [(SecretName, ManagedBy)],
@@ -470,8 +487,8 @@ impl Plan<'_> {
 
     /// Delivery of a Secret, if regcred has an account for the image.
     fn delivery(&self, secret: &str) -> Option<Change> {
-        let accounts = self.context.map(|_| self.accounts).filter(|accounts| !accounts.is_empty())?;
-        Some(Change::Deliver { secret: secret.to_owned(), accounts: accounts.to_vec() })
+        let has_account = self.context.is_some() && !self.accounts.is_empty();
+        has_account.then(|| Change::Deliver { secret: secret.to_owned(), accounts: self.accounts.clone() })
     }
 
     /// Creates a Secret: by regcred if it has an account for the image.

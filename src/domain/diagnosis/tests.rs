@@ -256,6 +256,27 @@ fn regcred_delivers_the_missing_secret() {
 }
 
 #[test]
+fn missing_secret_gets_the_accounts_of_all_images_that_lack_it() {
+    let pod = pod(deployment(), &["reg.io/app", "quay.io/app", "open.io/app"], &["gone"]);
+    let examination = examine(pod, &Lookup::NotRead, vec![secret("gone", Lookup::Missing)]);
+    let accounts = ["reg", "quay", "open"].map(|name| vec![Name::parse(name).unwrap()]);
+    let context = RegcredContext {
+        cluster: Name::parse("dev").unwrap(),
+        accounts: accounts.to_vec(),
+        pull_secrets: vec![PullSecretName::Taken; 3],
+    };
+    let answer = |anonymous| ImageAnswers { attempts: Vec::new(), anonymous: Some(anonymous) };
+    let open = report(VerificationResult::Anonymous, ManifestState::Found);
+    let diagnosis =
+        examination.conclude(&[answer(refused()), answer(refused()), answer(open)], &[], Vec::new(), Some(&context));
+    let expected = Change::Deliver { secret: "gone".to_owned(), accounts: accounts[..2].concat() };
+    for image in &diagnosis.images[..2] {
+        assert_eq!(image.fix.as_ref().and_then(|fix| fix.change.as_ref()), Some(&expected));
+    }
+    assert_eq!(diagnosis.images[2].verdict, Verdict::Ok);
+}
+
+#[test]
 fn regcred_declares_a_pull_secret_for_the_service_account() {
     let new = |subject: Subject| examine(pod(subject, &["reg.io/app"], &[]), &Lookup::Found(Vec::new()), Vec::new());
     let name = PullSecretName::of(&NamespaceName::parse("team-a").unwrap(), "pull-reg-io").unwrap();

@@ -64,7 +64,10 @@ async fn applied_fix_declares_a_pull_secret_for_the_service_account(pool: PgPool
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn applied_fix_delivers_the_missing_secret(pool: PgPool) {
     let doctor = with_account(pool).await;
-    let web = deployment(&[&Doctor::image_of(&doctor.a)], &["gone"]);
+    let b = &doctor.b;
+    doctor.app.register_account("prod-b", &b.address, &b.username, &b.password).await;
+    // One Secret for two registries.
+    let web = deployment(&[&Doctor::image_of(&doctor.a), &Doctor::image_of(b)], &["gone"]);
     let namespace = namespace_with(&[], vec![web]).await;
 
     let applied = apply(&doctor.admin, &namespace).await;
