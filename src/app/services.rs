@@ -13,11 +13,12 @@ use super::AppError;
 use crate::{
     clients::{
         cluster::{ClusterClientConfig, ClusterMetrics},
+        mint::MintClient,
         oidc::IssuerClient,
         outbound::Guard,
         registry::RegistryClient,
     },
-    config::{IdentityConfig, VerifyConfig},
+    config::{IdentityConfig, MintConfig, VerifyConfig},
     crypto::{api_key::KeyChecker, certificate::ServerCertificate, cursor::CursorKey, pepper::Peppers, sealer::Sealer},
     metrics::{Metrics, Sources},
     service::{
@@ -31,6 +32,7 @@ use crate::{
         identity_providers::IdentityProviders,
         imports::Imports,
         keys::Keys,
+        mints::Mints,
         progress::Streams,
         pull_secrets::PullSecrets,
         reconcile::{ReconcileConfig, Reconciler},
@@ -60,6 +62,7 @@ pub struct ServicesConfig {
     pub verify: VerifyConfig,
     pub reconcile: ReconcileConfig,
     pub identity: IdentityConfig,
+    pub mint: MintConfig,
     pub api_key_lifetime_max: Option<TimeDelta>,
 }
 
@@ -72,6 +75,7 @@ pub struct Services {
     pub idempotency_keys: Data<IdempotencyKeys>,
     identity_providers: Data<IdentityProviders>,
     accounts: Data<Accounts>,
+    mints: Mints,
     verifications: Data<Verifications>,
     imports: Data<Imports>,
     docker_configs: Data<DockerConfigs>,
@@ -96,7 +100,7 @@ pub struct Services {
 impl Services {
     pub fn build(foundation: Foundation, config: ServicesConfig) -> Result<Self, AppError> {
         let Foundation { pool, sealer, peppers, audit, audit_writer } = foundation;
-        let ServicesConfig { clusters, verify, reconcile, identity, api_key_lifetime_max } = config;
+        let ServicesConfig { clusters, verify, reconcile, identity, mint, api_key_lifetime_max } = config;
         let cluster_calls = clusters.metrics.clone();
         let keys = Arc::new(Keys::new(pool.clone(), sealer.clone(), peppers.clone()));
         let idempotency_keys = IdempotencyKeys::new(pool.clone(), peppers.clone());
@@ -107,8 +111,22 @@ impl Services {
         let clusters = Clusters::new(pool.clone(), sealer.clone(), clusters, audit.clone());
         let registries = RegistryClient::new(Guard::new(verify.allowed), verify.registries);
         let verifications = Verifications::new(pool.clone(), sealer.clone(), registries, audit_writer.clone());
-        let accounts =
-            Accounts::new(pool.clone(), row_cache.clone(), sealer.clone(), audit.clone(), verifications.clone());
+        let mints = Mints::new(
+            pool.clone(),
+            row_cache.clone(),
+            sealer.clone(),
+            audit.clone(),
+            clusters.clone(),
+            MintClient::new(|| Guard::new(mint.allowed.clone()), mint.client),
+        );
+        let accounts = Accounts::new(
+            pool.clone(),
+            row_cache.clone(),
+            sealer.clone(),
+            audit.clone(),
+            verifications.clone(),
+            mints.clone(),
+        );
         let docker_configs = DockerConfigs::new(pool.clone(), row_cache.clone(), sealer.clone(), audit_writer.clone());
         let token_authenticator = token_authenticator(pool.clone(), clusters.clone(), identity)?;
         let pull_secrets = PullSecrets::new(pool.clone(), audit.clone());
@@ -134,6 +152,7 @@ impl Services {
             secrets: Data::new(secrets),
             audit_events: Data::new(AuditEvents::new(pool.clone(), audit_writer.clone())),
             accounts: Data::new(accounts),
+            mints,
             verifications: Data::new(verifications),
             docker_configs: Data::new(docker_configs),
             clusters: Data::new(clusters),
@@ -186,6 +205,7 @@ impl Services {
             checker: self.checker.clone(),
             keys: self.keys.clone(),
             verifications: self.verifications.metrics(),
+            mints: self.mints.metrics(),
             audit: self.audit_writer.metrics(),
             tokens: self.token_authenticator.metrics(),
             pull_secrets: self.reconciler.metrics(),
@@ -200,6 +220,7 @@ impl Services {
     pub fn for_worker(&self) -> worker::Services {
         worker::Services {
             verifications: self.verifications.get_ref().clone(),
+            mints: self.mints.clone(),
             reconciler: self.reconciler.get_ref().clone(),
             clusters: self.clusters.get_ref().clone(),
         }

@@ -351,7 +351,7 @@ async fn deliver_by_pull_secret(client: &Client, namespace: &str, outputs: &mut 
 }
 
 /// Dumps the database, including sealed values.
-fn dump(pool: &PgPool) -> String {
+pub fn dump(pool: &PgPool) -> String {
     let mut url = pool.connect_options().to_url_lossy();
     // These parameters are specific to the driver.
     url.set_query(None);

@@ -33,6 +33,7 @@ mod leaks;
 mod lifecycle;
 mod lists;
 mod memory;
+mod mints;
 mod narrow_keys;
 mod openapi;
 mod peppers;

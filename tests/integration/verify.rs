@@ -9,6 +9,7 @@ mod command;
 mod health;
 pub mod listening;
 mod lookups;
+mod minted;
 mod proxied;
-mod registries;
+pub mod registries;
 mod token_service;
