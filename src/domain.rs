@@ -14,6 +14,7 @@ pub mod invalid;
 pub mod jwk;
 pub mod listing;
 pub mod matching;
+pub mod mint;
 pub mod names;
 pub mod network;
 pub mod origin;

@@ -27,6 +27,7 @@ mod identity_providers;
 mod imports;
 mod me;
 mod merge_patch;
+mod mints;
 mod normalize;
 mod openapi;
 mod operation;
@@ -99,6 +100,7 @@ fn api_routes(config: &mut ServiceConfig) {
             .service(accounts::update_account)
             .service(accounts::delete_account)
             .service(verification::verify_account)
+            .service(mints::mint_account)
             .service(imports::import_accounts)
             .service(docker_configs::explain_docker_config)
             .service(clusters::create_cluster)

@@ -13,11 +13,12 @@ use super::AppError;
 use crate::{
     clients::{
         cluster::{ClusterClientConfig, ClusterMetrics},
+        mint::MintClient,
         oidc::IssuerClient,
         outbound::Guard,
         registry::RegistryClient,
     },
-    config::{IdentityConfig, VerifyConfig},
+    config::{IdentityConfig, MintConfig, VerifyConfig},
     crypto::{api_key::KeyChecker, certificate::ServerCertificate, cursor::CursorKey, pepper::Peppers, sealer::Sealer},
     metrics::{Metrics, Sources},
     service::{
@@ -32,6 +33,7 @@ use crate::{
         identity_providers::IdentityProviders,
         imports::Imports,
         keys::Keys,
+        mints::Mints,
         progress::Streams,
         pull_secrets::PullSecrets,
         reconcile::{ReconcileConfig, Reconciler},
@@ -61,6 +63,7 @@ pub struct ServicesConfig {
     pub verify: VerifyConfig,
     pub reconcile: ReconcileConfig,
     pub identity: IdentityConfig,
+    pub mint: MintConfig,
     pub api_key_lifetime_max: Option<TimeDelta>,
 }
 
@@ -73,6 +76,7 @@ pub struct Services {
     pub idempotency_keys: Data<IdempotencyKeys>,
     identity_providers: Data<IdentityProviders>,
     accounts: Data<Accounts>,
+    mints: Mints,
     verifications: Data<Verifications>,
     imports: Data<Imports>,
     docker_configs: Data<DockerConfigs>,
@@ -99,7 +103,7 @@ pub struct Services {
 impl Services {
     pub fn build(foundation: Foundation, config: ServicesConfig) -> Result<Self, AppError> {
         let Foundation { pool, sealer, peppers, audit, audit_writer } = foundation;
-        let ServicesConfig { clusters, verify, reconcile, identity, api_key_lifetime_max } = config;
+        let ServicesConfig { clusters, verify, reconcile, identity, mint, api_key_lifetime_max } = config;
         let cluster_calls = clusters.metrics.clone();
         let keys = Arc::new(Keys::new(pool.clone(), sealer.clone(), peppers.clone()));
         let idempotency_keys = IdempotencyKeys::new(pool.clone(), peppers.clone());
@@ -111,8 +115,22 @@ impl Services {
         let clusters = Clusters::new(pool.clone(), sealer.clone(), clusters, audit.clone());
         let registries = Arc::new(RegistryClient::new(Guard::new(verify.allowed), verify.registries));
         let verifications = Verifications::new(pool.clone(), sealer.clone(), registries.clone(), audit_writer.clone());
-        let accounts =
-            Accounts::new(pool.clone(), row_cache.clone(), sealer.clone(), audit.clone(), verifications.clone());
+        let mints = Mints::new(
+            pool.clone(),
+            row_cache.clone(),
+            sealer.clone(),
+            audit.clone(),
+            clusters.clone(),
+            MintClient::new(|| Guard::new(mint.allowed.clone()), mint.client),
+        );
+        let accounts = Accounts::new(
+            pool.clone(),
+            row_cache.clone(),
+            sealer.clone(),
+            audit.clone(),
+            verifications.clone(),
+            mints.clone(),
+        );
         let docker_configs = DockerConfigs::new(pool.clone(), row_cache.clone(), sealer.clone(), audit_writer.clone());
         let token_authenticator = token_authenticator(pool.clone(), clusters.clone(), identity)?;
         let pull_secrets = PullSecrets::new(pool.clone(), audit.clone());
@@ -138,6 +156,7 @@ impl Services {
             diagnoses: Data::new(diagnoses),
             audit_events: Data::new(AuditEvents::new(pool.clone(), audit_writer.clone())),
             accounts: Data::new(accounts),
+            mints,
             verifications: Data::new(verifications),
             docker_configs: Data::new(docker_configs),
             clusters: Data::new(clusters),
@@ -192,6 +211,7 @@ impl Services {
             checker: self.checker.clone(),
             keys: self.keys.clone(),
             verifications: self.verifications.metrics(),
+            mints: self.mints.metrics(),
             audit: self.audit_writer.metrics(),
             tokens: self.token_authenticator.metrics(),
             pull_secrets: self.reconciler.metrics(),
@@ -206,6 +226,7 @@ impl Services {
     pub fn for_worker(&self) -> worker::Services {
         worker::Services {
             verifications: self.verifications.get_ref().clone(),
+            mints: self.mints.clone(),
             reconciler: self.reconciler.get_ref().clone(),
             clusters: self.clusters.get_ref().clone(),
         }

@@ -48,7 +48,7 @@ mod watch;
 
 pub use access_review::{AccessReviews, MissingRight, ReviewsExhausted};
 pub use cache::ClusterClients;
-pub use check::{Check, CheckProblem, LackingPullSecret, Permission};
+pub use check::{Check, CheckProblem, LackingAccount, LackingPullSecret, Permission};
 pub use connection::{admit, resolve_in_cluster};
 pub use error::ClusterError;
 pub use metrics::ClusterMetrics;

@@ -8,7 +8,6 @@
 mod challenge;
 mod check;
 mod endpoint;
-mod host_limits;
 mod token;
 mod token_service;
 
@@ -19,9 +18,9 @@ use tokio::time::Instant;
 
 #[cfg(fuzzing)]
 pub use self::challenge::{Challenge, parse as parse_challenge};
-use self::{check::LoginCheck, host_limits::HostLimits};
+use self::check::LoginCheck;
 use crate::{
-    clients::outbound::{Guard, OutboundClient, OutboundClientConfig, OutboundProxy, TlsHints},
+    clients::outbound::{Guard, HostLimits, OutboundClient, OutboundClientConfig, OutboundProxy, TlsHints},
     domain::{
         account::ends_with_whitespace,
         cluster::CaCertificate,
@@ -109,7 +108,11 @@ impl RegistryClient {
             hints: TlsHints { wrong_name: "", not_tls: ": to call it without TLS, set plainHttp" },
             proxy,
         };
-        Self { outbound: OutboundClient::new(guard, outbound), timeout, limits: HostLimits::new(checks_per_host) }
+        Self {
+            outbound: OutboundClient::new(guard, outbound),
+            timeout,
+            limits: HostLimits::new(checks_per_host, Duration::ZERO),
+        }
     }
 
     /// Checks whether a login works and, if a repository is given, whether the login may pull from

@@ -72,6 +72,10 @@ words! {
         AccountDelete = "registryAccount.delete",
         /// Stored password presented to its registry.
         AccountVerify = "registryAccount.verify",
+        /// Login of an account minted.
+        AccountMint = "registryAccount.mint",
+        /// Mint failed for another reason than the one before.
+        AccountMintFailed = "registryAccount.mintFailed",
         /// Import refused, or dry run. Other imports are recorded account by account.
         AccountImport = "registryAccount.import",
         /// Reading accounts refused.

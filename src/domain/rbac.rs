@@ -1,4 +1,4 @@
-//! RBAC rules that pull secrets and direct delivery require in a cluster.
+//! RBAC rules that pull secrets, direct delivery and tokens require in a cluster.
 //!
 //! `regcred cluster rbac` prints them and the cluster check reviews them, so the two cannot differ.
 
@@ -29,7 +29,7 @@ pub enum Rule {
     GetServiceAccount(ServiceAccountName),
     /// Attaches and detaches a Secret.
     PatchServiceAccount(ServiceAccountName),
-    /// Renews the token of the cluster.
+    /// Requests tokens: renews that of the cluster, or identifies a minted account.
     CreateToken(ServiceAccountName),
     /// Resyncs namespaces with selectors.
     ListNamespaces,
@@ -213,9 +213,10 @@ impl RequiredRules {
         rules
     }
 
-    /// Rules that the renewal of a cluster's token requires.
+    /// Rules to request tokens of a `ServiceAccount`: for the renewal of a cluster's token, or for a
+    /// minted account.
     #[must_use]
-    pub fn of_renewal(account: &ServiceAccountRef) -> Self {
+    pub fn of_tokens(account: &ServiceAccountRef) -> Self {
         let mut rules = Self::default();
         rules.add_to_namespace(&account.namespace, &[Rule::CreateToken(account.name.clone())].into());
         rules

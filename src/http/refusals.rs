@@ -25,6 +25,7 @@ const ACTIONS: &[(&str, &str, Action)] = &[
     ("PATCH",  "/v1/registry-accounts/{name}",        Action::AccountUpdate),
     ("DELETE", "/v1/registry-accounts/{name}",        Action::AccountDelete),
     ("POST",   "/v1/registry-accounts/{name}/verify", Action::AccountVerify),
+    ("POST",   "/v1/registry-accounts/{name}/mint",   Action::AccountMint),
     ("POST",   "/v1/registry-accounts:import",        Action::AccountImport),
     ("POST",   "/v1/docker-configs",                  Action::Reveal),
     ("POST",   "/v1/docker-configs/manifest",         Action::Reveal),

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 
 use crate::{
@@ -9,7 +10,7 @@ use crate::{
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
-        docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, render, split_collisions},
+        docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, Warning, render, split_collisions},
         grants::Grants,
         invalid::{FieldError, FieldErrors, Invalid},
         matching::{ImageName, MatchTarget, Used, used_accounts},
@@ -61,6 +62,8 @@ pub struct Assembled {
     pub rendered: RenderedConfig,
     /// Accounts in the docker config, in order.
     pub accounts: Vec<Name>,
+    /// Earliest end of a minted login in it; none without one.
+    pub valid_until: Option<DateTime<Utc>>,
 }
 
 impl DockerConfigs {
@@ -113,7 +116,7 @@ impl DockerConfigs {
         profile: Profile,
         choice: &AccountSelection,
     ) -> Result<Assembled, ServiceError> {
-        self.render_chosen(profile, &self.choose(&caller.grants, choice, ReadMode::Cached).await?)
+        self.render_copy(profile, &self.choose(&caller.grants, choice, ReadMode::Cached).await?)
     }
 
     /// Renders the granted accounts that the profile's reader uses for a target. Only these are
@@ -125,7 +128,7 @@ impl DockerConfigs {
         target: &MatchTarget,
     ) -> Result<Assembled, ServiceError> {
         let Used { accounts, warnings } = self.find_matching(caller, profile, target).await?;
-        let mut assembled = self.render_chosen(profile, &accounts)?;
+        let mut assembled = self.render_copy(profile, &accounts)?;
         assembled.rendered.warnings.extend(warnings);
         Ok(assembled)
     }
@@ -187,6 +190,17 @@ impl DockerConfigs {
         Ok((self.render_chosen(profile, &sealed)?.rendered, left_out))
     }
 
+    /// Renders accounts to a document that does not follow them, and warns of minted logins in it.
+    fn render_copy(&self, profile: Profile, sealed: &[Arc<SealedCredential>]) -> Result<Assembled, ServiceError> {
+        let mut assembled = self.render_chosen(profile, sealed)?;
+        for account in sealed {
+            if let Some(until) = account.valid_until.filter(|_| !account.is_expired()) {
+                assembled.rendered.warnings.push(Warning::of_short_lived_login(&account.name, until));
+            }
+        }
+        Ok(assembled)
+    }
+
     fn render_chosen(&self, profile: Profile, sealed: &[Arc<SealedCredential>]) -> Result<Assembled, ServiceError> {
         let opened = sealed
             .iter()
@@ -204,7 +218,11 @@ impl DockerConfigs {
             })
             .collect();
         let accounts = sealed.iter().filter_map(|account| Name::parse(&account.name).ok()).collect();
-        Ok(Assembled { rendered: render(profile, &credentials)?, accounts })
+        let mut rendered = render(profile, &credentials)?;
+        let expired = sealed.iter().filter(|account| account.is_expired());
+        rendered.warnings.extend(expired.map(|account| Warning::of_expired_login(&account.name)));
+        let valid_until = sealed.iter().filter_map(|account| account.valid_until).min();
+        Ok(Assembled { rendered, accounts, valid_until })
     }
 
     /// Finds the chosen accounts. An account that is not granted is reported as unknown.

@@ -64,6 +64,9 @@ const TABLE: &str = "
     verify_registry_account   granted  401       200   200      403       403      403
                               foreign  401       200   404      403       403      403
                               missing  401       404   404      403       403      403
+    mint_registry_account     granted  401       409   409      403       403      403
+                              foreign  401       409   404      403       403      403
+                              missing  401       404   404      403       403      403
     import_registry_accounts  granted  401       200   200      403       403      403
                               foreign  401       200   403      403       403      403
                               missing  401       200   403      403       403      403

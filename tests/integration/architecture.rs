@@ -1,5 +1,5 @@
 //! Checks the direction of module dependencies: `main -> cli -> app -> {http, worker} -> service ->
-//! {storage, clients, crypto} -> domain`.
+//! {storage, clients -> crypto} -> domain`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,7 +52,8 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("worker", &["clients", "domain", "metrics", "service", "storage"]),
     ("service", &["clients", "clock", "crypto", "domain", "storage"]),
     ("storage", &["domain"]),
-    ("clients", &["clock", "domain"]),
+    // Requests to providers are signed.
+    ("clients", &["clock", "crypto", "domain"]),
     ("crypto", &["domain"]),
     ("domain", &[]),
     // Outside the layers.

@@ -9,10 +9,13 @@ use serde_json::{Map, Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::support::{
-    app::TestApp,
-    client::{Answer, Client},
-    eventually, given, kubernetes, registry,
+use crate::{
+    mints::token_service::TokenService,
+    support::{
+        app::TestApp,
+        client::{Answer, Client},
+        eventually, given, kubernetes, registry,
+    },
 };
 
 /// Set to write the file instead of comparing it.
@@ -126,6 +129,10 @@ async fn run_accounts(run: &mut Recorder) {
     run.admin.post("/v1/registry-accounts", &real).await.expect(201);
     let repository = json!({"repository": "os/alpine"});
     run.run("verify_registry_account", "POST", "/v1/registry-accounts/team-c/verify", Some(repository)).await;
+    let provider = TokenService::start();
+    run.names.push((format!("http://{}", provider.address), "https://auth.example.com"));
+    run.admin.post("/v1/registry-accounts", &provider.account()).await.expect(201);
+    run.run("mint_registry_account", "POST", "/v1/registry-accounts/minted/mint", None).await;
     run.run("delete_registry_account", "DELETE", "/v1/registry-accounts/team-c", None).await;
 }
 
@@ -240,7 +247,9 @@ async fn run_operations(run: &mut Recorder) {
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn every_operation_has_an_example_from_a_run(pool: PgPool) {
-    let app = TestApp::configured(pool, &[("REGCRED_OUTBOUND_ALLOW", "127.0.0.0/8")]).await;
+    let app =
+        TestApp::configured(pool, &[("REGCRED_OUTBOUND_ALLOW", "127.0.0.0/8"), ("REGCRED_MINT_ALLOW", "127.0.0.1")])
+            .await;
     let namespace = kubernetes::new_namespace().await;
     kubernetes::kubectl(&["create", "serviceaccount", "default", "-n", &namespace], "");
     let names = vec![(namespace.clone(), "a-dev")];

@@ -34,6 +34,7 @@ mod leaks;
 mod lifecycle;
 mod lists;
 mod memory;
+mod mints;
 mod narrow_keys;
 mod openapi;
 mod peppers;

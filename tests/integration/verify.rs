@@ -9,6 +9,7 @@ mod command;
 mod health;
 pub mod listening;
 mod lookups;
+mod minted;
 mod proxied;
 pub mod registries;
 pub mod token_service;

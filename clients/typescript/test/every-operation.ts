@@ -45,6 +45,8 @@ export async function registryAccounts(): Promise<void> {
   const verified = await unwrap(
     client.POST("/v1/registry-accounts/{name}/verify", { params: { path }, body: { repository: "os/alpine" } }),
   );
+  const minted = await unwrap(client.POST("/v1/registry-accounts/{name}/mint", { params: { path } }));
+  if (minted.mint?.state === "failing") console.log(minted.mint.lastError?.type);
   if (verified.result === "noAccess") console.log(verified.detail, email, version);
   const imported = await unwrap(
     client.POST("/v1/registry-accounts:import", {
