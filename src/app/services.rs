@@ -100,29 +100,20 @@ pub struct Services {
     pub keys: Arc<Keys>,
 }
 
-impl Services {
-    pub fn build(foundation: Foundation, config: ServicesConfig) -> Result<Self, AppError> {
-        let Foundation { pool, sealer, peppers, audit, audit_writer } = foundation;
-        let ServicesConfig { clusters, verify, reconcile, identity, mint, api_key_lifetime_max } = config;
-        let cluster_calls = clusters.metrics.clone();
-        let keys = Arc::new(Keys::new(pool.clone(), sealer.clone(), peppers.clone()));
-        let idempotency_keys = IdempotencyKeys::new(pool.clone(), peppers.clone());
-
-        let row_cache = Arc::new(RowCache::new(pool.clone()));
-        let checker = Arc::new(KeyChecker::new(peppers.clone(), argon2_permits()));
-        let authenticator = ApiKeyAuthenticator::new(pool.clone(), row_cache.clone(), checker.clone());
-        let clusters = ClusterClientConfig { runtime: Some(Handle::current()), ..clusters };
-        let clusters = Clusters::new(pool.clone(), sealer.clone(), clusters, audit.clone());
-        let registries = Arc::new(RegistryClient::new(Guard::new(verify.allowed), verify.registries));
+impl Foundation {
+    /// Builds the services that verify and mint the logins of accounts, and the one for accounts.
+    fn accounts(
+        &self,
+        row_cache: &Arc<RowCache>,
+        clusters: &Clusters,
+        registries: &Arc<RegistryClient>,
+        mint: MintConfig,
+    ) -> (Verifications, Mints, Accounts) {
+        let Self { pool, sealer, audit, audit_writer, .. } = self;
         let verifications = Verifications::new(pool.clone(), sealer.clone(), registries.clone(), audit_writer.clone());
-        let mints = Mints::new(
-            pool.clone(),
-            row_cache.clone(),
-            sealer.clone(),
-            audit.clone(),
-            clusters.clone(),
-            MintClient::new(|| Guard::new(mint.allowed.clone()), mint.client),
-        );
+        let providers = MintClient::new(|| Guard::new(mint.allowed.clone()), mint.client);
+        let mints =
+            Mints::new(pool.clone(), row_cache.clone(), sealer.clone(), audit.clone(), clusters.clone(), providers);
         let accounts = Accounts::new(
             pool.clone(),
             row_cache.clone(),
@@ -131,6 +122,25 @@ impl Services {
             verifications.clone(),
             mints.clone(),
         );
+        (verifications, mints, accounts)
+    }
+}
+
+impl Services {
+    pub fn build(foundation: Foundation, config: ServicesConfig) -> Result<Self, AppError> {
+        let ServicesConfig { clusters, verify, reconcile, identity, mint, api_key_lifetime_max } = config;
+        let cluster_calls = clusters.metrics.clone();
+        let row_cache = Arc::new(RowCache::new(foundation.pool.clone()));
+        let clusters = ClusterClientConfig { runtime: Some(Handle::current()), ..clusters };
+        let clusters =
+            Clusters::new(foundation.pool.clone(), foundation.sealer.clone(), clusters, foundation.audit.clone());
+        let registries = Arc::new(RegistryClient::new(Guard::new(verify.allowed), verify.registries));
+        let (verifications, mints, accounts) = foundation.accounts(&row_cache, &clusters, &registries, mint);
+        let Foundation { pool, sealer, peppers, audit, audit_writer } = foundation;
+        let keys = Arc::new(Keys::new(pool.clone(), sealer.clone(), peppers.clone()));
+        let idempotency_keys = IdempotencyKeys::new(pool.clone(), peppers.clone());
+        let checker = Arc::new(KeyChecker::new(peppers.clone(), argon2_permits()));
+        let authenticator = ApiKeyAuthenticator::new(pool.clone(), row_cache.clone(), checker.clone());
         let docker_configs = DockerConfigs::new(pool.clone(), row_cache.clone(), sealer.clone(), audit_writer.clone());
         let token_authenticator = token_authenticator(pool.clone(), clusters.clone(), identity)?;
         let pull_secrets = PullSecrets::new(pool.clone(), audit.clone());
