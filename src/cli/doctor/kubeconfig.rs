@@ -20,7 +20,7 @@ use crate::{
 /// Maximum number of pods of a diagnosis without an object.
 const PODS_MAX: usize = 20;
 /// Limits of that diagnosis.
-const MANY: QuestionLimits = QuestionLimits { questions: 600, within: Duration::from_secs(60) };
+const MANY: QuestionLimits = QuestionLimits { questions: 600, within: Duration::from_mins(1) };
 
 impl Local {
     pub(super) async fn diagnose(&self, object: Option<&Object>) -> Result<Vec<Diagnosed>, CliError> {

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Time limit of a diagnosis: its limits in the service, and some time for the cluster.
-const TIMEOUT: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_mins(2);
 
 impl Request {
     pub(super) async fn diagnose(&self, object: &Object) -> Result<Diagnosed, CliError> {

@@ -96,23 +96,19 @@ fn write_image(f: &mut Formatter<'_>, image: &Value) -> fmt::Result {
 }
 
 fn write_answer(f: &mut Formatter<'_>, what: &str, answer: &Value, skipped: Option<&str>) -> fmt::Result {
-    match skipped {
-        Some(reason) => {
-            let reason = match reason {
-                "earlierWorks" => "not needed, an earlier one works",
-                "noLogin" => "has no login",
-                "wildcard" => "has a wildcard, so its login is not sent",
-                "otherRegistry" => "is for another registry, so its login is not sent",
-                "podFails" => "not tried, because a pull secret makes every pull fail",
-                _ => "not tried, because a limit was reached",
-            };
-            writeln!(f, "    - {what}: {reason}")
-        }
-        None => {
-            let works = mark(answer["manifest"] == "found");
-            writeln!(f, "    {works} {what}: {}: {}", text(&answer["result"]), text(&answer["detail"]))
-        }
-    }
+    let Some(reason) = skipped else {
+        let works = mark(answer["manifest"] == "found");
+        return writeln!(f, "    {works} {what}: {}: {}", text(&answer["result"]), text(&answer["detail"]));
+    };
+    let reason = match reason {
+        "earlierWorks" => "not needed, an earlier one works",
+        "noLogin" => "has no login",
+        "wildcard" => "has a wildcard, so its login is not sent",
+        "otherRegistry" => "is for another registry, so its login is not sent",
+        "podFails" => "not tried, because a pull secret makes every pull fail",
+        _ => "not tried, because a limit was reached",
+    };
+    writeln!(f, "    - {what}: {reason}")
 }
 
 fn write_fix(f: &mut Formatter<'_>, fix: &Value) -> fmt::Result {

@@ -135,7 +135,7 @@ impl<'a> RegistryQuestions<'a> {
             wants_platforms: question.wants_platforms,
         };
         let asked = async { Ok::<_, std::convert::Infallible>(self.send(&question).await) };
-        let Ok(answer) = self.answers.get(key, asked).await;
+        let Ok(answer) = Box::pin(self.answers.get(key, asked)).await;
         answer
     }
 
