@@ -16,7 +16,7 @@ async fn wrong_password_does_not_run(pool: PgPool) {
     let [at_a, _] = images("os/app:3");
     deliver_wrong_password(&setup).await;
 
-    assert_eq!(setup.pull(&at_a, &["wrong"]).await, Pull::WrongLogin);
+    assert_eq!(setup.pull(&at_a, &["wrong"]).await, Pull::Refused);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
@@ -25,7 +25,7 @@ async fn login_for_another_port_does_not_run(pool: PgPool) {
     let [at_a, at_b] = images("os/app:3");
     setup.deliver("for-b", &["b"]).await;
 
-    assert_eq!(setup.pull_all(&[&at_a, &at_b], &["for-b"]).await, [Pull::NoLogin, Pull::Running]);
+    assert_eq!(setup.pull_all(&[&at_a, &at_b], &["for-b"]).await, [Pull::Refused, Pull::Running]);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
@@ -36,7 +36,7 @@ async fn missing_secret_does_not_block_another_one(pool: PgPool) {
 
     let pulls = setup.pull_all(&[&at_a, &at_b], &["missing", "for-a"]).await;
 
-    assert_eq!(pulls, [Pull::Running, Pull::NoLogin]);
+    assert_eq!(pulls, [Pull::Running, Pull::Refused]);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]

@@ -18,7 +18,7 @@ async fn new_pod_pulls_after_a_rotation(pool: PgPool) {
     setup.declare("registrykey", &["rotated"]).await;
     assert_eq!(setup.pull(&at_a, &["registrykey"]).await, Pull::Running);
     set_password("rotated", "after");
-    assert_eq!(setup.pull(&at_a, &["registrykey"]).await, Pull::WrongLogin);
+    assert_eq!(setup.pull(&at_a, &["registrykey"]).await, Pull::Refused);
 
     let admin = setup.app.admin();
     admin.patch("/v1/registry-accounts/rotated", &json!({"password": "after"})).await.expect(200);
@@ -47,7 +47,7 @@ async fn pod_with_old_and_new_login_pulls_throughout_a_rotation(pool: PgPool) {
     set_password("overlapping", "new");
     let changed = Utc::now().timestamp();
 
-    assert_eq!(setup.pull(&at_a, &["old"]).await, Pull::WrongLogin);
+    assert_eq!(setup.pull(&at_a, &["old"]).await, Pull::Refused);
     assert_eq!(setup.pull(&at_a, &["old", "new"]).await, Pull::Running);
     eventually("the container restarted after the change", async || {
         let started = restarting.container(&at_a).await?.state?.running?.started_at?.0.as_second();

@@ -17,7 +17,7 @@ async fn walkthrough_1_node_wide_config_serves_pods_without_secrets(pool: PgPool
 
     let node = ConfiguredNode::start("node-wide", &config_json).await;
 
-    for (name, expected) in [(node.name, Pull::Running), (given("REGCRED_TEST_NODE").as_str(), Pull::NoLogin)] {
+    for (name, expected) in [(node.name, Pull::Running), (given("REGCRED_TEST_NODE").as_str(), Pull::Refused)] {
         let pod = setup.start(name, &[], &[&at_a, &at_b], &[]).await;
         assert_eq!([pod.pulled(&at_a).await, pod.pulled(&at_b).await], [expected; 2], "{name}");
         pod.delete().await;
@@ -28,7 +28,7 @@ async fn walkthrough_1_node_wide_config_serves_pods_without_secrets(pool: PgPool
 async fn walkthrough_2_one_secret_pulls(pool: PgPool) {
     let setup = Setup::new(pool).await;
     let [at_a, _] = images("os/app:3");
-    assert_eq!(setup.pull(&at_a, &[]).await, Pull::NoLogin);
+    assert_eq!(setup.pull(&at_a, &[]).await, Pull::Refused);
 
     setup.declare("registrykey-2.6.2", &["a"]).await;
 
@@ -98,6 +98,6 @@ async fn walkthrough_6_path_in_the_key_pulls_below_the_path_only(pool: PgPool) {
         setup.pull_all(&[&team, &os], &["elsewhere"]).await,
     ];
 
-    let below_only = [Pull::Running, Pull::NoLogin];
-    assert_eq!(pulls, [below_only, below_only, [Pull::NoLogin; 2]]);
+    let below_only = [Pull::Running, Pull::Refused];
+    assert_eq!(pulls, [below_only, below_only, [Pull::Refused; 2]]);
 }
