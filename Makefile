@@ -126,6 +126,14 @@ client-test: ## Test the TypeScript client in Node.js and in Chromium
 	@cargo build --locked
 	@dev/client-test $(ARGS)
 
+.PHONY: mint-test
+mint-test: ## Test minted accounts against emulators, and beside the vendors' own clients
+	@cargo test --locked --no-run --test integration
+	@dev/python-tool aws-peers >/dev/null
+	@dev/python-tool mint-clients >/dev/null
+	@dev/node-tool dev/oauth2-mock-server >/dev/null
+	@dev/with-services cargo test --locked --test integration 'mints::$(ARGS)' -- --ignored
+
 .PHONY: ci
 ci: ## Run all gates of a change
 	@.ci/run

@@ -103,6 +103,7 @@ impl App {
             verify,
             pull_secrets,
             identity,
+            mint,
             api_key_lifetime_max,
             ..
         } = config;
@@ -120,7 +121,7 @@ impl App {
         let sealer = Arc::new(open_master_keys(&pool, master_keys).await?);
         let (audit, audit_writer) = open_audit_log(&pool, &peppers, &tasks).await?;
         let foundation = Foundation { pool, sealer, peppers, audit, audit_writer };
-        let services = ServicesConfig { clusters, verify, reconcile, identity, api_key_lifetime_max };
+        let services = ServicesConfig { clusters, verify, reconcile, identity, mint, api_key_lifetime_max };
         let services = Services::build(foundation, services)?;
         let metrics = Data::new(services.metrics(certificate.clone()));
         let operations = operations.map(|listener| build_operations_server(listener, grace, &metrics, &services));

@@ -8,11 +8,12 @@ mod reader;
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use chrono::TimeDelta;
+use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
     clients::{
-        cluster, oidc,
+        cluster, mint, oidc,
         outbound::{AllowList, Guard, OutboundProxy},
         registry,
     },
@@ -126,6 +127,15 @@ pub struct IdentityConfig {
     pub review_cache_ttl: Duration,
 }
 
+/// `REGCRED_MINT_…`
+#[derive(Debug)]
+pub struct MintConfig {
+    /// Allowed addresses of providers in addition to public ones.
+    pub allowed: AllowList,
+    /// Client of providers.
+    pub client: mint::MintClientConfig,
+}
+
 /// `REGCRED_PULL_SECRETS_…`
 #[derive(Debug)]
 pub struct PullSecretsConfig {
@@ -162,6 +172,8 @@ pub struct ServeConfig {
     pub pull_secrets: PullSecretsConfig,
     /// Verification of identity provider tokens.
     pub identity: IdentityConfig,
+    /// Minting of logins.
+    pub mint: MintConfig,
     /// Secret files that other users can read.
     pub exposed_files: Vec<ExposedFile>,
 }
@@ -295,6 +307,15 @@ impl Reader<'_> {
         self.keep(VARIABLE, OutboundProxy::parse(&url)).map(Some)
     }
 
+    /// Reads `REGCRED_URL`, unless it is given, and `REGCRED_TOKEN`, for commands that call a running
+    /// service.
+    pub fn service(&mut self, url: Option<String>) -> Option<(String, SecretString)> {
+        let url = url.or_else(|| self.get("REGCRED_URL"));
+        let url = url.or_else(|| self.refuse("REGCRED_URL must be set, or the URL passed with --url".to_owned()));
+        let token = self.secret("REGCRED_TOKEN");
+        Some((url?, token?.0))
+    }
+
     /// Reads `REGCRED_VERIFY_…` and `REGCRED_OUTBOUND_ALLOW`.
     pub fn verify(&mut self, proxy: Option<OutboundProxy>) -> Option<VerifyConfig> {
         let default = registry::RegistryClientConfig::default();
@@ -335,6 +356,44 @@ impl Reader<'_> {
         Some(IdentityConfig { allowed: allowed?, issuers, review_cache_ttl: Duration::from_secs(review?) })
     }
 
+    /// Reads `REGCRED_MINT_…`, and what the allowed clouds set in pods.
+    pub fn mint(&mut self, proxy: Option<OutboundProxy>) -> Option<MintConfig> {
+        let allowed = self.get("REGCRED_MINT_ALLOW").unwrap_or_default();
+        let allowed = self.keep("REGCRED_MINT_ALLOW", allowed.parse());
+        let ambient = self.mint_ambient();
+        let client = mint::MintClientConfig { ambient: ambient?, proxy, ..mint::MintClientConfig::default() };
+        Some(MintConfig { allowed: allowed?, client })
+    }
+
+    fn mint_ambient(&mut self) -> Option<mint::AmbientConfig> {
+        const VARIABLE: &str = "REGCRED_MINT_AMBIENT";
+        let clouds = self.get(VARIABLE).unwrap_or_default();
+        let clouds: Vec<&str> = clouds.split(',').map(str::trim).filter(|cloud| !cloud.is_empty()).collect();
+        if !clouds.iter().all(|cloud| ["aws", "gcp", "azure"].contains(cloud)) {
+            return self.refuse(format!("{VARIABLE}: must be a list of aws, gcp and azure"));
+        }
+        let path = |name: &str| self.get(name).map(PathBuf::from);
+        let mut ambient = mint::AmbientConfig { gcp: clouds.contains(&"gcp"), ..mint::AmbientConfig::default() };
+        if clouds.contains(&"aws") {
+            ambient.aws = Some(mint::AwsEnvironment {
+                role_arn: self.get("AWS_ROLE_ARN"),
+                web_identity_token_file: path("AWS_WEB_IDENTITY_TOKEN_FILE"),
+                credentials_full_uri: self.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+                credentials_relative_uri: self.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+                authorization_token_file: path("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
+            });
+        }
+        if clouds.contains(&"azure") {
+            ambient.azure = Some(mint::AzureEnvironment {
+                client_id: self.get("AZURE_CLIENT_ID"),
+                tenant_id: self.get("AZURE_TENANT_ID"),
+                federated_token_file: path("AZURE_FEDERATED_TOKEN_FILE"),
+                authority_host: self.get("AZURE_AUTHORITY_HOST"),
+            });
+        }
+        Some(ambient)
+    }
+
     /// Reads `REGCRED_PULL_SECRETS_…`.
     pub fn pull_secrets(&mut self) -> Option<PullSecretsConfig> {
         let lease = self.number("REGCRED_PULL_SECRETS_LEASE_SECONDS", 30, 3..=3600);
@@ -370,7 +429,8 @@ impl Reader<'_> {
         let (peppers, clusters, proxy) = (self.peppers(), self.clusters(), self.outbound_proxy());
         let verify = self.verify(proxy.clone().flatten());
         let pull_secrets = self.pull_secrets();
-        let identity = self.identity(proxy.flatten());
+        let identity = self.identity(proxy.clone().flatten());
+        let mint = self.mint(proxy.flatten());
         let api_key_lifetime_max = self.api_key_lifetime_max();
         let exposed_files = std::mem::take(&mut self.exposed_files);
         self.finish(|| {
@@ -384,6 +444,7 @@ impl Reader<'_> {
                 verify: verify?,
                 pull_secrets: pull_secrets?,
                 identity: identity?,
+                mint: mint?,
                 exposed_files,
             })
         })

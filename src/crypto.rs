@@ -1,5 +1,5 @@
-//! Cryptography: sealing of stored secrets, API keys, audit HMACs, token signatures and the TLS
-//! certificate.
+//! Cryptography: sealing of stored secrets, API keys, audit HMACs, token signatures, signed requests
+//! and the TLS certificate.
 
 pub mod api_key;
 pub mod audit;
@@ -8,7 +8,9 @@ pub mod constant_time;
 pub mod cursor;
 pub mod fingerprint;
 pub mod jws;
+pub mod jwt_signer;
 pub mod keyed_digest;
 pub mod pepper;
 pub mod ring;
 pub mod sealer;
+pub mod sigv4;

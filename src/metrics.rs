@@ -20,8 +20,8 @@ use crate::{
     clients::cluster::ClusterMetrics,
     crypto::{api_key::KeyChecker, certificate::ServerCertificate},
     service::{
-        audit::metrics::AuditMetrics, clusters::CredentialMetrics, keys::Keys, progress::Streams, reconcile,
-        row_cache::RowCache, tokens, verification::VerificationMetrics,
+        audit::metrics::AuditMetrics, clusters::CredentialMetrics, keys::Keys, mints::MintMetrics, progress::Streams,
+        reconcile, row_cache::RowCache, tokens, verification::VerificationMetrics,
     },
     storage::PgPool,
 };
@@ -88,6 +88,12 @@ impl Metrics {
             Unit::Seconds,
             sources.pull_secrets.sync_durations.clone(),
         );
+        registry.register_with_unit(
+            "mint_duration",
+            "Duration of mints of logins by this process",
+            Unit::Seconds,
+            sources.mints.durations.clone(),
+        );
         registry.register_collector(Box::new(sources));
         Self { registry, requests, durations, routes: RwLock::default() }
     }
@@ -150,6 +156,8 @@ pub struct Sources {
     pub keys: Arc<Keys>,
     /// Login verification.
     pub verifications: Arc<VerificationMetrics>,
+    /// Minting of logins.
+    pub mints: Arc<MintMetrics>,
     /// Audit log.
     pub audit: Arc<AuditMetrics>,
     /// Tokens of identity providers.
@@ -175,7 +183,8 @@ impl Collector for Sources {
         self.encode_tokens(&mut out)?;
         self.encode_pull_secrets(&mut out)?;
         self.encode_verifications(&mut out)?;
-        self.encode_cluster_credentials(&mut out)
+        self.encode_cluster_credentials(&mut out)?;
+        self.encode_mints(&mut out)
     }
 }
 
@@ -295,6 +304,28 @@ impl Sources {
         }
         let help = "Clusters whose last renewal of the token failed";
         out.gauge("cluster_token_renewals_failing", help, self.cluster_credentials.failing())
+    }
+}
+
+impl Sources {
+    /// Encodes no accounts until the worker of this process has counted them.
+    fn encode_mints(&self, out: &mut Output<'_>) -> Result<(), fmt::Error> {
+        let help = "Mints of logins by source and result: success, or the reason of a failure";
+        let mut mints = out.0.encode_descriptor("mints", help, None, MetricType::Counter)?;
+        for (source, result, count) in self.mints.mints() {
+            ConstCounter::new(count).encode(mints.encode_family(&[("source", source), ("result", result)])?)?;
+        }
+        let help = "Largest difference between the clocks of this host and of a provider";
+        out.gauge_seconds("mint_clock_offset", help, self.mints.clock_offset_seconds())?;
+        let Some(accounts) = self.mints.accounts() else { return Ok(()) };
+        let help = "Minted accounts by state; equal in all processes with a worker";
+        let mut states = out.0.encode_descriptor("minted_accounts", help, None, MetricType::Gauge)?;
+        for (state, count) in accounts {
+            ConstGauge::new(count).encode(states.encode_family(&[("state", state)])?)?;
+        }
+        let Some(seconds) = self.mints.least_validity_seconds() else { return Ok(()) };
+        let help = "Shortest validity of a minted login that is left; negative after an expiry";
+        out.gauge_seconds("minted_accounts_least_validity", help, seconds)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
         docker_config::RenderError,
         grants::Grants,
         invalid::{FieldError, Invalid},
+        mint::MintError,
         names::Name,
         verification::VerificationReport,
     },
@@ -26,6 +27,7 @@ pub mod accounts;
 pub mod api_keys;
 pub mod audit;
 pub mod clusters;
+pub mod diagnosis;
 pub mod docker_configs;
 pub mod health;
 pub mod idempotency;
@@ -33,6 +35,7 @@ pub mod identity_providers;
 pub mod imports;
 pub mod keys;
 pub mod master_keys;
+pub mod mints;
 pub mod progress;
 pub mod pull_secrets;
 pub mod rbac;
@@ -177,6 +180,15 @@ pub enum ServiceError {
     /// The login is not valid, and the caller required a valid one.
     #[error("nothing was stored because the login was not verified ({}): {}", .0.result, .0.detail)]
     VerificationFailed(VerificationReport),
+    /// The provider of a minted account issued no login.
+    #[error("no login was minted ({}): {}", .0.reason, .0.detail)]
+    Mint(MintError),
+    /// The mint did not end within the time limit of requests.
+    #[error("no login was minted within 20 s: {}", .0.detail)]
+    MintTimeout(MintError),
+    /// The account has no source.
+    #[error("the login of the registry account `{0}` is not minted: set `source` first")]
+    NotMinted(String),
     /// Postgres returned an error or is unreachable.
     #[error(transparent)]
     Storage(#[from] StorageError),

@@ -25,6 +25,7 @@ pub mod idempotency_keys;
 pub mod identity_providers;
 pub mod left_out;
 pub mod lists;
+pub mod mints;
 pub mod notifications;
 pub mod pool;
 pub mod pull_secret_clusters;

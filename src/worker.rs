@@ -7,12 +7,15 @@ use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::service::{ServiceError, clusters::Clusters, reconcile::Reconciler, verification::Verifications};
+use crate::service::{
+    ServiceError, clusters::Clusters, mints::Mints, reconcile::Reconciler, verification::Verifications,
+};
 
 mod breaker;
 mod credentials;
 mod fanout;
 mod lane;
+mod mints;
 
 pub use fanout::FanoutConfig;
 
@@ -41,6 +44,8 @@ pub struct WorkerConfig {
 pub struct Services {
     /// Verifies accounts.
     pub verifications: Verifications,
+    /// Mints logins.
+    pub mints: Mints,
     /// Reconciles pull secrets.
     pub reconciler: Reconciler,
     /// Renews tokens of clusters.
@@ -49,10 +54,11 @@ pub struct Services {
 
 /// Runs the worker until `stop` is cancelled.
 pub async fn run(services: Services, config: WorkerConfig, stop: CancellationToken) {
-    let Services { verifications, reconciler, clusters } = services;
+    let Services { verifications, mints, reconciler, clusters } = services;
     tokio::join!(
         fanout::run(reconciler, config.fanout, stop.clone()),
         verify(verifications, config, stop.clone()),
+        mints::run(mints, stop.clone()),
         credentials::run(clusters, stop.clone())
     );
 }

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use anyhow::ensure;
+
 /// Prints a table. The first row is the header; all columns but the first are right-aligned.
 pub fn table(title: &str, rows: &[Vec<String>]) -> io::Result<()> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
@@ -29,7 +31,11 @@ pub fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
 
 /// Measured figures with their bounds.
 #[derive(Default)]
-pub struct Goals(Vec<Vec<String>>);
+pub struct Goals {
+    rows: Vec<Vec<String>>,
+    /// Exact goals that were missed.
+    broken: Vec<String>,
+}
 
 impl Goals {
     /// Records a figure with a lower bound.
@@ -42,13 +48,28 @@ impl Goals {
         self.note(name, &format!("at most {bound}"), figure, figure <= bound);
     }
 
-    fn note(&mut self, name: &str, bound: &str, figure: f64, holds: bool) {
-        self.0.push(row([name, bound, &format!("{figure:.2}"), if holds { "holds" } else { "MISSED" }]));
+    /// Records a figure that does not depend on the machine. A miss fails the run.
+    pub fn exactly(&mut self, name: &str, expected: usize, figure: usize) {
+        let holds = figure == expected;
+        self.note(name, &format!("exactly {expected}"), float(figure), holds);
+        if !holds {
+            self.broken.push(format!("{name}: {figure} instead of {expected}"));
+        }
     }
 
-    /// Prints all goals. A missed goal is not an error: the machine may be busy.
-    pub fn print(&self) -> io::Result<()> {
-        table("Goals", &self.0)
+    fn note(&mut self, name: &str, bound: &str, figure: f64, holds: bool) {
+        self.rows.push(row([name, bound, &format!("{figure:.2}"), if holds { "holds" } else { "MISSED" }]));
+    }
+
+    /// Prints all goals. A missed bound is not an error: the machine may be busy.
+    ///
+    /// # Errors
+    ///
+    /// The exact goals that were missed.
+    pub fn print(&self) -> anyhow::Result<()> {
+        table("Goals", &self.rows)?;
+        ensure!(self.broken.is_empty(), "missed: {}", self.broken.join("; "));
+        Ok(())
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
 /// The executable under test, built by Cargo for this bench.
 const REGCRED: &str = env!("CARGO_BIN_EXE_regcred");
 /// Test key of 32 bytes.
-const TEST_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+pub const TEST_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 /// Name of the account.
 pub const ACCOUNT: &str = "martin-5000";
 

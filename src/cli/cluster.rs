@@ -13,9 +13,9 @@ use crate::{
         cluster::ServiceAccountRef,
         invalid::Invalid,
         names::{Name, NamespaceName, SecretName, ServiceAccountName},
-        rbac::{RequiredRules, Rule},
+        rbac::{Diagnosed, RequiredRules, Rule},
     },
-    service::rbac::{self, ClusterRules, PullSecretRules},
+    service::rbac::{self, ClusterRules, NamedRules},
 };
 
 /// Names of pull secrets in one comment.
@@ -25,12 +25,13 @@ const SUBJECT_MAX: usize = 1024;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ClusterCommand {
-    /// Print the RBAC manifests that pull secrets, and the renewal of the token, require in a cluster.
+    /// Print the RBAC manifests that pull secrets, minted accounts and the renewal of the token require
+    /// in a cluster.
     ///
     /// Apply them with `kubectl apply -f -` as a user who may create roles in that cluster. A Role
     /// covers each listed namespace; a `ClusterRole` covers namespaces that are selected by label.
     /// Rules name the declared Secrets and `ServiceAccounts`, except `create`, which cannot. Print
-    /// and apply them again after a new pull secret or a change of namespaces, `ServiceAccounts` or
+    /// and apply them again after a new pull secret or minted account, or a change of namespaces, `ServiceAccounts` or
     /// deletion policies: `POST /v1/clusters/NAME/check` lists missing rules. The command reads the
     /// database and does not call the cluster.
     Rbac(Rbac),
@@ -63,6 +64,35 @@ pub(super) struct Rbac {
     /// repeated.
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_direct_secret)]
     direct_secret: Vec<(NamespaceName, SecretName)>,
+    /// Add the rule to request tokens of this `ServiceAccount`, before a minted account with it is
+    /// created. May be repeated.
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_service_account)]
+    mint_service_account: Vec<ServiceAccountRef>,
+    /// Add the rules to diagnose image pulls: in this namespace, in all with `*`, or without a value
+    /// in the namespaces that pull secrets list. May be repeated.
+    ///
+    /// Names of foreign pull secrets are unknown, so this permits the subject to read every Secret
+    /// there. Nothing is listed but events and, cluster-wide, the metadata of nodes.
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        value_parser = parse_doctor
+    )]
+    doctor: Vec<DoctorScope>,
+}
+
+/// Namespaces in which image pulls are diagnosed.
+#[derive(Debug, Clone)]
+enum DoctorScope {
+    /// Those that pull secrets list.
+    Declared,
+    /// All.
+    All,
+    /// One.
+    One(NamespaceName),
 }
 
 impl ClusterCommand {
@@ -75,8 +105,13 @@ impl ClusterCommand {
 impl Rbac {
     async fn run(self) -> Result<(), CliError> {
         let direct = self.direct_rules()?;
-        let ClusterRules { mut pull_secrets, renewed } = rbac::required(&database().await?, &self.cluster).await?;
+        let planned = self.rules_of_planned_accounts()?;
+        let ClusterRules { mut pull_secrets, mut accounts, renewed } =
+            rbac::required(&database().await?, &self.cluster).await?;
         pull_secrets.extend(direct);
+        accounts.extend(planned);
+        let doctor = self.doctor_rules(&pull_secrets)?;
+        pull_secrets.extend(doctor);
         let subject = match (self.user, self.group) {
             (Some(user), _) => Subject::User(user),
             (None, Some(group)) => Subject::Group(group),
@@ -89,7 +124,8 @@ impl Rbac {
             cluster: &self.cluster,
             subject: &subject,
             required: &pull_secrets,
-            renewal: renewed.as_ref().map(RequiredRules::of_renewal),
+            minted: &accounts,
+            renewal: renewed.as_ref().map(RequiredRules::of_tokens),
             watches_secrets: self.watch_secrets,
         };
         print_text(&manifests.to_string())
@@ -97,15 +133,61 @@ impl Rbac {
 
     /// Rules of `--direct-secret`, which the comments of the manifests name like those of a pull
     /// secret.
-    fn direct_rules(&self) -> Result<Option<PullSecretRules>, CliError> {
+    fn direct_rules(&self) -> Result<Option<NamedRules>, CliError> {
         if self.direct_secret.is_empty() {
             return Ok(None);
         }
         let rules: Vec<_> =
             self.direct_secret.iter().map(|(namespace, name)| RequiredRules::of_direct(namespace, name)).collect();
-        let name = Name::parse("direct-delivery").map_err(|error| CliError::Failed(error.to_string()))?;
-        Ok(Some(PullSecretRules { name, rules: RequiredRules::union(&rules) }))
+        named("direct-delivery", &rules).map(Some)
     }
+
+    /// Rules of `--mint-service-account`, which the comments name like those of an account.
+    fn rules_of_planned_accounts(&self) -> Result<Option<NamedRules>, CliError> {
+        if self.mint_service_account.is_empty() {
+            return Ok(None);
+        }
+        let rules: Vec<_> = self.mint_service_account.iter().map(RequiredRules::of_tokens).collect();
+        named("to-be-created", &rules).map(Some)
+    }
+}
+
+fn named(name: &str, rules: &[RequiredRules]) -> Result<NamedRules, CliError> {
+    let name = Name::parse(name).map_err(|error| CliError::Failed(error.to_string()))?;
+    Ok(NamedRules { name, rules: RequiredRules::union(rules) })
+}
+
+impl Rbac {
+    /// Rules of `--doctor`.
+    fn doctor_rules(&self, required: &[NamedRules]) -> Result<Option<NamedRules>, CliError> {
+        if self.doctor.is_empty() {
+            return Ok(None);
+        }
+        let rules = self.doctor.iter().flat_map(|scope| match scope {
+            DoctorScope::All => vec![RequiredRules::of_diagnosis(None)],
+            DoctorScope::One(namespace) => vec![RequiredRules::of_diagnosis(Some(namespace))],
+            DoctorScope::Declared => {
+                let listed = required.iter().flat_map(|one| one.rules.namespaces.keys());
+                listed.map(|namespace| RequiredRules::of_diagnosis(Some(namespace))).collect()
+            }
+        });
+        let rules = RequiredRules::union(&rules.collect::<Vec<_>>());
+        if rules.is_empty() {
+            let reason = "no pull secret lists a namespace: name one with --doctor=NAMESPACE";
+            return Err(CliError::Failed(reason.to_owned()));
+        }
+        note!("warning: --doctor permits the subject to read every Secret in these namespaces");
+        let name = Name::parse("diagnosis").map_err(|error| CliError::Failed(error.to_string()))?;
+        Ok(Some(NamedRules { name, rules }))
+    }
+}
+
+fn parse_doctor(text: &str) -> Result<DoctorScope, Invalid> {
+    Ok(match text {
+        "" => DoctorScope::Declared,
+        "*" => DoctorScope::All,
+        namespace => DoctorScope::One(NamespaceName::parse(namespace)?),
+    })
 }
 
 fn default_service_account() -> Result<ServiceAccountRef, CliError> {
@@ -166,7 +248,9 @@ impl Subject {
 struct Manifests<'a> {
     cluster: &'a Name,
     subject: &'a Subject,
-    required: &'a [PullSecretRules],
+    required: &'a [NamedRules],
+    /// Rules of minted accounts.
+    minted: &'a [NamedRules],
     /// Rules of the renewal of the token, if regcred renews it.
     renewal: Option<RequiredRules>,
     watches_secrets: bool,
@@ -175,9 +259,13 @@ struct Manifests<'a> {
 impl Display for Manifests<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let cluster = self.cluster;
-        let mut rules = RequiredRules::union(self.required.iter().map(|one| &one.rules).chain(&self.renewal));
+        let named = self.required.iter().chain(self.minted).map(|one| &one.rules);
+        let mut rules = RequiredRules::union(named.chain(&self.renewal));
         if rules.is_empty() {
-            return writeln!(f, "# No pull secret targets the cluster {cluster}: regcred requires no rules.");
+            return writeln!(
+                f,
+                "# No pull secret or minted account uses the cluster {cluster}: regcred requires no rules."
+            );
         }
         if self.watches_secrets {
             rules = rules.with_watched_secrets();
@@ -192,8 +280,8 @@ impl Display for Manifests<'_> {
         )?;
         if !rules.cluster.is_empty() {
             let reason = match self.names_of(|rules| !rules.cluster.is_empty()) {
-                selecting if selecting.is_empty() => "Cluster-wide, for the watch of Secrets.".to_owned(),
-                selecting => format!("Cluster-wide, for namespace selectors of: {selecting}."),
+                requiring if requiring.is_empty() => "Cluster-wide, for the watch of Secrets.".to_owned(),
+                requiring => format!("Cluster-wide, for: {requiring}."),
             };
             self.write_role(f, None, &reason, &rules.cluster)?;
         }
@@ -207,10 +295,12 @@ impl Display for Manifests<'_> {
 }
 
 impl Manifests<'_> {
-    /// Names the pull secrets with such rules, and the renewal of the token.
+    /// Names the pull secrets and minted accounts with such rules, and the renewal of the token.
     fn names_of(&self, matches: impl Fn(&RequiredRules) -> bool) -> String {
-        let mut names: Vec<&str> =
-            self.required.iter().filter(|one| matches(&one.rules)).map(|one| one.name.as_str()).collect();
+        let pull_secrets = self.required.iter().map(|one| (one.name.to_string(), &one.rules));
+        let accounts = self.minted.iter().map(|one| (format!("registry account {}", one.name), &one.rules));
+        let matching = pull_secrets.chain(accounts).filter(|(_, rules)| matches(rules));
+        let mut names: Vec<String> = matching.map(|(name, _)| name).collect();
         let more = names.len().saturating_sub(NAMES_SHOWN);
         names.truncate(NAMES_SHOWN);
         let mut text = names.join(", ");
@@ -280,7 +370,8 @@ fn write_rules(f: &mut Formatter<'_>, rules: &BTreeSet<Rule>) -> fmt::Result {
             write_entry(f, &rules, &names)?;
         }
     }
-    Ok(())
+    // Each has another resource.
+    rules.iter().filter(|rule| matches!(rule, Rule::Diagnose(_))).try_for_each(|rule| write_entry(f, &[rule], &[]))
 }
 
 /// Writes one entry of a role. Without names it covers all objects.
@@ -291,7 +382,8 @@ fn write_entry(f: &mut Formatter<'_>, rules: &[&Rule], names: &[&str]) -> fmt::R
     }
     let list = |words: &[&str]| words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
     let verbs: Vec<&str> = rules.iter().map(|rule| rule.verb()).collect();
-    write!(f, "- apiGroups: [\"\"]\n  resources: [\"{resource}\"]\n")?;
+    let group = rules.first().map_or("", |rule| rule.api_group());
+    write!(f, "- apiGroups: [\"{group}\"]\n  resources: [\"{resource}\"]\n")?;
     if !names.is_empty() {
         writeln!(f, "  resourceNames: [{}]", list(names))?;
     }
@@ -306,13 +398,20 @@ const fn purpose(rule: &Rule) -> &'static str {
         Rule::DeleteSecret(_) => "removes a Secret that is no longer declared (deletionPolicy delete)",
         Rule::GetServiceAccount(_) => "reads the imagePullSecrets of a ServiceAccount",
         Rule::PatchServiceAccount(_) => "adds the Secret to imagePullSecrets, or removes it",
-        Rule::CreateToken(_) => "renews the token of this cluster",
+        Rule::CreateToken(_) => "requests tokens of a ServiceAccount: renews that of this cluster, or mints logins",
         Rule::ListNamespaces => "compares namespace labels with selectors",
         Rule::WatchNamespaces => "reports new namespaces and labels at once",
         Rule::ListSecrets => "(--watch-secrets) starts the watch; permits reading every Secret",
         Rule::WatchSecrets => {
             "(--watch-secrets) reports edited and deleted Secrets at once; permits reading every Secret"
         }
+        Rule::Diagnose(Diagnosed::Secrets) => {
+            "(--doctor) reads the pull secrets of a pod, whose names are unknown; permits reading every Secret"
+        }
+        Rule::Diagnose(Diagnosed::Events) => "(--doctor) reads what the kubelet reported about a pull",
+        Rule::Diagnose(Diagnosed::ServiceAccounts) => "(--doctor) reads the imagePullSecrets of a ServiceAccount",
+        Rule::Diagnose(Diagnosed::Nodes) => "(--doctor) reads the platforms of nodes; metadata only",
+        Rule::Diagnose(Diagnosed::Pods | Diagnosed::Workloads(_)) => "(--doctor) reads images and pull secrets",
     }
 }
 
@@ -320,17 +419,17 @@ const fn purpose(rule: &Rule) -> &'static str {
 mod tests {
     use super::*;
 
-    fn required(name: &str, cluster: &[Rule], namespaces: &[(&str, &[Rule])]) -> PullSecretRules {
+    fn required(name: &str, cluster: &[Rule], namespaces: &[(&str, &[Rule])]) -> NamedRules {
         let namespaces = namespaces
             .iter()
             .map(|(namespace, rules)| (NamespaceName::parse(namespace).unwrap(), rules.iter().cloned().collect()));
         let rules = RequiredRules { cluster: cluster.iter().cloned().collect(), namespaces: namespaces.collect() };
-        PullSecretRules { name: Name::parse(name).unwrap(), rules }
+        NamedRules { name: Name::parse(name).unwrap(), rules }
     }
 
-    fn yaml(required: &[PullSecretRules], subject: &Subject, watches_secrets: bool) -> String {
-        Manifests { cluster: &Name::parse("dev").unwrap(), subject, required, renewal: None, watches_secrets }
-            .to_string()
+    fn yaml(required: &[NamedRules], subject: &Subject, watches_secrets: bool) -> String {
+        let cluster = &Name::parse("dev").unwrap();
+        Manifests { cluster, subject, required, minted: &[], renewal: None, watches_secrets }.to_string()
     }
 
     const MANIFESTS: &str = r#"# RBAC rules for regcred in the cluster dev, required by: team-a, team-b.
@@ -338,7 +437,7 @@ mod tests {
 # Generate again after declarations change. To find roles that are no longer required:
 # kubectl get clusterroles,clusterrolebindings,roles,rolebindings -A -l regcred.dev/rbac=dev
 ---
-# Cluster-wide, for namespace selectors of: team-a.
+# Cluster-wide, for: team-a.
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata:
@@ -454,22 +553,28 @@ subjects:
     }
 
     #[test]
-    fn renewal_requires_tokens_of_one_service_account() {
+    fn renewal_and_minted_accounts_require_tokens_of_named_service_accounts() {
         let account = parse_service_account("regcred/broker").unwrap();
+        let pull = parse_service_account("apps/pull").unwrap();
         let manifests = Manifests {
             cluster: &Name::parse("dev").unwrap(),
             subject: &Subject::ServiceAccount(account.clone()),
             required: &[],
-            renewal: Some(RequiredRules::of_renewal(&account)),
+            minted: &[named("prod-ecr", &[RequiredRules::of_tokens(&pull)]).unwrap()],
+            renewal: Some(RequiredRules::of_tokens(&account)),
             watches_secrets: false,
         };
         let parsed: Vec<serde_json::Value> = serde_saphyr::from_multiple(&manifests.to_string()).unwrap();
-        let rule = serde_json::json!({
-            "apiGroups": [""], "resources": ["serviceaccounts/token"], "resourceNames": ["broker"], "verbs": ["create"],
-        });
-        assert_eq!(parsed[0]["rules"], serde_json::json!([rule]));
-        assert_eq!((&parsed[0]["kind"], &parsed[0]["metadata"]["namespace"]), (&"Role".into(), &"regcred".into()));
-        assert!(manifests.to_string().contains("required by: the renewal of the token."));
+        for (role, namespace, name) in [(&parsed[0], "apps", "pull"), (&parsed[2], "regcred", "broker")] {
+            let rule = serde_json::json!({
+                "apiGroups": [""], "resources": ["serviceaccounts/token"], "resourceNames": [name], "verbs": ["create"],
+            });
+            assert_eq!(role["rules"], serde_json::json!([rule]));
+            assert_eq!((&role["kind"], &role["metadata"]["namespace"]), (&"Role".into(), &namespace.into()));
+        }
+        let text = manifests.to_string();
+        assert!(text.contains("required by: registry account prod-ecr, the renewal of the token."), "{text}");
+        assert!(text.contains("# Namespace apps, for: registry account prod-ecr."), "{text}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod address;
 mod allow_list;
 mod cause;
 mod guard;
+mod host_limits;
 mod proxy;
 mod resolver;
 mod url;
@@ -33,6 +34,7 @@ use rustls::{
 };
 use tokio::time::{Instant, timeout_at};
 
+pub(super) use self::host_limits::{HostLimits, Unavailable, exhausted_pull_limit, retry_after};
 use self::proxy::{Tunnel, TunnelError};
 pub use self::{
     allow_list::AllowList,

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use crate::domain::{
     cluster::CaCertificate,
     invalid::Invalid,
+    mint::{Mint, NewSource, StoredSource},
     names::{Labels, Name},
     registry::RegistryScope,
     sealed::{Ca, RegistryDestination},
@@ -39,8 +40,12 @@ pub struct Account {
     pub verify_interval: Option<VerifyInterval>,
     /// Result of the last verification of this login.
     pub verification: Option<Verification>,
+    /// Source of the login, and the state of its mints; none for a login that a caller set.
+    pub mint: Option<Mint>,
     /// Whether the password ends with white space.
     pub password_ends_with_whitespace: bool,
+    /// Time of the last change of the login, by a caller or a mint; none for the first login.
+    pub login_changed_at: Option<DateTime<Utc>>,
     /// Version, incremented by every change.
     pub version: i64,
     /// Creation time, by the database's clock.
@@ -95,6 +100,76 @@ pub struct AccountChange {
     pub ca_certificate: Option<Option<CaCertificate>>,
     /// New verification interval; `Some(None)` disables the background verification.
     pub verify_interval: Option<Option<VerifyInterval>>,
+    /// New source of the login, or its removal.
+    pub source: Option<SourceChange>,
+}
+
+/// Change of the source of a login.
+#[derive(Debug, Clone)]
+pub enum SourceChange {
+    /// Mints the login from this source.
+    Set(Box<NewSource>),
+    /// Removes the source: the change brings a login.
+    Remove,
+}
+
+/// Account to register.
+#[derive(Debug)]
+pub enum Registration {
+    /// With its login.
+    Given(Box<NewAccount>),
+    /// With a source, from which the login is minted.
+    Minted(Box<UnmintedAccount>, Box<NewSource>),
+}
+
+impl Registration {
+    /// Returns name and labels.
+    #[must_use]
+    pub fn name_and_labels(&self) -> (&Name, &Labels) {
+        match self {
+            Self::Given(new) => (&new.name, &new.labels),
+            Self::Minted(new, _) => (&new.name, &new.labels),
+        }
+    }
+}
+
+/// New account without its login.
+#[derive(Debug)]
+pub struct UnmintedAccount {
+    /// Unique name.
+    pub name: Name,
+    /// Registry, and optionally the path in it, that the credential is valid for.
+    pub registry: RegistryScope,
+    /// E-mail address.
+    pub email: Option<Email>,
+    /// Labels that label selectors match.
+    pub labels: Labels,
+    /// Whether the registry is called without TLS.
+    pub plain_http: bool,
+    /// CA of the registry's certificate, trusted in addition to the host's trust store.
+    pub ca_certificate: Option<CaCertificate>,
+    /// Interval of the background verification; `None` disables it.
+    pub verify_interval: Option<VerifyInterval>,
+}
+
+impl UnmintedAccount {
+    /// Adds the login. Its end is that of the mint.
+    #[must_use]
+    pub fn with_login(self, username: Username, password: Password) -> NewAccount {
+        let Self { name, registry, email, labels, plain_http, ca_certificate, verify_interval } = self;
+        NewAccount {
+            name,
+            registry,
+            username,
+            password,
+            email,
+            labels,
+            plain_http,
+            expires_at: None,
+            ca_certificate,
+            verify_interval,
+        }
+    }
 }
 
 impl AccountChange {
@@ -153,8 +228,15 @@ impl Account {
             ("expiresAt", self.expires_at != before.expires_at),
             ("caCertificate", self.ca_certificate != before.ca_certificate),
             ("verifyInterval", self.verify_interval != before.verify_interval),
+            ("source", self.source() != before.source()),
         ];
         fields.into_iter().filter(|(_, is_changed)| *is_changed).map(|(field, _)| field).collect()
+    }
+
+    /// Source of the login.
+    #[must_use]
+    pub fn source(&self) -> Option<&StoredSource> {
+        self.mint.as_ref().map(|mint| &mint.source)
     }
 
     /// Where the password is sent.

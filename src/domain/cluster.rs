@@ -27,6 +27,8 @@ use super::{
 
 mod expiry;
 
+pub use self::expiry::{audiences_of_token, service_account_of_token};
+
 const SERVER_MAX: usize = 2048;
 const PEM_MAX: usize = 256 * 1024;
 const TOKEN_MAX: usize = 64 * 1024;

@@ -77,6 +77,26 @@ impl RegistryDestination<'_> {
     }
 }
 
+/// Where the secret of a minted account's source is sent. The source names the provider, and the
+/// login goes to the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MintDestination<'a> {
+    /// The source, as stored.
+    pub source: &'a str,
+    /// The account's registry.
+    pub registry: RegistryDestination<'a>,
+}
+
+impl MintDestination<'_> {
+    /// Returns the fields.
+    #[must_use]
+    pub fn fields(&self) -> Vec<Field> {
+        let mut fields = vec![Field::Long(self.source.as_bytes().to_vec())];
+        fields.extend(self.registry.fields());
+        fields
+    }
+}
+
 /// Where the credential of a cluster is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClusterDestination<'a> {

@@ -9,18 +9,23 @@ use actix_web::{
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
     domain::{
-        account::{Account, AccountChange, Email, LabelChange, NewAccount, Password, Username},
+        account::{
+            Account, AccountChange, Email, LabelChange, NewAccount, Password, Registration, SourceChange,
+            UnmintedAccount, Username,
+        },
         caller::Call,
         cluster::CaCertificate,
         docker_config::{Profile, ScopedAccount, Warning, WarningCode, key_for},
         invalid::{FieldError, FieldErrors, Invalid},
         listing::{NamePart, RegistryAccountSort},
         matching::lint::lint_account,
+        mint::{NewSource, Source, SourceDocument},
         names::{Labels, Name},
         registry::RegistryScope,
         unique::UniqueMap,
@@ -35,6 +40,7 @@ use crate::{
         conditional::{self, IfMatch},
         idempotency::{Idempotency, IdempotencyKeyHeader},
         merge_patch,
+        mints::AccountMint,
         paging::{ListQuery, Page},
         path_name,
         problem::ApiError,
@@ -60,11 +66,16 @@ pub struct CreateRegistryAccount {
     #[schema(example = "registry.example.com:5000")]
     registry: String,
     /// User name. It must not contain `:`, which separates user name and password in `auth`.
+    /// Required unless `source` is given.
     #[schema(example = "dev")]
-    username: String,
+    username: Option<String>,
     /// Password or access token. It is sealed before it is stored, and no response returns it.
-    #[schema(value_type = String, format = Password, example = "correct-horse")]
-    password: SecretString,
+    /// Required unless `source` is given.
+    #[schema(value_type = Option<String>, format = Password, example = "correct-horse")]
+    password: Option<SecretString>,
+    /// Source of the login, in place of `username`, `password` and `expiresAt`. The login is minted
+    /// in the request, and replaced before it expires.
+    source: Option<SourceDocument>,
     /// E-mail address for docker configs, as written by `kubectl`. No reader requires it.
     email: Option<String>,
     /// Labels, by the rules of Kubernetes.
@@ -83,15 +94,47 @@ pub struct CreateRegistryAccount {
     verify_interval_seconds: Option<i64>,
 }
 
-impl TryFrom<CreateRegistryAccount> for NewAccount {
+/// Login of an account to create.
+enum LoginInput {
+    Given(Username, Password),
+    Minted(Box<NewSource>),
+}
+
+impl LoginInput {
+    /// Accepts a login, or a source and nothing that comes from it.
+    fn parse(
+        errors: &mut FieldErrors,
+        username: Option<&str>,
+        password: Option<SecretString>,
+        expires_at: Option<DateTime<Utc>>,
+        source: Option<SourceDocument>,
+    ) -> Option<Self> {
+        let given =
+            [("username", username.is_some()), ("password", password.is_some()), ("expiresAt", expires_at.is_some())];
+        if let Some(source) = source {
+            for (field, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
+                errors.refuse(field, "is not allowed beside `source`, from which it comes");
+            }
+            return Some(Self::Minted(Box::new(errors.take_all(Source::parse(source))?)));
+        }
+        for (field, _) in given.into_iter().take(2).filter(|(_, is_given)| !is_given) {
+            errors.refuse(field, "is required unless `source` is given");
+        }
+        let username = errors.take("username", username.map(Username::parse).transpose());
+        let password = errors.take("password", password.map(Password::parse).transpose());
+        Some(Self::Given(username??, password??))
+    }
+}
+
+impl TryFrom<CreateRegistryAccount> for Registration {
     type Error = Vec<FieldError>;
 
     fn try_from(body: CreateRegistryAccount) -> Result<Self, Vec<FieldError>> {
         let mut errors = FieldErrors::default();
         let name = errors.take("name", Name::parse(&body.name));
         let registry = errors.take("registry", RegistryScope::parse(&body.registry));
-        let username = errors.take("username", Username::parse(&body.username));
-        let password = errors.take("password", Password::parse(body.password));
+        let login =
+            LoginInput::parse(&mut errors, body.username.as_deref(), body.password, body.expires_at, body.source);
         let email = errors.take("email", body.email.as_deref().map(Email::parse).transpose());
         let labels = errors.take("labels", Labels::parse(body.labels.0));
         let ca_certificate = body.ca_certificate.as_deref().map(CaCertificate::parse).transpose();
@@ -99,17 +142,21 @@ impl TryFrom<CreateRegistryAccount> for NewAccount {
         let verify_interval = body.verify_interval_seconds.map(VerifyInterval::from_seconds).transpose();
         let verify_interval = errors.take("verifyIntervalSeconds", verify_interval);
         errors.finish(|| {
-            Some(NewAccount {
+            let account = UnmintedAccount {
                 name: name?,
                 registry: registry?,
-                username: username?,
-                password: password?,
                 email: email?,
                 labels: labels?,
                 plain_http: body.plain_http,
-                expires_at: body.expires_at,
                 ca_certificate: ca_certificate?,
                 verify_interval: verify_interval?,
+            };
+            Some(match login? {
+                LoginInput::Given(username, password) => {
+                    let new = account.with_login(username, password);
+                    Self::Given(Box::new(NewAccount { expires_at: body.expires_at, ..new }))
+                }
+                LoginInput::Minted(source) => Self::Minted(Box::new(account), source),
             })
         })
     }
@@ -156,6 +203,11 @@ pub struct UpdateRegistryAccount {
     #[serde(default, deserialize_with = "merge_patch::present")]
     #[schema(value_type = Option<i64>, minimum = 300, maximum = 2_592_000)]
     verify_interval_seconds: Option<Option<i64>>,
+    /// New source of the login, which replaces the present one completely. `null` removes it and
+    /// requires `username` and `password`.
+    #[serde(default, deserialize_with = "merge_patch::present")]
+    #[schema(value_type = Option<SourceDocument>)]
+    source: Option<Option<SourceDocument>>,
 }
 
 impl TryFrom<UpdateRegistryAccount> for AccountChange {
@@ -173,8 +225,16 @@ impl TryFrom<UpdateRegistryAccount> for AccountChange {
         let verify_interval =
             body.verify_interval_seconds.map(|seconds| seconds.map(VerifyInterval::from_seconds).transpose());
         let verify_interval = errors.take("verifyIntervalSeconds", verify_interval.transpose());
+        let source = match body.source {
+            None => Some(None),
+            Some(None) => Some(Some(SourceChange::Remove)),
+            Some(Some(source)) => {
+                errors.take_all(Source::parse(source)).map(|source| Some(SourceChange::Set(Box::new(source))))
+            }
+        };
         errors.finish(|| {
             Some(AccountChange {
+                source: source?,
                 registry: registry?,
                 username: username?,
                 password: password?,
@@ -221,7 +281,12 @@ pub struct RegistryAccount {
     last_verification_result: Option<VerificationResult>,
     /// Explanation of the last result.
     last_verification_detail: Option<String>,
-    /// Version, incremented by every change.
+    /// Source of the login, without its secret; `null` for a login that a caller set.
+    #[schema(value_type = Option<SourceDocument>)]
+    source: Option<Box<RawValue>>,
+    /// State of the mints; `null` without a source, and in a dry run that sets one.
+    mint: Option<AccountMint>,
+    /// Version, incremented by every change. A mint changes none.
     version: i64,
     /// Time of creation.
     created_at: DateTime<Utc>,
@@ -235,6 +300,8 @@ impl From<Account> for RegistryAccount {
     fn from(account: Account) -> Self {
         let warnings = warnings(&account);
         let verification = account.verification;
+        let source = account.mint.as_ref().map(|mint| mint.source.as_json().to_owned());
+        let mint = account.mint.filter(|mint| mint.serial > 0);
         Self {
             last_verified_at: verification.as_ref().map(|found| found.checked_at),
             last_verification_result: verification.as_ref().map(|found| found.result),
@@ -249,7 +316,9 @@ impl From<Account> for RegistryAccount {
             email: account.email.map(|email| email.as_str().to_owned()),
             labels: account.labels.into_map(),
             plain_http: account.plain_http,
-            expires_at: account.expires_at,
+            expires_at: mint.as_ref().map(|mint| mint.valid_until).or(account.expires_at),
+            source,
+            mint: mint.map(AccountMint::from),
             version: account.version,
             created_at: account.created_at,
             updated_at: account.updated_at,
@@ -301,6 +370,9 @@ fn warnings(account: &Account) -> Vec<Warning> {
     if account.expires_at.is_some_and(|at| at <= crate::clock::now()) {
         warnings.push(Warning::expired(name));
     }
+    if account.mint.as_ref().is_some_and(|mint| mint.is_expired) {
+        warnings.push(Warning::of_expired_login(name));
+    }
     warnings
 }
 
@@ -308,6 +380,9 @@ fn warnings(account: &Account) -> Vec<Warning> {
 ///
 /// The password is sealed before it is stored, and no response returns it. A caller without grants
 /// of all accounts can only set labels of its own label grants.
+///
+/// With a `source`, the login is minted in the request, within 20 seconds; if that fails, nothing is
+/// stored. A dry run checks the source and mints nothing: `mint` is `null`, and no login is verified.
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "create_registry_account",
@@ -325,8 +400,8 @@ pub async fn create_account(
     idempotency: Idempotency,
     body: Json<CreateRegistryAccount>,
 ) -> Result<HttpResponse, ApiError> {
-    let new = NewAccount::try_from(body.0)?;
-    let (name, verification) = (new.name.clone(), caller.query.1.verification());
+    let new = Registration::try_from(body.0)?;
+    let (name, verification) = (new.name_and_labels().0.clone(), caller.query.1.verification());
     let register = async |call: &Call| accounts.register(call, new, verification).await;
     let current = async |call: &Call| accounts.find(call, &name).await;
     let account = idempotency.once(&caller.identity, register, current).await?;
@@ -441,7 +516,8 @@ pub async fn get_account(
 /// difference, also with the stored password, changes nothing. The warning `directCopies` names
 /// Secrets of direct delivery, which do not follow. A change of the registry's
 /// host or port, a change to `plainHttp`, and another `caCertificate` require the `password`: a
-/// stored password is only sent to the registry that it was given for. Every label that is added or
+/// stored password is only sent to the registry that it was given for; a minted account requires its
+/// `source`, with the secret. Every label that is added or
 /// changed must belong to a label grant of the caller that the account then satisfies.
 #[utoipa::path(
     tag = "registry-accounts",

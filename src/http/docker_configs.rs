@@ -9,6 +9,7 @@ use actix_web::{
     web::Data,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
+use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -214,7 +215,11 @@ pub struct DockerConfig<'a> {
     /// Names of the accounts in the document. For a `match` of the kubelet, in the order in which it
     /// tries them.
     accounts: Vec<String>,
-    /// Differences between the accounts and the behaviour of the reader.
+    /// Earliest end of a minted login in the document; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    valid_until: Option<DateTime<Utc>>,
+    /// Differences between the accounts and the behaviour of the reader, and minted logins that end.
     warnings: Vec<Warning>,
 }
 
@@ -371,7 +376,7 @@ async fn reveal(
 }
 
 impl RenderRequest {
-    fn respond(self, Assembled { rendered, accounts }: Assembled) -> Result<HttpResponse, ApiError> {
+    fn respond(self, Assembled { rendered, accounts, valid_until }: Assembled) -> Result<HttpResponse, ApiError> {
         let mut response = HttpResponse::Ok();
         response.insert_header((CACHE_CONTROL, "no-store")).insert_header((VARY, "Accept"));
         if self.secret.is_some() || self.format != Format::Json {
@@ -405,6 +410,7 @@ impl RenderRequest {
                 config: serde_json::from_str(document).map_err(|error| ApiError::Internal(error.into()))?,
                 base64: BASE64_STANDARD.encode(document),
                 accounts: accounts.iter().map(Name::to_string).collect(),
+                valid_until,
                 warnings: rendered.warnings,
             }),
         })

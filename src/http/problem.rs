@@ -21,6 +21,7 @@ use crate::{
         caller::{Identity, Permission, Role},
         docker_config::RenderError,
         invalid::FieldError,
+        mint::MintReason,
     },
     http::request_meta::RequestMeta,
     service::{OR_NOT_GRANTED, ServiceError, idempotency::IdempotencyError},
@@ -230,6 +231,9 @@ impl ApiError {
                 let field = if finding.result.is_about_login() { "password" } else { "registry" };
                 Some(FieldError::new(field, &finding.detail))
             }
+            Self::Service(ServiceError::Mint(error) | ServiceError::MintTimeout(error)) => {
+                Some(FieldError::new("source", &error.detail))
+            }
             Self::Service(ServiceError::Render(error)) => Some(FieldError::new("accounts", error)),
             Self::RepeatedHeader(name) => Some(FieldError::new(name.as_str(), "must be sent only once")),
             _ => None,
@@ -253,6 +257,9 @@ impl ApiError {
             }
             Self::Service(ServiceError::VerificationFailed(finding)) => {
                 finding.retry_after.map(|after| after.as_secs().max(1))
+            }
+            Self::Service(ServiceError::Mint(error)) if error.reason == MintReason::Throttled => {
+                Some(error.retry_after.map_or(10, |after| after.as_secs().max(1)))
             }
             _ => None,
         }
@@ -283,6 +290,10 @@ fn service_type(error: &ServiceError) -> ProblemType {
         ServiceError::Render(RenderError::KeyCollision { .. }) => T::KeyCollision,
         ServiceError::Render(RenderError::Unsupported { .. }) => T::ProfileUnsupported,
         ServiceError::Cluster(error) => cluster_type(error),
+        ServiceError::Mint(error) if error.reason == MintReason::Throttled => T::MintThrottled,
+        ServiceError::Mint(_) => T::MintFailed,
+        ServiceError::MintTimeout(_) => T::MintTimeout,
+        ServiceError::NotMinted(_) => T::NotMinted,
         ServiceError::VerificationFailed(_) => T::VerificationFailed,
         ServiceError::Storage(StorageError::Unavailable(_)) => T::DatabaseUnavailable,
         ServiceError::Storage(

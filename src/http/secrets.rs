@@ -88,7 +88,11 @@ pub struct Secret {
     keys: Vec<String>,
     /// Value for `imagePullSecrets` of a pod or ServiceAccount.
     image_pull_secrets: Vec<SecretReference>,
-    /// Differences between the accounts and the behaviour of the reader.
+    /// Earliest end of a minted login in the Secret; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    valid_until: Option<DateTime<Utc>>,
+    /// Differences between the accounts and the behaviour of the reader, and minted logins that end.
     warnings: Vec<Warning>,
 }
 
@@ -107,7 +111,8 @@ pub struct SecretReference {
 /// that was read; one of a pull secret, or of another program, never is. An `Idempotency-Key` is
 /// ignored.
 ///
-/// The Secret does not follow a later change of its accounts. In a dry run, the API server
+/// The Secret does not follow a later change of its accounts, nor the refresh of a minted login:
+/// `validUntil` is the end of its content. In a dry run, the API server
 /// validates the Secret without storing it.
 #[utoipa::path(
     tag = "secrets",
@@ -148,6 +153,7 @@ pub async fn create_secret(
         replaced: delivered.replaced,
         dry_run,
         keys: delivered.keys,
+        valid_until: delivered.valid_until,
         warnings: delivered.warnings,
     }))
 }

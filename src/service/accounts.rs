@@ -10,6 +10,8 @@
 //! 3. [`Accounts::commit`] bumps the generation of the pull secrets that use the accounts, commits
 //!    together with the audit events, and invalidates the cached rows.
 
+mod minted;
+
 use std::sync::Arc;
 
 use secrecy::SecretString;
@@ -18,7 +20,7 @@ use uuid::Uuid;
 use crate::{
     crypto::{constant_time, sealer::Sealer},
     domain::{
-        account::{Account, AccountChange, NewAccount, Password},
+        account::{Account, AccountChange, NewAccount, Password, Registration, SourceChange},
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
         cluster::CaCertificate,
@@ -32,7 +34,9 @@ use crate::{
     service::{
         ExpectedVersion, ServiceError,
         audit::{TransactionalAudit, recorded},
-        check_version, connection, idempotency, master_keys, on_conflict,
+        check_version, connection, idempotency, master_keys,
+        mints::Mints,
+        on_conflict,
         pull_secrets::{self, AccountTransition},
         require_visible,
         row_cache::RowCache,
@@ -44,6 +48,8 @@ use crate::{
     },
 };
 
+use self::minted::{MintedSource, check_change};
+
 pub(super) const KIND: &str = "registry account";
 
 /// Service for registry accounts.
@@ -54,6 +60,7 @@ pub struct Accounts {
     sealer: Arc<Sealer>,
     audit: TransactionalAudit,
     verifications: Verifications,
+    mints: Mints,
 }
 
 /// An account, with the Secrets of direct delivery that contain an earlier login of it.
@@ -92,14 +99,17 @@ impl Accounts {
         sealer: Arc<Sealer>,
         audit: TransactionalAudit,
         verifications: Verifications,
+        mints: Mints,
     ) -> Self {
-        Self { pool, row_cache, sealer, audit, verifications }
+        Self { pool, row_cache, sealer, audit, verifications, mints }
     }
 
-    /// Registers an account. With `verification`, its login must work first.
+    /// Registers an account. Its login is minted first if it has a source. With `verification`, the
+    /// login must work.
     ///
     /// # Errors
     ///
+    /// - As [`Mints`] if the mint fails.
     /// - [`ServiceError::NotGranted`] or [`ServiceError::LabelsNotGranted`] if the grants do not
     ///   include the account or its labels, whether or not the name is in use.
     /// - [`ServiceError::NameTaken`] if the name is in use.
@@ -107,17 +117,20 @@ impl Accounts {
     pub async fn register(
         &self,
         caller: &Call,
-        new: NewAccount,
+        new: Registration,
         verification: Option<RequiredVerification>,
     ) -> Result<ShownAccount, ServiceError> {
-        // Before the verification, which calls an address that the caller names.
-        require_granted(caller, &new.name, &Labels::default(), &new.labels)?;
-        let check = match verification {
+        // Before mint and verification, which call addresses that the caller names.
+        let (name, labels) = new.name_and_labels();
+        require_granted(caller, name, &Labels::default(), labels)?;
+        let (new, first) = self.mint_first(caller, new).await?;
+        let check = match verification.filter(|_| has_login(first.as_ref())) {
             Some(required) => Some(self.verifications.require_valid_new(&new, &required).await?),
             None => None,
         };
         let (mut tx, form) = self.begin(caller).await?;
-        let account = self.insert(&mut tx, form, &new).await?;
+        let mut account = self.insert(&mut tx, form, &new).await?;
+        self.store_source(&mut tx, caller, &mut account, first.as_ref(), None).await?;
         let event = NewEvent::of(caller, Action::AccountCreate, Resource::account(&account.name));
         let details = Details::default().version(account.version);
         let event = event.details(details.changes(None, Some(&recorded::account(&account))));
@@ -168,18 +181,20 @@ impl Accounts {
         &self,
         caller: &Call,
         name: &Name,
-        change: AccountChange,
+        mut change: AccountChange,
         expected: ExpectedVersion,
         verification: Option<RequiredVerification>,
     ) -> Result<ShownAccount, ServiceError> {
-        let (expected, check) = match verification {
+        let (expected, first) = self.mint_changed(caller, name, &mut change, expected).await?;
+        let first = first.as_ref();
+        let (expected, check) = match verification.filter(|_| has_login(first)) {
             Some(required) => {
-                let (version, check) = self.verify_change(caller, name, &change, expected, &required).await?;
+                let (version, check) = self.verify_change(caller, name, &change, first, expected, &required).await?;
                 (Some(version), Some(check))
             }
             None => (expected, None),
         };
-        let changed = self.store_change(caller, name, &change, expected).await?;
+        let changed = self.store_change(caller, name, &change, first, expected).await?;
         let account = self.record_check(caller, changed.account, check).await?;
         Ok(ShownAccount { account, ..changed })
     }
@@ -191,11 +206,14 @@ impl Accounts {
         caller: &Call,
         name: &Name,
         change: &AccountChange,
+        first: Option<&MintedSource>,
         expected: ExpectedVersion,
         required: &RequiredVerification,
     ) -> Result<(i64, VerificationReport), ServiceError> {
         let account = self.find(caller, name).await?.account;
+        check_change(&account, change, first)?;
         let changed = apply_change(caller, &account, change, expected)?;
+        first.map_or(Ok(()), |first| first.check_target(&account, &changed.registry))?;
         let password = change.password.as_ref();
         let check = self.verifications.require_valid_changed(caller, &account, &changed, password, required).await?;
         Ok((account.version, check))
@@ -206,21 +224,26 @@ impl Accounts {
         caller: &Call,
         name: &Name,
         change: &AccountChange,
+        first: Option<&MintedSource>,
         expected: ExpectedVersion,
     ) -> Result<ShownAccount, ServiceError> {
         let (mut tx, form) = self.begin(caller).await?;
         let before = visible(caller, name, storage::accounts::lock(&mut tx, name).await?)?;
+        check_change(&before, change, first)?;
         let changed = apply_change(caller, &before, change, expected)?;
+        first.map_or(Ok(()), |first| first.check_target(&before, &changed.registry))?;
         let password = self.new_password(&mut tx, caller, &before, change.password.as_ref()).await?;
         let has_new_password = password.is_some();
-        if changed == before && !has_new_password {
+        let removes_source = matches!(change.source, Some(SourceChange::Remove)) && before.mint.is_some();
+        if changed == before && !has_new_password && first.is_none() && !removes_source {
             let shown = ShownAccount::read(&mut tx, caller, before).await?;
             self.audit.commit(tx, []).await?;
             return Ok(shown);
         }
-        let after = self.update(&mut tx, form, &before, &changed, password).await?;
+        let mut after = self.update(&mut tx, form, &before, &changed, password).await?;
+        self.store_source(&mut tx, caller, &mut after, first, change.source.as_ref()).await?;
         let action = if has_new_password { Action::AccountRotate } else { Action::AccountUpdate };
-        let fields = changed.fields_changed_since(&before, has_new_password);
+        let fields = after.fields_changed_since(&before, has_new_password);
         let details = Details::default().fields(&fields).version(after.version);
         let details = details.changes(Some(&recorded::account(&before)), Some(&recorded::account(&after)));
         let event = NewEvent::of(caller, action, Resource::account(name)).details(details);
@@ -242,7 +265,7 @@ impl Accounts {
         password: Option<&'a Password>,
     ) -> Result<Option<&'a Password>, ServiceError> {
         let Some(password) = password.filter(|_| !caller.dry_run) else { return Ok(password) };
-        let sealed = storage::verifications::find_password(conn, account.id, account.version).await?;
+        let sealed = storage::verifications::find_password(conn, account).await?;
         let slot = SealedColumn::account_password(account.id, &account.destination());
         let stored = sealed.and_then(|sealed| self.sealer.open(&slot, &sealed).ok());
         let is_stored = stored.is_some_and(|stored| constant_time::is_equal(&stored, password.secret()));
@@ -340,7 +363,7 @@ impl Accounts {
             Some(password) => Some(self.seal(form, id, &destination, password.secret())?),
             None if destination == before.destination() => None,
             None => {
-                let stored = storage::verifications::find_password(conn, id, before.version).await?;
+                let stored = storage::verifications::find_password(conn, before).await?;
                 let stored = stored.ok_or_else(|| ServiceError::not_found(KIND, &changed.name))?;
                 let slot = SealedColumn::account_password(id, &before.destination());
                 Some(self.seal(form, id, &destination, &self.sealer.open(&slot, &stored)?)?)
@@ -377,6 +400,11 @@ impl Accounts {
         }
         Ok(())
     }
+}
+
+/// Whether there is a login to verify. A dry run mints none.
+fn has_login(first: Option<&MintedSource>) -> bool {
+    first.is_none_or(MintedSource::is_minted)
 }
 
 /// Applies a change after checking all of its preconditions.
@@ -424,7 +452,7 @@ fn visible(caller: &Identity, name: &Name, found: Option<Account>) -> Result<Acc
 /// registry of its own. Another path on the same host is allowed, and so is the removal of the CA,
 /// after which fewer certificates are trusted.
 fn require_password_for_new_destination(account: &Account, change: &AccountChange) -> Result<(), ServiceError> {
-    if change.password.is_some() {
+    if change.password.is_some() || matches!(change.source, Some(SourceChange::Set(_))) {
         return Ok(());
     }
     let is_elsewhere = |registry: &RegistryScope| registry.authority() != account.registry.authority();

@@ -125,6 +125,15 @@ impl TransactionalAudit {
         Ok(committed?)
     }
 
+    /// Checks that events can be written, for work whose result must not be lost.
+    ///
+    /// # Errors
+    ///
+    /// [`AuditError`] while changes are refused, because written events are not sealed.
+    pub fn check(&self) -> Result<(), AuditError> {
+        self.process.metrics.check_sealing()
+    }
+
     /// Writes one event in a transaction of its own.
     ///
     /// # Errors

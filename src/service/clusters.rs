@@ -2,6 +2,7 @@
 
 mod check;
 mod credentials;
+mod tokens;
 
 pub use credentials::{CredentialMetrics, credential_warnings};
 
@@ -327,7 +328,7 @@ impl Clusters {
     /// - [`ServiceError::NotFound`] or [`ServiceError::Hidden`].
     /// - [`ServiceError::Stale`] if the cluster is not at the expected version.
     /// - [`ServiceError::InUse`] if a pull secret targets the cluster, or the cluster reviews the
-    ///   tokens of an identity provider.
+    ///   tokens of an identity provider, or issues those of a minted account.
     pub async fn remove(&self, caller: &Call, name: &Name, expected: ExpectedVersion) -> Result<(), ServiceError> {
         let mut tx = idempotency::begin(&self.pool, caller).await?;
         let stored = visible(caller, name, storage::clusters::lock(&mut tx, name).await?)?;
@@ -335,7 +336,9 @@ impl Clusters {
         let users = storage::pull_secrets::using_cluster(&mut tx, stored.id).await?;
         pull_secrets::ensure_unused(&mut tx, caller, KIND, name, users).await?;
         // The row lock keeps new users of the cluster waiting until this transaction ends.
-        let by = reviewed_providers(&mut tx, &stored).await?;
+        let mut by = reviewed_providers(&mut tx, &stored).await?;
+        let minted = storage::mints::using_cluster(&mut tx, stored.id).await?;
+        by.extend(minted.iter().map(|account| format!("registry-accounts/{}", account.name)));
         if !by.is_empty() {
             return Err(ServiceError::InUse { kind: KIND, name: stored.name, by, hidden: 0 });
         }
@@ -369,8 +372,7 @@ impl Clusters {
     /// network unencrypted.
     pub async fn token_review_client(&self, id: Uuid) -> Result<ClusterClient, ServiceError> {
         let stored = self.find_by_id(id).await?;
-        let url = stored.server.as_deref().map(ServerUrl::parse).transpose();
-        if !url.is_ok_and(|url| url.is_none_or(|url| url.is_https() || url.is_loopback())) {
+        if !is_encrypted(&stored) {
             let detail = "tokens are not sent to a cluster over http://, where they could be read: use an https:// URL";
             return Err(ClusterError::Misconfigured { detail: detail.to_owned() }.into());
         }
@@ -384,16 +386,20 @@ impl Clusters {
     ///
     /// [`ServiceError::Open`] if the credential does not open.
     pub(super) async fn own_audiences(&self, stored: &StoredCluster) -> Result<Vec<String>, ServiceError> {
-        let token = match self.open(stored)? {
-            ClusterAuth::Token { token } | ClusterAuth::ServiceAccount { token, .. } => Some(token),
-            ClusterAuth::InCluster => self.config.own_token(),
-            ClusterAuth::ClientCertificate { .. } | ClusterAuth::None => None,
-        };
-        let (Some(token), Ok(client)) = (token, self.token_review_client(stored.id).await) else {
+        let (Some(token), Ok(client)) = (self.bearer(stored)?, self.token_review_client(stored.id).await) else {
             return Ok(Vec::new());
         };
         let audiences = timeout(OWN_AUDIENCES_WITHIN, client.own_audiences(&token)).await;
         Ok(audiences.ok().and_then(Result::ok).unwrap_or_default())
+    }
+
+    /// Returns the token with which regcred authenticates to a cluster, if it does so with one.
+    fn bearer(&self, stored: &StoredCluster) -> Result<Option<SecretString>, ServiceError> {
+        Ok(match self.open(stored)? {
+            ClusterAuth::Token { token } | ClusterAuth::ServiceAccount { token, .. } => Some(token),
+            ClusterAuth::InCluster => self.config.own_token(),
+            ClusterAuth::ClientCertificate { .. } | ClusterAuth::None => None,
+        })
     }
 
     /// Returns the name and the client of a cluster, for background work. Grants were checked when
@@ -478,6 +484,12 @@ impl Clusters {
         ClusterAuth::from_parts(stored.auth_type, stored.client_certificate.clone(), secret, account)
             .map_err(|_| OpenError::Tampered { table: slot.table, id: stored.id }.into())
     }
+}
+
+/// Whether calls to a cluster are encrypted, or do not leave the host.
+fn is_encrypted(stored: &StoredCluster) -> bool {
+    let url = stored.server.as_deref().map(ServerUrl::parse).transpose();
+    url.is_ok_and(|url| url.is_none_or(|url| url.is_https() || url.is_loopback()))
 }
 
 /// Whether a connection equals the stored one, apart from its secret.

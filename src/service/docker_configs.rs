@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 
 use crate::{
@@ -9,10 +10,10 @@ use crate::{
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
-        docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, render, split_collisions},
+        docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, Warning, render, split_collisions},
         grants::Grants,
         invalid::{FieldError, FieldErrors, Invalid},
-        matching::{MatchTarget, Used, used_accounts},
+        matching::{ImageName, MatchTarget, Used, used_accounts},
         names::Name,
         selector::{AccountSelection, LabelSelector},
     },
@@ -61,6 +62,8 @@ pub struct Assembled {
     pub rendered: RenderedConfig,
     /// Accounts in the docker config, in order.
     pub accounts: Vec<Name>,
+    /// Earliest end of a minted login in it; none without one.
+    pub valid_until: Option<DateTime<Utc>>,
 }
 
 impl DockerConfigs {
@@ -113,7 +116,7 @@ impl DockerConfigs {
         profile: Profile,
         choice: &AccountSelection,
     ) -> Result<Assembled, ServiceError> {
-        self.render_chosen(profile, &self.choose(&caller.grants, choice, ReadMode::Cached).await?)
+        self.render_copy(profile, &self.choose(&caller.grants, choice, ReadMode::Cached).await?)
     }
 
     /// Renders the granted accounts that the profile's reader uses for a target. Only these are
@@ -124,6 +127,30 @@ impl DockerConfigs {
         profile: Profile,
         target: &MatchTarget,
     ) -> Result<Assembled, ServiceError> {
+        let Used { accounts, warnings } = self.find_matching(caller, profile, target).await?;
+        let mut assembled = self.render_copy(profile, &accounts)?;
+        assembled.rendered.warnings.extend(warnings);
+        Ok(assembled)
+    }
+
+    /// Returns the names of the granted accounts that the kubelet would use for an image; none if
+    /// there are too many.
+    pub(super) async fn names_for(&self, caller: &Identity, image: &ImageName) -> Result<Vec<Name>, ServiceError> {
+        let target = MatchTarget::Image(image.clone());
+        match self.find_matching(caller, Profile::Kubernetes, &target).await {
+            Ok(used) => Ok(used.accounts.iter().filter_map(|account| Name::parse(&account.name).ok()).collect()),
+            Err(ServiceError::Invalid(_)) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Finds the granted accounts that the profile's reader uses for a target. Nothing is opened.
+    async fn find_matching(
+        &self,
+        caller: &Identity,
+        profile: Profile,
+        target: &MatchTarget,
+    ) -> Result<Used<Arc<SealedCredential>>, ServiceError> {
         let limit = i64::try_from(MATCHED_MAX).unwrap_or(i64::MAX) + 1;
         let mut conn = connection(&self.pool).await?;
         let scopes = target.covering_scopes();
@@ -136,10 +163,7 @@ impl DockerConfigs {
         // Of accounts with one key, the oldest is used, as by pull secrets.
         found.sort_unstable_by_key(|account| account.id);
         let found = found.into_iter().map(Arc::new).collect();
-        let Used { accounts, warnings } = used_accounts(profile, found, target, scoped);
-        let mut assembled = self.render_chosen(profile, &accounts)?;
-        assembled.rendered.warnings.extend(warnings);
-        Ok(assembled)
+        Ok(used_accounts(profile, found, target, scoped))
     }
 
     /// Renders accounts as stored, for background work. A cached row could be older than the
@@ -166,6 +190,17 @@ impl DockerConfigs {
         Ok((self.render_chosen(profile, &sealed)?.rendered, left_out))
     }
 
+    /// Renders accounts to a document that does not follow them, and warns of minted logins in it.
+    fn render_copy(&self, profile: Profile, sealed: &[Arc<SealedCredential>]) -> Result<Assembled, ServiceError> {
+        let mut assembled = self.render_chosen(profile, sealed)?;
+        for account in sealed {
+            if let Some(until) = account.valid_until.filter(|_| !account.is_expired()) {
+                assembled.rendered.warnings.push(Warning::of_short_lived_login(&account.name, until));
+            }
+        }
+        Ok(assembled)
+    }
+
     fn render_chosen(&self, profile: Profile, sealed: &[Arc<SealedCredential>]) -> Result<Assembled, ServiceError> {
         let opened = sealed
             .iter()
@@ -183,7 +218,11 @@ impl DockerConfigs {
             })
             .collect();
         let accounts = sealed.iter().filter_map(|account| Name::parse(&account.name).ok()).collect();
-        Ok(Assembled { rendered: render(profile, &credentials)?, accounts })
+        let mut rendered = render(profile, &credentials)?;
+        let expired = sealed.iter().filter(|account| account.is_expired());
+        rendered.warnings.extend(expired.map(|account| Warning::of_expired_login(&account.name)));
+        let valid_until = sealed.iter().filter_map(|account| account.valid_until).min();
+        Ok(Assembled { rendered, accounts, valid_until })
     }
 
     /// Finds the chosen accounts. An account that is not granted is reported as unknown.

@@ -156,6 +156,7 @@ impl Imports {
         let (mut tx, form) = self.accounts.begin(caller).await?;
         let existing = lock_existing(&mut tx, &plan.accounts).await?;
         require_allowed(caller, &plan.accounts, &existing)?;
+        plan.skip_minted(&existing);
         let writes = self.apply(&mut tx, form, &plan.accounts, &existing).await?;
         let stored = || writes.iter().flatten();
         let transitions: Vec<_> = stored().map(AccountWrite::transition).collect();
@@ -179,6 +180,7 @@ impl Imports {
         tx.rollback_and_keep().await?;
         // Before the verifications, which call addresses that the caller names.
         require_allowed(caller, &plan.accounts, &existing)?;
+        plan.skip_minted(&existing);
         let verifications = self.accounts.verifications();
         let checks = plan.accounts.iter().map(|PlannedAccount { new, .. }| {
             let account = existing.get(new.name.as_str()).map(|existing| &existing.account);
@@ -345,6 +347,19 @@ impl ImportPlan {
             let detail = format!("{}: {}", check.result, check.detail);
             self.skipped.push(SkippedEntry { position, source, key, reason: SkipReason::VerificationFailed, detail });
         }
+    }
+
+    /// Skips the entries whose accounts have a source.
+    fn skip_minted(&mut self, existing: &ExistingAccounts) {
+        let is_minted = |planned: &PlannedAccount| {
+            existing.get(planned.new.name.as_str()).is_some_and(|existing| existing.account.mint.is_some())
+        };
+        let (minted, accounts): (Vec<_>, Vec<_>) = std::mem::take(&mut self.accounts).into_iter().partition(is_minted);
+        self.accounts = accounts;
+        self.skipped.extend(minted.into_iter().map(|PlannedAccount { position, source, key, new, .. }| {
+            let detail = format!("the login of the registry account `{}` is minted from its source", new.name);
+            SkippedEntry { position, source, key, reason: SkipReason::Minted, detail }
+        }));
     }
 
     /// Builds the report. `writes` has one element per planned account.

@@ -190,7 +190,7 @@ async fn reseal_batch(
     rotation: &mut Rotation,
 ) -> Result<Option<Uuid>, ServiceError> {
     let mut tx = pool.begin().await?;
-    let form = seal_form(&mut tx, sealer).await?;
+    let form = column.form(seal_form(&mut tx, sealer).await?);
     let key_id = form.stored_key_id(&sealer.sealing_key_id());
     let rows = sealed::lock_sealed_otherwise(&mut tx, column, &key_id, after, BATCH).await?;
     let last = rows.last().map(|row| row.id);

@@ -4,6 +4,8 @@ mod listing;
 
 use std::{collections::BTreeMap, time::Instant};
 
+use chrono::{DateTime, Utc};
+
 use crate::{
     clients::cluster::{ClusterClient, ClusterError, SecretMetadata},
     domain::{
@@ -57,6 +59,8 @@ pub struct Delivered {
     pub replaced: bool,
     /// Keys of the document.
     pub keys: Vec<String>,
+    /// Earliest end of a minted login in it; none without one.
+    pub valid_until: Option<DateTime<Utc>>,
     /// Differences between the accounts and what the reader will do.
     pub warnings: Vec<Warning>,
 }
@@ -99,7 +103,7 @@ impl Secrets {
         if let Err(ServiceError::Open(_)) = assembled {
             self.audit_writer.note_damage(NewEvent::of(caller, Action::Deliver, resource.clone())).await;
         }
-        let Assembled { rendered: RenderedConfig { document, keys, warnings }, accounts } = assembled?;
+        let Assembled { rendered: RenderedConfig { document, keys, warnings }, accounts, valid_until } = assembled?;
         let mut related = vec![Resource::cluster(&delivery.cluster)];
         related.extend(accounts.iter().map(Resource::account));
         let event = NewEvent::of(caller, Action::Deliver, resource).related(related);
@@ -130,7 +134,7 @@ impl Secrets {
         if !caller.dry_run {
             self.record(&delivery, &accounts, started).await;
         }
-        Ok(Delivered { metadata, replaced, keys, warnings })
+        Ok(Delivered { metadata, replaced, keys, valid_until, warnings })
     }
 
     /// Creates the Secret, or replaces one of direct delivery at the version that was read. Returns

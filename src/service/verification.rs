@@ -3,9 +3,12 @@
 //! A result is stored with its account and has no other effect. In particular, no Secret changes
 //! because of a failed check: the registry itself may be down.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use secrecy::SecretString;
@@ -25,6 +28,8 @@ use crate::{
     storage::{self, PgPool, sealed::SealedColumn, verifications::Expiring},
 };
 
+/// Minimum time between two mints that a rejected login causes.
+const REJECTED_PAUSE: Duration = Duration::from_mins(5);
 /// Maximum number of expiry warnings per call of [`Verifications::report_status`].
 const WARNINGS_MAX: i64 = 500;
 
@@ -99,8 +104,8 @@ pub struct Verifications {
 impl Verifications {
     /// Creates the service.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>, registries: RegistryClient, audit_writer: AuditWriter) -> Self {
-        Self { pool, sealer, registries: Arc::new(registries), audit_writer, metrics: Arc::default() }
+    pub fn new(pool: PgPool, sealer: Arc<Sealer>, registries: Arc<RegistryClient>, audit_writer: AuditWriter) -> Self {
+        Self { pool, sealer, registries, audit_writer, metrics: Arc::default() }
     }
 
     /// Returns the metrics.
@@ -245,8 +250,10 @@ impl Verifications {
     async fn store(&self, account: &Account, check: VerificationReport) -> Result<Verification, ServiceError> {
         let VerificationReport { result, detail, .. } = check;
         let mut conn = connection(&self.pool).await?;
-        let (id, version) = (account.id, account.version);
-        let stored_at = storage::verifications::record(&mut conn, id, version, result, &detail).await?;
+        let stored_at = storage::verifications::record(&mut conn, account, result, &detail).await?;
+        if let (VerificationResult::Invalid, Some(mint)) = (result, &account.mint) {
+            storage::mints::request_refresh(&mut conn, account.id, mint.serial, REJECTED_PAUSE).await?;
+        }
         Ok(Verification { result, detail, checked_at: stored_at.unwrap_or_else(crate::clock::now) })
     }
 
@@ -283,8 +290,12 @@ impl Verifications {
     }
 
     async fn stored_password(&self, account: &Account) -> Result<SecretString, ServiceError> {
+        if let Some(source) = account.source() {
+            let source = source.validate().map_err(|invalid| ServiceError::field("source", invalid))?;
+            source.check_registry(&account.registry).map_err(|invalid| ServiceError::field("registry", invalid))?;
+        }
         let mut conn = connection(&self.pool).await?;
-        let sealed = storage::verifications::find_password(&mut conn, account.id, account.version).await?;
+        let sealed = storage::verifications::find_password(&mut conn, account).await?;
         // `None` if the account was changed or removed since it was read.
         let sealed = sealed.ok_or_else(|| ServiceError::not_found(KIND, &account.name))?;
         Ok(self.sealer.open(&SealedColumn::account_password(account.id, &account.destination()), &sealed)?)

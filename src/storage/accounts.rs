@@ -21,7 +21,7 @@ use crate::{
     storage::{
         PgConnection, StorageError, corrupt,
         lists::{self, Checked, Key, Source, Sql},
-        on_name_taken,
+        mints, on_name_taken,
     },
 };
 
@@ -47,6 +47,7 @@ struct AccountRow {
     last_verification_result: Option<String>,
     last_verification_detail: Option<String>,
     password_ends_with_whitespace: bool,
+    login_changed_at: Option<DateTime<Utc>>,
     version: i64,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
@@ -82,7 +83,9 @@ impl TryFrom<AccountRow> for Account {
             ca_certificate: ca_certificate.map_err(corrupt(TABLE, id, "ca_certificate"))?,
             verify_interval: verify_interval.map_err(corrupt(TABLE, id, "verify_interval_seconds"))?,
             verification,
+            mint: None,
             password_ends_with_whitespace: row.password_ends_with_whitespace,
+            login_changed_at: row.login_changed_at,
             version: row.version,
             created_at: row.created_at,
             updated_at: row.updated_at,
@@ -126,7 +129,7 @@ pub async fn insert(
                CASE WHEN $12::integer IS NOT NULL THEN now() + random() * interval '1 minute' END)
            RETURNING id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
                verify_interval_seconds, last_verified_at, last_verification_result,
-               last_verification_detail, password_ends_with_whitespace, version, created_at,
+               last_verification_detail, password_ends_with_whitespace, login_changed_at, version, created_at,
                    updated_at"#,
         id,
         new.name.as_str(),
@@ -151,37 +154,51 @@ pub async fn insert(
 /// Finds an account by name.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.find", skip_all)]
 pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<Account>, StorageError> {
-    sqlx::query_as!(
+    let row = sqlx::query_as!(
         AccountRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
                verify_interval_seconds, last_verified_at, last_verification_result,
-               last_verification_detail, password_ends_with_whitespace, version, created_at,
+               last_verification_detail, password_ends_with_whitespace, login_changed_at, version, created_at,
                    updated_at
            FROM registry_accounts WHERE name = $1"#,
         name.as_str(),
     )
-    .fetch_optional(conn)
-    .await?
-    .map(Account::try_from)
-    .transpose()
+    .fetch_optional(&mut *conn)
+    .await?;
+    mints::attach_to(conn, row.map(Account::try_from).transpose()?).await
 }
 
 /// Finds an account by name and locks it until the transaction ends.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.lock", skip_all)]
 pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account>, StorageError> {
-    sqlx::query_as!(
+    let row = sqlx::query_as!(
         AccountRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
                verify_interval_seconds, last_verified_at, last_verification_result,
-               last_verification_detail, password_ends_with_whitespace, version, created_at,
+               last_verification_detail, password_ends_with_whitespace, login_changed_at, version, created_at,
                    updated_at
            FROM registry_accounts WHERE name = $1 FOR UPDATE"#,
         name.as_str(),
     )
-    .fetch_optional(conn)
-    .await?
-    .map(Account::try_from)
-    .transpose()
+    .fetch_optional(&mut *conn)
+    .await?;
+    mints::attach_to(conn, row.map(Account::try_from).transpose()?).await
+}
+
+/// Finds accounts by id, without their mints, in the order in which all transactions lock them, and
+/// locks them until the transaction ends.
+#[tracing::instrument(level = "debug", name = "db.registry_accounts.lock_ids", skip_all)]
+pub async fn lock_ids(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Account>, StorageError> {
+    let rows = sqlx::query_as!(
+        AccountRow,
+        r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
+               verify_interval_seconds, last_verified_at, last_verification_result,
+               last_verification_detail, password_ends_with_whitespace, login_changed_at, version, created_at,
+                   updated_at
+           FROM registry_accounts WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE"#,
+        ids,
+    );
+    rows.fetch_all(conn).await?.into_iter().map(Account::try_from).collect()
 }
 
 /// Lists the granted accounts that match `filter`.
@@ -261,19 +278,17 @@ pub(super) fn label_documents(grants: &Grants) -> Vec<serde_json::Value> {
 /// Finds accounts by name. Unknown names are omitted.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.find_many", skip_all)]
 async fn find_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<Account>, StorageError> {
-    sqlx::query_as!(
+    let rows = sqlx::query_as!(
         AccountRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
                verify_interval_seconds, last_verified_at, last_verification_result,
-               last_verification_detail, password_ends_with_whitespace, version, created_at, updated_at
+               last_verification_detail, password_ends_with_whitespace, login_changed_at, version, created_at, updated_at
            FROM registry_accounts WHERE name = ANY($1)"#,
         names,
     )
-    .fetch_all(conn)
-    .await?
-    .into_iter()
-    .map(Account::try_from)
-    .collect()
+    .fetch_all(&mut *conn)
+    .await?;
+    mints::attach(conn, rows.into_iter().map(Account::try_from).collect::<Result<_, _>>()?).await
 }
 
 /// Lists the granted accounts with these labels and this expiry, by name.
@@ -292,7 +307,7 @@ async fn list_by_grants(
         AccountRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
                verify_interval_seconds, last_verified_at, last_verification_result,
-               last_verification_detail, password_ends_with_whitespace, version, created_at,
+               last_verification_detail, password_ends_with_whitespace, login_changed_at, version, created_at,
                    updated_at
            FROM registry_accounts
            WHERE id = ANY (ARRAY(
@@ -326,9 +341,10 @@ async fn list_by_grants(
         &credentials::label_grants(grants) as _,
         filter.expires_within_seconds,
     )
-    .fetch_all(conn)
+    .fetch_all(&mut *conn)
     .await?;
     let accounts = rows.into_iter().map(Account::try_from).collect::<Result<_, _>>()?;
+    let accounts = mints::attach(conn, accounts).await?;
     Ok(lists::cut(accounts, request, |account: &Account| account.name.to_string()))
 }
 
@@ -343,7 +359,7 @@ pub async fn update(
     account: &Account,
     password: Option<&Sealed>,
 ) -> Result<Account, StorageError> {
-    sqlx::query_as!(
+    let row = sqlx::query_as!(
         AccountRow,
         r#"UPDATE registry_accounts
            SET registry = $2, username = $3, email = $4, labels = $5, plain_http = $6, expires_at = $7,
@@ -370,7 +386,7 @@ pub async fn update(
            WHERE id = $1
            RETURNING id, name, registry, username, email, labels AS "labels: _", plain_http, expires_at, ca_certificate,
                verify_interval_seconds, last_verified_at, last_verification_result,
-               last_verification_detail, password_ends_with_whitespace, version, created_at,
+               last_verification_detail, password_ends_with_whitespace, login_changed_at, version, created_at,
                    updated_at"#,
         account.id,
         account.registry.to_string(),
@@ -386,8 +402,8 @@ pub async fn update(
         account.password_ends_with_whitespace,
     )
     .fetch_one(conn)
-    .await?
-    .try_into()
+    .await?;
+    Ok(Account { mint: account.mint.clone(), ..Account::try_from(row)? })
 }
 
 /// Deletes an account.
@@ -417,19 +433,20 @@ pub async fn selects_any(conn: &mut PgConnection, selector: &LabelSelector) -> R
 /// Unknown names are omitted.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.lock_many", skip_all)]
 pub async fn lock_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<(Account, Sealed)>, StorageError> {
-    // Ordered by name, so that concurrent imports cannot deadlock.
+    // Ordered by id, as every statement that locks many accounts: they cannot deadlock.
     let rows = sqlx::query!(
         r#"SELECT id, name, registry, username, email, labels AS "labels: Json<BTreeMap<String, String>>", plain_http,
                expires_at, ca_certificate, verify_interval_seconds, last_verified_at,
-               last_verification_result, last_verification_detail, password_ends_with_whitespace, version, created_at,
+               last_verification_result, last_verification_detail, password_ends_with_whitespace, login_changed_at, version, created_at,
                    updated_at, password,
                password_key_id
-           FROM registry_accounts WHERE name = ANY($1) ORDER BY name FOR UPDATE"#,
+           FROM registry_accounts WHERE name = ANY($1) ORDER BY id FOR NO KEY UPDATE"#,
         names,
     )
-    .fetch_all(conn)
+    .fetch_all(&mut *conn)
     .await?;
-    rows.into_iter()
+    let locked = rows
+        .into_iter()
         .map(|row| {
             let sealed = Sealed { key_id: row.password_key_id, bytes: row.password };
             let account = AccountRow {
@@ -447,11 +464,14 @@ pub async fn lock_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<
                 last_verification_result: row.last_verification_result,
                 last_verification_detail: row.last_verification_detail,
                 password_ends_with_whitespace: row.password_ends_with_whitespace,
+                login_changed_at: row.login_changed_at,
                 version: row.version,
                 created_at: row.created_at,
                 updated_at: row.updated_at,
             };
-            Ok((account.try_into()?, sealed))
+            Ok::<(Account, Sealed), StorageError>((account.try_into()?, sealed))
         })
-        .collect()
+        .collect::<Result<Vec<_>, _>>()?;
+    let (accounts, passwords): (Vec<_>, Vec<_>) = locked.into_iter().unzip();
+    Ok(mints::attach(conn, accounts).await?.into_iter().zip(passwords).collect())
 }

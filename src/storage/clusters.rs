@@ -272,6 +272,13 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredC
     .transpose()
 }
 
+/// Keeps a cluster from being removed until the transaction ends. Returns whether there is one.
+#[tracing::instrument(level = "debug", name = "db.clusters.lock_existing", skip_all, fields(cluster.id = %id))]
+pub async fn lock_existing(conn: &mut PgConnection, id: Uuid) -> Result<bool, StorageError> {
+    let found = sqlx::query_scalar!("SELECT id FROM clusters WHERE id = $1 FOR KEY SHARE", id);
+    Ok(found.fetch_optional(conn).await?.is_some())
+}
+
 /// Lists the granted clusters whose name contains a part.
 ///
 /// By name and without a part, a page is full whatever the grants are. Otherwise it reads a bounded

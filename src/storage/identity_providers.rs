@@ -271,6 +271,16 @@ pub async fn names_by_cluster(conn: &mut PgConnection, cluster_id: Uuid) -> Resu
     Ok(names.fetch_all(conn).await?)
 }
 
+/// Whether the tokens of a provider have this audience.
+#[tracing::instrument(level = "debug", name = "db.identity_providers.have_audience", skip_all)]
+pub async fn have_audience(conn: &mut PgConnection, audience: &str) -> Result<bool, StorageError> {
+    let found = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM identity_providers WHERE audience = $1) AS "found!""#,
+        audience
+    );
+    Ok(found.fetch_one(conn).await?)
+}
+
 /// Stores the changed configuration of a provider and increments its version.
 ///
 /// # Errors

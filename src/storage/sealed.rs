@@ -8,9 +8,9 @@ use uuid::Uuid;
 use crate::{
     domain::{
         registry::RegistryScope,
-        sealed::{Ca, ClusterDestination, Field, RegistryDestination, SealForm, Sealed, Slot},
+        sealed::{Ca, ClusterDestination, Field, MintDestination, RegistryDestination, SealForm, Sealed, Slot},
     },
-    storage::{PgConnection, StorageError, accounts, clusters, corrupt},
+    storage::{PgConnection, StorageError, accounts, clusters, corrupt, mints},
 };
 
 /// Lock that transactions hold shared while they seal without knowing of the mark. Also in the
@@ -29,16 +29,29 @@ pub enum SealedColumn {
     AccountPassword,
     /// Tokens and private keys of clusters.
     ClusterCredential,
+    /// Secrets of the sources of minted accounts.
+    MintSecret,
 }
 
 impl SealedColumn {
     /// All columns.
-    pub const ALL: [Self; 2] = [Self::AccountPassword, Self::ClusterCredential];
+    pub const ALL: [Self; 3] = [Self::AccountPassword, Self::ClusterCredential, Self::MintSecret];
+
+    /// Returns the form of new values, given that of the database. No release knows the column that
+    /// does not know bound values.
+    #[must_use]
+    pub const fn form(self, form: SealForm) -> SealForm {
+        match self {
+            Self::AccountPassword | Self::ClusterCredential => form,
+            Self::MintSecret => SealForm::Bound,
+        }
+    }
 
     const fn place(self) -> (&'static str, &'static str) {
         match self {
             Self::AccountPassword => (accounts::TABLE, "password"),
             Self::ClusterCredential => (clusters::TABLE, "credential"),
+            Self::MintSecret => (mints::TABLE, "secret"),
         }
     }
 
@@ -57,6 +70,12 @@ impl SealedColumn {
     #[must_use]
     pub fn cluster_credential(id: Uuid, destination: &ClusterDestination<'_>) -> Slot {
         Self::ClusterCredential.slot(id, destination.fields())
+    }
+
+    /// Returns the slot of the secret of an account's source.
+    #[must_use]
+    pub fn mint_secret(id: Uuid, source: &str, registry: &RegistryDestination<'_>) -> Slot {
+        Self::MintSecret.slot(id, MintDestination { source, registry: *registry }.fields())
     }
 }
 
@@ -120,6 +139,29 @@ impl From<ClusterRow> for SealedRow {
     }
 }
 
+struct MintRow {
+    account_id: Uuid,
+    secret: Vec<u8>,
+    secret_key_id: String,
+    source: String,
+    registry: String,
+    plain_http: bool,
+    ca_digest: Option<Vec<u8>>,
+}
+
+impl From<MintRow> for SealedRow {
+    fn from(row: MintRow) -> Self {
+        let id = row.account_id;
+        let registry = RegistryScope::parse(&row.registry).map_err(corrupt(accounts::TABLE, id, "registry"));
+        let ca = row.ca_digest.and_then(|digest| digest.try_into().ok()).map(Ca::Digest);
+        let slot = registry.map(|registry| {
+            let destination = RegistryDestination { authority: registry.authority(), plain_http: row.plain_http, ca };
+            SealedColumn::mint_secret(id, &row.source, &destination)
+        });
+        Self { id, slot, sealed: Sealed { key_id: row.secret_key_id, bytes: row.secret } }
+    }
+}
+
 /// Locks the next rows, ordered by id, whose stored key id is not `key_id`.
 pub async fn lock_sealed_otherwise(
     conn: &mut PgConnection,
@@ -150,6 +192,21 @@ pub async fn lock_sealed_otherwise(
                    sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest, tls_server_name
                FROM clusters
                WHERE credential_key_id <> $1 AND id > $2 ORDER BY id LIMIT $3 FOR UPDATE"#,
+            key_id,
+            after,
+            limit,
+        )
+        .fetch_all(conn)
+        .await?
+        .into_iter()
+        .map(SealedRow::from)
+        .collect(),
+        SealedColumn::MintSecret => sqlx::query_as!(
+            MintRow,
+            "SELECT account_id, secret, secret_key_id, source, registry, plain_http,
+                 sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
+             FROM account_mints JOIN registry_accounts ON id = account_id
+             WHERE secret_key_id <> $1 AND account_id > $2 ORDER BY account_id LIMIT $3 FOR UPDATE OF account_mints",
             key_id,
             after,
             limit,
@@ -190,6 +247,18 @@ pub async fn replace(
                 "UPDATE clusters SET credential = new.value, credential_key_id = new.key_id
                  FROM unnest($1::uuid[], $2::bytea[], $3::text[]) AS new (id, value, key_id)
                  WHERE clusters.id = new.id",
+                ids,
+                &values as &[&[u8]],
+                &key_ids as &[&str],
+            )
+            .execute(conn)
+            .await?
+        }
+        SealedColumn::MintSecret => {
+            sqlx::query!(
+                "UPDATE account_mints SET secret = new.value, secret_key_id = new.key_id
+                 FROM unnest($1::uuid[], $2::bytea[], $3::text[]) AS new (id, value, key_id)
+                 WHERE account_id = new.id",
                 ids,
                 &values as &[&[u8]],
                 &key_ids as &[&str],
@@ -260,8 +329,9 @@ pub async fn key_uses(conn: &mut PgConnection) -> Result<Vec<KeyUse>, StorageErr
            WHERE place <= $1 ORDER BY credential_key_id"#,
         SAMPLES,
     )
-    .fetch_all(conn)
+    .fetch_all(&mut *conn)
     .await?;
+    let mints = mint_samples(conn).await?;
     let accounts = accounts.into_iter().map(|r| {
         let row = AccountRow {
             id: r.id,
@@ -286,7 +356,36 @@ pub async fn key_uses(conn: &mut PgConnection) -> Result<Vec<KeyUse>, StorageErr
     });
     let mut uses = group(SealedColumn::AccountPassword, accounts);
     uses.extend(group(SealedColumn::ClusterCredential, clusters));
+    uses.extend(group(SealedColumn::MintSecret, mints));
     Ok(uses)
+}
+
+/// Samples of each key's secrets of minted accounts, each with the number of rows of the key.
+async fn mint_samples(conn: &mut PgConnection) -> Result<Vec<(i64, SealedRow)>, StorageError> {
+    let rows = sqlx::query!(
+        r#"SELECT account_id, secret, secret_key_id, source, registry, plain_http,
+               sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest, rows AS "rows!"
+           FROM (
+               SELECT *, count(*) OVER (PARTITION BY secret_key_id) AS rows,
+                   row_number() OVER (PARTITION BY secret_key_id) AS place
+               FROM account_mints
+           ) AS one JOIN registry_accounts ON id = account_id
+           WHERE place <= $1 ORDER BY secret_key_id"#,
+        SAMPLES,
+    );
+    let samples = rows.fetch_all(conn).await?.into_iter().map(|r| {
+        let row = MintRow {
+            account_id: r.account_id,
+            secret: r.secret,
+            secret_key_id: r.secret_key_id,
+            source: r.source,
+            registry: r.registry,
+            plain_http: r.plain_http,
+            ca_digest: r.ca_digest,
+        };
+        (r.rows, row.into())
+    });
+    Ok(samples.collect())
 }
 
 /// Counts the values that are not bound to their destinations.
@@ -294,7 +393,8 @@ pub async fn key_uses(conn: &mut PgConnection) -> Result<Vec<KeyUse>, StorageErr
 pub async fn count_unbound(conn: &mut PgConnection) -> Result<i64, StorageError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT (SELECT count(*) FROM registry_accounts WHERE password_key_id NOT LIKE '%+bound')
-               + (SELECT count(*) FROM clusters WHERE credential_key_id NOT LIKE '%+bound') AS "count!""#
+               + (SELECT count(*) FROM clusters WHERE credential_key_id NOT LIKE '%+bound')
+               + (SELECT count(*) FROM account_mints WHERE secret_key_id NOT LIKE '%+bound') AS "count!""#
     )
     .fetch_one(conn)
     .await?)

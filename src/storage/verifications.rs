@@ -3,20 +3,20 @@
 //! These writes do not increment the version of an account: no caller changed it.
 
 use chrono::{DateTime, Utc};
-use uuid::Uuid;
 
 use crate::{
-    domain::{sealed::Sealed, verification::VerificationResult},
+    domain::{account::Account, sealed::Sealed, verification::VerificationResult},
     storage::{PgConnection, StorageError},
 };
 
-/// Finds the sealed password of an account at one version.
-#[tracing::instrument(name = "db.registry_accounts.find_password", skip_all, fields(account.id = %id))]
-pub async fn find_password(conn: &mut PgConnection, id: Uuid, version: i64) -> Result<Option<Sealed>, StorageError> {
+/// Finds the sealed password of an account at the version that was read. A mint, which changes no
+/// version, may have replaced it since.
+#[tracing::instrument(name = "db.registry_accounts.find_password", skip_all, fields(account.id = %account.id))]
+pub async fn find_password(conn: &mut PgConnection, account: &Account) -> Result<Option<Sealed>, StorageError> {
     let row = sqlx::query!(
         "SELECT password, password_key_id FROM registry_accounts WHERE id = $1 AND version = $2",
-        id,
-        version
+        account.id,
+        account.version,
     )
     .fetch_optional(conn)
     .await?;
@@ -26,26 +26,28 @@ pub async fn find_password(conn: &mut PgConnection, id: Uuid, version: i64) -> R
 /// Stores the result of a check and schedules the next one after the account's interval, with 10 %
 /// jitter.
 ///
-/// Returns the time of the check by the database's clock, or `None` if the account is no longer at
-/// `version`.
-#[tracing::instrument(name = "db.registry_accounts.record_verification", skip_all, fields(account.id = %id))]
+/// Returns the time of the check by the database's clock, or `None` if a caller changed the account,
+/// or a mint its login, since the account was read.
+#[tracing::instrument(name = "db.registry_accounts.record_verification", skip_all, fields(account.id = %account.id))]
 pub async fn record(
     conn: &mut PgConnection,
-    id: Uuid,
-    version: i64,
+    account: &Account,
     result: VerificationResult,
     detail: &str,
 ) -> Result<Option<DateTime<Utc>>, StorageError> {
+    // Columns of this row only: when the statement has waited for a mint, Postgres reads no other row
+    // anew.
     let checked_at = sqlx::query_scalar!(
         r#"UPDATE registry_accounts
            SET last_verified_at = now(), last_verification_result = $3, last_verification_detail = $4,
                next_verification_at = now() + verify_interval_seconds * (0.9 + 0.2 * random()) * interval '1 second'
-           WHERE id = $1 AND version = $2
+           WHERE id = $1 AND version = $2 AND login_changed_at IS NOT DISTINCT FROM $5
            RETURNING last_verified_at AS "checked_at!""#,
-        id,
-        version,
+        account.id,
+        account.version,
         result.as_str(),
         detail,
+        account.login_changed_at,
     )
     .fetch_optional(conn)
     .await?;

@@ -1,5 +1,5 @@
 //! Checks the direction of module dependencies: `main -> cli -> app -> {http, worker} -> service ->
-//! {storage, clients, crypto} -> domain`.
+//! {storage, clients -> crypto} -> domain`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,7 +52,8 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("worker", &["clients", "domain", "metrics", "service", "storage"]),
     ("service", &["clients", "clock", "crypto", "domain", "storage"]),
     ("storage", &["domain"]),
-    ("clients", &["clock", "domain"]),
+    // Requests to providers are signed.
+    ("clients", &["clock", "crypto", "domain"]),
     ("crypto", &["domain"]),
     ("domain", &[]),
     // Outside the layers.
@@ -258,6 +259,17 @@ fn outside_crates_are_used_by_their_modules_only() {
     }
     assert!(violations.is_empty(), "{violations:#?}");
     assert_eq!(seen.len(), OUTSIDE.len(), "unused: only {seen:?} were found");
+}
+
+/// A kubeconfig of a person may run programs.
+#[test]
+fn only_the_command_line_opens_the_kubeconfig_of_a_person() {
+    let users = sources().into_iter().filter(|source| {
+        let text = fs::read_to_string(&source.file).expect("a file");
+        text.contains("of_user(") && !text.contains("fn of_user(")
+    });
+    let users: Vec<String> = users.map(|source| source.module).collect();
+    assert_eq!(users, ["cli"]);
 }
 
 #[test]

@@ -8,12 +8,21 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 
 use crate::{
+    mints::token_service::TokenService,
     pull_secrets::{declaration, put},
     support::{app::TestApp, client::Client, eventually, kubernetes, registry},
 };
 
 /// Operations that change nothing, although their method is not `GET`.
-const READS: [&str; 4] = ["create_docker_config", "create_secret_manifest", "explain_docker_config", "check_cluster"];
+const READS: [&str; 7] = [
+    "create_docker_config",
+    "create_secret_manifest",
+    "explain_docker_config",
+    "check_cluster",
+    "diagnose_pod",
+    "diagnose_workload",
+    "diagnose_spec",
+];
 
 /// Tables that the worker changes without a cause: leases.
 const LEASES: [&str; 2] = ["cluster_comparisons", "cluster_watches"];
@@ -81,6 +90,8 @@ fn case(operation: &str, setup: &Setup) -> Case {
         }
         "delete_registry_account" | "delete_cluster" => of(named("spare"), None, 204),
         // The stored login is presented to its registry.
+        // No login is minted.
+        "mint_registry_account" => of(named("minted"), None, 200),
         "verify_registry_account" => Case { events: 1, ..of(named("a"), None, 200) },
         "import_registry_accounts" => of(vec![], Some(json!({"auths": {"new.example.com": {"auth": "YTpi"}}})), 200),
         "create_cluster" => {
@@ -116,7 +127,8 @@ struct Setup {
 impl Setup {
     /// An app with each kind of resource. The pull secret `p` is settled.
     async fn new(pool: PgPool) -> Self {
-        let app = TestApp::configured(pool, &[("REGCRED_OUTBOUND_ALLOW", "127.0.0.0/8")]).await;
+        let variables = [("REGCRED_OUTBOUND_ALLOW", "127.0.0.0/8"), ("REGCRED_MINT_ALLOW", "127.0.0.1")];
+        let app = TestApp::configured(pool, &variables).await;
         let (admin, namespace) = (app.admin(), kubernetes::new_namespace().await);
         for (name, registry) in [("a", registry::a()), ("b", registry::b())] {
             let body = json!({"name": name, "registry": registry.address, "username": registry.username,
@@ -124,6 +136,7 @@ impl Setup {
             admin.post("/v1/registry-accounts", &body).await.expect(201);
         }
         app.register_account("spare", "spare.example.com", "dev", "one").await;
+        admin.post("/v1/registry-accounts", &TokenService::start().account()).await.expect(201);
         app.register_cluster("dev").await;
         let spare = json!({"name": "spare", "server": "https://127.0.0.1:1", "auth": {"type": "none"}});
         admin.post("/v1/clusters", &spare).await.expect(201);

@@ -58,7 +58,15 @@ async fn an_error_names_its_remedy(pool: PgPool) {
         ),
         case(&viewer, "GET", "/v1/api-keys", Value::Null, 403, &["`readApiKeys`", "use a key with the role `admin`"]),
         case(&narrow, "DELETE", "/v1/clusters/a", Value::Null, 403, &["`writeClusters`", "see `GET /v1/me`"]),
-        case(&admin, "POST", accounts, json!({}), 422, &["`name`", "`registry`", "`username`", "`password`"]),
+        case(&admin, "POST", accounts, json!({}), 422, &["`name`", "`registry`"]),
+        case(
+            &admin,
+            "POST",
+            accounts,
+            json!({"name": "a", "registry": "https://"}),
+            422,
+            &["`registry`", "`username`: is required unless `source` is given", "`password`"],
+        ),
         case(&admin, "POST", accounts, with("expiresAt", json!("31.1.2027")), 422, &["such as 2027-01-31T00:00:00Z"]),
         case(&admin, "POST", accounts, with("labels", json!(["a"])), 422, &["`labels`: must be an object"]),
         case(

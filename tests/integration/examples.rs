@@ -9,10 +9,13 @@ use serde_json::{Map, Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::support::{
-    app::TestApp,
-    client::{Answer, Client},
-    eventually, given, kubernetes, registry,
+use crate::{
+    mints::token_service::TokenService,
+    support::{
+        app::TestApp,
+        client::{Answer, Client},
+        eventually, given, kubernetes, registry,
+    },
 };
 
 /// Set to write the file instead of comparing it.
@@ -126,6 +129,10 @@ async fn run_accounts(run: &mut Recorder) {
     run.admin.post("/v1/registry-accounts", &real).await.expect(201);
     let repository = json!({"repository": "os/alpine"});
     run.run("verify_registry_account", "POST", "/v1/registry-accounts/team-c/verify", Some(repository)).await;
+    let provider = TokenService::start();
+    run.names.push((format!("http://{}", provider.address), "https://auth.example.com"));
+    run.admin.post("/v1/registry-accounts", &provider.account()).await.expect(201);
+    run.run("mint_registry_account", "POST", "/v1/registry-accounts/minted/mint", None).await;
     run.run("delete_registry_account", "DELETE", "/v1/registry-accounts/team-c", None).await;
 }
 
@@ -155,6 +162,27 @@ async fn run_clusters(run: &mut Recorder, namespace: &str) {
     let path = format!("/v1/clusters/dev/namespaces/{namespace}/secrets");
     run.run("create_secret", "POST", &path, Some(secret)).await;
     run.run("list_secrets", "GET", &path, None).await;
+    run_diagnoses(run, namespace).await;
+}
+
+/// A pod and a deployment whose images need a login, of which the pod has a wrong one.
+async fn run_diagnoses(run: &mut Recorder, namespace: &str) {
+    let image = format!("{}/os/alpine:3", registry::a().address);
+    run.names.push((namespace.to_owned(), "a-dev"));
+    let spec = |pull_secret: &str| json!({"containers": [{"name": "web", "image": image}], "imagePullSecrets": [{"name": pull_secret}]});
+    let labels = json!({"app": "web"});
+    let template = json!({"metadata": {"labels": labels}, "spec": spec("missing")});
+    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, "spec": spec("team-a-once")},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+            "spec": {"selector": {"matchLabels": labels}, "template": template}},
+    ]});
+    kubernetes::kubectl(&["apply", "-n", namespace, "-f", "-"], &objects.to_string());
+    let place = format!("/v1/clusters/dev/namespaces/{namespace}");
+    run.run("diagnose_pod", "POST", &format!("{place}/pods/web/diagnose"), None).await;
+    run.run("diagnose_workload", "POST", &format!("{place}/workloads/deployment/web/diagnose"), None).await;
+    let body = json!({"images": [image], "imagePullSecrets": [{"name": "missing"}]});
+    run.run("diagnose_spec", "POST", &format!("{place}/diagnose"), Some(body)).await;
 }
 
 async fn run_pull_secrets(run: &mut Recorder, namespace: &str) {
@@ -219,7 +247,9 @@ async fn run_operations(run: &mut Recorder) {
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn every_operation_has_an_example_from_a_run(pool: PgPool) {
-    let app = TestApp::configured(pool, &[("REGCRED_OUTBOUND_ALLOW", "127.0.0.0/8")]).await;
+    let app =
+        TestApp::configured(pool, &[("REGCRED_OUTBOUND_ALLOW", "127.0.0.0/8"), ("REGCRED_MINT_ALLOW", "127.0.0.1")])
+            .await;
     let namespace = kubernetes::new_namespace().await;
     kubernetes::kubectl(&["create", "serviceaccount", "default", "-n", &namespace], "");
     let names = vec![(namespace.clone(), "a-dev")];

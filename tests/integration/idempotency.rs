@@ -11,13 +11,16 @@ use reqwest::{RequestBuilder, header::HeaderValue};
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, PgPool};
 
-use crate::support::{
-    PATIENCE,
-    app::TestApp,
-    client::{Answer, Client},
-    eventually, kubernetes,
-    postgres::superuser,
-    process::Installation,
+use crate::{
+    mints::token_service::TokenService,
+    support::{
+        PATIENCE,
+        app::TestApp,
+        client::{Answer, Client},
+        eventually, kubernetes,
+        postgres::superuser,
+        process::Installation,
+    },
 };
 
 const HEADER: &str = "Idempotency-Key";
@@ -72,6 +75,7 @@ fn changes() -> Vec<(&'static str, &'static str, &'static str, Value, u16)> {
     vec![
         ("create_registry_account", "POST", "/v1/registry-accounts", account("new"), 201),
         ("update_registry_account", "PATCH", "/v1/registry-accounts/a", json!({"password": "second"}), 200),
+        ("mint_registry_account", "POST", "/v1/registry-accounts/minted/mint", Value::Null, 200),
         ("import_registry_accounts", "POST", "/v1/registry-accounts:import", auths, 200),
         ("create_cluster", "POST", "/v1/clusters", cluster("new"), 201),
         ("update_cluster", "PATCH", "/v1/clusters/dev", json!({"server": "https://127.0.0.1:2"}), 200),
@@ -85,7 +89,7 @@ fn changes() -> Vec<(&'static str, &'static str, &'static str, Value, u16)> {
 
 /// An app with the resources that [`changes`] change.
 async fn prepared(pool: PgPool) -> TestApp {
-    let app = TestApp::spawn(pool).await;
+    let app = TestApp::configured(pool, &[("REGCRED_MINT_ALLOW", "127.0.0.1")]).await;
     let admin = app.admin();
     admin.post("/v1/registry-accounts", &account("a")).await.expect(201);
     admin.post("/v1/clusters", &cluster("dev")).await.expect(201);
@@ -100,6 +104,7 @@ async fn prepared(pool: PgPool) -> TestApp {
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn every_change_is_performed_once_per_key(pool: PgPool) {
     let app = prepared(pool).await;
+    app.admin().post("/v1/registry-accounts", &TokenService::start().account()).await.expect(201);
     let changes = changes();
     let tested: BTreeSet<String> = changes.iter().map(|(operation, ..)| (*operation).to_owned()).collect();
     assert_eq!(tested, documented_operations(), "every operation with the header must be tested");

@@ -2,7 +2,7 @@
 //! API server.
 
 mod attacks;
-mod cluster;
+pub mod cluster;
 mod issuer;
 pub mod keys;
 mod outages;

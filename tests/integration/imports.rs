@@ -1,6 +1,7 @@
 //! Imports of docker configs.
 
 mod lists;
+mod minted;
 mod options;
 mod untrusted_input;
 

@@ -239,6 +239,7 @@ fn operations() -> Vec<(String, String, bool)> {
     for (path, item) in document["paths"].as_object().expect("paths") {
         let name = if path.contains("/clusters/") { "echo" } else { "good" };
         let filled = path.replace("{name}", name).replace("{cluster}", "echo").replace("{namespace}", "s422");
+        let filled = filled.replace("{pod}", "good").replace("{kind}", "deployment");
         let filled = filled.replace("{id}", "0198a0b1-7000-7000-8000-000000000001");
         for (method, operation) in item.as_object().expect("operations") {
             operations.push((method.to_uppercase(), filled.clone(), operation.get("requestBody").is_some()));
@@ -351,7 +352,7 @@ async fn deliver_by_pull_secret(client: &Client, namespace: &str, outputs: &mut 
 }
 
 /// Dumps the database, including sealed values.
-fn dump(pool: &PgPool) -> String {
+pub fn dump(pool: &PgPool) -> String {
     let mut url = pool.connect_options().to_url_lossy();
     // These parameters are specific to the driver.
     url.set_query(None);

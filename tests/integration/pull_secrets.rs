@@ -28,6 +28,7 @@ use crate::support::{
 mod attachment;
 mod audit;
 mod changes;
+mod counts;
 mod events;
 mod faults;
 mod fencing;

@@ -9,11 +9,23 @@ use std::{
     },
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD};
+use regcred::{
+    crypto::{
+        ring::Ring as _,
+        sealer::{KeyRing, Sealer},
+    },
+    domain::sealed::{RegistryDestination, SealForm},
+    storage::sealed::SealedColumn,
+};
+use secrecy::SecretString;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, PgPool};
+use uuid::Uuid;
 
 use crate::{
     lifecycle::{render, store_accounts},
+    mints::token_service::{PATH, TokenService},
     support::{
         app::TestApp,
         client::Client,
@@ -414,4 +426,79 @@ async fn binding_also_reseals_values_of_older_keys(pool: PgPool) {
     drop(service);
     let service = installation.serve().await;
     render(&service.client(&installation.new_key("admin-2").await), 0..2).await;
+}
+
+// ---- Secrets of sources ----
+
+/// Rows and bound rows of each key of `master-key list`.
+fn counts(keys: &[[String; 4]]) -> Vec<[&str; 2]> {
+    keys.iter().map(|key| [key[2].as_str(), key[3].as_str()]).collect()
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn secret_of_a_source_is_sealed_again_with_a_new_key(pool: PgPool) {
+    let installation = installation(&pool).with("REGCRED_MINT_ALLOW", "127.0.0.1");
+    let (key, provider) = (installation.new_key("admin").await, TokenService::start());
+    let service = installation.serve().await;
+    let mut account = provider.account();
+    // A part of the destination that the rotation reads as a digest.
+    account["caCertificate"] = json!(kubernetes::file("ca.crt"));
+    service.client(&key).post("/v1/registry-accounts", &account).await.expect(201);
+    // The password and the secret, which is bound from the start.
+    let (keys, summary) = list(&installation).await;
+    assert_eq!(counts(&keys), [["2", "1"]]);
+    assert!(summary.starts_with("1 values are not bound"), "{summary}");
+
+    installation.must_run(&["master-key", "generate", "--file", &ring_file(&installation)]).await;
+    assert_eq!(counts(&list(&installation).await.0), [["0", "0"], ["2", "1"]]);
+    installation.must_run(&["master-key", "rotate"]).await;
+    assert_eq!(counts(&list(&installation).await.0), [["2", "1"], ["0", "0"]]);
+    installation.must_run(&["master-key", "rotate", "--bind"]).await;
+    let (keys, summary) = list(&installation).await;
+    assert_eq!(counts(&keys), [["2", "2"], ["0", "0"]]);
+    assert_eq!(summary, "All values are bound to their destination.\n");
+
+    // The old key is not needed any more, and the provider gets the same secret.
+    let ring = fs::read_to_string(ring_file(&installation)).expect("a ring");
+    fs::write(ring_file(&installation), ring.lines().next().expect("the new key")).expect("written");
+    drop(service);
+    let service = installation.serve().await;
+    let minted = service.client(&key).post(&format!("{PATH}/mint"), &json!({})).await.expect(200);
+    assert_eq!(minted["mint"]["serial"], 2);
+    let secret = BASE64_STANDARD.encode("regcred:canary-secret");
+    assert_eq!(provider.requests.text().matches(&secret).count(), 2);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn unbound_secret_of_a_source_is_counted_and_refused(pool: PgPool) {
+    let installation =
+        installation(&pool).with("REGCRED_MINT_ALLOW", "127.0.0.1").with("REGCRED_REQUIRE_BOUND_VALUES", "true");
+    let (key, provider) = (installation.new_key("admin").await, TokenService::start());
+    let service = installation.serve().await;
+    service.client(&key).post("/v1/registry-accounts", &provider.account()).await.expect(201);
+    drop(service);
+    // In the form that no release writes.
+    let ring = fs::read_to_string(ring_file(&installation)).expect("a ring");
+    let sealer = Sealer::new(KeyRing::parse(&SecretString::from(ring)).expect("a ring"), None);
+    let (id, source): (Uuid, String) =
+        sqlx::query_as("SELECT account_id, source FROM account_mints").fetch_one(&pool).await.expect("a row");
+    let destination = RegistryDestination { authority: "registry.example.com", plain_http: true, ca: None };
+    let slot = SealedColumn::mint_secret(id, &source, &destination);
+    let sealed = sealer.seal(SealForm::Unbound, &slot, &SecretString::from("canary-secret")).expect("sealed");
+    let unbound = sqlx::query("UPDATE account_mints SET secret = $1, secret_key_id = $2");
+    unbound.bind(sealed.bytes).bind(sealed.key_id).execute(&pool).await.expect("stored");
+
+    let service = installation.serve().await;
+
+    let refused = service.client(&key).post(&format!("{PATH}/mint"), &json!({})).await;
+    let detail = refused.problem(502, "mint-failed")["detail"].to_string();
+    assert!(detail.contains("(misconfigured)") && detail.contains("does not open"), "{detail}");
+    assert_eq!(provider.requests.count(), 1);
+    let metrics = service.operations().get("/metrics").await.body;
+    let counted = metrics.lines().find(|line| line.starts_with("regcred_sealed_values_unbound "));
+    assert_eq!(counted, Some("regcred_sealed_values_unbound 1"), "{metrics}");
+    // No command makes it open.
+    let exit = installation.run(&["master-key", "rotate"]).await;
+    assert!(exit.code == Some(1) && exit.stderr.contains("1 skipped"), "{exit:?}");
+    assert_eq!(counts(&list(&installation).await.0), [["2", "1"]]);
 }

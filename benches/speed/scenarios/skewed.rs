@@ -131,7 +131,7 @@ impl Skew<'_> {
 }
 
 /// Offset of the last timestamp in a log, in seconds.
-fn offset(log: &Path) -> anyhow::Result<f64> {
+pub fn offset(log: &Path) -> anyhow::Result<f64> {
     let text = std::fs::read_to_string(log)?;
     let line: Value = serde_json::from_str(text.lines().last().context("the log is empty")?)?;
     let at: DateTime<Utc> = line["timestamp"].as_str().context("no timestamp")?.parse()?;

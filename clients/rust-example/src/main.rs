@@ -22,7 +22,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     for (name, registry, password) in
         [("rust-5000", "registry.example.com:5000", "xxx1"), ("rust-6000", "registry.example.com:6000", "xxx2")]
     {
-        let account = CreateRegistryAccount::builder().name(name).registry(registry).username("dev").password(password);
+        let account = CreateRegistryAccount::builder().name(name).registry(registry);
+        let account = account.username("dev".to_owned()).password(password.to_owned());
         client.create_registry_account().body(account).send().await?;
     }
     let kubeconfig = fs::read_to_string(env::var("KUBECONFIG")?)?;

@@ -159,7 +159,8 @@ export interface paths {
          *     that was read; one of a pull secret, or of another program, never is. An `Idempotency-Key` is
          *     ignored.
          *
-         *     The Secret does not follow a later change of its accounts. In a dry run, the API server
+         *     The Secret does not follow a later change of its accounts, nor the refresh of a minted login:
+         *     `validUntil` is the end of its content. In a dry run, the API server
          *     validates the Secret without storing it.
          */
         post: operations["create_secret"];
@@ -499,6 +500,9 @@ export interface paths {
          * Create a registry account.
          * @description The password is sealed before it is stored, and no response returns it. A caller without grants
          *     of all accounts can only set labels of its own label grants.
+         *
+         *     With a `source`, the login is minted in the request, within 20 seconds; if that fails, nothing is
+         *     stored. A dry run checks the source and mints nothing: `mint` is `null`, and no login is verified.
          */
         post: operations["create_registry_account"];
         delete?: never;
@@ -528,10 +532,32 @@ export interface paths {
          *     difference, also with the stored password, changes nothing. The warning `directCopies` names
          *     Secrets of direct delivery, which do not follow. A change of the registry's
          *     host or port, a change to `plainHttp`, and another `caCertificate` require the `password`: a
-         *     stored password is only sent to the registry that it was given for. Every label that is added or
+         *     stored password is only sent to the registry that it was given for; a minted account requires its
+         *     `source`, with the secret. Every label that is added or
          *     changed must belong to a label grant of the caller that the account then satisfies.
          */
         patch: operations["update_registry_account"];
+        trace?: never;
+    };
+    "/v1/registry-accounts/{name}/mint": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Mint the login of a registry account.
+         * @description Requests another login from the account's source at once, as after a change at the provider. If
+         *     that fails, the present login stays. A dry run requests none, and returns the account.
+         */
+        post: operations["mint_registry_account"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
         trace?: never;
     };
     "/v1/registry-accounts/{name}/verify": {
@@ -636,6 +662,37 @@ export interface components {
          *     kubelet, which tries each, and one for other readers. Without any, it is empty.
          */
         AccountMatch: components["schemas"]["ImageMatch"] | components["schemas"]["RegistryMatch"];
+        /** @description State of the mints of a registry account. */
+        AccountMint: {
+            lastError: components["schemas"]["MintFailure"] | null;
+            /**
+             * Format: date-time
+             * @description Time of the last successful mint.
+             */
+            mintedAt: string;
+            /**
+             * Format: date-time
+             * @description Time of the next attempt.
+             */
+            nextAttemptAt: string;
+            /**
+             * Format: date-time
+             * @description Planned time of the next mint.
+             */
+            refreshAt: string;
+            /**
+             * Format: int64
+             * @description Number of mints.
+             */
+            serial: number;
+            /** @description State. */
+            state: components["schemas"]["MintState"];
+            /**
+             * Format: date-time
+             * @description End of the login.
+             */
+            validUntil: string;
+        };
         /** @description Registry accounts. */
         AccountSummary: {
             /** @description Accounts by result of the last verification. Results of no account are omitted. */
@@ -687,6 +744,16 @@ export interface components {
              *     ]
              */
             sourceCidrs: string[];
+        };
+        /** @description AWS role. */
+        AssumeRoleDocument: {
+            /** @description External id that the role's trust policy requires. */
+            externalId?: string | null;
+            /**
+             * @description ARN of the role.
+             * @example arn:aws:iam::123456789012:role/regcred
+             */
+            roleArn: string;
         };
         /** @description Audit event. Never contains a secret value. */
         AuditEvent: {
@@ -767,6 +834,16 @@ export interface components {
             /** @description Whether an API server answered. */
             reachable: boolean;
             /**
+             * @description Minted accounts visible to the caller that lack the right to request their tokens, by name; at
+             *     most 100. Absent if the rights were not reviewed.
+             */
+            registryAccounts?: components["schemas"]["LackingAccount"][];
+            /**
+             * @description Whether `registryAccounts` is incomplete because a limit was reached, or because another
+             *     release stored a source that this one cannot read.
+             */
+            registryAccountsCut?: boolean;
+            /**
              * @description Rights that the renewal of the cluster's token lacks, for `auth.type` `serviceAccount`. Absent
              *     if they were not reviewed.
              */
@@ -781,6 +858,11 @@ export interface components {
             /** @description Last part of a problem type, such as `cluster-unreachable`. */
             type: string;
         };
+        /**
+         * @description How an OAuth 2.0 client authenticates.
+         * @enum {string}
+         */
+        ClientAuthentication: "basic" | "body";
         /** @description Cluster, without its credential. */
         Cluster: {
             /** @description Allows `http://`. */
@@ -1122,9 +1204,10 @@ export interface components {
             /**
              * Format: password
              * @description Password or access token. It is sealed before it is stored, and no response returns it.
+             *     Required unless `source` is given.
              * @example correct-horse
              */
-            password: string;
+            password?: string | null;
             /** @description Connects to the registry without TLS. */
             plainHttp?: boolean;
             /**
@@ -1133,11 +1216,13 @@ export interface components {
              * @example registry.example.com:5000
              */
             registry: string;
+            source?: components["schemas"]["SourceDocument"] | null;
             /**
              * @description User name. It must not contain `:`, which separates user name and password in `auth`.
+             *     Required unless `source` is given.
              * @example dev
              */
-            username: string;
+            username?: string | null;
             /**
              * Format: int64
              * @description Interval of background verification, in seconds. Without it the login is not verified.
@@ -1248,7 +1333,12 @@ export interface components {
             };
             /** @description Program that reads the document. */
             profile: components["schemas"]["Profile"];
-            /** @description Differences between the accounts and the behaviour of the reader. */
+            /**
+             * Format: date-time
+             * @description Earliest end of a minted login in the document; absent without one.
+             */
+            validUntil?: string;
+            /** @description Differences between the accounts and the behaviour of the reader, and minted logins that end. */
             warnings: components["schemas"]["Warning"][];
         };
         /** @description Actor of an event. */
@@ -1357,6 +1447,70 @@ export interface components {
              */
             namespaces?: string[] | null;
         };
+        /**
+         * @description Identity under which logins are requested. Which fields are required and allowed depends on its
+         *     `type`.
+         */
+        IdentityDocument: {
+            /** @description Id of the key, for `accessKey`. */
+            accessKeyId?: string | null;
+            /**
+             * @description Audience of the token, for `webIdentity`; the usual one of the provider by default. One of the
+             *     API server or of an identity provider is refused.
+             */
+            audience?: string | null;
+            /** @description Certificate (PEM), for `clientCertificate`. */
+            certificate?: string | null;
+            /** @description E-mail address in the key file. Only in responses. */
+            readonly clientEmail?: string | null;
+            /**
+             * @description Id of the client, for `clientSecret` and `clientCertificate`, for `webIdentity` of Azure, and
+             *     optionally for `ambient` of Azure.
+             */
+            clientId?: string | null;
+            /**
+             * Format: password
+             * @description Secret of the client, for `clientSecret`. It is sealed before it is stored, and no response
+             *     returns it.
+             */
+            clientSecret?: string | null;
+            /**
+             * @description Registered cluster that issues the token, for `webIdentity`. The caller must be granted it and
+             *     the namespace.
+             */
+            cluster?: string | null;
+            /**
+             * Format: password
+             * @description Content of the JSON key file, for `serviceAccountKey`. Its private key is sealed before it is
+             *     stored, and no response returns it.
+             */
+            keyFile?: string | null;
+            /** @description Namespace of the `ServiceAccount`, for `webIdentity`. */
+            namespace?: string | null;
+            /**
+             * Format: password
+             * @description Private key of the certificate (PEM, RSA), for `clientCertificate`. It is sealed before it is
+             *     stored, and no response returns it.
+             */
+            privateKey?: string | null;
+            /** @description Id of the key in the key file. Only in responses. */
+            readonly privateKeyId?: string | null;
+            /**
+             * Format: password
+             * @description Secret of the key, for `accessKey`. It is sealed before it is stored, and no response returns
+             *     it.
+             */
+            secretAccessKey?: string | null;
+            /** @description Name of the `ServiceAccount`, for `webIdentity`. */
+            serviceAccount?: string | null;
+            /** @description Type of the identity. */
+            type: components["schemas"]["IdentityType"];
+            /**
+             * @description Provider of a workload identity pool, for `webIdentity` of Google.
+             * @example projects/123456/locations/global/workloadIdentityPools/regcred/providers/dev
+             */
+            workloadIdentityProvider?: string | null;
+        };
         /** @description Identity provider whose tokens are accepted instead of API keys. */
         IdentityProvider: {
             /** @description Accepts tokens with further audiences. */
@@ -1417,6 +1571,11 @@ export interface components {
             /** @description Role of the bearer: `operator`, `deliverer`, `renderer` or `viewer`. */
             role: components["schemas"]["Role"];
         };
+        /**
+         * @description Type of an identity.
+         * @enum {string}
+         */
+        IdentityType: "accessKey" | "serviceAccountKey" | "clientSecret" | "clientCertificate" | "webIdentity" | "ambient";
         /**
          * @description Handling of an existing Secret by a direct delivery.
          * @enum {string}
@@ -1497,6 +1656,13 @@ export interface components {
                 [key: string]: string;
             };
         };
+        /** @description Minted account and the rights that it lacks. */
+        LackingAccount: {
+            /** @description Missing rights. */
+            missing: components["schemas"]["MissingRight"][];
+            /** @description Name of the registry account. */
+            name: string;
+        };
         /** @description Pull secret and the rights that it lacks. */
         LackingPullSecret: {
             /** @description Missing rights; at most 50. */
@@ -1573,6 +1739,23 @@ export interface components {
             /** @description Type of caller: `apiKey` or `identityProvider`. */
             type: components["schemas"]["ActorKind"];
         };
+        /** @description Failure of a mint. */
+        MintFailure: {
+            /** @description Explanation and remedy. It contains no text from the provider. */
+            detail: string;
+            /** @description Reason. */
+            type: components["schemas"]["MintReason"];
+        };
+        /**
+         * @description Reason why a mint failed.
+         * @enum {string}
+         */
+        MintReason: "unreachable" | "throttled" | "denied" | "invalidIdentity" | "misconfigured" | "clockSkew" | "expiredOnArrival" | "tooShortLived" | "badAnswer" | "registryMismatch";
+        /**
+         * @description State of a minted account.
+         * @enum {string}
+         */
+        MintState: "valid" | "failing" | "expired";
         /**
          * @description Reason why an entry is not used for an image. Ordered from near to far.
          * @enum {string}
@@ -1722,7 +1905,7 @@ export interface components {
          * @description Types of problems of this release. docs/OPERATIONS.md explains each.
          * @enum {string}
          */
-        ProblemType: "https://regcred.dev/problems/bad-request" | "https://regcred.dev/problems/malformed-json" | "https://regcred.dev/problems/body-unreadable" | "https://regcred.dev/problems/unauthenticated" | "https://regcred.dev/problems/invalid-token" | "https://regcred.dev/problems/forbidden" | "https://regcred.dev/problems/no-matching-rule" | "https://regcred.dev/problems/source-network-refused" | "https://regcred.dev/problems/not-found" | "https://regcred.dev/problems/namespace-not-found" | "https://regcred.dev/problems/method-not-allowed" | "https://regcred.dev/problems/not-acceptable" | "https://regcred.dev/problems/body-timeout" | "https://regcred.dev/problems/audience-taken" | "https://regcred.dev/problems/idempotency-key-in-use" | "https://regcred.dev/problems/idempotency-key-replayed" | "https://regcred.dev/problems/in-use" | "https://regcred.dev/problems/key-collision" | "https://regcred.dev/problems/last-admin" | "https://regcred.dev/problems/name-taken" | "https://regcred.dev/problems/namespace-terminating" | "https://regcred.dev/problems/pull-secret-deleting" | "https://regcred.dev/problems/secret-changed" | "https://regcred.dev/problems/secret-exists" | "https://regcred.dev/problems/secret-immutable" | "https://regcred.dev/problems/secret-refused" | "https://regcred.dev/problems/secret-type-fixed" | "https://regcred.dev/problems/stale-version" | "https://regcred.dev/problems/body-too-large" | "https://regcred.dev/problems/unsupported-media-type" | "https://regcred.dev/problems/idempotency-key-reused" | "https://regcred.dev/problems/invalid-request" | "https://regcred.dev/problems/invalid-secret" | "https://regcred.dev/problems/profile-unsupported" | "https://regcred.dev/problems/verification-failed" | "https://regcred.dev/problems/too-many-attempts" | "https://regcred.dev/problems/too-many-requests" | "https://regcred.dev/problems/too-many-streams" | "https://regcred.dev/problems/internal" | "https://regcred.dev/problems/cluster-forbidden" | "https://regcred.dev/problems/cluster-unauthorized" | "https://regcred.dev/problems/cluster-unreachable" | "https://regcred.dev/problems/audit-unavailable" | "https://regcred.dev/problems/database-unavailable" | "https://regcred.dev/problems/issuer-unavailable" | "https://regcred.dev/problems/streams-exhausted" | "https://regcred.dev/problems/cluster-timeout";
+        ProblemType: "https://regcred.dev/problems/bad-request" | "https://regcred.dev/problems/malformed-json" | "https://regcred.dev/problems/body-unreadable" | "https://regcred.dev/problems/unauthenticated" | "https://regcred.dev/problems/invalid-token" | "https://regcred.dev/problems/forbidden" | "https://regcred.dev/problems/no-matching-rule" | "https://regcred.dev/problems/source-network-refused" | "https://regcred.dev/problems/not-found" | "https://regcred.dev/problems/namespace-not-found" | "https://regcred.dev/problems/method-not-allowed" | "https://regcred.dev/problems/not-acceptable" | "https://regcred.dev/problems/body-timeout" | "https://regcred.dev/problems/audience-taken" | "https://regcred.dev/problems/idempotency-key-in-use" | "https://regcred.dev/problems/idempotency-key-replayed" | "https://regcred.dev/problems/in-use" | "https://regcred.dev/problems/key-collision" | "https://regcred.dev/problems/last-admin" | "https://regcred.dev/problems/name-taken" | "https://regcred.dev/problems/namespace-terminating" | "https://regcred.dev/problems/not-minted" | "https://regcred.dev/problems/pull-secret-deleting" | "https://regcred.dev/problems/secret-changed" | "https://regcred.dev/problems/secret-exists" | "https://regcred.dev/problems/secret-immutable" | "https://regcred.dev/problems/secret-refused" | "https://regcred.dev/problems/secret-type-fixed" | "https://regcred.dev/problems/stale-version" | "https://regcred.dev/problems/body-too-large" | "https://regcred.dev/problems/unsupported-media-type" | "https://regcred.dev/problems/idempotency-key-reused" | "https://regcred.dev/problems/invalid-request" | "https://regcred.dev/problems/invalid-secret" | "https://regcred.dev/problems/profile-unsupported" | "https://regcred.dev/problems/verification-failed" | "https://regcred.dev/problems/too-many-attempts" | "https://regcred.dev/problems/too-many-requests" | "https://regcred.dev/problems/too-many-streams" | "https://regcred.dev/problems/internal" | "https://regcred.dev/problems/cluster-forbidden" | "https://regcred.dev/problems/cluster-unauthorized" | "https://regcred.dev/problems/cluster-unreachable" | "https://regcred.dev/problems/mint-failed" | "https://regcred.dev/problems/audit-unavailable" | "https://regcred.dev/problems/database-unavailable" | "https://regcred.dev/problems/issuer-unavailable" | "https://regcred.dev/problems/mint-throttled" | "https://regcred.dev/problems/streams-exhausted" | "https://regcred.dev/problems/cluster-timeout" | "https://regcred.dev/problems/mint-timeout";
         /**
          * @description Program that reads the document.
          * @enum {string}
@@ -2148,12 +2331,14 @@ export interface components {
              * @description Time of the last verification; `null` if there is none since the login changed.
              */
             lastVerifiedAt: string | null;
+            mint: components["schemas"]["AccountMint"] | null;
             /** @description Unique name. */
             name: string;
             /** @description Connects to the registry without TLS. */
             plainHttp: boolean;
             /** @description Registry scope `host[:port][/path]`, normalised. */
             registry: string;
+            source: components["schemas"]["SourceDocument"] | null;
             /**
              * Format: date-time
              * @description Time of the last change.
@@ -2168,7 +2353,7 @@ export interface components {
             verifyIntervalSeconds: number | null;
             /**
              * Format: int64
-             * @description Version, incremented by every change.
+             * @description Version, incremented by every change. A mint changes none.
              */
             version: number;
             /** @description Differences between the account and the behaviour of docker config readers. */
@@ -2250,7 +2435,12 @@ export interface components {
             type: string;
             /** @description UID of the Secret. */
             uid: string | null;
-            /** @description Differences between the accounts and the behaviour of the reader. */
+            /**
+             * Format: date-time
+             * @description Earliest end of a minted login in the Secret; absent without one.
+             */
+            validUntil?: string;
+            /** @description Differences between the accounts and the behaviour of the reader, and minted logins that end. */
             warnings: components["schemas"]["Warning"][];
         };
         /** @description Secret of a manifest. */
@@ -2299,7 +2489,65 @@ export interface components {
          * @description Reason for skipping an item. Document fields keep their own names.
          * @enum {string}
          */
-        SkipReason: "credsStore" | "credHelpers" | "identitytoken" | "registrytoken" | "HttpHeaders" | "notACredential" | "empty" | "invalidEntry" | "invalidRegistry" | "duplicate" | "conflict" | "notAPullSecret" | "notSelected" | "verificationFailed";
+        SkipReason: "credsStore" | "credHelpers" | "identitytoken" | "registrytoken" | "HttpHeaders" | "notACredential" | "empty" | "invalidEntry" | "invalidRegistry" | "duplicate" | "conflict" | "notAPullSecret" | "notSelected" | "verificationFailed" | "minted";
+        /** @description Source of a minted account. Which fields are required and allowed depends on its `type`. */
+        SourceDocument: {
+            assumeRole?: components["schemas"]["AssumeRoleDocument"] | null;
+            authentication?: components["schemas"]["ClientAuthentication"] | null;
+            /**
+             * @description URL of the Azure login service, for `azureContainerRegistry`. Only callers with all grants may
+             *     set one that is not Microsoft's, and not with an `ambient` identity.
+             * @example https://login.microsoftonline.com
+             */
+            authority?: string | null;
+            /**
+             * @description URL in place of the provider's, for `ecr`, `ecrPublic` and `googleArtifactRegistry`. Only
+             *     callers with all grants may set it, and not with an `ambient` identity.
+             */
+            endpoint?: string | null;
+            /** @description Whether the FIPS endpoints of AWS are called, for `ecr`. They do not exist in every region. */
+            fips?: boolean | null;
+            /** @description Identity under which logins are requested. */
+            identity: components["schemas"]["IdentityDocument"];
+            /** @description E-mail address of a Google service account to impersonate, for `googleArtifactRegistry`. */
+            impersonate?: string | null;
+            /**
+             * Format: int64
+             * @description Lifetime of the token, in seconds, if the answers of the token service do not state it, for
+             *     `oauth2`.
+             */
+            lifetimeSeconds?: number | null;
+            /**
+             * @description AWS region of the registry. Required for `ecr`.
+             * @example eu-central-1
+             */
+            region?: string | null;
+            /**
+             * @description Repositories that the login can pull from, for `azureContainerRegistry`; all that the identity
+             *     can pull from if absent.
+             */
+            repositories?: string[] | null;
+            /** @description Scope of the token, for `googleArtifactRegistry` and `oauth2`. */
+            scope?: string | null;
+            /**
+             * @description URL in place of that of AWS STS, for `ecr` and `ecrPublic`. Only callers with all grants may
+             *     set it, and not with an `ambient` identity.
+             */
+            stsEndpoint?: string | null;
+            /** @description Azure tenant, for `azureContainerRegistry`. Required unless the identity is `ambient`. */
+            tenantId?: string | null;
+            /** @description URL of the token service. Required for `oauth2`. */
+            tokenUrl?: string | null;
+            /** @description Type of the source. */
+            type: components["schemas"]["SourceType"];
+            /** @description User name of the login. Required for `oauth2`; other providers determine it. */
+            username?: string | null;
+        };
+        /**
+         * @description Type of a source.
+         * @enum {string}
+         */
+        SourceType: "ecr" | "ecrPublic" | "googleArtifactRegistry" | "azureContainerRegistry" | "oauth2";
         /**
          * @description Counts of what the caller may see.
          *
@@ -2495,6 +2743,7 @@ export interface components {
             plainHttp?: boolean;
             /** @description New registry scope. */
             registry?: string;
+            source?: components["schemas"]["SourceDocument"] | null;
             /** @description New user name. */
             username?: string;
             /**
@@ -2565,7 +2814,7 @@ export interface components {
          * @description Kinds of warnings.
          * @enum {string}
          */
-        WarningCode: "refused" | "invalidKey" | "neverMatches" | "missedBySome" | "matchesMore" | "ambiguous" | "directCopies" | "holdsNothing" | "authWins" | "helperFirst" | "wrongSecretType" | "expired" | "passwordEndsWithWhitespace" | "keyCollision" | "nothingMatches" | "selectsNoAccount" | "selectsNoNamespace" | "credentialExpires" | "credentialExpired" | "renewalFailing";
+        WarningCode: "refused" | "invalidKey" | "neverMatches" | "missedBySome" | "matchesMore" | "ambiguous" | "directCopies" | "holdsNothing" | "authWins" | "helperFirst" | "wrongSecretType" | "expired" | "passwordEndsWithWhitespace" | "keyCollision" | "nothingMatches" | "selectsNoAccount" | "selectsNoNamespace" | "credentialExpires" | "credentialExpired" | "credentialShortLived" | "renewalFailing";
     };
     responses: {
         /** @description The request failed */
@@ -3035,7 +3284,7 @@ export interface operations {
                      *           },
                      *           "at": "2026-11-29T12:00:00Z",
                      *           "chain": {
-                     *             "hash": "91b2d70c8dabf1ab227e28c24734466fcb3b7049b3ddb3372da858491d89b221",
+                     *             "hash": "c4e7e126cd90f2fcdc73fec50f887c2aaa58d2ab96b77a3f2adc32a35ed1d662",
                      *             "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *             "previousHash": "",
                      *             "sequence": 2
@@ -3263,7 +3512,7 @@ export interface operations {
                      *           "deliveredAt": "2026-11-29T12:00:00Z",
                      *           "name": "team-a-once",
                      *           "outdated": false,
-                     *           "resourceVersion": "201",
+                     *           "resourceVersion": "196",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
                      *       ],
@@ -3350,7 +3599,7 @@ export interface operations {
                      *       "name": "team-a-once",
                      *       "namespace": "a-dev",
                      *       "replaced": false,
-                     *       "resourceVersion": "201",
+                     *       "resourceVersion": "196",
                      *       "type": "kubernetes.io/dockerconfigjson",
                      *       "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *       "warnings": []
@@ -3587,7 +3836,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "latencyMs": 17,
+                     *       "latencyMs": 4,
                      *       "permissions": [
                      *         {
                      *           "allowed": true,
@@ -3641,6 +3890,8 @@ export interface operations {
                      *       "pullSecrets": [],
                      *       "pullSecretsCut": false,
                      *       "reachable": true,
+                     *       "registryAccounts": [],
+                     *       "registryAccountsCut": false,
                      *       "version": "v1.20.2"
                      *     }
                      */
@@ -5008,7 +5259,7 @@ export interface operations {
                      * @example {
                      *       "deletedAt": null,
                      *       "generation": 2,
-                     *       "id": "01a22b94-e108-73b6-aeb4-67a66e4feef2",
+                     *       "id": "01a22cea-8d6a-7497-a911-0dce1826487f",
                      *       "name": "team-a",
                      *       "observedGeneration": 2,
                      *       "settled": true,
@@ -5180,7 +5431,7 @@ export interface operations {
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
                      *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "202",
+                     *           "resourceVersion": "197",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
@@ -5259,9 +5510,11 @@ export interface operations {
                      *           "lastVerificationDetail": null,
                      *           "lastVerificationResult": null,
                      *           "lastVerifiedAt": null,
+                     *           "mint": null,
                      *           "name": "team-a",
                      *           "plainHttp": false,
                      *           "registry": "registry.example.com:5000",
+                     *           "source": null,
                      *           "updatedAt": "2026-11-29T12:00:00Z",
                      *           "username": "dev",
                      *           "verifyIntervalSeconds": null,
@@ -5366,9 +5619,11 @@ export interface operations {
                      *       "lastVerificationDetail": null,
                      *       "lastVerificationResult": null,
                      *       "lastVerifiedAt": null,
+                     *       "mint": null,
                      *       "name": "team-a",
                      *       "plainHttp": false,
                      *       "registry": "registry.example.com:5000",
+                     *       "source": null,
                      *       "updatedAt": "2026-11-29T12:00:00Z",
                      *       "username": "dev",
                      *       "verifyIntervalSeconds": null,
@@ -5425,9 +5680,11 @@ export interface operations {
                      *       "lastVerificationDetail": null,
                      *       "lastVerificationResult": null,
                      *       "lastVerifiedAt": null,
+                     *       "mint": null,
                      *       "name": "team-a",
                      *       "plainHttp": false,
                      *       "registry": "registry.example.com:5000",
+                     *       "source": null,
                      *       "updatedAt": "2026-11-29T12:00:00Z",
                      *       "username": "dev",
                      *       "verifyIntervalSeconds": null,
@@ -5563,9 +5820,11 @@ export interface operations {
                      *       "lastVerificationDetail": null,
                      *       "lastVerificationResult": null,
                      *       "lastVerifiedAt": null,
+                     *       "mint": null,
                      *       "name": "team-a",
                      *       "plainHttp": false,
                      *       "registry": "registry.example.com:5000",
+                     *       "source": null,
                      *       "updatedAt": "2026-11-29T12:00:00Z",
                      *       "username": "dev",
                      *       "verifyIntervalSeconds": null,
@@ -5585,6 +5844,92 @@ export interface operations {
             412: components["responses"]["Problem"];
             413: components["responses"]["Problem"];
             415: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    mint_registry_account: {
+        parameters: {
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
+            header?: {
+                /**
+                 * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
+                 *     same key within 24 hours does not repeat the change: the response has the same status, the
+                 *     current resource and `Idempotency-Replayed: true`. Failed requests and dry runs do not use up
+                 *     the key.
+                 */
+                "Idempotency-Key"?: components["parameters"]["IdempotencyKey"];
+            };
+            path: {
+                /** @description Name of the account */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    ETag: components["headers"]["ETag"];
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "caCertificate": null,
+                     *       "createdAt": "2026-11-29T12:00:00Z",
+                     *       "email": null,
+                     *       "expiresAt": "2026-11-29T12:00:00Z",
+                     *       "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
+                     *       "labels": {},
+                     *       "lastVerificationDetail": null,
+                     *       "lastVerificationResult": null,
+                     *       "lastVerifiedAt": null,
+                     *       "mint": {
+                     *         "lastError": null,
+                     *         "mintedAt": "2026-11-29T12:00:00Z",
+                     *         "nextAttemptAt": "2026-11-29T12:00:00Z",
+                     *         "refreshAt": "2026-11-29T12:00:00Z",
+                     *         "serial": 2,
+                     *         "state": "valid",
+                     *         "validUntil": "2026-11-29T12:00:00Z"
+                     *       },
+                     *       "name": "minted",
+                     *       "plainHttp": true,
+                     *       "registry": "registry.example.com",
+                     *       "source": {
+                     *         "identity": {
+                     *           "clientId": "regcred",
+                     *           "type": "clientSecret"
+                     *         },
+                     *         "tokenUrl": "https://auth.example.com/token",
+                     *         "type": "oauth2",
+                     *         "username": "robot"
+                     *       },
+                     *       "updatedAt": "2026-11-29T12:00:00Z",
+                     *       "username": "robot",
+                     *       "verifyIntervalSeconds": null,
+                     *       "version": 1,
+                     *       "warnings": []
+                     *     }
+                     */
+                    "application/json": components["schemas"]["RegistryAccount"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            404: components["responses"]["Problem"];
             422: components["responses"]["Problem"];
             429: components["responses"]["Unavailable"];
             500: components["responses"]["Problem"];
@@ -5786,7 +6131,7 @@ export interface operations {
                      *       "registryAccounts": {
                      *         "byVerification": [
                      *           {
-                     *             "count": 2,
+                     *             "count": 3,
                      *             "hasMore": false,
                      *             "result": null
                      *           }
@@ -5800,7 +6145,7 @@ export interface operations {
                      *           "hasMore": false
                      *         },
                      *         "total": {
-                     *           "count": 2,
+                     *           "count": 3,
                      *           "hasMore": false
                      *         }
                      *       },
@@ -5883,7 +6228,7 @@ export interface operations {
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
                      *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "202",
+                     *           "resourceVersion": "197",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }

@@ -49,6 +49,16 @@ pub struct Check {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub renewal: Option<Vec<MissingRight>>,
+    /// Minted accounts visible to the caller that lack the right to request their tokens, by name; at
+    /// most 100. Absent if the rights were not reviewed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub registry_accounts: Option<Vec<LackingAccount>>,
+    /// Whether `registryAccounts` is incomplete because a limit was reached, or because another
+    /// release stored a source that this one cannot read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub registry_accounts_cut: Option<bool>,
     /// Pull secrets visible to the caller that lack a right in the cluster, by name; at most 100.
     /// Absent if the rights were not reviewed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,6 +77,16 @@ pub struct LackingPullSecret {
     /// Name of the pull secret.
     pub name: String,
     /// Missing rights; at most 50.
+    pub missing: Vec<MissingRight>,
+}
+
+/// Minted account and the rights that it lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LackingAccount {
+    /// Name of the registry account.
+    pub name: String,
+    /// Missing rights.
     pub missing: Vec<MissingRight>,
 }
 
@@ -111,6 +131,8 @@ impl Check {
             permissions: Vec::new(),
             problem: Some(problem),
             renewal: None,
+            registry_accounts: None,
+            registry_accounts_cut: None,
             pull_secrets: None,
             pull_secrets_cut: None,
         }
@@ -159,6 +181,8 @@ impl ClusterClient {
             permissions: permissions.collect(),
             problem: problem.and_then(|error| Check::failed(&error).problem),
             renewal: None,
+            registry_accounts: None,
+            registry_accounts_cut: None,
             pull_secrets: None,
             pull_secrets_cut: None,
         })

@@ -34,7 +34,8 @@ struct Status {
 }
 
 impl ClusterClient {
-    /// Requests a token of a `ServiceAccount` for the API server itself.
+    /// Requests a token of a `ServiceAccount` for an audience; for the API server itself if there is
+    /// none.
     ///
     /// # Errors
     ///
@@ -43,11 +44,13 @@ impl ClusterClient {
     pub async fn request_token(
         &self,
         account: &ServiceAccountRef,
+        audience: Option<&str>,
         lifetime: Duration,
     ) -> Result<IssuedToken, ClusterError> {
+        let audiences: Vec<&str> = audience.into_iter().collect();
         let body = json!({
             "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
-            "spec": {"audiences": [], "expirationSeconds": lifetime.as_secs()},
+            "spec": {"audiences": audiences, "expirationSeconds": lifetime.as_secs()},
         });
         let body = serde_json::to_vec(&body).map_err(unbuildable)?;
         let requests = kube::core::Request::new(ServiceAccount::url_path(&(), Some(account.namespace.as_str())));
@@ -59,7 +62,7 @@ impl ClusterClient {
             _ if response.is_success() => {}
             403 => {
                 let detail = format!(
-                    "regcred's credential for the cluster may not create serviceaccounts/token of {account} (403): apply \
+                    "the credential for the cluster may not create serviceaccounts/token of {account} (403): apply \
                      the output of `regcred cluster rbac`"
                 );
                 return Err(ClusterError::Forbidden { detail });

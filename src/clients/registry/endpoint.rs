@@ -5,12 +5,9 @@ use reqwest::{Client, RequestBuilder, Response};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use url::Url;
 
-use super::{
-    RegistryClient,
-    host_limits::{self, Unavailable},
-};
+use super::RegistryClient;
 use crate::{
-    clients::outbound::{Endpoint, OutboundError, OutboundErrorKind},
+    clients::outbound::{Endpoint, OutboundError, OutboundErrorKind, Unavailable, exhausted_pull_limit, retry_after},
     domain::{
         cluster::CaCertificate,
         verification::{VerificationReport, VerificationResult},
@@ -72,19 +69,19 @@ impl<'a> RegistryEndpoint<'a> {
         limits.check_pause(&self.host).map_err(|reason| rate_limited(self.label(), &reason))?;
         let response = self.endpoint.send(request).await?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let retry_after = host_limits::retry_after(&headers, crate::clock::now());
+        let delay = retry_after(&headers, crate::clock::now());
         if status == StatusCode::TOO_MANY_REQUESTS {
-            let pause = limits.pause(&self.host, retry_after);
+            let pause = limits.pause(&self.host, delay);
             return Err(rate_limited(self.label(), &Unavailable::Paused(pause)));
         }
         if status.is_server_error() {
-            if retry_after.is_some() {
-                limits.pause(&self.host, retry_after);
+            if delay.is_some() {
+                limits.pause(&self.host, delay);
             }
             let detail = format!("{} failed with status {}", self.label(), status.as_u16());
             return Err(VerificationReport::new(VerificationResult::Unreachable, detail));
         }
-        if let Some(window) = host_limits::exhausted_pull_limit(&headers) {
+        if let Some(window) = exhausted_pull_limit(&headers) {
             limits.pause(&self.host, Some(window));
         }
         Ok(RegistryResponse { status, headers, response })

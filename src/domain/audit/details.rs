@@ -90,6 +90,12 @@ impl Details {
         self.with("via", "import")
     }
 
+    /// Adds the number of a mint.
+    #[must_use]
+    pub fn serial(self, serial: i64) -> Self {
+        self.with("serial", serial)
+    }
+
     /// Adds the slug of the reason for a refusal or a failure.
     #[must_use]
     pub fn reason(self, slug: &'static str) -> Self {

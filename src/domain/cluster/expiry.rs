@@ -1,11 +1,15 @@
-//! End of a cluster's credential: `exp` of a JWT, or `notAfter` of a client certificate.
+//! End of a cluster's credential: `exp` of a JWT, or `notAfter` of a client certificate. Audiences
+//! and `ServiceAccount` of tokens that an API server issued.
 //!
-//! Only for display, warnings and the refusal of ended credentials. Signatures are not verified:
-//! the API server decides whether it accepts a credential.
+//! Only for display, warnings and refusals. Signatures are not verified: the API server decides
+//! whether it accepts a credential.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::ServiceAccountRef;
+use crate::domain::names::{NamespaceName, ServiceAccountName};
 
 /// Last second of the year 9999. A later end is no end that a person or Postgres could read.
 const LATEST: f64 = 253_402_300_799.0;
@@ -15,17 +19,59 @@ struct Claims {
     exp: Option<f64>,
 }
 
+#[derive(Deserialize)]
+struct AudienceClaims {
+    aud: Audiences,
+}
+
+#[derive(Deserialize)]
+struct SubjectClaims {
+    sub: String,
+}
+
+/// One audience, or a list.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Audiences {
+    One(String),
+    Many(Vec<String>),
+}
+
 /// Returns the end of a bearer token; `None` if the token is opaque or states none.
 pub(super) fn of_token(token: &str) -> Option<DateTime<Utc>> {
+    let exp = claims::<Claims>(token)?.exp.filter(|exp| (0.0..=LATEST).contains(exp))?;
+    #[expect(clippy::cast_possible_truncation, reason = "within the range that was checked")]
+    DateTime::from_timestamp(exp as i64, 0)
+}
+
+/// Returns the audiences of a bearer token; none if the token is opaque or states none.
+#[must_use]
+pub fn audiences_of_token(token: &str) -> Vec<String> {
+    match claims::<AudienceClaims>(token).map(|claims| claims.aud) {
+        Some(Audiences::One(audience)) => vec![audience],
+        Some(Audiences::Many(audiences)) => audiences,
+        None => Vec::new(),
+    }
+}
+
+/// Returns the `ServiceAccount` that a bearer token belongs to; none if the token is opaque or not one
+/// of a `ServiceAccount`.
+#[must_use]
+pub fn service_account_of_token(token: &str) -> Option<ServiceAccountRef> {
+    let subject = claims::<SubjectClaims>(token)?.sub;
+    let (namespace, name) = subject.strip_prefix("system:serviceaccount:")?.split_once(':')?;
+    Some(ServiceAccountRef {
+        namespace: NamespaceName::parse(namespace).ok()?,
+        name: ServiceAccountName::parse(name).ok()?,
+    })
+}
+
+fn claims<T: DeserializeOwned>(token: &str) -> Option<T> {
     let mut parts = token.split('.');
     let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
         return None;
     };
-    let payload = URL_SAFE_NO_PAD.decode(payload).ok()?;
-    let claims: Claims = serde_json::from_slice(&payload).ok()?;
-    let exp = claims.exp.filter(|exp| (0.0..=LATEST).contains(exp))?;
-    #[expect(clippy::cast_possible_truncation, reason = "within the range that was checked")]
-    DateTime::from_timestamp(exp as i64, 0)
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
 }
 
 /// Returns the end of a certificate in DER.
@@ -65,10 +111,34 @@ mod tests {
         assert_eq!(of_token(token).map(|at| at.timestamp()), seconds);
     }
 
+    #[rstest]
+    #[case(&token(r#"{"aud":"a"}"#), &["a"])]
+    #[case(&token(r#"{"aud":["a","b"],"exp":1}"#), &["a", "b"])]
+    #[case(&token(r#"{"aud":7}"#), &[])]
+    #[case(&token("{}"), &[])]
+    #[case("admin-token", &[])]
+    fn audiences_of_a_token_are_one_or_a_list(#[case] token: &str, #[case] expected: &[&str]) {
+        assert_eq!(audiences_of_token(token), expected);
+    }
+
+    #[rstest]
+    #[case(&token(r#"{"sub":"system:serviceaccount:regcred:pull","aud":["a"]}"#), Some("regcred/pull"))]
+    #[case(&token(r#"{"sub":"system:serviceaccount:regcred"}"#), None)]
+    #[case(&token(r#"{"sub":"system:serviceaccount::pull"}"#), None)]
+    #[case(&token(r#"{"sub":"system:serviceaccount:regcred:a:b"}"#), None)]
+    #[case(&token(r#"{"sub":"pull"}"#), None)]
+    #[case(&token("{}"), None)]
+    #[case("admin-token", None)]
+    fn service_account_of_a_token_is_its_subject(#[case] token: &str, #[case] expected: Option<&str>) {
+        assert_eq!(service_account_of_token(token).map(|account| account.to_string()).as_deref(), expected);
+    }
+
     proptest! {
         #[test]
         fn any_token_is_read_without_panic(token in "\\PC*", payload in "\\PC*", exp in any::<f64>()) {
             of_token(&token);
+            let _ = audiences_of_token(&token);
+            let _ = service_account_of_token(&token);
             of_token(&self::token(&payload));
             of_token(&self::token(&format!("{{\"exp\":{exp}}}")));
         }

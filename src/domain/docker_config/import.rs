@@ -98,6 +98,8 @@ pub enum SkipReason {
     NotSelected,
     /// The registry does not accept the login, or cannot be asked.
     VerificationFailed,
+    /// The account has a source, from which its login comes.
+    Minted,
 }
 
 impl Import {

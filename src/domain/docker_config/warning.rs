@@ -1,5 +1,6 @@
 //! Warnings about consumers that deviate from an account.
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -60,8 +61,10 @@ pub enum WarningCode {
     SelectsNoNamespace,
     /// The credential of a cluster ends within 30 days.
     CredentialExpires,
-    /// The credential of a cluster has ended.
+    /// The credential of a cluster, or the minted login of an account, has ended.
     CredentialExpired,
+    /// The minted login of an account ends, and this copy of it is not replaced.
+    CredentialShortLived,
     /// The token of a cluster could not be renewed.
     RenewalFailing,
 }
@@ -82,7 +85,7 @@ impl Warning {
     pub fn expired(account: &str) -> Self {
         let detail = "`expiresAt` is in the past: rotate the password, and set the expiry of the new one, or null if it \
                       does not expire";
-        Self { code: WarningCode::Expired, account: Some(account.to_owned()), key: None, detail: detail.to_owned() }
+        Self::of_login(WarningCode::Expired, account, detail)
     }
 
     /// Warns about a password that ends with white space.
@@ -91,6 +94,28 @@ impl Warning {
         let detail = "the password ends with white space, such as the newline that `echo` adds: unless that is part of it, store \
                       it again without (`printf %s`)";
         Self::new(WarningCode::PasswordEndsWithWhitespace, account, key, detail)
+    }
+
+    /// Warns about a minted login that has ended.
+    #[must_use]
+    pub fn of_expired_login(account: &str) -> Self {
+        let detail = "the minted login has expired and could not be replaced: see `mint.lastError` of the account";
+        Self::of_login(WarningCode::CredentialExpired, account, detail)
+    }
+
+    /// Warns about a copy of a minted login, which is not replaced when the login ends.
+    #[must_use]
+    pub fn of_short_lived_login(account: &str, valid_until: DateTime<Utc>) -> Self {
+        let end = valid_until.to_rfc3339_opts(SecondsFormat::Secs, true);
+        let detail = format!(
+            "the minted login ends at {end}, and this copy of it is not replaced: request it again before, or declare a \
+             pull secret, which follows"
+        );
+        Self::of_login(WarningCode::CredentialShortLived, account, detail)
+    }
+
+    fn of_login(code: WarningCode, account: &str, detail: impl Into<String>) -> Self {
+        Self { code, account: Some(account.to_owned()), key: None, detail: detail.into() }
     }
 
     /// Creates a warning about the document.

@@ -39,7 +39,7 @@ impl Audience {
 
     /// Whether API servers use this audience for themselves. Every pod has a token for it.
     #[must_use]
-    pub(super) fn is_of_api_servers(&self) -> bool {
+    pub(in crate::domain) fn is_of_api_servers(&self) -> bool {
         let audience = self.0.to_ascii_lowercase();
         let url = Url::parse(&audience).or_else(|_| Url::parse(&format!("https://{audience}")));
         let Some(host) = url.ok().and_then(|url| url.host_str().map(str::to_owned)) else { return false };

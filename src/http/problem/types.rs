@@ -61,6 +61,7 @@ problem_types! {
     LastAdmin              = CONFLICT,               "last-admin", "The last admin key cannot be revoked";
     NameTaken              = CONFLICT,               "name-taken", "The name is in use";
     NamespaceTerminating   = CONFLICT,               "namespace-terminating", "The namespace is being deleted";
+    NotMinted              = CONFLICT,               "not-minted", "The account has no source";
     PullSecretDeleting     = CONFLICT,               "pull-secret-deleting", "The pull secret is being deleted";
     SecretChanged          = CONFLICT,               "secret-changed", "The Secret has changed";
     SecretExists           = CONFLICT,               "secret-exists", "The Secret already exists";
@@ -82,11 +83,14 @@ problem_types! {
     ClusterForbidden       = BAD_GATEWAY,            "cluster-forbidden", "regcred lacks a permission in the cluster";
     ClusterUnauthorized    = BAD_GATEWAY,            "cluster-unauthorized", "The cluster rejected the credential";
     ClusterUnreachable     = BAD_GATEWAY,            "cluster-unreachable", "Cluster unreachable";
+    MintFailed             = BAD_GATEWAY,            "mint-failed", "The login was not minted";
     AuditUnavailable       = SERVICE_UNAVAILABLE,    "audit-unavailable", "Audit log unavailable";
     DatabaseUnavailable    = SERVICE_UNAVAILABLE,    "database-unavailable", "Database unavailable";
     IssuerUnavailable      = SERVICE_UNAVAILABLE,    "issuer-unavailable", "Token issuer unavailable";
+    MintThrottled          = SERVICE_UNAVAILABLE,    "mint-throttled", "The provider limits requests";
     StreamsExhausted       = SERVICE_UNAVAILABLE,    "streams-exhausted", "No event stream available";
     ClusterTimeout         = GATEWAY_TIMEOUT,        "cluster-timeout", "The cluster did not respond in time";
+    MintTimeout            = GATEWAY_TIMEOUT,        "mint-timeout", "The login was not minted in time";
 }
 
 impl ProblemType {

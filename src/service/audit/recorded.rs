@@ -3,7 +3,7 @@
 //! events are never deleted.
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     crypto::fingerprint,
@@ -14,6 +14,7 @@ use crate::{
         cluster::CaCertificate,
         grants::GrantsDocument,
         identity_provider::{AuthMethod, ProviderConfig, RuleDocument},
+        mint::StoredSource,
         pull_secret::Declaration,
     },
     storage::clusters::StoredCluster,
@@ -24,7 +25,24 @@ pub fn account(account: &Account) -> RecordedFields {
         .with("registry", account.registry.as_str())
         .with("plainHttp", account.plain_http)
         .with("caCertificate", fingerprints(account.ca_certificate.as_ref()))
+        .with("source", account.source().map(destinations))
         .with_labels(account.labels.as_map())
+}
+
+/// Where the secret or the token of a source is shown, and for what. Ids of clients may be names of
+/// people.
+fn destinations(source: &StoredSource) -> Value {
+    let source = source.document();
+    let identity = &source["identity"];
+    json!({
+        "type": source["type"], "region": source["region"], "endpoint": source["endpoint"],
+        "stsEndpoint": source["stsEndpoint"], "authority": source["authority"], "tokenUrl": source["tokenUrl"],
+        "tenantId": source["tenantId"], "roleArn": source["assumeRole"]["roleArn"],
+        "impersonate": source["impersonate"], "scope": source["scope"],
+        "identity": identity["type"], "cluster": identity["cluster"], "namespace": identity["namespace"],
+        "serviceAccount": identity["serviceAccount"], "audience": identity["audience"],
+        "workloadIdentityProvider": identity["workloadIdentityProvider"],
+    })
 }
 
 pub fn cluster(cluster: &StoredCluster) -> RecordedFields {
@@ -77,4 +95,40 @@ fn fingerprints(ca: Option<&CaCertificate>) -> Option<Vec<String>> {
 /// Types of the API serialise without errors.
 fn json(value: &impl Serialize) -> Value {
     serde_json::to_value(value).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations_of_a_source_are_recorded_without_its_clients() {
+        let recorded = |source: &Value| destinations(&StoredSource::parse(source.to_string()).unwrap());
+        let google = recorded(&json!({
+            "type": "googleArtifactRegistry", "impersonate": "pull@p.iam.gserviceaccount.com", "scope": "s",
+            "identity": {"type": "webIdentity", "cluster": "dev", "namespace": "a", "serviceAccount": "pull",
+                "audience": "x", "workloadIdentityProvider": "projects/1"},
+        }));
+        for (member, value) in [
+            ("type", "googleArtifactRegistry"),
+            ("impersonate", "pull@p.iam.gserviceaccount.com"),
+            ("scope", "s"),
+            ("identity", "webIdentity"),
+            ("cluster", "dev"),
+            ("namespace", "a"),
+            ("serviceAccount", "pull"),
+            ("audience", "x"),
+            ("workloadIdentityProvider", "projects/1"),
+        ] {
+            assert_eq!(google[member], value, "{member}");
+        }
+        let role = json!({"roleArn": "arn", "externalId": "id"});
+        let key = json!({"type": "accessKey", "accessKeyId": "lena"});
+        let aws = recorded(&json!({"type": "ecr", "region": "r", "assumeRole": role, "identity": key}));
+        assert_eq!((&aws["region"], &aws["roleArn"]), (&json!("r"), &json!("arn")));
+        let client = json!({"type": "clientSecret", "clientId": "lena"});
+        let azure = recorded(&json!({"type": "azureContainerRegistry", "tenantId": "t", "identity": client}));
+        assert_eq!(azure["tenantId"], "t");
+        assert!(!aws.to_string().contains("lena") && !azure.to_string().contains("lena"));
+    }
 }

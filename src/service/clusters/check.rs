@@ -11,7 +11,10 @@ use uuid::Uuid;
 
 use super::Clusters;
 use crate::{
-    clients::cluster::{AccessReviews, Check, ClusterClient, ClusterError, LackingPullSecret, ReviewsExhausted},
+    clients::cluster::{
+        AccessReviews, Check, ClusterClient, ClusterError, LackingAccount, LackingPullSecret, MissingRight,
+        ReviewsExhausted,
+    },
     domain::{
         caller::{Identity, Permission},
         names::Name,
@@ -19,14 +22,16 @@ use crate::{
     },
     service::{
         ServiceError, connection,
-        rbac::{self, PullSecretRules},
+        rbac::{self, NamedRules},
     },
 };
 
 /// Maximum number of namespaces with leftover Secrets that a check covers, in addition to the
 /// declared ones.
 const LEFTOVERS_MAX: usize = 10_000;
-/// Maximum number of pull secrets in a check.
+/// Maximum number of minted accounts that a check covers.
+const ACCOUNTS_MAX: usize = 1_000;
+/// Maximum number of pull secrets, and of minted accounts, that a check names.
 const LACKING_MAX: usize = 100;
 /// Maximum number of missing rights per pull secret in a check.
 const MISSING_MAX: usize = 50;
@@ -54,8 +59,8 @@ impl From<ReviewsExhausted> for ServiceError {
 }
 
 impl Clusters {
-    /// Checks a cluster: connection, version, regcred's rights, and the pull secrets that lack
-    /// rights. An unreachable cluster is a result, not an error.
+    /// Checks a cluster: connection, version, regcred's rights, and the minted accounts and pull
+    /// secrets that lack rights. An unreachable cluster is a result, not an error.
     ///
     /// # Errors
     ///
@@ -78,7 +83,7 @@ impl Clusters {
         if let Some(renewal) = &stored.renewal
             && check.problem.is_none()
         {
-            let rules = RequiredRules::of_renewal(&renewal.account);
+            let rules = RequiredRules::of_tokens(&renewal.account);
             match client.review_needs(&mut reviews, &[&rules]).await {
                 Ok(()) => check.renewal = Some(reviews.missing(&rules).0),
                 Err(error) => check.problem = Check::failed(&error).problem,
@@ -86,6 +91,10 @@ impl Clusters {
         }
         if check.reachable && check.problem.is_none() && caller.may(Permission::ReadPullSecrets) {
             self.add_missing_rights(caller, (stored.id, name), (&client, &mut reviews), &mut check).await?;
+        }
+        // Last: each minted account may need a review of its own, and use up the limit.
+        if check.reachable && check.problem.is_none() && caller.may(Permission::ReadAccounts) {
+            self.add_missing_rights_of_accounts(caller, stored.id, (&client, &mut reviews), &mut check).await?;
         }
         reviews.end();
         Ok(check)
@@ -107,20 +116,52 @@ impl Clusters {
             check.problem = Check::failed(&error).problem;
             return Ok(());
         }
-        let mut is_truncated = !is_complete;
-        let mut lacking = Vec::new();
-        for PullSecretRules { name, rules } in needed {
-            let (mut missing, is_complete) = reviews.missing(&rules);
-            is_truncated |= !is_complete || missing.len() > MISSING_MAX;
-            missing.truncate(MISSING_MAX);
-            if !missing.is_empty() {
-                lacking.push(LackingPullSecret { name: name.to_string(), missing });
-            }
-        }
-        is_truncated |= lacking.len() > LACKING_MAX;
-        lacking.truncate(LACKING_MAX);
+        let (lacking, are_all) = lacking_rights(reviews, needed);
+        let lacking = lacking.into_iter().map(|(name, missing)| LackingPullSecret { name, missing }).collect();
         check.pull_secrets = Some(lacking);
-        check.pull_secrets_cut = Some(is_truncated);
+        check.pull_secrets_cut = Some(!is_complete || !are_all);
         Ok(())
     }
+
+    /// Adds the missing rights of the minted accounts that the caller can see.
+    async fn add_missing_rights_of_accounts(
+        &self,
+        caller: &Identity,
+        cluster: Uuid,
+        (client, reviews): (&ClusterClient, &mut AccessReviews),
+        check: &mut Check,
+    ) -> Result<(), ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        let (needed, is_complete) =
+            rbac::required_by_visible_accounts(&mut conn, caller, cluster, ACCOUNTS_MAX).await?;
+        drop(conn);
+        let rules: Vec<&RequiredRules> = needed.iter().map(|needed| &needed.rules).collect();
+        match client.review_needs(reviews, &rules).await {
+            Ok(()) => {
+                let (lacking, are_all) = lacking_rights(reviews, needed);
+                let lacking = lacking.into_iter().map(|(name, missing)| LackingAccount { name, missing });
+                check.registry_accounts = Some(lacking.collect());
+                check.registry_accounts_cut = Some(!is_complete || !are_all);
+            }
+            Err(error) => check.problem = Check::failed(&error).problem,
+        }
+        Ok(())
+    }
+}
+
+/// Returns the names with missing rights, and whether these are all.
+fn lacking_rights(reviews: &AccessReviews, needed: Vec<NamedRules>) -> (Vec<(String, Vec<MissingRight>)>, bool) {
+    let mut are_all = true;
+    let mut lacking = Vec::new();
+    for NamedRules { name, rules } in needed {
+        let (mut missing, is_complete) = reviews.missing(&rules);
+        are_all &= is_complete && missing.len() <= MISSING_MAX;
+        missing.truncate(MISSING_MAX);
+        if !missing.is_empty() {
+            lacking.push((name.to_string(), missing));
+        }
+    }
+    are_all &= lacking.len() <= LACKING_MAX;
+    lacking.truncate(LACKING_MAX);
+    (lacking, are_all)
 }

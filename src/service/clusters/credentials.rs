@@ -134,7 +134,7 @@ impl Clusters {
 
     async fn request_token(&self, stored: &StoredCluster, renewal: &Renewal) -> Result<IssuedToken, ServiceError> {
         let client = self.client_for(stored).await?;
-        Ok(client.request_token(&renewal.account, LIFETIME).await?)
+        Ok(client.request_token(&renewal.account, None, LIFETIME).await?)
     }
 
     /// Stores a new token and its audit event, unless the cluster or its token has changed since.

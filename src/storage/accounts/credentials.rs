@@ -1,7 +1,8 @@
 //! Credentials of accounts, with their sealed passwords.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
+use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -29,13 +30,17 @@ struct CredentialRow {
     plain_http: bool,
     password_ends_with_whitespace: bool,
     ca_digest: Option<Vec<u8>>,
+    valid_until: Option<DateTime<Utc>>,
+    read_at: DateTime<Utc>,
 }
 
 impl TryFrom<CredentialRow> for SealedCredential {
     type Error = StorageError;
 
     fn try_from(row: CredentialRow) -> Result<Self, StorageError> {
+        let remaining = |until: DateTime<Utc>| (until - row.read_at).to_std().unwrap_or_default();
         Ok(Self {
+            expires_at: row.valid_until.map(|until| Instant::now() + remaining(until)),
             id: row.id,
             registry: RegistryScope::parse(&row.registry).map_err(corrupt(TABLE, row.id, "registry"))?,
             name: row.name,
@@ -46,6 +51,7 @@ impl TryFrom<CredentialRow> for SealedCredential {
             plain_http: row.plain_http,
             password_ends_with_whitespace: row.password_ends_with_whitespace,
             ca_digest: row.ca_digest.and_then(|digest| digest.try_into().ok()),
+            valid_until: row.valid_until,
         })
     }
 }
@@ -69,11 +75,21 @@ pub struct SealedCredential {
     pub password: Sealed,
     /// Whether the password ends with white space.
     pub password_ends_with_whitespace: bool,
+    /// End of a minted login; none for a login that a caller set.
+    pub valid_until: Option<DateTime<Utc>>,
+    /// The same moment by the process' monotonic clock, since its wall clock may be wrong.
+    expires_at: Option<Instant>,
     plain_http: bool,
     ca_digest: Option<[u8; 32]>,
 }
 
 impl SealedCredential {
+    /// Whether the login is a minted one that has expired.
+    #[must_use]
+    pub fn is_expired(&self) -> bool {
+        self.expires_at.is_some_and(|end| end <= Instant::now())
+    }
+
     /// Returns the slot of the password.
     #[must_use]
     pub fn slot(&self) -> Slot {
@@ -93,7 +109,8 @@ pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result
             sqlx::query_as!(
                 CredentialRow,
                 r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
-                       plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
+                       plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest,
+                   (SELECT valid_until FROM account_mints WHERE account_id = registry_accounts.id) AS valid_until, now() AS "read_at!"
                    FROM registry_accounts WHERE name = $1"#,
                 name,
             )
@@ -104,7 +121,8 @@ pub async fn find_credentials(conn: &mut PgConnection, names: &[&str]) -> Result
             sqlx::query_as!(
                 CredentialRow,
                 r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
-                       plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
+                       plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest,
+                   (SELECT valid_until FROM account_mints WHERE account_id = registry_accounts.id) AS valid_until, now() AS "read_at!"
                    FROM registry_accounts WHERE name = ANY($1::text[])"#,
                 names as _,
             )
@@ -129,7 +147,8 @@ pub async fn select_credentials(
     let mut rows = sqlx::query_as!(
         CredentialRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
-               plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
+               plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest,
+                   (SELECT valid_until FROM account_mints WHERE account_id = registry_accounts.id) AS valid_until, now() AS "read_at!"
            FROM registry_accounts
            WHERE labels @> $1 AND (
                EXISTS (
@@ -171,7 +190,8 @@ pub async fn match_credentials(
     sqlx::query_as!(
         CredentialRow,
         r#"SELECT id, name, registry, username, email, labels AS "labels: _", password, password_key_id,
-               plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
+               plain_http, password_ends_with_whitespace, sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest,
+                   (SELECT valid_until FROM account_mints WHERE account_id = registry_accounts.id) AS valid_until, now() AS "read_at!"
            FROM registry_accounts
            WHERE id = ANY (ARRAY(
                SELECT one.id

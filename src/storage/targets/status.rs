@@ -76,33 +76,34 @@ pub async fn survey(conn: &mut PgConnection) -> Result<Survey, StorageError> {
 
 /// Counts the targets of pull secrets, in the order of `ids`.
 ///
-/// The rows of synced targets are not read, only their index entries: such a target is wanted, and the
-/// current generation was applied to it.
+/// Reads only targets that are not synced: a trigger counts the wanted ones. A synced target is
+/// wanted and has the generation of its pull secret.
 #[tracing::instrument(level = "debug", name = "db.pull_secret_targets.count", skip_all)]
 pub async fn count(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Counts>, StorageError> {
     let rows = sqlx::query_as!(
         Counts,
-        r#"SELECT every.targets - counted.removing AS "desired!", every.targets - counted.unsynced AS "synced!",
-               counted.pending AS "pending!", counted.failed AS "failed!", counted.conflict AS "conflict!",
-               counted.removing AS "removing!", compared.uncompared AS "uncompared!",
+        r#"SELECT wanted.total AS "desired!", wanted.total - other.wanted AS "synced!", other.pending AS "pending!",
+               other.failed AS "failed!", other.conflict AS "conflict!", other.removing AS "removing!",
+               compared.uncompared AS "uncompared!",
                least(
-                   coalesce(counted.observed_generation, pull_secrets.generation),
+                   coalesce(other.observed_generation, pull_secrets.generation),
                    pull_secrets.generation - (compared.uncompared > 0)::integer
                ) AS "observed_generation!"
            FROM unnest($1::uuid[]) WITH ORDINALITY AS one (id, position)
            JOIN pull_secrets ON pull_secrets.id = one.id
            CROSS JOIN LATERAL (
-               SELECT count(*) AS targets FROM pull_secret_targets WHERE pull_secret_id = one.id
-           ) AS every
+               SELECT coalesce(sum(stored.wanted), 0)::bigint AS total
+               FROM pull_secret_target_counts AS stored WHERE stored.pull_secret_id = one.id
+           ) AS wanted
            CROSS JOIN LATERAL (
-               SELECT count(*) AS unsynced,
+               SELECT count(*) FILTER (WHERE wanted) AS wanted,
                    count(*) FILTER (WHERE wanted AND state = 'pending') AS pending,
                    count(*) FILTER (WHERE wanted AND state = 'failed') AS failed,
                    count(*) FILTER (WHERE wanted AND state = 'conflict') AS conflict,
                    count(*) FILTER (WHERE NOT wanted) AS removing,
                    min(applied_generation) FILTER (WHERE wanted) AS observed_generation
                FROM pull_secret_targets WHERE pull_secret_id = one.id AND state <> 'synced'
-           ) AS counted
+           ) AS other
            CROSS JOIN LATERAL (
                SELECT count(*) AS uncompared FROM pull_secret_clusters AS link
                WHERE link.pull_secret_id = one.id AND link.selects AND link.compared_version < pull_secrets.version

@@ -33,7 +33,7 @@ pub async fn new_account(name: &str) -> String {
     namespace
 }
 
-async fn add_account(namespace: &str, name: &str) {
+pub async fn add_account(namespace: &str, name: &str) {
     let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
     let account = ServiceAccount { metadata, ..ServiceAccount::default() };
     let accounts: Api<ServiceAccount> = Api::namespaced(kubernetes::admin(), namespace);
@@ -65,7 +65,7 @@ async fn trust_cluster(app: &TestApp, cluster: &str, namespace: &str) {
 }
 
 /// Returns the signing key of the API server, to forge tokens.
-fn server_key() -> TestKey {
+pub fn server_key() -> TestKey {
     let pem = kubernetes::file("sa.key");
     match PrivateKeyDer::from_pem_slice(pem.as_bytes()).expect("a key") {
         PrivateKeyDer::Pkcs8(key) => TestKey::rsa_from("", key.secret_pkcs8_der()),

@@ -2,21 +2,17 @@
 
 use std::{
     collections::HashMap,
-    io::{Read, Write},
+    io::Write,
     net::SocketAddr,
     sync::{Arc, Condvar, Mutex},
 };
 
 use chrono::Utc;
-use rustls::{
-    ServerConfig, ServerConnection, StreamOwned,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-};
 use serde_json::{Value, json};
 
 use super::keys::TestKey;
 use crate::{
-    support::listener::{listen, read_request},
+    support::listener::{listen, listen_tls, read_request},
     verify::{certificates::ServerCertificate, listening::answer},
 };
 
@@ -65,26 +61,11 @@ impl TestIssuer {
 
     /// Starts an issuer over TLS.
     pub fn start_tls(keys: &[&TestKey], server: &ServerCertificate) -> Self {
-        let certificates = CertificateDer::pem_slice_iter(server.certificate.as_bytes());
-        let certificates = certificates.collect::<Result<Vec<_>, _>>().expect("a certificate");
-        let key = PrivateKeyDer::from_pem_slice(server.key.as_bytes()).expect("a key");
-        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, key);
-        let config = Arc::new(config.expect("a good certificate"));
         Self::with_state("https", keys, |state| {
-            listen(move |stream| {
-                let base = format!("https://{}", stream.local_addr().expect("an address"));
-                let connection = ServerConnection::new(Arc::clone(&config)).expect("a connection");
-                let mut tls = StreamOwned::new(connection, stream);
-                let (mut request, mut byte) = (Vec::new(), [0]);
-                while !request.ends_with(b"\r\n\r\n") {
-                    match tls.read(&mut byte) {
-                        Ok(1) => request.push(byte[0]),
-                        _ => return,
-                    }
-                }
-                let _ = tls.write_all(&state.respond(&String::from_utf8_lossy(&request), &base));
-                tls.conn.send_close_notify();
-                let _ = tls.flush();
+            listen_tls(&server.certificate, &server.key, move |stream| {
+                let base = format!("https://{}", stream.sock.local_addr().expect("an address"));
+                let request = read_request(&mut *stream);
+                let _ = stream.write_all(&state.respond(&request, &base));
             })
         })
     }

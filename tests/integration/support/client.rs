@@ -1,11 +1,22 @@
 //! Client of regcred's API. Failed expectations print the complete response.
 
+use std::sync::LazyLock;
+
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 use serde_json::Value;
 
 use super::PATIENCE;
 
 const PROBLEM_BASE: &str = "https://regcred.dev/problems/";
+
+/// HTTP client of all tests: to build one takes long enough that a server on a busy machine ends the
+/// connections of those built before.
+static HTTP: LazyLock<reqwest::Client> = LazyLock::new(|| {
+    // No idle connections: the server may close one while a test runs a program, and a connection
+    // belongs to the runtime of its test.
+    let builder = reqwest::Client::builder().pool_max_idle_per_host(0);
+    builder.timeout(PATIENCE).no_proxy().build().expect("a client")
+});
 
 /// API client, with or without a key.
 #[derive(Clone)]
@@ -17,10 +28,7 @@ pub struct Client {
 
 impl Client {
     pub fn new(base: impl Into<String>, key: Option<&str>) -> Self {
-        // No idle connections: the server may close one while a test runs a program.
-        let builder = reqwest::Client::builder().pool_max_idle_per_host(0);
-        let http = builder.timeout(PATIENCE).no_proxy().build().expect("a client");
-        Self { http, base: base.into(), key: key.map(str::to_owned) }
+        Self { http: HTTP.clone(), base: base.into(), key: key.map(str::to_owned) }
     }
 
     /// Returns the same client with another key.

@@ -40,7 +40,7 @@ pub const LATEST: &str = "team/app";
 pub struct TestRegistry {
     pub address: SocketAddr,
     process: Process,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// Configuration of a registry.
@@ -95,7 +95,12 @@ impl TestRegistry {
             rest.split(['"', ',', ' ', '\n']).next()?.parse().ok()
         })
         .await;
-        Self { address, process, _folder: folder }
+        Self { address, process, folder }
+    }
+
+    /// File with its users, which it reads again after a change.
+    pub fn htpasswd(&self) -> PathBuf {
+        self.folder.path().join("htpasswd")
     }
 
     /// Its log.
@@ -104,7 +109,8 @@ impl TestRegistry {
     }
 }
 
-fn htpasswd(user: &str, password: &str) -> String {
+/// Line of an htpasswd file.
+pub fn htpasswd(user: &str, password: &str) -> String {
     let made = Command::new("htpasswd").args(["-nbB", "-C", "5", user, password]).output().expect("htpasswd");
     String::from_utf8(made.stdout).expect("UTF-8").trim().to_owned() + "\n"
 }
