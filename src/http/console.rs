@@ -46,7 +46,8 @@ async fn get_file(path: Path<String>, request: HttpRequest) -> Result<HttpRespon
     let is_hashed = path.starts_with(HASHED);
     let name = if is_hashed { path.as_str() } else { FIRST_PAGE };
     // An encoded file is served under the name of the plain one.
-    let plain = if name.ends_with(".br") || name.ends_with(".gz") { None } else { Files::get(name) };
+    let is_encoded = ENCODINGS.iter().any(|(_, ending)| name.ends_with(ending));
+    let plain = if is_encoded { None } else { Files::get(name) };
     let Some(plain) = plain else {
         let not_built = || HttpResponse::Ok().content_type(HTML).body(NOT_BUILT);
         return if is_hashed { Err(ApiError::NoRoute) } else { Ok(not_built()) };

@@ -213,7 +213,9 @@ async fn get_root(request: HttpRequest) -> HttpResponse {
     if !is_browser {
         return response.json(LINKS.iter().copied().collect::<BTreeMap<_, _>>());
     }
-    let links: String = LINKS.iter().map(|(name, path)| format!("<li><a href=\"{path}\">{name}</a></li>")).collect();
+    let links: Vec<String> =
+        LINKS.iter().map(|(name, path)| format!("<li><a href=\"{path}\">{name}</a></li>")).collect();
+    let links = links.concat();
     let page =
         format!("<!doctype html><html lang=\"en\"><title>regcred</title><h1>regcred</h1><ul>{links}</ul></html>\n");
     response.content_type("text/html; charset=utf-8").body(page)
