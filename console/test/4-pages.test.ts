@@ -17,6 +17,7 @@ const PATHS = {
   cluster: "/clusters/pages",
   "cluster-new": "/clusters?new=1",
   explain: "/explain",
+  doctor: "/doctor",
   keys: "/access/keys",
   providers: "/access/providers",
   roles: "/access/roles",

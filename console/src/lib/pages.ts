@@ -17,6 +17,7 @@ export const PAGES: PageEntry[] = [
   { id: "pull-secrets", name: "nav.pullSecrets", permission: "readPullSecrets", load: () => import("../pages/PullSecrets.svelte") },
   { id: "clusters", name: "nav.clusters", permission: "readClusters", load: () => import("../pages/Clusters.svelte") },
   { id: "explain", name: "nav.explain", permission: "readAccounts", load: () => import("../pages/Explain.svelte") },
+  { id: "doctor", name: "nav.doctor", permission: "diagnosePods", load: () => import("../pages/Doctor.svelte") },
   { id: "access", name: "nav.access", permission: "authenticated", load: () => import("../pages/Access.svelte") },
   { id: "audit", name: "nav.audit", permission: "readAudit", load: () => import("../pages/Audit.svelte") },
 ];
