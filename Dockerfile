@@ -1,10 +1,19 @@
 # syntax=docker/dockerfile:1
 # The base images are pinned by tag. A release pipeline should pin digests and renew them.
 
+FROM node:24-bookworm-slim AS console
+WORKDIR /build/console
+COPY console/package.json console/package-lock.json ./
+RUN --mount=type=cache,target=/root/.npm npm ci --ignore-scripts --no-audit --no-fund
+COPY console .
+COPY clients/typescript/src /build/clients/typescript/src
+RUN npx vite build
+
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 ENV SQLX_OFFLINE=true
 COPY . .
+COPY --from=console /build/console/dist console/dist
 # The builder keeps the caches. The build fails if Cargo.lock is not up to date.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
     cargo build --release --locked --bin regcred && install target/release/regcred /regcred

@@ -134,6 +134,16 @@ mint-test: ## Test minted accounts against emulators, and beside the vendors' ow
 	@dev/node-tool dev/oauth2-mock-server >/dev/null
 	@dev/with-services cargo test --locked --test integration 'mints::$(ARGS)' -- --ignored
 
+.PHONY: console
+console: ## Check and build the web console into console/dist, with its own Node.js
+	@dev/console
+
+.PHONY: console-test
+console-test: ## Test the web console in Chromium; ARGS='--test-name-pattern=rotation' selects some
+	@cargo build --locked
+	@dev/console
+	@dev/console-test $(ARGS)
+
 .PHONY: ci
 ci: ## Run all gates of a change
 	@.ci/run

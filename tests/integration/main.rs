@@ -43,6 +43,7 @@ mod readers;
 mod resource_events;
 mod row_cache;
 mod sealed_values;
+mod sessions;
 mod support;
 mod unchanged;
 mod verify;
