@@ -127,6 +127,14 @@ mint-test: ## Test minted accounts against emulators, and beside the vendors' ow
 	@dev/node-tool dev/oauth2-mock-server >/dev/null
 	@dev/with-services cargo test --locked --test integration 'mints::$(ARGS)' -- --ignored
 
+.PHONY: chart
+chart: ## Write deploy/kubernetes and the snapshots of tests/chart from the Helm chart
+	@dev/chart write
+
+.PHONY: chart-test
+chart-test: ## Test the Helm chart, its alerts, and a release of it in a real API server
+	@dev/chart test
+
 .PHONY: ci
 ci: ## Run all gates of a change
 	@.ci/run
