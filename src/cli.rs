@@ -10,6 +10,7 @@ macro_rules! note {
 mod api_key;
 mod audit;
 mod cluster;
+mod doctor;
 mod hardening;
 mod master_key;
 mod package_files;
@@ -100,6 +101,12 @@ enum Command {
         #[arg(long, value_enum, default_value_t)]
         spec: SpecVersion,
     },
+    /// Find out why a pod does not pull its images, and how to fix it.
+    ///
+    /// `regcred doctor kubeconfig` needs your kubeconfig only. Exits with 0 if every image can be
+    /// pulled, with 1 if not, and with 2 if the diagnosis failed.
+    #[command(subcommand)]
+    Doctor(doctor::DoctorCommand),
     /// Create, list and revoke API keys.
     #[command(subcommand)]
     ApiKey(api_key::ApiKeyCommand),
@@ -147,6 +154,9 @@ pub enum CliError {
     /// The command completed with a negative result.
     #[error("{0}")]
     Failed(String),
+    /// There is no diagnosis, as opposed to a bad one.
+    #[error("{0}")]
+    NotDiagnosed(String),
     /// An argument has an invalid value.
     #[error("{0}")]
     Usage(String),
@@ -178,7 +188,7 @@ impl CliError {
             Self::App(AppError::Dependency(_)) | Self::Service(ServiceError::Storage(_)) => 69,
             Self::App(AppError::Internal(_)) => 70,
             Self::Service(_) | Self::Failed(_) | Self::Io(_) => 1,
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::NotDiagnosed(_) => 2,
             // As a shell reports a program that SIGPIPE ended.
             Self::OutputClosed => 141,
         })
@@ -228,6 +238,7 @@ impl Command {
             Self::MasterKey(command) => command.run().await,
             Self::Pepper(command) => command.run().await,
             Self::Verify(verify) => verify.run().await,
+            Self::Doctor(command) => Box::pin(command.run()).await,
             Self::Healthcheck { url } => healthcheck(url).await,
             Self::Openapi { spec } => print_openapi(spec),
             Self::PackageFiles { folder } => package_files::write(&folder),

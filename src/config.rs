@@ -8,6 +8,7 @@ mod reader;
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use chrono::TimeDelta;
+use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
@@ -304,6 +305,15 @@ impl Reader<'_> {
         }
         let (url, _) = self.secret(VARIABLE)?;
         self.keep(VARIABLE, OutboundProxy::parse(&url)).map(Some)
+    }
+
+    /// Reads `REGCRED_URL`, unless it is given, and `REGCRED_TOKEN`, for commands that call a running
+    /// service.
+    pub fn service(&mut self, url: Option<String>) -> Option<(String, SecretString)> {
+        let url = url.or_else(|| self.get("REGCRED_URL"));
+        let url = url.or_else(|| self.refuse("REGCRED_URL must be set, or the URL passed with --url".to_owned()));
+        let token = self.secret("REGCRED_TOKEN");
+        Some((url?, token?.0))
     }
 
     /// Reads `REGCRED_VERIFY_…` and `REGCRED_OUTBOUND_ALLOW`.

@@ -14,6 +14,7 @@ mod clusters;
 mod conditional;
 mod connection;
 mod cors;
+mod diagnosis;
 mod docker_configs;
 mod edge;
 mod event_stream;
@@ -110,6 +111,9 @@ fn api_routes(config: &mut ServiceConfig) {
             .service(clusters::check_cluster)
             .service(secrets::create_secret)
             .service(secrets::list_secrets)
+            .service(diagnosis::diagnose_pod)
+            .service(diagnosis::diagnose_workload)
+            .service(diagnosis::diagnose_spec)
             .service(pull_secrets::put_pull_secret)
             .service(pull_secrets::patch::update_pull_secret)
             .service(pull_secrets::lists::list_pull_secrets)

@@ -26,6 +26,7 @@ use crate::{
         api_keys::{ApiKeyAuthenticator, ApiKeys},
         audit::{AuditEvents, TransactionalAudit, writer::AuditWriter},
         clusters::Clusters,
+        diagnosis::{Diagnoses, Remedies},
         docker_configs::DockerConfigs,
         health::Health,
         idempotency::IdempotencyKeys,
@@ -81,6 +82,8 @@ pub struct Services {
     docker_configs: Data<DockerConfigs>,
     clusters: Data<Clusters>,
     secrets: Data<Secrets>,
+    diagnoses: Data<Diagnoses>,
+    remedies: Data<Remedies>,
     pull_secrets: Data<PullSecrets>,
     summary: Data<Summaries>,
     cursor_key: Data<CursorKey>,
@@ -97,28 +100,20 @@ pub struct Services {
     pub keys: Arc<Keys>,
 }
 
-impl Services {
-    pub fn build(foundation: Foundation, config: ServicesConfig) -> Result<Self, AppError> {
-        let Foundation { pool, sealer, peppers, audit, audit_writer } = foundation;
-        let ServicesConfig { clusters, verify, reconcile, identity, mint, api_key_lifetime_max } = config;
-        let cluster_calls = clusters.metrics.clone();
-        let keys = Arc::new(Keys::new(pool.clone(), sealer.clone(), peppers.clone()));
-        let idempotency_keys = IdempotencyKeys::new(pool.clone(), peppers.clone());
-
-        let row_cache = Arc::new(RowCache::new(pool.clone()));
-        let checker = Arc::new(KeyChecker::new(peppers.clone(), argon2_permits()));
-        let clusters = ClusterClientConfig { runtime: Some(Handle::current()), ..clusters };
-        let clusters = Clusters::new(pool.clone(), sealer.clone(), clusters, audit.clone());
-        let registries = RegistryClient::new(Guard::new(verify.allowed), verify.registries);
-        let verifications = Verifications::new(pool.clone(), sealer.clone(), registries, audit_writer.clone());
-        let mints = Mints::new(
-            pool.clone(),
-            row_cache.clone(),
-            sealer.clone(),
-            audit.clone(),
-            clusters.clone(),
-            MintClient::new(|| Guard::new(mint.allowed.clone()), mint.client),
-        );
+impl Foundation {
+    /// Builds the services that verify and mint the logins of accounts, and the one for accounts.
+    fn accounts(
+        &self,
+        row_cache: &Arc<RowCache>,
+        clusters: &Clusters,
+        registries: &Arc<RegistryClient>,
+        mint: MintConfig,
+    ) -> (Verifications, Mints, Accounts) {
+        let Self { pool, sealer, audit, audit_writer, .. } = self;
+        let verifications = Verifications::new(pool.clone(), sealer.clone(), registries.clone(), audit_writer.clone());
+        let providers = MintClient::new(|| Guard::new(mint.allowed.clone()), mint.client);
+        let mints =
+            Mints::new(pool.clone(), row_cache.clone(), sealer.clone(), audit.clone(), clusters.clone(), providers);
         let accounts = Accounts::new(
             pool.clone(),
             row_cache.clone(),
@@ -127,6 +122,25 @@ impl Services {
             verifications.clone(),
             mints.clone(),
         );
+        (verifications, mints, accounts)
+    }
+}
+
+impl Services {
+    pub fn build(foundation: Foundation, config: ServicesConfig) -> Result<Self, AppError> {
+        let ServicesConfig { clusters, verify, reconcile, identity, mint, api_key_lifetime_max } = config;
+        let cluster_calls = clusters.metrics.clone();
+        let row_cache = Arc::new(RowCache::new(foundation.pool.clone()));
+        let clusters = ClusterClientConfig { runtime: Some(Handle::current()), ..clusters };
+        let clusters =
+            Clusters::new(foundation.pool.clone(), foundation.sealer.clone(), clusters, foundation.audit.clone());
+        let registries = Arc::new(RegistryClient::new(Guard::new(verify.allowed), verify.registries));
+        let (verifications, mints, accounts) = foundation.accounts(&row_cache, &clusters, &registries, mint);
+        let Foundation { pool, sealer, peppers, audit, audit_writer } = foundation;
+        let keys = Arc::new(Keys::new(pool.clone(), sealer.clone(), peppers.clone()));
+        let idempotency_keys = IdempotencyKeys::new(pool.clone(), peppers.clone());
+        let checker = Arc::new(KeyChecker::new(peppers.clone(), argon2_permits()));
+        let authenticator = ApiKeyAuthenticator::new(pool.clone(), row_cache.clone(), checker.clone());
         let docker_configs = DockerConfigs::new(pool.clone(), row_cache.clone(), sealer.clone(), audit_writer.clone());
         let token_authenticator = token_authenticator(pool.clone(), clusters.clone(), identity)?;
         let pull_secrets = PullSecrets::new(pool.clone(), audit.clone());
@@ -136,20 +150,20 @@ impl Services {
         let reconciler =
             Reconciler::new(pool.clone(), clusters.clone(), docker_configs.clone(), peppers, audit.clone(), reconcile);
         let secrets = Secrets::new(pool.clone(), clusters.clone(), docker_configs.clone(), audit_writer.clone());
+        let diagnoses =
+            Diagnoses::new(pool.clone(), clusters.clone(), docker_configs.clone(), registries, audit_writer.clone());
         let api_keys =
             ApiKeys::new(pool.clone(), row_cache.clone(), checker.clone(), audit.clone(), api_key_lifetime_max);
         Ok(Self {
-            api_key_authenticator: Data::new(ApiKeyAuthenticator::new(
-                pool.clone(),
-                row_cache.clone(),
-                checker.clone(),
-            )),
+            api_key_authenticator: Data::new(authenticator),
             token_authenticator: Data::new(token_authenticator),
             api_keys: Data::new(api_keys),
             idempotency_keys: Data::new(idempotency_keys),
             identity_providers: Data::new(IdentityProviders::new(pool.clone(), clusters.clone(), audit.clone())),
             imports: Data::new(Imports::new(pool.clone(), sealer, audit, accounts.clone())),
+            remedies: Data::new(Remedies::new(secrets.clone(), pull_secrets.clone())),
             secrets: Data::new(secrets),
+            diagnoses: Data::new(diagnoses),
             audit_events: Data::new(AuditEvents::new(pool.clone(), audit_writer.clone())),
             accounts: Data::new(accounts),
             mints,
@@ -186,6 +200,8 @@ impl Services {
             .app_data(self.docker_configs.clone())
             .app_data(self.clusters.clone())
             .app_data(self.secrets.clone())
+            .app_data(self.diagnoses.clone())
+            .app_data(self.remedies.clone())
             .app_data(self.pull_secrets.clone())
             .app_data(self.summary.clone())
             .app_data(self.cursor_key.clone())

@@ -13,7 +13,7 @@ use crate::{
         cluster::ServiceAccountRef,
         invalid::Invalid,
         names::{Name, NamespaceName, SecretName, ServiceAccountName},
-        rbac::{RequiredRules, Rule},
+        rbac::{Diagnosed, RequiredRules, Rule},
     },
     service::rbac::{self, ClusterRules, NamedRules},
 };
@@ -68,6 +68,31 @@ pub(super) struct Rbac {
     /// created. May be repeated.
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_service_account)]
     mint_service_account: Vec<ServiceAccountRef>,
+    /// Add the rules to diagnose image pulls: in this namespace, in all with `*`, or without a value
+    /// in the namespaces that pull secrets list. May be repeated.
+    ///
+    /// Names of foreign pull secrets are unknown, so this permits the subject to read every Secret
+    /// there. Nothing is listed but events and, cluster-wide, the metadata of nodes.
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        value_parser = parse_doctor
+    )]
+    doctor: Vec<DoctorScope>,
+}
+
+/// Namespaces in which image pulls are diagnosed.
+#[derive(Debug, Clone)]
+enum DoctorScope {
+    /// Those that pull secrets list.
+    Declared,
+    /// All.
+    All,
+    /// One.
+    One(NamespaceName),
 }
 
 impl ClusterCommand {
@@ -85,6 +110,8 @@ impl Rbac {
             rbac::required(&database().await?, &self.cluster).await?;
         pull_secrets.extend(direct);
         accounts.extend(planned);
+        let doctor = self.doctor_rules(&pull_secrets)?;
+        pull_secrets.extend(doctor);
         let subject = match (self.user, self.group) {
             (Some(user), _) => Subject::User(user),
             (None, Some(group)) => Subject::Group(group),
@@ -128,6 +155,39 @@ impl Rbac {
 fn named(name: &str, rules: &[RequiredRules]) -> Result<NamedRules, CliError> {
     let name = Name::parse(name).map_err(|error| CliError::Failed(error.to_string()))?;
     Ok(NamedRules { name, rules: RequiredRules::union(rules) })
+}
+
+impl Rbac {
+    /// Rules of `--doctor`.
+    fn doctor_rules(&self, required: &[NamedRules]) -> Result<Option<NamedRules>, CliError> {
+        if self.doctor.is_empty() {
+            return Ok(None);
+        }
+        let rules = self.doctor.iter().flat_map(|scope| match scope {
+            DoctorScope::All => vec![RequiredRules::of_diagnosis(None)],
+            DoctorScope::One(namespace) => vec![RequiredRules::of_diagnosis(Some(namespace))],
+            DoctorScope::Declared => {
+                let listed = required.iter().flat_map(|one| one.rules.namespaces.keys());
+                listed.map(|namespace| RequiredRules::of_diagnosis(Some(namespace))).collect()
+            }
+        });
+        let rules = RequiredRules::union(&rules.collect::<Vec<_>>());
+        if rules.is_empty() {
+            let reason = "no pull secret lists a namespace: name one with --doctor=NAMESPACE";
+            return Err(CliError::Failed(reason.to_owned()));
+        }
+        note!("warning: --doctor permits the subject to read every Secret in these namespaces");
+        let name = Name::parse("diagnosis").map_err(|error| CliError::Failed(error.to_string()))?;
+        Ok(Some(NamedRules { name, rules }))
+    }
+}
+
+fn parse_doctor(text: &str) -> Result<DoctorScope, Invalid> {
+    Ok(match text {
+        "" => DoctorScope::Declared,
+        "*" => DoctorScope::All,
+        namespace => DoctorScope::One(NamespaceName::parse(namespace)?),
+    })
 }
 
 fn default_service_account() -> Result<ServiceAccountRef, CliError> {
@@ -220,8 +280,8 @@ impl Display for Manifests<'_> {
         )?;
         if !rules.cluster.is_empty() {
             let reason = match self.names_of(|rules| !rules.cluster.is_empty()) {
-                selecting if selecting.is_empty() => "Cluster-wide, for the watch of Secrets.".to_owned(),
-                selecting => format!("Cluster-wide, for namespace selectors of: {selecting}."),
+                requiring if requiring.is_empty() => "Cluster-wide, for the watch of Secrets.".to_owned(),
+                requiring => format!("Cluster-wide, for: {requiring}."),
             };
             self.write_role(f, None, &reason, &rules.cluster)?;
         }
@@ -310,7 +370,8 @@ fn write_rules(f: &mut Formatter<'_>, rules: &BTreeSet<Rule>) -> fmt::Result {
             write_entry(f, &rules, &names)?;
         }
     }
-    Ok(())
+    // Each has another resource.
+    rules.iter().filter(|rule| matches!(rule, Rule::Diagnose(_))).try_for_each(|rule| write_entry(f, &[rule], &[]))
 }
 
 /// Writes one entry of a role. Without names it covers all objects.
@@ -321,7 +382,8 @@ fn write_entry(f: &mut Formatter<'_>, rules: &[&Rule], names: &[&str]) -> fmt::R
     }
     let list = |words: &[&str]| words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
     let verbs: Vec<&str> = rules.iter().map(|rule| rule.verb()).collect();
-    write!(f, "- apiGroups: [\"\"]\n  resources: [\"{resource}\"]\n")?;
+    let group = rules.first().map_or("", |rule| rule.api_group());
+    write!(f, "- apiGroups: [\"{group}\"]\n  resources: [\"{resource}\"]\n")?;
     if !names.is_empty() {
         writeln!(f, "  resourceNames: [{}]", list(names))?;
     }
@@ -343,6 +405,13 @@ const fn purpose(rule: &Rule) -> &'static str {
         Rule::WatchSecrets => {
             "(--watch-secrets) reports edited and deleted Secrets at once; permits reading every Secret"
         }
+        Rule::Diagnose(Diagnosed::Secrets) => {
+            "(--doctor) reads the pull secrets of a pod, whose names are unknown; permits reading every Secret"
+        }
+        Rule::Diagnose(Diagnosed::Events) => "(--doctor) reads what the kubelet reported about a pull",
+        Rule::Diagnose(Diagnosed::ServiceAccounts) => "(--doctor) reads the imagePullSecrets of a ServiceAccount",
+        Rule::Diagnose(Diagnosed::Nodes) => "(--doctor) reads the platforms of nodes; metadata only",
+        Rule::Diagnose(Diagnosed::Pods | Diagnosed::Workloads(_)) => "(--doctor) reads images and pull secrets",
     }
 }
 
@@ -368,7 +437,7 @@ mod tests {
 # Generate again after declarations change. To find roles that are no longer required:
 # kubectl get clusterroles,clusterrolebindings,roles,rolebindings -A -l regcred.dev/rbac=dev
 ---
-# Cluster-wide, for namespace selectors of: team-a.
+# Cluster-wide, for: team-a.
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata:

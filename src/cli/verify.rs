@@ -185,7 +185,7 @@ async fn check(registries: &RegistryClient, account: &FoundAccount, ca: Option<&
         password: &account.password,
     };
     let finding = registries.verify(&login, None).await;
-    if finding.result != VerificationResult::TlsError || login.plain_http || !is_loopback(&account.scope) {
+    if finding.result != VerificationResult::TlsError || login.plain_http || !account.scope.is_loopback() {
         return finding;
     }
     // A registry that expects TLS fails before the login is sent.
@@ -193,11 +193,6 @@ async fn check(registries: &RegistryClient, account: &FoundAccount, ca: Option<&
         plain if plain.result == VerificationResult::TlsError => finding,
         plain => plain,
     }
-}
-
-fn is_loopback(scope: &RegistryScope) -> bool {
-    let host = scope.host().trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
 }
 
 fn read_ca(path: &Path) -> Result<CaCertificate, CliError> {

@@ -7,7 +7,8 @@
 //! - Nothing that the API server sent reaches a log or an error text, because it may repeat what it
 //!   was sent. So requests are built by kube, but responses are read here: `kube::Api` logs the
 //!   body of a response that it cannot parse.
-//! - Of Secrets and namespaces only the metadata is requested.
+//! - Of Secrets and namespaces only the metadata is requested. A diagnosis, which reads values of
+//!   Secrets, is the exception.
 
 use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -30,6 +31,7 @@ mod access_review;
 mod cache;
 mod check;
 mod connection;
+mod diagnosis;
 mod error;
 pub mod kubeconfig;
 mod list;
@@ -40,6 +42,7 @@ mod secrets;
 mod service_accounts;
 mod token_request;
 mod token_review;
+mod user_kubeconfig;
 mod version;
 mod watch;
 

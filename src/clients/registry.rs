@@ -24,6 +24,8 @@ use crate::{
     domain::{
         account::ends_with_whitespace,
         cluster::CaCertificate,
+        diagnosis::PullReport,
+        matching::ImageReference,
         registry::{RegistryScope, RepositoryName},
         verification::{VerificationReport, VerificationResult},
     },
@@ -73,6 +75,17 @@ pub struct Login<'a> {
     pub password: &'a SecretString,
 }
 
+/// Image to pull, with a login or without.
+#[derive(Debug, Clone, Copy)]
+pub struct PullQuestion<'a> {
+    /// The image. It names the registry.
+    pub image: &'a ImageReference,
+    /// User name and password.
+    pub login: Option<(&'a str, &'a SecretString)>,
+    /// Whether to read the platforms of a manifest list, which counts as a pull at Docker Hub.
+    pub wants_platforms: bool,
+}
+
 /// Checks logins. It remembers which hosts asked for a pause, so a process has one.
 #[derive(Debug)]
 pub struct RegistryClient {
@@ -115,5 +128,49 @@ impl RegistryClient {
         let duration_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::debug!(result = %finding.result, duration_ms, "login checked");
         finding
+    }
+
+    /// Requests the manifest of an image as a container runtime does, with one login or without.
+    ///
+    /// The login goes to the registry that the image names, and to the token service that this
+    /// registry names, over TLS with the authorities of this host. Only a registry on loopback that
+    /// does not speak TLS is asked without it, as by container runtimes.
+    #[tracing::instrument(name = "registry.pull", skip_all, fields(registry = question.image.name.registry()))]
+    pub async fn pull(&self, question: &PullQuestion<'_>) -> PullReport {
+        let name = &question.image.name;
+        let scope = RegistryScope::parse(name.registry());
+        let repository = scope.as_ref().map(|scope| RepositoryName::parse(name.repository(), scope));
+        let (Ok(scope), Ok(Ok(repository))) = (&scope, &repository) else {
+            let detail = "the image names no registry that can be called";
+            return VerificationReport::new(VerificationResult::NotARegistry, detail).into();
+        };
+        let report = self.pull_by(question, scope, repository, false).await;
+        if report.result != VerificationResult::TlsError || !scope.is_loopback() {
+            return report;
+        }
+        // A registry that expects TLS fails before the login is sent.
+        match self.pull_by(question, scope, repository, true).await {
+            plain if plain.result == VerificationResult::TlsError => report,
+            plain => plain,
+        }
+    }
+
+    async fn pull_by(
+        &self,
+        question: &PullQuestion<'_>,
+        registry: &RegistryScope,
+        repository: &RepositoryName,
+        plain_http: bool,
+    ) -> PullReport {
+        let empty = SecretString::default();
+        let (username, password) = question.login.unwrap_or(("", &empty));
+        let login = Login { registry, plain_http, ca_certificate: None, username, password };
+        let deadline = Instant::now() + self.timeout;
+        let check = LoginCheck { registries: self, login: &login, repository: Some(repository), deadline };
+        let mut report = check.pull(repository, question).await.unwrap_or_else(PullReport::from);
+        if report.result == VerificationResult::Invalid && ends_with_whitespace(password.expose_secret()) {
+            report.detail.push_str(WHITE_SPACE);
+        }
+        report
     }
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::domain::{
     caller::{Actor, ActorKind, Call},
     invalid::Invalid,
-    names::{Name, NamespaceName, SecretName},
+    names::{Name, NamespaceName, PodName, SecretName},
 };
 
 pub mod changes;
@@ -96,6 +96,8 @@ words! {
         ClusterRead = "cluster.read",
         /// Secret delivered to a namespace.
         Deliver = "secret.deliver",
+        /// Values of the pull secrets of a pod read, and shown to their registries.
+        PodDiagnose = "pod.diagnose",
         /// API key created.
         KeyCreate = "apiKey.create",
         /// API key revoked.
@@ -195,6 +197,18 @@ impl Resource {
     #[must_use]
     pub fn secret(cluster: &Name, namespace: &NamespaceName, name: &SecretName) -> Self {
         Self(format!("clusters/{cluster}/namespaces/{namespace}/secrets/{name}"))
+    }
+
+    /// Names a namespace of a cluster.
+    #[must_use]
+    pub fn namespace(cluster: &Name, namespace: &NamespaceName) -> Self {
+        Self(format!("clusters/{cluster}/namespaces/{namespace}"))
+    }
+
+    /// Names a pod, or a workload by the plural of its kind.
+    #[must_use]
+    pub fn object(cluster: &Name, namespace: &NamespaceName, plural: &'static str, name: &PodName) -> Self {
+        Self(format!("clusters/{cluster}/namespaces/{namespace}/{plural}/{name}"))
     }
 
     /// Names an API key.

@@ -43,6 +43,8 @@ pub enum Permission {
     WriteClusters,
     /// Deliver a Secret to a namespace.
     DeliverSecrets,
+    /// Diagnose the image pulls of pods, which reads the values of their pull secrets.
+    DiagnosePods,
     /// Read pull secrets and the status of their targets.
     ReadPullSecrets,
     /// Create, change and delete pull secrets.
@@ -81,6 +83,7 @@ impl Permission {
             Self::ReadClusters => "readClusters",
             Self::WriteClusters => "writeClusters",
             Self::DeliverSecrets => "deliverSecrets",
+            Self::DiagnosePods => "diagnosePods",
             Self::ReadPullSecrets => "readPullSecrets",
             Self::WritePullSecrets => "writePullSecrets",
             Self::ReadApiKeys => "readApiKeys",
@@ -126,6 +129,7 @@ const TABLE: &[(Permission, [bool; Role::ALL.len()])] = &[
     (Permission::ReadClusters,           [YES, YES,     YES,      NO_,     YES]),
     (Permission::WriteClusters,          [YES, YES,     NO_,      NO_,     NO_]),
     (Permission::DeliverSecrets,         [YES, YES,     YES,      NO_,     NO_]),
+    (Permission::DiagnosePods,           [YES, YES,     NO_,      NO_,     NO_]),
     (Permission::ReadPullSecrets,        [YES, YES,     YES,      NO_,     YES]),
     (Permission::WritePullSecrets,       [YES, YES,     NO_,      NO_,     NO_]),
     (Permission::ReadApiKeys,            [YES, NO_,     NO_,      NO_,     NO_]),

@@ -14,6 +14,7 @@ mod kubelet;
 pub mod lint;
 mod nearest;
 mod podman;
+mod pull;
 mod refusal;
 mod used;
 mod verdict;
@@ -21,8 +22,9 @@ mod verdict;
 use self::address::Address;
 pub use self::{
     explain::{Consumers, Explanation, LookUp, explain_accounts, explain_config, explain_secrets},
-    image::ImageName,
+    image::{ImageName, ImageReference},
     nearest::{Mismatch, Nearest},
+    pull::{Addressed, PullEntry, addressed, nearest_entries, pull_entries},
     used::{MatchTarget, Used, used_accounts},
     verdict::Verdict,
 };

@@ -68,6 +68,19 @@ name_type! {
     ServiceAccountName, dns_subdomain
 }
 
+name_type! {
+    /// Name of a Kubernetes pod or workload: a DNS-1123 subdomain.
+    PodName, dns_subdomain
+}
+
+impl ServiceAccountName {
+    /// `default`, which every namespace has.
+    #[must_use]
+    pub fn default_account() -> Self {
+        Self("default".to_owned())
+    }
+}
+
 fn dns_label(label: &str) -> Result<(), Invalid> {
     if label.is_empty() {
         return Err(Invalid::new("must not be empty"));

@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::{
     cluster::ServiceAccountRef,
+    diagnosis::WorkloadKind,
     names::{Name, NamespaceName, SecretName, ServiceAccountName},
     pull_secret::{Declaration, DeletionPolicy, Namespaces},
 };
 
-/// One verb on one resource of the core API group, restricted to one object where Kubernetes can.
+/// One verb on one resource, restricted to one object where Kubernetes can.
 ///
 /// A right to create cannot name an object, and a right to list names one only for requests that
 /// select it by name.
@@ -38,6 +39,33 @@ pub enum Rule {
     ListSecrets,
     /// Reports edited and deleted Secrets at once.
     WatchSecrets,
+    /// Reads what a diagnosis of image pulls needs.
+    Diagnose(Diagnosed),
+}
+
+/// Resource that a diagnosis of image pulls reads, whatever the names of its objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Diagnosed {
+    /// Pods.
+    Pods,
+    /// `ServiceAccount`s, for their pull secrets.
+    ServiceAccounts,
+    /// Secrets with their values.
+    Secrets,
+    /// Events of pods.
+    Events,
+    /// A kind of workloads.
+    Workloads(WorkloadKind),
+    /// Nodes, for their platforms. They belong to no namespace.
+    Nodes,
+}
+
+impl Diagnosed {
+    /// All resources of a namespace.
+    fn in_namespace() -> impl Iterator<Item = Self> {
+        let others = [Self::Pods, Self::ServiceAccounts, Self::Secrets, Self::Events];
+        others.into_iter().chain(WorkloadKind::ALL.map(Self::Workloads))
+    }
 }
 
 impl Rule {
@@ -54,6 +82,23 @@ impl Rule {
             Self::GetServiceAccount(_) | Self::PatchServiceAccount(_) => "serviceaccounts",
             Self::CreateToken(_) => "serviceaccounts/token",
             Self::ListNamespaces | Self::WatchNamespaces => "namespaces",
+            Self::Diagnose(diagnosed) => match diagnosed {
+                Diagnosed::Pods => "pods",
+                Diagnosed::ServiceAccounts => "serviceaccounts",
+                Diagnosed::Secrets => "secrets",
+                Diagnosed::Events => "events",
+                Diagnosed::Workloads(kind) => kind.plural(),
+                Diagnosed::Nodes => "nodes",
+            },
+        }
+    }
+
+    /// API group of the resource; empty for the core group.
+    #[must_use]
+    pub const fn api_group(&self) -> &'static str {
+        match self {
+            Self::Diagnose(Diagnosed::Workloads(kind)) => kind.group(),
+            _ => "",
         }
     }
 
@@ -62,10 +107,14 @@ impl Rule {
     pub const fn verb(&self) -> &'static str {
         match self {
             Self::CreateSecrets | Self::CreateToken(_) => "create",
-            Self::GetSecret(_) | Self::GetServiceAccount(_) => "get",
+            Self::GetSecret(_)
+            | Self::GetServiceAccount(_)
+            | Self::Diagnose(
+                Diagnosed::Pods | Diagnosed::ServiceAccounts | Diagnosed::Secrets | Diagnosed::Workloads(_),
+            ) => "get",
             Self::PatchSecret(_) | Self::PatchServiceAccount(_) => "patch",
             Self::DeleteSecret(_) => "delete",
-            Self::ListNamespaces | Self::ListSecrets => "list",
+            Self::Diagnose(Diagnosed::Events | Diagnosed::Nodes) | Self::ListNamespaces | Self::ListSecrets => "list",
             Self::WatchNamespaces | Self::WatchSecrets => "watch",
         }
     }
@@ -82,7 +131,8 @@ impl Rule {
             | Self::ListNamespaces
             | Self::WatchNamespaces
             | Self::ListSecrets
-            | Self::WatchSecrets => None,
+            | Self::WatchSecrets
+            | Self::Diagnose(_) => None,
         }
     }
 }
@@ -147,6 +197,19 @@ impl RequiredRules {
         let mut rules = Self::default();
         let of_secret = [Rule::CreateSecrets, Rule::GetSecret(secret.clone()), Rule::PatchSecret(secret.clone())];
         rules.add_to_namespace(namespace, &of_secret.into());
+        rules
+    }
+
+    /// Rules to diagnose image pulls in a namespace, or in all.
+    #[must_use]
+    pub fn of_diagnosis(namespace: Option<&NamespaceName>) -> Self {
+        let mut rules = Self::default();
+        let all: BTreeSet<Rule> = Diagnosed::in_namespace().map(Rule::Diagnose).collect();
+        match namespace {
+            Some(namespace) => rules.add_to_namespace(namespace, &all),
+            None => rules.cluster = all,
+        }
+        rules.cluster.insert(Rule::Diagnose(Diagnosed::Nodes));
         rules
     }
 

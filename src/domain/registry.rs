@@ -115,6 +115,13 @@ impl RegistryScope {
         self.authority() == DOCKER_HUB
     }
 
+    /// Whether the host is `localhost` or a loopback address.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        let host = self.host().trim_start_matches('[').trim_end_matches(']');
+        host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+    }
+
     fn part(&self, range: Range<usize>) -> &str {
         self.text.get(range).unwrap_or_default()
     }

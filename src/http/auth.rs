@@ -256,8 +256,8 @@ pub mod permission {
     }
     permissions! {
         Authenticated, ReadAccounts, WriteAccounts, RevealCredentials, ReadClusters, WriteClusters, DeliverSecrets,
-        ReadPullSecrets, WritePullSecrets, ReadApiKeys, WriteApiKeys, ReadIdentityProviders, WriteIdentityProviders,
-        ReadAudit,
+        DiagnosePods, ReadPullSecrets, WritePullSecrets, ReadApiKeys, WriteApiKeys, ReadIdentityProviders,
+        WriteIdentityProviders, ReadAudit,
     }
 }
 

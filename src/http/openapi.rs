@@ -36,6 +36,7 @@ mod version_3_0;
         (name = "docker-configs", description = "Docker configs for kubelet, docker CLI and other readers"),
         (name = "clusters", description = "Registered Kubernetes clusters"),
         (name = "secrets", description = "Direct delivery of a Secret"),
+        (name = "diagnosis", description = "Why a pod does not pull its images"),
         (name = "pull-secrets", description = "Declared delivery: Secrets that a worker keeps up to date in many namespaces"),
         (name = "events", description = "Changes of all resources, as they happen"),
         (name = "api-keys", description = "API keys of callers"),

@@ -326,7 +326,7 @@ pub async fn put_pull_secret(
     if body.0.name.as_ref().is_some_and(|given| given != name.as_str()) {
         return Err(ApiError::field("name", "is read-only and differs from the name in the path: omit it"));
     }
-    let condition = Precondition { version: expected.0, read_only: body.0.read_only() };
+    let condition = Precondition { version: expected.0, read_only: body.0.read_only(), must_be_new: false };
     let declaration = Declaration::parse(body.0.document())?;
     if dry_run {
         return preview(&caller.identity, (&pull_secrets, &previews), &name, &declaration, &condition).await;

@@ -13,7 +13,7 @@ use crate::{
         docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, Warning, render, split_collisions},
         grants::Grants,
         invalid::{FieldError, FieldErrors, Invalid},
-        matching::{MatchTarget, Used, used_accounts},
+        matching::{ImageName, MatchTarget, Used, used_accounts},
         names::Name,
         selector::{AccountSelection, LabelSelector},
     },
@@ -127,6 +127,30 @@ impl DockerConfigs {
         profile: Profile,
         target: &MatchTarget,
     ) -> Result<Assembled, ServiceError> {
+        let Used { accounts, warnings } = self.find_matching(caller, profile, target).await?;
+        let mut assembled = self.render_copy(profile, &accounts)?;
+        assembled.rendered.warnings.extend(warnings);
+        Ok(assembled)
+    }
+
+    /// Returns the names of the granted accounts that the kubelet would use for an image; none if
+    /// there are too many.
+    pub(super) async fn names_for(&self, caller: &Identity, image: &ImageName) -> Result<Vec<Name>, ServiceError> {
+        let target = MatchTarget::Image(image.clone());
+        match self.find_matching(caller, Profile::Kubernetes, &target).await {
+            Ok(used) => Ok(used.accounts.iter().filter_map(|account| Name::parse(&account.name).ok()).collect()),
+            Err(ServiceError::Invalid(_)) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Finds the granted accounts that the profile's reader uses for a target. Nothing is opened.
+    async fn find_matching(
+        &self,
+        caller: &Identity,
+        profile: Profile,
+        target: &MatchTarget,
+    ) -> Result<Used<Arc<SealedCredential>>, ServiceError> {
         let limit = i64::try_from(MATCHED_MAX).unwrap_or(i64::MAX) + 1;
         let mut conn = connection(&self.pool).await?;
         let scopes = target.covering_scopes();
@@ -139,10 +163,7 @@ impl DockerConfigs {
         // Of accounts with one key, the oldest is used, as by pull secrets.
         found.sort_unstable_by_key(|account| account.id);
         let found = found.into_iter().map(Arc::new).collect();
-        let Used { accounts, warnings } = used_accounts(profile, found, target, scoped);
-        let mut assembled = self.render_copy(profile, &accounts)?;
-        assembled.rendered.warnings.extend(warnings);
-        Ok(assembled)
+        Ok(used_accounts(profile, found, target, scoped))
     }
 
     /// Renders accounts as stored, for background work. A cached row could be older than the

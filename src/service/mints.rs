@@ -10,7 +10,10 @@ mod metrics;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout_at},
+};
 use uuid::Uuid;
 
 pub use self::metrics::MintMetrics;
@@ -88,9 +91,11 @@ impl RequestedMint {
 
 impl Drop for RequestedMint {
     fn drop(&mut self) {
+        // None after the end of the runtime: the lease then ends by its time.
+        let Ok(runtime) = Handle::try_current() else { return };
         let (mints, lease) = (self.mints.clone(), self.claimed.lease());
         // Without effect after the result was stored, which ends the lease.
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             if let Err(error) = mints.release(&[(lease, Duration::ZERO)]).await {
                 tracing::warn!(%error, "lease of a requested mint not released");
             }
@@ -185,17 +190,13 @@ impl Mints {
     ///
     /// # Errors
     ///
-    /// - [`ServiceError::NotMinted`] if the account has no source.
-    /// - [`ServiceError::Mint`] if another mint of it is in progress.
+    /// - [`ServiceError::Mint`] if another mint of it is in progress, or its source was just removed.
     /// - [`ServiceError::Audit`] if a result could not be stored.
     pub(super) async fn claim_one(&self, account: &Account) -> Result<RequestedMint, ServiceError> {
         self.audit.check()?;
         let mut conn = connection(&self.pool).await?;
         if let Some(claimed) = storage::mints::claim_one(&mut conn, account.id, LEASE).await? {
             return Ok(RequestedMint { mints: self.clone(), claimed });
-        }
-        if storage::mints::find(&mut conn, &[account.id]).await?.is_empty() {
-            return Err(ServiceError::NotMinted(account.name.to_string()));
         }
         let error = MintError::new(MintReason::Throttled, "another mint of the account is in progress: retry");
         Err(ServiceError::Mint(MintError { retry_after: Some(IN_PROGRESS_RETRY), ..error }))
@@ -460,10 +461,10 @@ impl Mints {
 /// Starts an event of a caller, or of the worker.
 fn event(caller: Option<&Call>, action: Action, account: &Name) -> NewEvent {
     let resource = Resource::account(account);
-    caller.map_or_else(
-        || NewEvent::by(&worker(), action, resource.clone()),
-        |call| NewEvent::of(call, action, resource.clone()),
-    )
+    match caller {
+        Some(call) => NewEvent::of(call, action, resource),
+        None => NewEvent::by(&worker(), action, resource),
+    }
 }
 
 /// Returns the event of a stored login.

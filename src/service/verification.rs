@@ -104,8 +104,8 @@ pub struct Verifications {
 impl Verifications {
     /// Creates the service.
     #[must_use]
-    pub fn new(pool: PgPool, sealer: Arc<Sealer>, registries: RegistryClient, audit_writer: AuditWriter) -> Self {
-        Self { pool, sealer, registries: Arc::new(registries), audit_writer, metrics: Arc::default() }
+    pub fn new(pool: PgPool, sealer: Arc<Sealer>, registries: Arc<RegistryClient>, audit_writer: AuditWriter) -> Self {
+        Self { pool, sealer, registries, audit_writer, metrics: Arc::default() }
     }
 
     /// Returns the metrics.

@@ -185,8 +185,8 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<Account
     mints::attach_to(conn, row.map(Account::try_from).transpose()?).await
 }
 
-/// Finds accounts by id, in the order in which all transactions lock them, and locks them until the
-/// transaction ends.
+/// Finds accounts by id, without their mints, in the order in which all transactions lock them, and
+/// locks them until the transaction ends.
 #[tracing::instrument(level = "debug", name = "db.registry_accounts.lock_ids", skip_all)]
 pub async fn lock_ids(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Account>, StorageError> {
     let rows = sqlx::query_as!(
@@ -198,8 +198,7 @@ pub async fn lock_ids(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Accou
            FROM registry_accounts WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE"#,
         ids,
     );
-    let rows = rows.fetch_all(&mut *conn).await?;
-    mints::attach(conn, rows.into_iter().map(Account::try_from).collect::<Result<_, _>>()?).await
+    rows.fetch_all(conn).await?.into_iter().map(Account::try_from).collect()
 }
 
 /// Lists the granted accounts that match `filter`.

@@ -511,17 +511,16 @@ pub async fn release(conn: &mut PgConnection, leases: &[(MintLease, Duration)]) 
     Ok(())
 }
 
-/// Makes a failing mint due at once, and forgets its consecutive failures.
+/// Makes a failing mint due at once, and forgets its consecutive failures. Returns the time of the
+/// next attempt; `None` unless the mint fails.
 #[tracing::instrument(level = "debug", name = "db.account_mints.reset_backoff", skip_all, fields(account.id = %account))]
-pub async fn reset_backoff(conn: &mut PgConnection, account: Uuid) -> Result<(), StorageError> {
-    sqlx::query!(
+pub async fn reset_backoff(conn: &mut PgConnection, account: Uuid) -> Result<Option<DateTime<Utc>>, StorageError> {
+    let next_attempt_at = sqlx::query_scalar!(
         "UPDATE account_mints SET failures = 0, next_attempt_at = least(next_attempt_at, now())
-         WHERE account_id = $1 AND error_reason IS NOT NULL",
+         WHERE account_id = $1 AND error_reason IS NOT NULL RETURNING next_attempt_at",
         account,
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
+    );
+    Ok(next_attempt_at.fetch_optional(conn).await?)
 }
 
 /// Makes the mint of an account due, because its registry rejects the login. Not within `pause` of the

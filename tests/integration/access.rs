@@ -104,6 +104,16 @@ const TABLE: &str = "
                               foreign  401       200   404      404       403      404
                               missing  401       200   404      404       403      404
 
+    diagnose_pod              granted  401       200   200      403       403      403
+                              foreign  401       200   404      403       403      403
+                              missing  401       404   404      403       403      403
+    diagnose_workload         granted  401       200   200      403       403      403
+                              foreign  401       200   404      403       403      403
+                              missing  401       404   404      403       403      403
+    diagnose_spec             granted  401       200   200      403       403      403
+                              foreign  401       200   404      403       403      403
+                              missing  401       200   404      403       403      403
+
     put_pull_secret           granted  401       201   201      403       403      403
                               foreign  401       200   422      403       403      403
                               missing  401       422   422      403       403      403
@@ -233,6 +243,7 @@ fn request(operation: &str, resource: &Resource) -> (&'static str, Option<Value>
         "create_cluster" => ("", Some(cluster(name))),
         "update_cluster" => ("", Some(json!({"server": "https://127.0.0.1:2"}))),
         "create_secret" => ("", Some(json!({"name": "pull", "accounts": ["in-always"], "dryRun": true}))),
+        "diagnose_spec" => ("", Some(json!({"images": ["127.0.0.1:1/app"]}))),
         "create_api_key" => ("", Some(json!({"name": name, "role": "admin"}))),
         "put_pull_secret" => ("", Some(pull_secret(name))),
         "update_pull_secret" => ("", Some(json!({"adopt": true}))),
@@ -247,13 +258,34 @@ fn creates(operation: &str) -> bool {
     ["create_registry_account", "create_cluster", "import_registry_accounts", "put_pull_secret"].contains(&operation)
 }
 
+/// Whether the rows of an operation are about the namespace of their resource.
+fn is_about_namespace(operation: &str) -> bool {
+    ["create_secret", "list_secrets", "diagnose_pod", "diagnose_workload", "diagnose_spec"].contains(&operation)
+}
+
+/// Creates a pod and a deployment, which are not run.
+fn create_workloads(Resource { name, namespace, .. }: &Resource) {
+    let spec = json!({"containers": [{"name": "app", "image": "127.0.0.1:1/app"}]});
+    let labels = json!({"app": name});
+    let template = json!({"metadata": {"labels": labels}, "spec": spec});
+    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+            "spec": {"selector": {"matchLabels": labels}, "template": template}},
+    ]});
+    kubernetes::kubectl(&["apply", "-n", namespace, "-f", "-"], &objects.to_string());
+}
+
 /// Creates the resource of a row, if it must exist.
 async fn prepare(app: &TestApp, row: &Row, resource: &mut Resource) {
     let exists = row.on == "foreign" || row.on == "granted" && !creates(row.operation);
-    if ["create_secret", "list_secrets"].contains(&row.operation) {
+    if is_about_namespace(row.operation) {
         // The row is about the namespace: the cluster always exists and is granted.
         if app.admin().get(&format!("/v1/clusters/{}", resource.name)).await.status == 404 {
             app.register_cluster(&resource.name).await;
+        }
+        if exists && row.operation.starts_with("diagnose_") {
+            create_workloads(resource);
         }
         return;
     }
@@ -319,6 +351,8 @@ async fn call(client: &Client, (method, path): (String, String), row: &Row, reso
         .replace("{name}", &resource.name)
         .replace("{cluster}", &resource.name)
         .replace("{namespace}", &resource.namespace)
+        .replace("{pod}", &resource.name)
+        .replace("{kind}", "deployment")
         .replace("{id}", &resource.id.to_string());
     let (query, body) = request(row.operation, resource);
     let request = client.request(&method, &format!("{path}{query}"));
@@ -352,7 +386,7 @@ async fn every_route_has_the_expected_status_for_every_role(pool: PgPool) {
     for row in &rows {
         for ((client, who), expected) in clients.iter().zip(CALLERS).zip(&row.statuses) {
             number += 1;
-            let inside = row.on == "granted" || ["create_secret", "list_secrets"].contains(&row.operation);
+            let inside = row.on == "granted" || is_about_namespace(row.operation);
             let namespace = match row.on {
                 "granted" => granted_namespace.clone(),
                 "foreign" => foreign_namespace.clone(),

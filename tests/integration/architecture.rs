@@ -261,6 +261,17 @@ fn outside_crates_are_used_by_their_modules_only() {
     assert_eq!(seen.len(), OUTSIDE.len(), "unused: only {seen:?} were found");
 }
 
+/// A kubeconfig of a person may run programs.
+#[test]
+fn only_the_command_line_opens_the_kubeconfig_of_a_person() {
+    let users = sources().into_iter().filter(|source| {
+        let text = fs::read_to_string(&source.file).expect("a file");
+        text.contains("of_user(") && !text.contains("fn of_user(")
+    });
+    let users: Vec<String> = users.map(|source| source.module).collect();
+    assert_eq!(users, ["cli"]);
+}
+
 #[test]
 fn paths_are_found_in_imports_expressions_and_macros() {
     let source = r#"

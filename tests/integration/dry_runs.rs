@@ -14,7 +14,15 @@ use crate::{
 };
 
 /// Operations that change nothing, although their method is not `GET`.
-const READS: [&str; 4] = ["create_docker_config", "create_secret_manifest", "explain_docker_config", "check_cluster"];
+const READS: [&str; 7] = [
+    "create_docker_config",
+    "create_secret_manifest",
+    "explain_docker_config",
+    "check_cluster",
+    "diagnose_pod",
+    "diagnose_workload",
+    "diagnose_spec",
+];
 
 /// Tables that the worker changes without a cause: leases.
 const LEASES: [&str; 2] = ["cluster_comparisons", "cluster_watches"];

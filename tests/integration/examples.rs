@@ -162,6 +162,27 @@ async fn run_clusters(run: &mut Recorder, namespace: &str) {
     let path = format!("/v1/clusters/dev/namespaces/{namespace}/secrets");
     run.run("create_secret", "POST", &path, Some(secret)).await;
     run.run("list_secrets", "GET", &path, None).await;
+    run_diagnoses(run, namespace).await;
+}
+
+/// A pod and a deployment whose images need a login, of which the pod has a wrong one.
+async fn run_diagnoses(run: &mut Recorder, namespace: &str) {
+    let image = format!("{}/os/alpine:3", registry::a().address);
+    run.names.push((namespace.to_owned(), "a-dev"));
+    let spec = |pull_secret: &str| json!({"containers": [{"name": "web", "image": image}], "imagePullSecrets": [{"name": pull_secret}]});
+    let labels = json!({"app": "web"});
+    let template = json!({"metadata": {"labels": labels}, "spec": spec("missing")});
+    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, "spec": spec("team-a-once")},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+            "spec": {"selector": {"matchLabels": labels}, "template": template}},
+    ]});
+    kubernetes::kubectl(&["apply", "-n", namespace, "-f", "-"], &objects.to_string());
+    let place = format!("/v1/clusters/dev/namespaces/{namespace}");
+    run.run("diagnose_pod", "POST", &format!("{place}/pods/web/diagnose"), None).await;
+    run.run("diagnose_workload", "POST", &format!("{place}/workloads/deployment/web/diagnose"), None).await;
+    let body = json!({"images": [image], "imagePullSecrets": [{"name": "missing"}]});
+    run.run("diagnose_spec", "POST", &format!("{place}/diagnose"), Some(body)).await;
 }
 
 async fn run_pull_secrets(run: &mut Recorder, namespace: &str) {

@@ -239,6 +239,7 @@ fn operations() -> Vec<(String, String, bool)> {
     for (path, item) in document["paths"].as_object().expect("paths") {
         let name = if path.contains("/clusters/") { "echo" } else { "good" };
         let filled = path.replace("{name}", name).replace("{cluster}", "echo").replace("{namespace}", "s422");
+        let filled = filled.replace("{pod}", "good").replace("{kind}", "deployment");
         let filled = filled.replace("{id}", "0198a0b1-7000-7000-8000-000000000001");
         for (method, operation) in item.as_object().expect("operations") {
             operations.push((method.to_uppercase(), filled.clone(), operation.get("requestBody").is_some()));

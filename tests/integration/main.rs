@@ -18,6 +18,7 @@ mod cluster_client;
 mod cluster_credentials;
 mod command_line;
 mod dependencies;
+mod diagnosis;
 mod direct_secrets;
 mod documents;
 mod dry_runs;

@@ -12,4 +12,4 @@ mod lookups;
 mod minted;
 mod proxied;
 pub mod registries;
-mod token_service;
+pub mod token_service;

@@ -138,6 +138,18 @@ export async function clusters(): Promise<void> {
     }),
   );
   for (const { name, accounts, outdated } of direct.items) console.log(name, accounts?.length, outdated);
+  const place = { cluster: "dev", namespace: "a-dev" };
+  const diagnosis = await unwrap(
+    client.POST("/v1/clusters/{cluster}/namespaces/{namespace}/pods/{pod}/diagnose", { params: { path: { ...place, pod: "web" } } }),
+  );
+  await client.POST("/v1/clusters/{cluster}/namespaces/{namespace}/workloads/{kind}/{name}/diagnose", {
+    params: { path: { ...place, kind: "deployment", name: "web" } },
+  });
+  await client.POST("/v1/clusters/{cluster}/namespaces/{namespace}/diagnose", {
+    params: { path: place },
+    body: { images: ["registry.example.com:5000/os/alpine:3"], imagePullSecrets: [{ name: "team-a-pull" }] },
+  });
+  for (const image of diagnosis.images) if (image.verdict !== "ok") console.log(image.sentence, image.fix?.steps.length);
   console.log(secret.keys, secret.imagePullSecrets[0]?.name, list.next, check.problem?.type);
   await client.DELETE("/v1/clusters/{name}", { params: { path } });
 }

@@ -15,7 +15,7 @@ use crate::{
     domain::cluster::{CaCertificate, ClusterAuth, ClusterConnection, ServerUrl},
 };
 
-const USER_AGENT: &str = concat!("regcred/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT: &str = concat!("regcred/", env!("CARGO_PKG_VERSION"));
 const HINTS: TlsHints =
     TlsHints { wrong_name: ": set tlsServerName to a name in the certificate", not_tls: ": is it an http:// server?" };
 

@@ -69,9 +69,7 @@ impl Response {
     pub(super) fn error(&self, server: &str, right: &str) -> ClusterError {
         match self.status {
             401 => ClusterError::Unauthorized,
-            403 => ClusterError::Forbidden {
-                detail: format!("regcred's credential for the cluster may not {right} (403)"),
-            },
+            403 => ClusterError::Forbidden { detail: format!("the credential for the cluster may not {right} (403)") },
             429 => ClusterError::Overloaded { retry_after: self.retry_after },
             504 => ClusterError::Timeout { detail: format!("{server} did not finish in time (504)") },
             status @ 500..=599 => {

@@ -62,7 +62,7 @@ impl ClusterClient {
             _ if response.is_success() => {}
             403 => {
                 let detail = format!(
-                    "regcred's credential for the cluster may not create serviceaccounts/token of {account} (403): apply \
+                    "the credential for the cluster may not create serviceaccounts/token of {account} (403): apply \
                      the output of `regcred cluster rbac`"
                 );
                 return Err(ClusterError::Forbidden { detail });

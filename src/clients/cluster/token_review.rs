@@ -85,7 +85,7 @@ impl ClusterClient {
         match response.status {
             _ if response.is_success() => {}
             403 => {
-                let detail = "regcred's credential for the cluster may not create tokenreviews (403): bind it to the \
+                let detail = "the credential for the cluster may not create tokenreviews (403): bind it to the \
                               ClusterRole system:auth-delegator";
                 return Err(ClusterError::Forbidden { detail: detail.to_owned() });
             }

@@ -1,5 +1,7 @@
 //! Check of one login against a registry.
 
+mod pull;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{HeaderValue, StatusCode, header};
 use reqwest::{Method, RequestBuilder};
@@ -235,22 +237,9 @@ impl<'a> LoginCheck<'a> {
         realm: &str,
         service: Option<&str>,
     ) -> Step<VerificationReport> {
-        let schemes = if self.login.plain_http { Schemes::HttpAndHttps } else { Schemes::Https };
-        let realm = parse_url(realm, schemes).map_err(|reason| {
-            VerificationReport::new(
-                Found::Refused,
-                format!("the URL of the token service that the registry names {reason}"),
-            )
-        })?;
-        // A second endpoint of the same host would need a second permit.
-        let is_same_host = Url::parse(&self.url("")).is_ok_and(|url| url.origin() == realm.origin());
-        let other;
-        let endpoint = if is_same_host {
-            registry
-        } else {
-            other = self.endpoint(&realm, format!("the token service of {}", registry.label())).await?;
-            &other
-        };
+        let realm = self.parse_realm(realm)?;
+        let other = self.token_endpoint(registry, &realm).await?;
+        let endpoint = other.as_ref().unwrap_or(registry);
         let tokens = TokenService { check: self, endpoint, realm, service };
         let scope = self.repository.map(|repository| format!("repository:{repository}:pull"));
         let token = match tokens.token_for_login(scope.as_deref()).await? {
@@ -276,6 +265,26 @@ impl<'a> LoginCheck<'a> {
             Some(repository) => self.check_pull(registry, repository, &token, recognition, anonymous.as_ref()).await,
             None => self.check_token(registry, &token, recognition, anonymous.as_ref()).await,
         }
+    }
+
+    /// Parses the URL of the token service that the registry names.
+    fn parse_realm(&self, realm: &str) -> Step<Url> {
+        let schemes = if self.login.plain_http { Schemes::HttpAndHttps } else { Schemes::Https };
+        parse_url(realm, schemes).map_err(|reason| {
+            VerificationReport::new(
+                Found::Refused,
+                format!("the URL of the token service that the registry names {reason}"),
+            )
+        })
+    }
+
+    /// Admits the token service, unless the registry itself is it: a second endpoint of the same
+    /// host would need a second permit.
+    async fn token_endpoint(&self, registry: &RegistryEndpoint<'_>, realm: &Url) -> Step<Option<RegistryEndpoint<'a>>> {
+        if Url::parse(&self.url("")).is_ok_and(|url| url.origin() == realm.origin()) {
+            return Ok(None);
+        }
+        self.endpoint(realm, format!("the token service of {}", registry.label())).await.map(Some)
     }
 
     /// Whether this token service of the registry issues no token for a wrong login.
@@ -400,7 +409,7 @@ fn access_of(response: &RegistryResponse) -> Option<Access> {
     }
 }
 
-fn not_a_registry(registry: &RegistryEndpoint<'_>, status: u16) -> Step<VerificationReport> {
+fn not_a_registry<T>(registry: &RegistryEndpoint<'_>, status: u16) -> Step<T> {
     let label = registry.label();
     let detail = match status {
         300..=399 => {

@@ -70,6 +70,16 @@ impl Config {
         }
     }
 
+    /// Parses the decoded value of a Secret, as the kubelet reads it: JSON in the form that the
+    /// Secret's type says, and no other format.
+    ///
+    /// # Errors
+    ///
+    /// [`ParseError`] with line and column, also for a key that occurs twice.
+    pub fn parse_value(form: Form, value: &[u8]) -> Result<Self, ParseError> {
+        form::open_value(form, value)
+    }
+
     /// `{"auths":{…}}`.
     fn from_config_json(mut fields: Map) -> Result<Self, ParseError> {
         Ok(Self {

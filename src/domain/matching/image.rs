@@ -26,24 +26,7 @@ impl ImageName {
     ///
     /// [`Invalid`] with the reason and a remedy.
     pub fn parse(image: &str) -> Result<Self, Invalid> {
-        if image.len() > MAX_LEN {
-            return Err(Invalid::new("an image reference has at most 1024 characters"));
-        }
-        if image.contains("://") {
-            return Err(Invalid::new(
-                "an image reference has no scheme: write host[:port]/repository[:tag], or a Docker Hub name",
-            ));
-        }
-        let (address, rest) = without_ipv6(image);
-        let stand_in = address.map(|_| format!("localhost{rest}"));
-        let reference: Reference = stand_in.as_deref().unwrap_or(image).parse().map_err(|error| refusal(&error))?;
-        Ok(match address {
-            Some(address) => Self {
-                registry: reference.registry().replacen("localhost", address, 1),
-                repository: reference.repository().to_owned(),
-            },
-            None => Self::of(&reference),
-        })
+        ImageReference::parse(image).map(|image| image.name)
     }
 
     /// Treats an upper case first component as a host: repositories are in lower case
@@ -77,6 +60,58 @@ impl ImageName {
     #[must_use]
     pub fn is_on_docker_hub(&self) -> bool {
         self.registry == DOCKER_HUB
+    }
+}
+
+/// Image with its tag or digest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ImageReference {
+    /// Registry and repository.
+    pub name: ImageName,
+    /// Digest if there is one, else the tag. Without either it is `latest`.
+    version: String,
+}
+
+impl ImageReference {
+    /// Parses an image reference as in a pod or on a command line.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] with the reason and a remedy.
+    pub fn parse(image: &str) -> Result<Self, Invalid> {
+        if image.len() > MAX_LEN {
+            return Err(Invalid::new("an image reference has at most 1024 characters"));
+        }
+        if image.contains("://") {
+            return Err(Invalid::new(
+                "an image reference has no scheme: write host[:port]/repository[:tag], or a Docker Hub name",
+            ));
+        }
+        let (address, rest) = without_ipv6(image);
+        let stand_in = address.map(|_| format!("localhost{rest}"));
+        let reference: Reference = stand_in.as_deref().unwrap_or(image).parse().map_err(|error| refusal(&error))?;
+        let name = match address {
+            Some(address) => ImageName {
+                registry: reference.registry().replacen("localhost", address, 1),
+                repository: reference.repository().to_owned(),
+            },
+            None => ImageName::of(&reference),
+        };
+        let version = reference.digest().or(reference.tag()).unwrap_or("latest").to_owned();
+        Ok(Self { name, version })
+    }
+
+    /// Digest or tag.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+}
+
+impl fmt::Display for ImageReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let separator = if self.version.contains(':') { '@' } else { ':' };
+        write!(f, "{}{separator}{}", self.name, self.version)
     }
 }
 
@@ -140,6 +175,18 @@ mod tests {
     #[case("reg.io/app:1@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "reg.io/app")]
     fn image_name_is_expanded(#[case] written: &str, #[case] name: &str) {
         assert_eq!(ImageName::parse(written).unwrap().to_string(), name);
+    }
+
+    #[rstest]
+    #[case("nginx", "docker.io/library/nginx:latest")]
+    #[case("reg.io:5000/app:1.0", "reg.io:5000/app:1.0")]
+    #[case("[::1]:5000/app:1", "[::1]:5000/app:1")]
+    #[case(
+        "reg.io/app:1@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "reg.io/app@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+    )]
+    fn digest_takes_precedence_over_the_tag(#[case] written: &str, #[case] reference: &str) {
+        assert_eq!(ImageReference::parse(written).unwrap().to_string(), reference);
     }
 
     #[rstest]

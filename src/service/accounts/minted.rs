@@ -168,8 +168,10 @@ impl Accounts {
         } else if let Some(SourceChange::Remove) = change {
             storage::mints::delete(conn, account.id).await?;
             account.mint = None;
-        } else if account.mint.is_some() {
-            storage::mints::reset_backoff(conn, account.id).await?;
+        } else if let Some(mint) = &mut account.mint
+            && let Some(next_attempt_at) = storage::mints::reset_backoff(conn, account.id).await?
+        {
+            mint.next_attempt_at = next_attempt_at;
         }
         Ok(())
     }

@@ -25,6 +25,8 @@ pub struct Precondition {
     pub version: ExpectedVersion,
     /// Read-only fields of the body.
     pub read_only: ReadOnlyFields,
+    /// Whether the name must be free.
+    pub must_be_new: bool,
 }
 
 /// Read-only fields of a pull secret that was read before; `None` for an omitted field.
@@ -49,6 +51,7 @@ impl Precondition {
     /// Requires that the stored pull secret, if there is one, is as the request states.
     pub(super) fn check(&self, existing: Option<&StoredPullSecret>) -> Result<(), ServiceError> {
         match existing {
+            Some(existing) if self.must_be_new => return Err(ServiceError::NameTaken(existing.name.to_string())),
             Some(existing) => check_version(self.version, existing.version)?,
             None if self.version.is_some() => return Err(ServiceError::Stale { current: 0 }),
             None => {}

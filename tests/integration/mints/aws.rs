@@ -106,7 +106,7 @@ async fn assert_wrong_clock_is_corrected(source: &Value) {
         let config = MintClientConfig { now, ..MintClientConfig::default() };
         let client = MintClient::new(|| Guard::new("127.0.0.1".parse().expect("an address")), config);
         assert_login(mint_by(&client, source, None, REGISTRY, None).await);
-        // It is known only if the first request was refused.
+        // Each dated answer tells it.
         let offset = client.clock_offset_max() + (now() - Utc::now());
         assert!(offset.abs() < TimeDelta::minutes(1), "{offset}");
     }

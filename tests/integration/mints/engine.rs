@@ -140,8 +140,9 @@ async fn change_of_a_failing_account_makes_its_next_attempt_due(pool: PgPool) {
     .await;
     assert_eq!(provider.requests.count(), 1);
 
-    change("b@example.com").await;
+    let changed = change("b@example.com").await;
 
+    assert_eq!(changed["mint"]["nextAttemptAt"], changed["updatedAt"], "{changed}");
     let account = until_mint(&app, "serial", json!(2)).await;
     assert_eq!((&account["mint"]["state"], provider.requests.count()), (&json!("valid"), 2));
 }

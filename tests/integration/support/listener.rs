@@ -67,7 +67,8 @@ pub fn read_request(mut stream: impl Read) -> String {
     let mut chunk = [0; 4096];
     loop {
         let text = String::from_utf8_lossy(&request).into_owned();
-        if is_complete(&text) {
+        // The start of a TLS handshake. Servers of plain HTTP answer it at once.
+        if is_complete(&text) || request.first() == Some(&0x16) {
             return text;
         }
         match stream.read(&mut chunk) {

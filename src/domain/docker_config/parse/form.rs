@@ -45,6 +45,16 @@ pub(super) fn open(input: &[u8]) -> Result<Vec<Part>, ParseError> {
     Ok(vec![Part::Config(config)])
 }
 
+/// Parses the decoded value of a Secret whose type has this form.
+pub(super) fn open_value(form: Form, value: &[u8]) -> Result<Config, ParseError> {
+    match (node::from_json(text(value)?)?, form) {
+        (Node::Map(fields), Form::DockerConfigJson) => Config::from_config_json(fields),
+        (Node::Map(fields), Form::Dockercfg) => Config::from_dockercfg(fields),
+        (Node::Null, _) => Config::from_config_json(Map::default()).map(|config| Config { form, ..config }),
+        (Node::Text(_) | Node::List(_) | Node::Other, _) => Err(not_a_config()),
+    }
+}
+
 fn text(input: &[u8]) -> Result<&str, ParseError> {
     if input.len() > MAX_INPUT {
         return Err(shape("the input is longer than 1 MiB, the maximum size of a Secret"));

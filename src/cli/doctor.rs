@@ -1,0 +1,253 @@
+//! `regcred doctor`: diagnoses image pulls, through a running service or with a kubeconfig.
+
+mod kubeconfig;
+mod server;
+mod tree;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use self::tree::Tree;
+use super::{CliError, print_line, print_text};
+use crate::{
+    domain::{
+        diagnosis::WorkloadKind,
+        invalid::Invalid,
+        names::{Name, NamespaceName, PodName},
+    },
+    service::diagnosis::Target,
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DoctorCommand {
+    /// Diagnose a pod through a running service, which can also carry out fixes.
+    Pod {
+        /// Name of the pod.
+        #[arg(value_parser = PodName::parse)]
+        pod: PodName,
+        #[command(flatten)]
+        request: Request,
+    },
+    /// Diagnose the pods of a workload through a running service.
+    Workload {
+        /// Workload, such as deployment/web. Kinds: deployment, statefulset, daemonset, job, cronjob.
+        #[arg(value_name = "KIND/NAME", value_parser = Object::parse_workload)]
+        workload: Object,
+        #[command(flatten)]
+        request: Request,
+    },
+    /// Diagnose with your own kubeconfig. Needs neither a service nor a database.
+    ///
+    /// Reads the pod, its pull secrets and its ServiceAccount with your rights, as kubectl does: exec
+    /// plugins of the kubeconfig are run. Asks the registries from this host, with the logins of the
+    /// pull secrets, each at the registry that its entry names. Changes nothing, and prints no
+    /// password.
+    ///
+    /// Without an object, diagnoses the pods of the namespace that wait for an image.
+    Kubeconfig {
+        /// Pod, or KIND/NAME such as deployment/web [default: the pods that wait for an image].
+        #[arg(value_name = "POD|KIND/NAME", value_parser = Object::parse)]
+        object: Option<Object>,
+        #[command(flatten)]
+        local: Local,
+    },
+}
+
+/// Options of a diagnosis through a service.
+#[derive(Debug, Args)]
+pub(super) struct Request {
+    /// Namespace.
+    #[arg(short, long, default_value = "default", value_parser = NamespaceName::parse)]
+    namespace: NamespaceName,
+    /// Name of the registered cluster.
+    #[arg(long, value_parser = Name::parse)]
+    cluster: Name,
+    /// URL of the service [default: `REGCRED_URL`]. `REGCRED_TOKEN`, or the file that
+    /// `REGCRED_TOKEN_FILE` names, has the API key or token.
+    #[arg(long)]
+    url: Option<String>,
+    /// Carry out the fixes that regcred can make itself.
+    #[arg(long)]
+    apply: bool,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Output::Tree)]
+    output: Output,
+}
+
+/// Options of a diagnosis with a kubeconfig.
+#[derive(Debug, Args)]
+pub(super) struct Local {
+    /// Namespace [default: that of the context].
+    #[arg(short, long, value_parser = NamespaceName::parse)]
+    namespace: Option<NamespaceName>,
+    /// Kubeconfig [default: `KUBECONFIG`, or ~/.kube/config].
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig [default: its current one].
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Output::Tree)]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Output {
+    /// Tree for terminals.
+    Tree,
+    /// JSON for programs, as the API answers.
+    Json,
+}
+
+/// Pod or workload.
+#[derive(Debug, Clone)]
+pub(super) struct Object {
+    kind: Option<WorkloadKind>,
+    name: PodName,
+}
+
+impl Object {
+    /// Parses `NAME`, `pod/NAME` or `KIND/NAME`.
+    fn parse(text: &str) -> Result<Self, Invalid> {
+        match text.split_once('/') {
+            None | Some(("pod" | "pods" | "po", _)) => {
+                let name = text.rsplit('/').next().unwrap_or_default();
+                Ok(Self { kind: None, name: PodName::parse(name)? })
+            }
+            Some((kind, name)) => Ok(Self { kind: Some(parse_kind(kind)?), name: PodName::parse(name)? }),
+        }
+    }
+
+    fn parse_workload(text: &str) -> Result<Self, Invalid> {
+        let object = Self::parse(text)?;
+        if object.kind.is_some() { Ok(object) } else { Err(Invalid::new("must be KIND/NAME, such as deployment/web")) }
+    }
+
+    /// Name for a person.
+    fn title(&self) -> String {
+        format!("{}/{}", self.kind.map_or("pod", WorkloadKind::as_str), self.name)
+    }
+
+    /// Path of the resource in the API.
+    fn path(&self) -> String {
+        match self.kind {
+            None => format!("pods/{}", self.name),
+            Some(kind) => format!("workloads/{}/{}", kind.as_str(), self.name),
+        }
+    }
+
+    fn target(&self) -> Target {
+        match self.kind {
+            None => Target::Pod(self.name.clone()),
+            Some(kind) => Target::Workload(kind, self.name.clone()),
+        }
+    }
+}
+
+/// Parses a kind in singular, plural or kubectl's abbreviation.
+fn parse_kind(kind: &str) -> Result<WorkloadKind, Invalid> {
+    match kind {
+        "deploy" => Ok(WorkloadKind::Deployment),
+        "sts" => Ok(WorkloadKind::StatefulSet),
+        "ds" => Ok(WorkloadKind::DaemonSet),
+        "cj" => Ok(WorkloadKind::CronJob),
+        other => WorkloadKind::parse(other.strip_suffix('s').filter(|one| !one.is_empty()).unwrap_or(other))
+            .or_else(|_| WorkloadKind::parse(other)),
+    }
+}
+
+impl DoctorCommand {
+    pub(super) async fn run(self) -> Result<(), CliError> {
+        // Exit code 1 is that of a diagnosis.
+        let undiagnosed = |error: CliError| match error {
+            CliError::OutputClosed => error,
+            other => CliError::NotDiagnosed(other.to_string()),
+        };
+        let (found, output, is_list) = match self {
+            Self::Pod { pod, request } => {
+                let object = Object { kind: None, name: pod };
+                (vec![request.diagnose(&object).await.map_err(undiagnosed)?], request.output, false)
+            }
+            Self::Workload { workload, request } => {
+                (vec![request.diagnose(&workload).await.map_err(undiagnosed)?], request.output, false)
+            }
+            Self::Kubeconfig { object, local } => {
+                let found = local.diagnose(object.as_ref()).await.map_err(undiagnosed)?;
+                (found, local.output, object.is_none())
+            }
+        };
+        print(&found, output, is_list)?;
+        result(&found)
+    }
+}
+
+/// Diagnosis of an object, as the API answers.
+struct Diagnosed {
+    object: Object,
+    namespace: NamespaceName,
+    diagnosis: Value,
+}
+
+impl Diagnosed {
+    fn is_ok(&self) -> bool {
+        self.diagnosis["ok"] == true
+    }
+}
+
+fn print(found: &[Diagnosed], output: Output, is_list: bool) -> Result<(), CliError> {
+    match (output, found) {
+        (Output::Json, [one]) if !is_list => print_line(&format!("{:#}", one.diagnosis)),
+        (Output::Json, _) => {
+            let items = found.iter().map(|one| {
+                serde_json::json!({
+                    "pod": one.object.name.as_str(), "namespace": one.namespace.as_str(), "diagnosis": one.diagnosis,
+                })
+            });
+            let is_ok = found.iter().all(Diagnosed::is_ok);
+            print_line(&format!("{:#}", serde_json::json!({"ok": is_ok, "items": items.collect::<Vec<_>>()})))
+        }
+        (Output::Tree, []) => print_line("No pod of the namespace waits for an image."),
+        (Output::Tree, _) => found.iter().try_for_each(|one| {
+            let title = format!("{} in namespace {}", one.object.title(), one.namespace);
+            print_text(&Tree::of(&title, &one.diagnosis).to_string())
+        }),
+    }
+}
+
+/// Exit code 1 if an image cannot be pulled.
+fn result(found: &[Diagnosed]) -> Result<(), CliError> {
+    let images = || found.iter().flat_map(|one| one.diagnosis["images"].as_array().into_iter().flatten());
+    let bad = images().filter(|image| image["verdict"] != "ok").count();
+    match (found.iter().all(Diagnosed::is_ok), bad) {
+        (true, _) => Ok(()),
+        (false, 0) => Err(CliError::Failed("the API server creates no such pod".to_owned())),
+        (false, bad) => Err(CliError::Failed(format!("{bad} of {} images are not ok", images().count()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_parsed_as_kubectl_writes_them() {
+        let path = |text: &str| Object::parse(text).map(|object| object.path()).ok();
+        for (text, expected) in [
+            ("web-7d9", "pods/web-7d9"),
+            ("pod/web", "pods/web"),
+            ("deployment/web", "workloads/deployment/web"),
+            ("deployments/web", "workloads/deployment/web"),
+            ("deploy/web", "workloads/deployment/web"),
+            ("StatefulSet/web", "workloads/statefulset/web"),
+            ("cj/web", "workloads/cronjob/web"),
+        ] {
+            assert_eq!(path(text).as_deref(), Some(expected), "{text}");
+        }
+        for refused in ["", "a b", "replicaset/web", "deployment/", "s/web", "pod/web/x"] {
+            assert_eq!(path(refused), None, "{refused}");
+        }
+        assert!(Object::parse_workload("web").is_err());
+    }
+}

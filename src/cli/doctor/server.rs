@@ -1,0 +1,66 @@
+//! Diagnosis through a running service.
+
+use std::time::Duration;
+
+use reqwest::{Url, redirect::Policy};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+
+use super::{Diagnosed, Object, Request};
+use crate::{
+    cli::CliError,
+    config::{Reader, variable},
+};
+
+/// Time limit of a diagnosis: its limits in the service, and some time for the cluster.
+const TIMEOUT: Duration = Duration::from_mins(2);
+
+impl Request {
+    pub(super) async fn diagnose(&self, object: &Object) -> Result<Diagnosed, CliError> {
+        let mut reader = Reader::new(&variable);
+        let service = reader.service(self.url.clone());
+        let (url, token) = reader.finish(|| service)?;
+        let url = self.target(&url, object)?;
+        let diagnosis = post(url, &token).await?;
+        Ok(Diagnosed { object: object.clone(), namespace: self.namespace.clone(), diagnosis })
+    }
+
+    fn target(&self, base: &str, object: &Object) -> Result<Url, CliError> {
+        let (base, path) = (base.trim_end_matches('/'), object.path());
+        let apply = if self.apply { "?apply=true" } else { "" };
+        let text = format!("{base}/v1/clusters/{}/namespaces/{}/{path}/diagnose{apply}", self.cluster, self.namespace);
+        let url = Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+        let url = url.ok_or_else(|| {
+            CliError::Usage("the URL of the service must be one such as https://regcred.example.com".to_owned())
+        })?;
+        if url.scheme() == "http" && !is_loopback(&url) {
+            let reason = "the URL of the service must begin with https://: the token would be sent unencrypted";
+            return Err(CliError::Usage(reason.to_owned()));
+        }
+        Ok(url)
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+async fn post(url: Url, token: &SecretString) -> Result<Value, CliError> {
+    let failed = |error: &dyn std::fmt::Display| CliError::Failed(format!("the service is unreachable: {error}"));
+    let client = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().redirect(Policy::none()).build();
+    let client = client.map_err(|error| failed(&error.without_url()))?;
+    let request = client.post(url).bearer_auth(token.expose_secret().trim());
+    let response = request.send().await.map_err(|error| failed(&error.without_url()))?;
+    let status = response.status();
+    let body = response.bytes().await.map_err(|error| failed(&error.without_url()))?;
+    let body: Option<Value> = serde_json::from_slice(&body).ok();
+    match body {
+        Some(body) if status.is_success() && body["images"].is_array() => Ok(body),
+        Some(problem) if problem["title"].is_string() => {
+            let text = |field: &str| problem[field].as_str().map(super::tree::plain).unwrap_or_default();
+            Err(CliError::Failed(format!("{}: {}", text("title"), text("detail"))))
+        }
+        _ => Err(CliError::Failed(format!("the service answered {}, and no diagnosis", status.as_u16()))),
+    }
+}

@@ -1,0 +1,384 @@
+//! How the kubelet reads a pull secret (`pkg/credentialprovider/secrets/secrets.go`).
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
+use serde::{Serialize, de::IgnoredAny};
+use utoipa::ToSchema;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use super::pod::{Lookup, SecretValue};
+use crate::domain::{
+    docker_config::{
+        Consumer, auth,
+        import::redact_key,
+        parse::{Config, Entry, Form, ParseError},
+        reading::{Reading, read},
+    },
+    names::SecretName,
+    secret::SecretType,
+};
+
+/// Maximum number of characters of a key in an answer.
+const KEY_MAX: usize = 255;
+
+/// Whether a pull secret could be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum SecretState {
+    /// It exists.
+    Found,
+    /// It does not exist.
+    Missing,
+    /// The credential of the cluster may not read it.
+    Forbidden,
+    /// It was not read: the pod names too many.
+    NotRead,
+}
+
+/// Kind of a problem of a pull secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum SecretProblemKind {
+    /// Its type is not that of an image pull secret, so the kubelet ignores it.
+    WrongType,
+    /// Its data lacks the key that the kubelet reads.
+    WrongKey,
+    /// The value was encoded in base64 twice.
+    DoubleBase64,
+    /// A character follows the document's last brace.
+    StrayCharacter,
+    /// The value begins with a byte order mark, or is UTF-16.
+    Encoding,
+    /// The value is not JSON, or has the wrong structure.
+    NotADockerConfig,
+    /// The value has the form of the other type, so the kubelet finds no entry in it.
+    OtherForm,
+    /// A key occurs twice. The kubelet uses the last one.
+    DuplicateKey,
+    /// The `auth` of an entry cannot be decoded.
+    InvalidAuth,
+    /// A field of an entry has the wrong type.
+    MalformedEntry,
+    /// An entry has no login.
+    NoLogin,
+    /// The document has no entry.
+    Empty,
+}
+
+/// Problem of a pull secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretProblem {
+    /// Kind.
+    #[serde(rename = "type")]
+    pub kind: SecretProblemKind,
+    /// Key of the entry, if the problem is of one.
+    pub key: Option<String>,
+    /// Explanation. It contains nothing of the Secret's value.
+    pub detail: String,
+}
+
+/// Entry of a pull secret.
+#[derive(Debug)]
+pub(super) struct ReadEntry {
+    pub(super) key: String,
+    /// User and password, if the kubelet finds both.
+    pub(super) login: Option<(String, SecretString)>,
+}
+
+/// Pull secret as the kubelet reads it. It holds its logins.
+#[derive(Debug)]
+pub struct ReadSecret {
+    pub(super) name: SecretName,
+    pub(super) state: SecretState,
+    pub(super) secret_type: Option<SecretType>,
+    pub(super) pull_secret_id: Option<Uuid>,
+    pub(super) problems: Vec<SecretProblem>,
+    pub(super) entries: Vec<ReadEntry>,
+    /// Whether it makes every pull of the pod fail, whatever the other pull secrets contain.
+    pub(super) fails_pod: bool,
+    /// Whether the kubelet may find more in it than this reader does.
+    pub(super) is_uncertain: bool,
+}
+
+impl ReadSecret {
+    /// Reads the value of a Secret.
+    #[must_use]
+    pub fn of(name: SecretName, found: Lookup<SecretValue>) -> Self {
+        let mut read = Self {
+            name,
+            state: SecretState::Found,
+            secret_type: None,
+            pull_secret_id: None,
+            problems: Vec::new(),
+            entries: Vec::new(),
+            fails_pod: false,
+            is_uncertain: false,
+        };
+        match found {
+            Lookup::Found(value) => read.read_value(&value),
+            Lookup::Missing => read.state = SecretState::Missing,
+            Lookup::Forbidden => read.state = SecretState::Forbidden,
+            Lookup::NotRead => read.state = SecretState::NotRead,
+        }
+        read
+    }
+
+    /// Whether the credential of the cluster may not read it.
+    #[must_use]
+    pub fn is_forbidden(&self) -> bool {
+        self.state == SecretState::Forbidden
+    }
+
+    fn read_value(&mut self, value: &SecretValue) {
+        self.pull_secret_id = value.pull_secret_id;
+        self.secret_type = value.secret_type.parse().ok();
+        let Some(secret_type) = self.secret_type else {
+            self.add(
+                SecretProblemKind::WrongType,
+                "its type is not kubernetes.io/dockerconfigjson, so the kubelet ignores it; a type cannot be changed: \
+                 delete the Secret and create it with the right type",
+            );
+            // What else is wrong would be wrong in the new Secret, too.
+            match (&value.dockerconfigjson, &value.dockercfg) {
+                (Some(document), _) => self.read_document(SecretType::DockerConfigJson, document),
+                (None, Some(document)) => self.read_document(SecretType::Dockercfg, document),
+                (None, None) => self.wrong_key(SecretType::DockerConfigJson),
+            }
+            self.entries.clear();
+            (self.fails_pod, self.is_uncertain) = (false, false);
+            return;
+        };
+        let document = match secret_type {
+            SecretType::DockerConfigJson => &value.dockerconfigjson,
+            SecretType::Dockercfg => &value.dockercfg,
+        };
+        match document {
+            Some(document) => self.read_document(secret_type, document),
+            None => self.wrong_key(secret_type),
+        }
+    }
+
+    fn wrong_key(&mut self, secret_type: SecretType) {
+        let detail = format!("its data has no `{}`, the only key that the kubelet reads", secret_type.data_key());
+        self.add(SecretProblemKind::WrongKey, &detail);
+    }
+
+    fn read_document(&mut self, secret_type: SecretType, document: &SecretSlice<u8>) {
+        let form = match secret_type {
+            SecretType::DockerConfigJson => Form::DockerConfigJson,
+            SecretType::Dockercfg => Form::Dockercfg,
+        };
+        match Config::parse_value(form, document.expose_secret()) {
+            Ok(config) => self.read_config(&config, document.expose_secret()),
+            Err(error) => {
+                let kind = kind_of_refused(document.expose_secret(), &error);
+                // Go takes the last of equal keys.
+                self.is_uncertain = kind == SecretProblemKind::DuplicateKey;
+                self.fails_pod = !self.is_uncertain;
+                let detail = match kind {
+                    SecretProblemKind::DoubleBase64 => {
+                        "the value is base64 of base64: encode it once, or give it as `stringData`".to_owned()
+                    }
+                    _ => error.to_string(),
+                };
+                self.add(kind, &detail);
+            }
+        }
+    }
+
+    fn read_config(&mut self, config: &Config, document: &[u8]) {
+        if is_other_form(config, document) {
+            self.add(
+                SecretProblemKind::OtherForm,
+                "the document has the form of the other type: the type kubernetes.io/dockerconfigjson needs `auths` \
+                 around the entries, the legacy type kubernetes.io/dockercfg has none",
+            );
+            return;
+        }
+        if config.entries.is_empty() {
+            self.add(SecretProblemKind::Empty, "the document has no entry");
+        }
+        for entry in &config.entries {
+            let (kind, detail) = match read(Consumer::Kubernetes, entry) {
+                Reading::Login | Reading::Token => {
+                    self.entries.push(ReadEntry { key: entry.key.clone(), login: login(entry) });
+                    continue;
+                }
+                Reading::FailsAll(detail) => {
+                    self.fails_pod = true;
+                    let is_auth = !entry.is_malformed && !entry.auth.text().is_empty();
+                    let kind = if is_auth { SecretProblemKind::InvalidAuth } else { SecretProblemKind::MalformedEntry };
+                    (kind, format!("{detail}; the kubelet then fails with all pull secrets of the pod"))
+                }
+                Reading::Nothing(detail) | Reading::Fails(detail) => {
+                    self.entries.push(ReadEntry { key: entry.key.clone(), login: None });
+                    (SecretProblemKind::NoLogin, detail.into_owned())
+                }
+            };
+            self.problems.push(SecretProblem { kind, key: Some(shown_key(&entry.key)), detail });
+        }
+    }
+
+    fn add(&mut self, kind: SecretProblemKind, detail: &str) {
+        self.problems.push(SecretProblem { kind, key: None, detail: detail.to_owned() });
+    }
+
+    /// Whether the kubelet cannot use it, or uses less of it than it seems to contain.
+    pub(super) fn is_unreadable(&self) -> bool {
+        self.state == SecretState::Found && !self.problems.is_empty()
+    }
+
+    pub(super) fn keys(&self) -> Vec<&str> {
+        self.entries.iter().map(|entry| entry.key.as_str()).collect()
+    }
+}
+
+/// Whether the document has the form of the other type. Its entries are then invisible.
+fn is_other_form(config: &Config, document: &[u8]) -> bool {
+    match config.form {
+        Form::DockerConfigJson => {
+            config.entries.is_empty()
+                && !config.others.is_empty()
+                && matches!(Config::parse(document), Ok(parsed) if parsed.form == Form::Dockercfg)
+        }
+        Form::Dockercfg => config.entries.iter().any(|entry| entry.key == "auths"),
+    }
+}
+
+/// Says why a value is refused, by the value itself.
+fn kind_of_refused(value: &[u8], error: &ParseError) -> SecretProblemKind {
+    if value.starts_with(b"\xef\xbb\xbf") || std::str::from_utf8(value).is_err() {
+        return SecretProblemKind::Encoding;
+    }
+    let mut values = serde_json::Deserializer::from_slice(value).into_iter::<IgnoredAny>();
+    let is_object = value.trim_ascii_start().starts_with(b"{");
+    if !(matches!(values.next(), Some(Ok(_))) && is_object) {
+        return double_base64(value).unwrap_or(SecretProblemKind::NotADockerConfig);
+    }
+    let rest = value.get(values.byte_offset()..).unwrap_or_default();
+    if !rest.trim_ascii().is_empty() {
+        SecretProblemKind::StrayCharacter
+    } else if error.position.is_some() {
+        // The object is valid for Go, which reads what this parser refuses.
+        SecretProblemKind::DuplicateKey
+    } else {
+        SecretProblemKind::NotADockerConfig
+    }
+}
+
+fn double_base64(value: &[u8]) -> Option<SecretProblemKind> {
+    let packed: Zeroizing<Vec<u8>> =
+        Zeroizing::new(value.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect());
+    let decoded = BASE64_STANDARD.decode(&*packed).map(Zeroizing::new).ok()?;
+    decoded.trim_ascii_start().starts_with(b"{").then_some(SecretProblemKind::DoubleBase64)
+}
+
+/// User and password as the kubelet reads them. `auth` takes precedence.
+fn login(entry: &Entry) -> Option<(String, SecretString)> {
+    let text = entry.auth.text();
+    if text.is_empty() {
+        return Some((entry.username.text().to_owned(), entry.password.text().into()));
+    }
+    let login = auth::decode_leniently(text).ok()?;
+    let password = std::str::from_utf8(&login.password).ok()?;
+    Some((std::str::from_utf8(&login.username).ok()?.to_owned(), password.into()))
+}
+
+/// Key as answers show it: without a user, and nothing that no key of a registry contains.
+pub(super) fn shown_key(key: &str) -> String {
+    let key = redact_key(key);
+    let is_usual = |c: char| c.is_ascii_alphanumeric() || ".:/_-*[]@…".contains(c);
+    if key.len() <= KEY_MAX && key.chars().all(is_usual) { key.into_owned() } else { "…".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn value(secret_type: &str, json: Option<&[u8]>, cfg: Option<&[u8]>) -> SecretValue {
+        let slice = |bytes: &[u8]| SecretSlice::from(bytes.to_vec());
+        SecretValue {
+            secret_type: secret_type.to_owned(),
+            dockerconfigjson: json.map(slice),
+            dockercfg: cfg.map(slice),
+            pull_secret_id: None,
+        }
+    }
+
+    fn read_secret(value: SecretValue) -> ReadSecret {
+        ReadSecret::of(SecretName::parse("pull").unwrap(), Lookup::Found(value))
+    }
+
+    const JSON: &str = "kubernetes.io/dockerconfigjson";
+    const CFG: &str = "kubernetes.io/dockercfg";
+
+    #[rstest]
+    #[case::good(r#"{"auths":{"reg.io":{"auth":"dTpw"}}}"#, &[], false)]
+    #[case::crlf("{\"auths\":\r\n{\"reg.io\":{\"auth\":\"dTpw\"}}}\r\n", &[], false)]
+    #[case::stray(r#"{"auths":{"reg.io":{"auth":"dTpw"}}}#"#, &[SecretProblemKind::StrayCharacter], true)]
+    #[case::twice("eyJhdXRocyI6e319", &[SecretProblemKind::DoubleBase64], true)]
+    #[case::cut(r#"{"auths":{"#, &[SecretProblemKind::NotADockerConfig], true)]
+    #[case::list("[]", &[SecretProblemKind::NotADockerConfig], true)]
+    #[case::structure(r#"{"auths":"x"}"#, &[SecretProblemKind::NotADockerConfig], true)]
+    #[case::bom("\u{feff}{}", &[SecretProblemKind::Encoding], true)]
+    #[case::legacy(r#"{"reg.io":{"auth":"dTpw"}}"#, &[SecretProblemKind::OtherForm], false)]
+    #[case::empty("{}", &[SecretProblemKind::Empty], false)]
+    #[case::auth(r#"{"auths":{"reg.io":{"auth":"!"}}}"#, &[SecretProblemKind::InvalidAuth], true)]
+    #[case::colon(r#"{"auths":{"reg.io":{"auth":"dXA="}}}"#, &[SecretProblemKind::InvalidAuth], true)]
+    #[case::number(r#"{"auths":{"reg.io":{"username":7}}}"#, &[SecretProblemKind::MalformedEntry], true)]
+    #[case::token(r#"{"auths":{"reg.io":{"identitytoken":"x"}}}"#, &[SecretProblemKind::NoLogin], false)]
+    #[case::doubled(
+        r#"{"auths":{"reg.io":{"auth":"dTpw"},"reg.io":{"auth":"dTpx"}}}"#,
+        &[SecretProblemKind::DuplicateKey],
+        false
+    )]
+    fn value_is_read_as_by_the_kubelet(
+        #[case] text: &str,
+        #[case] problems: &[SecretProblemKind],
+        #[case] fails_pod: bool,
+    ) {
+        let read = read_secret(value(JSON, Some(text.as_bytes()), None));
+        let found: Vec<_> = read.problems.iter().map(|problem| problem.kind).collect();
+        assert_eq!((found.as_slice(), read.fails_pod), (problems, fails_pod), "{:?}", read.problems);
+    }
+
+    #[test]
+    fn legacy_type_has_no_auths() {
+        let good = read_secret(value(CFG, None, Some(br#"{"reg.io":{"username":"u","password":"p"}}"#)));
+        assert_eq!((good.keys(), good.problems.len()), (vec!["reg.io"], 0));
+        let wrapped = read_secret(value(CFG, None, Some(br#"{"auths":{"reg.io":{"auth":"dTpw"}}}"#)));
+        assert_eq!(wrapped.problems[0].kind, SecretProblemKind::OtherForm);
+        assert!(wrapped.keys().is_empty());
+    }
+
+    #[test]
+    fn secret_of_another_type_is_ignored_and_its_value_explained() {
+        let stray = read_secret(value("Opaque", Some(br#"{"auths":{}}#"#), None));
+        let kinds: Vec<_> = stray.problems.iter().map(|problem| problem.kind).collect();
+        assert_eq!(kinds, [SecretProblemKind::WrongType, SecretProblemKind::StrayCharacter]);
+        assert!(!stray.fails_pod);
+        let other = read_secret(value("Opaque", None, None));
+        assert_eq!(other.problems[1].kind, SecretProblemKind::WrongKey);
+        let good = read_secret(value("Opaque", Some(br#"{"auths":{"reg.io":{"auth":"dTpw"}}}"#), None));
+        assert_eq!((good.problems.len(), good.keys().len()), (1, 0));
+    }
+
+    #[test]
+    fn explanations_contain_nothing_of_the_value() {
+        for text in [
+            r#"{"auths":{"CANARY\n":{"auth":"CANARY!"}}}"#,
+            r#"{"auths":{"u:CANARY@reg.io":{"username":"CANARY","password":"CANARY","auth":["CANARY"]}}}"#,
+            r#"{"auths":"CANARY"}"#,
+            "CANARY",
+        ] {
+            let read = read_secret(value(JSON, Some(text.as_bytes()), None));
+            let shown = format!("{:?} {:?}", read.problems, value(JSON, Some(text.as_bytes()), None));
+            assert!(!shown.contains("CANARY"), "{shown}");
+            assert!(!read.problems.is_empty());
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Questions to registries: each is asked once, within limits.
+
+use std::{
+    hash::{Hash, Hasher},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use futures_util::{StreamExt, stream};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::{Duration, Instant, timeout_at};
+
+use super::memo::Memo;
+use crate::{
+    clients::registry::{PullQuestion, RegistryClient},
+    domain::{
+        diagnosis::{Candidate, Examination, ImageAnswers, PullReport},
+        matching::ImageReference,
+        verification::VerificationResult,
+    },
+};
+
+/// Maximum number of concurrent questions of one examination.
+const CONCURRENCY: usize = 4;
+
+/// Limits of the questions of one diagnosis.
+#[derive(Debug, Clone, Copy)]
+pub struct QuestionLimits {
+    /// Maximum number of questions.
+    pub questions: usize,
+    /// Time in which registries must answer all of them.
+    pub within: Duration,
+}
+
+impl Default for QuestionLimits {
+    fn default() -> Self {
+        Self { questions: 60, within: Duration::from_secs(20) }
+    }
+}
+
+/// Registries, and what they answered so far. Equal questions are asked once, so it lives for one
+/// run only.
+#[derive(Debug)]
+pub struct RegistryQuestions<'a> {
+    registries: &'a RegistryClient,
+    answers: Memo<QuestionKey, Option<PullReport>>,
+    left: AtomicUsize,
+    deadline: Instant,
+}
+
+/// What distinguishes questions. It holds a login for as long as the run.
+struct QuestionKey {
+    image: String,
+    login: Option<(String, SecretString)>,
+    wants_platforms: bool,
+}
+
+impl PartialEq for QuestionKey {
+    fn eq(&self, other: &Self) -> bool {
+        let has_same_login = match (&self.login, &other.login) {
+            (None, None) => true,
+            (Some((user, password)), Some((other_user, other_password))) => {
+                user == other_user && password.expose_secret() == other_password.expose_secret()
+            }
+            _ => false,
+        };
+        has_same_login && self.image == other.image && self.wants_platforms == other.wants_platforms
+    }
+}
+
+impl Eq for QuestionKey {}
+
+impl Hash for QuestionKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.image.hash(state);
+        self.login.as_ref().map(|(user, _)| user).hash(state);
+    }
+}
+
+impl<'a> RegistryQuestions<'a> {
+    /// Begins a run. Its time starts now.
+    #[must_use]
+    pub fn new(registries: &'a RegistryClient, limits: QuestionLimits) -> Self {
+        let deadline = Instant::now() + limits.within;
+        Self { registries, answers: Memo::default(), left: AtomicUsize::new(limits.questions), deadline }
+    }
+
+    /// Asks the registry of each image.
+    pub async fn ask(&self, examination: &Examination) -> Vec<ImageAnswers> {
+        let wants_platforms = examination.wants_platforms();
+        let questions = examination.questions().map(|(index, image, candidates)| {
+            let asked = self.ask_for_image(image, candidates, wants_platforms);
+            async move { (index, asked.await) }
+        });
+        let mut answers: Vec<ImageAnswers> = (0..examination.image_count()).map(|_| ImageAnswers::default()).collect();
+        // Collected first: the borrow of a closure's argument would otherwise be part of the stream's type.
+        let questions: Vec<_> = questions.collect();
+        let mut asked = stream::iter(questions).buffer_unordered(CONCURRENCY);
+        while let Some((index, found)) = asked.next().await {
+            if let Some(answer) = answers.get_mut(index) {
+                *answer = found;
+            }
+        }
+        answers
+    }
+
+    /// Tries the entries in the order of the kubelet until one works, and then without a login.
+    async fn ask_for_image(
+        &self,
+        image: &ImageReference,
+        candidates: &[Candidate],
+        wants_platforms: bool,
+    ) -> ImageAnswers {
+        let mut answers = ImageAnswers::default();
+        for candidate in candidates {
+            let login = candidate.question();
+            let report = match login {
+                Some(_) => self.pull(PullQuestion { image, login, wants_platforms }).await,
+                None => None,
+            };
+            let is_last = report.as_ref().is_some_and(|report| report.pulls() || is_about_connection(report));
+            answers.attempts.push(report);
+            if is_last {
+                return answers;
+            }
+        }
+        answers.anonymous = self.pull(PullQuestion { image, login: None, wants_platforms }).await;
+        answers
+    }
+
+    /// Returns the answer to a question; none if a limit was reached.
+    async fn pull(&self, question: PullQuestion<'_>) -> Option<PullReport> {
+        let key = QuestionKey {
+            image: question.image.to_string(),
+            login: question.login.map(|(user, password)| (user.to_owned(), password.clone())),
+            wants_platforms: question.wants_platforms,
+        };
+        let asked = async { Ok::<_, std::convert::Infallible>(self.send(&question).await) };
+        let Ok(answer) = Box::pin(self.answers.get(key, asked)).await;
+        answer
+    }
+
+    async fn send(&self, question: &PullQuestion<'_>) -> Option<PullReport> {
+        let take = |left: usize| left.checked_sub(1);
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
+        timeout_at(self.deadline, self.registries.pull(question)).await.ok()
+    }
+}
+
+/// Whether another login would get the same answer.
+fn is_about_connection(report: &PullReport) -> bool {
+    use VerificationResult as R;
+    matches!(report.result, R::Unreachable | R::TlsError | R::NotARegistry | R::RateLimited | R::Refused)
+}

@@ -1,0 +1,10 @@
+//! Diagnosis of image pulls against a real API server and real registries.
+
+mod applied;
+mod attacks;
+mod broken;
+mod command;
+mod nodes;
+mod rights;
+mod secrecy;
+mod setup;

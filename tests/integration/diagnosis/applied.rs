@@ -1,0 +1,169 @@
+//! `?apply=true`: fixes that regcred carries out itself.
+
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use super::setup::{Doctor, deployment, login, namespace_with, pull_secret};
+use crate::{
+    pull_secrets::{declaration, put, settled},
+    support::{client::Client, eventually, kubernetes::kubectl},
+};
+
+const WEB: &str = "workloads/deployment/web";
+
+fn path(namespace: &str, object: &str) -> String {
+    format!("/v1/clusters/dev/namespaces/{namespace}/{object}/diagnose?apply=true")
+}
+
+async fn apply(client: &Client, namespace: &str) -> Value {
+    client.post(&path(namespace, WEB), &Value::Null).await.expect(200)
+}
+
+/// Resources of the events with this action.
+async fn audited(doctor: &Doctor, action: &str) -> Vec<Value> {
+    let events = doctor.admin.get(&format!("/v1/audit-events?action={action}&outcome=success")).await.expect(200);
+    events["items"].as_array().expect("events").iter().map(|event| event["resource"].clone()).collect()
+}
+
+/// A doctor with an account for the first registry.
+async fn with_account(pool: PgPool) -> Doctor {
+    let doctor = Doctor::new(pool).await;
+    let a = &doctor.a;
+    doctor.app.register_account("prod", &a.address, &a.username, &a.password).await;
+    doctor
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn applied_fix_declares_a_pull_secret_for_the_service_account(pool: PgPool) {
+    let doctor = with_account(pool).await;
+    let web = deployment(&[&Doctor::image_of(&doctor.a)], &[]);
+    let namespace = namespace_with(&[], vec![web]).await;
+    let before = doctor.diagnose(&namespace, WEB).await;
+    let fix = &before["images"][0]["fix"];
+    assert_eq!((&fix["type"], &fix["applicable"]), (&json!("attachServiceAccount"), &json!(true)), "{before:#}");
+    assert_eq!((&fix["applied"], audited(&doctor, "pullSecret.declare").await.len()), (&json!(false), 0));
+
+    let applied = apply(&doctor.admin, &namespace).await;
+
+    let fix = &applied["images"][0]["fix"];
+    assert_eq!((&fix["applied"], &applied["images"][0]["verdict"]), (&json!(true), &json!("noSecret")), "{applied:#}");
+    let name = fix["steps"][0]["path"].as_str().and_then(|path| path.rsplit('/').next()).expect("a path");
+    assert_eq!(audited(&doctor, "pullSecret.declare").await, [json!(format!("pull-secrets/{name}"))]);
+    settled(&doctor.admin, name).await;
+    assert_eq!(doctor.diagnose(&namespace, WEB).await["ok"], true);
+
+    // Without the Secret in the list of the ServiceAccount, the pull secret exists already.
+    let detach = r#"[{"op": "remove", "path": "/imagePullSecrets"}]"#;
+    kubectl(&["patch", "serviceaccount", "default", "-n", &namespace, "--type=json", "-p", detach], "");
+    let again = doctor.diagnose(&namespace, WEB).await;
+    assert_eq!(again["images"][0]["fix"]["type"], "syncPullSecret", "{again:#}");
+    doctor.apply(&again["images"][0]["fix"], ("unused", "unused")).await;
+    assert_eq!(doctor.diagnose(&namespace, WEB).await["ok"], true);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn applied_fix_delivers_the_missing_secret(pool: PgPool) {
+    let doctor = with_account(pool).await;
+    let b = &doctor.b;
+    doctor.app.register_account("prod-b", &b.address, &b.username, &b.password).await;
+    // One Secret for two registries.
+    let web = deployment(&[&Doctor::image_of(&doctor.a), &Doctor::image_of(b)], &["gone"]);
+    let namespace = namespace_with(&[], vec![web]).await;
+
+    let applied = apply(&doctor.admin, &namespace).await;
+
+    assert_eq!(applied["images"][0]["fix"]["applied"], true, "{applied:#}");
+    let secret = json!(format!("clusters/dev/namespaces/{namespace}/secrets/gone"));
+    assert_eq!(audited(&doctor, "secret.deliver").await, [secret]);
+    assert_eq!(doctor.diagnose(&namespace, WEB).await["ok"], true);
+    // Nothing is left to do.
+    let again = apply(&doctor.admin, &namespace).await;
+    assert_eq!((&again["ok"], audited(&doctor, "secret.deliver").await.len()), (&json!(true), 1), "{again:#}");
+}
+
+/// An immutable Secret cannot be repaired, so it stays as it is.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn applied_fix_syncs_the_pull_secret_of_a_broken_secret(pool: PgPool) {
+    let doctor = with_account(pool).await;
+    let web = deployment(&[&Doctor::image_of(&doctor.a)], &["team-a-pull"]);
+    let namespace = namespace_with(&[], vec![web]).await;
+    put(&doctor.admin, "team-a", &declaration(&["prod"], "dev", &[&namespace])).await.expect(201);
+    let broken = json!({"immutable": true, "data": {".dockerconfigjson": "e30j"}}).to_string();
+    kubectl(&["patch", "secret", "team-a-pull", "-n", &namespace, "-p", &broken], "");
+    let failed = eventually("the target fails", async || {
+        let found = doctor.diagnose(&namespace, WEB).await;
+        (found["pullSecrets"][0]["managedBy"]["state"] == "failed").then_some(found)
+    })
+    .await;
+    let managed = json!({"pullSecret": "team-a", "state": "failed", "lastError": "secret-immutable"});
+    assert_eq!(failed["pullSecrets"][0]["managedBy"], managed, "{failed:#}");
+    let image = &failed["images"][0];
+    assert_eq!((&image["verdict"], &image["fix"]["type"]), (&json!("secretUnreadable"), &json!("syncPullSecret")));
+
+    let applied = apply(&doctor.admin, &namespace).await;
+
+    assert_eq!(applied["images"][0]["fix"]["applied"], true, "{applied:#}");
+    assert_eq!(audited(&doctor, "pullSecret.sync").await, [json!("pull-secrets/team-a")]);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn fix_with_commands_alone_is_not_applied(pool: PgPool) {
+    let doctor = Doctor::new(pool).await;
+    let (at_a, at_b) = (Doctor::image_of(&doctor.a), Doctor::image_of(&doctor.b));
+    let namespace = namespace_with(&[], vec![login("k", &doctor.a), deployment(&[&at_a, &at_b], &["k"])]).await;
+
+    let applied = apply(&doctor.admin, &namespace).await;
+
+    let fix = &applied["images"][1]["fix"];
+    let state = (&fix["type"], &fix["applicable"], &fix["applied"]);
+    assert_eq!(state, (&json!("addPullSecret"), &json!(false), &json!(false)), "{applied:#}");
+    for action in ["secret.deliver", "pullSecret.declare"] {
+        assert_eq!(audited(&doctor, action).await.len(), 0);
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn caller_applies_only_what_it_is_granted(pool: PgPool) {
+    let doctor = with_account(pool).await;
+    let image = Doctor::image_of(&doctor.a);
+    let namespace = namespace_with(&[], vec![deployment(&[&image], &[])]).await;
+    for role in ["viewer", "deliverer", "renderer"] {
+        let grants = json!({"accounts": ["*"], "clusters": ["*"], "namespaces": ["*"]});
+        let caller = doctor.app.caller(role, role, Some(grants)).await;
+        let refused = caller.post(&path(&namespace, WEB), &Value::Null).await.problem(403, "forbidden");
+        assert!(refused["detail"].as_str().is_some_and(|text| text.contains("diagnosePods")), "{refused}");
+    }
+    // The account is not granted, so regcred can do nothing for this caller.
+    let grants = json!({"accounts": ["x-*"], "clusters": ["dev"], "namespaces": [namespace]});
+    let narrow = doctor.app.caller("narrow", "operator", Some(grants)).await;
+    let applied = apply(&narrow, &namespace).await;
+    assert_eq!(applied["images"][0]["fix"]["applicable"], false, "{applied:#}");
+    assert_eq!(audited(&doctor, "pullSecret.declare").await.len(), 0);
+
+    // A pull secret of the same name for something else is not replaced.
+    let registry = doctor.a.address.replace(['.', ':'], "-");
+    let name = format!("{namespace}-pull-{registry}");
+    let other = declaration(&["prod"], "dev", &["other"]);
+    let stored = put(&doctor.admin, &name, &other).await.expect(201);
+    let applied = apply(&doctor.admin, &namespace).await;
+    assert_eq!(applied["images"][0]["fix"]["applicable"], false, "{applied:#}");
+    let kept = doctor.admin.get(&format!("/v1/pull-secrets/{name}")).await.expect(200);
+    assert_eq!((&kept["version"], &kept["targets"]), (&stored["version"], &other["targets"]));
+}
+
+/// The label of a Secret is copied to another namespace, where no pull secret places it.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn copied_label_does_not_make_a_secret_managed(pool: PgPool) {
+    let doctor = with_account(pool).await;
+    let declared = namespace_with(&[], Vec::new()).await;
+    let stored = put(&doctor.admin, "team-a", &declaration(&["prod"], "dev", &[&declared])).await.expect(201);
+    let mut copied = pull_secret("team-a-pull", &json!({"auths": {}}));
+    copied["metadata"]["labels"] = json!({"regcred.dev/pull-secret-id": stored["id"]});
+    let web = deployment(&[&Doctor::image_of(&doctor.a)], &["team-a-pull"]);
+    let namespace = namespace_with(&[], vec![copied, web]).await;
+
+    let found = doctor.diagnose(&namespace, WEB).await;
+
+    assert_eq!(found["pullSecrets"][0]["managedBy"], Value::Null, "{found:#}");
+    assert_eq!(found["images"][0]["fix"]["type"], "replaceSecret", "{found:#}");
+}
