@@ -223,8 +223,9 @@ impl Services {
     }
 
     /// Creates the metrics of all services and of the listener's certificate.
-    pub fn metrics(&self, certificate: Option<Arc<ServerCertificate>>) -> Metrics {
+    pub fn metrics(&self, role: &'static str, certificate: Option<Arc<ServerCertificate>>) -> Metrics {
         Metrics::new(Sources {
+            role,
             pool: self.pool.clone(),
             row_cache: self.row_cache.clone(),
             checker: self.checker.clone(),
