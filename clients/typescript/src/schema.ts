@@ -5448,7 +5448,6 @@ export interface operations {
                      *         "readAudit"
                      *       ],
                      *       "role": "admin",
-                     *       "session": null,
                      *       "sourceCidrs": [],
                      *       "type": "apiKey"
                      *     }
@@ -6824,21 +6823,6 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    /**
-                     * @example {
-                     *       "items": [
-                     *         {
-                     *           "createdAt": "2026-11-29T12:00:00Z",
-                     *           "current": false,
-                     *           "expiresAt": "2026-11-29T12:00:00Z",
-                     *           "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
-                     *           "lastUsedAt": "2026-11-29T12:00:00Z",
-                     *           "sourceIp": "127.0.0.1"
-                     *         }
-                     *       ],
-                     *       "next": null
-                     *     }
-                     */
                     "application/json": components["schemas"]["Page_Session"];
                 };
             };
@@ -6885,16 +6869,6 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    /**
-                     * @example {
-                     *       "createdAt": "2026-11-29T12:00:00Z",
-                     *       "current": false,
-                     *       "expiresAt": "2026-11-29T12:00:00Z",
-                     *       "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
-                     *       "lastUsedAt": "2026-11-29T12:00:00Z",
-                     *       "sourceIp": "127.0.0.1"
-                     *     }
-                     */
                     "application/json": components["schemas"]["Session"];
                 };
             };
