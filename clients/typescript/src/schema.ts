@@ -3673,7 +3673,7 @@ export interface operations {
                      *           },
                      *           "at": "2026-11-29T12:00:00Z",
                      *           "chain": {
-                     *             "hash": "7a6230d96a440b9d398821ab22f789bd3db3ae4346a74bd2f105f6e7d00a36ca",
+                     *             "hash": "3a2dd524e2d70e5703be971436f23d6fa212a7e066bacf941fcd874668f2b2b3",
                      *             "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *             "previousHash": "",
                      *             "sequence": 2
@@ -4031,15 +4031,15 @@ export interface operations {
                      *           "fix": {
                      *             "applicable": false,
                      *             "applied": false,
-                     *             "description": "create the Secret pull-127-0-0-1-23661 with a login for `registry.example.com:7000`, and add it to imagePullSecrets",
-                     *             "secret": "pull-127-0-0-1-23661",
+                     *             "description": "create the Secret pull-127-0-0-1-21226 with a login for `registry.example.com:7000`, and add it to imagePullSecrets",
+                     *             "secret": "pull-127-0-0-1-21226",
                      *             "steps": [
                      *               {
-                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-23661' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
+                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-21226' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
                      *                 "type": "command"
                      *               },
                      *               {
-                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-23661\"}]}}' | kubectl replace --force -f -",
+                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-21226\"}]}}' | kubectl replace --force -f -",
                      *                 "type": "command"
                      *               }
                      *             ],
@@ -4121,7 +4121,7 @@ export interface operations {
                      *           "deliveredAt": "2026-11-29T12:00:00Z",
                      *           "name": "team-a-once",
                      *           "outdated": false,
-                     *           "resourceVersion": "203",
+                     *           "resourceVersion": "202",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
                      *       ],
@@ -4208,7 +4208,7 @@ export interface operations {
                      *       "name": "team-a-once",
                      *       "namespace": "a-dev",
                      *       "replaced": false,
-                     *       "resourceVersion": "203",
+                     *       "resourceVersion": "202",
                      *       "type": "kubernetes.io/dockerconfigjson",
                      *       "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *       "warnings": []
@@ -4545,7 +4545,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "latencyMs": 22,
+                     *       "latencyMs": 5,
                      *       "permissions": [
                      *         {
                      *           "allowed": true,
@@ -5448,6 +5448,7 @@ export interface operations {
                      *         "readAudit"
                      *       ],
                      *       "role": "admin",
+                     *       "session": null,
                      *       "sourceCidrs": [],
                      *       "type": "apiKey"
                      *     }
@@ -5969,7 +5970,7 @@ export interface operations {
                      * @example {
                      *       "deletedAt": null,
                      *       "generation": 2,
-                     *       "id": "01a22d80-c4de-73c3-ad3b-a2d9cd193001",
+                     *       "id": "01a22da9-b11f-7015-8a9f-23b434325d57",
                      *       "name": "team-a",
                      *       "observedGeneration": 2,
                      *       "settled": true,
@@ -6141,7 +6142,7 @@ export interface operations {
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
                      *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "206",
+                     *           "resourceVersion": "205",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
@@ -6823,6 +6824,21 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "createdAt": "2026-11-29T12:00:00Z",
+                     *           "current": false,
+                     *           "expiresAt": "2026-11-29T12:00:00Z",
+                     *           "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
+                     *           "lastUsedAt": "2026-11-29T12:00:00Z",
+                     *           "sourceIp": "127.0.0.1"
+                     *         }
+                     *       ],
+                     *       "next": null
+                     *     }
+                     */
                     "application/json": components["schemas"]["Page_Session"];
                 };
             };
@@ -6869,6 +6885,16 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "createdAt": "2026-11-29T12:00:00Z",
+                     *       "current": false,
+                     *       "expiresAt": "2026-11-29T12:00:00Z",
+                     *       "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
+                     *       "lastUsedAt": "2026-11-29T12:00:00Z",
+                     *       "sourceIp": "127.0.0.1"
+                     *     }
+                     */
                     "application/json": components["schemas"]["Session"];
                 };
             };
@@ -7050,7 +7076,7 @@ export interface operations {
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
                      *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "206",
+                     *           "resourceVersion": "205",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
