@@ -855,7 +855,7 @@ async fn a_key_is_returned_once_and_revoked_immediately(pool: PgPool) {
         json!({
             "type": "apiKey", "id": id, "name": "ci-team-a", "role": "deliverer", "grants": body["grants"],
             "permissions": ["authenticated", "readAccounts", "readClusters", "deliverSecrets", "readPullSecrets"],
-            "sourceCidrs": [], "expiresAt": body["expiresAt"],
+            "sourceCidrs": [], "expiresAt": body["expiresAt"], "session": null,
         })
     );
     app.admin().post("/v1/api-keys", &body).await.problem(409, "name-taken");
