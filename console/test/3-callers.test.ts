@@ -64,7 +64,7 @@ test("viewer_sees_no_control_that_would_be_refused", async () => {
   await signIn(visitor, await newKey("view", "viewer"));
 
   const controls: string[] = [];
-  for (const path of ["/", "/accounts", "/accounts/view", "/pull-secrets", "/pull-secrets/view", "/clusters", "/clusters/view", "/explain", "/access", "/access/sessions", "/audit"]) {
+  for (const path of ["/", "/accounts", "/accounts/view", "/pull-secrets", "/pull-secrets/view", "/clusters", "/clusters/view", "/explain", "/doctor", "/access", "/access/sessions", "/audit"]) {
     await go(page, path);
     const names = await page.locator("main").locator("button, a.button").allTextContents();
     controls.push(...names.filter((name) => /^(Add|Declare|Edit|Delete|Rotate|Verify|Sync|Import|Create|Revoke|New credential)/.test(name.trim())).map((name) => `${path}: ${name}`));

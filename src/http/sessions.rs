@@ -9,6 +9,7 @@ use actix_web::{
     web::{Data, Path},
 };
 use chrono::{DateTime, Utc};
+use secrecy::SecretString;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -36,7 +37,8 @@ impl CurrentSession {
     }
 }
 
-/// Session of the web console. It acts for the API key that it was created with.
+/// Session of the web console. It acts for the API key that it was created with, or for the person who
+/// signed in through an identity provider.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Session {
@@ -96,15 +98,21 @@ pub async fn create_session(
     if caller.identity.dry_run {
         return Ok(HttpResponse::Ok().json(session));
     }
-    tracing::info!(session.id = %session.id, transport = ?transport, "session created");
-    Ok(HttpResponse::Created()
-        .insert_header((LOCATION, format!("/v1/sessions/{}", session.id)))
-        .insert_header((CACHE_CONTROL, "no-store"))
-        .insert_header((SET_COOKIE, transport.set(&new.text)))
-        .json(session))
+    Ok(created(session, transport, &new.text))
 }
 
-/// List the sessions of the caller's API key that have not ended, newest first. All are on one page.
+/// Answer that sets the cookie of a new session.
+pub fn created(session: Session, transport: Transport, token: &SecretString) -> HttpResponse {
+    tracing::info!(session.id = %session.id, transport = ?transport, "session created");
+    HttpResponse::Created()
+        .insert_header((LOCATION, format!("/v1/sessions/{}", session.id)))
+        .insert_header((CACHE_CONTROL, "no-store"))
+        .append_header((SET_COOKIE, transport.set(token)))
+        .json(session)
+}
+
+/// List the sessions of the caller that have not ended, newest first: those of its API key, or of the
+/// person who signed in. All are on one page.
 #[utoipa::path(tag = "sessions", responses((status = OK, body = Page<Session>)))]
 #[get("/sessions")]
 pub async fn list_sessions(
@@ -113,12 +121,12 @@ pub async fn list_sessions(
     sessions: Data<Sessions>,
 ) -> Result<HttpResponse, ApiError> {
     let current = CurrentSession::of(&request);
-    let found = sessions.list(&caller.identity).await?;
+    let found = sessions.list(&caller.identity, current.as_deref()).await?;
     let items = found.into_iter().map(|stored| Session::seen_by(stored, current.as_deref())).collect();
     Ok(HttpResponse::Ok().json(Page::<Session> { items, next: None }))
 }
 
-/// End a session of the caller's API key, in every replica at once.
+/// End a session of the caller, in every replica at once.
 #[utoipa::path(
     tag = "sessions",
     params(
@@ -134,16 +142,35 @@ pub async fn end_session(
     sessions: Data<Sessions>,
     path: Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let current = CurrentSession::of(&request).map(|session| session.id);
+    let session = CurrentSession::of(&request);
+    let current = session.as_ref().map(|session| session.id);
     let unknown = || ServiceError::NotFound { kind: "session", name: path.chars().take(100).collect() };
     let id = if path.as_str() == "current" { current } else { Uuid::try_parse(&path).ok() }.ok_or_else(unknown)?;
-    sessions.end(&caller.identity, id).await?;
+    sessions.end(&caller.identity, session.as_deref(), id).await?;
+    Ok(ended(current == Some(id) && !caller.identity.dry_run))
+}
+
+/// End all sessions of the caller, in every replica at once: sign out everywhere.
+#[utoipa::path(tag = "sessions", params(DryRunQuery), responses((status = NO_CONTENT)))]
+#[delete("/sessions")]
+pub async fn end_sessions(
+    caller: Caller<Authenticated, DryRunQuery>,
+    request: HttpRequest,
+    sessions: Data<Sessions>,
+) -> Result<HttpResponse, ApiError> {
+    let session = CurrentSession::of(&request);
+    sessions.end_all(&caller.identity, session.as_deref()).await?;
+    Ok(ended(session.is_some() && !caller.identity.dry_run))
+}
+
+/// Answer after sessions have ended. `removes_cookie` if that of the request is one of them.
+fn ended(removes_cookie: bool) -> HttpResponse {
     let mut response = HttpResponse::NoContent();
-    if current == Some(id) && !caller.identity.dry_run {
+    if removes_cookie {
         // Both: the page may have been loaded another way than the one that signed in.
         for transport in [Transport::Secure, Transport::Loopback] {
             response.append_header((SET_COOKIE, transport.remove()));
         }
     }
-    Ok(response.finish())
+    response.finish()
 }
