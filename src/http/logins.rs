@@ -135,8 +135,8 @@ pub async fn complete_login(
     };
     let meta = RequestMeta::of(&request).ok_or_else(|| ApiError::Internal(anyhow::anyhow!("a request without ids")))?;
     let completed = logins.complete(&returned, |identity| call(identity, meta)).await;
-    let (stored, new) = completed.map_err(|error| failed(&request, error))?;
-    let mut response = sessions::created(Session::seen_by(stored, None), transport, &new.text);
+    let (listed, new) = completed.map_err(|error| failed(&request, error))?;
+    let mut response = sessions::created(Session::listed(listed, None), transport, &new.text);
     response.headers_mut().append(SET_COOKIE, transport.remove_login());
     Ok(response)
 }

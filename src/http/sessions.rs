@@ -11,19 +11,22 @@ use actix_web::{
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
-    domain::caller::ActorKind,
+    domain::caller::{Actor, ActorKind, Permission},
     http::{
-        auth::{Caller, permission::Authenticated},
+        auth::{Caller, permission::Authenticated, require},
         paging::Page,
         problem::ApiError,
-        query::DryRunQuery,
+        query::{DryRunQuery, FromQuery, Query},
         session_cookie::Transport,
     },
-    service::{ServiceError, sessions::Sessions},
+    service::{
+        ServiceError,
+        sessions::{ListedSession, Sessions},
+    },
     storage::sessions::Session as StoredSession,
 };
 
@@ -46,6 +49,8 @@ pub struct Session {
     id: Uuid,
     /// Whether the request was made with this session.
     current: bool,
+    /// Caller that the session acts for.
+    owner: SessionOwner,
     /// Time of creation.
     created_at: DateTime<Utc>,
     /// Time of the last request, up to a minute late. A session ends 30 minutes after it.
@@ -59,8 +64,9 @@ pub struct Session {
 
 impl Session {
     /// The session, as seen by a request that may have been made with it.
-    pub fn seen_by(stored: StoredSession, current: Option<&StoredSession>) -> Self {
+    pub fn seen_by(stored: StoredSession, current: Option<&StoredSession>, owner: &Actor) -> Self {
         Self {
+            owner: SessionOwner { r#type: owner.kind.as_str(), name: owner.name.clone() },
             current: current.is_some_and(|current| current.id == stored.id),
             id: stored.id,
             created_at: stored.created_at,
@@ -68,6 +74,38 @@ impl Session {
             expires_at: stored.expires_at,
             source_ip: stored.source_ip,
         }
+    }
+
+    /// The session of a list.
+    pub fn listed(listed: ListedSession, current: Option<&StoredSession>) -> Self {
+        Self::seen_by(listed.session, current, &listed.owner)
+    }
+}
+
+/// Caller that a session acts for.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionOwner {
+    /// Type of caller: `apiKey` or `identityProvider`.
+    #[schema(value_type = ActorKind, example = "apiKey")]
+    r#type: &'static str,
+    /// Name of the API key, or of the identity provider and the subject.
+    #[schema(example = "lena")]
+    name: String,
+}
+
+/// Whose sessions to list.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct AllQuery {
+    /// Lists the newest 200 sessions of all callers. Requires the permission to change API keys.
+    #[param(value_type = Option<bool>, default = false)]
+    all: bool,
+}
+
+impl FromQuery for AllQuery {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        Self { all: query.flag("all") }
     }
 }
 
@@ -94,7 +132,7 @@ pub async fn create_session(
     }
     let transport = Transport::of(&request)?;
     let (stored, new) = sessions.create(&caller.identity).await?;
-    let session = Session::seen_by(stored, None);
+    let session = Session::seen_by(stored, None, &caller.identity.actor);
     if caller.identity.dry_run {
         return Ok(HttpResponse::Ok().json(session));
     }
@@ -113,20 +151,26 @@ pub fn created(session: Session, transport: Transport, token: &SecretString) -> 
 
 /// List the sessions of the caller that have not ended, newest first: those of its API key, or of the
 /// person who signed in. All are on one page.
-#[utoipa::path(tag = "sessions", responses((status = OK, body = Page<Session>)))]
+#[utoipa::path(tag = "sessions", params(AllQuery), responses((status = OK, body = Page<Session>)))]
 #[get("/sessions")]
 pub async fn list_sessions(
-    caller: Caller<Authenticated>,
+    caller: Caller<Authenticated, AllQuery>,
     request: HttpRequest,
     sessions: Data<Sessions>,
 ) -> Result<HttpResponse, ApiError> {
     let current = CurrentSession::of(&request);
-    let found = sessions.list(&caller.identity, current.as_deref()).await?;
-    let items = found.into_iter().map(|stored| Session::seen_by(stored, current.as_deref())).collect();
+    let found = if caller.query.all {
+        require(&caller.identity, Permission::WriteApiKeys)?;
+        sessions.list_all(&caller.identity).await?
+    } else {
+        sessions.list(&caller.identity, current.as_deref()).await?
+    };
+    let items = found.into_iter().map(|listed| Session::listed(listed, current.as_deref())).collect();
     Ok(HttpResponse::Ok().json(Page::<Session> { items, next: None }))
 }
 
-/// End a session of the caller, in every replica at once.
+/// End a session of the caller, in every replica at once. A caller that may change API keys ends those
+/// of others, too.
 #[utoipa::path(
     tag = "sessions",
     params(

@@ -31,13 +31,12 @@ use crate::{
     },
     service::{
         ServiceError, connection,
-        sessions::Sessions,
+        sessions::{ListedSession, Sessions},
         tokens::{self, IdTokenError, TokenAuthenticator},
     },
     storage::{
         self, PgPool, StorageError,
         identity_providers::{StoredProvider, login_slot},
-        sessions::Session,
     },
 };
 
@@ -217,7 +216,7 @@ impl Logins {
         &self,
         returned: &ReturnedLogin<'_>,
         call_for: impl FnOnce(Identity) -> Call,
-    ) -> Result<(Session, NewSession), LoginError> {
+    ) -> Result<(ListedSession, NewSession), LoginError> {
         let now = crate::clock::now();
         let attempt = self.attempts.open(returned.cookie, returned.state, now).ok_or(LoginError::Refused(
             "this attempt to sign in has ended, or belongs to another browser; start again",
@@ -234,8 +233,9 @@ impl Logins {
         };
         let id_token = self.exchange(&provider, &endpoints, &exchange).await?;
         let (identity, person) = self.verify(&provider, &attempt, &id_token, now).await?;
-        let created = self.sessions.create_for(&call_for(identity), person).await?;
-        created.ok_or(NOT_OFFERED)
+        let call = call_for(identity);
+        let (session, new) = self.sessions.create_for(&call, person).await?.ok_or(NOT_OFFERED)?;
+        Ok((ListedSession { session, owner: call.actor.clone() }, new))
     }
 
     /// Finds the provider of an attempt, and opens the secret of its client.

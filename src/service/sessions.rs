@@ -14,7 +14,7 @@ use crate::{
     crypto::session::{NewSession, PresentedSession, SessionTokens},
     domain::{
         audit::{Action, NewEvent, Resource},
-        caller::{Actor, Call, Identity},
+        caller::{Actor, ActorKind, Call, Identity, Permission},
         session::{Person, SessionOwner},
         token::Claims,
     },
@@ -22,7 +22,7 @@ use crate::{
     storage::{
         self, PgPool, StorageError,
         identity_providers::StoredProvider,
-        sessions::{NewRow, Session},
+        sessions::{NamedSession, NewRow, Session},
     },
 };
 
@@ -34,6 +34,18 @@ const DELETED_MAX: i64 = 100;
 /// Maximum number of concurrent look-ups. A flood of invalid cookies leaves the other connections of
 /// the pool to other requests.
 const LOOKUPS: usize = 4;
+
+/// Sessions of a list of all.
+const LISTED_MAX: i64 = 200;
+
+/// A session with the caller that it acts for.
+#[derive(Debug)]
+pub struct ListedSession {
+    /// The session.
+    pub session: Session,
+    /// The caller.
+    pub owner: Actor,
+}
 
 /// Result of the authentication of a presented token.
 #[derive(Debug)]
@@ -160,23 +172,48 @@ impl Sessions {
     /// # Errors
     ///
     /// [`ServiceError::Storage`].
-    pub async fn list(&self, caller: &Identity, current: Option<&Session>) -> Result<Vec<Session>, ServiceError> {
+    pub async fn list(&self, caller: &Identity, current: Option<&Session>) -> Result<Vec<ListedSession>, ServiceError> {
         let Some(owner) = owner_of(caller, current) else { return Ok(Vec::new()) };
         let mut conn = connection(&self.pool).await?;
-        Ok(storage::sessions::list(&mut conn, &owner, KEPT).await?)
+        let found = storage::sessions::list(&mut conn, &owner, KEPT).await?;
+        let listed = found.into_iter().map(|session| ListedSession { session, owner: caller.actor.clone() });
+        Ok(listed.collect())
     }
 
-    /// Ends a session of the caller. `current` is that of the request.
+    /// Lists the newest sessions of all callers. The caller needs
+    /// [`Permission::WriteApiKeys`](crate::domain::caller::Permission::WriteApiKeys).
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`].
+    pub async fn list_all(&self, _caller: &Identity) -> Result<Vec<ListedSession>, ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        let found = storage::sessions::list_all(&mut conn, LISTED_MAX).await?;
+        let listed = found.into_iter().map(|NamedSession { session, name }| {
+            let owner = match &session.owner {
+                SessionOwner::ApiKey(id) => Actor { kind: ActorKind::ApiKey, id: Some(*id), name },
+                SessionOwner::Person(person) => tokens::actor(&name, &claims_of(person)),
+            };
+            ListedSession { session, owner }
+        });
+        Ok(listed.collect())
+    }
+
+    /// Ends a session of the caller. `current` is that of the request. A caller that may revoke API keys
+    /// ends those of others, too.
     ///
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if the caller has no such session.
     pub async fn end(&self, caller: &Call, current: Option<&Session>, id: Uuid) -> Result<(), ServiceError> {
-        let missing = || ServiceError::not_found(KIND, &id);
-        let owner = owner_of(caller, current).ok_or_else(missing)?;
         let mut tx = idempotency::begin(&self.pool, caller).await?;
-        if !storage::sessions::delete(&mut tx, id, &owner).await? {
-            return Err(missing());
+        let ended = match owner_of(caller, current) {
+            _ if caller.may(Permission::WriteApiKeys) => storage::sessions::delete_any(&mut tx, id).await?,
+            Some(owner) => storage::sessions::delete(&mut tx, id, &owner).await?,
+            None => false,
+        };
+        if !ended {
+            return Err(ServiceError::not_found(KIND, &id));
         }
         let event = NewEvent::of(caller, Action::SessionEnd, Resource::session(id));
         Ok(self.audit.commit(tx, [event]).await?)
@@ -206,6 +243,10 @@ fn owner_of(caller: &Identity, current: Option<&Session>) -> Option<SessionOwner
 
 /// Returns the caller that a session of a person acts for, or its actor if no rule matches.
 fn identity_of(provider: &StoredProvider, person: &Person, session: &Session) -> Result<Identity, Actor> {
-    let claims = Claims::parse(&person.claims).unwrap_or_default();
-    tokens::identity(provider, &claims, session.expires_at).ok_or_else(|| tokens::actor(provider, &claims))
+    let claims = claims_of(person);
+    tokens::identity(provider, &claims, session.expires_at).ok_or_else(|| tokens::actor(&provider.name, &claims))
+}
+
+fn claims_of(person: &Person) -> Claims {
+    Claims::parse(&person.claims).unwrap_or_default()
 }

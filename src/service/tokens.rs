@@ -304,7 +304,7 @@ fn check_form(provider: &StoredProvider, token: &PresentedToken) -> Result<(), F
 pub(super) fn identity(provider: &StoredProvider, claims: &Claims, expires_at: DateTime<Utc>) -> Option<Identity> {
     let rule = provider.config.matching_rule(claims)?;
     Some(Identity {
-        actor: actor(provider, claims),
+        actor: actor(&provider.name, claims),
         role: rule.role,
         grants: rule.grants.clone(),
         source_networks: Networks::default(),
@@ -313,8 +313,8 @@ pub(super) fn identity(provider: &StoredProvider, claims: &Claims, expires_at: D
 }
 
 /// Names the bearer of a token by its provider and subject.
-pub(super) fn actor(provider: &StoredProvider, claims: &Claims) -> Actor {
-    let name = format!("{}/{}", provider.name, claims.display_subject());
+pub(super) fn actor(provider: &str, claims: &Claims) -> Actor {
+    let name = format!("{provider}/{}", claims.display_subject());
     Actor { kind: ActorKind::IdentityProvider, id: None, name }
 }
 

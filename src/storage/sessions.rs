@@ -192,6 +192,48 @@ pub async fn list(conn: &mut PgConnection, owner: &SessionOwner, limit: i64) -> 
     found.fetch_all(conn).await?.into_iter().map(Session::try_from).collect()
 }
 
+/// A session with the name of its API key or identity provider.
+#[derive(Debug)]
+pub struct NamedSession {
+    /// The session.
+    pub session: Session,
+    /// Name of the API key or of the identity provider.
+    pub name: String,
+}
+
+/// Lists the newest sessions of all owners that have not ended.
+#[tracing::instrument(level = "debug", name = "db.sessions.list_all", skip_all)]
+pub async fn list_all(conn: &mut PgConnection, limit: i64) -> Result<Vec<NamedSession>, StorageError> {
+    let found = sqlx::query!(
+        r#"SELECT s.id, s.api_key_id, s.identity_provider_id, s.subject, s.claims, s.mac, s.created_at, s.last_used_at,
+               s.created_at + interval '8 hours' AS "expires_at!", s.source_ip,
+               s.last_used_at < now() - interval '1 minute' AS "is_stale!", coalesce(k.name, p.name) AS "name!"
+           FROM sessions s
+               LEFT JOIN api_keys k ON k.id = s.api_key_id
+               LEFT JOIN identity_providers p ON p.id = s.identity_provider_id
+           WHERE s.created_at > now() - interval '8 hours' AND s.last_used_at > now() - interval '30 minutes'
+           ORDER BY s.created_at DESC, s.id DESC LIMIT $1"#,
+        limit,
+    );
+    let named = found.fetch_all(conn).await?.into_iter().map(|r| {
+        let row = SessionRow {
+            id: r.id,
+            api_key_id: r.api_key_id,
+            identity_provider_id: r.identity_provider_id,
+            subject: r.subject,
+            claims: r.claims,
+            mac: r.mac,
+            created_at: r.created_at,
+            last_used_at: r.last_used_at,
+            expires_at: r.expires_at,
+            source_ip: r.source_ip,
+            is_stale: r.is_stale,
+        };
+        Ok(NamedSession { session: row.try_into()?, name: r.name })
+    });
+    named.collect()
+}
+
 /// Columns that identify an owner.
 fn keys(owner: &SessionOwner) -> (Option<Uuid>, Option<Uuid>, Option<&str>) {
     let person = owner.person();
@@ -224,6 +266,12 @@ pub async fn delete(conn: &mut PgConnection, id: Uuid, owner: &SessionOwner) -> 
         subject,
     );
     Ok(deleted.execute(conn).await?.rows_affected() > 0)
+}
+
+/// Deletes a session of any owner. Returns `false` if there is none.
+#[tracing::instrument(level = "debug", name = "db.sessions.delete_any", skip_all, fields(session.id = %id))]
+pub async fn delete_any(conn: &mut PgConnection, id: Uuid) -> Result<bool, StorageError> {
+    Ok(sqlx::query!("DELETE FROM sessions WHERE id = $1", id).execute(conn).await?.rows_affected() > 0)
 }
 
 /// Deletes all sessions of an owner and returns their ids.

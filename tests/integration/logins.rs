@@ -301,7 +301,11 @@ async fn person_lists_and_ends_own_sessions_everywhere(pool: PgPool) {
     let other = corp.sign_in(json!({"sub": "mia"})).await;
     let listed = corp.get(&one, "/v1/sessions").await.expect(200);
     assert_eq!(listed["items"].as_array().map(Vec::len), Some(2), "{listed}");
+    assert_eq!(listed["items"][0]["owner"], json!({"type": "identityProvider", "name": "corp/lena"}));
     assert_eq!(corp.app.admin().get("/v1/sessions").await.expect(200)["items"], json!([]));
+    let all = corp.app.admin().get("/v1/sessions?all=true").await.expect(200);
+    let names: Vec<_> = all["items"].as_array().expect("items").iter().map(|item| &item["owner"]["name"]).collect();
+    assert_eq!(names, ["corp/mia", "corp/lena", "corp/lena"]);
     let foreign = corp.get(&other, "/v1/me").await.expect(200)["session"]["id"].clone();
     let path = format!("/v1/sessions/{}", foreign.as_str().expect("an id"));
     let request = corp.request("DELETE", &path).header("Cookie", &one);
