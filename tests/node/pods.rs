@@ -51,7 +51,8 @@ pub struct Setup {
 
 impl Setup {
     pub async fn new(pool: PgPool) -> Self {
-        let app = TestApp::spawn(pool).await;
+        // A diagnosis asks the registries of the machine.
+        let app = TestApp::configured(pool, &[("REGCRED_OUTBOUND_ALLOW", "127.0.0.0/8,::1/128")]).await;
         app.register_cluster("dev").await;
         let (a, _) = app.register_registries().await;
         Self { app, namespace: kubernetes::new_namespace().await, a }
@@ -70,7 +71,7 @@ impl Setup {
             "targets": [{"cluster": "dev", "namespaces": [self.namespace]}],
             "serviceAccounts": [], "deletionPolicy": "delete", "adopt": false,
         });
-        let path = format!("/v1/pull-secrets/{name}");
+        let path = format!("/v1/pull-secrets/{}", name.replace('.', "-"));
         let request = self.app.admin().request("PUT", &path).header("prefer", "wait=30").json(&body);
         let declared = self.app.admin().send(request).await.expect(201);
         assert_eq!(declared["status"]["synced"], 1, "{declared}");
@@ -84,17 +85,23 @@ impl Setup {
 
     /// Pulls images in one pod, which has a container for each, with these Secrets.
     ///
-    /// Asserts that no image runs for which regcred's lookup finds no login.
+    /// Asserts that no image runs for which regcred's lookup finds no login, and that exactly those
+    /// run whose diagnosis is `ok`.
     pub async fn pull_all(&self, images: &[&str], secrets: &[&str]) -> Vec<Pull> {
         let pod = self.start(&given("REGCRED_TEST_NODE"), secrets, images, &[]).await;
+        let diagnose = format!("/v1/clusters/dev/namespaces/{}/pods/{}/diagnose", self.namespace, pod.name);
+        let diagnosis = self.app.admin().post(&diagnose, &Value::Null).await.expect(200);
         let mut documents = Vec::new();
         for name in secrets {
             let secret = Api::namespaced(kubernetes::admin(), &self.namespace).get_opt(name).await.expect("an answer");
             documents.extend(secret.as_ref().map(kubernetes::document));
         }
         let mut pulls = Vec::new();
-        for image in images {
+        for (index, image) in images.iter().enumerate() {
             let pull = pod.pulled(image).await;
+            let diagnosed = &diagnosis["images"][index];
+            assert_eq!(diagnosed["image"], *image, "{diagnosed:#}");
+            assert_eq!(diagnosed["verdict"] == "ok", pull == Pull::Running, "{image} with {secrets:?}: {diagnosed:#}");
             let is_matched = documents.iter().any(|document| has_login(document, image));
             assert!(is_matched || pull == Pull::Refused, "{image} runs with {secrets:?}, against the lookup");
             pulls.push(pull);

@@ -52,9 +52,11 @@ async fn walkthrough_4_rendered_manifest_of_the_legacy_type_pulls(pool: PgPool) 
     let setup = Setup::new(pool).await;
     let images = images("os/app:3");
     let secret = json!({"name": "legacy", "namespace": setup.namespace, "type": "kubernetes.io/dockercfg"});
-    let body = json!({"accounts": ["a", "b"], "secret": secret, "format": "yaml"});
+    let body = json!({"accounts": ["a", "b"], "secret": secret});
+    let admin = setup.app.admin();
+    let request = admin.request("POST", "/v1/docker-configs/manifest").header("accept", "application/yaml");
 
-    let manifest = setup.app.admin().post("/v1/docker-configs/manifest", &body).await;
+    let manifest = admin.send(request.json(&body)).await;
     assert_eq!(manifest.status, 200, "{manifest:?}");
     kubectl(&["apply", "-f", "-"], &manifest.body);
 
