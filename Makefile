@@ -56,8 +56,9 @@ bench-fanout: ## Measure rotations in 1,000 and 5,000 namespaces; ARGS='300' set
 	@REGCRED_TEST_PG_DURABLE=1 dev/with-services cargo bench --locked --bench speed -- --fanout $(ARGS)
 
 .PHONY: scenarios
-scenarios: ## Measure slow clients, floods and faults; ARGS='a1 a8' selects scenarios
-	@dev/with-services cargo bench --locked --bench speed -- --scenarios $(ARGS)
+scenarios: ## Measure slow clients, floods, faults and the console; ARGS='a1 a8' or 'console' selects scenarios
+	@[ '$(ARGS)' = console ] || dev/with-services cargo bench --locked --bench speed -- --scenarios $(ARGS)
+	@case '$(ARGS)' in '' | console) $(MAKE) --no-print-directory console-test ARGS=load ;; esac
 
 .PHONY: fmt
 fmt: ## Format the code

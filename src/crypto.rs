@@ -10,6 +10,7 @@ pub mod fingerprint;
 pub mod jws;
 pub mod jwt_signer;
 pub mod keyed_digest;
+pub mod login;
 pub mod pepper;
 pub mod ring;
 pub mod sealer;

@@ -27,6 +27,7 @@ pub mod resource_event;
 pub mod sealed;
 pub mod secret;
 pub mod selector;
+pub mod session;
 pub mod token;
 pub mod unique;
 pub mod verification;

@@ -27,6 +27,7 @@ pub mod fuzzing;
 mod idempotency;
 mod identity_providers;
 mod imports;
+mod logins;
 mod me;
 mod merge_patch;
 mod mints;
@@ -132,6 +133,7 @@ fn api_routes(config: &mut ServiceConfig) {
             .service(sessions::create_session)
             .service(sessions::list_sessions)
             .service(sessions::end_session)
+            .service(sessions::end_sessions)
             .service(api_keys::create_api_key)
             .service(api_keys::list_api_keys)
             .service(api_keys::get_api_key)
@@ -143,5 +145,6 @@ fn api_routes(config: &mut ServiceConfig) {
             .service(identity_providers::delete_identity_provider)
             .service(audit::list_audit_events),
     );
+    config.service(logins::list_login_providers).service(logins::start_login).service(logins::complete_login);
     health_routes(config);
 }

@@ -34,6 +34,7 @@ pub mod idempotency;
 pub mod identity_providers;
 pub mod imports;
 pub mod keys;
+pub mod logins;
 pub mod master_keys;
 pub mod mints;
 pub mod progress;

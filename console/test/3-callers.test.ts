@@ -64,7 +64,7 @@ test("viewer_sees_no_control_that_would_be_refused", async () => {
   await signIn(visitor, await newKey("view", "viewer"));
 
   const controls: string[] = [];
-  for (const path of ["/", "/accounts", "/accounts/view", "/pull-secrets", "/pull-secrets/view", "/clusters", "/clusters/view", "/explain", "/access", "/access/sessions", "/audit"]) {
+  for (const path of ["/", "/accounts", "/accounts/view", "/pull-secrets", "/pull-secrets/view", "/clusters", "/clusters/view", "/explain", "/doctor", "/access", "/access/sessions", "/audit"]) {
     await go(page, path);
     const names = await page.locator("main").locator("button, a.button").allTextContents();
     controls.push(...names.filter((name) => /^(Add|Declare|Edit|Delete|Rotate|Verify|Sync|Import|Create|Revoke|New credential)/.test(name.trim())).map((name) => `${path}: ${name}`));
@@ -105,6 +105,25 @@ test("session_that_ends_leads_to_the_sign_in_and_back", async () => {
   const answer = await context.request.get(`${api}/v1/me`, { headers: { "Sec-Fetch-Site": "same-origin" } });
   assert.equal(answer.status(), 401);
   await context.close();
+});
+
+test("admin_ends_the_session_of_another_key", async () => {
+  const [admin, other] = [await visit(), await visit()];
+  await signIn(other, await newKey("leaver", "viewer"), "/accounts");
+  await signIn(admin, undefined, "/access/sessions");
+  await admin.page.getByLabel("Sessions of all callers").check();
+  const row = admin.page.getByRole("row", { name: "leaver" });
+  await row.waitFor();
+  assert.match(admin.page.url(), /all=1/);
+  assert.deepEqual(await violations(admin.page), []);
+  await screenshot(admin.page, "sessions-of-all");
+  await row.getByRole("button", { name: "End" }).click();
+  await row.waitFor({ state: "detached" });
+  await other.page.getByRole("link", { name: "Pull secrets" }).first().click();
+  await other.page.getByText("Your session has ended").waitFor();
+  assert.deepEqual([...admin.faults, ...other.faults], []);
+  await admin.context.close();
+  await other.context.close();
 });
 
 test("created_key_is_shown_once_and_works", async () => {

@@ -31,7 +31,22 @@ const STATEMENTS = [
    WHERE clusters.name = 'load' AND pull_secrets.name LIKE 'load-%'`,
   "VACUUM ANALYZE",
 ];
-const PATHS = ["/", "/accounts", "/accounts/load-00001", "/pull-secrets", "/pull-secrets/load-1", "/clusters", "/clusters/load", "/audit"];
+const PATHS = [
+  "/",
+  "/accounts",
+  "/accounts?q=0999",
+  "/accounts/load-00001",
+  "/pull-secrets",
+  "/pull-secrets/load-1",
+  "/clusters",
+  "/clusters/load",
+  "/explain",
+  "/doctor",
+  "/access/keys",
+  "/audit",
+];
+/** Time in which a page should paint first. A machine under load needs longer, so that it is only reported. */
+const PAINT_BOUND_MS = 1_000;
 
 before(async () => {
   const psql = `${variable("REGCRED_TEST_PG_BIN")}/psql`;
@@ -49,15 +64,22 @@ test("no_list_loads_more_than_its_page", async (context) => {
     if (body?.items) sizes.push({ url: response.url(), items: body.items.length });
   });
   await signIn(visitor);
+  // Without the cache of the browser, as on a first visit.
+  const session = await visitor.context.newCDPSession(page);
+  await session.send("Network.setCacheDisabled", { cacheDisabled: true });
+  const paints: number[] = [];
   for (const path of PATHS) {
     const begin = performance.now();
     await page.goto(`${api}/console${path}`);
     await settled(page);
     const complete = performance.now() - begin;
-    const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? 0);
-    context.diagnostic(`${path}: first paint ${paint.toFixed(0)} ms, complete ${complete.toFixed(0)} ms`);
+    const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? Infinity);
+    paints.push(paint);
+    const missed = paint > PAINT_BOUND_MS ? `, over the bound of ${PAINT_BOUND_MS} ms` : "";
+    context.diagnostic(`${path}: first paint ${paint.toFixed(0)} ms, complete ${complete.toFixed(0)} ms${missed}`);
     assert.ok((await page.locator("tbody tr").count()) <= 60, path);
   }
+  context.diagnostic(`first paint of ${paints.length} pages: ${Math.max(...paints).toFixed(0)} ms at most`);
   await page.goto(`${api}/console/pull-secrets/load-1`);
   await settled(page);
   assert.equal(await page.locator(".cell").count(), 200);

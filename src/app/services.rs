@@ -20,8 +20,8 @@ use crate::{
     },
     config::{IdentityConfig, MintConfig, VerifyConfig},
     crypto::{
-        api_key::KeyChecker, certificate::ServerCertificate, cursor::CursorKey, pepper::Peppers, sealer::Sealer,
-        session::SessionTokens,
+        api_key::KeyChecker, certificate::ServerCertificate, cursor::CursorKey, login::LoginAttempts, pepper::Peppers,
+        sealer::Sealer, session::SessionTokens,
     },
     metrics::{Metrics, Sources},
     service::{
@@ -36,6 +36,7 @@ use crate::{
         identity_providers::IdentityProviders,
         imports::Imports,
         keys::Keys,
+        logins::Logins,
         mints::Mints,
         progress::Streams,
         pull_secrets::PullSecrets,
@@ -77,6 +78,7 @@ pub struct Services {
     api_key_authenticator: Data<ApiKeyAuthenticator>,
     token_authenticator: Data<TokenAuthenticator>,
     sessions: Data<Sessions>,
+    logins: Data<Logins>,
     api_keys: Data<ApiKeys>,
     pub idempotency_keys: Data<IdempotencyKeys>,
     identity_providers: Data<IdentityProviders>,
@@ -129,6 +131,22 @@ impl Foundation {
         );
         (verifications, mints, accounts)
     }
+
+    /// Builds the services for identity providers, for sessions, and for signing in.
+    fn people(
+        &self,
+        row_cache: &Arc<RowCache>,
+        clusters: &Clusters,
+        tokens: &TokenAuthenticator,
+    ) -> (IdentityProviders, Sessions, Logins) {
+        let Self { pool, sealer, peppers, audit, .. } = self;
+        let providers = IdentityProviders::new(pool.clone(), clusters.clone(), sealer.clone(), audit.clone());
+        let session_tokens = SessionTokens::new(peppers.clone());
+        let sessions = Sessions::new(pool.clone(), row_cache.clone(), session_tokens, audit.clone());
+        let attempts = LoginAttempts::new(peppers.clone());
+        let logins = Logins::new(pool.clone(), sealer.clone(), attempts, tokens.clone(), sessions.clone());
+        (providers, sessions, logins)
+    }
 }
 
 impl Services {
@@ -141,19 +159,18 @@ impl Services {
             Clusters::new(foundation.pool.clone(), foundation.sealer.clone(), clusters, foundation.audit.clone());
         let registries = Arc::new(RegistryClient::new(Guard::new(verify.allowed), verify.registries));
         let (verifications, mints, accounts) = foundation.accounts(&row_cache, &clusters, &registries, mint);
+        let token_authenticator = token_authenticator(foundation.pool.clone(), clusters.clone(), identity)?;
+        let (identity_providers, sessions, logins) = foundation.people(&row_cache, &clusters, &token_authenticator);
         let Foundation { pool, sealer, peppers, audit, audit_writer } = foundation;
         let keys = Arc::new(Keys::new(pool.clone(), sealer.clone(), peppers.clone()));
         let idempotency_keys = IdempotencyKeys::new(pool.clone(), peppers.clone());
         let checker = Arc::new(KeyChecker::new(peppers.clone(), argon2_permits()));
         let authenticator = ApiKeyAuthenticator::new(pool.clone(), row_cache.clone(), checker.clone());
         let docker_configs = DockerConfigs::new(pool.clone(), row_cache.clone(), sealer.clone(), audit_writer.clone());
-        let token_authenticator = token_authenticator(pool.clone(), clusters.clone(), identity)?;
         let pull_secrets = PullSecrets::new(pool.clone(), audit.clone());
         let streams = Data::new(Streams::new(pool.clone(), pull_secrets.clone()));
         let event_feed = Data::new(EventFeed::new(pool.clone()));
         let cursor_key = Data::new(CursorKey::of(peppers.clone()));
-        let sessions =
-            Sessions::new(pool.clone(), row_cache.clone(), SessionTokens::new(peppers.clone()), audit.clone());
         let reconciler =
             Reconciler::new(pool.clone(), clusters.clone(), docker_configs.clone(), peppers, audit.clone(), reconcile);
         let secrets = Secrets::new(pool.clone(), clusters.clone(), docker_configs.clone(), audit_writer.clone());
@@ -165,9 +182,10 @@ impl Services {
             api_key_authenticator: Data::new(authenticator),
             token_authenticator: Data::new(token_authenticator),
             sessions: Data::new(sessions),
+            logins: Data::new(logins),
             api_keys: Data::new(api_keys),
             idempotency_keys: Data::new(idempotency_keys),
-            identity_providers: Data::new(IdentityProviders::new(pool.clone(), clusters.clone(), audit.clone())),
+            identity_providers: Data::new(identity_providers),
             imports: Data::new(Imports::new(pool.clone(), sealer, audit, accounts.clone())),
             remedies: Data::new(Remedies::new(secrets.clone(), pull_secrets.clone())),
             secrets: Data::new(secrets),
@@ -200,6 +218,7 @@ impl Services {
             .app_data(self.api_key_authenticator.clone())
             .app_data(self.token_authenticator.clone())
             .app_data(self.sessions.clone())
+            .app_data(self.logins.clone())
             .app_data(self.api_keys.clone())
             .app_data(self.idempotency_keys.clone())
             .app_data(self.identity_providers.clone())

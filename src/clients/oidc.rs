@@ -1,10 +1,12 @@
-//! Client for the signing keys of OIDC issuers (`OpenID` Connect Discovery 1.0).
+//! Client for OIDC issuers: their signing keys (`OpenID` Connect Discovery 1.0), and the exchange of
+//! codes with which people sign in (`OpenID` Connect Core 1.0, section 3.1).
 //!
 //! Every fetch ends within [`IssuerClientConfig::timeout`] and goes through the [outbound
 //! client](super::outbound). A fetch runs in a task of its own: callers that need keys of the same
 //! issuer share it, and none of them can cancel it.
 
 mod discovery;
+mod exchange;
 mod key_cache;
 
 use std::{
@@ -19,12 +21,37 @@ use std::{
 use futures_util::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, time::Instant};
+use url::Url;
 
+pub use self::exchange::{CodeExchange, ExchangeError};
 use self::key_cache::{KeyCache, Lifetimes, Lookup};
 use crate::{
     clients::outbound::{Guard, OutboundClient, OutboundClientConfig, OutboundProxy, TlsHints},
     domain::{cluster::CaCertificate, identity_provider::Issuer, jwk::KeySet},
 };
+
+/// What an issuer publishes.
+#[derive(Debug)]
+pub struct Publication {
+    /// Keys that sign its tokens.
+    pub keys: KeySet,
+    /// Where people sign in; `None` if the discovery document does not say it, or names addresses
+    /// that may not be used.
+    pub login: Option<LoginEndpoints>,
+}
+
+/// Addresses and habits of an issuer for signing in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoginEndpoints {
+    /// Page where people sign in.
+    pub authorization: Url,
+    /// Address where codes are redeemed.
+    pub token: Url,
+    /// Whether the secret of a client is sent in the form instead of a header.
+    pub posts_secret: bool,
+    /// Whether the issuer names itself when a person returns (RFC 9207).
+    pub names_issuer: bool,
+}
 
 /// Maximum number of issuers with cached keys.
 const ISSUERS_MAX: usize = 256;
@@ -83,7 +110,7 @@ pub struct IssuerMetrics {
 }
 
 impl IssuerMetrics {
-    fn count(&self, fetched: &Result<KeySet, IssuerError>) {
+    fn count(&self, fetched: &Result<Publication, IssuerError>) {
         let counter = match fetched {
             Ok(_) => &self.ok,
             Err(IssuerError::Refused(_)) => &self.refused,
@@ -148,27 +175,27 @@ impl IssuerClient {
         self.config.refresh_interval
     }
 
-    /// Returns the keys of an issuer.
+    /// Returns what an issuer publishes.
     ///
-    /// Fetches them if none are cached, if they are too old, or if `key_id` is unknown, but never
+    /// Fetches it if no keys are cached, if they are too old, or if `key_id` is unknown, but never
     /// more often than [`IssuerClientConfig::refresh_interval`] allows. So the result may lack
     /// `key_id`.
     ///
     /// # Errors
     ///
     /// [`IssuerError`] if no usable keys are cached and the issuer does not provide any.
-    pub async fn keys(
+    pub async fn publication(
         self: &Arc<Self>,
         issuer: &Issuer,
         ca_certificate: Option<&CaCertificate>,
         key_id: Option<&str>,
-    ) -> Result<Arc<KeySet>, IssuerError> {
+    ) -> Result<Arc<Publication>, IssuerError> {
         let lifetimes = self.lifetimes();
         let cache = self.cache(issuer, ca_certificate);
         let fetch = {
             let mut locked = cache.lock();
             match locked.look_up(key_id, Instant::now(), &lifetimes) {
-                Lookup::Keys(keys) => return Ok(keys),
+                Lookup::Found(found) => return Ok(found),
                 Lookup::Failed(error) => return Err(error),
                 Lookup::Wait(fetch) => fetch,
                 Lookup::Fetch => {

@@ -6,10 +6,13 @@
 //!   cluster;
 //! - the [`Audience`] that a token must contain;
 //! - the [`Rule`]s that map the claims of a token to a role and grants.
+//!
+//! People sign in to the web console through an issuer where regcred is a client ([`ClientId`]).
 
 mod audience;
 mod issuer;
 mod lint;
+mod login;
 mod rule;
 
 use std::{fmt, str::FromStr};
@@ -20,6 +23,7 @@ use utoipa::ToSchema;
 pub use self::{
     audience::{Audience, api_server_audience},
     issuer::Issuer,
+    login::{ClientId, LoginClient},
     rule::{Rule, RuleDocument},
 };
 use crate::domain::{
@@ -119,6 +123,8 @@ pub struct ProviderDocument {
     pub token_types: Vec<String>,
     /// Rules, in order of evaluation.
     pub rules: Vec<RuleDocument>,
+    /// Id of the client for signing in; `oidc` only.
+    pub login: Option<String>,
 }
 
 /// Validated configuration of a provider.
@@ -135,6 +141,8 @@ pub struct ProviderConfig {
     pub token_types: Vec<String>,
     /// Rules, in order of evaluation.
     pub rules: Vec<Rule>,
+    /// Client for signing in. Its secret is stored apart.
+    pub login: Option<ClientId>,
 }
 
 /// Reason why a provider refuses the form of a token, before it is verified.
@@ -185,9 +193,14 @@ impl ProviderConfig {
             allow_multiple_audiences,
             token_types,
             rules,
+            login,
         } = document;
-        let present =
-            [("issuer", issuer.is_some()), ("caCertificate", ca_certificate.is_some()), ("cluster", cluster.is_some())];
+        let present = [
+            ("issuer", issuer.is_some()),
+            ("caCertificate", ca_certificate.is_some()),
+            ("cluster", cluster.is_some()),
+            ("login", login.is_some()),
+        ];
         for (field, is_present) in present {
             let (is_allowed, is_required) = match provider_type {
                 ProviderType::Oidc => (field != "cluster", field == "issuer"),
@@ -206,13 +219,14 @@ impl ProviderConfig {
         let cluster = cluster.and_then(|cluster| errors.take("cluster", Name::parse(&cluster)));
         let token_types = parse_token_types(&mut errors, &token_types);
         let rules = parse_rules(&mut errors, rules);
+        let login = errors.take("login.clientId", login.as_deref().map(ClientId::parse).transpose());
         errors.finish(|| {
             let auth_method = match provider_type {
                 ProviderType::Oidc => AuthMethod::Oidc { issuer: issuer?, ca_certificate: ca_certificate? },
                 ProviderType::TokenReview => AuthMethod::TokenReview { cluster: cluster? },
             };
-            let (audience, token_types, rules) = (audience?, token_types?, rules?);
-            Some(Self { auth_method, audience, allow_multiple_audiences, token_types, rules })
+            let (audience, token_types, rules, login) = (audience?, token_types?, rules?, login?);
+            Some(Self { auth_method, audience, allow_multiple_audiences, token_types, rules, login })
         })
     }
 

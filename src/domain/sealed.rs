@@ -6,7 +6,7 @@ use uuid::Uuid;
 const BOUND_SUFFIX: &str = "+bound";
 
 /// Place of a sealed value, and where the value is sent. The ciphertext opens only there.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
     /// Table of the row.
     pub table: &'static str,
@@ -94,6 +94,25 @@ impl MintDestination<'_> {
         let mut fields = vec![Field::Long(self.source.as_bytes().to_vec())];
         fields.extend(self.registry.fields());
         fields
+    }
+}
+
+/// Where the secret of a client for signing in is sent: the issuer names its token endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoginDestination<'a> {
+    /// Issuer.
+    pub issuer: &'a str,
+    /// CA of the issuer's certificate.
+    pub ca: Option<Ca<'a>>,
+    /// Id of the client.
+    pub client_id: &'a str,
+}
+
+impl LoginDestination<'_> {
+    /// Returns the fields.
+    #[must_use]
+    pub fn fields(&self) -> Vec<Field> {
+        vec![Field::of(Some(self.issuer)), Ca::field(self.ca), Field::of(Some(self.client_id))]
     }
 }
 

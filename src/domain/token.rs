@@ -24,6 +24,10 @@ const KID_MAX: usize = 512;
 /// Maximum length of a displayed subject, in characters.
 const SUBJECT_MAX: usize = 200;
 
+/// Claims of an ID token that say nothing about its bearer. Rules cannot name the first six (`OpenID`
+/// Connect Core 1.0, section 2).
+const NOT_OF_BEARER: [&str; 9] = ["iss", "aud", "exp", "nbf", "iat", "jti", "nonce", "at_hash", "c_hash"];
+
 /// Claims of a token; only the top level can be compared.
 #[derive(Debug, Clone, Default)]
 pub struct Claims(BTreeMap<String, Value>);
@@ -66,6 +70,21 @@ impl Claims {
         #[expect(clippy::cast_possible_truncation, reason = "a float out of range becomes an invalid date")]
         let seconds = value.as_i64().or_else(|| value.as_f64().map(|seconds| seconds.floor() as i64));
         Some(seconds.and_then(|seconds| DateTime::from_timestamp(seconds, 0)).map_or(Date::Invalid, Date::At))
+    }
+
+    /// The claims that a rule may name, as JSON: without those that every token has, or that differ
+    /// per token.
+    #[must_use]
+    pub fn identifying(&self) -> String {
+        let claims = self.0.iter().filter(|(name, _)| !NOT_OF_BEARER.contains(&name.as_str()));
+        Value::Object(claims.map(|(name, value)| (name.clone(), value.clone())).collect()).to_string()
+    }
+
+    /// Parses claims that [`identifying`](Self::identifying) wrote.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let UniqueMap(map) = serde_json::from_str(text).ok()?;
+        Some(Self(map))
     }
 
     /// Subject for logs and responses: of limited length, without control characters.
@@ -296,6 +315,17 @@ mod tests {
         #[case] special: Option<&str>,
     ) {
         assert_eq!(PresentedToken::parse(&token(header, payload)).unwrap().special_type(), special);
+    }
+
+    #[test]
+    fn claims_of_the_bearer_outlive_the_token() {
+        let all =
+            claims(r#"{"sub":"lena","groups":["dev","ops"],"nonce":"n","exp":1,"aud":"x","email_verified":true}"#);
+        let text = all.identifying();
+        assert_eq!(text, r#"{"email_verified":true,"groups":["dev","ops"],"sub":"lena"}"#);
+        let parsed = Claims::parse(&text).unwrap();
+        assert!(parsed.has("groups", "ops") && parsed.has("email_verified", "true") && !parsed.has("nonce", "n"));
+        assert!(Claims::parse("[]").is_none());
     }
 
     #[test]

@@ -193,8 +193,8 @@ async fn identify_session(request: &ServiceRequest, token: &str) -> Result<Arc<I
             request.extensions_mut().insert(CurrentSession(Arc::new(*session)));
             Ok(identity)
         }
-        SessionAuthentication::KeyEnded(identity) => {
-            note(Some(identity.actor.clone()), "ended-key");
+        SessionAuthentication::OwnerEnded(actor) => {
+            note(Some(actor), "ended-key");
             Err(refused)
         }
         SessionAuthentication::Unknown => {
@@ -206,7 +206,7 @@ async fn identify_session(request: &ServiceRequest, token: &str) -> Result<Arc<I
 
 /// Counts a failed authentication. Returns `error`, or the rate limit's error once that is
 /// exceeded.
-fn count_failure(request: &HttpRequest, key_id: Option<Uuid>, error: ApiError) -> ApiError {
+pub(super) fn count_failure(request: &HttpRequest, key_id: Option<Uuid>, error: ApiError) -> ApiError {
     let source = RequestMeta::of(request).and_then(|meta| meta.source).map(Source::of);
     match app_data::<FailedAuthenticationLimiter>(request).map(|limiter| limiter.count(key_id, source)) {
         Ok(Ok(())) => error,
@@ -281,7 +281,7 @@ impl PresentedCredential {
     async fn reauthenticate_session(&self, text: &str) -> Reauthentication {
         match self.sessions.authenticate(text, false).await {
             Ok(SessionAuthentication::Authenticated(identity, _)) => Reauthentication::Known(identity),
-            Ok(SessionAuthentication::KeyEnded(_) | SessionAuthentication::Unknown) => Reauthentication::Ended,
+            Ok(SessionAuthentication::OwnerEnded(_) | SessionAuthentication::Unknown) => Reauthentication::Ended,
             Err(_) => Reauthentication::Unavailable,
         }
     }

@@ -5,6 +5,7 @@ use actix_web::{
     web::{Data, Path},
 };
 use chrono::{DateTime, Utc};
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -13,7 +14,7 @@ use crate::{
     domain::{
         caller::Call,
         cluster::CaCertificate,
-        identity_provider::{AuthMethod, ProviderConfig, ProviderDocument, ProviderType, RuleDocument},
+        identity_provider::{AuthMethod, LoginClient, ProviderConfig, ProviderDocument, ProviderType, RuleDocument},
         invalid::{FieldError, FieldErrors},
         listing::ResourceSort,
         names::Name,
@@ -38,6 +39,32 @@ use crate::{
     },
     storage::identity_providers::StoredProvider,
 };
+
+/// Client that regcred is at an issuer, so that people can sign in to the web console.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LoginInput {
+    /// Id of the client.
+    #[schema(example = "regcred")]
+    client_id: String,
+    /// Secret of the client. It is sealed before it is stored, and no response returns it.
+    #[schema(value_type = String, format = Password, example = "correct-horse")]
+    client_secret: SecretString,
+}
+
+impl LoginInput {
+    fn parse(self) -> Result<LoginClient, Vec<FieldError>> {
+        LoginClient::parse(&self.client_id, self.client_secret)
+    }
+}
+
+/// Client that regcred is at an issuer, without its secret.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Login {
+    /// Id of the client.
+    client_id: String,
+}
 
 /// Identity provider to trust.
 #[derive(Deserialize, ToSchema)]
@@ -73,12 +100,16 @@ pub struct CreateIdentityProvider {
     /// Rules that map claims to a role and grants. The first rule whose claims all match applies.
     /// Without a match the response is 403.
     rules: Vec<RuleDocument>,
+    /// Client for signing in to the web console, for `oidc`. The rules are applied to the claims of
+    /// the ID token. The issuer must allow the redirect to `/console/login` of regcred's address.
+    login: Option<LoginInput>,
 }
 
 impl CreateIdentityProvider {
-    fn parse(self) -> Result<(Name, ProviderConfig), Vec<FieldError>> {
+    fn parse(self) -> Result<(Name, ProviderConfig, Option<LoginClient>), Vec<FieldError>> {
         let mut errors = FieldErrors::default();
         let name = errors.take("name", Name::parse(&self.name));
+        let login = errors.take_all(self.login.map(LoginInput::parse).transpose()).flatten();
         let config = errors.take_all(ProviderConfig::parse(ProviderDocument {
             provider_type: self.provider_type,
             issuer: self.issuer,
@@ -88,8 +119,9 @@ impl CreateIdentityProvider {
             allow_multiple_audiences: self.allow_multiple_audiences,
             token_types: self.token_types,
             rules: self.rules,
+            login: login.as_ref().map(|client| client.client_id.to_string()),
         }));
-        errors.finish(|| name.zip(config))
+        errors.finish(|| Some((name?, config?, login)))
     }
 }
 
@@ -127,10 +159,18 @@ pub struct UpdateIdentityProvider {
     #[serde(default, deserialize_with = "merge_patch::set")]
     #[schema(nullable = false)]
     rules: Option<Vec<RuleDocument>>,
+    /// New client for signing in; `null` if people shall not sign in any more. Another client, issuer
+    /// or CA, and `null`, end the sessions of the people who signed in. A new issuer or CA requires
+    /// the client again.
+    #[serde(default, deserialize_with = "merge_patch::present")]
+    #[schema(value_type = Option<LoginInput>)]
+    login: Option<Option<LoginInput>>,
 }
 
-impl From<UpdateIdentityProvider> for ProviderChange {
-    fn from(body: UpdateIdentityProvider) -> Self {
+impl TryFrom<UpdateIdentityProvider> for ProviderChange {
+    type Error = Vec<FieldError>;
+
+    fn try_from(body: UpdateIdentityProvider) -> Result<Self, Vec<FieldError>> {
         let UpdateIdentityProvider {
             issuer,
             ca_certificate,
@@ -139,8 +179,10 @@ impl From<UpdateIdentityProvider> for ProviderChange {
             allow_multiple_audiences,
             token_types,
             rules,
+            login,
         } = body;
-        Self { issuer, ca_certificate, cluster, audience, allow_multiple_audiences, token_types, rules }
+        let login = login.map(|client| client.map(LoginInput::parse).transpose()).transpose()?;
+        Ok(Self { issuer, ca_certificate, cluster, audience, allow_multiple_audiences, token_types, rules, login })
     }
 }
 
@@ -169,6 +211,8 @@ pub struct IdentityProvider {
     token_types: Vec<String>,
     /// Rules, with effective grants.
     rules: Vec<RuleDocument>,
+    /// Client for signing in to the web console; `null` if people do not sign in through the provider.
+    login: Option<Login>,
     /// Version, incremented by every change.
     version: i64,
     /// Time of creation.
@@ -198,6 +242,7 @@ impl From<StoredProvider> for IdentityProvider {
             allow_multiple_audiences: stored.config.allow_multiple_audiences,
             token_types: stored.config.token_types,
             rules: stored.config.rules.iter().map(RuleDocument::from).collect(),
+            login: stored.config.login.map(|client| Login { client_id: client.to_string() }),
             version: stored.version,
             created_at: stored.created_at,
             updated_at: stored.updated_at,
@@ -226,8 +271,8 @@ pub async fn create_identity_provider(
     idempotency: Idempotency,
     body: Json<CreateIdentityProvider>,
 ) -> Result<HttpResponse, ApiError> {
-    let (name, config) = body.0.parse()?;
-    let create = async |call: &Call| providers.create(call, &name, &config).await;
+    let (name, config, login) = body.0.parse()?;
+    let create = async |call: &Call| providers.create(call, &name, &config, login.as_ref()).await;
     let current = async |call: &Call| providers.find(call, &name).await;
     let provider = idempotency.once(&caller.identity, create, current).await?;
     let path = format!("/v1/identity-providers/{name}");
@@ -295,7 +340,8 @@ pub async fn update_identity_provider(
     body: MergePatch<UpdateIdentityProvider>,
 ) -> Result<HttpResponse, ApiError> {
     let name = path_name("identity provider", &path)?;
-    let change = async |call: &Call| providers.change(call, &name, body.0.into(), expected.0).await;
+    let change: ProviderChange = body.0.try_into()?;
+    let change = async |call: &Call| providers.change(call, &name, change, expected.0).await;
     let current = async |call: &Call| providers.find(call, &name).await;
     let provider = idempotency.once(&caller.identity, change, current).await?;
     Ok(conditional::changed(&caller.identity, provider.version, IdentityProvider::from(provider)))

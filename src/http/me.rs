@@ -63,6 +63,6 @@ pub async fn get_me(caller: Caller<Authenticated>, request: HttpRequest) -> Resu
         permissions: identity.permissions().filter(is_usable).map(Permission::as_str).collect(),
         source_cidrs: identity.source_networks.to_texts(),
         expires_at: identity.expires_at,
-        session: session.as_deref().map(|current| Session::seen_by(current.clone(), Some(current))),
+        session: session.as_deref().map(|current| Session::seen_by(current.clone(), Some(current), &identity.actor)),
     }))
 }

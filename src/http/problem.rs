@@ -85,6 +85,9 @@ pub enum ApiError {
     /// A session of the web console is not accepted for this request, or cannot be created.
     #[error("{0}")]
     SessionRefused(&'static str),
+    /// A person is not signed in by an identity provider.
+    #[error("{0}")]
+    LoginRefused(&'static str),
     /// The caller exceeded its request rate limit.
     #[error("this caller exceeded its request rate limit; retry later")]
     TooManyRequests {
@@ -191,6 +194,7 @@ impl ApiError {
             Self::TooManyRequests { .. } => T::TooManyRequests,
             Self::SourceNetworkRefused => T::SourceNetworkRefused,
             Self::SessionRefused(_) => T::SessionRefused,
+            Self::LoginRefused(_) => T::LoginRefused,
             Self::Forbidden { .. } | Self::NeedsAllGrants(_) => T::Forbidden,
             Self::NoRoute | Self::TrailingSlash => T::NotFound,
             Self::MethodNotAllowed(_) => T::MethodNotAllowed,

@@ -48,6 +48,7 @@ const ACTIONS: &[(&str, &str, Action)] = &[
     ("POST",   "/v1/sessions",                        Action::SessionCreate),
     ("GET",    "/v1/sessions",                        Action::Other),
     ("DELETE", "/v1/sessions/{id}",                   Action::SessionEnd),
+    ("DELETE", "/v1/sessions",                        Action::SessionEnd),
     ("PUT",    "/v1/pull-secrets/{name}",             Action::PullSecretDeclare),
     ("PATCH",  "/v1/pull-secrets/{name}",             Action::PullSecretDeclare),
     ("GET",    "/v1/pull-secrets",                    Action::PullSecretRead),

@@ -2,6 +2,9 @@
 //!
 //! Browsers attach cookies by themselves, so a request counts only if the browser states that a page
 //! of regcred itself made it (`Sec-Fetch-Site`), and if its body is JSON, which no form can send.
+//!
+//! An attempt to sign in through an identity provider has a cookie of its own, which is `Lax`: the
+//! browser must keep it when the provider sends it back.
 
 use actix_web::{
     HttpRequest,
@@ -16,19 +19,47 @@ use crate::http::problem::ApiError;
 const SECURE: &str = "__Host-regcred";
 /// Cookie over plain HTTP to a loopback address, where not every browser accepts `Secure`.
 const LOOPBACK: &str = "regcred";
+/// The same for an attempt to sign in.
+const SECURE_LOGIN: &str = "__Host-regcred-login";
+const LOOPBACK_LOGIN: &str = "regcred-login";
+/// Time for a person to sign in at a provider, in seconds.
+const LOGIN_SECONDS: u32 = 600;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const JSON: [&str; 2] = ["application/json", "application/merge-patch+json"];
 
-/// Finds the token of a session. Two cookies of one name are none: the other one was set by another
-/// host or path.
+/// Finds the token of a session.
 pub fn token(headers: &HeaderMap) -> Option<&str> {
+    find(headers, SECURE, LOOPBACK)
+}
+
+/// Finds the cookie of an attempt to sign in.
+pub fn login_token(headers: &HeaderMap) -> Option<&str> {
+    find(headers, SECURE_LOGIN, LOOPBACK_LOGIN)
+}
+
+/// Finds a cookie by its names over TLS and on a loopback address. Two cookies of one name are none:
+/// the other one was set by another host or path.
+fn find<'a>(headers: &'a HeaderMap, secure: &str, loopback: &str) -> Option<&'a str> {
     let named = |wanted: &str| {
         let lines = headers.get_all(header::COOKIE).filter_map(|line| line.to_str().ok());
         let pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
         let mut values = pairs.filter(|(name, _)| *name == wanted).map(|(_, value)| value);
         values.next().filter(|_| values.next().is_none())
     };
-    named(SECURE).or_else(|| named(LOOPBACK).filter(|_| is_loopback_host(headers)))
+    named(secure).or_else(|| named(loopback).filter(|_| is_loopback_host(headers)))
+}
+
+/// Returns the origin of the page that made a request, as the browser states it.
+///
+/// # Errors
+///
+/// [`ApiError::SessionRefused`] if it states none.
+pub fn own_origin(request: &HttpRequest) -> Result<String, ApiError> {
+    let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+    let url = origin.and_then(|origin| Url::parse(origin).ok());
+    let origin = url.map(|url| url.origin()).filter(url::Origin::is_tuple);
+    let missing = ApiError::SessionRefused("the browser does not state the page that made the request");
+    origin.map(|origin| origin.ascii_serialization()).ok_or(missing)
 }
 
 fn is_loopback_host(headers: &HeaderMap) -> bool {
@@ -110,6 +141,23 @@ impl Transport {
             Self::Loopback => format!("{LOOPBACK}={value}; Path=/; HttpOnly; SameSite=Strict{more}"),
         }
     }
+
+    /// Builds the header that sets the cookie of an attempt to sign in.
+    pub fn set_login(self, attempt: &SecretString) -> String {
+        let attributes = format!("Path=/; HttpOnly; SameSite=Lax; Max-Age={LOGIN_SECONDS}");
+        match self {
+            Self::Secure => format!("{SECURE_LOGIN}={}; Secure; {attributes}", attempt.expose_secret()),
+            Self::Loopback => format!("{LOOPBACK_LOGIN}={}; {attributes}", attempt.expose_secret()),
+        }
+    }
+
+    /// Builds the header that removes the cookie of an attempt to sign in.
+    pub const fn remove_login(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Secure => "__Host-regcred-login=; Secure; Path=/; HttpOnly; SameSite=Lax; Max-Age=0",
+            Self::Loopback => "regcred-login=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0",
+        })
+    }
 }
 
 #[cfg(test)]
@@ -153,6 +201,37 @@ mod tests {
             request = request.insert_header(("Content-Type", media));
         }
         assert_eq!(require_own_page(&request.to_http_request()).is_ok(), accepted);
+    }
+
+    #[test]
+    fn cookie_of_an_attempt_is_lax_and_ends_soon() {
+        let attempt = SecretString::from("one");
+        assert_eq!(
+            Transport::Secure.set_login(&attempt),
+            "__Host-regcred-login=one; Secure; Path=/; HttpOnly; SameSite=Lax; Max-Age=600"
+        );
+        assert_eq!(
+            Transport::Loopback.set_login(&attempt),
+            "regcred-login=one; Path=/; HttpOnly; SameSite=Lax; Max-Age=600"
+        );
+        for transport in [Transport::Secure, Transport::Loopback] {
+            let (set, removed) = (transport.set_login(&attempt), transport.remove_login());
+            let name = set.split('=').next().unwrap();
+            assert!(removed.to_str().unwrap().starts_with(&format!("{name}=;")));
+        }
+    }
+
+    #[rstest]
+    #[case(Some("https://regcred.example.com"), Some("https://regcred.example.com"))]
+    #[case(Some("http://127.0.0.1:8080"), Some("http://127.0.0.1:8080"))]
+    #[case(Some("null"), None)]
+    #[case(None, None)]
+    fn origin_is_stated_by_the_browser(#[case] origin: Option<&str>, #[case] expected: Option<&str>) {
+        let mut request = TestRequest::default();
+        if let Some(origin) = origin {
+            request = request.insert_header(("Origin", origin));
+        }
+        assert_eq!(own_origin(&request.to_http_request()).ok().as_deref(), expected);
     }
 
     #[test]

@@ -9,20 +9,24 @@ use actix_web::{
     web::{Data, Path},
 };
 use chrono::{DateTime, Utc};
+use secrecy::SecretString;
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
-    domain::caller::ActorKind,
+    domain::caller::{Actor, ActorKind, Permission},
     http::{
-        auth::{Caller, permission::Authenticated},
+        auth::{Caller, permission::Authenticated, require},
         paging::Page,
         problem::ApiError,
-        query::DryRunQuery,
+        query::{DryRunQuery, FromQuery, Query},
         session_cookie::Transport,
     },
-    service::{ServiceError, sessions::Sessions},
+    service::{
+        ServiceError,
+        sessions::{ListedSession, Sessions},
+    },
     storage::sessions::Session as StoredSession,
 };
 
@@ -36,7 +40,8 @@ impl CurrentSession {
     }
 }
 
-/// Session of the web console. It acts for the API key that it was created with.
+/// Session of the web console. It acts for the API key that it was created with, or for the person who
+/// signed in through an identity provider.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Session {
@@ -44,6 +49,8 @@ pub struct Session {
     id: Uuid,
     /// Whether the request was made with this session.
     current: bool,
+    /// Caller that the session acts for.
+    owner: SessionOwner,
     /// Time of creation.
     created_at: DateTime<Utc>,
     /// Time of the last request, up to a minute late. A session ends 30 minutes after it.
@@ -57,8 +64,9 @@ pub struct Session {
 
 impl Session {
     /// The session, as seen by a request that may have been made with it.
-    pub fn seen_by(stored: StoredSession, current: Option<&StoredSession>) -> Self {
+    pub fn seen_by(stored: StoredSession, current: Option<&StoredSession>, owner: &Actor) -> Self {
         Self {
+            owner: SessionOwner { r#type: owner.kind.as_str(), name: owner.name.clone() },
             current: current.is_some_and(|current| current.id == stored.id),
             id: stored.id,
             created_at: stored.created_at,
@@ -66,6 +74,38 @@ impl Session {
             expires_at: stored.expires_at,
             source_ip: stored.source_ip,
         }
+    }
+
+    /// The session of a list.
+    pub fn listed(listed: ListedSession, current: Option<&StoredSession>) -> Self {
+        Self::seen_by(listed.session, current, &listed.owner)
+    }
+}
+
+/// Caller that a session acts for.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionOwner {
+    /// Type of caller: `apiKey` or `identityProvider`.
+    #[schema(value_type = ActorKind, example = "apiKey")]
+    r#type: &'static str,
+    /// Name of the API key, or of the identity provider and the subject.
+    #[schema(example = "lena")]
+    name: String,
+}
+
+/// Whose sessions to list.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct AllQuery {
+    /// Lists the newest 200 sessions of all callers. Requires the permission to change API keys.
+    #[param(value_type = Option<bool>, default = false)]
+    all: bool,
+}
+
+impl FromQuery for AllQuery {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        Self { all: query.flag("all") }
     }
 }
 
@@ -92,33 +132,45 @@ pub async fn create_session(
     }
     let transport = Transport::of(&request)?;
     let (stored, new) = sessions.create(&caller.identity).await?;
-    let session = Session::seen_by(stored, None);
+    let session = Session::seen_by(stored, None, &caller.identity.actor);
     if caller.identity.dry_run {
         return Ok(HttpResponse::Ok().json(session));
     }
-    tracing::info!(session.id = %session.id, transport = ?transport, "session created");
-    Ok(HttpResponse::Created()
-        .insert_header((LOCATION, format!("/v1/sessions/{}", session.id)))
-        .insert_header((CACHE_CONTROL, "no-store"))
-        .insert_header((SET_COOKIE, transport.set(&new.text)))
-        .json(session))
+    Ok(created(session, transport, &new.text))
 }
 
-/// List the sessions of the caller's API key that have not ended, newest first. All are on one page.
-#[utoipa::path(tag = "sessions", responses((status = OK, body = Page<Session>)))]
+/// Answer that sets the cookie of a new session.
+pub fn created(session: Session, transport: Transport, token: &SecretString) -> HttpResponse {
+    tracing::info!(session.id = %session.id, transport = ?transport, "session created");
+    HttpResponse::Created()
+        .insert_header((LOCATION, format!("/v1/sessions/{}", session.id)))
+        .insert_header((CACHE_CONTROL, "no-store"))
+        .append_header((SET_COOKIE, transport.set(token)))
+        .json(session)
+}
+
+/// List the sessions of the caller that have not ended, newest first: those of its API key, or of the
+/// person who signed in. All are on one page.
+#[utoipa::path(tag = "sessions", params(AllQuery), responses((status = OK, body = Page<Session>)))]
 #[get("/sessions")]
 pub async fn list_sessions(
-    caller: Caller<Authenticated>,
+    caller: Caller<Authenticated, AllQuery>,
     request: HttpRequest,
     sessions: Data<Sessions>,
 ) -> Result<HttpResponse, ApiError> {
     let current = CurrentSession::of(&request);
-    let found = sessions.list(&caller.identity).await?;
-    let items = found.into_iter().map(|stored| Session::seen_by(stored, current.as_deref())).collect();
+    let found = if caller.query.all {
+        require(&caller.identity, Permission::WriteApiKeys)?;
+        sessions.list_all(&caller.identity).await?
+    } else {
+        sessions.list(&caller.identity, current.as_deref()).await?
+    };
+    let items = found.into_iter().map(|listed| Session::listed(listed, current.as_deref())).collect();
     Ok(HttpResponse::Ok().json(Page::<Session> { items, next: None }))
 }
 
-/// End a session of the caller's API key, in every replica at once.
+/// End a session of the caller, in every replica at once. A caller that may change API keys ends those
+/// of others, too.
 #[utoipa::path(
     tag = "sessions",
     params(
@@ -134,16 +186,35 @@ pub async fn end_session(
     sessions: Data<Sessions>,
     path: Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let current = CurrentSession::of(&request).map(|session| session.id);
+    let session = CurrentSession::of(&request);
+    let current = session.as_ref().map(|session| session.id);
     let unknown = || ServiceError::NotFound { kind: "session", name: path.chars().take(100).collect() };
     let id = if path.as_str() == "current" { current } else { Uuid::try_parse(&path).ok() }.ok_or_else(unknown)?;
-    sessions.end(&caller.identity, id).await?;
+    sessions.end(&caller.identity, session.as_deref(), id).await?;
+    Ok(ended(current == Some(id) && !caller.identity.dry_run))
+}
+
+/// End all sessions of the caller, in every replica at once: sign out everywhere.
+#[utoipa::path(tag = "sessions", params(DryRunQuery), responses((status = NO_CONTENT)))]
+#[delete("/sessions")]
+pub async fn end_sessions(
+    caller: Caller<Authenticated, DryRunQuery>,
+    request: HttpRequest,
+    sessions: Data<Sessions>,
+) -> Result<HttpResponse, ApiError> {
+    let session = CurrentSession::of(&request);
+    sessions.end_all(&caller.identity, session.as_deref()).await?;
+    Ok(ended(session.is_some() && !caller.identity.dry_run))
+}
+
+/// Answer after sessions have ended. `removes_cookie` if that of the request is one of them.
+fn ended(removes_cookie: bool) -> HttpResponse {
     let mut response = HttpResponse::NoContent();
-    if current == Some(id) && !caller.identity.dry_run {
+    if removes_cookie {
         // Both: the page may have been loaded another way than the one that signed in.
         for transport in [Transport::Secure, Transport::Loopback] {
             response.append_header((SET_COOKIE, transport.remove()));
         }
     }
-    Ok(response.finish())
+    response.finish()
 }

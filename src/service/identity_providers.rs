@@ -1,15 +1,21 @@
 //! Identity providers: create, find, list, change and remove.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use crate::{
+    crypto::sealer::Sealer,
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
-        identity_provider::{AuthMethod, ProviderConfig, ProviderDocument, RuleDocument, api_server_audience},
+        identity_provider::{
+            AuthMethod, LoginClient, ProviderConfig, ProviderDocument, RuleDocument, api_server_audience,
+        },
         invalid::Invalid,
         listing::{ListRequest, Listed, NamePart},
         names::Name,
+        sealed::SealForm,
     },
     service::{
         ExpectedVersion, ServiceError,
@@ -18,7 +24,11 @@ use crate::{
         clusters::Clusters,
         connection, idempotency, on_conflict,
     },
-    storage::{self, PgConnection, PgPool, identity_providers::StoredProvider},
+    storage::{
+        self, PgConnection, PgPool,
+        identity_providers::{StoredProvider, login_slot},
+        sealed::SealedColumn,
+    },
 };
 
 const KIND: &str = "identity provider";
@@ -40,6 +50,8 @@ pub struct ProviderChange {
     pub token_types: Option<Vec<String>>,
     /// New rules; replace all previous ones.
     pub rules: Option<Vec<RuleDocument>>,
+    /// New client for signing in; `Some(None)` removes it.
+    pub login: Option<Option<LoginClient>>,
 }
 
 impl ProviderChange {
@@ -53,6 +65,7 @@ impl ProviderChange {
             ("allowMultipleAudiences", self.allow_multiple_audiences.is_some()),
             ("tokenTypes", self.token_types.is_some()),
             ("rules", self.rules.is_some()),
+            ("login", self.login.is_some()),
         ];
         fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
     }
@@ -74,6 +87,10 @@ impl ProviderChange {
             allow_multiple_audiences: self.allow_multiple_audiences.unwrap_or(stored.allow_multiple_audiences),
             token_types: self.token_types.unwrap_or_else(|| stored.token_types.clone()),
             rules: self.rules.unwrap_or_else(|| stored.rules.iter().map(RuleDocument::from).collect()),
+            login: match self.login {
+                Some(client) => client.map(|client| client.client_id.to_string()),
+                None => stored.login.as_ref().map(ToString::to_string),
+            },
         }
     }
 }
@@ -87,17 +104,18 @@ impl ProviderChange {
 pub struct IdentityProviders {
     pool: PgPool,
     clusters: Clusters,
+    sealer: Arc<Sealer>,
     audit: TransactionalAudit,
 }
 
 impl IdentityProviders {
     /// Creates the service.
     #[must_use]
-    pub fn new(pool: PgPool, clusters: Clusters, audit: TransactionalAudit) -> Self {
-        Self { pool, clusters, audit }
+    pub fn new(pool: PgPool, clusters: Clusters, sealer: Arc<Sealer>, audit: TransactionalAudit) -> Self {
+        Self { pool, clusters, sealer, audit }
     }
 
-    /// Creates a provider. An issuer is not contacted; a cluster is asked for its own audiences.
+    /// Creates a provider. `login` is the client of the configuration. An issuer is not contacted; a cluster is asked for its own audiences.
     ///
     /// # Errors
     ///
@@ -109,12 +127,17 @@ impl IdentityProviders {
         caller: &Call,
         name: &Name,
         config: &ProviderConfig,
+        login: Option<&LoginClient>,
     ) -> Result<StoredProvider, ServiceError> {
         self.reject_audience_of_cluster(config).await?;
         let mut tx = idempotency::begin(&self.pool, caller).await?;
         let cluster_id = lock_review_cluster(&mut tx, config).await?;
-        let inserted = storage::identity_providers::insert(&mut tx, Uuid::now_v7(), name, config, cluster_id).await;
+        let id = Uuid::now_v7();
+        let inserted = storage::identity_providers::insert(&mut tx, id, name, config, cluster_id).await;
         inserted.map_err(on_conflict(name))?;
+        if login.is_some() {
+            self.store_login(&mut tx, id, config, login).await?;
+        }
         let created = storage::identity_providers::find(&mut tx, name)
             .await?
             .ok_or_else(|| ServiceError::not_found(KIND, name))?;
@@ -177,14 +200,24 @@ impl IdentityProviders {
             .await?
             .ok_or_else(|| ServiceError::not_found(KIND, name))?;
         check_version(expected, stored.version)?;
+        let login = change.login.clone();
         let config = ProviderConfig::parse(change.merge_into(&stored.config))?;
-        if config == stored.config {
+        require_secret_for_new_issuer(&stored.config, &config, login.is_some())?;
+        // A secret is not compared: an answer would tell whether it is the stored one.
+        let is_same_login = login.as_ref().is_none_or(Option::is_none);
+        if config == stored.config && is_same_login {
             self.audit.commit(tx, []).await?;
             return Ok(stored);
         }
         let cluster_id = lock_review_cluster(&mut tx, &config).await?;
         let updated = storage::identity_providers::update(&mut tx, stored.id, &config, cluster_id).await;
         updated.map_err(on_conflict(name))?;
+        if let Some(login) = &login {
+            self.store_login(&mut tx, stored.id, &config, login.as_ref()).await?;
+        }
+        if login_slot(stored.id, &stored.config) != login_slot(stored.id, &config) {
+            storage::sessions::delete_of_provider(&mut tx, stored.id).await?;
+        }
         let changed = storage::identity_providers::find(&mut tx, name)
             .await?
             .ok_or_else(|| ServiceError::not_found(KIND, name))?;
@@ -216,6 +249,25 @@ impl IdentityProviders {
         Ok(())
     }
 
+    /// Seals and stores the secret of a client, or removes it.
+    async fn store_login(
+        &self,
+        conn: &mut PgConnection,
+        id: Uuid,
+        config: &ProviderConfig,
+        login: Option<&LoginClient>,
+    ) -> Result<(), ServiceError> {
+        let sealed = match (login, login_slot(id, config)) {
+            (Some(client), Some(slot)) => {
+                let form = SealedColumn::LoginSecret.form(SealForm::Bound);
+                Some(self.sealer.seal(form, &slot, &client.client_secret)?)
+            }
+            _ => None,
+        };
+        let login = config.login.as_ref().zip(sealed.as_ref());
+        Ok(storage::identity_providers::set_login(conn, id, login).await?)
+    }
+
     /// Rejects an audience that the API server of the reviewing cluster uses for itself: the
     /// default token of every pod would be accepted. A cluster that does not answer is not asked
     /// again, since each token is checked as well.
@@ -231,6 +283,20 @@ impl IdentityProviders {
         }
         Ok(())
     }
+}
+
+/// Requires the secret of the client again if it would be sent elsewhere: otherwise a writer would
+/// redirect a secret that it cannot read.
+fn require_secret_for_new_issuer(
+    before: &ProviderConfig,
+    after: &ProviderConfig,
+    has_login: bool,
+) -> Result<(), ServiceError> {
+    if has_login || after.login.is_none() || before.auth_method == after.auth_method {
+        return Ok(());
+    }
+    let detail = "must be sent again with a new issuer or CA: its secret is sent there";
+    Err(ServiceError::field("login", Invalid::new(detail)))
 }
 
 /// Locks the cluster that reviews the provider's tokens and returns its id.

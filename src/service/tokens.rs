@@ -59,6 +59,15 @@ enum Failure {
     Unavailable(Duration),
 }
 
+/// Reason why an ID token is not accepted.
+#[derive(Debug)]
+pub(super) enum IdTokenError {
+    /// It is not valid.
+    Rejected(&'static str),
+    /// The issuer does not respond.
+    Unavailable(Duration),
+}
+
 /// Authenticates callers by token.
 #[derive(Clone)]
 pub struct TokenAuthenticator {
@@ -86,6 +95,11 @@ impl TokenAuthenticator {
         let provider_lookups = Arc::new(Semaphore::new(PROVIDER_LOOKUPS));
         let reviews = Arc::new(ReviewCache::new(review_ttl)?);
         Ok(Self { pool, provider_lookups, issuers, clusters, reviews, metrics })
+    }
+
+    /// Returns the client for issuers.
+    pub(super) const fn issuers(&self) -> &Arc<IssuerClient> {
+        &self.issuers
     }
 
     /// Returns the metrics.
@@ -196,9 +210,9 @@ impl TokenAuthenticator {
     ) -> Result<(), Failure> {
         let algorithm = token.algorithm.ok_or(Failure::Rejected(TokenOutcome::Algorithm))?;
         let key_id = token.key_id.as_deref();
-        let keys = self.issuers.keys(issuer, ca_certificate, key_id).await;
-        let keys = keys.map_err(|_| Failure::Unavailable(self.issuers.refresh_interval()))?;
-        let mut candidates = keys.candidates(key_id, algorithm).peekable();
+        let found = self.issuers.publication(issuer, ca_certificate, key_id).await;
+        let found = found.map_err(|_| Failure::Unavailable(self.issuers.refresh_interval()))?;
+        let mut candidates = found.keys.candidates(key_id, algorithm).peekable();
         if candidates.peek().is_none() {
             return Err(Failure::Rejected(TokenOutcome::UnknownKey));
         }
@@ -206,6 +220,29 @@ impl TokenAuthenticator {
             Ok(())
         } else {
             Err(Failure::Rejected(TokenOutcome::Signature))
+        }
+    }
+
+    /// Verifies the signature and the time of an ID token. Its claims are left to the caller.
+    ///
+    /// # Errors
+    ///
+    /// The reason, for the log, or the time after which to retry.
+    pub(super) async fn verify_id_token(
+        &self,
+        text: &str,
+        issuer: &Issuer,
+        ca_certificate: Option<&CaCertificate>,
+        now: DateTime<Utc>,
+    ) -> Result<PresentedToken, IdTokenError> {
+        let token = PresentedToken::parse(text).ok_or(IdTokenError::Rejected(TokenOutcome::Malformed.as_str()))?;
+        let time: Result<DateTime<Utc>, TokenOutcome> = token.expiry(now).map_err(TokenOutcome::from);
+        time.map_err(|outcome| IdTokenError::Rejected(outcome.as_str()))?;
+        match self.check_signature(&token, issuer, ca_certificate).await {
+            Ok(()) => Ok(token),
+            Err(Failure::Unavailable(retry_after)) => Err(IdTokenError::Unavailable(retry_after)),
+            Err(Failure::Rejected(outcome)) => Err(IdTokenError::Rejected(outcome.as_str())),
+            Err(Failure::NoMatchingRule) => Err(IdTokenError::Rejected(TokenOutcome::NoRule.as_str())),
         }
     }
 
@@ -264,16 +301,21 @@ fn check_form(provider: &StoredProvider, token: &PresentedToken) -> Result<(), F
 }
 
 /// Maps claims to an identity by the first matching rule.
-fn identity(provider: &StoredProvider, claims: &Claims, expires_at: DateTime<Utc>) -> Option<Identity> {
+pub(super) fn identity(provider: &StoredProvider, claims: &Claims, expires_at: DateTime<Utc>) -> Option<Identity> {
     let rule = provider.config.matching_rule(claims)?;
-    let name = format!("{}/{}", provider.name, claims.display_subject());
     Some(Identity {
-        actor: Actor { kind: ActorKind::IdentityProvider, id: None, name },
+        actor: actor(&provider.name, claims),
         role: rule.role,
         grants: rule.grants.clone(),
         source_networks: Networks::default(),
         expires_at: Some(expires_at),
     })
+}
+
+/// Names the bearer of a token by its provider and subject.
+pub(super) fn actor(provider: &str, claims: &Claims) -> Actor {
+    let name = format!("{provider}/{}", claims.display_subject());
+    Actor { kind: ActorKind::IdentityProvider, id: None, name }
 }
 
 impl From<TokenTimeError> for TokenOutcome {

@@ -7,18 +7,20 @@ use uuid::Uuid;
 use crate::{
     domain::{
         cluster::CaCertificate,
-        identity_provider::{AuthMethod, Issuer, ProviderConfig, ProviderDocument, RuleDocument},
+        identity_provider::{AuthMethod, ClientId, Issuer, ProviderConfig, ProviderDocument, RuleDocument},
         listing::{ListRequest, Listed, NamePart},
         names::Name,
+        sealed::{Ca, LoginDestination, Sealed, Slot},
     },
     storage::{
         PgConnection, StorageError, corrupt,
         lists::{self, Checked, Key, Source, Sql},
         on_name_taken,
+        sealed::SealedColumn,
     },
 };
 
-const TABLE: &str = "identity_providers";
+pub(super) const TABLE: &str = "identity_providers";
 
 /// Stored identity provider.
 #[derive(Debug, Clone)]
@@ -61,6 +63,7 @@ struct ProviderRow {
     allow_multiple_audiences: bool,
     token_types: Vec<String>,
     rules: Json<Vec<RuleDocument>>,
+    login_client_id: Option<String>,
     version: i64,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
@@ -79,6 +82,7 @@ impl TryFrom<ProviderRow> for StoredProvider {
             allow_multiple_audiences: row.allow_multiple_audiences,
             token_types: row.token_types,
             rules: row.rules.0,
+            login: row.login_client_id,
         };
         let config = ProviderConfig::parse_stored(document)
             .map_err(|errors| corrupt(TABLE, row.id, "settings")(errors.into()))?;
@@ -111,6 +115,17 @@ fn ca_certificate(config: &ProviderConfig) -> Option<&str> {
 
 fn rules(config: &ProviderConfig) -> Json<Vec<RuleDocument>> {
     Json(config.rules.iter().map(RuleDocument::from).collect())
+}
+
+/// Returns the slot of the secret of a provider's client; `None` if people do not sign in through it.
+#[must_use]
+pub fn login_slot(id: Uuid, config: &ProviderConfig) -> Option<Slot> {
+    let destination = LoginDestination {
+        issuer: issuer(config)?,
+        ca: ca_certificate(config).map(Ca::Pem),
+        client_id: config.login.as_ref()?.as_str(),
+    };
+    Some(SealedColumn::login_secret(id, &destination))
 }
 
 /// Maps the unique constraints: a name is unique, and so is the provider that accepts a token.
@@ -166,7 +181,8 @@ pub async fn find(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredP
         ProviderRow,
         r#"SELECT p.id, p.name, p.type AS provider_type, p.issuer, p.ca_certificate, p.cluster_id,
                c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience,
-               p.allow_multiple_audiences, p.token_types, p.rules AS "rules: _", p.version, p.created_at, p.updated_at
+               p.allow_multiple_audiences, p.token_types, p.rules AS "rules: _", p.login_client_id, p.version, p.created_at,
+               p.updated_at
            FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
            WHERE p.name = $1"#,
         name.as_str(),
@@ -184,7 +200,8 @@ pub async fn lock(conn: &mut PgConnection, name: &Name) -> Result<Option<StoredP
         ProviderRow,
         r#"SELECT p.id, p.name, p.type AS provider_type, p.issuer, p.ca_certificate, p.cluster_id,
                c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience,
-               p.allow_multiple_audiences, p.token_types, p.rules AS "rules: _", p.version, p.created_at, p.updated_at
+               p.allow_multiple_audiences, p.token_types, p.rules AS "rules: _", p.login_client_id, p.version, p.created_at,
+               p.updated_at
            FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
            WHERE p.name = $1 FOR UPDATE OF p"#,
         name.as_str(),
@@ -221,7 +238,7 @@ async fn find_many(conn: &mut PgConnection, names: &[String]) -> Result<Vec<Stor
         r#"SELECT p.id AS "id!", p.name AS "name!", p.type AS "provider_type!", p.issuer, p.ca_certificate, p.cluster_id,
                c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience AS "audience!",
                p.allow_multiple_audiences AS "allow_multiple_audiences!", p.token_types AS "token_types!",
-               p.rules AS "rules!: _", p.version AS "version!", p.created_at AS "created_at!",
+               p.rules AS "rules!: _", p.login_client_id, p.version AS "version!", p.created_at AS "created_at!",
                p.updated_at AS "updated_at!"
            FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
            WHERE p.name = ANY($1)"#,
@@ -249,7 +266,8 @@ pub async fn find_for_token(
         ProviderRow,
         r#"SELECT p.id, p.name, p.type AS provider_type, p.issuer, p.ca_certificate, p.cluster_id,
                c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience,
-               p.allow_multiple_audiences, p.token_types, p.rules AS "rules: _", p.version, p.created_at, p.updated_at
+               p.allow_multiple_audiences, p.token_types, p.rules AS "rules: _", p.login_client_id, p.version, p.created_at,
+               p.updated_at
            FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
            WHERE (p.type = 'oidc' AND p.issuer = $1 AND p.audience = ANY ($2))
                OR (p.type = 'tokenReview' AND p.audience = ANY ($2))
@@ -311,6 +329,66 @@ pub async fn update(
     .execute(conn)
     .await
     .map_err(on_taken)?;
+    Ok(())
+}
+
+/// Finds a provider by id.
+#[tracing::instrument(level = "debug", name = "db.identity_providers.find_by_id", skip_all)]
+pub async fn find_by_id(conn: &mut PgConnection, id: Uuid) -> Result<Option<StoredProvider>, StorageError> {
+    sqlx::query_as!(
+        ProviderRow,
+        r#"SELECT p.id, p.name, p.type AS provider_type, p.issuer, p.ca_certificate, p.cluster_id,
+               c.name AS "cluster_name?", c.version AS "cluster_version?", p.audience,
+               p.allow_multiple_audiences, p.token_types, p.rules AS "rules: _", p.login_client_id, p.version, p.created_at,
+               p.updated_at
+           FROM identity_providers p LEFT JOIN clusters c ON c.id = p.cluster_id
+           WHERE p.id = $1"#,
+        id,
+    )
+    .fetch_optional(conn)
+    .await?
+    .map(StoredProvider::try_from)
+    .transpose()
+}
+
+/// Lists the names of the first `limit` providers through which people sign in.
+#[tracing::instrument(level = "debug", name = "db.identity_providers.names_for_login", skip_all)]
+pub async fn names_for_login(conn: &mut PgConnection, limit: i64) -> Result<Vec<String>, StorageError> {
+    let names = sqlx::query_scalar!(
+        "SELECT name FROM identity_providers WHERE login_client_id IS NOT NULL ORDER BY name LIMIT $1",
+        limit,
+    );
+    Ok(names.fetch_all(conn).await?)
+}
+
+/// Finds the sealed secret of the client for signing in.
+#[tracing::instrument(level = "debug", name = "db.identity_providers.find_login_secret", skip_all)]
+pub async fn find_login_secret(conn: &mut PgConnection, id: Uuid) -> Result<Option<Sealed>, StorageError> {
+    let row = sqlx::query!(
+        r#"SELECT login_secret AS "bytes!", login_secret_key_id AS "key_id!"
+           FROM identity_providers WHERE id = $1 AND login_secret IS NOT NULL"#,
+        id,
+    );
+    Ok(row.fetch_optional(conn).await?.map(|row| Sealed { key_id: row.key_id, bytes: row.bytes }))
+}
+
+/// Stores the client for signing in, or removes it.
+#[tracing::instrument(level = "debug", name = "db.identity_providers.set_login", skip_all, fields(provider.id = %id))]
+pub async fn set_login(
+    conn: &mut PgConnection,
+    id: Uuid,
+    login: Option<(&ClientId, &Sealed)>,
+) -> Result<(), StorageError> {
+    let sealed = login.map(|(_, sealed)| sealed);
+    sqlx::query!(
+        "UPDATE identity_providers SET login_client_id = $2, login_secret = $3, login_secret_key_id = $4 WHERE id = $1",
+        id,
+        login.map(|(client, _)| client.as_str()),
+        sealed.map(|sealed| sealed.bytes.as_slice()),
+        sealed.map(|sealed| sealed.key_id.as_str()),
+    )
+    .execute(conn)
+    .await?;
     Ok(())
 }
 

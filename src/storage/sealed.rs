@@ -8,9 +8,12 @@ use uuid::Uuid;
 use crate::{
     domain::{
         registry::RegistryScope,
-        sealed::{Ca, ClusterDestination, Field, MintDestination, RegistryDestination, SealForm, Sealed, Slot},
+        sealed::{
+            Ca, ClusterDestination, Field, LoginDestination, MintDestination, RegistryDestination, SealForm, Sealed,
+            Slot,
+        },
     },
-    storage::{PgConnection, StorageError, accounts, clusters, corrupt, mints},
+    storage::{PgConnection, StorageError, accounts, clusters, corrupt, identity_providers, mints},
 };
 
 /// Lock that transactions hold shared while they seal without knowing of the mark. Also in the
@@ -31,19 +34,21 @@ pub enum SealedColumn {
     ClusterCredential,
     /// Secrets of the sources of minted accounts.
     MintSecret,
+    /// Secrets of the clients for signing in.
+    LoginSecret,
 }
 
 impl SealedColumn {
     /// All columns.
-    pub const ALL: [Self; 3] = [Self::AccountPassword, Self::ClusterCredential, Self::MintSecret];
+    pub const ALL: [Self; 4] = [Self::AccountPassword, Self::ClusterCredential, Self::MintSecret, Self::LoginSecret];
 
-    /// Returns the form of new values, given that of the database. No release knows the column that
-    /// does not know bound values.
+    /// Returns the form of new values, given that of the database. No release knows one of the newer
+    /// columns that does not know bound values.
     #[must_use]
     pub const fn form(self, form: SealForm) -> SealForm {
         match self {
             Self::AccountPassword | Self::ClusterCredential => form,
-            Self::MintSecret => SealForm::Bound,
+            Self::MintSecret | Self::LoginSecret => SealForm::Bound,
         }
     }
 
@@ -52,6 +57,7 @@ impl SealedColumn {
             Self::AccountPassword => (accounts::TABLE, "password"),
             Self::ClusterCredential => (clusters::TABLE, "credential"),
             Self::MintSecret => (mints::TABLE, "secret"),
+            Self::LoginSecret => (identity_providers::TABLE, "login_secret"),
         }
     }
 
@@ -76,6 +82,12 @@ impl SealedColumn {
     #[must_use]
     pub fn mint_secret(id: Uuid, source: &str, registry: &RegistryDestination<'_>) -> Slot {
         Self::MintSecret.slot(id, MintDestination { source, registry: *registry }.fields())
+    }
+
+    /// Returns the slot of the secret of a provider's client.
+    #[must_use]
+    pub fn login_secret(id: Uuid, destination: &LoginDestination<'_>) -> Slot {
+        Self::LoginSecret.slot(id, destination.fields())
     }
 }
 
@@ -162,6 +174,24 @@ impl From<MintRow> for SealedRow {
     }
 }
 
+struct LoginRow {
+    id: Uuid,
+    login_secret: Vec<u8>,
+    login_secret_key_id: String,
+    issuer: String,
+    client_id: String,
+    ca_digest: Option<Vec<u8>>,
+}
+
+impl From<LoginRow> for SealedRow {
+    fn from(row: LoginRow) -> Self {
+        let ca = row.ca_digest.and_then(|digest| digest.try_into().ok()).map(Ca::Digest);
+        let destination = LoginDestination { issuer: &row.issuer, ca, client_id: &row.client_id };
+        let slot = SealedColumn::login_secret(row.id, &destination);
+        Self { id: row.id, slot: Ok(slot), sealed: Sealed { key_id: row.login_secret_key_id, bytes: row.login_secret } }
+    }
+}
+
 /// Locks the next rows, ordered by id, whose stored key id is not `key_id`.
 pub async fn lock_sealed_otherwise(
     conn: &mut PgConnection,
@@ -216,7 +246,28 @@ pub async fn lock_sealed_otherwise(
         .into_iter()
         .map(SealedRow::from)
         .collect(),
+        SealedColumn::LoginSecret => lock_logins(conn, key_id, after, limit).await?,
     })
+}
+
+async fn lock_logins(
+    conn: &mut PgConnection,
+    key_id: &str,
+    after: Uuid,
+    limit: i64,
+) -> Result<Vec<SealedRow>, StorageError> {
+    let rows = sqlx::query_as!(
+        LoginRow,
+        r#"SELECT id, login_secret AS "login_secret!", login_secret_key_id AS "login_secret_key_id!",
+               issuer AS "issuer!", login_client_id AS "client_id!",
+               sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest
+           FROM identity_providers
+           WHERE login_secret_key_id <> $1 AND id > $2 ORDER BY id LIMIT $3 FOR UPDATE"#,
+        key_id,
+        after,
+        limit,
+    );
+    Ok(rows.fetch_all(conn).await?.into_iter().map(SealedRow::from).collect())
 }
 
 /// Replaces sealed values in one statement. Keeps the versions of the rows, because nothing changes
@@ -259,6 +310,18 @@ pub async fn replace(
                 "UPDATE account_mints SET secret = new.value, secret_key_id = new.key_id
                  FROM unnest($1::uuid[], $2::bytea[], $3::text[]) AS new (id, value, key_id)
                  WHERE account_id = new.id",
+                ids,
+                &values as &[&[u8]],
+                &key_ids as &[&str],
+            )
+            .execute(conn)
+            .await?
+        }
+        SealedColumn::LoginSecret => {
+            sqlx::query!(
+                "UPDATE identity_providers SET login_secret = new.value, login_secret_key_id = new.key_id
+                 FROM unnest($1::uuid[], $2::bytea[], $3::text[]) AS new (id, value, key_id)
+                 WHERE identity_providers.id = new.id",
                 ids,
                 &values as &[&[u8]],
                 &key_ids as &[&str],
@@ -332,6 +395,7 @@ pub async fn key_uses(conn: &mut PgConnection) -> Result<Vec<KeyUse>, StorageErr
     .fetch_all(&mut *conn)
     .await?;
     let mints = mint_samples(conn).await?;
+    let logins = login_samples(conn).await?;
     let accounts = accounts.into_iter().map(|r| {
         let row = AccountRow {
             id: r.id,
@@ -357,6 +421,7 @@ pub async fn key_uses(conn: &mut PgConnection) -> Result<Vec<KeyUse>, StorageErr
     let mut uses = group(SealedColumn::AccountPassword, accounts);
     uses.extend(group(SealedColumn::ClusterCredential, clusters));
     uses.extend(group(SealedColumn::MintSecret, mints));
+    uses.extend(group(SealedColumn::LoginSecret, logins));
     Ok(uses)
 }
 
@@ -388,13 +453,42 @@ async fn mint_samples(conn: &mut PgConnection) -> Result<Vec<(i64, SealedRow)>, 
     Ok(samples.collect())
 }
 
+/// Samples of each key's secrets of clients for signing in, each with the number of rows of the key.
+async fn login_samples(conn: &mut PgConnection) -> Result<Vec<(i64, SealedRow)>, StorageError> {
+    let rows = sqlx::query!(
+        r#"SELECT id, login_secret AS "login_secret!", login_secret_key_id AS "login_secret_key_id!",
+               issuer AS "issuer!", login_client_id AS "client_id!",
+               sha256(convert_to(ca_certificate, 'UTF8')) AS ca_digest, rows AS "rows!"
+           FROM (
+               SELECT *, count(*) OVER (PARTITION BY login_secret_key_id) AS rows,
+                   row_number() OVER (PARTITION BY login_secret_key_id) AS place
+               FROM identity_providers WHERE login_secret IS NOT NULL
+           ) AS one
+           WHERE place <= $1 ORDER BY login_secret_key_id"#,
+        SAMPLES,
+    );
+    let samples = rows.fetch_all(conn).await?.into_iter().map(|r| {
+        let row = LoginRow {
+            id: r.id,
+            login_secret: r.login_secret,
+            login_secret_key_id: r.login_secret_key_id,
+            issuer: r.issuer,
+            client_id: r.client_id,
+            ca_digest: r.ca_digest,
+        };
+        (r.rows, row.into())
+    });
+    Ok(samples.collect())
+}
+
 /// Counts the values that are not bound to their destinations.
 #[tracing::instrument(level = "debug", name = "db.sealed_values.count_unbound", skip_all)]
 pub async fn count_unbound(conn: &mut PgConnection) -> Result<i64, StorageError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT (SELECT count(*) FROM registry_accounts WHERE password_key_id NOT LIKE '%+bound')
                + (SELECT count(*) FROM clusters WHERE credential_key_id NOT LIKE '%+bound')
-               + (SELECT count(*) FROM account_mints WHERE secret_key_id NOT LIKE '%+bound') AS "count!""#
+               + (SELECT count(*) FROM account_mints WHERE secret_key_id NOT LIKE '%+bound')
+               + (SELECT count(*) FROM identity_providers WHERE login_secret_key_id NOT LIKE '%+bound') AS "count!""#
     )
     .fetch_one(conn)
     .await?)

@@ -6,15 +6,21 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::storage::{PgConnection, StorageError};
+use crate::{
+    domain::{
+        invalid::Invalid,
+        session::{Person, SessionOwner},
+    },
+    storage::{PgConnection, StorageError, corrupt},
+};
 
 /// A session, without the secret of its token.
 #[derive(Debug, Clone)]
 pub struct Session {
     /// Id.
     pub id: Uuid,
-    /// API key that it acts for.
-    pub api_key_id: Uuid,
+    /// Caller that it acts for.
+    pub owner: SessionOwner,
     /// HMAC of its token.
     pub mac: Vec<u8>,
     /// Creation time.
@@ -29,19 +35,63 @@ pub struct Session {
     pub is_stale: bool,
 }
 
-/// Inserts a session and deletes the oldest ones of its key beyond `kept`.
-#[tracing::instrument(level = "debug", name = "db.sessions.insert", skip_all, fields(session.id = %id))]
-pub async fn insert(
-    conn: &mut PgConnection,
+/// New session.
+#[derive(Debug)]
+pub struct NewRow<'a> {
+    /// Id.
+    pub id: Uuid,
+    /// HMAC of its token.
+    pub mac: &'a [u8],
+    /// Address that it is created from.
+    pub source_ip: Option<&'a str>,
+    /// Number of sessions of its owner that are kept, itself included.
+    pub kept: i64,
+}
+
+struct SessionRow {
     id: Uuid,
-    api_key_id: Uuid,
-    mac: &[u8],
-    source_ip: Option<&str>,
-    kept: i64,
-) -> Result<Session, StorageError> {
+    api_key_id: Option<Uuid>,
+    identity_provider_id: Option<Uuid>,
+    subject: Option<String>,
+    claims: Option<String>,
+    mac: Vec<u8>,
+    created_at: DateTime<Utc>,
+    last_used_at: DateTime<Utc>,
+    expires_at: DateTime<Utc>,
+    source_ip: Option<String>,
+    is_stale: bool,
+}
+
+impl TryFrom<SessionRow> for Session {
+    type Error = StorageError;
+
+    fn try_from(row: SessionRow) -> Result<Self, StorageError> {
+        let owner = match (row.api_key_id, row.identity_provider_id, row.subject, row.claims) {
+            (Some(id), None, None, None) => SessionOwner::ApiKey(id),
+            (None, Some(provider_id), Some(subject), Some(claims)) => {
+                SessionOwner::Person(Person { provider_id, subject, claims })
+            }
+            _ => return Err(corrupt("sessions", row.id, "api_key_id")(Invalid::new("must have one owner"))),
+        };
+        Ok(Self {
+            id: row.id,
+            owner,
+            mac: row.mac,
+            created_at: row.created_at,
+            last_used_at: row.last_used_at,
+            expires_at: row.expires_at,
+            source_ip: row.source_ip,
+            is_stale: row.is_stale,
+        })
+    }
+}
+
+/// Inserts a session of an API key, and deletes the oldest ones of the key.
+#[tracing::instrument(level = "debug", name = "db.sessions.insert", skip_all, fields(session.id = %new.id))]
+pub async fn insert(conn: &mut PgConnection, api_key_id: Uuid, new: &NewRow<'_>) -> Result<Session, StorageError> {
     // The row of the key is locked first, so that concurrent sign-ins cannot deadlock.
-    Ok(sqlx::query_as!(
-        Session,
+    sqlx::query_as!(
+        SessionRow,
         r#"WITH key AS MATERIALIZED (
                SELECT id FROM api_keys WHERE id = $2 FOR NO KEY UPDATE
            ), excess AS (
@@ -52,49 +102,142 @@ pub async fn insert(
            )
            INSERT INTO sessions (id, api_key_id, mac, source_ip)
            SELECT $1, key.id, $3, $4 FROM key
-           RETURNING id, api_key_id, mac, created_at, last_used_at, created_at + interval '8 hours' AS "expires_at!",
-               source_ip, false AS "is_stale!""#,
-        id,
+           RETURNING id, api_key_id, identity_provider_id, subject, claims, mac, created_at, last_used_at,
+               created_at + interval '8 hours' AS "expires_at!", source_ip, false AS "is_stale!""#,
+        new.id,
         api_key_id,
-        mac,
-        source_ip,
-        kept - 1,
+        new.mac,
+        new.source_ip,
+        new.kept - 1,
     )
     .fetch_one(conn)
-    .await?)
+    .await?
+    .try_into()
+}
+
+/// Inserts a session of a person, and deletes the oldest ones of the person. `None` if the provider
+/// does not exist, or people do not sign in through it any more.
+#[tracing::instrument(level = "debug", name = "db.sessions.insert_person", skip_all, fields(session.id = %new.id))]
+pub async fn insert_person(
+    conn: &mut PgConnection,
+    person: &Person,
+    new: &NewRow<'_>,
+) -> Result<Option<Session>, StorageError> {
+    // As above, with the row of the provider: a change that ends its sessions waits, or is seen.
+    sqlx::query_as!(
+        SessionRow,
+        r#"WITH provider AS MATERIALIZED (
+               SELECT id FROM identity_providers WHERE id = $2 AND login_client_id IS NOT NULL FOR NO KEY UPDATE
+           ), excess AS (
+               DELETE FROM sessions WHERE id IN (
+                   SELECT old.id FROM provider
+                       JOIN sessions AS old ON old.identity_provider_id = provider.id AND old.subject = $3
+                   ORDER BY old.created_at DESC, old.id DESC OFFSET $7
+               )
+           )
+           INSERT INTO sessions (id, identity_provider_id, subject, claims, mac, source_ip)
+           SELECT $1, provider.id, $3, $4, $5, $6 FROM provider
+           RETURNING id, api_key_id, identity_provider_id, subject, claims, mac, created_at, last_used_at,
+               created_at + interval '8 hours' AS "expires_at!", source_ip, false AS "is_stale!""#,
+        new.id,
+        person.provider_id,
+        person.subject,
+        person.claims,
+        new.mac,
+        new.source_ip,
+        new.kept - 1,
+    )
+    .fetch_optional(conn)
+    .await?
+    .map(Session::try_from)
+    .transpose()
 }
 
 /// Finds a session that has not ended.
 #[tracing::instrument(level = "debug", name = "db.sessions.find", skip_all)]
 pub async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Option<Session>, StorageError> {
-    Ok(sqlx::query_as!(
-        Session,
-        r#"SELECT id, api_key_id, mac, created_at, last_used_at, created_at + interval '8 hours' AS "expires_at!",
-               source_ip, last_used_at < now() - interval '1 minute' AS "is_stale!"
+    sqlx::query_as!(
+        SessionRow,
+        r#"SELECT id, api_key_id, identity_provider_id, subject, claims, mac, created_at, last_used_at,
+               created_at + interval '8 hours' AS "expires_at!", source_ip,
+               last_used_at < now() - interval '1 minute' AS "is_stale!"
            FROM sessions
            WHERE id = $1 AND created_at > now() - interval '8 hours' AND last_used_at > now() - interval '30 minutes'"#,
         id,
     )
     .fetch_optional(conn)
-    .await?)
+    .await?
+    .map(Session::try_from)
+    .transpose()
 }
 
-/// Lists the sessions of a key that have not ended, newest first.
+/// Lists the sessions of an owner that have not ended, newest first.
 #[tracing::instrument(level = "debug", name = "db.sessions.list", skip_all)]
-pub async fn list(conn: &mut PgConnection, api_key_id: Uuid, limit: i64) -> Result<Vec<Session>, StorageError> {
-    Ok(sqlx::query_as!(
-        Session,
-        r#"SELECT id, api_key_id, mac, created_at, last_used_at, created_at + interval '8 hours' AS "expires_at!",
-               source_ip, last_used_at < now() - interval '1 minute' AS "is_stale!"
+pub async fn list(conn: &mut PgConnection, owner: &SessionOwner, limit: i64) -> Result<Vec<Session>, StorageError> {
+    let (api_key_id, provider_id, subject) = keys(owner);
+    let found = sqlx::query_as!(
+        SessionRow,
+        r#"SELECT id, api_key_id, identity_provider_id, subject, claims, mac, created_at, last_used_at,
+               created_at + interval '8 hours' AS "expires_at!", source_ip,
+               last_used_at < now() - interval '1 minute' AS "is_stale!"
            FROM sessions
-           WHERE api_key_id = $1 AND created_at > now() - interval '8 hours'
-               AND last_used_at > now() - interval '30 minutes'
-           ORDER BY created_at DESC, id DESC LIMIT $2"#,
+           WHERE (api_key_id = $1 OR (identity_provider_id = $2 AND subject = $3))
+               AND created_at > now() - interval '8 hours' AND last_used_at > now() - interval '30 minutes'
+           ORDER BY created_at DESC, id DESC LIMIT $4"#,
         api_key_id,
+        provider_id,
+        subject,
         limit,
-    )
-    .fetch_all(conn)
-    .await?)
+    );
+    found.fetch_all(conn).await?.into_iter().map(Session::try_from).collect()
+}
+
+/// A session with the name of its API key or identity provider.
+#[derive(Debug)]
+pub struct NamedSession {
+    /// The session.
+    pub session: Session,
+    /// Name of the API key or of the identity provider.
+    pub name: String,
+}
+
+/// Lists the newest sessions of all owners that have not ended.
+#[tracing::instrument(level = "debug", name = "db.sessions.list_all", skip_all)]
+pub async fn list_all(conn: &mut PgConnection, limit: i64) -> Result<Vec<NamedSession>, StorageError> {
+    let found = sqlx::query!(
+        r#"SELECT s.id, s.api_key_id, s.identity_provider_id, s.subject, s.claims, s.mac, s.created_at, s.last_used_at,
+               s.created_at + interval '8 hours' AS "expires_at!", s.source_ip,
+               s.last_used_at < now() - interval '1 minute' AS "is_stale!", coalesce(k.name, p.name) AS "name!"
+           FROM sessions s
+               LEFT JOIN api_keys k ON k.id = s.api_key_id
+               LEFT JOIN identity_providers p ON p.id = s.identity_provider_id
+           WHERE s.created_at > now() - interval '8 hours' AND s.last_used_at > now() - interval '30 minutes'
+           ORDER BY s.created_at DESC, s.id DESC LIMIT $1"#,
+        limit,
+    );
+    let named = found.fetch_all(conn).await?.into_iter().map(|r| {
+        let row = SessionRow {
+            id: r.id,
+            api_key_id: r.api_key_id,
+            identity_provider_id: r.identity_provider_id,
+            subject: r.subject,
+            claims: r.claims,
+            mac: r.mac,
+            created_at: r.created_at,
+            last_used_at: r.last_used_at,
+            expires_at: r.expires_at,
+            source_ip: r.source_ip,
+            is_stale: r.is_stale,
+        };
+        Ok(NamedSession { session: row.try_into()?, name: r.name })
+    });
+    named.collect()
+}
+
+/// Columns that identify an owner.
+fn keys(owner: &SessionOwner) -> (Option<Uuid>, Option<Uuid>, Option<&str>) {
+    let person = owner.person();
+    (owner.api_key_id(), person.map(|person| person.provider_id), person.map(|person| person.subject.as_str()))
 }
 
 /// Notes a request of a session.
@@ -110,12 +253,45 @@ pub async fn touch(conn: &mut PgConnection, id: Uuid) -> Result<(), StorageError
     Ok(())
 }
 
-/// Deletes a session of a key. Returns `false` if there is none.
+/// Deletes a session of an owner. Returns `false` if there is none.
 #[tracing::instrument(level = "debug", name = "db.sessions.delete", skip_all, fields(session.id = %id))]
-pub async fn delete(conn: &mut PgConnection, id: Uuid, api_key_id: Uuid) -> Result<bool, StorageError> {
-    let deleted =
-        sqlx::query!("DELETE FROM sessions WHERE id = $1 AND api_key_id = $2", id, api_key_id).execute(conn).await?;
-    Ok(deleted.rows_affected() > 0)
+pub async fn delete(conn: &mut PgConnection, id: Uuid, owner: &SessionOwner) -> Result<bool, StorageError> {
+    let (api_key_id, provider_id, subject) = keys(owner);
+    let deleted = sqlx::query!(
+        "DELETE FROM sessions
+         WHERE id = $1 AND (api_key_id = $2 OR (identity_provider_id = $3 AND subject = $4))",
+        id,
+        api_key_id,
+        provider_id,
+        subject,
+    );
+    Ok(deleted.execute(conn).await?.rows_affected() > 0)
+}
+
+/// Deletes a session of any owner. Returns `false` if there is none.
+#[tracing::instrument(level = "debug", name = "db.sessions.delete_any", skip_all, fields(session.id = %id))]
+pub async fn delete_any(conn: &mut PgConnection, id: Uuid) -> Result<bool, StorageError> {
+    Ok(sqlx::query!("DELETE FROM sessions WHERE id = $1", id).execute(conn).await?.rows_affected() > 0)
+}
+
+/// Deletes all sessions of an owner and returns their ids.
+#[tracing::instrument(level = "debug", name = "db.sessions.delete_all", skip_all)]
+pub async fn delete_all(conn: &mut PgConnection, owner: &SessionOwner) -> Result<Vec<Uuid>, StorageError> {
+    let (api_key_id, provider_id, subject) = keys(owner);
+    let deleted = sqlx::query_scalar!(
+        "DELETE FROM sessions WHERE api_key_id = $1 OR (identity_provider_id = $2 AND subject = $3) RETURNING id",
+        api_key_id,
+        provider_id,
+        subject,
+    );
+    Ok(deleted.fetch_all(conn).await?)
+}
+
+/// Deletes the sessions of all people who signed in through a provider.
+#[tracing::instrument(level = "debug", name = "db.sessions.delete_of_provider", skip_all)]
+pub async fn delete_of_provider(conn: &mut PgConnection, provider_id: Uuid) -> Result<(), StorageError> {
+    sqlx::query!("DELETE FROM sessions WHERE identity_provider_id = $1", provider_id).execute(conn).await?;
+    Ok(())
 }
 
 /// Deletes at most `limit` sessions that have ended by their age. Skips locked ones.

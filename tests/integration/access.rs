@@ -143,6 +143,7 @@ const TABLE: &str = "
     list_sessions             any      401       200   200      200       200      200
     end_session               foreign  401       204   404      404       404      404
                               missing  401       404   404      404       404      404
+    end_sessions              any      401       204   204      204       204      204
     create_api_key            any      401       201   403      403       403      403
     list_api_keys             any      401       200   403      403       403      403
     get_api_key               foreign  401       200   403      403       403      403
@@ -160,6 +161,10 @@ const TABLE: &str = "
     get_me                    any      401       200   200      200       200      200
     get_events                any      401       200   200      200       200      200
     list_audit_events         any      401       200   403      403       403      403
+
+    list_login_providers      any      200       200   200      200       200      200
+    start_login               any      403       403   403      403       403      403
+    complete_login            any      403       403   403      403       403      403
 
     get_health                any      200       200   200      200       200      200
     get_readiness             any      200       200   200      200       200      200
@@ -253,6 +258,9 @@ fn request(operation: &str, resource: &Resource) -> (&'static str, Option<Value>
         "update_pull_secret" => ("", Some(json!({"adopt": true}))),
         "create_identity_provider" => ("", Some(identity_provider(name))),
         "update_identity_provider" => ("", Some(json!({"audience": format!("{name}-2")}))),
+        // Only pages of regcred sign in.
+        "start_login" => ("", Some(json!({"provider": name}))),
+        "complete_login" => ("", Some(json!({"code": "x", "state": "x"}))),
         _ => ("", None),
     }
 }

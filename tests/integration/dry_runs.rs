@@ -24,6 +24,9 @@ const READS: [&str; 7] = [
     "diagnose_spec",
 ];
 
+/// Operations that sign a person in: a provider gives a code that can be redeemed once.
+const SIGN_INS: [&str; 2] = ["start_login", "complete_login"];
+
 /// Tables that the worker changes without a cause: leases.
 const LEASES: [&str; 2] = ["cluster_comparisons", "cluster_watches"];
 
@@ -111,6 +114,7 @@ fn case(operation: &str, setup: &Setup) -> Case {
         "revoke_api_key" => of(vec![("{id}", setup.key.clone())], None, 204),
         "create_session" => of(vec![], None, 200),
         "end_session" => of(vec![("{id}", setup.session.clone())], None, 204),
+        "end_sessions" => of(vec![], None, 204),
         "create_identity_provider" => of(vec![], Some(provider), 200),
         "update_identity_provider" => of(named("old"), Some(json!({"audience": "other"})), 200),
         "delete_identity_provider" => of(named("old"), None, 204),
@@ -162,7 +166,7 @@ async fn dry_run_of_every_change_changes_nothing(pool: PgPool) {
     let setup = Setup::new(pool).await;
     let mut changes = 0;
     for (operation, (method, path, parameters)) in operations() {
-        if method == "GET" || READS.contains(&operation.as_str()) {
+        if method == "GET" || READS.iter().chain(&SIGN_INS).any(|one| *one == operation) {
             assert!(!parameters.contains("dryRun"), "{operation}");
             continue;
         }

@@ -10,12 +10,14 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
+    identity_providers::{issuer::TestIssuer, keys::TestKey},
     mints::token_service::TokenService,
     support::{
         app::TestApp,
         client::{Answer, Client},
         eventually, given, kubernetes, registry,
     },
+    verify::listening::answer,
 };
 
 /// Set to write the file instead of comparing it.
@@ -46,6 +48,13 @@ impl Recorder {
         let parsed = self.record_response(&mut example, &answer);
         self.examples.insert(operation.to_owned(), example.into());
         parsed
+    }
+
+    /// Records a request that was sent, and its response.
+    fn record(&mut self, operation: &str, body: Value, answer: &Answer) {
+        let mut example = Map::from_iter([("request".to_owned(), self.normalised(body))]);
+        self.record_response(&mut example, answer);
+        self.examples.insert(operation.to_owned(), example.into());
     }
 
     fn record_response(&self, example: &mut Map<String, Value>, answer: &Answer) -> Value {
@@ -228,6 +237,7 @@ async fn run_callers(run: &mut Recorder) {
     let path = format!("/v1/sessions/{}", created["id"].as_str().expect("an id"));
     run.run("list_sessions", "GET", "/v1/sessions", None).await;
     run.run("end_session", "DELETE", &path, None).await;
+    run.run("end_sessions", "DELETE", "/v1/sessions", None).await;
     let rule = json!({
         "claims": {"project_id": "42", "ref_protected": "true"}, "role": "deliverer", "grants": grants,
     });
@@ -243,6 +253,44 @@ async fn run_callers(run: &mut Recorder) {
     run.run("delete_identity_provider", "DELETE", path, None).await;
 }
 
+/// A person signs in through a provider of the tests.
+async fn run_logins(run: &mut Recorder, origin: &str) {
+    let key = TestKey::p256("one");
+    let issuer = TestIssuer::start(&[&key]);
+    let provider = json!({
+        "name": "corp", "type": "oidc", "issuer": issuer.url(), "audience": "regcred",
+        "rules": [{"claims": {"groups": "dev"}, "role": "viewer"}],
+        "login": {"clientId": "regcred", "clientSecret": "correct-horse"},
+    });
+    run.admin.post("/v1/identity-providers", &provider).await.expect(201);
+    run.run("list_login_providers", "GET", "/login", None).await;
+    let of_page =
+        |request: reqwest::RequestBuilder| request.header("Sec-Fetch-Site", "same-origin").header("Origin", origin);
+    let body = json!({"provider": "corp"});
+    let started = run.admin.send(of_page(run.admin.request("POST", "/login")).json(&body)).await;
+    let url = started.expect(201)["authorizationUrl"].as_str().expect("a URL").to_owned();
+    let query: BTreeMap<String, String> = url::Url::parse(&url).expect("a URL").query_pairs().into_owned().collect();
+    for (name, shown) in [
+        ("state", "af0ifjsldkj"),
+        ("nonce", "n-0S6_WzA2Mj"),
+        ("code_challenge", "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"),
+    ] {
+        run.names.push((query[name].clone(), shown));
+    }
+    let encoded = |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+    run.names.push((encoded(origin), "https%3A%2F%2Fregcred.example.com"));
+    run.names.push((issuer.url(), "https://issuer.example.com"));
+    run.record("start_login", body, &started);
+    let claims = json!({"aud": "regcred", "sub": "lena", "nonce": query["nonce"], "groups": ["dev"]});
+    let token = json!({"id_token": issuer.token(&key, claims)});
+    issuer.answer("/token", answer("200 OK", &[("Content-Type", "application/json")], &token.to_string()));
+    let body = json!({"code": "SplxlOBeZQQYbYS6WxSbIA", "state": query["state"]});
+    let request = of_page(run.admin.request("POST", "/login/complete"));
+    let completed = run.admin.send(request.header("Cookie", started.header("set-cookie")).json(&body)).await;
+    completed.expect(201);
+    run.record("complete_login", body, &completed);
+}
+
 async fn run_operations(run: &mut Recorder) {
     run.run("list_audit_events", "GET", "/v1/audit-events?action=registryAccount.rotate&limit=1", None).await;
     run.run("get_health", "GET", "/healthz", None).await;
@@ -251,9 +299,8 @@ async fn run_operations(run: &mut Recorder) {
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn every_operation_has_an_example_from_a_run(pool: PgPool) {
-    let app =
-        TestApp::configured(pool, &[("REGCRED_OUTBOUND_ALLOW", "127.0.0.0/8"), ("REGCRED_MINT_ALLOW", "127.0.0.1")])
-            .await;
+    let allowed = ["REGCRED_OUTBOUND_ALLOW", "REGCRED_MINT_ALLOW", "REGCRED_ISSUER_ALLOW"];
+    let app = TestApp::configured(pool, &allowed.map(|variable| (variable, "127.0.0.0/8"))).await;
     let namespace = kubernetes::new_namespace().await;
     kubernetes::kubectl(&["create", "serviceaccount", "default", "-n", &namespace], "");
     let names = vec![(namespace.clone(), "a-dev")];
@@ -264,6 +311,7 @@ async fn every_operation_has_an_example_from_a_run(pool: PgPool) {
     run_clusters(&mut run, &namespace).await;
     run_pull_secrets(&mut run, &namespace).await;
     run_callers(&mut run).await;
+    run_logins(&mut run, &format!("http://{}", app.address)).await;
     run_operations(&mut run).await;
 
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi/examples.json");

@@ -3,7 +3,7 @@
 
 mod attacks;
 pub mod cluster;
-mod issuer;
+pub mod issuer;
 pub mod keys;
 mod outages;
 mod recipes;

@@ -33,6 +33,7 @@ mod imports;
 mod leaks;
 mod lifecycle;
 mod lists;
+mod logins;
 mod memory;
 mod mints;
 mod monitoring;

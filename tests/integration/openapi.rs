@@ -143,7 +143,7 @@ fn the_3_0_document_has_no_3_1_schemas() {
 
 #[test]
 fn secrets_are_in_requests_only() {
-    const SECRETS: [&str; 4] = ["password", "token", "key", "kubeconfig"];
+    const SECRETS: [&str; 6] = ["password", "token", "key", "kubeconfig", "clientSecret", "code"];
     let document = document();
     let schemas = document["components"]["schemas"].as_object().expect("schemas");
     let in_responses = response_schemas(&document);
@@ -182,6 +182,8 @@ fn secrets_are_in_requests_only() {
         ("ClusterAuthInputClientCertificate", "key"),
         ("CreateCluster", "kubeconfig"),
         ("UpdateCluster", "kubeconfig"),
+        ("LoginInput", "clientSecret"),
+        ("CompleteLogin", "code"),
     ] {
         assert!(written.contains(&expected), "{expected:?} is not a secret in {written:?}");
     }

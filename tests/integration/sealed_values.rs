@@ -470,6 +470,34 @@ async fn secret_of_a_source_is_sealed_again_with_a_new_key(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn secret_of_a_client_is_sealed_again_with_a_new_key(pool: PgPool) {
+    let installation = installation(&pool);
+    let key = installation.new_key("admin").await;
+    let service = installation.serve().await;
+    let provider = json!({
+        "name": "corp", "type": "oidc", "issuer": "https://issuer.example.com", "audience": "regcred",
+        "caCertificate": kubernetes::file("ca.crt"), "rules": [{"claims": {"sub": "lena"}, "role": "viewer"}],
+        "login": {"clientId": "console", "clientSecret": "canary-secret"},
+    });
+    service.client(&key).post("/v1/identity-providers", &provider).await.expect(201);
+    // Bound from the start.
+    assert_eq!(counts(&list(&installation).await.0), [["1", "1"]]);
+
+    installation.must_run(&["master-key", "generate", "--file", &ring_file(&installation)]).await;
+    installation.must_run(&["master-key", "rotate"]).await;
+
+    assert_eq!(counts(&list(&installation).await.0), [["1", "1"], ["0", "0"]]);
+    let version: i64 =
+        sqlx::query_scalar("SELECT version FROM identity_providers").fetch_one(&pool).await.expect("a row");
+    assert_eq!(version, 1);
+    // A start tries values of each key; the old one is not needed any more.
+    let ring = fs::read_to_string(ring_file(&installation)).expect("a ring");
+    fs::write(ring_file(&installation), ring.lines().next().expect("the new key")).expect("written");
+    drop(service);
+    installation.serve().await;
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn unbound_secret_of_a_source_is_counted_and_refused(pool: PgPool) {
     let installation =
         installation(&pool).with("REGCRED_MINT_ALLOW", "127.0.0.1").with("REGCRED_REQUIRE_BOUND_VALUES", "true");

@@ -153,7 +153,7 @@ async fn session_ends_when_it_is_idle_or_old(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
-async fn session_is_listed_and_ended_by_its_key_only(pool: PgPool) {
+async fn session_is_listed_and_ended_by_its_key(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let replica = TestApp::beside(&app).await;
     let viewer = app.caller("view", "viewer", None).await;
@@ -245,4 +245,25 @@ async fn console_has_its_policy_and_a_page_for_every_path(pool: PgPool) {
     {
         app.anonymous().get(missing).await.problem(404, "not-found");
     }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn admin_lists_and_ends_the_sessions_of_others(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let (viewer, operator) = (app.caller("view", "viewer", None).await, app.caller("ops", "operator", None).await);
+    let browser = Browser::sign_in(&app, &viewer).await;
+    let admin = Browser::sign_in(&app, &app.admin()).await;
+
+    let listed = admin.get("/v1/sessions?all=true").await.expect(200);
+    let owners: Vec<_> = listed["items"].as_array().expect("items").iter().map(|item| &item["owner"]).collect();
+    let of = |name: &str| json!({"type": "apiKey", "name": name});
+    assert_eq!(owners, [&of("admin"), &of("view")]);
+    assert_eq!(admin.get("/v1/sessions").await.expect(200)["items"].as_array().map(Vec::len), Some(1));
+    operator.get("/v1/sessions?all=true").await.problem(403, "forbidden");
+    browser.get("/v1/sessions?all=true").await.problem(403, "forbidden");
+    operator.delete(&format!("/v1/sessions/{}", browser.id)).await.problem(404, "not-found");
+
+    assert_eq!(admin.delete(&format!("/v1/sessions/{}", browser.id)).await.status, 204);
+    browser.get("/v1/me").await.problem(401, "unauthenticated");
+    admin.get("/v1/me").await.expect(200);
 }

@@ -30,6 +30,11 @@ export async function sessions(): Promise<void> {
   const session = await unwrap(client.POST("/v1/sessions"));
   for await (const { id, current, sourceIp } of pages(client, "/v1/sessions")) console.log(id, current, sourceIp);
   await client.DELETE("/v1/sessions/{id}", { params: { path: { id: session.id } } });
+  await client.DELETE("/v1/sessions");
+  const { items } = await unwrap(client.GET("/login"));
+  const { authorizationUrl } = await unwrap(client.POST("/login", { body: { provider: items[0]?.name ?? "" } }));
+  const { expiresAt } = await unwrap(client.POST("/login/complete", { body: { code: authorizationUrl, state: "" } }));
+  console.log(expiresAt);
 }
 
 export async function registryAccounts(): Promise<void> {

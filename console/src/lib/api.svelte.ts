@@ -1,4 +1,5 @@
 import { createClient, isProblem, type Problem, ProblemError, unwrap } from "@regcred/client";
+import { toasts } from "./toasts.svelte.ts";
 import type { Me, Page } from "./types.ts";
 
 /** State of the connection to regcred, as the last request found it. */
@@ -54,10 +55,25 @@ export async function signIn(key: string): Promise<void> {
 }
 
 /** Ends the session in every tab and replica. */
-export async function signOut(): Promise<void> {
-  await api.DELETE("/v1/sessions/{id}", { params: { path: { id: "current" } } });
-  status.hasExpired = false;
-  status.me = null;
+export function signOut(): Promise<void> {
+  return ended(() => api.DELETE("/v1/sessions/{id}", { params: { path: { id: "current" } } }));
+}
+
+/** Ends all sessions of the caller, in every browser. */
+export function signOutEverywhere(): Promise<void> {
+  return ended(() => api.DELETE("/v1/sessions"));
+}
+
+/** Shows the sign-in page if regcred has ended the session. Otherwise the cookie is still valid, and the page says so. */
+async function ended(end: () => Promise<{ error?: unknown; response: Response }>): Promise<void> {
+  try {
+    const { error, response } = await end();
+    if (!response.ok && response.status !== 401) throw new ProblemError(error as Problem);
+    status.hasExpired = false;
+    status.me = null;
+  } catch (error) {
+    toasts.add(asProblem(error).detail);
+  }
 }
 
 /** Whether the caller has a permission. Controls that would be refused are not shown. */

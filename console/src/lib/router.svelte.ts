@@ -27,6 +27,12 @@ class Router {
     scrollTo(0, 0);
   }
 
+  /** Replaces the address, so that the way back does not lead to it. */
+  replace(href: string): void {
+    history.replaceState(null, "", href);
+    this.#read();
+  }
+
   /**
    * Changes parameters of the address; an empty value removes one. Another filter begins with the first page. `keep`
    * replaces the entry of the history, for text that is being typed.

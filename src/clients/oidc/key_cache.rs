@@ -1,12 +1,12 @@
-//! Cached keys of one issuer. Decides without I/O when to fetch them.
+//! Cached publication of one issuer: its keys, and where people sign in. Decides without I/O when to
+//! fetch it.
 
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::{BoxFuture, Shared};
 use tokio::time::Instant;
 
-use super::IssuerError;
-use crate::domain::jwk::KeySet;
+use super::{IssuerError, Publication};
 
 /// Fetch in progress, shared by its callers.
 pub(super) type Fetch = Shared<BoxFuture<'static, ()>>;
@@ -22,8 +22,8 @@ pub(super) struct Lifetimes {
 /// State of one issuer.
 #[derive(Debug, Default)]
 pub(super) struct KeyCache {
-    /// Keys, and when they were fetched.
-    keys: Option<(Arc<KeySet>, Instant)>,
+    /// Publication, and when it was fetched.
+    found: Option<(Arc<Publication>, Instant)>,
     /// End of the last fetch, and its error.
     last: Option<(Instant, Option<IssuerError>)>,
     fetch: Option<Fetch>,
@@ -32,7 +32,7 @@ pub(super) struct KeyCache {
 /// Result of [`KeyCache::look_up`].
 #[derive(Debug)]
 pub(super) enum Lookup {
-    Keys(Arc<KeySet>),
+    Found(Arc<Publication>),
     Failed(IssuerError),
     /// Wait for the fetch in progress.
     Wait(Fetch),
@@ -43,11 +43,11 @@ pub(super) enum Lookup {
 impl KeyCache {
     /// Looks up the keys for a caller that needs `key_id`.
     pub(super) fn look_up(&mut self, key_id: Option<&str>, now: Instant, lifetimes: &Lifetimes) -> Lookup {
-        if let Some((keys, fetched_at)) = &self.keys
+        if let Some((found, fetched_at)) = &self.found
             && now.duration_since(*fetched_at) < lifetimes.keys_lifetime
-            && keys.contains(key_id)
+            && found.keys.contains(key_id)
         {
-            return Lookup::Keys(Arc::clone(keys));
+            return Lookup::Found(Arc::clone(found));
         }
         // A fetch that completed without `finish_fetch` panicked.
         if let Some(fetch) = self.fetch.take_if(|fetch| fetch.peek().is_none()) {
@@ -57,7 +57,7 @@ impl KeyCache {
         self.fetch = None;
         let is_recent = |ended: &Instant| now.duration_since(*ended) < lifetimes.refresh_interval;
         if self.last.as_ref().is_some_and(|(ended, _)| is_recent(ended)) {
-            return self.current(key_id, now, lifetimes).map_or_else(Lookup::Failed, Lookup::Keys);
+            return self.current(key_id, now, lifetimes).map_or_else(Lookup::Failed, Lookup::Found);
         }
         Lookup::Fetch
     }
@@ -68,15 +68,15 @@ impl KeyCache {
     }
 
     /// Records the result of a fetch.
-    pub(super) fn finish_fetch(&mut self, fetched: Result<KeySet, IssuerError>, now: Instant) {
+    pub(super) fn finish_fetch(&mut self, fetched: Result<Publication, IssuerError>, now: Instant) {
         self.fetch = None;
         self.last = Some((now, fetched.as_ref().err().cloned()));
-        if let Ok(keys) = fetched {
-            self.keys = Some((Arc::new(keys), now));
+        if let Ok(found) = fetched {
+            self.found = Some((Arc::new(found), now));
         }
     }
 
-    /// Returns the keys without another fetch.
+    /// Returns the publication without another fetch.
     ///
     /// After a successful fetch: its keys, with or without `key_id`. After a failed fetch: the
     /// previous keys, if they contain `key_id` and are not too old. An unknown `key_id` is then an
@@ -86,18 +86,18 @@ impl KeyCache {
         key_id: Option<&str>,
         now: Instant,
         lifetimes: &Lifetimes,
-    ) -> Result<Arc<KeySet>, IssuerError> {
+    ) -> Result<Arc<Publication>, IssuerError> {
         let error = match &self.last {
             Some((_, error)) => error.clone(),
             None => Some(IssuerError::Unreachable("the fetch of the keys did not complete".to_owned())),
         };
         let lifetime = if error.is_none() { Duration::MAX } else { lifetimes.stale_lifetime };
-        match (&self.keys, error) {
-            (Some((keys, _)), None) => Ok(Arc::clone(keys)),
-            (Some((keys, fetched_at)), Some(_))
-                if now.duration_since(*fetched_at) < lifetime && keys.contains(key_id) =>
+        match (&self.found, error) {
+            (Some((found, _)), None) => Ok(Arc::clone(found)),
+            (Some((found, fetched_at)), Some(_))
+                if now.duration_since(*fetched_at) < lifetime && found.keys.contains(key_id) =>
             {
-                Ok(Arc::clone(keys))
+                Ok(Arc::clone(found))
             }
             (_, Some(error)) => Err(error),
             (None, None) => Err(IssuerError::Unreachable("the issuer provided no keys".to_owned())),
@@ -106,7 +106,7 @@ impl KeyCache {
 
     /// Time of the last successful fetch.
     pub(super) fn fetched_at(&self) -> Option<Instant> {
-        self.keys.as_ref().map(|(_, fetched_at)| *fetched_at)
+        self.found.as_ref().map(|(_, fetched_at)| *fetched_at)
     }
 }
 
@@ -115,6 +115,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::domain::jwk::KeySet;
 
     const LIFETIMES: Lifetimes = Lifetimes {
         keys_lifetime: Duration::from_mins(10),
@@ -122,10 +123,11 @@ mod tests {
         stale_lifetime: Duration::from_hours(1),
     };
 
-    fn keys(ids: &[&str]) -> KeySet {
+    fn keys(ids: &[&str]) -> Publication {
         let x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
         let keys: Vec<_> = ids.iter().map(|id| json!({"kty": "OKP", "crv": "Ed25519", "kid": id, "x": x})).collect();
-        KeySet::parse(json!({"keys": keys}).to_string().as_bytes()).unwrap()
+        let keys = KeySet::parse(json!({"keys": keys}).to_string().as_bytes()).unwrap();
+        Publication { keys, login: None }
     }
 
     fn down() -> IssuerError {
@@ -153,12 +155,12 @@ mod tests {
                 Lookup::Fetch => "fetch",
                 Lookup::Failed(_) => "fail",
                 Lookup::Wait(_) => "wait",
-                Lookup::Keys(keys) if keys.contains(Some(id)) => "present",
-                Lookup::Keys(_) => "absent",
+                Lookup::Found(found) if found.keys.contains(Some(id)) => "present",
+                Lookup::Found(_) => "absent",
             }
         }
 
-        fn finish(&mut self, seconds: u64, fetched: Result<KeySet, IssuerError>) {
+        fn finish(&mut self, seconds: u64, fetched: Result<Publication, IssuerError>) {
             self.cache.finish_fetch(fetched, self.at(seconds));
         }
     }

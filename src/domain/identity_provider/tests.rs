@@ -20,6 +20,7 @@ fn oidc(issuer: &str, rules: Vec<RuleDocument>) -> ProviderDocument {
         allow_multiple_audiences: false,
         token_types: Vec::new(),
         rules,
+        login: None,
     }
 }
 
@@ -226,4 +227,15 @@ fn rule_matches_only_if_all_claims_match() {
         RuleDocument::from(&rule).claims,
         BTreeMap::from([("project_id".to_owned(), "42".to_owned()), ("ref_protected".to_owned(), "true".to_owned()),])
     );
+}
+
+#[test]
+fn people_sign_in_through_issuers_only() {
+    let rules = || vec![rule(&[("sub", "ci")], "viewer")];
+    let login = Some("regcred".to_owned());
+    let config = ProviderConfig::parse(ProviderDocument { login: login.clone(), ..oidc(OWN, rules()) }).unwrap();
+    assert_eq!(config.login.map(|client| client.to_string()), login);
+    let reviewed = reviewed(vec![rule(&[("namespace", "a")], "viewer")]);
+    assert_eq!(refused(ProviderDocument { login, ..reviewed }), ["login"]);
+    assert_eq!(refused(ProviderDocument { login: Some(String::new()), ..oidc(OWN, rules()) }), ["login.clientId"]);
 }

@@ -26,7 +26,7 @@ const TAGGED: [Tagged; 2] = [
     },
     Tagged {
         schema: "CreateIdentityProvider",
-        types: &[("oidc", &["issuer"], &["caCertificate"]), ("tokenReview", &["cluster"], &[])],
+        types: &[("oidc", &["issuer"], &["caCertificate", "login"]), ("tokenReview", &["cluster"], &[])],
     },
 ];
 
@@ -176,7 +176,13 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
     } else if let Some(operation) = operation.as_object_mut() {
         operation.remove("parameters");
     }
-    let statuses = if is_authenticated { problems(path, method, operation) } else { Vec::new() };
+    let statuses = if is_authenticated {
+        problems(path, method, operation)
+    } else if path.starts_with("/login") {
+        open_problems(operation)
+    } else {
+        Vec::new()
+    };
     let mut parameters = operation["parameters"].as_array().into_iter().flatten();
     let is_changing = parameters.any(|parameter| parameter["name"] == "dryRun");
     let responses = &mut operation["responses"];
@@ -226,6 +232,14 @@ fn problems(path: &str, method: &str, operation: &Value) -> Vec<&'static str> {
         statuses.push("406");
     }
     statuses
+}
+
+/// Statuses of the problems that a route for callers without a credential may return.
+fn open_problems(operation: &Value) -> Vec<&'static str> {
+    match operation.get("requestBody") {
+        Some(_) => vec!["400", "403", "408", "413", "415", "422", "429", "500", "503"],
+        None => vec!["422", "500", "503"],
+    }
 }
 
 fn component_of(status: &str) -> &'static str {

@@ -68,9 +68,10 @@ pub fn provider(config: &ProviderConfig) -> RecordedFields {
     let rules: Vec<RuleDocument> = config.rules.iter().map(RuleDocument::from).collect();
     let fields = RecordedFields::default().with("audience", config.audience.as_str()).with("rules", json(&rules));
     match &config.auth_method {
-        AuthMethod::Oidc { issuer, ca_certificate } => {
-            fields.with("issuer", issuer.to_string()).with("caCertificate", fingerprints(ca_certificate.as_ref()))
-        }
+        AuthMethod::Oidc { issuer, ca_certificate } => fields
+            .with("issuer", issuer.to_string())
+            .with("caCertificate", fingerprints(ca_certificate.as_ref()))
+            .with("login.clientId", config.login.as_ref().map(ToString::to_string)),
         AuthMethod::TokenReview { cluster } => fields.with("cluster", cluster.as_str()),
     }
 }

@@ -42,6 +42,8 @@ struct Inner {
     /// Delays responses until it is reset.
     holds: bool,
     requests: HashMap<String, usize>,
+    /// The last request of each path.
+    last: HashMap<String, String>,
 }
 
 impl TestIssuer {
@@ -108,6 +110,11 @@ impl TestIssuer {
         self.state.inner.lock().expect("the state").requests.get(path).copied().unwrap_or_default()
     }
 
+    /// Returns the last request for a path.
+    pub fn last_request(&self, path: &str) -> String {
+        self.state.inner.lock().expect("the state").last.get(path).cloned().expect("a request")
+    }
+
     /// Returns claims that are valid for five minutes, overridden by `more`. `null` removes a
     /// claim.
     pub fn claims(&self, more: Value) -> Value {
@@ -134,6 +141,7 @@ impl State {
         let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
         let mut inner = self.inner.lock().expect("the state");
         *inner.requests.entry(path.clone()).or_default() += 1;
+        inner.last.insert(path.clone(), request.to_owned());
         let inner = self.released.wait_while(inner, |inner| inner.holds).expect("the state");
         if inner.is_down {
             return Vec::new();
@@ -144,7 +152,10 @@ impl State {
         let json_header = [("Content-Type", "application/json")];
         match path.as_str() {
             DISCOVERY => {
-                let document = json!({"issuer": base, "jwks_uri": format!("{base}{KEYS}"), "response_types_supported": ["id_token"]});
+                let document = json!({
+                    "issuer": base, "jwks_uri": format!("{base}{KEYS}"), "response_types_supported": ["id_token"],
+                    "authorization_endpoint": format!("{base}/authorize"), "token_endpoint": format!("{base}/token"),
+                });
                 answer("200 OK", &json_header, &document.to_string())
             }
             KEYS => answer("200 OK", &json_header, &json!({"keys": inner.keys}).to_string()),
