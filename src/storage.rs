@@ -36,6 +36,7 @@ pub mod schema;
 pub mod sealed;
 pub mod summary;
 pub mod targets;
+pub mod traces;
 pub mod unmatched;
 pub mod verifications;
 pub mod wakeups;

@@ -46,6 +46,7 @@ mod resource_events;
 mod row_cache;
 mod sealed_values;
 mod support;
+mod traces;
 mod unchanged;
 mod verify;
 mod walkthrough;
