@@ -148,6 +148,10 @@ dist-test: ## Install the tarball of target/dist on a minimal Debian 12 with sys
 image-test: ## Build the image with a private Docker engine and run docker-compose.yml; needs root
 	@dev/image-test $(ARGS)
 
+.PHONY: upgrade-test
+upgrade-test: ## Upgrade from the previous release under load, restart, re-seal and restore; ARGS='f12' selects
+	@dev/upgrade-test $(ARGS)
+
 .PHONY: ci
 ci: ## Run all gates of a change
 	@.ci/run

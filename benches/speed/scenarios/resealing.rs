@@ -95,7 +95,8 @@ impl Installation {
     /// Number of rows that the key with this id has sealed, by `master-key list`.
     fn sealed_by(&self, id: &str) -> anyhow::Result<usize> {
         let listed = run(&mut self.command(&["master-key", "list"])?)?;
-        let line = listed.lines().find(|line| line.split_whitespace().next() == Some(id)).context("the key is listed")?;
+        let line =
+            listed.lines().find(|line| line.split_whitespace().next() == Some(id)).context("the key is listed")?;
         Ok(line.split_whitespace().nth(2).context("three columns")?.parse()?)
     }
 
@@ -168,7 +169,11 @@ pub fn resealing(_: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     goals.at_least("F13 re-sealing: values a second", 20_000.0, per_second);
     goals.at_least("F13 re-sealing: reads relative to those alone", 0.7, beside.per_second / alone.per_second);
     goals.exactly("F13 re-sealing: reads without the right password", 0, alone.wrong + beside.wrong);
-    goals.at_most("F13 re-sealing: values sealed again after the kill", 1_000.0, float((killed.0 + rest.0).saturating_sub(rows)));
+    goals.at_most(
+        "F13 re-sealing: values sealed again after the kill",
+        1_000.0,
+        float((killed.0 + rest.0).saturating_sub(rows)),
+    );
     goals.exactly("F13 re-sealing: starts without the old key, while it has rows", 0, usize::from(killed_starts));
     goals.exactly("F13 re-sealing: rows of the old key at the end", 0, left);
     goals.exactly("F13 re-sealing: starts without the old key at the end", 1, usize::from(starts));
@@ -182,9 +187,8 @@ fn read_while<T>(
     rows: usize,
     event: impl FnOnce() -> anyhow::Result<T>,
 ) -> anyhow::Result<(Reads, T)> {
-    let is_over = AtomicBool::new(false);
+    let (start, is_over) = (Instant::now(), AtomicBool::new(false));
     std::thread::scope(|scope| {
-        let start = Instant::now();
         let load = scope.spawn(|| {
             on_this_thread(async {
                 let reading = (0..CONNECTIONS).map(|_| read(address, key, rows, &is_over));

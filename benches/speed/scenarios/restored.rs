@@ -83,7 +83,11 @@ pub fn restored(outer: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
         row(["start until ready, s", &format!("{:.2}", server.ready_after.as_secs_f64())]),
     ];
     table(&format!("F14 restore: {STORED} accounts, {COUNT} targets"), &rows)?;
-    goals.exactly("F14 restore: accounts without their password", 0, stored::wrong(server.address, &stage.key, STORED)?);
+    goals.exactly(
+        "F14 restore: accounts without their password",
+        0,
+        stored::wrong(server.address, &stage.key, STORED)?,
+    );
     goals.exactly("F14 restore: acknowledged rotations lost", 0, lost(&server, &stage.key, &callers)?);
     goals.exactly("F14 restore: outdated Secrets after a rotation", 0, outdated(&stage, fleet, &server)?);
     run(&mut stage.sandbox.regcred(REGCRED, &["audit", "verify", "--anchors", &anchors]))?;

@@ -44,10 +44,10 @@ pub fn rolling_restart(stage: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
             })
             .collect::<anyhow::Result<Vec<Restart>>>()
     })?;
-    let stale = declared.stale()?;
+    let outdated = declared.stale()?;
     declared.retire(&replicas[0])?;
     report(&callers::answers(&callers, |_| true), &restarts, goals)?;
-    goals.at_most("F10 rolling restart: outdated Secrets", 0.0, float(stale));
+    goals.at_most("F10 rolling restart: outdated Secrets", 0.0, float(outdated));
     goals.at_most(
         "F10 rolling restart: reads of a replaced password, s after the rotation, maximum",
         5.0,

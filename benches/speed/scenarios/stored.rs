@@ -45,10 +45,10 @@ async fn insert(conn: &mut PgConnection, sealer: &Sealer, numbers: std::ops::Ran
         let destination = RegistryDestination { authority: &authority, plain_http: false, ca: None };
         let password = SecretString::from(password(number));
         let slot = SealedColumn::account_password(id, &destination);
-        let sealed = sealer.seal(SealForm::Unbound, &slot, &password).map_err(|error| anyhow!("{error:?}"))?;
+        let value = sealer.seal(SealForm::Unbound, &slot, &password).map_err(|error| anyhow!("{error:?}"))?;
         ids.push(id);
         names.push(name(number));
-        passwords.push(sealed.bytes);
+        passwords.push(value.bytes);
     }
     sqlx::query(
         "INSERT INTO registry_accounts (id, name, registry, username, password, password_key_id)

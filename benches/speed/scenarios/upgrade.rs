@@ -40,7 +40,7 @@ struct Phases {
     /// The last process of the previous release is gone.
     replaced: Instant,
     /// Secrets that were outdated after the rotations.
-    stale: usize,
+    outdated: usize,
 }
 
 /// Upgrades a database with accounts and pull secrets.
@@ -61,11 +61,10 @@ pub fn upgrade(outer: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let declared = Declared::everywhere(&stage, fleet, &old[0], "f12", None)?;
     declared.until_done(COUNT)?;
     let balancer = Balancer::of(old.iter().map(|replica| replica.address));
-    let (callers, (phases, new)) = callers::under_load(&balancer, &stage.key, || {
-        replace(&stage, &previous, &declared, &balancer, old)
-    })?;
+    let (callers, (phases, new)) =
+        callers::under_load(&balancer, &stage.key, || replace(&stage, &previous, &declared, &balancer, old))?;
     report(&callers, &phases, goals)?;
-    goals.exactly("F12 upgrade: outdated Secrets", 0, phases.stale);
+    goals.exactly("F12 upgrade: outdated Secrets", 0, phases.outdated);
     goals.at_most(
         "F12 upgrade: reads of a replaced password, s after the rotation, maximum",
         5.0,
@@ -96,15 +95,17 @@ fn replace(
     let migrated = Instant::now();
 
     progress("F12 upgrade: both releases serve");
-    new.iter().for_each(|replica| balancer.add(replica.address));
+    for replica in &new {
+        balancer.add(replica.address);
+    }
     // As after a rollback, or a node that restarts.
     old.push(stage.sandbox.serve_program(previous)?);
     balancer.add(old[OLD].address);
-    let mut stale = 0;
+    let mut outdated = 0;
     for by in [&new[0], &old[OLD]] {
         declared.rotate(by)?;
         declared.until_done(COUNT)?;
-        stale += declared.stale()?;
+        outdated += declared.stale()?;
     }
     std::thread::sleep(STEADY);
     let mixed = Instant::now();
@@ -118,9 +119,9 @@ fn replace(
     let replaced = Instant::now();
     declared.rotate(&new[0])?;
     declared.until_done(COUNT)?;
-    stale += declared.stale()?;
+    outdated += declared.stale()?;
     std::thread::sleep(STEADY);
-    Ok((Phases { begun, migrated, mixed, replaced, stale }, new))
+    Ok((Phases { begun, migrated, mixed, replaced, outdated }, new))
 }
 
 /// Starts all new replicas at once, each of which migrates.
