@@ -12,15 +12,7 @@ COPY . .
 # The builder keeps the caches. The build fails if Cargo.lock is not up to date.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
     cargo build --locked --profile "$PROFILE" --bin regcred && \
-    install -D "target/$([ "$PROFILE" = dev ] && echo debug || echo "$PROFILE")/regcred" /root-of-image/usr/local/bin/regcred
-# Shared libraries at their paths; users; resolution of names; CAs for registries and clusters with public certificates.
-RUN cd /root-of-image && \
-    ldd usr/local/bin/regcred | grep -o '/[^ ]*' | xargs -I {} cp -L --parents {} . && \
-    mkdir -p etc/ssl/certs && \
-    cp -L /etc/ssl/certs/ca-certificates.crt etc/ssl/certs/ && \
-    echo 'hosts: files dns' >etc/nsswitch.conf && \
-    echo 'regcred:x:65532:65532::/:/none' >etc/passwd && \
-    echo 'regcred:x:65532:' >etc/group
+    dev/image-root "target/$([ "$PROFILE" = dev ] && echo debug || echo "$PROFILE")/regcred" /root-of-image
 
 FROM scratch
 COPY --from=build /root-of-image /
