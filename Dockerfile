@@ -8,10 +8,14 @@ FROM ${BUILD_IMAGE} AS build
 ARG PROFILE=release
 WORKDIR /build
 ENV SQLX_OFFLINE=true CARGO_INCREMENTAL=0
+# Records the crates of the program in it, for scanners. The version is that of dev/requirements/crates.txt.
+ARG CARGO_AUDITABLE=0.7.7
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    cargo install --quiet --locked --version "=$CARGO_AUDITABLE" cargo-auditable
 COPY . .
 # The builder keeps the caches. The build fails if Cargo.lock is not up to date.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
-    cargo build --locked --profile "$PROFILE" --bin regcred && \
+    cargo auditable build --locked --profile "$PROFILE" --bin regcred && \
     dev/image-root "target/$([ "$PROFILE" = dev ] && echo debug || echo "$PROFILE")/regcred" /root-of-image
 
 FROM scratch

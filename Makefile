@@ -137,7 +137,7 @@ chart-test: ## Test the Helm chart, its alerts, and a release of it in a real AP
 
 .PHONY: dist
 dist: ## Build the files of a release in target/dist: tarball, chart, bill of materials, checksums
-	cargo build --locked --release --bin regcred
+	tools=$$(dev/cargo-tool cargo-auditable) && PATH=$$tools:$$PATH cargo auditable build --locked --release --bin regcred
 	@dev/dist
 
 .PHONY: dist-test

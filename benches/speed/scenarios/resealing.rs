@@ -102,9 +102,11 @@ impl Installation {
 
     /// Whether a service starts with only the first key of the ring.
     fn starts_without_old_key(&self) -> anyhow::Result<bool> {
-        let ring = fs::read_to_string(&self.ring)?;
-        fs::write(&self.ring, ring.lines().next().context("a key")?)?;
+        // A file of its own: the replica under load reads the ring again.
+        let ring = self.ring.with_extension("new");
+        fs::write(&ring, fs::read_to_string(&self.ring)?.lines().next().context("a key")?)?;
         let mut serve = self.command(&["serve"])?;
+        serve.env("REGCRED_MASTER_KEYS_FILE", &ring);
         serve.env("REGCRED_HTTP_LISTEN", free_address()?.to_string());
         serve.env("REGCRED_OPERATIONS_LISTEN", "off").env("REGCRED_LOG_FORMAT", "json");
         let mut child = serve.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
@@ -113,7 +115,7 @@ impl Installation {
         let has_started = lines.map_while(Result::ok).any(|line| line.contains("server started"));
         let _ = child.kill();
         child.wait()?;
-        fs::write(&self.ring, ring)?;
+        fs::remove_file(&ring)?;
         Ok(has_started)
     }
 }
