@@ -17,20 +17,16 @@ FROM ${BUILD_IMAGE} AS build
 ARG PROFILE=release
 WORKDIR /build
 ENV SQLX_OFFLINE=true CARGO_INCREMENTAL=0
+# Records the crates of the program in it, for scanners. The version is that of dev/requirements/crates.txt.
+ARG CARGO_AUDITABLE=0.7.7
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    cargo install --quiet --locked --version "=$CARGO_AUDITABLE" cargo-auditable
 COPY . .
 COPY --from=console /build/console/dist console/dist
 # The builder keeps the caches. The build fails if Cargo.lock is not up to date.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
-    cargo build --locked --profile "$PROFILE" --bin regcred && \
-    install -D "target/$([ "$PROFILE" = dev ] && echo debug || echo "$PROFILE")/regcred" /root-of-image/usr/local/bin/regcred
-# Shared libraries at their paths; users; resolution of names; CAs for registries and clusters with public certificates.
-RUN cd /root-of-image && \
-    ldd usr/local/bin/regcred | grep -o '/[^ ]*' | xargs -I {} cp -L --parents {} . && \
-    mkdir -p etc/ssl/certs && \
-    cp -L /etc/ssl/certs/ca-certificates.crt etc/ssl/certs/ && \
-    echo 'hosts: files dns' >etc/nsswitch.conf && \
-    echo 'regcred:x:65532:65532::/:/none' >etc/passwd && \
-    echo 'regcred:x:65532:' >etc/group
+    cargo auditable build --locked --profile "$PROFILE" --bin regcred && \
+    dev/image-root "target/$([ "$PROFILE" = dev ] && echo debug || echo "$PROFILE")/regcred" /root-of-image
 
 FROM scratch
 COPY --from=build /root-of-image /

@@ -155,7 +155,7 @@ chart-test: ## Test the Helm chart, its alerts, and a release of it in a real AP
 
 .PHONY: dist
 dist: ## Build the files of a release in target/dist: tarball, chart, bill of materials, checksums
-	cargo build --locked --release --bin regcred
+	tools=$$(dev/cargo-tool cargo-auditable) && PATH=$$tools:$$PATH cargo auditable build --locked --release --bin regcred
 	@dev/dist
 
 .PHONY: dist-test
@@ -165,6 +165,10 @@ dist-test: ## Install the tarball of target/dist on a minimal Debian 12 with sys
 .PHONY: image-test
 image-test: ## Build the image with a private Docker engine and run docker-compose.yml; needs root
 	@dev/image-test $(ARGS)
+
+.PHONY: upgrade-test
+upgrade-test: ## Upgrade from the previous release under load, restart, re-seal and restore; ARGS='f12' selects
+	@dev/upgrade-test $(ARGS)
 
 .PHONY: ci
 ci: ## Run all gates of a change

@@ -220,6 +220,7 @@ impl Cli {
         let result = runtime.block_on(self.command.run());
         // Does not wait for blocking calls that are still running.
         runtime.shutdown_background();
+        telemetry::traces::stop();
         result
     }
 }
@@ -247,14 +248,21 @@ impl Command {
 }
 
 fn start_log(command: &Command) -> Result<(), CliError> {
+    let is_service = matches!(command, Command::Serve { .. } | Command::Worker);
     let mut reader = Reader::new(&variable);
     let log = reader.log();
-    if log.is_none() && matches!(command, Command::Serve { .. } | Command::Worker) {
+    let traces = if is_service { reader.traces() } else { Some(None) };
+    if is_service && (log.is_none() || traces.is_none()) {
         // Reports the problems of all sections.
         reader.serve()?;
         return Ok(());
     }
-    telemetry::start(&reader.finish(|| log)?);
+    let (log, traces) = reader.finish(|| log.zip(traces))?;
+    if let Some(traces) = traces {
+        telemetry::traces::start(traces)
+            .map_err(|error| AppError::Config(format!("traces cannot be exported: {error}")))?;
+    }
+    telemetry::start(&log);
     Ok(())
 }
 

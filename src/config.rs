@@ -4,6 +4,7 @@
 //! reported at once. Only `cli` and `app` read the configuration; other modules receive values.
 
 mod reader;
+mod traces;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -432,6 +433,7 @@ impl Reader<'_> {
         let identity = self.identity(proxy.clone().flatten());
         let mint = self.mint(proxy.flatten());
         let api_key_lifetime_max = self.api_key_lifetime_max();
+        self.note_traces_file();
         let exposed_files = std::mem::take(&mut self.exposed_files);
         self.finish(|| {
             Some(ServeConfig {

@@ -37,6 +37,7 @@ pub mod sealed;
 pub mod sessions;
 pub mod summary;
 pub mod targets;
+pub mod traces;
 pub mod unmatched;
 pub mod verifications;
 pub mod wakeups;

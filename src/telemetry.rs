@@ -2,12 +2,13 @@
 
 mod json;
 mod repeats;
+pub mod traces;
 
 use std::{io::IsTerminal, str::FromStr, sync::LazyLock};
 
 use tracing_subscriber::{
     EnvFilter, Layer,
-    filter::{LevelFilter, Targets},
+    filter::{FilterExt, LevelFilter, Targets},
     fmt,
     layer::SubscriberExt,
     util::SubscriberInitExt,
@@ -81,7 +82,8 @@ pub fn report_repeats() {
     REPEATS.report();
 }
 
-/// Starts logging. Only the first call in a process has an effect.
+/// Starts logging, and the recording of spans if [`traces::start`] was called. Only the first call in
+/// a process has an effect.
 pub fn start(config: &LogConfig) {
     let is_terminal = std::io::stderr().is_terminal();
     let is_json = match config.format {
@@ -95,7 +97,6 @@ pub fn start(config: &LogConfig) {
     } else {
         lines.with_target(false).boxed()
     };
-    let lines = lines.with_filter(&*REPEATS);
     let wire = Targets::new()
         .with_default(tracing::Level::TRACE)
         .with_targets(WIRE.map(|name| (name, tracing::Level::INFO)))
@@ -103,6 +104,12 @@ pub fn start(config: &LogConfig) {
         .with_target("kube_client", LevelFilter::OFF)
         .with_target("kube_runtime", LevelFilter::OFF);
     let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    // Of this layer, not of the subscriber: traces have their own.
+    let lines = tracing_subscriber::registry().with(lines.with_filter(filter.and(wire).and(&*REPEATS)));
     // Fails only if a subscriber exists, as in tests.
-    let _ = tracing_subscriber::registry().with(lines).with(wire).with(filter).try_init();
+    let _ = match traces::layer() {
+        Some(traces) => lines.with(traces).try_init(),
+        // An absent layer would keep callsites from being disabled for good.
+        None => lines.try_init(),
+    };
 }

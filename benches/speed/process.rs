@@ -13,6 +13,8 @@ use crate::load;
 
 /// Deadline for readiness.
 const READY_WITHIN: Duration = Duration::from_secs(30);
+/// Deadline for the exit after SIGTERM.
+const EXIT_WITHIN: Duration = Duration::from_mins(1);
 /// Length of a CPU time tick (`USER_HZ`, the same on every Linux).
 const TICK: Duration = Duration::from_millis(10);
 
@@ -67,6 +69,21 @@ impl Server {
         let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status()?;
         ensure!(sent.success(), "the process is gone");
         Ok(())
+    }
+
+    /// Sends SIGTERM and waits until the process exits, which must be with success. Returns the
+    /// time that it took.
+    pub fn terminate(mut self) -> anyhow::Result<Duration> {
+        let start = Instant::now();
+        self.signal("TERM")?;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(status.success(), "the server ended with {status}");
+                return Ok(start.elapsed());
+            }
+            ensure!(start.elapsed() < EXIT_WITHIN, "the server does not end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// CPU time used so far, user and system.

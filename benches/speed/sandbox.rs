@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The executable under test, built by Cargo for this bench.
-const REGCRED: &str = env!("CARGO_BIN_EXE_regcred");
+pub const REGCRED: &str = env!("CARGO_BIN_EXE_regcred");
 /// Test key of 32 bytes.
 pub const TEST_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 /// Name of the account.
@@ -67,7 +67,7 @@ impl Sandbox {
     }
 
     /// A regcred command, configured as in production but for its test keys.
-    fn regcred(&self, program: &str, arguments: &[&str]) -> Command {
+    pub fn regcred(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command
             .args(arguments)
@@ -80,10 +80,14 @@ impl Sandbox {
 
     /// Migrates the database, creates an API key and returns its text.
     pub fn prepare(&self) -> anyhow::Result<String> {
-        ensure!(self.regcred(REGCRED, &["migrate"]).output()?.status.success(), "regcred migrate failed");
-        let made = self.regcred(REGCRED, &["api-key", "create", "--name", "bench", "--role", "admin"]).output()?;
-        ensure!(made.status.success(), "regcred api-key failed: {}", String::from_utf8_lossy(&made.stderr));
-        Ok(String::from_utf8(made.stdout)?.trim().to_owned())
+        self.prepare_with(REGCRED)
+    }
+
+    /// The same with another build.
+    pub fn prepare_with(&self, program: &str) -> anyhow::Result<String> {
+        run(&mut self.regcred(program, &["migrate"]))?;
+        let made = run(&mut self.regcred(program, &["api-key", "create", "--name", "bench", "--role", "admin"]))?;
+        Ok(made.trim().to_owned())
     }
 
     /// Starts the service without a rate limit.
@@ -93,24 +97,29 @@ impl Sandbox {
 
     /// Starts the service with its default rate limits.
     pub fn serve_limited(&self) -> anyhow::Result<Server> {
-        self.start(REGCRED, &[], Stdio::null())
+        self.start(REGCRED, &["serve"], &[], Stdio::null())
+    }
+
+    /// Starts a replica that migrates the database first.
+    pub fn serve_migrating(&self) -> anyhow::Result<Server> {
+        self.start(REGCRED, &["serve", "--migrate"], &[("REGCRED_HTTP_REQUESTS_PER_SECOND", "0")], Stdio::null())
     }
 
     /// Starts another build of the service without a rate limit.
     pub fn serve_program(&self, program: &str) -> anyhow::Result<Server> {
-        self.start(program, &[("REGCRED_HTTP_REQUESTS_PER_SECOND", "0")], Stdio::null())
+        self.start(program, &["serve"], &[("REGCRED_HTTP_REQUESTS_PER_SECOND", "0")], Stdio::null())
     }
 
     /// The same, with another URL of the database.
     pub fn with_url(&self, url: &str) -> anyhow::Result<Server> {
-        self.start(REGCRED, &[("REGCRED_HTTP_REQUESTS_PER_SECOND", "0"), ("REGCRED_DATABASE_URL", url)], Stdio::null())
+        self.serve_with(&[("REGCRED_DATABASE_URL", url)], None)
     }
 
     /// Starts a replica with extra variables and without a rate limit. Its log goes to the given
     /// file, if any.
     pub fn serve_with(&self, variables: &[(&str, &str)], log: Option<&Path>) -> anyhow::Result<Server> {
         let log = log.map_or_else(|| Ok(Stdio::null()), |path| File::create(path).map(Stdio::from))?;
-        self.start(REGCRED, &[&[("REGCRED_HTTP_REQUESTS_PER_SECOND", "0")], variables].concat(), log)
+        self.start(REGCRED, &["serve"], &[&[("REGCRED_HTTP_REQUESTS_PER_SECOND", "0")], variables].concat(), log)
     }
 
     /// URL of the database, with its owner's login.
@@ -118,9 +127,15 @@ impl Sandbox {
         &self.url
     }
 
-    fn start(&self, program: &str, variables: &[(&str, &str)], log: Stdio) -> anyhow::Result<Server> {
+    fn start(
+        &self,
+        program: &str,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        log: Stdio,
+    ) -> anyhow::Result<Server> {
         let (address, operations) = (free_address()?, free_address()?);
-        let mut command = self.regcred(program, &["serve"]);
+        let mut command = self.regcred(program, arguments);
         command.env("REGCRED_HTTP_LISTEN", address.to_string()).envs(variables.iter().copied());
         command.env("REGCRED_OPERATIONS_LISTEN", operations.to_string());
         let mut server = Server::start_logging(&mut command, address, "/readyz", log)?;
@@ -178,6 +193,13 @@ impl Sandbox {
         command.env("DATABASE_URL", &self.url);
         Server::start(&mut command, address, "/hello")
     }
+}
+
+/// Runs a command, which must succeed, and returns its output.
+pub fn run(command: &mut Command) -> anyhow::Result<String> {
+    let done = command.stdin(Stdio::null()).output()?;
+    ensure!(done.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&done.stderr));
+    Ok(String::from_utf8(done.stdout)?)
 }
 
 /// Registers the account.

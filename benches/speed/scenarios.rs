@@ -7,6 +7,7 @@
 
 #[path = "../../tests/integration/support/broker.rs"]
 mod broker;
+mod callers;
 mod clients;
 mod database;
 mod drift;
@@ -22,9 +23,14 @@ mod postgres;
 #[path = "../../tests/integration/support/proxy.rs"]
 mod proxy;
 mod replicas;
+mod resealing;
+mod restored;
+mod rolling;
 mod rotation;
 mod skewed;
+mod stored;
 mod timing;
+mod upgrade;
 mod workers;
 
 use std::cell::OnceCell;
@@ -46,7 +52,7 @@ pub const ARGUMENT: &str = "--scenarios";
 /// Code, description and function of a scenario.
 type Scenario = (&'static str, &'static str, fn(&Stage, &mut Goals) -> anyhow::Result<()>);
 
-const ALL: [Scenario; 23] = [
+const ALL: [Scenario; 27] = [
     ("a1", "A1 slow clients: slow heads and bodies, and thousands of half-open connections", clients::slow),
     ("a2", "A2 oversized requests: bodies and heads beyond the limits", clients::oversized),
     ("a4", "A4 forged keys: a flood of forged API keys", keys::forged),
@@ -61,7 +67,11 @@ const ALL: [Scenario; 23] = [
     ("f7", "F7 many replicas: two and five replicas with eight workers each", workers::many_replicas),
     ("f8", "F8 skewed clock: one replica's clock is an hour off", skewed::clocks),
     ("f9", "F9 database degraded: read-only, and without notifications", database::degraded),
+    ("f10", "F10 rolling restart: three replicas under load, in fan-outs", rolling::rolling_restart),
     ("f11", "F11 database killed: after the response to a rotation", database::killed),
+    ("f12", "F12 upgrade: from the previous release, under load", upgrade::upgrade),
+    ("f13", "F13 re-sealing: 300,000 values under load, killed once", resealing::resealing),
+    ("f14", "F14 restore: a dump on another server", restored::restored),
     ("f15", "F15 drift: 100 of 1,000 Secrets are edited or deleted", drift::drift),
     ("m1", "M1 mints due at once: 1,000 accounts and five replicas", minting::burst::due_at_once),
     ("m2", "M2 mint killed: a replica is killed at 20 points of its mints", minting::killed::replica_killed),

@@ -225,6 +225,7 @@ impl ClusterClient {
         response
     }
 
+    #[tracing::instrument(level = "debug", name = "cluster.call", skip_all, fields(server = self.server(), method = %request.method()))]
     async fn exchange_uncounted(&self, request: Request<Vec<u8>>, deadline: Instant) -> Result<Response, ClusterError> {
         let sent = timeout_at(deadline, self.client.send(request.map(Body::from))).await;
         let response =

@@ -10,7 +10,7 @@ use actix_web::{
 use tracing::Span;
 use tracing_actix_web::RootSpanBuilder;
 
-use crate::{domain::caller::Identity, http::request_meta::RequestMeta};
+use crate::{domain::caller::Identity, http::request_meta::RequestMeta, telemetry::traces};
 
 /// Length of a path in the log, in bytes. The longest path of a route is shorter, and a client could
 /// otherwise fill the log with paths of 128 KiB.
@@ -29,22 +29,28 @@ pub struct RootSpan;
 impl RootSpanBuilder for RootSpan {
     fn on_request_start(request: &ServiceRequest) -> Span {
         let meta = RequestMeta::of(request.request());
-        tracing::info_span!(
+        let span = tracing::info_span!(
             "request",
             request_id = meta.map(|meta| meta.id).map(tracing::field::display),
             client_request_id = meta.and_then(|meta| meta.client_id).map(tracing::field::display),
             method = request.method().as_str(),
             path = clipped(request.path()),
             peer = meta.and_then(|meta| meta.source).map(tracing::field::display),
-        )
+        );
+        let headers = request.headers();
+        traces::continue_trace(&span, &|name| headers.get(name)?.to_str().ok());
+        span
     }
 
-    fn on_request_end<B: MessageBody>(_: Span, outcome: &Result<ServiceResponse<B>, Error>) {
+    fn on_request_end<B: MessageBody>(span: Span, outcome: &Result<ServiceResponse<B>, Error>) {
         let (status, request) = match outcome {
             Ok(response) => (response.status(), Some(response.request())),
             Err(error) => (error.as_response_error().status_code(), None),
         };
         let route = request.and_then(HttpRequest::match_pattern);
+        if let Some(request) = request {
+            traces::record_response(&span, request.method().as_str(), route.as_deref(), status.as_u16());
+        }
         let extensions = request.map(HttpRequest::extensions);
         let identity = extensions.as_ref().and_then(|extensions| extensions.get::<Arc<Identity>>());
         let caller = identity.map(|identity| identity.actor.name.as_str());

@@ -30,6 +30,7 @@ use crate::{
         self, PgConnection, PgPool, StorageError, pull_secrets::StoredPullSecret, resyncs::ResyncStatus,
         targets::status::Counts, unmatched::Unmatched,
     },
+    telemetry::traces,
 };
 
 mod accounts;
@@ -172,6 +173,7 @@ impl PullSecrets {
                 (Declared::Created, inserted.map_err(|error| on_name_taken(error, name))?)
             }
         };
+        record_trace(&mut tx, &[stored.id]).await?;
         storage::pull_secrets::replace_accounts(&mut tx, stored.id, &accounts).await?;
         record_selection(&mut tx, &stored).await?;
         declare_targets(&mut tx, &stored, &clusters).await?;
@@ -286,6 +288,15 @@ impl PullSecrets {
             pause = (pause * 2).min(POLL_INTERVAL_MAX.saturating_mul(crowd));
         }
     }
+}
+
+/// Records the trace of the current request with pull secrets whose generation it made, if it is
+/// exported.
+async fn record_trace(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), ServiceError> {
+    if let Some(traceparent) = traces::current().filter(|_| !ids.is_empty()) {
+        storage::traces::record(conn, ids, &traceparent).await?;
+    }
+    Ok(())
 }
 
 /// Records whether the account selector of the stored declaration matches an account. Requires

@@ -72,6 +72,8 @@ pub struct Job {
     target: ClaimedTarget,
     pull_secret: Arc<StoredPullSecret>,
     claimed_at: Instant,
+    /// Span of the change that the attempt applies, as a W3C `traceparent`.
+    cause: Option<Arc<str>>,
 }
 
 impl Job {

@@ -17,8 +17,10 @@ use parking_lot::Mutex;
 use tracing::{
     Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
+    subscriber::Interest,
 };
 use tracing_subscriber::{
+    filter::LevelFilter,
     layer::{Context, Filter},
     registry::LookupSpan,
 };
@@ -95,6 +97,15 @@ impl Repeats {
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Filter<S> for &'static Repeats {
     fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
         true
+    }
+
+    // Only events are filtered, so the level and the callsites of other filters decide.
+    fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
+        Interest::always()
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::TRACE)
     }
 
     fn event_enabled(&self, event: &Event<'_>, context: &Context<'_, S>) -> bool {

@@ -48,9 +48,10 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ),
     // Only `cli` and `app` read the configuration; other modules receive values.
     ("config", &["clients", "crypto", "domain", "storage", "telemetry"]),
-    ("http", &["clients", "clock", "domain", "metrics", "service", "storage"]),
+    ("http", &["clients", "clock", "domain", "metrics", "service", "storage", "telemetry"]),
     ("worker", &["clients", "domain", "metrics", "service", "storage"]),
-    ("service", &["clients", "clock", "crypto", "domain", "storage"]),
+    // Traces of requests, for the work that they cause.
+    ("service", &["clients", "clock", "crypto", "domain", "storage", "telemetry"]),
     ("storage", &["domain"]),
     // Requests to providers are signed.
     ("clients", &["clock", "crypto", "domain"]),
@@ -68,7 +69,8 @@ const OUTSIDE: [(&str, &[&str]); 8] = [
     ("actix_web", &["app", "http"]),
     ("kube", &["clients"]),
     ("k8s_openapi", &["clients"]),
-    ("reqwest", &["cli", "clients"]),
+    // The exporter of traces.
+    ("reqwest", &["cli", "clients", "telemetry"]),
     ("sqlx", &["app", "cli", "config", "http", "metrics", "service", "storage", "worker"]),
     ("tokio", &["app", "cli", "clients", "crypto", "http", "service", "shutdown", "storage", "worker"]),
     ("aws_lc_rs", &["crypto"]),

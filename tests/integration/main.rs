@@ -48,6 +48,7 @@ mod row_cache;
 mod sealed_values;
 mod sessions;
 mod support;
+mod traces;
 mod unchanged;
 mod verify;
 mod walkthrough;

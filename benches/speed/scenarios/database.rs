@@ -3,22 +3,19 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
-    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow, ensure};
-use futures_util::future::{join, try_join_all};
-use serde_json::Value;
 
 use super::{
     Stage,
+    callers::{self, Balancer, Caller, REQUEST_MAX, ROTATING},
     pg_proxy::{PgProxy, Wire},
     postgres::Postgres,
 };
 use crate::{
-    load::{self, Connection, on_this_thread},
+    load,
     process::Server,
     report::{Goals, float, progress, row, table},
     sandbox::Sandbox,
@@ -27,9 +24,6 @@ use crate::{
 /// A fault of the connection to Postgres, and how it begins.
 type Fault = (&'static str, fn(&PgProxy));
 
-/// Callers that rotate, each an account of its own, and callers that read.
-const ROTATING: usize = 6;
-const READING: usize = 6;
 /// Restarts of Postgres.
 const RESTARTS: usize = 3;
 /// Load before and after each restart.
@@ -41,8 +35,6 @@ const ENDED_EVERY: Duration = Duration::from_secs(2);
 const KILLS: usize = 20;
 /// Time after a revocation in which the key is presented.
 const REVOCATION_OBSERVED: Duration = Duration::from_secs(10);
-/// Longest time for one request.
-const REQUEST_MAX: Duration = Duration::from_mins(1);
 
 /// A service on a private Postgres, with an account for each rotating caller.
 struct Installation {
@@ -59,36 +51,14 @@ impl Installation {
         let sandbox = Sandbox::on(&postgres.url())?;
         let key = sandbox.prepare()?;
         let server = sandbox.serve()?;
-        for number in 0..ROTATING {
-            let account = format!(
-                r#"{{"name":"{}","registry":"registry.example.com:5000","username":"martin","password":"0"}}"#,
-                name(number)
-            );
-            let (status, body) =
-                load::once(server.address, &load::request("POST", "/v1/registry-accounts", Some(&key), &account))?;
-            ensure!(status == 201, "the account was not registered: {status} {body}");
-        }
+        callers::register(&server, &key)?;
         Ok(Self { server, key, sandbox, postgres })
     }
 
     /// Runs the load while `fault` runs.
     fn under_load(&mut self, fault: impl FnOnce(&mut Postgres) -> anyhow::Result<()>) -> anyhow::Result<Vec<Caller>> {
-        let (address, key, is_over) = (self.server.address, self.key.as_str(), AtomicBool::new(false));
-        std::thread::scope(|scope| {
-            let load = scope.spawn(|| {
-                on_this_thread(async {
-                    let rotating = (0..ROTATING).map(|number| rotate(address, key, number, &is_over));
-                    let reading = (0..READING).map(|number| read(address, key, number % ROTATING, &is_over));
-                    let (rotating, reading) = join(try_join_all(rotating), try_join_all(reading)).await;
-                    Ok([rotating?, reading?].concat())
-                })
-            });
-            let done = fault(&mut self.postgres);
-            is_over.store(true, Ordering::Release);
-            let callers = load.join().map_err(|_| anyhow!("a thread panicked"))??;
-            done?;
-            Ok(callers)
-        })
+        let balancer = Balancer::of([self.server.address]);
+        Ok(callers::under_load(&balancer, &self.key, || fault(&mut self.postgres))?.0)
     }
 
     /// Number of rotations that were acknowledged and are not stored.
@@ -103,96 +73,10 @@ impl Installation {
     }
 
     fn stored(&self, number: usize) -> anyhow::Result<usize> {
-        let body = format!(r#"{{"accounts":["{}"]}}"#, name(number));
-        let request = load::request("POST", "/v1/docker-configs", Some(&self.key), &body);
-        let (status, answer) = load::once(self.server.address, &request)?;
+        let (status, answer) = load::once(self.server.address, &callers::reading(number, &self.key))?;
         ensure!(status == 200, "{status} {answer}");
-        let answer: Value = serde_json::from_str(&answer)?;
-        let password = answer["config"]["auths"]["registry.example.com:5000"]["password"].as_str();
-        Ok(password.context("no password")?.parse()?)
+        callers::password_in(answer.as_bytes()).context("no password")
     }
-}
-
-fn name(number: usize) -> String {
-    format!("rotating-{number}")
-}
-
-/// Responses of one caller.
-#[derive(Clone, Default)]
-struct Caller {
-    /// Time and status. Status 0 is a connection that broke, or a response that did not come.
-    answers: Vec<(Instant, u16)>,
-    /// Last password that was sent, and that was acknowledged.
-    sent: usize,
-    acknowledged: usize,
-}
-
-impl Caller {
-    /// Sends one request and notes the response.
-    async fn ask(&mut self, connection: &mut Option<Connection>, address: SocketAddr, request: &[u8]) -> u16 {
-        let asking = async {
-            let open = match connection.take() {
-                Some(open) => open,
-                None => Connection::open(address).await?,
-            };
-            let status = connection.insert(open).exchange(request).await?;
-            anyhow::Ok(status)
-        };
-        let status = if let Ok(Ok(status)) = tokio::time::timeout(REQUEST_MAX, asking).await {
-            status
-        } else {
-            *connection = None;
-            0
-        };
-        if status >= 500 {
-            // Responses with an error may close the connection.
-            *connection = None;
-        }
-        self.answers.push((Instant::now(), status));
-        status
-    }
-}
-
-async fn rotate(address: SocketAddr, key: &str, number: usize, is_over: &AtomicBool) -> anyhow::Result<Caller> {
-    let (mut caller, mut connection) = (Caller::default(), None);
-    let path = format!("/v1/registry-accounts/{}", name(number));
-    let mut password = 0;
-    while !is_over.load(Ordering::Acquire) {
-        password += 1;
-        let request = load::request("PATCH", &path, Some(key), &format!(r#"{{"password":"{password}"}}"#));
-        caller.sent = password;
-        match caller.ask(&mut connection, address, &request).await {
-            200 => caller.acknowledged = password,
-            _ => pause().await,
-        }
-    }
-    Ok(caller)
-}
-
-async fn read(address: SocketAddr, key: &str, number: usize, is_over: &AtomicBool) -> anyhow::Result<Caller> {
-    let (mut caller, mut connection) = (Caller::default(), None);
-    let body = format!(r#"{{"accounts":["{}"]}}"#, name(number));
-    let request = load::request("POST", "/v1/docker-configs", Some(key), &body);
-    while !is_over.load(Ordering::Acquire) {
-        if caller.ask(&mut connection, address, &request).await != 200 {
-            pause().await;
-        }
-    }
-    Ok(caller)
-}
-
-/// Pause after an error, as a caller makes.
-async fn pause() {
-    tokio::time::sleep(Duration::from_millis(20)).await;
-}
-
-/// Counts of statuses over all callers.
-fn statuses(callers: &[Caller]) -> BTreeMap<u16, usize> {
-    let mut counts = BTreeMap::new();
-    for (_, status) in callers.iter().flat_map(|caller| &caller.answers) {
-        *counts.entry(*status).or_default() += 1;
-    }
-    counts
 }
 
 fn count(counts: &BTreeMap<u16, usize>, statuses: impl Fn(u16) -> bool) -> usize {
@@ -214,15 +98,16 @@ pub fn restart(_: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
             std::thread::sleep(AROUND_RESTART);
             Ok(())
         })?;
-        let answers = || callers.iter().flat_map(|caller| caller.answers.iter().copied());
-        let after = answers().filter(|(at, _)| *at > ready).map(|(at, status)| ((at - ready).as_secs_f64(), status));
+        let answers = callers::answers(&callers, |_| true);
+        let after = answers.iter().filter(|one| one.answered > ready);
+        let after = after.map(|one| ((one.answered - ready).as_secs_f64(), one.status));
         let succeeded = after.clone().filter(|(_, status)| *status == 200).map(|(at, _)| at).fold(f64::MAX, f64::min);
         let failed = after.filter(|(_, status)| *status != 200).map(|(at, _)| at).fold(0.0, f64::max);
-        let counts = statuses(&callers);
+        let counts = callers::statuses(&answers);
         let other = count(&counts, |status| status != 200 && status != 503);
         let gone = installation.lost(&callers)?;
-        let rate =
-            float(answers().filter(|(at, _)| *at - began < AROUND_RESTART).count()) / AROUND_RESTART.as_secs_f64();
+        let before = answers.iter().filter(|one| one.answered - began < AROUND_RESTART).count();
+        let rate = float(before) / AROUND_RESTART.as_secs_f64();
         rows.push(vec![
             number.to_string(),
             format!("{rate:.0}"),
@@ -259,7 +144,7 @@ pub fn ended_connections(_: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
         }
         Ok(())
     })?;
-    let counts = statuses(&callers);
+    let counts = callers::statuses(&callers::answers(&callers, |_| true));
     let all = count(&counts, |_| true);
     let failed = count(&counts, |status| status != 200);
     progress(&format!("{ended} connections were ended during {all} requests: {counts:?}"));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
+use super::record_trace;
 use crate::{
     domain::{account::Account, selector::LabelSelector},
     service::ServiceError,
@@ -108,6 +109,7 @@ pub(in crate::service) async fn propagate_account_changes(
     }
     let ids: Vec<Uuid> = ids.into_iter().collect();
     storage::pull_secrets::bump_generation(conn, &ids).await?;
+    record_trace(conn, &ids).await?;
     // After the pull secrets are locked: a concurrent change of another account is committed and seen.
     for (id, selector) in reselecting {
         let selects = storage::accounts::selects_any(conn, &selector).await?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use tokio::time::timeout;
+use tracing::{Instrument, field::Empty};
 
 use super::{
     Job, Reconciler,
@@ -19,6 +20,7 @@ use crate::{
     },
     service::{ServiceError, connection},
     storage::{self, StorageError},
+    telemetry::traces,
 };
 
 /// Reads of a Secret in one attempt. Each further one follows a concurrent change.
@@ -40,6 +42,27 @@ impl Reconciler {
     /// [`ServiceError::Storage`] if Postgres is unavailable: the outcome is unknown, and the lease
     /// expires.
     pub async fn reconcile(&self, client: &ClusterClient, job: &Job) -> Result<Option<ReconcileOutcome>, ServiceError> {
+        let span = tracing::debug_span!(
+            "reconcile",
+            server = client.server(),
+            pull_secret = job.pull_secret.name.as_str(),
+            namespace = job.target.namespace.as_str(),
+            generation = job.target.generation,
+            action = Empty,
+            reason = Empty,
+        );
+        if let Some(cause) = &job.cause {
+            traces::link(&span, cause);
+        }
+        let outcome = self.attempt(client, job).instrument(span.clone()).await?;
+        if let Some(outcome) = &outcome {
+            span.record("action", outcome.action.as_str());
+            span.record("reason", outcome.error.as_ref().map(|error| error.error_type.as_str()));
+        }
+        Ok(outcome)
+    }
+
+    async fn attempt(&self, client: &ClusterClient, job: &Job) -> Result<Option<ReconcileOutcome>, ServiceError> {
         // The last third of the lease is reserved for recording the result.
         let budget = self.config.lease * 2 / 3;
         let Some(left) = budget.checked_sub(job.claimed_at.elapsed()).filter(|left| *left > budget / 2) else {

@@ -18,6 +18,7 @@ use crate::{
         pull_secrets::StoredPullSecret,
         targets::queue::{self, ClaimedTarget, DueCluster},
     },
+    telemetry::traces,
 };
 
 impl Reconciler {
@@ -45,23 +46,29 @@ impl Reconciler {
             return Ok(Vec::new());
         }
         // After the claim: the declarations are at least as new as the claimed generations.
-        let ids = targets.iter().map(|target| target.pull_secret_id).collect();
+        let mut ids: Vec<Uuid> = targets.iter().map(|target| target.pull_secret_id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let causes = causes(&mut conn, &ids).await?;
         let declarations = self.current_declarations(&mut conn, ids).await?;
         let jobs = targets.into_iter().filter_map(|target| {
             let pull_secret = Arc::clone(declarations.get(&target.pull_secret_id)?);
-            Some(Job { target, pull_secret, claimed_at })
+            let cause = causes.get(&target.pull_secret_id).filter(|(generation, _)| {
+                // A recheck applies no change.
+                *generation == target.generation && target.applied_generation < target.generation
+            });
+            let cause = cause.map(|(_, traceparent)| Arc::clone(traceparent));
+            Some(Job { target, pull_secret, claimed_at, cause })
         });
         Ok(jobs.collect())
     }
 
-    /// Returns current declarations, from the cache where their version matches the database.
+    /// Returns the current declarations of distinct ids, from the cache where their version matches the database.
     async fn current_declarations(
         &self,
         conn: &mut PgConnection,
         mut ids: Vec<Uuid>,
     ) -> Result<HashMap<Uuid, Arc<StoredPullSecret>>, ServiceError> {
-        ids.sort_unstable();
-        ids.dedup();
         let versions = storage::pull_secrets::versions(conn, &ids).await?;
         let mut current: HashMap<Uuid, Arc<StoredPullSecret>> = HashMap::new();
         {
@@ -115,4 +122,13 @@ impl Reconciler {
         let mut conn = connection(&self.pool).await?;
         Ok(queue::mark_unreachable(&mut conn, cluster, error.error_type.as_str(), &error.detail).await?)
     }
+}
+
+/// Returns the changes of pull secrets, each with its generation, while traces are exported.
+async fn causes(conn: &mut PgConnection, ids: &[Uuid]) -> Result<HashMap<Uuid, (i64, Arc<str>)>, ServiceError> {
+    if !traces::are_exported() {
+        return Ok(HashMap::new());
+    }
+    let found = storage::traces::find(conn, ids).await?.into_iter();
+    Ok(found.map(|(id, change)| (id, (change.generation, change.traceparent.into()))).collect())
 }

@@ -169,6 +169,10 @@ spec:
             - name: REGCRED_OUTBOUND_PROXY_FILE
               value: /etc/regcred/secrets/outbound-proxy
             {{- end }}
+            {{- if $values.secrets.traceHeaders.name }}
+            - name: OTEL_EXPORTER_OTLP_HEADERS_FILE
+              value: /etc/regcred/secrets/trace-headers
+            {{- end }}
             {{- if and $values.secrets.tls.name (eq .component "api") }}
             - name: REGCRED_HTTP_TLS_CERTIFICATE_FILE
               value: /etc/regcred/tls/tls.crt
@@ -238,6 +242,9 @@ spec:
               {{- include "regcred.projected" (dict "secret" $secrets.apiKeyPepper "path" "api-key-pepper") | nindent 14 }}
               {{- if $secrets.outboundProxy.name }}
               {{- include "regcred.projected" (dict "secret" $secrets.outboundProxy "path" "outbound-proxy") | nindent 14 }}
+              {{- end }}
+              {{- if $secrets.traceHeaders.name }}
+              {{- include "regcred.projected" (dict "secret" $secrets.traceHeaders "path" "trace-headers") | nindent 14 }}
               {{- end }}
         {{- if $values.migrations.enabled }}
         - name: owner
