@@ -26,6 +26,7 @@ use crate::{
         api_keys::{ApiKeyAuthenticator, ApiKeys},
         audit::{AuditEvents, TransactionalAudit, writer::AuditWriter},
         clusters::Clusters,
+        coverage::Coverages,
         diagnosis::{Diagnoses, Remedies},
         docker_configs::DockerConfigs,
         health::Health,
@@ -84,6 +85,7 @@ pub struct Services {
     secrets: Data<Secrets>,
     diagnoses: Data<Diagnoses>,
     remedies: Data<Remedies>,
+    coverages: Data<Coverages>,
     pull_secrets: Data<PullSecrets>,
     summary: Data<Summaries>,
     cursor_key: Data<CursorKey>,
@@ -150,8 +152,16 @@ impl Services {
         let reconciler =
             Reconciler::new(pool.clone(), clusters.clone(), docker_configs.clone(), peppers, audit.clone(), reconcile);
         let secrets = Secrets::new(pool.clone(), clusters.clone(), docker_configs.clone(), audit_writer.clone());
-        let diagnoses =
-            Diagnoses::new(pool.clone(), clusters.clone(), docker_configs.clone(), registries, audit_writer.clone());
+        let diagnoses = Diagnoses::new(
+            pool.clone(),
+            clusters.clone(),
+            docker_configs.clone(),
+            registries.clone(),
+            audit_writer.clone(),
+        );
+        let audits = (audit.clone(), audit_writer.clone());
+        let coverages = Coverages::new(pool.clone(), clusters.clone(), docker_configs.clone(), registries, audits)
+            .map_err(|error| AppError::Internal(error.to_string()))?;
         let api_keys =
             ApiKeys::new(pool.clone(), row_cache.clone(), checker.clone(), audit.clone(), api_key_lifetime_max);
         Ok(Self {
@@ -164,6 +174,7 @@ impl Services {
             remedies: Data::new(Remedies::new(secrets.clone(), pull_secrets.clone())),
             secrets: Data::new(secrets),
             diagnoses: Data::new(diagnoses),
+            coverages: Data::new(coverages),
             audit_events: Data::new(AuditEvents::new(pool.clone(), audit_writer.clone())),
             accounts: Data::new(accounts),
             mints,
@@ -202,6 +213,7 @@ impl Services {
             .app_data(self.secrets.clone())
             .app_data(self.diagnoses.clone())
             .app_data(self.remedies.clone())
+            .app_data(self.coverages.clone())
             .app_data(self.pull_secrets.clone())
             .app_data(self.summary.clone())
             .app_data(self.cursor_key.clone())
@@ -227,6 +239,7 @@ impl Services {
             pull_secrets: self.reconciler.metrics(),
             cluster_calls: self.cluster_calls.clone(),
             cluster_credentials: self.clusters.credential_metrics(),
+            coverage: self.coverages.metrics(),
             streams: self.streams.clone().into_inner(),
             certificate,
         })
@@ -239,6 +252,7 @@ impl Services {
             mints: self.mints.clone(),
             reconciler: self.reconciler.get_ref().clone(),
             clusters: self.clusters.get_ref().clone(),
+            coverages: self.coverages.get_ref().clone(),
         }
     }
 }
