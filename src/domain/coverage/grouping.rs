@@ -71,8 +71,6 @@ pub struct GroupKey {
     pub namespace: NamespaceName,
     /// `ServiceAccount`.
     pub service_account: ServiceAccountName,
-    /// Origin of the pull secrets.
-    pub from: PullSecretsFrom,
     /// Pull secrets that the kubelet uses, in its order.
     pub pull_secrets: Vec<SecretName>,
     /// Registry and repository; none for invalid references.
@@ -84,6 +82,8 @@ pub struct GroupKey {
 pub struct Grouped {
     /// Name of a workload or pod in it.
     sample: PodName,
+    /// Origin of the pull secrets: the `ServiceAccount` if a template gets them from it.
+    pub from: PullSecretsFrom,
     /// Number of users by kind.
     pub users_by_kind: BTreeMap<UserKind, u32>,
     /// Users, each once, by their numbers in [`Grouping::users`].
@@ -138,10 +138,13 @@ impl Grouping {
             self.pods += 1;
         }
         let example = user.and_then(|_| Example::of(&observed.source, &observed.name));
-        let (key, images, name) = self.key_of(observed, is_pod);
+        let (key, from, images, name) = self.key_of(observed, is_pod);
         for (repository, references) in group_images(&images) {
             let key = GroupKey { repository, ..key.clone() };
-            let group = self.groups.entry(key).or_insert_with(|| Grouped::new(name.clone()));
+            let group = self.groups.entry(key).or_insert_with(|| Grouped::new(name.clone(), from));
+            if from == PullSecretsFrom::ServiceAccount {
+                group.from = from;
+            }
             group.pods += u32::from(is_pod);
             for image in references {
                 group.policies.insert(image.policy);
@@ -177,8 +180,9 @@ impl Grouping {
         Some((user, kind))
     }
 
-    /// Key of an observation, without a repository; its images and its name.
-    fn key_of(&self, observed: Observed, is_pod: bool) -> (GroupKey, Vec<ObservedImage>, PodName) {
+    /// Key of an observation, without a repository; the origin of its pull secrets, its images and its
+    /// name.
+    fn key_of(&self, observed: Observed, is_pod: bool) -> (GroupKey, PullSecretsFrom, Vec<ObservedImage>, PodName) {
         let Observed { namespace, service_account, pull_secrets, images, name, .. } = observed;
         let place = (namespace, service_account);
         let of_service_account = self.lookup(&place);
@@ -186,7 +190,7 @@ impl Grouping {
         let facts = pod_facts(subject(is_pod, name.clone()), (namespace, service_account), pull_secrets, Vec::new());
         let (from, pull_secrets) = pull_secret_names(&facts, &of_service_account);
         let PodFacts { namespace, service_account, .. } = facts;
-        (GroupKey { namespace, service_account, from, pull_secrets, repository: None }, images, name)
+        (GroupKey { namespace, service_account, pull_secrets, repository: None }, from, images, name)
     }
 
     fn lookup(&self, place: &(NamespaceName, ServiceAccountName)) -> Lookup<Vec<SecretName>> {
@@ -305,9 +309,10 @@ fn pod_facts(
 }
 
 impl Grouped {
-    fn new(sample: PodName) -> Self {
+    fn new(sample: PodName, from: PullSecretsFrom) -> Self {
         Self {
             sample,
+            from,
             users_by_kind: BTreeMap::new(),
             users: Vec::new(),
             pods: 0,

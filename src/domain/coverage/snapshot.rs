@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
 use utoipa::ToSchema;
 
 use super::{adoption::Adoption, grouping::Source, user::UserKind};
@@ -182,8 +182,13 @@ pub struct PullSecretUse {
     /// Whether regcred could adopt it: another client made it, and each of its entries has a login.
     pub adoptable: bool,
     /// How regcred takes it over; `null` unless it is adoptable.
-    #[serde(skip_deserializing)]
+    #[serde(default, deserialize_with = "ignored")]
     pub adoption: Option<Adoption>,
+}
+
+/// Steps are not stored: they follow from the other fields.
+fn ignored<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Adoption>, D::Error> {
+    IgnoredAny::deserialize(deserializer).map(|_| None)
 }
 
 impl PullSecretUse {

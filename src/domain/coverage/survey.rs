@@ -191,7 +191,7 @@ impl Survey {
             namespace: key.namespace.to_string(),
             service_account: key.service_account.to_string(),
             pull_secrets: key.pull_secrets.iter().map(ToString::to_string).collect(),
-            pull_secrets_from: key.from,
+            pull_secrets_from: group.from,
             versions: if repository.is_some() { versions.collect() } else { Vec::new() },
             repository,
             workloads: group

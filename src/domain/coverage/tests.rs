@@ -74,12 +74,9 @@ fn equal_pulls_are_one_group_and_a_workload_is_counted_once() {
     let users: Vec<UserKind> = grouping.users().iter().map(|user| user.kind).collect();
     assert_eq!(users, [UserKind::Deployment, UserKind::Deployment, UserKind::Pod]);
     assert_eq!((grouping.pods(), grouping.namespaces()), (3, 1));
-    // The list of a template is its own, or that of the ServiceAccount: both pull alike, but only
-    // the second follows a change of the ServiceAccount.
     let expected = [
         "[own] reg.io/app: 1 pod; 1 pods",
-        "[sa] reg.io/app: 1 deployment; 2 pods",
-        "[sa] reg.io/app: 1 deployment; 0 pods",
+        "[sa] reg.io/app: 2 deployment; 2 pods",
         "[sa] reg.io/other: 1 deployment; 0 pods",
     ];
     assert_eq!(groups(&mut grouping), expected);
@@ -179,7 +176,7 @@ fn pod_that_is_older_than_the_list_of_its_service_account_is_told_so() {
     let mut grouping = grouping(&["k"]);
     grouping.add(observed(Source::PodOfTemplate, "web-1", &[], &["reg.io/app"]));
     let (key, group) = only(&mut grouping);
-    assert_eq!(key.from, PullSecretsFrom::None);
+    assert_eq!(group.from, PullSecretsFrom::None);
 
     let judged = Judged::of(&diagnose(&grouping, (&key, &group), Vec::new(), VerificationResult::Valid));
 

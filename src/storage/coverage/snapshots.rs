@@ -176,8 +176,7 @@ async fn insert_groups(
                  before.verdict, one.document -> 'credential' ->> 'account', one.document
              FROM (
                  SELECT number, document, md5(concat_ws(
-                     ' ', document ->> 'serviceAccount', document ->> 'pullSecrets', document ->> 'pullSecretsFrom',
-                     document ->> 'repository'
+                     ' ', document ->> 'serviceAccount', document ->> 'pullSecrets', document ->> 'repository'
                  )) AS identity
                  FROM unnest($4::jsonb[]) WITH ORDINALITY AS given (document, number)
              ) AS one
