@@ -152,16 +152,8 @@ impl Services {
         let reconciler =
             Reconciler::new(pool.clone(), clusters.clone(), docker_configs.clone(), peppers, audit.clone(), reconcile);
         let secrets = Secrets::new(pool.clone(), clusters.clone(), docker_configs.clone(), audit_writer.clone());
-        let diagnoses = Diagnoses::new(
-            pool.clone(),
-            clusters.clone(),
-            docker_configs.clone(),
-            registries.clone(),
-            audit_writer.clone(),
-        );
         let audits = (audit.clone(), audit_writer.clone());
-        let coverages = Coverages::new(pool.clone(), clusters.clone(), docker_configs.clone(), registries, audits)
-            .map_err(|error| AppError::Internal(error.to_string()))?;
+        let (diagnoses, coverages) = doctors(&pool, &clusters, &docker_configs, registries, audits)?;
         let api_keys =
             ApiKeys::new(pool.clone(), row_cache.clone(), checker.clone(), audit.clone(), api_key_lifetime_max);
         Ok(Self {
@@ -255,6 +247,21 @@ impl Services {
             coverages: self.coverages.get_ref().clone(),
         }
     }
+}
+
+/// Builds the services that examine image pulls.
+fn doctors(
+    pool: &PgPool,
+    clusters: &Clusters,
+    docker_configs: &DockerConfigs,
+    registries: Arc<RegistryClient>,
+    audits: (TransactionalAudit, AuditWriter),
+) -> Result<(Diagnoses, Coverages), AppError> {
+    let (pool, clusters, docker_configs) = (pool.clone(), clusters.clone(), docker_configs.clone());
+    let diagnoses =
+        Diagnoses::new(pool.clone(), clusters.clone(), docker_configs.clone(), registries.clone(), audits.1.clone());
+    let coverages = Coverages::new(pool, clusters, docker_configs, registries, audits);
+    Ok((diagnoses, coverages.map_err(|error| AppError::Internal(error.to_string()))?))
 }
 
 fn token_authenticator(

@@ -184,7 +184,7 @@ impl From<ShownCoverage> for Coverage {
 
 /// Examine a cluster: which images in use can be pulled, and with which login.
 ///
-/// A worker lists pods, workloads, ServiceAccounts and the metadata of pull secrets, reads the
+/// A worker lists pods, workloads, service accounts and the metadata of pull secrets, reads the
 /// values of pull secrets that other clients made and that are in use, and asks the registries as a
 /// diagnosis does. The result is a snapshot; the last two are kept and compared.
 ///

@@ -344,9 +344,10 @@ async fn shown(
     let resyncs = storage::resyncs::list(conn, stored.id).await?;
     let left_out = granted_left_out(conn, caller, &[stored.id]).await?.remove(&stored.id).unwrap_or_default();
     let unmatched = storage::unmatched::list(conn, &[stored.id]).await?.remove(&stored.id).unwrap_or_default();
-    let usage = match caller.grants.include_everything() {
-        true => storage::coverage::usage::find_pull_secret(conn, stored.id).await?,
-        false => None,
+    let usage = if caller.grants.include_everything() {
+        storage::coverage::usage::find_pull_secret(conn, stored.id).await?
+    } else {
+        None
     };
     Ok(ShownPullSecret { stored, counts, resyncs, left_out, unmatched, usage })
 }

@@ -109,7 +109,8 @@ impl Coverage {
         if coverage["snapshot"].is_null() {
             return Err(CliError::Failed("there is no snapshot yet: run the command without --last".to_owned()));
         }
-        let verdicts: String = NOT_OK.split_whitespace().map(|verdict| format!("&verdict={verdict}")).collect();
+        let verdicts =
+            NOT_OK.split_whitespace().map(|verdict| format!("&verdict={verdict}")).collect::<Vec<_>>().concat();
         let groups = service.list("/groups", if self.options.all { "" } else { &verdicts }).await?;
         let unused = service.list("/secrets", "&used=false").await?;
         let adoptable = service.list("/secrets", "&adoptable=true&used=true").await?;

@@ -57,7 +57,8 @@ struct ListRequest<'a> {
     path: String,
     /// Further parameters, encoded.
     parameters: &'a str,
-    page: u32,
+    /// Maximum number of objects of a page.
+    limit: u32,
     metadata_only: bool,
 }
 
@@ -228,12 +229,12 @@ impl ClusterClient {
     /// See [`ClusterError`].
     pub async fn survey_pods(
         &self,
-        place: Place<'_>,
+        scope: Place<'_>,
         pace: &Pace,
         mut each: impl FnMut(Observed),
     ) -> Result<(), ClusterError> {
-        let path = place.path("/api/v1", "pods");
-        let request = ListRequest { path, parameters: "", page: PAGE, metadata_only: false };
+        let path = scope.path("/api/v1", "pods");
+        let request = ListRequest { path, parameters: "", limit: PAGE, metadata_only: false };
         self.list_pages(&request, "pods", pace, |pod: Pod| {
             if !matches!(pod.status.phase.as_str(), "Succeeded" | "Failed") {
                 let source = source_of_pod(&pod.metadata);
@@ -253,14 +254,14 @@ impl ClusterClient {
     pub async fn survey_workloads(
         &self,
         kind: WorkloadKind,
-        place: Place<'_>,
+        scope: Place<'_>,
         pace: &Pace,
         mut each: impl FnMut(Observed),
     ) -> Result<(), ClusterError> {
         let versions = if kind == WorkloadKind::CronJob { &["v1", "v1beta1"][..] } else { &["v1"] };
         for version in versions {
-            let path = place.path(&format!("/apis/{}/{version}", kind.group()), kind.plural());
-            let request = ListRequest { path, parameters: "", page: PAGE, metadata_only: false };
+            let path = scope.path(&format!("/apis/{}/{version}", kind.group()), kind.plural());
+            let request = ListRequest { path, parameters: "", limit: PAGE, metadata_only: false };
             let listed = self.list_pages(&request, kind.plural(), pace, |workload: Workload| {
                 let is_counted = workload.metadata.controller().is_some();
                 let has_ended = workload.status.conditions.iter().any(|condition| {
@@ -288,15 +289,15 @@ impl ClusterClient {
     /// See [`ClusterError`].
     pub async fn survey_service_accounts(
         &self,
-        place: Place<'_>,
+        scope: Place<'_>,
         pace: &Pace,
         mut each: impl FnMut((NamespaceName, ServiceAccountName), Vec<SecretName>),
     ) -> Result<(), ClusterError> {
-        let path = place.path("/api/v1", "serviceaccounts");
-        let request = ListRequest { path, parameters: "", page: SMALL_PAGE, metadata_only: false };
+        let path = scope.path("/api/v1", "serviceaccounts");
+        let request = ListRequest { path, parameters: "", limit: SMALL_PAGE, metadata_only: false };
         self.list_pages(&request, "serviceaccounts", pace, |account: ServiceAccount| {
-            let place = NamespaceName::parse(&account.metadata.namespace).ok();
-            if let (Some(namespace), Ok(found)) = (place, ServiceAccountName::parse(&account.metadata.name)) {
+            let namespace = NamespaceName::parse(&account.metadata.namespace).ok();
+            if let (Some(namespace), Ok(found)) = (namespace, ServiceAccountName::parse(&account.metadata.name)) {
                 each((namespace, found), account.image_pull_secrets.iter().filter_map(name).collect());
             }
         })
@@ -312,13 +313,13 @@ impl ClusterClient {
     pub async fn survey_secrets(
         &self,
         secret_type: SecretType,
-        place: Place<'_>,
+        scope: Place<'_>,
         pace: &Pace,
         mut each: impl FnMut(NamespaceName, SecretName),
     ) -> Result<(), ClusterError> {
-        let path = place.path("/api/v1", "secrets");
+        let path = scope.path("/api/v1", "secrets");
         let parameters = format!("&fieldSelector=type%3D{}", secret_type.as_str().replace('/', "%2F"));
-        let request = ListRequest { path, parameters: &parameters, page: SMALL_PAGE, metadata_only: true };
+        let request = ListRequest { path, parameters: &parameters, limit: SMALL_PAGE, metadata_only: true };
         self.list_pages(&request, "secrets", pace, |secret: Named| {
             let namespace = NamespaceName::parse(&secret.metadata.namespace);
             if let (Ok(namespace), Ok(found)) = (namespace, SecretName::parse(&secret.metadata.name)) {
@@ -337,7 +338,7 @@ impl ClusterClient {
     pub async fn kubelet_minors(&self, pace: &Pace) -> Result<Vec<u32>, ClusterError> {
         let mut minors = Vec::new();
         let path = Place::Cluster.path("/api/v1", "nodes");
-        let request = ListRequest { path, parameters: "", page: NODES_PAGE, metadata_only: false };
+        let request = ListRequest { path, parameters: "", limit: NODES_PAGE, metadata_only: false };
         let listed = self.list_pages(&request, "nodes", pace, |node: Node| {
             minors.extend(minor(&node.status.node_info.kubelet_version));
         });
@@ -355,11 +356,11 @@ impl ClusterClient {
         pace: &Pace,
         mut each: impl FnMut(T),
     ) -> Result<Listing, ClusterError> {
-        let (mut page, mut next) = (list.page, String::new());
+        let (mut limit, mut next) = (list.limit, String::new());
         for _ in 0..PAGES_MAX {
             pace.wait().await;
             let ListRequest { path, parameters, metadata_only, .. } = list;
-            let mut request = Request::get(format!("{path}?limit={page}{parameters}{next}"));
+            let mut request = Request::get(format!("{path}?limit={limit}{parameters}{next}"));
             if *metadata_only {
                 request = request.header(header::ACCEPT, HeaderValue::from_static(METADATA_ONLY));
             }
@@ -377,7 +378,7 @@ impl ClusterClient {
                 _ if !response.is_success() => {
                     return Err(response.error(self.server(), &format!("list {objects}")));
                 }
-                _ if response.body.is_none() && page > 1 => page /= 4,
+                _ if response.body.is_none() && limit > 1 => limit /= 4,
                 _ => {
                     let list: List<T> = response.read(self.server())?;
                     list.items.into_iter().flatten().for_each(&mut each);
@@ -387,7 +388,7 @@ impl ClusterClient {
                     next = continued(&list.metadata);
                 }
             }
-            page = page.max(1);
+            limit = limit.max(1);
         }
         let detail = format!("{} lists more than {PAGES_MAX} pages of {objects}", self.server());
         Err(ClusterError::Unreachable { detail })
@@ -459,7 +460,7 @@ mod tests {
         assert_eq!(minor(version), expected);
     }
 
-    fn source(kind: &str, labels: Value) -> Source {
+    fn source(kind: &str, labels: &Value) -> Source {
         let owners = if kind.is_empty() { json!([]) } else { json!([{"controller": true, "kind": kind, "name": "x"}]) };
         let metadata = json!({"name": "web", "labels": labels, "ownerReferences": owners});
         source_of_pod(&serde_json::from_value(metadata).unwrap())
@@ -467,10 +468,10 @@ mod tests {
 
     #[test]
     fn pod_is_counted_with_its_template_or_by_itself() {
-        assert_eq!(source("", json!({})), Source::Pod);
-        assert_eq!(source("Node", json!({})), Source::Pod);
-        assert_eq!(source("ReplicaSet", json!({"pod-template-hash": "x"})), Source::PodOfTemplate);
-        assert_eq!(source("ReplicaSet", json!({})), Source::PodOfOther("ReplicaSet/x".to_owned()));
-        assert_eq!(source("Job", json!({})), Source::PodOfTemplate);
+        assert_eq!(source("", &json!({})), Source::Pod);
+        assert_eq!(source("Node", &json!({})), Source::Pod);
+        assert_eq!(source("ReplicaSet", &json!({"pod-template-hash": "x"})), Source::PodOfTemplate);
+        assert_eq!(source("ReplicaSet", &json!({})), Source::PodOfOther("ReplicaSet/x".to_owned()));
+        assert_eq!(source("Job", &json!({})), Source::PodOfTemplate);
     }
 }

@@ -175,7 +175,7 @@ pub struct PullSecretUse {
     pub workloads: u32,
     /// Pods that use it.
     pub pods: u32,
-    /// ServiceAccounts that list it.
+    /// Service accounts that list it.
     pub service_accounts: u32,
     /// Keys of its entries; empty if it was not read.
     pub keys: Vec<String>,

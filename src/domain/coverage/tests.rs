@@ -220,9 +220,10 @@ fn account_and_pull_secret_count_their_workloads_once() {
     let mut survey = Survey::new(known(account, pull_secret), None);
     for (key, group) in grouping.take_groups().into_values().flatten() {
         let is_known = key.repository.as_ref().is_some_and(|(host, _)| host == "reg.io");
-        let judged = match is_known {
-            true => judged(Verdict::Ok, &[("k", "reg.io", true)]),
-            false => judged(Verdict::NoMatchingEntry, &[]),
+        let judged = if is_known {
+            judged(Verdict::Ok, &[("k", "reg.io", true)])
+        } else {
+            judged(Verdict::NoMatchingEntry, &[])
         };
         survey.add(&key, &group, &judged);
     }

@@ -16,7 +16,11 @@ use crate::{
         secret::SecretType,
     },
     service::{ServiceError, connection},
-    storage::{self, PgConnection, coverage::sources::DirectAccount, pull_secrets::StoredPullSecret},
+    storage::{
+        self, PgConnection,
+        coverage::sources::{DeclaredSecret, DirectAccount},
+        pull_secrets::StoredPullSecret,
+    },
 };
 
 /// Pull secrets that are rendered at the same time.
@@ -30,7 +34,7 @@ pub(super) type SecretPlace = (NamespaceName, SecretName);
 pub(super) struct Contents {
     /// Accounts of each.
     pub(super) known: HashMap<SecretPlace, Arc<KnownSecret>>,
-    /// Values of those that follow their accounts.
+    /// Values of those that are in sync with their accounts.
     pub(super) values: HashMap<SecretPlace, Arc<ReadSecret>>,
 }
 
@@ -41,12 +45,12 @@ struct Rendered {
 }
 
 impl Coverages {
-    /// Finds the Secrets that regcred wrote to a cluster: those of synced targets with their values,
-    /// and those of direct delivery, whose values may be older than their accounts.
+    /// Finds the Secrets that regcred writes to a cluster: those of synced targets with their values.
+    /// Values of direct deliveries may be older than their accounts.
     pub(super) async fn contents(&self, cluster: Uuid) -> Result<Contents, ServiceError> {
         let (targets, direct, stored) = {
             let mut conn = connection(&self.pool).await?;
-            let targets = storage::coverage::sources::synced_targets(&mut conn, cluster).await?;
+            let targets = storage::coverage::sources::declared_secrets(&mut conn, cluster).await?;
             let direct = storage::coverage::sources::direct_accounts(&mut conn, cluster).await?;
             let stored = pull_secrets(&mut conn, &targets).await?;
             (targets, direct, stored)
@@ -67,10 +71,12 @@ impl Coverages {
         });
         let rendered: Vec<_> = rendered.buffer_unordered(CONCURRENCY).collect().await;
         let rendered: HashMap<Uuid, Rendered> = rendered.into_iter().flatten().collect();
-        for (id, namespace) in targets {
-            if let Some(Rendered { secret, known }) = rendered.get(&id) {
-                let place = (namespace, secret.name().clone());
-                contents.values.insert(place.clone(), Arc::clone(secret));
+        for target in targets {
+            if let Some(Rendered { secret, known }) = rendered.get(&target.pull_secret_id) {
+                let place = (target.namespace, secret.name().clone());
+                if target.is_synced {
+                    contents.values.insert(place.clone(), Arc::clone(secret));
+                }
                 contents.known.insert(place, Arc::clone(known));
             }
         }
@@ -116,9 +122,9 @@ impl Contents {
 /// Reads the pull secrets of targets, without those that are being deleted.
 async fn pull_secrets(
     conn: &mut PgConnection,
-    targets: &[(Uuid, NamespaceName)],
+    targets: &[DeclaredSecret],
 ) -> Result<Vec<StoredPullSecret>, ServiceError> {
-    let mut ids: Vec<Uuid> = targets.iter().map(|(id, _)| *id).collect();
+    let mut ids: Vec<Uuid> = targets.iter().map(|target| target.pull_secret_id).collect();
     ids.sort_unstable();
     ids.dedup();
     let mut stored = storage::pull_secrets::find_many(conn, &ids).await?;

@@ -179,8 +179,8 @@ impl Coverages {
                 survey.add(key, group, judged);
                 progress.step();
             }
-            let place = |name| (namespace.namespace.clone(), name);
-            secrets.extend(namespace.secrets.into_iter().map(|(name, found)| (place(name), found)));
+            let key = |name| (namespace.namespace.clone(), name);
+            secrets.extend(namespace.secrets.into_iter().map(|(name, found)| (key(name), found)));
         }
         drop(examined);
         let facts = SurveyFacts {

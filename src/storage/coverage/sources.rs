@@ -13,19 +13,30 @@ use crate::{
 /// Namespaces of a list that regcred falls back to.
 const NAMESPACES_MAX: i64 = 200;
 
-/// Lists the synced targets of a cluster: pull secret and namespace.
-#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.list_synced", skip_all, fields(cluster.id = %cluster))]
-pub async fn synced_targets(
-    conn: &mut PgConnection,
-    cluster: Uuid,
-) -> Result<Vec<(Uuid, NamespaceName)>, StorageError> {
+/// Secret of a pull secret in a namespace.
+#[derive(Debug)]
+pub struct DeclaredSecret {
+    /// The pull secret.
+    pub pull_secret_id: Uuid,
+    /// The namespace.
+    pub namespace: NamespaceName,
+    /// Whether the Secret has the accounts of the pull secret.
+    pub is_synced: bool,
+}
+
+/// Lists the targets of a cluster, without those whose Secret has another owner.
+#[tracing::instrument(level = "debug", name = "db.pull_secret_targets.list_declared", skip_all, fields(cluster.id = %cluster))]
+pub async fn declared_secrets(conn: &mut PgConnection, cluster: Uuid) -> Result<Vec<DeclaredSecret>, StorageError> {
     let rows = sqlx::query!(
-        "SELECT pull_secret_id, namespace FROM pull_secret_targets
-         WHERE cluster_id = $1 AND wanted AND state = 'synced' AND uid IS NOT NULL",
+        r#"SELECT pull_secret_id, namespace, state = 'synced' AND uid IS NOT NULL AS "is_synced!"
+           FROM pull_secret_targets WHERE cluster_id = $1 AND wanted AND state <> 'conflict'"#,
         cluster,
     );
-    let targets = rows.fetch_all(conn).await?.into_iter();
-    Ok(targets.filter_map(|row| Some((row.pull_secret_id, NamespaceName::parse(&row.namespace).ok()?))).collect())
+    let targets = rows.fetch_all(conn).await?.into_iter().filter_map(|row| {
+        let namespace = NamespaceName::parse(&row.namespace).ok()?;
+        Some(DeclaredSecret { pull_secret_id: row.pull_secret_id, namespace, is_synced: row.is_synced })
+    });
+    Ok(targets.collect())
 }
 
 /// Lists the namespaces of a cluster with a target, by name: a bounded number.
