@@ -38,6 +38,11 @@ test: ## Run all tests with a private Postgres, two Kubernetes API servers and t
 	@cargo test --locked --no-run $(ARGS) # before the services, which would slow it down
 	@dev/with-services cargo test --locked $(ARGS)
 
+.PHONY: node-test
+node-test: ## Test with a real node: kubelet, containerd and pods; needs root. ARGS='rotation::' selects some
+	@cargo test --locked --no-run --test node
+	@dev/with-node cargo test --locked --test node $(ARGS)
+
 .PHONY: build-tests
 build-tests: ## Compile the tests
 	cargo test --locked --no-run
@@ -68,6 +73,8 @@ fmt-check: ## Fail if the code is not formatted
 lint: language-check ## Check the wording, then run clippy; a warning is an error
 	@# With the entry points of the fuzz targets, which nothing else compiles.
 	cargo clippy --locked --all-targets -- -D warnings --cfg fuzzing
+	@# Not part of `cargo test`, and so not of all targets.
+	cargo clippy --locked --test node -- -D warnings --cfg fuzzing
 
 .PHONY: language-check
 language-check: ## Check the wording of code and documents

@@ -48,6 +48,7 @@ run_as=()  # options of setpriv; a function sets it locally to run a command as 
 launched_pid=0
 launched_port=0
 scratch='' # folder to remove at exit
+after_stop='' # command to run at exit, when everything has stopped
 
 # launch NAME SIGNAL LOG COMMAND…   -> launched_pid; SIGNAL ends the process cleanly
 launch() {
@@ -171,6 +172,7 @@ at_exit() {
     local status=$?
     trap '' INT TERM HUP
     stop_started
+    $after_stop
     [ -z "$scratch" ] || rm -rf -- "$scratch"
     exit "$status"
 }

@@ -28,12 +28,18 @@ YAML
     registry_address=127.0.0.1:$launched_port
 }
 
-# image_make DIR   -> an OCI layout of one small layer, built here because no registry to pull from is available
+# image_make DIR [PROGRAM TITLE]   -> an OCI layout of one small layer, built here because no registry to pull from is
+# available. It runs PROGRAM, a static binary; TITLE makes the layer differ from others with the same program.
 image_make() {
-    local dir=$1 layer config manifest
+    local dir=$1 title=${3:-tiny test image} architecture=amd64 run='' layer config manifest
     mkdir -p "$dir/blobs/sha256" "$dir/root/etc"
-    printf 'NAME="tiny test image"\n' >"$dir/root/etc/os-release"
-    tar -C "$dir/root" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf "$dir/layer" etc
+    printf 'NAME="%s"\n' "$title" >"$dir/root/etc/os-release"
+    if [ $# -gt 1 ]; then
+        install -m 755 "$2" "$dir/root/program"
+        architecture=$(dpkg --print-architecture)
+        run='"Entrypoint":["/program"]'
+    fi
+    tar -C "$dir/root" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf "$dir/layer" .
     # blob FILE   moves the file into the layout; prints its digest and size
     blob() {
         local digest size
@@ -44,8 +50,8 @@ image_make() {
     }
     local type=application/vnd.oci.image
     layer=$(blob "$dir/layer")
-    printf '{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["%s"]}}' \
-        "$(cut -d'"' -f4 <<<"$layer")" >"$dir/config"
+    printf '{"architecture":"%s","os":"linux","config":{%s},"rootfs":{"type":"layers","diff_ids":["%s"]}}' \
+        "$architecture" "$run" "$(cut -d'"' -f4 <<<"$layer")" >"$dir/config"
     config=$(blob "$dir/config")
     printf '{"schemaVersion":2,"mediaType":"%s","config":{"mediaType":"%s",%s},"layers":[{"mediaType":"%s",%s}]}' \
         $type.manifest.v1+json $type.config.v1+json "$config" $type.layer.v1.tar "$layer" >"$dir/manifest"
@@ -55,14 +61,14 @@ image_make() {
     printf '{"imageLayoutVersion":"1.0.0"}' >"$dir/oci-layout"
 }
 
-# image_push LAYOUT ADDRESS USER PASSWORD   pushes the image as os/alpine:3, with a Docker manifest: the docker CLI of
-# Debian 12 does not read OCI manifests
+# image_push LAYOUT ADDRESS USER PASSWORD [NAME]   pushes the image as os/alpine:3, with a Docker manifest: the docker CLI
+# of Debian 12 does not read OCI manifests
 image_push() {
-    local auth
+    local auth name=${5:-os/alpine:3}
     auth=$(umask 077 && mktemp "$1/auth.XXXXXX")
     printf '{"auths":{"%s":{"auth":"%s"}}}' "$2" "$(printf %s "$3:$4" | base64 -w 0)" >"$auth"
     skopeo --insecure-policy copy -q --format v2s2 --authfile "$auth" --dest-tls-verify=false "oci:$1:3" \
-        "docker://$2/os/alpine:3" >&2 ||
+        "docker://$2/$name" >&2 ||
         die "pushing the image to the registry at $2 failed"
     rm "$auth"
 }

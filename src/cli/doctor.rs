@@ -177,13 +177,12 @@ pub(super) struct Object {
 impl Object {
     /// Parses `NAME`, `pod/NAME` or `KIND/NAME`.
     fn parse(text: &str) -> Result<Self, Invalid> {
-        match text.split_once('/') {
-            None | Some(("pod" | "pods" | "po", _)) => {
-                let name = text.rsplit('/').next().unwrap_or_default();
-                Ok(Self { kind: None, name: PodName::parse(name)? })
-            }
-            Some((kind, name)) => Ok(Self { kind: Some(parse_kind(kind)?), name: PodName::parse(name)? }),
-        }
+        let (kind, name) = match text.split_once('/') {
+            None => (None, text),
+            Some(("pod" | "pods" | "po", name)) => (None, name),
+            Some((kind, name)) => (Some(parse_kind(kind)?), name),
+        };
+        Ok(Self { kind, name: PodName::parse(name)? })
     }
 
     fn parse_workload(text: &str) -> Result<Self, Invalid> {

@@ -136,6 +136,52 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/clusters/{cluster}/namespaces/{namespace}/diagnose": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Diagnose the image pulls of a pod before it is created.
+         * @description As for a workload. A login whose entry has a wildcard is not sent, because the request names the
+         *     registry.
+         */
+        post: operations["diagnose_spec"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/clusters/{cluster}/namespaces/{namespace}/pods/{pod}/diagnose": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Diagnose the image pulls of a pod.
+         * @description regcred reads the pod, its pull secrets and its events, finds the entries that the kubelet tries
+         *     for each image, and requests the manifest from the registry with these logins. A login is sent
+         *     only to the registry that its entry names. Each image has one verdict, and a fix.
+         *
+         *     The answer contains names, keys and fixed texts, never a value of a Secret or a text of another
+         *     server. Every diagnosis is audited, with the names of the Secrets that it reads.
+         */
+        post: operations["diagnose_pod"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/clusters/{cluster}/namespaces/{namespace}/secrets": {
         parameters: {
             query?: never;
@@ -164,6 +210,27 @@ export interface paths {
          *     validates the Secret without storing it.
          */
         post: operations["create_secret"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/clusters/{cluster}/namespaces/{namespace}/workloads/{kind}/{name}/diagnose": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Diagnose the image pulls of the pods that a workload creates.
+         * @description As for a pod, but by the template of the workload: a template without pull secrets gets those of
+         *     the ServiceAccount. Events are not read.
+         */
+        post: operations["diagnose_workload"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1035,6 +1102,18 @@ export interface components {
             /** @description podman, skopeo and buildah. */
             podman: components["schemas"]["LookUp"];
         };
+        /**
+         * @description Kind of a container.
+         * @enum {string}
+         */
+        ContainerKind: "init" | "container" | "ephemeral";
+        /** @description A container. */
+        ContainerReference: {
+            /** @description Name. */
+            name: string;
+            /** @description Kind. */
+            type: components["schemas"]["ContainerKind"];
+        };
         /** @description API key to create. */
         CreateApiKey: {
             /**
@@ -1291,6 +1370,76 @@ export interface components {
          * @enum {string}
          */
         DeletionPolicy: "delete" | "retain";
+        /** @description Pod that does not exist yet. The fields are named as in a pod. */
+        DiagnoseSpec: {
+            /** @description Architecture that the pod requires, such as `arm64`. */
+            architecture?: string | null;
+            /** @description Containers, instead of `images`. Their names are checked, too. */
+            containers?: components["schemas"]["SpecContainer"][] | null;
+            /** @description Pull secrets, in order. Without any, those of the ServiceAccount are used. */
+            imagePullSecrets?: components["schemas"]["PullSecretReference"][];
+            /**
+             * @description Images.
+             * @example [
+             *       "registry.example.com:5000/os/alpine:3"
+             *     ]
+             */
+            images?: string[] | null;
+            /** @description Name of the ServiceAccount (`default`). */
+            serviceAccountName?: string | null;
+        };
+        /** @description An image of the pod. */
+        DiagnosedImage: {
+            anonymous: components["schemas"]["RegistryAnswer"] | null;
+            /** @description Entries that match the image, in the order in which the kubelet tries them. */
+            attempts: components["schemas"]["PullAttempt"][];
+            /** @description Pull secrets with different logins for the same key that matches. */
+            collisions: string[];
+            /** @description Containers with this image. */
+            containers: components["schemas"]["ContainerReference"][];
+            event: components["schemas"]["PullEvent"] | null;
+            fix: components["schemas"]["PullFix"] | null;
+            /** @description Complete reference, with tag or digest; `null` if the pod's is invalid. */
+            image: string | null;
+            /** @description Without a match: up to three similar entries, and why they do not match. */
+            nearest: components["schemas"]["NearEntry"][];
+            /** @description Platforms of the image, if it has several manifests and the pod requires an architecture. */
+            platforms: string[];
+            /** @description The verdict as a sentence. */
+            sentence: string;
+            /** @description Verdict. */
+            verdict: components["schemas"]["PullVerdict"];
+            waiting: components["schemas"]["WaitingReason"] | null;
+        };
+        /** @description A pull secret. */
+        DiagnosedSecret: {
+            /** @description Keys of the entries that the kubelet finds in it. */
+            keys: string[];
+            managedBy: components["schemas"]["ManagedBy"] | null;
+            /** @description Name. */
+            name: string;
+            /** @description Problems. */
+            problems: components["schemas"]["SecretProblem"][];
+            /** @description Whether it could be read. */
+            state: components["schemas"]["SecretState"];
+        };
+        /** @description Why the images of a pod can be pulled, or cannot. */
+        Diagnosis: {
+            /** @description Images, each once. */
+            images: components["schemas"]["DiagnosedImage"][];
+            /** @description What regcred may not read in the cluster, and what the diagnosis lacks for it. */
+            missingRights: components["schemas"]["MissingRead"][];
+            /** @description Whether the verdict of every image is `ok`, and there is no problem of the pod. */
+            ok: boolean;
+            /** @description Problems of the pod as a whole. */
+            problems: components["schemas"]["PodProblem"][];
+            /** @description Pull secrets that the kubelet uses, in its order. */
+            pullSecrets: components["schemas"]["DiagnosedSecret"][];
+            /** @description Where the list of pull secrets comes from. */
+            pullSecretsFrom: components["schemas"]["PullSecretsFrom"];
+            /** @description Name of the ServiceAccount. */
+            serviceAccount: string;
+        };
         /** @description Secret of direct delivery. */
         DirectSecret: {
             /** @description Names of the accounts in the delivery that are granted to the caller; `null` without a record. */
@@ -1702,6 +1851,20 @@ export interface components {
             /** @description What it does for the image. */
             verdict: components["schemas"]["Verdict"];
         };
+        /** @description Pull secret of regcred that a Secret belongs to. */
+        ManagedBy: {
+            /** @description Type of its last error. */
+            lastError: string | null;
+            /** @description Name; `null` if the caller may not see it. */
+            pullSecret: string | null;
+            /** @description State of the target: `pending`, `synced`, `failed` or `conflict`. */
+            state: string | null;
+        };
+        /**
+         * @description Whether the registry has the manifest of an image.
+         * @enum {string}
+         */
+        ManifestState: "found" | "missing" | "unknown";
         /** @description The caller. */
         Me: {
             /**
@@ -1761,6 +1924,15 @@ export interface components {
          * @enum {string}
          */
         Mismatch: "caseDiffers" | "spellingUnknown" | "portDiffers" | "pathNotPrefix" | "globOneLabel" | "noWildcards" | "hostDiffers";
+        /** @description A right that regcred lacks in the cluster. */
+        MissingRead: {
+            /** @description What the diagnosis lacks without it. */
+            effect: string;
+            /** @description Resource, such as `secrets`. */
+            resource: string;
+            /** @description Verb, such as `get`. */
+            verb: string;
+        };
         /** @description Rule that regcred's credential needs but does not have. */
         MissingRight: {
             /** @description Name of the object; `null` means all objects, as `create` needs. */
@@ -1771,6 +1943,17 @@ export interface components {
             resource: string;
             /** @description Verb, such as `patch`. */
             verb: string;
+        };
+        /** @description An entry that nearly matches. */
+        NearEntry: {
+            /** @description Reason, for people. */
+            detail: string;
+            /** @description Key of the entry. */
+            key: string;
+            /** @description Reason, for programs. */
+            mismatch: components["schemas"]["Mismatch"];
+            /** @description Name of the pull secret. */
+            secret: string;
         };
         /** @description An entry that is not used for an image although it nearly matches. */
         Nearest: {
@@ -1876,6 +2059,19 @@ export interface components {
             /** @description Verb, such as `create`. */
             verb: string;
         };
+        /** @description Problem of a pod as a whole. */
+        PodProblem: {
+            fix: components["schemas"]["PullFix"] | null;
+            /** @description Explanation. */
+            sentence: string;
+            /** @description Kind. */
+            type: components["schemas"]["PodProblemKind"];
+        };
+        /**
+         * @description Kind of a problem of a pod.
+         * @enum {string}
+         */
+        PodProblemKind: "serviceAccountMissing" | "invalidReference";
         /**
          * @description Effect of a declaration on a target.
          * @enum {string}
@@ -1916,6 +2112,58 @@ export interface components {
          * @enum {string}
          */
         ProviderType: "oidc" | "tokenReview";
+        /** @description An entry that the kubelet tries. */
+        PullAttempt: {
+            answer: components["schemas"]["RegistryAnswer"] | null;
+            /** @description Key of the entry. */
+            key: string;
+            /** @description Name of the pull secret. */
+            secret: string;
+            skipped: components["schemas"]["PullSkipReason"] | null;
+        };
+        /**
+         * @description What an event of the pod reports about a pull. Ordered from the least to the most specific.
+         * @enum {string}
+         */
+        PullEvent: "backOff" | "failed" | "neverPull" | "invalidName" | "unreachable" | "tlsError" | "rateLimited" | "noMatchingPlatform" | "notFound" | "unauthorized";
+        /** @description A remedy. */
+        PullFix: {
+            /** @description Whether `?apply=true` carries out the request among the steps. */
+            applicable: boolean;
+            /** @description Whether it was carried out. */
+            applied: boolean;
+            /** @description The remedy as a sentence. */
+            description: string;
+            /** @description Name of the Secret that it creates or replaces. */
+            secret: string | null;
+            /** @description Steps in order; empty if regcred cannot name them. */
+            steps: components["schemas"]["PullFixStep"][];
+            /** @description What it does. */
+            type: components["schemas"]["PullFixType"];
+        };
+        /** @description A step of a fix. */
+        PullFixStep: {
+            /** @description Body. */
+            body: {
+                [key: string]: unknown;
+            };
+            /** @description Method. */
+            method: string;
+            /** @description Path. */
+            path: string;
+            /** @enum {string} */
+            type: "request";
+        } | {
+            /** @description The line. */
+            command: string;
+            /** @enum {string} */
+            type: "command";
+        };
+        /**
+         * @description What a fix does.
+         * @enum {string}
+         */
+        PullFixType: "createSecret" | "replaceSecret" | "attachServiceAccount" | "addPullSecret" | "recreatePod" | "createServiceAccount" | "syncPullSecret" | "rotateAccount" | "grantAccess" | "correctImage" | "checkRegistry" | "retryLater" | "trustCertificate" | "buildPlatform" | "grantRights";
         /** @description Pull secret and its status. */
         PullSecret: {
             /** @description Selector of the included accounts. */
@@ -2041,6 +2289,11 @@ export interface components {
              * @description Version of the declaration, incremented by every change.
              */
             version: number;
+        };
+        /** @description Reference to a pull secret, as in a pod. */
+        PullSecretReference: {
+            /** @description Name of the Secret. */
+            name: string;
         };
         /** @description Name and type of the Secret. */
         PullSecretSecret: {
@@ -2209,6 +2462,21 @@ export interface components {
             /** @description UID of the Secret. */
             uid?: string | null;
         };
+        /**
+         * @description Source of the list of pull secrets.
+         * @enum {string}
+         */
+        PullSecretsFrom: "pod" | "serviceAccount" | "none";
+        /**
+         * @description Why a registry was not asked with an entry.
+         * @enum {string}
+         */
+        PullSkipReason: "earlierWorks" | "noLogin" | "wildcard" | "otherRegistry" | "podFails" | "limit";
+        /**
+         * @description Verdict about an image.
+         * @enum {string}
+         */
+        PullVerdict: "ok" | "noSecret" | "secretMissing" | "secretUnreadable" | "noMatchingEntry" | "credentialInvalid" | "noAccess" | "imageNotFound" | "registryUnreachable" | "rateLimited" | "tlsError" | "architectureMismatch" | "unknown";
         /** @description Declaration: accounts, the Secret that contains them, and the namespaces that it is placed in. */
         PutPullSecret: {
             accountSelector?: components["schemas"]["LabelSelector"] | null;
@@ -2373,6 +2641,15 @@ export interface components {
              */
             version: number;
         };
+        /** @description Answer of a registry. */
+        RegistryAnswer: {
+            /** @description Explanation. */
+            detail: string;
+            /** @description Whether the image exists. */
+            manifest: components["schemas"]["ManifestState"];
+            /** @description Result, as of a verification. */
+            result: components["schemas"]["VerificationResult"];
+        };
         /** @description Accounts for every image of a registry, or of a part of one. */
         RegistryMatch: {
             /**
@@ -2462,11 +2739,30 @@ export interface components {
              */
             type?: string | null;
         };
+        /** @description Problem of a pull secret. */
+        SecretProblem: {
+            /** @description Explanation. It contains nothing of the Secret's value. */
+            detail: string;
+            /** @description Key of the entry, if the problem is of one. */
+            key: string | null;
+            /** @description Kind. */
+            type: components["schemas"]["SecretProblemKind"];
+        };
+        /**
+         * @description Kind of a problem of a pull secret.
+         * @enum {string}
+         */
+        SecretProblemKind: "wrongType" | "wrongKey" | "doubleBase64" | "strayCharacter" | "encoding" | "notADockerConfig" | "otherForm" | "duplicateKey" | "invalidAuth" | "malformedEntry" | "noLogin" | "empty";
         /** @description Reference to a Secret, as in `imagePullSecrets`. */
         SecretReference: {
             /** @description Name of the Secret. */
             name: string;
         };
+        /**
+         * @description Whether a pull secret could be read.
+         * @enum {string}
+         */
+        SecretState: "found" | "missing" | "forbidden" | "notRead";
         /** @description A `ServiceAccount` of a cluster. */
         ServiceAccountInput: {
             /**
@@ -2548,6 +2844,13 @@ export interface components {
          * @enum {string}
          */
         SourceType: "ecr" | "ecrPublic" | "googleArtifactRegistry" | "azureContainerRegistry" | "oauth2";
+        /** @description Container of a request. */
+        SpecContainer: {
+            /** @description Image. */
+            image: string;
+            /** @description Name, a DNS-1123 label. */
+            name: string;
+        };
         /**
          * @description Counts of what the caller may see.
          *
@@ -2799,6 +3102,11 @@ export interface components {
              */
             repository?: string | null;
         };
+        /**
+         * @description Why a container waits, by its status.
+         * @enum {string}
+         */
+        WaitingReason: "errImagePull" | "imagePullBackOff" | "invalidImageName" | "errImageNeverPull" | "imageInspectError";
         /** @description A consumer's deviation from what a document or account says. Never contains a secret. */
         Warning: {
             /** @description Account concerned, if any. */
@@ -3284,7 +3592,7 @@ export interface operations {
                      *           },
                      *           "at": "2026-11-29T12:00:00Z",
                      *           "chain": {
-                     *             "hash": "c4e7e126cd90f2fcdc73fec50f887c2aaa58d2ab96b77a3f2adc32a35ed1d662",
+                     *             "hash": "7a6230d96a440b9d398821ab22f789bd3db3ae4346a74bd2f105f6e7d00a36ca",
                      *             "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *             "previousHash": "",
                      *             "sequence": 2
@@ -3475,6 +3783,226 @@ export interface operations {
             503: components["responses"]["Unavailable"];
         };
     };
+    diagnose_spec: {
+        parameters: {
+            query?: {
+                /**
+                 * @description Carries out the applicable fixes. The caller needs the permission of each change: 403 names a
+                 *     missing one, and nothing is changed. The answer is the diagnosis before the changes; diagnose
+                 *     again for their effect.
+                 */
+                apply?: boolean;
+            };
+            header?: never;
+            path: {
+                /** @description Name of the cluster */
+                cluster: string;
+                /** @description Namespace in the cluster */
+                namespace: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "imagePullSecrets": [
+                 *         {
+                 *           "name": "missing"
+                 *         }
+                 *       ],
+                 *       "images": [
+                 *         "registry.example.com:7000/os/alpine:3"
+                 *       ]
+                 *     }
+                 */
+                "application/json": components["schemas"]["DiagnoseSpec"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "images": [
+                     *         {
+                     *           "anonymous": {
+                     *             "detail": "the registry requires a login for this image",
+                     *             "manifest": "unknown",
+                     *             "result": "noAccess"
+                     *           },
+                     *           "attempts": [],
+                     *           "collisions": [],
+                     *           "containers": [
+                     *             {
+                     *               "name": "image-0",
+                     *               "type": "container"
+                     *             }
+                     *           ],
+                     *           "event": null,
+                     *           "fix": {
+                     *             "applicable": false,
+                     *             "applied": false,
+                     *             "description": "create the Secret missing with a login for `registry.example.com:7000`",
+                     *             "secret": "missing",
+                     *             "steps": [
+                     *               {
+                     *                 "command": "kubectl create secret docker-registry 'missing' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
+                     *                 "type": "command"
+                     *               }
+                     *             ],
+                     *             "type": "createSecret"
+                     *           },
+                     *           "image": "registry.example.com:7000/os/alpine:3",
+                     *           "nearest": [],
+                     *           "platforms": [],
+                     *           "sentence": "`registry.example.com:7000/os/alpine:3` needs a login, and the pull secret missing does not exist in the namespace",
+                     *           "verdict": "secretMissing",
+                     *           "waiting": null
+                     *         }
+                     *       ],
+                     *       "missingRights": [],
+                     *       "ok": false,
+                     *       "problems": [],
+                     *       "pullSecrets": [
+                     *         {
+                     *           "keys": [],
+                     *           "managedBy": null,
+                     *           "name": "missing",
+                     *           "problems": [],
+                     *           "state": "missing"
+                     *         }
+                     *       ],
+                     *       "pullSecretsFrom": "pod",
+                     *       "serviceAccount": "default"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["Diagnosis"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            404: components["responses"]["Problem"];
+            408: components["responses"]["Problem"];
+            409: components["responses"]["Problem"];
+            413: components["responses"]["Problem"];
+            415: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    diagnose_pod: {
+        parameters: {
+            query?: {
+                /**
+                 * @description Carries out the applicable fixes. The caller needs the permission of each change: 403 names a
+                 *     missing one, and nothing is changed. The answer is the diagnosis before the changes; diagnose
+                 *     again for their effect.
+                 */
+                apply?: boolean;
+            };
+            header?: never;
+            path: {
+                /** @description Name of the cluster */
+                cluster: string;
+                /** @description Namespace in the cluster */
+                namespace: string;
+                /** @description Name of the pod */
+                pod: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "images": [
+                     *         {
+                     *           "anonymous": {
+                     *             "detail": "the registry requires a login for this image",
+                     *             "manifest": "unknown",
+                     *             "result": "noAccess"
+                     *           },
+                     *           "attempts": [],
+                     *           "collisions": [],
+                     *           "containers": [
+                     *             {
+                     *               "name": "web",
+                     *               "type": "container"
+                     *             }
+                     *           ],
+                     *           "event": null,
+                     *           "fix": {
+                     *             "applicable": false,
+                     *             "applied": false,
+                     *             "description": "create the Secret pull-127-0-0-1-23661 with a login for `registry.example.com:7000`, and add it to imagePullSecrets",
+                     *             "secret": "pull-127-0-0-1-23661",
+                     *             "steps": [
+                     *               {
+                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-23661' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
+                     *                 "type": "command"
+                     *               },
+                     *               {
+                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-23661\"}]}}' | kubectl replace --force -f -",
+                     *                 "type": "command"
+                     *               }
+                     *             ],
+                     *             "type": "addPullSecret"
+                     *           },
+                     *           "image": "registry.example.com:7000/os/alpine:3",
+                     *           "nearest": [],
+                     *           "platforms": [],
+                     *           "sentence": "no entry of the pull secrets is for `registry.example.com:7000/os/alpine:3`",
+                     *           "verdict": "noMatchingEntry",
+                     *           "waiting": null
+                     *         }
+                     *       ],
+                     *       "missingRights": [],
+                     *       "ok": false,
+                     *       "problems": [],
+                     *       "pullSecrets": [
+                     *         {
+                     *           "keys": [
+                     *             "registry.example.com:5000"
+                     *           ],
+                     *           "managedBy": null,
+                     *           "name": "team-a-once",
+                     *           "problems": [],
+                     *           "state": "found"
+                     *         }
+                     *       ],
+                     *       "pullSecretsFrom": "pod",
+                     *       "serviceAccount": "default"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["Diagnosis"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            404: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
     list_secrets: {
         parameters: {
             query?: {
@@ -3512,7 +4040,7 @@ export interface operations {
                      *           "deliveredAt": "2026-11-29T12:00:00Z",
                      *           "name": "team-a-once",
                      *           "outdated": false,
-                     *           "resourceVersion": "196",
+                     *           "resourceVersion": "203",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
                      *       ],
@@ -3599,7 +4127,7 @@ export interface operations {
                      *       "name": "team-a-once",
                      *       "namespace": "a-dev",
                      *       "replaced": false,
-                     *       "resourceVersion": "196",
+                     *       "resourceVersion": "203",
                      *       "type": "kubernetes.io/dockerconfigjson",
                      *       "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *       "warnings": []
@@ -3622,6 +4150,106 @@ export interface operations {
             502: components["responses"]["Problem"];
             503: components["responses"]["Unavailable"];
             504: components["responses"]["Problem"];
+        };
+    };
+    diagnose_workload: {
+        parameters: {
+            query?: {
+                /**
+                 * @description Carries out the applicable fixes. The caller needs the permission of each change: 403 names a
+                 *     missing one, and nothing is changed. The answer is the diagnosis before the changes; diagnose
+                 *     again for their effect.
+                 */
+                apply?: boolean;
+            };
+            header?: never;
+            path: {
+                /** @description Name of the cluster */
+                cluster: string;
+                /** @description Namespace in the cluster */
+                namespace: string;
+                /** @description `deployment`, `statefulset`, `daemonset`, `job` or `cronjob`, in any case */
+                kind: string;
+                /** @description Name of the workload */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "images": [
+                     *         {
+                     *           "anonymous": {
+                     *             "detail": "the registry requires a login for this image",
+                     *             "manifest": "unknown",
+                     *             "result": "noAccess"
+                     *           },
+                     *           "attempts": [],
+                     *           "collisions": [],
+                     *           "containers": [
+                     *             {
+                     *               "name": "web",
+                     *               "type": "container"
+                     *             }
+                     *           ],
+                     *           "event": null,
+                     *           "fix": {
+                     *             "applicable": false,
+                     *             "applied": false,
+                     *             "description": "create the Secret missing with a login for `registry.example.com:7000`",
+                     *             "secret": "missing",
+                     *             "steps": [
+                     *               {
+                     *                 "command": "kubectl create secret docker-registry 'missing' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
+                     *                 "type": "command"
+                     *               }
+                     *             ],
+                     *             "type": "createSecret"
+                     *           },
+                     *           "image": "registry.example.com:7000/os/alpine:3",
+                     *           "nearest": [],
+                     *           "platforms": [],
+                     *           "sentence": "`registry.example.com:7000/os/alpine:3` needs a login, and the pull secret missing does not exist in the namespace",
+                     *           "verdict": "secretMissing",
+                     *           "waiting": null
+                     *         }
+                     *       ],
+                     *       "missingRights": [],
+                     *       "ok": false,
+                     *       "problems": [],
+                     *       "pullSecrets": [
+                     *         {
+                     *           "keys": [],
+                     *           "managedBy": null,
+                     *           "name": "missing",
+                     *           "problems": [],
+                     *           "state": "missing"
+                     *         }
+                     *       ],
+                     *       "pullSecretsFrom": "pod",
+                     *       "serviceAccount": "default"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["Diagnosis"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            404: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
         };
     };
     get_cluster: {
@@ -3836,7 +4464,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "latencyMs": 4,
+                     *       "latencyMs": 22,
                      *       "permissions": [
                      *         {
                      *           "allowed": true,
@@ -4729,6 +5357,7 @@ export interface operations {
                      *         "readClusters",
                      *         "writeClusters",
                      *         "deliverSecrets",
+                     *         "diagnosePods",
                      *         "readPullSecrets",
                      *         "writePullSecrets",
                      *         "readApiKeys",
@@ -5259,7 +5888,7 @@ export interface operations {
                      * @example {
                      *       "deletedAt": null,
                      *       "generation": 2,
-                     *       "id": "01a22cea-8d6a-7497-a911-0dce1826487f",
+                     *       "id": "01a22d80-c4de-73c3-ad3b-a2d9cd193001",
                      *       "name": "team-a",
                      *       "observedGeneration": 2,
                      *       "settled": true,
@@ -5431,7 +6060,7 @@ export interface operations {
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
                      *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "197",
+                     *           "resourceVersion": "206",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
@@ -6228,7 +6857,7 @@ export interface operations {
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
                      *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "197",
+                     *           "resourceVersion": "206",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }

@@ -88,7 +88,9 @@ async fn applied_fix_syncs_the_pull_secret_of_a_broken_secret(pool: PgPool) {
     let web = deployment(&[&Doctor::image_of(&doctor.a)], &["team-a-pull"]);
     let namespace = namespace_with(&[], vec![web]).await;
     put(&doctor.admin, "team-a", &declaration(&["prod"], "dev", &[&namespace])).await.expect(201);
-    let broken = json!({"immutable": true, "data": {".dockerconfigjson": "e30j"}}).to_string();
+    // The API server validates the JSON of the Secret, but no `auth`: here it is "!".
+    let broken = json!({"immutable": true, "data": {".dockerconfigjson": "eyJhdXRocyI6eyJhIjp7ImF1dGgiOiIhIn19fQ=="}})
+        .to_string();
     kubectl(&["patch", "secret", "team-a-pull", "-n", &namespace, "-p", &broken], "");
     let failed = eventually("the target fails", async || {
         let found = doctor.diagnose(&namespace, WEB).await;
