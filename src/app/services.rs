@@ -152,8 +152,7 @@ impl Services {
         let reconciler =
             Reconciler::new(pool.clone(), clusters.clone(), docker_configs.clone(), peppers, audit.clone(), reconcile);
         let secrets = Secrets::new(pool.clone(), clusters.clone(), docker_configs.clone(), audit_writer.clone());
-        let audits = (audit.clone(), audit_writer.clone());
-        let (diagnoses, coverages) = doctors(&pool, &clusters, &docker_configs, registries, audits)?;
+        let (diagnoses, coverages) = doctors((&pool, &clusters, &docker_configs), registries, (&audit, &audit_writer))?;
         let api_keys =
             ApiKeys::new(pool.clone(), row_cache.clone(), checker.clone(), audit.clone(), api_key_lifetime_max);
         Ok(Self {
@@ -251,15 +250,19 @@ impl Services {
 
 /// Builds the services that examine image pulls.
 fn doctors(
-    pool: &PgPool,
-    clusters: &Clusters,
-    docker_configs: &DockerConfigs,
+    (pool, clusters, docker_configs): (&PgPool, &Clusters, &DockerConfigs),
     registries: Arc<RegistryClient>,
-    audits: (TransactionalAudit, AuditWriter),
+    (audit, audit_writer): (&TransactionalAudit, &AuditWriter),
 ) -> Result<(Diagnoses, Coverages), AppError> {
     let (pool, clusters, docker_configs) = (pool.clone(), clusters.clone(), docker_configs.clone());
-    let diagnoses =
-        Diagnoses::new(pool.clone(), clusters.clone(), docker_configs.clone(), registries.clone(), audits.1.clone());
+    let diagnoses = Diagnoses::new(
+        pool.clone(),
+        clusters.clone(),
+        docker_configs.clone(),
+        registries.clone(),
+        audit_writer.clone(),
+    );
+    let audits = (audit.clone(), audit_writer.clone());
     let coverages = Coverages::new(pool, clusters, docker_configs, registries, audits);
     Ok((diagnoses, coverages.map_err(|error| AppError::Internal(error.to_string()))?))
 }
