@@ -134,6 +134,37 @@ mint-test: ## Test minted accounts against emulators, and beside the vendors' ow
 	@dev/node-tool dev/oauth2-mock-server >/dev/null
 	@dev/with-services cargo test --locked --test integration 'mints::$(ARGS)' -- --ignored
 
+.PHONY: console
+console: ## Check and build the web console into console/dist, with its own Node.js
+	@dev/console
+
+.PHONY: console-test
+console-test: ## Test the web console in Chromium; ARGS='--test-name-pattern=rotation' selects some
+	@cargo build --locked
+	@dev/console
+	@dev/console-test $(ARGS)
+
+.PHONY: chart
+chart: ## Write deploy/kubernetes and the snapshots of tests/chart from the Helm chart
+	@dev/chart write
+
+.PHONY: chart-test
+chart-test: ## Test the Helm chart, its alerts, and a release of it in a real API server
+	@dev/chart test
+
+.PHONY: dist
+dist: ## Build the files of a release in target/dist: tarball, chart, bill of materials, checksums
+	cargo build --locked --release --bin regcred
+	@dev/dist
+
+.PHONY: dist-test
+dist-test: ## Install the tarball of target/dist on a minimal Debian 12 with systemd, and serve from it; needs root
+	@dev/dist-test
+
+.PHONY: image-test
+image-test: ## Build the image with a private Docker engine and run docker-compose.yml; needs root
+	@dev/image-test $(ARGS)
+
 .PHONY: ci
 ci: ## Run all gates of a change
 	@.ci/run

@@ -234,3 +234,22 @@ unpack_packages() {
     for package in "$dir"/debs/*.deb; do dpkg -x "$package" "$root"; done
     rm -r "$dir/debs"
 }
+
+# make_debian ROOT PACKAGE,…   creates a minimal Debian 12 with these packages in the folder ROOT; uses `scratch`, needs root
+make_debian() {
+    local archive
+    has wget || die "debootstrap needs wget: install it"
+    apt_setup "$scratch/apt"
+    [ -e "$scratch/tools" ] || unpack_packages "$scratch/apt" "$scratch/tools" debootstrap
+    archive=$(awk '$1 == "deb" { print $3; exit }' "$scratch/apt/sources.list")
+    DEBOOTSTRAP_DIR=$scratch/tools/usr/share/debootstrap "$scratch/tools/usr/sbin/debootstrap" --variant=minbase \
+        --include="$2" bookworm "$1" "$archive"
+}
+# copy_from_host ROOT FILE…   copies files of this machine to the same places of ROOT; missing ones are skipped
+copy_from_host() {
+    local root=$1 file
+    shift
+    for file in "$@"; do
+        [ ! -e "$file" ] || cp -aL --parents "$file" "$root"
+    done
+}

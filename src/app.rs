@@ -67,6 +67,17 @@ pub enum Role {
     Worker,
 }
 
+impl Role {
+    /// Returns the name that metrics have.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Api => "api",
+            Self::Worker => "worker",
+        }
+    }
+}
+
 /// Listeners of the process.
 #[derive(Debug)]
 pub struct Listeners {
@@ -123,7 +134,7 @@ impl App {
         let foundation = Foundation { pool, sealer, peppers, audit, audit_writer };
         let services = ServicesConfig { clusters, verify, reconcile, identity, mint, api_key_lifetime_max };
         let services = Services::build(foundation, services)?;
-        let metrics = Data::new(services.metrics(certificate.clone()));
+        let metrics = Data::new(services.metrics(role.as_str(), certificate.clone()));
         let operations = operations.map(|listener| build_operations_server(listener, grace, &metrics, &services));
         let server = build_server(api, http, role, certificate.clone(), metrics, &services)?;
 

@@ -13,8 +13,10 @@ mod cluster;
 mod doctor;
 mod hardening;
 mod master_key;
+mod package_files;
 mod pepper;
 mod ring_file;
+mod service_manager;
 mod verify;
 
 use std::{
@@ -22,7 +24,7 @@ use std::{
     fs::Permissions,
     io::{ErrorKind, Write},
     net::{SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -129,6 +131,12 @@ enum Command {
         /// URL to check, or HOST:PORT for /healthz there [default: /healthz at `REGCRED_HTTP_LISTEN`].
         url: Option<String>,
     },
+    /// Write man pages and shell completions, for packages.
+    #[command(hide = true)]
+    PackageFiles {
+        /// Folder for them.
+        folder: PathBuf,
+    },
 }
 
 /// Reason why a command failed.
@@ -204,6 +212,9 @@ impl Cli {
         if let Command::Pepper(pepper::PepperCommand::Generate { file }) = &self.command {
             return pepper::generate(file.as_deref());
         }
+        if let Command::PackageFiles { folder } = &self.command {
+            return package_files::write(folder);
+        }
         start_log(&self.command)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(self.command.run());
@@ -230,6 +241,7 @@ impl Command {
             Self::Doctor(doctor) => Box::pin(doctor.run()).await,
             Self::Healthcheck { url } => healthcheck(url).await,
             Self::Openapi { spec } => print_openapi(spec),
+            Self::PackageFiles { folder } => package_files::write(&folder),
         }
     }
 }
@@ -268,6 +280,11 @@ async fn serve(role: Role, migrate: bool) -> Result<(), CliError> {
     let message = if role == Role::Worker { "worker started" } else { "server started" };
     let operations_address = app.operations_address.map(tracing::field::display);
     tracing::info!(address = %app.address, operations_address, version = env!("CARGO_PKG_VERSION"), "{message}");
+    if let Some(socket) = variable("NOTIFY_SOCKET")
+        && let Err(error) = service_manager::notify_ready(&socket)
+    {
+        tracing::warn!(%error, "service manager not notified");
+    }
     Ok(app.run(signals).await?)
 }
 

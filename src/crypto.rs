@@ -13,4 +13,5 @@ pub mod keyed_digest;
 pub mod pepper;
 pub mod ring;
 pub mod sealer;
+pub mod session;
 pub mod sigv4;

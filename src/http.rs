@@ -13,6 +13,8 @@ mod body;
 mod clusters;
 mod conditional;
 mod connection;
+#[cfg(feature = "console")]
+mod console;
 mod cors;
 mod coverage;
 mod diagnosis;
@@ -45,6 +47,8 @@ mod root_span;
 mod secrets;
 mod security_headers;
 pub mod server;
+mod session_cookie;
+mod sessions;
 mod summary;
 mod verification;
 
@@ -131,6 +135,9 @@ fn api_routes(config: &mut ServiceConfig) {
             .service(pull_secrets::events::get_pull_secret_events)
             .service(pull_secrets::sync_pull_secret)
             .service(events::get_events)
+            .service(sessions::create_session)
+            .service(sessions::list_sessions)
+            .service(sessions::end_session)
             .service(api_keys::create_api_key)
             .service(api_keys::list_api_keys)
             .service(api_keys::get_api_key)

@@ -12,6 +12,7 @@ use prometheus_client::{
         family::Family,
         gauge::ConstGauge,
         histogram::Histogram,
+        info::Info,
     },
     registry::{Registry, Unit},
 };
@@ -64,6 +65,8 @@ impl Metrics {
     #[must_use]
     pub fn new(sources: Sources) -> Self {
         let mut registry = Registry::with_prefix("regcred");
+        let build = [("version", env!("CARGO_PKG_VERSION")), ("role", sources.role)];
+        registry.register("build", "Version and role of this process", Info::new(build.to_vec()));
         let requests = Family::default();
         registry.register("http_requests", "Requests by method, route and status code", requests.clone());
         let durations = Family::new_with_constructor((|| Histogram::new(SECONDS)) as fn() -> Histogram);
@@ -147,6 +150,8 @@ fn known_method(method: &str) -> &'static str {
 /// Components whose values are read at each scrape.
 #[derive(Debug)]
 pub struct Sources {
+    /// Parts of the service that the process runs: `all`, `api` or `worker`.
+    pub role: &'static str,
     /// Postgres connections.
     pub pool: PgPool,
     /// Cached rows.

@@ -44,6 +44,7 @@ pub mod reconcile;
 pub mod resource_events;
 pub mod row_cache;
 pub mod secrets;
+pub mod sessions;
 pub mod summary;
 pub mod tokens;
 pub mod verification;

@@ -35,6 +35,7 @@ pub mod resource_changes;
 pub mod resyncs;
 pub mod schema;
 pub mod sealed;
+pub mod sessions;
 pub mod summary;
 pub mod targets;
 pub mod unmatched;

@@ -19,7 +19,10 @@ use crate::{
         registry::RegistryClient,
     },
     config::{IdentityConfig, MintConfig, VerifyConfig},
-    crypto::{api_key::KeyChecker, certificate::ServerCertificate, cursor::CursorKey, pepper::Peppers, sealer::Sealer},
+    crypto::{
+        api_key::KeyChecker, certificate::ServerCertificate, cursor::CursorKey, pepper::Peppers, sealer::Sealer,
+        session::SessionTokens,
+    },
     metrics::{Metrics, Sources},
     service::{
         accounts::Accounts,
@@ -41,6 +44,7 @@ use crate::{
         resource_events::EventFeed,
         row_cache::RowCache,
         secrets::Secrets,
+        sessions::Sessions,
         summary::Summaries,
         tokens::TokenAuthenticator,
         verification::Verifications,
@@ -73,6 +77,7 @@ pub struct ServicesConfig {
 pub struct Services {
     api_key_authenticator: Data<ApiKeyAuthenticator>,
     token_authenticator: Data<TokenAuthenticator>,
+    sessions: Data<Sessions>,
     api_keys: Data<ApiKeys>,
     pub idempotency_keys: Data<IdempotencyKeys>,
     identity_providers: Data<IdentityProviders>,
@@ -149,6 +154,8 @@ impl Services {
         let streams = Data::new(Streams::new(pool.clone(), pull_secrets.clone()));
         let event_feed = Data::new(EventFeed::new(pool.clone()));
         let cursor_key = Data::new(CursorKey::of(peppers.clone()));
+        let sessions =
+            Sessions::new(pool.clone(), row_cache.clone(), SessionTokens::new(peppers.clone()), audit.clone());
         let reconciler =
             Reconciler::new(pool.clone(), clusters.clone(), docker_configs.clone(), peppers, audit.clone(), reconcile);
         let secrets = Secrets::new(pool.clone(), clusters.clone(), docker_configs.clone(), audit_writer.clone());
@@ -158,6 +165,7 @@ impl Services {
         Ok(Self {
             api_key_authenticator: Data::new(authenticator),
             token_authenticator: Data::new(token_authenticator),
+            sessions: Data::new(sessions),
             api_keys: Data::new(api_keys),
             idempotency_keys: Data::new(idempotency_keys),
             identity_providers: Data::new(IdentityProviders::new(pool.clone(), clusters.clone(), audit.clone())),
@@ -193,6 +201,7 @@ impl Services {
         config
             .app_data(self.api_key_authenticator.clone())
             .app_data(self.token_authenticator.clone())
+            .app_data(self.sessions.clone())
             .app_data(self.api_keys.clone())
             .app_data(self.idempotency_keys.clone())
             .app_data(self.identity_providers.clone())
@@ -217,8 +226,9 @@ impl Services {
     }
 
     /// Creates the metrics of all services and of the listener's certificate.
-    pub fn metrics(&self, certificate: Option<Arc<ServerCertificate>>) -> Metrics {
+    pub fn metrics(&self, role: &'static str, certificate: Option<Arc<ServerCertificate>>) -> Metrics {
         Metrics::new(Sources {
+            role,
             pool: self.pool.clone(),
             row_cache: self.row_cache.clone(),
             checker: self.checker.clone(),

@@ -107,6 +107,10 @@ words! {
         KeyRevoke = "apiKey.revoke",
         /// Reading API keys refused.
         KeyRead = "apiKey.read",
+        /// Session of the web console created.
+        SessionCreate = "session.create",
+        /// Session of the web console ended by its owner.
+        SessionEnd = "session.end",
         /// Pull secret declared, or its declaration replaced.
         PullSecretDeclare = "pullSecret.declare",
         /// Pull secret deleted.
@@ -162,7 +166,7 @@ words! {
 pub struct Resource(String);
 
 /// Collections, which events name if they concern no single resource.
-const COLLECTIONS: [&str; 12] = [
+const COLLECTIONS: [&str; 13] = [
     "api-keys",
     "audit-events",
     "clusters",
@@ -173,6 +177,7 @@ const COLLECTIONS: [&str; 12] = [
     "me",
     "pull-secrets",
     "registry-accounts",
+    "sessions",
     "summary",
     "targets",
 ];
@@ -218,6 +223,12 @@ impl Resource {
     #[must_use]
     pub fn api_key(id: Uuid) -> Self {
         Self(format!("api-keys/{id}"))
+    }
+
+    /// Names a session of the web console.
+    #[must_use]
+    pub fn session(id: Uuid) -> Self {
+        Self(format!("sessions/{id}"))
     }
 
     /// Names a pull secret.

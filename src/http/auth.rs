@@ -1,6 +1,6 @@
 //! Authentication and authorization of every route under `/v1`.
 //!
-//! A caller presents an API key or a token of an identity provider. Each handler's signature states
+//! A caller presents an API key, a token of an identity provider, or the cookie of a session. Each handler's signature states
 //! the permission that it requires, as the type parameter of [`Caller`].
 
 use std::{
@@ -30,9 +30,12 @@ use crate::{
         rate_limit::{FailedAuthenticationLimiter, RequestLimiter, Source},
         refusals,
         request_meta::{RequestId, RequestMeta},
+        session_cookie,
+        sessions::CurrentSession,
     },
     service::{
         api_keys::{ApiKeyAuthenticator, Authentication},
+        sessions::{SessionAuthentication, Sessions},
         tokens::{TokenAuthentication, TokenAuthenticator},
     },
 };
@@ -101,9 +104,14 @@ fn app_data<T: 'static>(request: &HttpRequest) -> Result<&Data<T>, ApiError> {
 }
 
 async fn identify(request: &mut ServiceRequest) -> Result<Arc<Identity>, ApiError> {
-    let key = bearer(request.headers()).ok_or(ApiError::Unauthenticated(
-        "send an API key as `Authorization: Bearer rgc_…`, or a token of an identity provider; `regcred api-key create` creates a key",
-    ))?;
+    let Some(key) = bearer(request.headers()) else {
+        if let Some(token) = session_cookie::token(request.headers()) {
+            return Box::pin(identify_session(request, token)).await;
+        }
+        return Err(ApiError::Unauthenticated(
+            "send an API key as `Authorization: Bearer rgc_…`, or a token of an identity provider; `regcred api-key create` creates a key",
+        ));
+    };
     // A token contains two dots, an API key none.
     if key.contains('.') {
         // Boxed: the future takes kilobytes that a request with a key does not need.
@@ -170,6 +178,32 @@ async fn identify_token(request: &ServiceRequest, token: &str) -> Result<Arc<Ide
     }
 }
 
+async fn identify_session(request: &ServiceRequest, token: &str) -> Result<Arc<Identity>, ApiError> {
+    let request = request.request();
+    session_cookie::require_own_page(request)?;
+    let note = |owner, reason| refusals::note_rejected_credential(request, owner, reason);
+    let refused = ApiError::Unauthenticated("the session has ended; sign in again");
+    match app_data::<Sessions>(request)?.authenticate(token, true).await? {
+        SessionAuthentication::Authenticated(identity, session) => {
+            let source = RequestMeta::of(request).and_then(|meta| meta.source);
+            if !identity.may_call_from(source) {
+                note(Some(identity.actor.clone()), "source-network");
+                return Err(count_failure(request, None, ApiError::SourceNetworkRefused));
+            }
+            request.extensions_mut().insert(CurrentSession(Arc::new(*session)));
+            Ok(identity)
+        }
+        SessionAuthentication::KeyEnded(identity) => {
+            note(Some(identity.actor.clone()), "ended-key");
+            Err(refused)
+        }
+        SessionAuthentication::Unknown => {
+            note(None, "ended-session");
+            Err(count_failure(request, None, refused))
+        }
+    }
+}
+
 /// Counts a failed authentication. Returns `error`, or the rate limit's error once that is
 /// exceeded.
 fn count_failure(request: &HttpRequest, key_id: Option<Uuid>, error: ApiError) -> ApiError {
@@ -191,7 +225,9 @@ pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
 pub struct PresentedCredential {
     authenticator: Data<ApiKeyAuthenticator>,
     token_authenticator: Data<TokenAuthenticator>,
+    sessions: Data<Sessions>,
     text: SecretString,
+    is_session: bool,
 }
 
 /// Result of authenticating a caller again.
@@ -208,16 +244,23 @@ impl PresentedCredential {
     /// The credential that this request presents.
     pub fn of(request: &HttpRequest) -> Result<Self, ApiError> {
         let missing = || ApiError::Internal(anyhow::anyhow!("a handler outside /v1 requires a credential"));
+        let is_session = CurrentSession::of(request).is_some();
+        let text = if is_session { session_cookie::token(request.headers()) } else { bearer(request.headers()) };
         Ok(Self {
             authenticator: app_data::<ApiKeyAuthenticator>(request)?.clone(),
             token_authenticator: app_data::<TokenAuthenticator>(request)?.clone(),
-            text: bearer(request.headers()).ok_or_else(missing)?.into(),
+            sessions: app_data::<Sessions>(request)?.clone(),
+            text: text.ok_or_else(missing)?.into(),
+            is_session,
         })
     }
 
     /// Authenticates the caller again.
     pub async fn reauthenticate(&self) -> Reauthentication {
         let text = self.text.expose_secret();
+        if self.is_session {
+            return self.reauthenticate_session(text).await;
+        }
         if text.contains('.') {
             return match self.token_authenticator.authenticate(text).await {
                 Ok(TokenAuthentication::Authenticated(identity)) => Reauthentication::Known(Arc::new(identity)),
@@ -230,6 +273,15 @@ impl PresentedCredential {
             Ok(Authentication::Malformed | Authentication::Inactive(_) | Authentication::WrongSecret(_)) => {
                 Reauthentication::Ended
             }
+            Err(_) => Reauthentication::Unavailable,
+        }
+    }
+
+    /// An open stream does not keep an idle session alive.
+    async fn reauthenticate_session(&self, text: &str) -> Reauthentication {
+        match self.sessions.authenticate(text, false).await {
+            Ok(SessionAuthentication::Authenticated(identity, _)) => Reauthentication::Known(identity),
+            Ok(SessionAuthentication::KeyEnded(_) | SessionAuthentication::Unknown) => Reauthentication::Ended,
             Err(_) => Reauthentication::Unavailable,
         }
     }
@@ -296,6 +348,12 @@ pub fn require(identity: &Identity, permission: Permission) -> Result<(), ApiErr
     }
 }
 
+/// Whether a session may use a permission. A script that another page injected could not be told
+/// from the console, so passwords are revealed to keys and tokens only.
+pub fn is_open_to_sessions(permission: Permission) -> bool {
+    permission != Permission::RevealCredentials
+}
+
 impl<P: Requires, Q: FromQuery> Caller<P, Q> {
     fn authorize(request: &HttpRequest) -> Result<Self, ApiError> {
         let extensions = request.extensions();
@@ -303,6 +361,9 @@ impl<P: Requires, Q: FromQuery> Caller<P, Q> {
             return Err(ApiError::Internal(anyhow::anyhow!("a handler outside /v1 requires a caller")));
         };
         require(identity, P::PERMISSION)?;
+        if !is_open_to_sessions(P::PERMISSION) && extensions.contains::<CurrentSession>() {
+            return Err(ApiError::SessionRefused("passwords are not revealed to a session; use an API key"));
+        }
         let query: Q = query::parse(request.query_string())?;
         let identity = Call {
             identity: Arc::clone(identity),

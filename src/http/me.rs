@@ -1,6 +1,6 @@
 //! `/v1/me`
 
-use actix_web::{HttpResponse, get};
+use actix_web::{HttpRequest, HttpResponse, get};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -12,8 +12,9 @@ use crate::{
         grants::GrantsDocument,
     },
     http::{
-        auth::{Caller, permission::Authenticated},
+        auth::{Caller, is_open_to_sessions, permission::Authenticated},
         problem::ApiError,
+        sessions::{CurrentSession, Session},
     },
 };
 
@@ -33,7 +34,8 @@ pub struct Me {
     role: &'static str,
     /// Effective grants.
     grants: GrantsDocument,
-    /// Permissions of the role, as far as the grants are sufficient for them.
+    /// Permissions of the role, as far as the grants are sufficient for them. A session has no
+    /// `revealCredentials`.
     #[schema(example = json!(["authenticated", "readAccounts", "revealCredentials"]))]
     permissions: Vec<&'static str>,
     /// Networks that the API key may be used from; empty for any.
@@ -41,21 +43,26 @@ pub struct Me {
     source_cidrs: Vec<String>,
     /// Time at which the key or token expires; `null` if it does not.
     expires_at: Option<DateTime<Utc>>,
+    /// Session of the web console that the request was made with; `null` for a key or token.
+    session: Option<Session>,
 }
 
 /// Get the caller: its identity, role, grants and permissions.
 #[utoipa::path(tag = "api-keys", responses((status = OK, body = Me)))]
 #[get("/me")]
-pub async fn get_me(caller: Caller<Authenticated>) -> Result<HttpResponse, ApiError> {
+pub async fn get_me(caller: Caller<Authenticated>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
     let identity = &caller.identity;
+    let session = CurrentSession::of(&request);
+    let is_usable = |permission: &Permission| session.is_none() || is_open_to_sessions(*permission);
     Ok(HttpResponse::Ok().json(Me {
         r#type: identity.actor.kind.as_str(),
         id: identity.actor.id,
         name: identity.actor.name.clone(),
         role: identity.role.as_str(),
         grants: GrantsDocument::from(&identity.grants),
-        permissions: identity.permissions().map(Permission::as_str).collect(),
+        permissions: identity.permissions().filter(is_usable).map(Permission::as_str).collect(),
         source_cidrs: identity.source_networks.to_texts(),
         expires_at: identity.expires_at,
+        session: session.as_deref().map(|current| Session::seen_by(current.clone(), Some(current))),
     }))
 }

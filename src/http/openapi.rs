@@ -41,6 +41,7 @@ mod version_3_0;
         (name = "pull-secrets", description = "Declared delivery: Secrets that a worker keeps up to date in many namespaces"),
         (name = "events", description = "Changes of all resources, as they happen"),
         (name = "api-keys", description = "API keys of callers"),
+        (name = "sessions", description = "Sessions of the web console"),
         (name = "identity-providers", description = "Trusted issuers of tokens"),
         (name = "audit", description = "Audit log, without secret values"),
         (name = "operation", description = "Health"),

@@ -82,6 +82,9 @@ pub enum ApiError {
     /// The API key is valid, but not for the address of the client.
     #[error("this API key may not be used from your address; use a key without this restriction, or another network")]
     SourceNetworkRefused,
+    /// A session of the web console is not accepted for this request, or cannot be created.
+    #[error("{0}")]
+    SessionRefused(&'static str),
     /// The caller exceeded its request rate limit.
     #[error("this caller exceeded its request rate limit; retry later")]
     TooManyRequests {
@@ -187,6 +190,7 @@ impl ApiError {
             Self::TooManyAttempts { .. } => T::TooManyAttempts,
             Self::TooManyRequests { .. } => T::TooManyRequests,
             Self::SourceNetworkRefused => T::SourceNetworkRefused,
+            Self::SessionRefused(_) => T::SessionRefused,
             Self::Forbidden { .. } | Self::NeedsAllGrants(_) => T::Forbidden,
             Self::NoRoute | Self::TrailingSlash => T::NotFound,
             Self::MethodNotAllowed(_) => T::MethodNotAllowed,

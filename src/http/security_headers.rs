@@ -19,6 +19,12 @@ const DOCS_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
+/// Policy for the web console: nothing from elsewhere, no inline script or style, and no text that
+/// becomes markup.
+const CONSOLE_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; \
+     form-action 'self'; frame-ancestors 'none'; require-trusted-types-for 'script'",
+);
 /// Sent only if the listener uses TLS. Behind a proxy, the proxy decides.
 const STRICT: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
@@ -26,13 +32,19 @@ const STRICT: HeaderValue = HeaderValue::from_static("max-age=31536000");
 pub fn add<B>(response: &mut ServiceResponse<B>, speaks_tls: bool) {
     let path = response.request().path();
     let is_docs = path.starts_with("/docs");
+    let policy = match path {
+        path if path.starts_with("/console") => CONSOLE_POLICY,
+        _ if is_docs => DOCS_POLICY,
+        _ => API_POLICY,
+    };
     let is_public = is_docs || path == "/openapi.json";
     let headers = response.headers_mut();
     for (name, value) in ALWAYS {
         headers.insert(name, value);
     }
-    headers.insert(header::CONTENT_SECURITY_POLICY, if is_docs { DOCS_POLICY } else { API_POLICY });
-    if !is_public {
+    headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    // Files of the console state their own.
+    if !is_public && !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     if speaks_tls {

@@ -19,6 +19,8 @@ use tracing_actix_web::TracingLogger;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
+#[cfg(feature = "console")]
+use crate::http::console;
 use crate::{
     domain::{origin::Origins, proxies::Proxies},
     http::{
@@ -175,8 +177,10 @@ async fn handshake(stream: TcpStream, acceptor: Option<TlsAcceptor>) -> io::Resu
     Ok(Stream::Tls(Box::new(stream)))
 }
 
-/// Registers the OpenAPI document and its web page.
+/// Registers the web console, and the OpenAPI document with its web page.
 fn documents(config: &mut ServiceConfig) {
+    #[cfg(feature = "console")]
+    config.configure(console::routes);
     config
         .service(get_root)
         .service(get_document)
@@ -185,20 +189,33 @@ fn documents(config: &mut ServiceConfig) {
 }
 
 /// Links of the root, by name.
-const LINKS: [(&str, &str); 4] =
-    [("documentation", "/docs/"), ("openapi", "/openapi.json"), ("health", "/healthz"), ("readiness", "/readyz")];
+const LINKS: &[(&str, &str)] = &[
+    #[cfg(feature = "console")]
+    ("console", console::PATH),
+    ("documentation", "/docs/"),
+    ("openapi", "/openapi.json"),
+    ("health", "/healthz"),
+    ("readiness", "/readyz"),
+];
 
-/// Answers with links: as a page for browsers, as JSON for programs. The route is not part of the
+/// Sends browsers to the console, and answers programs with links. The route is not part of the
 /// document.
 #[get("/")]
 async fn get_root(request: HttpRequest) -> HttpResponse {
     let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let is_browser = accept.contains("text/html");
+    #[cfg(feature = "console")]
+    if is_browser {
+        return console::first_page();
+    }
     let mut response = HttpResponse::Ok();
     response.insert_header((header::VARY, "Accept"));
-    if !accept.contains("text/html") {
-        return response.json(BTreeMap::from(LINKS));
+    if !is_browser {
+        return response.json(LINKS.iter().copied().collect::<BTreeMap<_, _>>());
     }
-    let links = LINKS.map(|(name, path)| format!("<li><a href=\"{path}\">{name}</a></li>")).concat();
+    let links: Vec<String> =
+        LINKS.iter().map(|(name, path)| format!("<li><a href=\"{path}\">{name}</a></li>")).collect();
+    let links = links.concat();
     let page =
         format!("<!doctype html><html lang=\"en\"><title>regcred</title><h1>regcred</h1><ul>{links}</ul></html>\n");
     response.content_type("text/html; charset=utf-8").body(page)

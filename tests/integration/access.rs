@@ -153,6 +153,10 @@ const TABLE: &str = "
                               foreign  401       202   404      403       403      403
                               missing  401       404   404      403       403      403
 
+    create_session            any      401       201   201      201       201      201
+    list_sessions             any      401       200   200      200       200      200
+    end_session               foreign  401       204   404      404       404      404
+                              missing  401       404   404      404       404      404
     create_api_key            any      401       201   403      403       403      403
     list_api_keys             any      401       200   403      403       403      403
     get_api_key               foreign  401       200   403      403       403      403
@@ -320,6 +324,9 @@ async fn prepare(app: &TestApp, row: &Row, resource: &mut Resource) {
         let body = json!({"name": resource.name, "role": "viewer"});
         let made = app.admin().post("/v1/api-keys", &body).await.expect(201);
         resource.id = serde_json::from_value(made["id"].clone()).expect("a UUID");
+    } else if row.operation.ends_with("session") {
+        let made = app.admin().send(app.admin().request("POST", "/v1/sessions")).await.expect(201);
+        resource.id = serde_json::from_value(made["id"].clone()).expect("a UUID");
     } else if row.operation.ends_with("identity_provider") {
         app.admin().post("/v1/identity-providers", &identity_provider(&resource.name)).await.expect(201);
     } else if row.operation.ends_with("cluster") || row.operation.contains("coverage") {
@@ -352,8 +359,9 @@ fn assert_complete(rows: &[Row], operations: &BTreeMap<String, (String, String)>
     // A route with a named resource must have a row for each kind of resource.
     for (operation, _) in operations.iter().filter(|(_, (_, path))| path.contains('{')) {
         let tested: Vec<&str> = rows.iter().filter(|row| row.operation == operation).map(|row| row.on).collect();
-        // API keys and identity providers cannot be granted: they are foreign to all but admins.
-        let is_granted = !operation.ends_with("api_key") && !operation.ends_with("identity_provider");
+        // These cannot be granted: API keys and identity providers are foreign to all but admins, sessions to all but
+        // their API key.
+        let is_granted = !["api_key", "identity_provider", "session"].iter().any(|kind| operation.ends_with(kind));
         let needed: &[&str] = if is_granted { &["granted", "foreign", "missing"] } else { &["foreign", "missing"] };
         assert_eq!(tested, needed, "{operation}");
     }
@@ -476,8 +484,9 @@ fn lists() -> Vec<String> {
         let schema = &path["get"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"];
         schema.as_str().is_some_and(|schema| schema.starts_with("#/components/schemas/Page_"))
     };
-    // A cluster has the Secrets of a namespace: `direct_secrets` tests that list.
-    let paths = paths.filter(|(path, _)| !path.contains("/namespaces/"));
+    // A cluster has the Secrets of a namespace: `direct_secrets` tests that list. Sessions have no names, and one page:
+    // `sessions` tests their list.
+    let paths = paths.filter(|(path, _)| !path.contains("/namespaces/") && *path != "/v1/sessions");
     paths.filter(|(_, path)| is_list(path)).map(|(path, _)| path.clone()).collect()
 }
 
@@ -860,7 +869,7 @@ async fn a_key_is_returned_once_and_revoked_immediately(pool: PgPool) {
         json!({
             "type": "apiKey", "id": id, "name": "ci-team-a", "role": "deliverer", "grants": body["grants"],
             "permissions": ["authenticated", "readAccounts", "readClusters", "deliverSecrets", "readPullSecrets"],
-            "sourceCidrs": [], "expiresAt": body["expiresAt"],
+            "sourceCidrs": [], "expiresAt": body["expiresAt"], "session": null,
         })
     );
     app.admin().post("/v1/api-keys", &body).await.problem(409, "name-taken");

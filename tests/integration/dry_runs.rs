@@ -111,6 +111,8 @@ fn case(operation: &str, setup: &Setup) -> Case {
         "sync_pull_secret" => of(named("p"), None, 202),
         "create_api_key" => of(vec![], Some(json!({"name": "new", "role": "viewer"})), 200),
         "revoke_api_key" => of(vec![("{id}", setup.key.clone())], None, 204),
+        "create_session" => of(vec![], None, 200),
+        "end_session" => of(vec![("{id}", setup.session.clone())], None, 204),
         "create_identity_provider" => of(vec![], Some(provider), 200),
         "update_identity_provider" => of(named("old"), Some(json!({"audience": "other"})), 200),
         "delete_identity_provider" => of(named("old"), None, 204),
@@ -124,6 +126,8 @@ struct Setup {
     namespace: String,
     /// Id of an API key that can be revoked.
     key: String,
+    /// Id of a session.
+    session: String,
 }
 
 impl Setup {
@@ -149,7 +153,9 @@ impl Setup {
         let declared = put(&admin, "p", &declaration(&["a"], "dev", &[&namespace])).await.expect(201);
         assert_eq!(declared["status"]["synced"], 1, "{declared}");
         let key = key["id"].as_str().expect("an id").to_owned();
-        Self { app, admin, namespace, key }
+        let session = admin.send(admin.request("POST", "/v1/sessions")).await.expect(201);
+        let session = session["id"].as_str().expect("an id").to_owned();
+        Self { app, admin, namespace, key, session }
     }
 }
 

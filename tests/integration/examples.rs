@@ -256,6 +256,10 @@ async fn run_callers(run: &mut Recorder) {
     run.run("get_api_key", "GET", &path, None).await;
     run.run("revoke_api_key", "DELETE", &path, None).await;
     run.run("get_me", "GET", "/v1/me", None).await;
+    let created = run.run("create_session", "POST", "/v1/sessions", None).await;
+    let path = format!("/v1/sessions/{}", created["id"].as_str().expect("an id"));
+    run.run("list_sessions", "GET", "/v1/sessions", None).await;
+    run.run("end_session", "DELETE", &path, None).await;
     let rule = json!({
         "claims": {"project_id": "42", "ref_protected": "true"}, "role": "deliverer", "grants": grants,
     });

@@ -494,9 +494,14 @@ async fn unbound_secret_of_a_source_is_counted_and_refused(pool: PgPool) {
     let detail = refused.problem(502, "mint-failed")["detail"].to_string();
     assert!(detail.contains("(misconfigured)") && detail.contains("does not open"), "{detail}");
     assert_eq!(provider.requests.count(), 1);
-    let metrics = service.operations().get("/metrics").await.body;
-    let counted = metrics.lines().find(|line| line.starts_with("regcred_sealed_values_unbound "));
-    assert_eq!(counted, Some("regcred_sealed_values_unbound 1"), "{metrics}");
+    // Counted in the background.
+    eventually("the value is counted", async || {
+        let metrics = service.operations().get("/metrics").await.body;
+        let counted = metrics.lines().find(|line| line.starts_with("regcred_sealed_values_unbound "))?;
+        assert_eq!(counted, "regcred_sealed_values_unbound 1");
+        Some(())
+    })
+    .await;
     // No command makes it open.
     let exit = installation.run(&["master-key", "rotate"]).await;
     assert!(exit.code == Some(1) && exit.stderr.contains("1 skipped"), "{exit:?}");

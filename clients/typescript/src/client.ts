@@ -12,8 +12,11 @@ export type RegcredClient = Client<paths, JsonMedia>;
 export interface ClientOptions {
   /** Address of regcred, without `/v1`. */
   baseUrl: string;
-  /** API key or token. A function is called for each request, so that it can renew a token. */
-  token: string | (() => string | Promise<string>);
+  /**
+   * API key or token. A function is called for each request, so that it can renew a token. `null` is for pages of regcred
+   * itself: the cookie of their session authenticates.
+   */
+  token: string | null | (() => string | Promise<string>);
   /** How often to repeat a request that was refused with 429 or 503, or that broke off. 2 by default; 0 for never. */
   retries?: number;
   /** Replaces the global `fetch`, for a proxy or a test. */
@@ -24,16 +27,16 @@ export interface ClientOptions {
 export function createClient(options: ClientOptions): RegcredClient {
   const { baseUrl, token, retries = 2 } = options;
   const fetch = options.fetch ?? ((request: Request) => globalThis.fetch(request));
-  // Without cookies: the token is the only credential. Responses may hold passwords, so no cache keeps them.
+  // With a token, without cookies: it is the only credential. Responses may hold passwords, so no cache keeps them.
   const client = createFetchClient<paths, JsonMedia>({
     baseUrl,
     fetch: retrying(fetch, retries),
-    credentials: "omit",
+    credentials: token === null ? "same-origin" : "omit",
     cache: "no-store",
   });
   client.use({
     async onRequest({ request }) {
-      if (!request.headers.has("Authorization")) {
+      if (token !== null && !request.headers.has("Authorization")) {
         request.headers.set("Authorization", `Bearer ${typeof token === "string" ? token : await token()}`);
       }
       if (["POST", "PATCH"].includes(request.method) && !request.headers.has("Idempotency-Key")) {

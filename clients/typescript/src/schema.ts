@@ -674,6 +674,48 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/sessions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List the sessions of the caller's API key that have not ended, newest first. All are on one page. */
+        get: operations["list_sessions"];
+        put?: never;
+        /**
+         * Create a session of the web console for the API key of the request.
+         * @description The response sets the cookie `__Host-regcred`, or `regcred` for a page that was loaded over plain
+         *     HTTP from a loopback address. The cookie is accepted in place of `Authorization` from pages of
+         *     regcred itself, with JSON bodies, except where passwords are revealed. A session ends after 30
+         *     minutes without a request, after 8 hours, and with its API key, which can have 16 sessions: a
+         *     further one ends the oldest.
+         */
+        post: operations["create_session"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/sessions/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** End a session of the caller's API key, in every replica at once. */
+        delete: operations["end_session"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/summary": {
         parameters: {
             query?: never;
@@ -1882,7 +1924,8 @@ export interface components {
             /** @description Name of the API key; for a token, the name of the identity provider and the subject. */
             name: string;
             /**
-             * @description Permissions of the role, as far as the grants are sufficient for them.
+             * @description Permissions of the role, as far as the grants are sufficient for them. A session has no
+             *     `revealCredentials`.
              * @example [
              *       "authenticated",
              *       "readAccounts",
@@ -1892,6 +1935,7 @@ export interface components {
             permissions: string[];
             /** @description Role. */
             role: components["schemas"]["Role"];
+            session: components["schemas"]["Session"] | null;
             /**
              * @description Networks that the API key may be used from; empty for any.
              * @example [
@@ -2048,6 +2092,13 @@ export interface components {
             /** @description Cursor of the next page; `null` on the last page. */
             next: string | null;
         };
+        /** @description One page of a list. */
+        Page_Session: {
+            /** @description Items, in the order of the list. */
+            items: components["schemas"]["Session"][];
+            /** @description Cursor of the next page; `null` on the last page. */
+            next: string | null;
+        };
         /** @description Rule, and whether the cluster grants it. */
         Permission: {
             /** @description Whether the right is granted. */
@@ -2101,7 +2152,7 @@ export interface components {
          * @description Types of problems of this release. docs/OPERATIONS.md explains each.
          * @enum {string}
          */
-        ProblemType: "https://regcred.dev/problems/bad-request" | "https://regcred.dev/problems/malformed-json" | "https://regcred.dev/problems/body-unreadable" | "https://regcred.dev/problems/unauthenticated" | "https://regcred.dev/problems/invalid-token" | "https://regcred.dev/problems/forbidden" | "https://regcred.dev/problems/no-matching-rule" | "https://regcred.dev/problems/source-network-refused" | "https://regcred.dev/problems/not-found" | "https://regcred.dev/problems/namespace-not-found" | "https://regcred.dev/problems/method-not-allowed" | "https://regcred.dev/problems/not-acceptable" | "https://regcred.dev/problems/body-timeout" | "https://regcred.dev/problems/audience-taken" | "https://regcred.dev/problems/idempotency-key-in-use" | "https://regcred.dev/problems/idempotency-key-replayed" | "https://regcred.dev/problems/in-use" | "https://regcred.dev/problems/key-collision" | "https://regcred.dev/problems/last-admin" | "https://regcred.dev/problems/name-taken" | "https://regcred.dev/problems/namespace-terminating" | "https://regcred.dev/problems/not-minted" | "https://regcred.dev/problems/pull-secret-deleting" | "https://regcred.dev/problems/secret-changed" | "https://regcred.dev/problems/secret-exists" | "https://regcred.dev/problems/secret-immutable" | "https://regcred.dev/problems/secret-refused" | "https://regcred.dev/problems/secret-type-fixed" | "https://regcred.dev/problems/stale-version" | "https://regcred.dev/problems/body-too-large" | "https://regcred.dev/problems/unsupported-media-type" | "https://regcred.dev/problems/idempotency-key-reused" | "https://regcred.dev/problems/invalid-request" | "https://regcred.dev/problems/invalid-secret" | "https://regcred.dev/problems/profile-unsupported" | "https://regcred.dev/problems/verification-failed" | "https://regcred.dev/problems/too-many-attempts" | "https://regcred.dev/problems/too-many-requests" | "https://regcred.dev/problems/too-many-streams" | "https://regcred.dev/problems/internal" | "https://regcred.dev/problems/cluster-forbidden" | "https://regcred.dev/problems/cluster-unauthorized" | "https://regcred.dev/problems/cluster-unreachable" | "https://regcred.dev/problems/mint-failed" | "https://regcred.dev/problems/audit-unavailable" | "https://regcred.dev/problems/database-unavailable" | "https://regcred.dev/problems/issuer-unavailable" | "https://regcred.dev/problems/mint-throttled" | "https://regcred.dev/problems/streams-exhausted" | "https://regcred.dev/problems/cluster-timeout" | "https://regcred.dev/problems/mint-timeout";
+        ProblemType: "https://regcred.dev/problems/bad-request" | "https://regcred.dev/problems/malformed-json" | "https://regcred.dev/problems/body-unreadable" | "https://regcred.dev/problems/unauthenticated" | "https://regcred.dev/problems/invalid-token" | "https://regcred.dev/problems/forbidden" | "https://regcred.dev/problems/no-matching-rule" | "https://regcred.dev/problems/session-refused" | "https://regcred.dev/problems/source-network-refused" | "https://regcred.dev/problems/not-found" | "https://regcred.dev/problems/namespace-not-found" | "https://regcred.dev/problems/method-not-allowed" | "https://regcred.dev/problems/not-acceptable" | "https://regcred.dev/problems/body-timeout" | "https://regcred.dev/problems/audience-taken" | "https://regcred.dev/problems/idempotency-key-in-use" | "https://regcred.dev/problems/idempotency-key-replayed" | "https://regcred.dev/problems/in-use" | "https://regcred.dev/problems/key-collision" | "https://regcred.dev/problems/last-admin" | "https://regcred.dev/problems/name-taken" | "https://regcred.dev/problems/namespace-terminating" | "https://regcred.dev/problems/not-minted" | "https://regcred.dev/problems/pull-secret-deleting" | "https://regcred.dev/problems/secret-changed" | "https://regcred.dev/problems/secret-exists" | "https://regcred.dev/problems/secret-immutable" | "https://regcred.dev/problems/secret-refused" | "https://regcred.dev/problems/secret-type-fixed" | "https://regcred.dev/problems/stale-version" | "https://regcred.dev/problems/body-too-large" | "https://regcred.dev/problems/unsupported-media-type" | "https://regcred.dev/problems/idempotency-key-reused" | "https://regcred.dev/problems/invalid-request" | "https://regcred.dev/problems/invalid-secret" | "https://regcred.dev/problems/profile-unsupported" | "https://regcred.dev/problems/verification-failed" | "https://regcred.dev/problems/too-many-attempts" | "https://regcred.dev/problems/too-many-requests" | "https://regcred.dev/problems/too-many-streams" | "https://regcred.dev/problems/internal" | "https://regcred.dev/problems/cluster-forbidden" | "https://regcred.dev/problems/cluster-unauthorized" | "https://regcred.dev/problems/cluster-unreachable" | "https://regcred.dev/problems/mint-failed" | "https://regcred.dev/problems/audit-unavailable" | "https://regcred.dev/problems/database-unavailable" | "https://regcred.dev/problems/issuer-unavailable" | "https://regcred.dev/problems/mint-throttled" | "https://regcred.dev/problems/streams-exhausted" | "https://regcred.dev/problems/cluster-timeout" | "https://regcred.dev/problems/mint-timeout";
         /**
          * @description Program that reads the document.
          * @enum {string}
@@ -2780,6 +2831,36 @@ export interface components {
              * @example default
              */
             namespace: string;
+        };
+        /** @description Session of the web console. It acts for the API key that it was created with. */
+        Session: {
+            /**
+             * Format: date-time
+             * @description Time of creation.
+             */
+            createdAt: string;
+            /** @description Whether the request was made with this session. */
+            current: boolean;
+            /**
+             * Format: date-time
+             * @description Time at which the session ends, even if it is in use.
+             */
+            expiresAt: string;
+            /**
+             * Format: uuid
+             * @description Immutable identifier.
+             */
+            id: string;
+            /**
+             * Format: date-time
+             * @description Time of the last request, up to a minute late. A session ends 30 minutes after it.
+             */
+            lastUsedAt: string;
+            /**
+             * @description Address that the session was created from; `null` if it is unknown.
+             * @example 10.0.0.7
+             */
+            sourceIp: string | null;
         };
         /**
          * @description Reason for skipping an item. Document fields keep their own names.
@@ -3592,7 +3673,7 @@ export interface operations {
                      *           },
                      *           "at": "2026-11-29T12:00:00Z",
                      *           "chain": {
-                     *             "hash": "7a6230d96a440b9d398821ab22f789bd3db3ae4346a74bd2f105f6e7d00a36ca",
+                     *             "hash": "3a2dd524e2d70e5703be971436f23d6fa212a7e066bacf941fcd874668f2b2b3",
                      *             "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *             "previousHash": "",
                      *             "sequence": 2
@@ -3950,15 +4031,15 @@ export interface operations {
                      *           "fix": {
                      *             "applicable": false,
                      *             "applied": false,
-                     *             "description": "create the Secret pull-127-0-0-1-23661 with a login for `registry.example.com:7000`, and add it to imagePullSecrets",
-                     *             "secret": "pull-127-0-0-1-23661",
+                     *             "description": "create the Secret pull-127-0-0-1-21226 with a login for `registry.example.com:7000`, and add it to imagePullSecrets",
+                     *             "secret": "pull-127-0-0-1-21226",
                      *             "steps": [
                      *               {
-                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-23661' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
+                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-21226' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
                      *                 "type": "command"
                      *               },
                      *               {
-                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-23661\"}]}}' | kubectl replace --force -f -",
+                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-21226\"}]}}' | kubectl replace --force -f -",
                      *                 "type": "command"
                      *               }
                      *             ],
@@ -4040,7 +4121,7 @@ export interface operations {
                      *           "deliveredAt": "2026-11-29T12:00:00Z",
                      *           "name": "team-a-once",
                      *           "outdated": false,
-                     *           "resourceVersion": "203",
+                     *           "resourceVersion": "202",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
                      *       ],
@@ -4127,7 +4208,7 @@ export interface operations {
                      *       "name": "team-a-once",
                      *       "namespace": "a-dev",
                      *       "replaced": false,
-                     *       "resourceVersion": "203",
+                     *       "resourceVersion": "202",
                      *       "type": "kubernetes.io/dockerconfigjson",
                      *       "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *       "warnings": []
@@ -4464,7 +4545,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "latencyMs": 22,
+                     *       "latencyMs": 5,
                      *       "permissions": [
                      *         {
                      *           "allowed": true,
@@ -5367,6 +5448,7 @@ export interface operations {
                      *         "readAudit"
                      *       ],
                      *       "role": "admin",
+                     *       "session": null,
                      *       "sourceCidrs": [],
                      *       "type": "apiKey"
                      *     }
@@ -5888,7 +5970,7 @@ export interface operations {
                      * @example {
                      *       "deletedAt": null,
                      *       "generation": 2,
-                     *       "id": "01a22d80-c4de-73c3-ad3b-a2d9cd193001",
+                     *       "id": "01a22da9-b11f-7015-8a9f-23b434325d57",
                      *       "name": "team-a",
                      *       "observedGeneration": 2,
                      *       "settled": true,
@@ -6060,7 +6142,7 @@ export interface operations {
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
                      *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "206",
+                     *           "resourceVersion": "205",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
@@ -6726,6 +6808,143 @@ export interface operations {
             503: components["responses"]["Unavailable"];
         };
     };
+    list_sessions: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "createdAt": "2026-11-29T12:00:00Z",
+                     *           "current": false,
+                     *           "expiresAt": "2026-11-29T12:00:00Z",
+                     *           "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
+                     *           "lastUsedAt": "2026-11-29T12:00:00Z",
+                     *           "sourceIp": "127.0.0.1"
+                     *         }
+                     *       ],
+                     *       "next": null
+                     *     }
+                     */
+                    "application/json": components["schemas"]["Page_Session"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    create_session: {
+        parameters: {
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Dry run: nothing was created */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Session"];
+                };
+            };
+            /** @description Created */
+            201: {
+                headers: {
+                    /** @description Path of the session */
+                    Location?: string;
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "createdAt": "2026-11-29T12:00:00Z",
+                     *       "current": false,
+                     *       "expiresAt": "2026-11-29T12:00:00Z",
+                     *       "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
+                     *       "lastUsedAt": "2026-11-29T12:00:00Z",
+                     *       "sourceIp": "127.0.0.1"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["Session"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    end_session: {
+        parameters: {
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
+            header?: never;
+            path: {
+                /** @description Id of the session, or `current` for that of the request */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description No Content */
+            204: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            404: components["responses"]["Problem"];
+            409: components["responses"]["Problem"];
+            412: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
     get_summary: {
         parameters: {
             query?: never;
@@ -6857,7 +7076,7 @@ export interface operations {
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
                      *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "206",
+                     *           "resourceVersion": "205",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }

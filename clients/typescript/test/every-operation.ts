@@ -26,6 +26,12 @@ export async function apiKeys(): Promise<void> {
   console.log(role, permissions.length, key.length, revoked);
 }
 
+export async function sessions(): Promise<void> {
+  const session = await unwrap(client.POST("/v1/sessions"));
+  for await (const { id, current, sourceIp } of pages(client, "/v1/sessions")) console.log(id, current, sourceIp);
+  await client.DELETE("/v1/sessions/{id}", { params: { path: { id: session.id } } });
+}
+
 export async function registryAccounts(): Promise<void> {
   const body = { name: "team-a", registry: "registry.example.com:5000", username: "dev", password: "xxx1" };
   const account = await unwrap(client.POST("/v1/registry-accounts", { body }));

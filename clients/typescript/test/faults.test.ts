@@ -50,6 +50,16 @@ test("retry_after_a_reset_has_the_same_idempotency_key", async (context) => {
   assert.match(String(keys[0]), /^[0-9a-f-]{36}$/);
 });
 
+test("client_of_a_session_sends_no_authorization", async (context) => {
+  const { baseUrl, header } = await serve(context, [json(200, { name: "me" })]);
+  const client = createClient({ baseUrl, token: null });
+
+  await unwrap(client.GET("/v1/me"));
+  await client.POST("/v1/sessions", { headers: { Authorization: "Bearer rgc_y" } });
+
+  assert.deepEqual(header("authorization"), [undefined, "Bearer rgc_y"]);
+});
+
 test("idempotency_key_of_the_caller_is_kept", async (context) => {
   const { client, header } = await serve(context, [json(201, { name: "a" })]);
 

@@ -47,6 +47,7 @@ problem_types! {
     InvalidToken           = UNAUTHORIZED,           "invalid-token", "Invalid token";
     Forbidden              = FORBIDDEN,              "forbidden", "Not allowed";
     NoMatchingRule         = FORBIDDEN,              "no-matching-rule", "No rule matches the token";
+    SessionRefused         = FORBIDDEN,              "session-refused", "A session is not accepted here";
     SourceNetworkRefused   = FORBIDDEN,              "source-network-refused", "The API key may not be used from this address";
     NotFound               = NOT_FOUND,              "not-found", "Not found";
     NamespaceNotFound      = NOT_FOUND,              "namespace-not-found", "Namespace not found";

@@ -1,0 +1,114 @@
+// The doctor: verdicts as a tree, and fixes that are carried out from the page.
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { before, test } from "node:test";
+import { image, newNamespace, pullWithSecret, registerAccount, registerCluster, registryA, screenshot, signIn, violations, visit } from "./support.ts";
+
+const IMAGE = `${registryA}/${image}`;
+
+before(async () => {
+  await registerAccount("doctor");
+  await registerCluster("doctor");
+});
+
+/** Creates an object in a namespace of the cluster. */
+async function create(namespace: string, object: object): Promise<void> {
+  const kubectl = spawn("kubectl", ["create", "-n", namespace, "-f", "-"], { stdio: ["pipe", "ignore", "inherit"] });
+  kubectl.stdin.end(JSON.stringify(object));
+  const [code] = (await once(kubectl, "exit")) as [number];
+  assert.equal(code, 0);
+}
+
+function deployment(): object {
+  const labels = { app: "web" };
+  const spec = { containers: [{ name: "app", image: IMAGE }] };
+  return { apiVersion: "apps/v1", kind: "Deployment", metadata: { name: "web" }, spec: { selector: { matchLabels: labels }, template: { metadata: { labels }, spec } } };
+}
+
+test("workload_without_a_pull_secret_is_fixed_from_the_page", async () => {
+  const namespace = await newNamespace("console-doctor");
+  await create(namespace, deployment());
+  const visitor = await visit();
+  const { page, faults } = visitor;
+  await signIn(visitor, undefined, `/doctor?cluster=doctor&namespace=${namespace}&of=deployment&name=web`);
+  await page.locator("[data-verdict=noSecret]").waitFor();
+  assert.deepEqual(await violations(page), []);
+  await screenshot(page, "doctor-no-secret");
+  await page.locator("[data-fix=attachServiceAccount] summary").click();
+  await page.getByText("PUT /v1/pull-secrets/").waitFor();
+
+  await page.getByRole("button", { name: "Carry out" }).click();
+  const dialog = page.getByRole("dialog");
+  await dialog.waitFor();
+  assert.deepEqual(await violations(page), []);
+  await dialog.getByRole("button", { name: "Carry out" }).click();
+  await page.getByText("1 fix was carried out").waitFor();
+  // A pull secret is delivered by the worker, soon after it is declared.
+  const isFixed = page.locator("[data-ok=true]");
+  for (let attempt = 0; attempt < 20 && (await isFixed.count()) === 0; attempt++) {
+    await page.getByRole("button", { name: "Diagnose" }).click();
+    await page.locator("[data-ok]").waitFor();
+  }
+  await isFixed.waitFor();
+  await page.locator("[data-verdict=ok] summary").click();
+  assert.deepEqual(await violations(page), []);
+  await screenshot(page, "doctor-ok");
+  assert.deepEqual(faults, []);
+  await visitor.context.close();
+});
+
+test("missing_secret_of_a_pod_is_delivered_from_the_page", async () => {
+  const namespace = await newNamespace("console-doctor-pod");
+  const spec = { containers: [{ name: "app", image: IMAGE }], imagePullSecrets: [{ name: "gone" }] };
+  await create(namespace, { apiVersion: "v1", kind: "Pod", metadata: { name: "web" }, spec });
+  const visitor = await visit();
+  const { page, faults } = visitor;
+  await signIn(visitor, undefined, "/doctor");
+  await page.getByRole("combobox", { name: "Cluster" }).fill("doctor");
+  await page.getByRole("option", { name: "doctor" }).click();
+  await page.getByLabel("Namespace").fill(namespace);
+  await page.getByLabel("Look at").selectOption("pod");
+  await page.getByLabel("Name", { exact: true }).fill("web");
+  await page.getByRole("button", { name: "Diagnose" }).click();
+  await page.locator("[data-verdict=secretMissing]").waitFor();
+  assert.match(page.url(), /of=pod&name=web/);
+
+  await page.getByRole("button", { name: "Carry out" }).click();
+  await page.getByRole("dialog").getByRole("button", { name: "Carry out" }).click();
+  await page.locator("[data-verdict=ok]").waitFor();
+  await pullWithSecret(namespace, "gone", registryA);
+  assert.deepEqual(faults, []);
+  await visitor.context.close();
+});
+
+test("pasted_manifest_is_diagnosed_without_its_environment", async () => {
+  const namespace = await newNamespace("console-doctor-yaml");
+  const visitor = await visit();
+  const { page, faults } = visitor;
+  const bodies: string[] = [];
+  page.on("request", (request) => request.url().includes("/diagnose") && bodies.push(request.postData() ?? ""));
+  await signIn(visitor, undefined, `/doctor?cluster=doctor&namespace=${namespace}&of=manifest`);
+  const manifest = [
+    "apiVersion: apps/v1",
+    "kind: Deployment",
+    "metadata: {name: web}",
+    "spec:",
+    "  template:",
+    "    spec:",
+    `      containers: [{name: app, image: "${IMAGE}", env: [{name: TOKEN, value: canary-of-an-environment}]}]`,
+    "      imagePullSecrets: [{name: absent}]",
+  ].join("\n");
+  await page.getByLabel("Manifest of a pod or workload").fill("kind: Service");
+  await page.getByRole("button", { name: "Diagnose" }).click();
+  await page.getByText("contains no pod").first().waitFor();
+  assert.deepEqual(await violations(page), []);
+  await page.getByLabel("Manifest of a pod or workload").fill(manifest);
+  await page.getByRole("button", { name: "Diagnose" }).click();
+  await page.locator("[data-verdict=secretMissing]").waitFor();
+  assert.equal(bodies.length, 1);
+  assert.doesNotMatch(bodies[0] ?? "", /canary/);
+  assert.doesNotMatch(page.url(), /canary|alpine/);
+  assert.deepEqual(faults, []);
+  await visitor.context.close();
+});
