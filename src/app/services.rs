@@ -152,7 +152,6 @@ impl Services {
         let token_authenticator = token_authenticator(pool.clone(), clusters.clone(), identity)?;
         let pull_secrets = PullSecrets::new(pool.clone(), audit.clone());
         let streams = Data::new(Streams::new(pool.clone(), pull_secrets.clone()));
-        let event_feed = Data::new(EventFeed::new(pool.clone()));
         let cursor_key = Data::new(CursorKey::of(peppers.clone()));
         let sessions =
             Sessions::new(pool.clone(), row_cache.clone(), SessionTokens::new(peppers.clone()), audit.clone());
@@ -185,9 +184,9 @@ impl Services {
             reconciler: Data::new(reconciler),
             audit_writer: Data::new(audit_writer),
             health: Data::new(Health::new(&pool, row_cache.clone())),
+            event_feed: Data::new(EventFeed::new(pool.clone())),
             pool,
             streams,
-            event_feed,
             cursor_key,
             row_cache,
             checker,
