@@ -46,7 +46,7 @@ async fn command_runs_a_coverage_and_prints_it(pool: PgPool) {
     let row = row.unwrap_or_else(|| panic!("no row: {table:?}"));
     assert!(row.starts_with("noSecret") && row.contains("1 deployment") && row.contains("newNode"), "{row}");
     assert!(table.stdout.contains("VERDICT") && table.stdout.starts_with("✗ cluster prod at"), "{table:?}");
-    assert!(table.stdout.contains(&format!("  {namespace}/idle\n")), "{table:?}");
+    assert!(table.stdout.contains("Pull secrets that nothing uses: "), "{table:?}");
 
     let json = run(&["doctor", "--cluster", "prod", "--last", "-o", "json"], &variables).await;
     assert_eq!(json.code, Some(1), "{json:?}");
@@ -54,6 +54,9 @@ async fn command_runs_a_coverage_and_prints_it(pool: PgPool) {
     let groups = document["groups"].as_array().expect("groups");
     assert!(groups.iter().all(|group| group["verdict"] != "ok"), "{document:#}");
     assert!(groups.iter().any(|group| group["namespace"] == namespace.as_str()), "{document:#}");
+    let unused = document["unusedSecrets"].as_array().expect("pull secrets");
+    let is_idle = |secret: &Value| secret["namespace"] == namespace.as_str() && secret["name"] == "idle";
+    assert!(unused.iter().any(is_idle), "{document:#}");
 
     let unknown = run(&["doctor", "cluster", "other"], &variables).await;
     assert_eq!(unknown.code, Some(2), "{unknown:?}");
