@@ -101,12 +101,12 @@ enum Command {
         #[arg(long, value_enum, default_value_t)]
         spec: SpecVersion,
     },
-    /// Find out why a pod does not pull its images, and how to fix it.
+    /// Find out why a pod does not pull its images, and how to fix it; or which images of a cluster
+    /// cannot be pulled.
     ///
     /// `regcred doctor kubeconfig` needs your kubeconfig only. Exits with 0 if every image can be
     /// pulled, with 1 if not, and with 2 if the diagnosis failed.
-    #[command(subcommand)]
-    Doctor(doctor::DoctorCommand),
+    Doctor(doctor::Doctor),
     /// Create, list and revoke API keys.
     #[command(subcommand)]
     ApiKey(api_key::ApiKeyCommand),
@@ -239,7 +239,7 @@ impl Command {
             Self::MasterKey(command) => command.run().await,
             Self::Pepper(command) => command.run().await,
             Self::Verify(verify) => verify.run().await,
-            Self::Doctor(command) => Box::pin(command.run()).await,
+            Self::Doctor(doctor) => Box::pin(doctor.run()).await,
             Self::Healthcheck { url } => healthcheck(url).await,
             Self::Openapi { spec } => print_openapi(spec),
             Self::PackageFiles { folder } => package_files::write(&folder),

@@ -5,6 +5,7 @@ pub mod account_name;
 pub mod audit;
 pub mod caller;
 pub mod cluster;
+pub mod coverage;
 pub mod diagnosis;
 pub mod docker_config;
 pub mod grants;

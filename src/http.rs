@@ -16,6 +16,7 @@ mod connection;
 #[cfg(feature = "console")]
 mod console;
 mod cors;
+mod coverage;
 mod diagnosis;
 mod docker_configs;
 mod edge;
@@ -119,6 +120,11 @@ fn api_routes(config: &mut ServiceConfig) {
             .service(diagnosis::diagnose_pod)
             .service(diagnosis::diagnose_workload)
             .service(diagnosis::diagnose_spec)
+            .service(coverage::run_coverage)
+            .service(coverage::get_coverage)
+            .service(coverage::lists::list_coverage_groups)
+            .service(coverage::lists::list_coverage_secrets)
+            .service(coverage::lists::list_coverage_accounts)
             .service(pull_secrets::put_pull_secret)
             .service(pull_secrets::patch::update_pull_secret)
             .service(pull_secrets::lists::list_pull_secrets)

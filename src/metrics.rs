@@ -21,8 +21,9 @@ use crate::{
     clients::cluster::ClusterMetrics,
     crypto::{api_key::KeyChecker, certificate::ServerCertificate},
     service::{
-        audit::metrics::AuditMetrics, clusters::CredentialMetrics, keys::Keys, mints::MintMetrics, progress::Streams,
-        reconcile, row_cache::RowCache, tokens, verification::VerificationMetrics,
+        audit::metrics::AuditMetrics, clusters::CredentialMetrics, coverage::CoverageMetrics, keys::Keys,
+        mints::MintMetrics, progress::Streams, reconcile, row_cache::RowCache, tokens,
+        verification::VerificationMetrics,
     },
     storage::PgPool,
 };
@@ -173,6 +174,8 @@ pub struct Sources {
     pub cluster_calls: ClusterMetrics,
     /// Credentials of clusters.
     pub cluster_credentials: Arc<CredentialMetrics>,
+    /// Newest snapshots of the coverage of clusters.
+    pub coverage: Arc<CoverageMetrics>,
     /// Event streams.
     pub streams: Arc<Streams>,
     /// TLS certificate of the listener.
@@ -189,7 +192,8 @@ impl Collector for Sources {
         self.encode_pull_secrets(&mut out)?;
         self.encode_verifications(&mut out)?;
         self.encode_cluster_credentials(&mut out)?;
-        self.encode_mints(&mut out)
+        self.encode_mints(&mut out)?;
+        self.encode_coverage(&mut out)
     }
 }
 
@@ -313,6 +317,31 @@ impl Sources {
 }
 
 impl Sources {
+    /// Encodes nothing until the worker of this process has read snapshots.
+    fn encode_coverage(&self, out: &mut Output<'_>) -> Result<(), fmt::Error> {
+        let clusters = self.coverage.clusters();
+        if clusters.is_empty() {
+            return Ok(());
+        }
+        let help = "Workloads by cluster, kind and worst verdict of their images; equal in all processes with a worker";
+        let mut workloads = out.0.encode_descriptor("coverage_workloads", help, None, MetricType::Gauge)?;
+        for cluster in &clusters {
+            for counted in &cluster.verdicts {
+                let (kind, verdict) = (counted.kind.as_str(), counted.verdict.as_str());
+                let labels = [("cluster", cluster.cluster.as_str()), ("kind", kind), ("verdict", verdict)];
+                ConstGauge::new(i64::from(counted.count)).encode(workloads.encode_family(&labels)?)?;
+            }
+        }
+        let help = "Time of the newest snapshot of the coverage of a cluster, in seconds since 1970";
+        let mut times =
+            out.0.encode_descriptor("coverage_snapshot_timestamp", help, Some(&Unit::Seconds), MetricType::Gauge)?;
+        for cluster in &clusters {
+            let labels = [("cluster", cluster.cluster.as_str())];
+            ConstGauge::new(cluster.taken_at.timestamp()).encode(times.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
     /// Encodes no accounts until the worker of this process has counted them.
     fn encode_mints(&self, out: &mut Output<'_>) -> Result<(), fmt::Error> {
         let help = "Mints of logins by source and result: success, or the reason of a failure";

@@ -27,6 +27,7 @@ pub mod accounts;
 pub mod api_keys;
 pub mod audit;
 pub mod clusters;
+pub mod coverage;
 pub mod diagnosis;
 pub mod docker_configs;
 pub mod health;

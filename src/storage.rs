@@ -20,6 +20,7 @@ pub mod changes;
 pub mod cluster_credentials;
 pub mod clusters;
 pub mod connection;
+pub mod coverage;
 pub mod direct_secrets;
 pub mod idempotency_keys;
 pub mod identity_providers;

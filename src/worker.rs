@@ -1,5 +1,5 @@
-//! Background work: reconciles pull secrets, verifies accounts, renews tokens of clusters, and warns
-//! of expiring credentials.
+//! Background work: reconciles pull secrets, verifies accounts, renews tokens of clusters, carries
+//! out runs of coverage, and warns of expiring credentials.
 
 use std::time::Duration;
 
@@ -8,10 +8,12 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::service::{
-    ServiceError, clusters::Clusters, mints::Mints, reconcile::Reconciler, verification::Verifications,
+    ServiceError, clusters::Clusters, coverage::Coverages, mints::Mints, reconcile::Reconciler,
+    verification::Verifications,
 };
 
 mod breaker;
+mod coverage;
 mod credentials;
 mod fanout;
 mod lane;
@@ -50,16 +52,19 @@ pub struct Services {
     pub reconciler: Reconciler,
     /// Renews tokens of clusters.
     pub clusters: Clusters,
+    /// Carries out runs of coverage.
+    pub coverages: Coverages,
 }
 
 /// Runs the worker until `stop` is cancelled.
 pub async fn run(services: Services, config: WorkerConfig, stop: CancellationToken) {
-    let Services { verifications, mints, reconciler, clusters } = services;
+    let Services { verifications, mints, reconciler, clusters, coverages } = services;
     tokio::join!(
         fanout::run(reconciler, config.fanout, stop.clone()),
         verify(verifications, config, stop.clone()),
         mints::run(mints, stop.clone()),
-        credentials::run(clusters, stop.clone())
+        credentials::run(clusters, stop.clone()),
+        coverage::run(coverages, stop.clone())
     );
 }
 

@@ -9,6 +9,7 @@
 mod broker;
 mod callers;
 mod clients;
+mod coverage;
 mod database;
 mod drift;
 mod fleet;
@@ -52,13 +53,14 @@ pub const ARGUMENT: &str = "--scenarios";
 /// Code, description and function of a scenario.
 type Scenario = (&'static str, &'static str, fn(&Stage, &mut Goals) -> anyhow::Result<()>);
 
-const ALL: [Scenario; 27] = [
+const ALL: [Scenario; 28] = [
     ("a1", "A1 slow clients: slow heads and bodies, and thousands of half-open connections", clients::slow),
     ("a2", "A2 oversized requests: bodies and heads beyond the limits", clients::oversized),
     ("a4", "A4 forged keys: a flood of forged API keys", keys::forged),
     ("a5", "A5 cold start: 1,000 keys on a new process", keys::cold_start),
     ("a6", "A6 large lists: any page of 100,000 accounts and 100,000 targets", lists::large_lists),
     ("a8", "A8 greedy caller: one caller floods", keys::greedy_caller),
+    ("c1", "C1 coverage: 10,000 pods in 2,000 namespaces", coverage::coverage),
     ("f1", "F1 replica killed: at 20 points of a fan-out to 1,000 namespaces", killed::replica_killed),
     ("f2", "F2 rotation killed: 200 times, and retried with Idempotency-Key", rotation::rotation_killed),
     ("f3", "F3 database restart: Postgres stops at once and starts again, under load", database::restart),

@@ -29,6 +29,7 @@ use crate::{
         api_keys::{ApiKeyAuthenticator, ApiKeys},
         audit::{AuditEvents, TransactionalAudit, writer::AuditWriter},
         clusters::Clusters,
+        coverage::Coverages,
         diagnosis::{Diagnoses, Remedies},
         docker_configs::DockerConfigs,
         health::Health,
@@ -91,6 +92,7 @@ pub struct Services {
     secrets: Data<Secrets>,
     diagnoses: Data<Diagnoses>,
     remedies: Data<Remedies>,
+    coverages: Data<Coverages>,
     pull_secrets: Data<PullSecrets>,
     summary: Data<Summaries>,
     cursor_key: Data<CursorKey>,
@@ -169,13 +171,11 @@ impl Services {
         let docker_configs = DockerConfigs::new(pool.clone(), row_cache.clone(), sealer.clone(), audit_writer.clone());
         let pull_secrets = PullSecrets::new(pool.clone(), audit.clone());
         let streams = Data::new(Streams::new(pool.clone(), pull_secrets.clone()));
-        let event_feed = Data::new(EventFeed::new(pool.clone()));
         let cursor_key = Data::new(CursorKey::of(peppers.clone()));
         let reconciler =
             Reconciler::new(pool.clone(), clusters.clone(), docker_configs.clone(), peppers, audit.clone(), reconcile);
         let secrets = Secrets::new(pool.clone(), clusters.clone(), docker_configs.clone(), audit_writer.clone());
-        let diagnoses =
-            Diagnoses::new(pool.clone(), clusters.clone(), docker_configs.clone(), registries, audit_writer.clone());
+        let (diagnoses, coverages) = doctors((&pool, &clusters, &docker_configs), registries, (&audit, &audit_writer))?;
         let api_keys =
             ApiKeys::new(pool.clone(), row_cache.clone(), checker.clone(), audit.clone(), api_key_lifetime_max);
         Ok(Self {
@@ -190,6 +190,7 @@ impl Services {
             remedies: Data::new(Remedies::new(secrets.clone(), pull_secrets.clone())),
             secrets: Data::new(secrets),
             diagnoses: Data::new(diagnoses),
+            coverages: Data::new(coverages),
             audit_events: Data::new(AuditEvents::new(pool.clone(), audit_writer.clone())),
             accounts: Data::new(accounts),
             mints,
@@ -201,9 +202,9 @@ impl Services {
             reconciler: Data::new(reconciler),
             audit_writer: Data::new(audit_writer),
             health: Data::new(Health::new(&pool, row_cache.clone())),
+            event_feed: Data::new(EventFeed::new(pool.clone())),
             pool,
             streams,
-            event_feed,
             cursor_key,
             row_cache,
             checker,
@@ -230,6 +231,7 @@ impl Services {
             .app_data(self.secrets.clone())
             .app_data(self.diagnoses.clone())
             .app_data(self.remedies.clone())
+            .app_data(self.coverages.clone())
             .app_data(self.pull_secrets.clone())
             .app_data(self.summary.clone())
             .app_data(self.cursor_key.clone())
@@ -256,6 +258,7 @@ impl Services {
             pull_secrets: self.reconciler.metrics(),
             cluster_calls: self.cluster_calls.clone(),
             cluster_credentials: self.clusters.credential_metrics(),
+            coverage: self.coverages.metrics(),
             streams: self.streams.clone().into_inner(),
             certificate,
         })
@@ -268,8 +271,28 @@ impl Services {
             mints: self.mints.clone(),
             reconciler: self.reconciler.get_ref().clone(),
             clusters: self.clusters.get_ref().clone(),
+            coverages: self.coverages.get_ref().clone(),
         }
     }
+}
+
+/// Builds the services that examine image pulls.
+fn doctors(
+    (pool, clusters, docker_configs): (&PgPool, &Clusters, &DockerConfigs),
+    registries: Arc<RegistryClient>,
+    (audit, audit_writer): (&TransactionalAudit, &AuditWriter),
+) -> Result<(Diagnoses, Coverages), AppError> {
+    let (pool, clusters, docker_configs) = (pool.clone(), clusters.clone(), docker_configs.clone());
+    let diagnoses = Diagnoses::new(
+        pool.clone(),
+        clusters.clone(),
+        docker_configs.clone(),
+        registries.clone(),
+        audit_writer.clone(),
+    );
+    let audits = (audit.clone(), audit_writer.clone());
+    let coverages = Coverages::new(pool, clusters, docker_configs, registries, audits);
+    Ok((diagnoses, coverages.map_err(|error| AppError::Internal(error.to_string()))?))
 }
 
 fn token_authenticator(

@@ -72,7 +72,8 @@ pub(super) struct Rbac {
     /// in the namespaces that pull secrets list. May be repeated.
     ///
     /// Names of foreign pull secrets are unknown, so this permits the subject to read every Secret
-    /// there. Nothing is listed but events and, cluster-wide, the metadata of nodes.
+    /// there. The coverage lists pods, workloads, `ServiceAccounts` and the metadata of pull secrets: in
+    /// the whole cluster with `*`, or else in namespaces of pull secrets.
     #[arg(
         long,
         value_name = "NAMESPACE",
@@ -370,8 +371,13 @@ fn write_rules(f: &mut Formatter<'_>, rules: &BTreeSet<Rule>) -> fmt::Result {
             write_entry(f, &rules, &names)?;
         }
     }
-    // Each has another resource.
-    rules.iter().filter(|rule| matches!(rule, Rule::Diagnose(_))).try_for_each(|rule| write_entry(f, &[rule], &[]))
+    for diagnose in rules.iter().filter(|rule| matches!(rule, Rule::Diagnose(_))) {
+        // With `list` of the same resource, if the coverage needs it.
+        let is_same = |rule: &&Rule| matches!(rule, Rule::Survey(_)) && rule.resource() == diagnose.resource();
+        let of_resource: Vec<&Rule> = std::iter::once(diagnose).chain(rules.iter().filter(is_same)).collect();
+        write_entry(f, &of_resource, &[])?;
+    }
+    Ok(())
 }
 
 /// Writes one entry of a role. Without names it covers all objects.
@@ -410,8 +416,10 @@ const fn purpose(rule: &Rule) -> &'static str {
         }
         Rule::Diagnose(Diagnosed::Events) => "(--doctor) reads what the kubelet reported about a pull",
         Rule::Diagnose(Diagnosed::ServiceAccounts) => "(--doctor) reads the imagePullSecrets of a ServiceAccount",
-        Rule::Diagnose(Diagnosed::Nodes) => "(--doctor) reads the platforms of nodes; metadata only",
+        Rule::Diagnose(Diagnosed::Nodes) => "(--doctor) reads platforms of nodes, and versions of kubelets",
         Rule::Diagnose(Diagnosed::Pods | Diagnosed::Workloads(_)) => "(--doctor) reads images and pull secrets",
+        Rule::Survey(Diagnosed::Secrets) => "(--doctor) finds unused pull secrets for the coverage; metadata only",
+        Rule::Survey(_) => "(--doctor) finds the images in use for the coverage",
     }
 }
 

@@ -1,7 +1,10 @@
-//! `regcred doctor`: diagnoses image pulls, through a running service or with a kubeconfig.
+//! `regcred doctor`: diagnoses image pulls, through a running service or with a kubeconfig, and shows
+//! the coverage of a cluster.
 
+mod coverage;
 mod kubeconfig;
 mod server;
+mod table;
 mod tree;
 
 use std::path::PathBuf;
@@ -19,6 +22,28 @@ use crate::{
     },
     service::diagnosis::Target,
 };
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub(super) struct Doctor {
+    #[command(subcommand)]
+    command: Option<DoctorCommand>,
+    /// Examine all images in use in this cluster, as `regcred doctor cluster` does.
+    #[arg(long, value_name = "NAME", value_parser = Name::parse)]
+    cluster: Option<Name>,
+    #[command(flatten)]
+    options: CoverageOptions,
+}
+
+impl Doctor {
+    pub(super) async fn run(self) -> Result<(), CliError> {
+        match (self.command, self.cluster) {
+            (Some(command), _) => command.run().await,
+            (None, Some(cluster)) => Coverage { cluster, options: self.options }.run().await,
+            (None, None) => Err(CliError::Usage("name the cluster with --cluster, or use a subcommand".to_owned())),
+        }
+    }
+}
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DoctorCommand {
@@ -38,6 +63,11 @@ pub(super) enum DoctorCommand {
         #[command(flatten)]
         request: Request,
     },
+    /// Examine all images in use in a cluster through a running service.
+    ///
+    /// Requests a run, shows its progress, and prints what cannot be pulled, which pull secrets nothing
+    /// uses, and which ones regcred could adopt. Exits with 1 if a pull fails.
+    Cluster(Coverage),
     /// Diagnose with your own kubeconfig. Needs neither a service nor a database.
     ///
     /// Reads the pod, its pull secrets and its ServiceAccount with your rights, as kubectl does: exec
@@ -74,6 +104,42 @@ pub(super) struct Request {
     /// Output format.
     #[arg(short, long, value_enum, default_value_t = Output::Tree)]
     output: Output,
+}
+
+/// Coverage of a cluster.
+#[derive(Debug, Args)]
+pub(super) struct Coverage {
+    /// Name of the registered cluster.
+    #[arg(value_parser = Name::parse)]
+    cluster: Name,
+    #[command(flatten)]
+    options: CoverageOptions,
+}
+
+/// Options of a coverage, beside the cluster.
+#[derive(Debug, Args)]
+pub(super) struct CoverageOptions {
+    /// Print the newest snapshot, without a new run.
+    #[arg(long)]
+    last: bool,
+    /// Print all groups, also those that can be pulled.
+    #[arg(long)]
+    all: bool,
+    /// URL of the service [default: `REGCRED_URL`]. `REGCRED_TOKEN`, or the file that
+    /// `REGCRED_TOKEN_FILE` names, has the API key or token.
+    #[arg(long)]
+    url: Option<String>,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = CoverageOutput::Table)]
+    output: CoverageOutput,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CoverageOutput {
+    /// Table for terminals.
+    Table,
+    /// JSON for programs.
+    Json,
 }
 
 /// Options of a diagnosis with a kubeconfig.
@@ -159,12 +225,8 @@ fn parse_kind(kind: &str) -> Result<WorkloadKind, Invalid> {
 
 impl DoctorCommand {
     pub(super) async fn run(self) -> Result<(), CliError> {
-        // Exit code 1 is that of a diagnosis.
-        let undiagnosed = |error: CliError| match error {
-            CliError::OutputClosed => error,
-            other => CliError::NotDiagnosed(other.to_string()),
-        };
         let (found, output, is_list) = match self {
+            Self::Cluster(coverage) => return coverage.run().await,
             Self::Pod { pod, request } => {
                 let object = Object { kind: None, name: pod };
                 (vec![request.diagnose(&object).await.map_err(undiagnosed)?], request.output, false)
@@ -179,6 +241,14 @@ impl DoctorCommand {
         };
         print(&found, output, is_list)?;
         result(&found)
+    }
+}
+
+/// Exit code 1 is that of a diagnosis.
+fn undiagnosed(error: CliError) -> CliError {
+    match error {
+        CliError::OutputClosed => error,
+        other => CliError::NotDiagnosed(other.to_string()),
     }
 }
 

@@ -7,8 +7,8 @@
 //! - Nothing that the API server sent reaches a log or an error text, because it may repeat what it
 //!   was sent. So requests are built by kube, but responses are read here: `kube::Api` logs the
 //!   body of a response that it cannot parse.
-//! - Of Secrets and namespaces only the metadata is requested. A diagnosis, which reads values of
-//!   Secrets, is the exception.
+//! - Of Secrets and namespaces only the metadata is requested. Diagnosis and coverage, which read
+//!   values of Secrets by name, are the exception.
 
 use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -31,12 +31,14 @@ mod access_review;
 mod cache;
 mod check;
 mod connection;
+mod coverage;
 mod diagnosis;
 mod error;
 pub mod kubeconfig;
 mod list;
 mod metrics;
 mod namespaces;
+mod pace;
 mod response;
 mod secrets;
 mod service_accounts;
@@ -50,9 +52,11 @@ pub use access_review::{AccessReviews, MissingRight, ReviewsExhausted};
 pub use cache::ClusterClients;
 pub use check::{Check, CheckProblem, LackingAccount, LackingPullSecret, Permission};
 pub use connection::{admit, resolve_in_cluster};
+pub use coverage::Place;
 pub use error::ClusterError;
 pub use metrics::ClusterMetrics;
 pub use namespaces::FoundNamespace;
+pub use pace::Pace;
 pub use secrets::{ListedSecret, SecretMetadata};
 pub use service_accounts::Attachment;
 pub use token_request::IssuedToken;
@@ -207,31 +211,51 @@ impl ClusterClient {
 
     /// Sends a request and reads the response, both until `deadline`.
     async fn call(&self, request: Request<Vec<u8>>, deadline: Instant) -> Result<Response, ClusterError> {
+        self.call_up_to(request, deadline, BODY_MAX).await
+    }
+
+    /// As [`call`](Self::call), with another maximum length of the body.
+    async fn call_up_to(
+        &self,
+        request: Request<Vec<u8>>,
+        deadline: Instant,
+        body_max: usize,
+    ) -> Result<Response, ClusterError> {
         let Some(runtime) = self.runtime.as_ref().filter(|runtime| !is_current(runtime)) else {
-            return self.exchange(request, deadline).await;
+            return self.exchange(request, deadline, body_max).await;
         };
         let client = self.clone();
-        let exchange = async move { client.exchange(request, deadline).await }.in_current_span();
+        let exchange = async move { client.exchange(request, deadline, body_max).await }.in_current_span();
         runtime.spawn(exchange).await.unwrap_or_else(|_| {
             let detail = format!("the call to {} was cancelled: regcred is shutting down", self.server());
             Err(ClusterError::Unreachable { detail })
         })
     }
 
-    async fn exchange(&self, request: Request<Vec<u8>>, deadline: Instant) -> Result<Response, ClusterError> {
+    async fn exchange(
+        &self,
+        request: Request<Vec<u8>>,
+        deadline: Instant,
+        body_max: usize,
+    ) -> Result<Response, ClusterError> {
         let verb = Verb::of(&request);
-        let response = self.exchange_uncounted(request, deadline).await;
+        let response = self.exchange_uncounted(request, deadline, body_max).await;
         self.metrics.count_call(&self.name, verb, response.as_ref().map(|response| response.status));
         response
     }
 
     #[tracing::instrument(level = "debug", name = "cluster.call", skip_all, fields(server = self.server(), method = %request.method()))]
-    async fn exchange_uncounted(&self, request: Request<Vec<u8>>, deadline: Instant) -> Result<Response, ClusterError> {
+    async fn exchange_uncounted(
+        &self,
+        request: Request<Vec<u8>>,
+        deadline: Instant,
+        body_max: usize,
+    ) -> Result<Response, ClusterError> {
         let sent = timeout_at(deadline, self.client.send(request.map(Body::from))).await;
         let response =
             sent.map_err(|_| self.timed_out())?.map_err(|error| ClusterError::from_transport(&self.peer, &error))?;
         let (head, body) = response.into_parts();
-        let body = match timeout_at(deadline, read_body(body)).await {
+        let body = match timeout_at(deadline, read_body(body, body_max)).await {
             Ok(body) => body,
             // Only a success needs its body.
             Err(_) if head.status.is_success() => return Err(self.timed_out()),
@@ -252,8 +276,8 @@ fn is_current(runtime: &Handle) -> bool {
 }
 
 /// Reads a body, or returns none if it is incomplete or too long.
-async fn read_body(body: Body) -> Option<Vec<u8>> {
-    Limited::new(body, BODY_MAX).collect().await.ok().map(|body| body.to_bytes().to_vec())
+async fn read_body(body: Body, body_max: usize) -> Option<Vec<u8>> {
+    Limited::new(body, body_max).collect().await.ok().map(|body| body.to_bytes().to_vec())
 }
 
 /// Error of a request that kube cannot build.

@@ -94,6 +94,9 @@ words! {
         ClusterDelete = "cluster.delete",
         /// Reading or checking clusters refused.
         ClusterRead = "cluster.read",
+        /// Coverage of a cluster requested, read or refused. It reads the values of the pull secrets in
+        /// use, and shows them to their registries.
+        ClusterCoverage = "cluster.coverage",
         /// Secret delivered to a namespace.
         Deliver = "secret.deliver",
         /// Values of the pull secrets of a pod read, and shown to their registries.

@@ -45,6 +45,8 @@ pub enum Permission {
     DeliverSecrets,
     /// Diagnose the image pulls of pods, which reads the values of their pull secrets.
     DiagnosePods,
+    /// Run the coverage of clusters, which reads the values of all pull secrets in use, and read it.
+    DiagnoseClusters,
     /// Read pull secrets and the status of their targets.
     ReadPullSecrets,
     /// Create, change and delete pull secrets.
@@ -67,9 +69,16 @@ impl Permission {
     /// - Identity providers and audit events name resources of all callers.
     /// - A cluster decides where the accounts of all callers are sent: a caller that could point it
     ///   at another server would receive passwords that it is not granted.
+    /// - The coverage of a cluster names accounts, namespaces and workloads of all callers.
     #[must_use]
     pub fn needs_all_grants(self) -> bool {
-        matches!(self, Permission::WriteClusters | Permission::ReadIdentityProviders | Permission::ReadAudit)
+        matches!(
+            self,
+            Permission::WriteClusters
+                | Permission::DiagnoseClusters
+                | Permission::ReadIdentityProviders
+                | Permission::ReadAudit
+        )
     }
 
     /// Returns the name in the API.
@@ -84,6 +93,7 @@ impl Permission {
             Self::WriteClusters => "writeClusters",
             Self::DeliverSecrets => "deliverSecrets",
             Self::DiagnosePods => "diagnosePods",
+            Self::DiagnoseClusters => "diagnoseClusters",
             Self::ReadPullSecrets => "readPullSecrets",
             Self::WritePullSecrets => "writePullSecrets",
             Self::ReadApiKeys => "readApiKeys",
@@ -130,6 +140,7 @@ const TABLE: &[(Permission, [bool; Role::ALL.len()])] = &[
     (Permission::WriteClusters,          [YES, YES,     NO_,      NO_,     NO_]),
     (Permission::DeliverSecrets,         [YES, YES,     YES,      NO_,     NO_]),
     (Permission::DiagnosePods,           [YES, YES,     NO_,      NO_,     NO_]),
+    (Permission::DiagnoseClusters,       [YES, YES,     NO_,      NO_,     NO_]),
     (Permission::ReadPullSecrets,        [YES, YES,     YES,      NO_,     YES]),
     (Permission::WritePullSecrets,       [YES, YES,     NO_,      NO_,     NO_]),
     (Permission::ReadApiKeys,            [YES, NO_,     NO_,      NO_,     NO_]),

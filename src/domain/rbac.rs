@@ -41,6 +41,8 @@ pub enum Rule {
     WatchSecrets,
     /// Reads what a diagnosis of image pulls needs.
     Diagnose(Diagnosed),
+    /// Lists what the coverage of a cluster needs.
+    Survey(Diagnosed),
 }
 
 /// Resource that a diagnosis of image pulls reads, whatever the names of its objects.
@@ -66,6 +68,11 @@ impl Diagnosed {
         let others = [Self::Pods, Self::ServiceAccounts, Self::Secrets, Self::Events];
         others.into_iter().chain(WorkloadKind::ALL.map(Self::Workloads))
     }
+
+    /// Resources that a coverage lists, and a diagnosis does not.
+    fn surveyed() -> impl Iterator<Item = Self> {
+        Self::in_namespace().filter(|one| *one != Self::Events)
+    }
 }
 
 impl Rule {
@@ -82,7 +89,7 @@ impl Rule {
             Self::GetServiceAccount(_) | Self::PatchServiceAccount(_) => "serviceaccounts",
             Self::CreateToken(_) => "serviceaccounts/token",
             Self::ListNamespaces | Self::WatchNamespaces => "namespaces",
-            Self::Diagnose(diagnosed) => match diagnosed {
+            Self::Diagnose(diagnosed) | Self::Survey(diagnosed) => match diagnosed {
                 Diagnosed::Pods => "pods",
                 Diagnosed::ServiceAccounts => "serviceaccounts",
                 Diagnosed::Secrets => "secrets",
@@ -97,7 +104,7 @@ impl Rule {
     #[must_use]
     pub const fn api_group(&self) -> &'static str {
         match self {
-            Self::Diagnose(Diagnosed::Workloads(kind)) => kind.group(),
+            Self::Diagnose(Diagnosed::Workloads(kind)) | Self::Survey(Diagnosed::Workloads(kind)) => kind.group(),
             _ => "",
         }
     }
@@ -114,7 +121,10 @@ impl Rule {
             ) => "get",
             Self::PatchSecret(_) | Self::PatchServiceAccount(_) => "patch",
             Self::DeleteSecret(_) => "delete",
-            Self::Diagnose(Diagnosed::Events | Diagnosed::Nodes) | Self::ListNamespaces | Self::ListSecrets => "list",
+            Self::Diagnose(Diagnosed::Events | Diagnosed::Nodes)
+            | Self::Survey(_)
+            | Self::ListNamespaces
+            | Self::ListSecrets => "list",
             Self::WatchNamespaces | Self::WatchSecrets => "watch",
         }
     }
@@ -132,7 +142,8 @@ impl Rule {
             | Self::WatchNamespaces
             | Self::ListSecrets
             | Self::WatchSecrets
-            | Self::Diagnose(_) => None,
+            | Self::Diagnose(_)
+            | Self::Survey(_) => None,
         }
     }
 }
@@ -200,11 +211,12 @@ impl RequiredRules {
         rules
     }
 
-    /// Rules to diagnose image pulls in a namespace, or in all.
+    /// Rules to diagnose image pulls in a namespace, or in all, and for its coverage.
     #[must_use]
     pub fn of_diagnosis(namespace: Option<&NamespaceName>) -> Self {
         let mut rules = Self::default();
-        let all: BTreeSet<Rule> = Diagnosed::in_namespace().map(Rule::Diagnose).collect();
+        let diagnose = Diagnosed::in_namespace().map(Rule::Diagnose);
+        let all: BTreeSet<Rule> = diagnose.chain(Diagnosed::surveyed().map(Rule::Survey)).collect();
         match namespace {
             Some(namespace) => rules.add_to_namespace(namespace, &all),
             None => rules.cluster = all,

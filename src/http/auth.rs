@@ -308,7 +308,7 @@ pub mod permission {
     }
     permissions! {
         Authenticated, ReadAccounts, WriteAccounts, RevealCredentials, ReadClusters, WriteClusters, DeliverSecrets,
-        DiagnosePods, ReadPullSecrets, WritePullSecrets, ReadApiKeys, WriteApiKeys, ReadIdentityProviders,
+        DiagnosePods, DiagnoseClusters, ReadPullSecrets, WritePullSecrets, ReadApiKeys, WriteApiKeys, ReadIdentityProviders,
         WriteIdentityProviders, ReadAudit,
     }
 }

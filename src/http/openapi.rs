@@ -37,6 +37,7 @@ mod version_3_0;
         (name = "clusters", description = "Registered Kubernetes clusters"),
         (name = "secrets", description = "Direct delivery of a Secret"),
         (name = "diagnosis", description = "Why a pod does not pull its images"),
+        (name = "coverage", description = "Which images of a cluster have a working login, and what uses each login"),
         (name = "pull-secrets", description = "Declared delivery: Secrets that a worker keeps up to date in many namespaces"),
         (name = "events", description = "Changes of all resources, as they happen"),
         (name = "api-keys", description = "API keys of callers"),

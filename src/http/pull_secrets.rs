@@ -39,7 +39,7 @@ use crate::{
         pull_secrets::{Declared, Precondition, PullSecrets, ReadOnlyFields, ShownPullSecret},
         reconcile::Reconciler,
     },
-    storage::{resyncs::ResyncStatus, targets::status::Counts},
+    storage::{coverage::usage::PullSecretUsage, resyncs::ResyncStatus, targets::status::Counts},
 };
 
 pub mod events;
@@ -102,6 +102,9 @@ pub struct PutPullSecret {
     /// Ignored.
     #[schema(read_only, value_type = Option<Vec<Object>>)]
     selections: Option<IgnoredAny>,
+    /// Ignored.
+    #[schema(read_only, value_type = Option<Object>)]
+    used_by: Option<IgnoredAny>,
     /// As in a response.
     #[schema(read_only)]
     deleted_at: Option<DateTime<Utc>>,
@@ -150,6 +153,11 @@ pub struct PullSecret {
     status: PullSecretStatus,
     /// Clusters in which namespaces are selected by label.
     selections: Vec<PullSecretSelection>,
+    /// What uses its Secrets, by the newest coverage of its clusters. Absent in lists, without a
+    /// coverage, and for callers without all grants.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    used_by: Option<PullSecretUsers>,
     /// Time of deletion; the pull secret exists until its Secrets are removed.
     deleted_at: Option<DateTime<Utc>>,
     /// Time of creation.
@@ -182,6 +190,20 @@ pub struct PullSecretStatus {
     /// Selectors that match nothing. Those of namespaces are known once a cluster was compared with
     /// the declaration.
     warnings: Vec<Warning>,
+}
+
+/// Number of workloads and pods without a controller that use a pull secret.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PullSecretUsers {
+    /// Workloads.
+    workloads: i64,
+    /// Namespaces with such a workload.
+    namespaces: i64,
+    /// Clusters with such a workload.
+    clusters: i64,
+    /// Time of the oldest snapshot that was counted.
+    as_of: DateTime<Utc>,
 }
 
 /// Status of a cluster in which a pull secret selects namespaces by label.
@@ -260,7 +282,7 @@ impl From<ResyncStatus> for PullSecretSelection {
 impl From<ShownPullSecret> for PullSecret {
     fn from(mut shown: ShownPullSecret) -> Self {
         let status = PullSecretStatus::of(&mut shown);
-        let ShownPullSecret { stored, counts, resyncs, .. } = shown;
+        let ShownPullSecret { stored, counts, resyncs, usage, .. } = shown;
         let document = stored.declaration.document();
         Self {
             id: stored.id,
@@ -277,6 +299,12 @@ impl From<ShownPullSecret> for PullSecret {
             observed_generation: counts.observed_generation,
             status,
             selections: resyncs.into_iter().map(PullSecretSelection::from).collect(),
+            used_by: usage.map(|PullSecretUsage { workloads, namespaces, clusters, as_of }| PullSecretUsers {
+                workloads,
+                namespaces,
+                clusters,
+                as_of,
+            }),
             deleted_at: stored.deleted_at,
             created_at: stored.created_at,
             updated_at: stored.updated_at,

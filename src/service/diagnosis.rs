@@ -9,6 +9,7 @@ mod applying;
 mod memo;
 mod questions;
 mod reading;
+mod remembered;
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ pub use self::{
     applying::Remedies,
     questions::{QuestionLimits, RegistryQuestions},
     reading::{Case, NamespaceFacts, Target},
+    remembered::RememberedAnswers,
 };
 use crate::{
     clients::{cluster::ClusterError, registry::RegistryClient},

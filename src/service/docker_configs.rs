@@ -10,11 +10,14 @@ use crate::{
     domain::{
         audit::{Action, Details, NewEvent, Resource},
         caller::{Call, Identity},
-        docker_config::{Credential, Profile, RenderedConfig, ScopedAccount, Warning, render, split_collisions},
+        docker_config::{
+            Credential, Profile, RenderedConfig, ScopedAccount, Warning, key_for, render, split_collisions,
+        },
         grants::Grants,
         invalid::{FieldError, FieldErrors, Invalid},
         matching::{ImageName, MatchTarget, Used, used_accounts},
         names::Name,
+        registry::DOCKER_HUB,
         selector::{AccountSelection, LabelSelector},
     },
     service::{ServiceError, audit::writer::AuditWriter, connection, no_such, row_cache::RowCache},
@@ -181,13 +184,45 @@ impl DockerConfigs {
         profile: Profile,
         choice: &AccountSelection,
     ) -> Result<(RenderedConfig, Vec<Arc<SealedCredential>>), ServiceError> {
+        let (sealed, left_out) = self.choose_stored(profile, choice).await?;
+        Ok((self.render_chosen(profile, &sealed)?.rendered, left_out))
+    }
+
+    /// Renders accounts as [`assemble_stored`](Self::assemble_stored) does. Also returns the account
+    /// of each key.
+    ///
+    /// # Errors
+    ///
+    /// As [`assemble`](Self::assemble).
+    pub(super) async fn assemble_with_accounts(
+        &self,
+        profile: Profile,
+        choice: &AccountSelection,
+    ) -> Result<(RenderedConfig, HashMap<String, Arc<SealedCredential>>), ServiceError> {
+        let (sealed, _) = self.choose_stored(profile, choice).await?;
+        let rendered = self.render_chosen(profile, &sealed)?.rendered;
+        let of_key = |key: &String| {
+            // Docker Hub may have a second key.
+            let is_hub = |one: &Arc<SealedCredential>| *key == DOCKER_HUB && one.registry.as_str() == DOCKER_HUB;
+            let account = sealed.iter().find(|one| key_for(profile, &one.registry) == key || is_hub(one))?;
+            Some((key.clone(), Arc::clone(account)))
+        };
+        let accounts = rendered.keys.iter().filter_map(of_key).collect();
+        Ok((rendered, accounts))
+    }
+
+    /// Finds accounts as stored, and separates those whose key an older one has.
+    async fn choose_stored(
+        &self,
+        profile: Profile,
+        choice: &AccountSelection,
+    ) -> Result<(Vec<Arc<SealedCredential>>, Vec<Arc<SealedCredential>>), ServiceError> {
         let mut sealed = self.choose(&Grants::everything(), choice, ReadMode::Fresh).await?;
-        let mut left_out = Vec::new();
         if let AccountSelection::Selector(_) = choice {
             sealed.sort_unstable_by_key(|account| account.id);
-            (sealed, left_out) = split_collisions(profile, sealed, |account| &account.registry);
+            return Ok(split_collisions(profile, sealed, |account| &account.registry));
         }
-        Ok((self.render_chosen(profile, &sealed)?.rendered, left_out))
+        Ok((sealed, Vec::new()))
     }
 
     /// Renders accounts to a document that does not follow them, and warns of minted logins in it.

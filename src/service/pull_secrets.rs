@@ -27,8 +27,8 @@ use crate::{
         check_version, connection, idempotency, no_such,
     },
     storage::{
-        self, PgConnection, PgPool, StorageError, pull_secrets::StoredPullSecret, resyncs::ResyncStatus,
-        targets::status::Counts, unmatched::Unmatched,
+        self, PgConnection, PgPool, StorageError, coverage::usage::PullSecretUsage, pull_secrets::StoredPullSecret,
+        resyncs::ResyncStatus, targets::status::Counts, unmatched::Unmatched,
     },
     telemetry::traces,
 };
@@ -59,6 +59,9 @@ pub struct ShownPullSecret {
     pub left_out: Vec<LeftOut>,
     /// Selectors that match nothing.
     pub unmatched: Unmatched,
+    /// What uses its Secrets, by the newest snapshots; none in lists, without a snapshot, or without
+    /// all grants.
+    pub usage: Option<PullSecretUsage>,
 }
 
 impl ShownPullSecret {
@@ -352,7 +355,12 @@ async fn shown(
     let resyncs = storage::resyncs::list(conn, stored.id).await?;
     let left_out = granted_left_out(conn, caller, &[stored.id]).await?.remove(&stored.id).unwrap_or_default();
     let unmatched = storage::unmatched::list(conn, &[stored.id]).await?.remove(&stored.id).unwrap_or_default();
-    Ok(ShownPullSecret { stored, counts, resyncs, left_out, unmatched })
+    let usage = if caller.grants.include_everything() {
+        storage::coverage::usage::find_pull_secret(conn, stored.id).await?
+    } else {
+        None
+    };
+    Ok(ShownPullSecret { stored, counts, resyncs, left_out, unmatched, usage })
 }
 
 /// Lists the accounts that pull secrets leave out, without those that are not granted.

@@ -114,6 +114,20 @@ const TABLE: &str = "
                               foreign  401       200   404      403       403      403
                               missing  401       200   404      403       403      403
 
+    run_coverage              granted  401       202   403      403       403      403
+                              foreign  401       202   403      403       403      403
+                              missing  401       404   403      403       403      403
+    get_coverage              granted  401       200   403      403       403      403
+                              foreign  401       200   403      403       403      403
+                              missing  401       404   403      403       403      403
+    list_coverage_groups      granted  401       200   403      403       403      403
+                              foreign  401       200   403      403       403      403
+                              missing  401       404   403      403       403      403
+    list_coverage_secrets     granted  401       200   403      403       403      403
+                              foreign  401       200   403      403       403      403
+                              missing  401       404   403      403       403      403
+    list_coverage_accounts    any      401       200   403      403       403      403
+
     put_pull_secret           granted  401       201   201      403       403      403
                               foreign  401       200   422      403       403      403
                               missing  401       422   422      403       403      403
@@ -323,7 +337,7 @@ async fn prepare(app: &TestApp, row: &Row, resource: &mut Resource) {
         resource.id = serde_json::from_value(made["id"].clone()).expect("a UUID");
     } else if row.operation.ends_with("identity_provider") {
         app.admin().post("/v1/identity-providers", &identity_provider(&resource.name)).await.expect(201);
-    } else if row.operation.ends_with("cluster") {
+    } else if row.operation.ends_with("cluster") || row.operation.contains("coverage") {
         app.admin().post("/v1/clusters", &cluster(&resource.name)).await.expect(201);
     } else {
         // An import names accounts after their registries.

@@ -7,4 +7,4 @@ mod command;
 mod nodes;
 mod rights;
 mod secrecy;
-mod setup;
+pub mod setup;

@@ -106,6 +106,8 @@ fn case(operation: &str, setup: &Setup) -> Case {
             let path = vec![("{cluster}", "dev".to_owned()), ("{namespace}", setup.namespace.clone())];
             Case { events: 2, ..of(path, Some(json!({"name": "new", "accounts": ["a"]})), 200) }
         }
+        // No run is requested.
+        "run_coverage" => of(vec![("{cluster}", "dev".to_owned())], None, 202),
         "put_pull_secret" => of(named("new"), Some(declaration(&["a"], "dev", &[&setup.namespace])), 200),
         "update_pull_secret" => of(named("p"), Some(json!({"accounts": ["a", "b"]})), 200),
         "delete_pull_secret" => Case { query: "&deletionPolicy=delete", ..of(named("p"), None, 202) },

@@ -172,6 +172,7 @@ async fn run_clusters(run: &mut Recorder, namespace: &str) {
     run.run("create_secret", "POST", &path, Some(secret)).await;
     run.run("list_secrets", "GET", &path, None).await;
     run_diagnoses(run, namespace).await;
+    run_coverage(run).await;
 }
 
 /// A pod and a deployment whose images need a login, of which the pod has a wrong one.
@@ -192,6 +193,37 @@ async fn run_diagnoses(run: &mut Recorder, namespace: &str) {
     run.run("diagnose_workload", "POST", &format!("{place}/workloads/deployment/web/diagnose"), None).await;
     let body = json!({"images": [image], "imagePullSecrets": [{"name": "missing"}]});
     run.run("diagnose_spec", "POST", &format!("{place}/diagnose"), Some(body)).await;
+}
+
+/// A workload with a Secret of direct delivery, in the second cluster: no other test has pods there.
+async fn run_coverage(run: &mut Recorder) {
+    let cluster = kubernetes::SECOND;
+    let token = cluster.given("ADMIN_TOKEN");
+    run.names.push((cluster.server(), "https://10.0.1.1:6443"));
+    let registration = cluster.registration("prod", &json!({"type": "token", "token": token}));
+    run.admin.post("/v1/clusters", &registration).await.expect(201);
+    let namespace = cluster.new_namespace().await;
+    run.names.push((namespace.clone(), "a-prod"));
+    let secret = json!({"name": "team-a-once", "accounts": ["team-a"]});
+    run.admin.post(&format!("/v1/clusters/prod/namespaces/{namespace}/secrets"), &secret).await.expect(201);
+    let labels = json!({"app": "web"});
+    let spec = json!({"containers": [{"name": "web", "image": "registry.example.com:5000/os/alpine:3"}],
+        "imagePullSecrets": [{"name": "team-a-once"}]});
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": spec}}});
+    cluster.kubectl(&["apply", "-n", &namespace, "-f", "-"], &deployment.to_string());
+    let path = "/v1/clusters/prod/coverage";
+    run.run("run_coverage", "POST", path, None).await;
+    let admin = run.admin.clone();
+    eventually("the run has ended", async || {
+        let shown = admin.send(admin.request("GET", path).header("Prefer", "wait=30")).await.expect(200);
+        (shown["run"]["state"] == "succeeded").then_some(())
+    })
+    .await;
+    run.run("get_coverage", "GET", path, None).await;
+    run.run("list_coverage_groups", "GET", &format!("{path}/groups?namespace={namespace}"), None).await;
+    run.run("list_coverage_secrets", "GET", &format!("{path}/secrets?namespace={namespace}"), None).await;
+    run.run("list_coverage_accounts", "GET", "/v1/coverage/accounts", None).await;
 }
 
 async fn run_pull_secrets(run: &mut Recorder, namespace: &str) {

@@ -17,6 +17,7 @@ mod cluster_checks;
 mod cluster_client;
 mod cluster_credentials;
 mod command_line;
+mod coverage;
 mod dependencies;
 mod diagnosis;
 mod direct_secrets;

@@ -160,6 +160,24 @@ export async function clusters(): Promise<void> {
     params: { path: place },
     body: { images: ["registry.example.com:5000/os/alpine:3"], imagePullSecrets: [{ name: "team-a-pull" }] },
   });
+  const coverage = await unwrap(
+    client.POST("/v1/clusters/{cluster}/coverage", { params: { path: { cluster: "dev" }, header: { Prefer: "wait=30" } } }),
+  );
+  await client.GET("/v1/clusters/{cluster}/coverage", { params: { path: { cluster: "dev" } } });
+  const groups = await unwrap(
+    client.GET("/v1/clusters/{cluster}/coverage/groups", {
+      params: { path: { cluster: "dev" }, query: { verdict: ["noSecret", "credentialInvalid"], changed: true } },
+    }),
+  );
+  for (const group of groups.items) console.log(group.namespace, group.repository, group.failsAt.length, group.credential?.account);
+  const unused = await unwrap(
+    client.GET("/v1/clusters/{cluster}/coverage/secrets", {
+      params: { path: { cluster: "dev" }, query: { used: false, owner: ["foreign"] } },
+    }),
+  );
+  const reached = await unwrap(client.GET("/v1/coverage/accounts", { params: { query: { limit: 10 } } }));
+  for (const { account, workloads, namespaces, clusters } of reached.items) console.log(account, workloads, namespaces, clusters);
+  console.log(coverage.run?.progress?.stage, coverage.snapshot?.summary.groupsOk, unused.items[0]?.adoption?.steps.length);
   for (const image of diagnosis.images) if (image.verdict !== "ok") console.log(image.sentence, image.fix?.steps.length);
   console.log(secret.keys, secret.imagePullSecrets[0]?.name, list.next, check.problem?.type);
   await client.DELETE("/v1/clusters/{name}", { params: { path } });

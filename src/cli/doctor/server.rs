@@ -1,8 +1,8 @@
-//! Diagnosis through a running service.
+//! Diagnosis and coverage through a running service.
 
 use std::time::Duration;
 
-use reqwest::{Url, redirect::Policy};
+use reqwest::{Method, Url, redirect::Policy};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
@@ -26,19 +26,24 @@ impl Request {
     }
 
     fn target(&self, base: &str, object: &Object) -> Result<Url, CliError> {
-        let (base, path) = (base.trim_end_matches('/'), object.path());
         let apply = if self.apply { "?apply=true" } else { "" };
-        let text = format!("{base}/v1/clusters/{}/namespaces/{}/{path}/diagnose{apply}", self.cluster, self.namespace);
-        let url = Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
-        let url = url.ok_or_else(|| {
-            CliError::Usage("the URL of the service must be one such as https://regcred.example.com".to_owned())
-        })?;
-        if url.scheme() == "http" && !is_loopback(&url) {
-            let reason = "the URL of the service must begin with https://: the token would be sent unencrypted";
-            return Err(CliError::Usage(reason.to_owned()));
-        }
-        Ok(url)
+        let (cluster, namespace, path) = (&self.cluster, &self.namespace, object.path());
+        resource(base, &format!("/v1/clusters/{cluster}/namespaces/{namespace}/{path}/diagnose{apply}"))
     }
+}
+
+/// URL of a resource of the service.
+pub(super) fn resource(base: &str, path: &str) -> Result<Url, CliError> {
+    let text = format!("{}{path}", base.trim_end_matches('/'));
+    let url = Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    let url = url.ok_or_else(|| {
+        CliError::Usage("the URL of the service must be one such as https://regcred.example.com".to_owned())
+    })?;
+    if url.scheme() == "http" && !is_loopback(&url) {
+        let reason = "the URL of the service must begin with https://: the token would be sent unencrypted";
+        return Err(CliError::Usage(reason.to_owned()));
+    }
+    Ok(url)
 }
 
 fn is_loopback(url: &Url) -> bool {
@@ -47,20 +52,39 @@ fn is_loopback(url: &Url) -> bool {
 }
 
 async fn post(url: Url, token: &SecretString) -> Result<Value, CliError> {
+    let (status, body) = call(Method::POST, url, token, None).await?;
+    match body {
+        Some(body) if body["images"].is_array() => Ok(body),
+        _ => Err(CliError::Failed(format!("the service answered {status}, and no diagnosis"))),
+    }
+}
+
+/// Calls the service. Returns the status and the body of a success.
+///
+/// `wait` is the number of seconds that the service may wait for work to end.
+pub(super) async fn call(
+    method: Method,
+    url: Url,
+    token: &SecretString,
+    wait: Option<u32>,
+) -> Result<(u16, Option<Value>), CliError> {
     let failed = |error: &dyn std::fmt::Display| CliError::Failed(format!("the service is unreachable: {error}"));
     let client = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().redirect(Policy::none()).build();
     let client = client.map_err(|error| failed(&error.without_url()))?;
-    let request = client.post(url).bearer_auth(token.expose_secret().trim());
+    let mut request = client.request(method, url).bearer_auth(token.expose_secret().trim());
+    if let Some(seconds) = wait {
+        request = request.header("prefer", format!("wait={seconds}"));
+    }
     let response = request.send().await.map_err(|error| failed(&error.without_url()))?;
     let status = response.status();
     let body = response.bytes().await.map_err(|error| failed(&error.without_url()))?;
     let body: Option<Value> = serde_json::from_slice(&body).ok();
     match body {
-        Some(body) if status.is_success() && body["images"].is_array() => Ok(body),
-        Some(problem) if problem["title"].is_string() => {
+        Some(problem) if !status.is_success() && problem["title"].is_string() => {
             let text = |field: &str| problem[field].as_str().map(super::tree::plain).unwrap_or_default();
             Err(CliError::Failed(format!("{}: {}", text("title"), text("detail"))))
         }
-        _ => Err(CliError::Failed(format!("the service answered {}, and no diagnosis", status.as_u16()))),
+        _ if !status.is_success() => Err(CliError::Failed(format!("the service answered {}", status.as_u16()))),
+        body => Ok((status.as_u16(), body)),
     }
 }

@@ -1,7 +1,7 @@
 //! Reads for the diagnosis of image pulls: pods, templates of workloads, the pull secrets of
 //! `ServiceAccount`s, the values of Secrets by name, and events of pods.
 //!
-//! The only reads of values of Secrets. They end with the diagnosis.
+//! The only reads of values of Secrets. They end with the diagnosis, or the run of a coverage.
 
 use std::collections::BTreeMap;
 
@@ -93,7 +93,7 @@ struct ContainerSpec {
 }
 
 #[derive(Deserialize)]
-struct Reference {
+pub(super) struct Reference {
     #[serde(default)]
     name: String,
 }
@@ -425,7 +425,7 @@ fn facts(subject: Subject, namespace: &NamespaceName, spec: PodSpec, statuses: &
 }
 
 /// None for an invalid name, which no Secret has.
-fn name(reference: &Reference) -> Option<SecretName> {
+pub(super) fn name(reference: &Reference) -> Option<SecretName> {
     SecretName::parse(&reference.name).ok()
 }
 

@@ -91,6 +91,8 @@ impl Verb {
                 "watch"
             }
             _ if uri.path().ends_with("/namespaces") || uri.path().ends_with("/secrets") => "list",
+            // A list in pages.
+            _ if uri.query().is_some_and(|query| query.split('&').any(|part| part.starts_with("limit="))) => "list",
             _ => "get",
         })
     }
@@ -111,6 +113,7 @@ mod tests {
     #[case(Method::GET, "/version", "get")]
     #[case(Method::GET, "/api/v1/namespaces?limit=250", "list")]
     #[case(Method::GET, "/api/v1/secrets?&limit=500&labelSelector=x", "list")]
+    #[case(Method::GET, "/api/v1/pods?limit=100&continue=x", "list")]
     #[case(Method::GET, "/api/v1/secrets?&watch=true&resourceVersion=5", "watch")]
     fn request_has_the_verb_of_kubernetes(#[case] method: Method, #[case] uri: &str, #[case] verb: &str) {
         let request = Request::builder().method(method).uri(uri).body(()).expect("a request");

@@ -1,6 +1,8 @@
 //! Answer of a diagnosis.
 
-use serde::Serialize;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
@@ -9,7 +11,7 @@ use super::{
     registry::{ManifestState, PullReport},
     secret::{SecretProblem, SecretState},
 };
-use crate::domain::{matching::Mismatch, verification::VerificationResult};
+use crate::domain::{invalid::Invalid, matching::Mismatch, verification::VerificationResult};
 
 /// Why the images of a pod can be pulled, or cannot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -46,7 +48,7 @@ impl Diagnosis {
 }
 
 /// Source of the list of pull secrets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum PullSecretsFrom {
     /// `imagePullSecrets` of the pod, its template or the request.
@@ -87,7 +89,7 @@ pub struct ManagedBy {
 }
 
 /// Verdict about an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = PullVerdict)]
 pub enum Verdict {
@@ -117,6 +119,77 @@ pub enum Verdict {
     ArchitectureMismatch,
     /// The diagnosis is incomplete.
     Unknown,
+}
+
+impl Verdict {
+    /// All verdicts.
+    pub const ALL: [Self; 13] = [
+        Self::Ok,
+        Self::NoSecret,
+        Self::SecretMissing,
+        Self::SecretUnreadable,
+        Self::NoMatchingEntry,
+        Self::CredentialInvalid,
+        Self::NoAccess,
+        Self::ImageNotFound,
+        Self::RegistryUnreachable,
+        Self::RateLimited,
+        Self::TlsError,
+        Self::ArchitectureMismatch,
+        Self::Unknown,
+    ];
+
+    /// Returns the name in the API, in the database and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::NoSecret => "noSecret",
+            Self::SecretMissing => "secretMissing",
+            Self::SecretUnreadable => "secretUnreadable",
+            Self::NoMatchingEntry => "noMatchingEntry",
+            Self::CredentialInvalid => "credentialInvalid",
+            Self::NoAccess => "noAccess",
+            Self::ImageNotFound => "imageNotFound",
+            Self::RegistryUnreachable => "registryUnreachable",
+            Self::RateLimited => "rateLimited",
+            Self::TlsError => "tlsError",
+            Self::ArchitectureMismatch => "architectureMismatch",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Whether the login is at fault, or the lack of one.
+    #[must_use]
+    pub const fn is_about_login(self) -> bool {
+        match self {
+            Self::NoSecret
+            | Self::SecretMissing
+            | Self::SecretUnreadable
+            | Self::NoMatchingEntry
+            | Self::CredentialInvalid
+            | Self::NoAccess => true,
+            Self::Ok
+            | Self::ImageNotFound
+            | Self::RegistryUnreachable
+            | Self::RateLimited
+            | Self::TlsError
+            | Self::ArchitectureMismatch
+            | Self::Unknown => false,
+        }
+    }
+}
+
+impl FromStr for Verdict {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let known = Self::ALL.into_iter().find(|verdict| verdict.as_str() == text);
+        known.ok_or_else(|| {
+            let all: Vec<&str> = Self::ALL.iter().map(|verdict| verdict.as_str()).collect();
+            Invalid::new(format!("must be one of {}", all.join(", ")))
+        })
+    }
 }
 
 /// An image of the pod.

@@ -2,7 +2,7 @@
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
-use serde::{Serialize, de::IgnoredAny};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use utoipa::ToSchema;
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -23,7 +23,7 @@ use crate::domain::{
 const KEY_MAX: usize = 255;
 
 /// Whether a pull secret could be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum SecretState {
     /// It exists.
@@ -129,6 +129,37 @@ impl ReadSecret {
     #[must_use]
     pub fn is_forbidden(&self) -> bool {
         self.state == SecretState::Forbidden
+    }
+
+    /// Name.
+    #[must_use]
+    pub const fn name(&self) -> &SecretName {
+        &self.name
+    }
+
+    /// Whether it could be read.
+    #[must_use]
+    pub const fn state(&self) -> SecretState {
+        self.state
+    }
+
+    /// Its type, if it is that of a pull secret.
+    #[must_use]
+    pub const fn secret_type(&self) -> Option<SecretType> {
+        self.secret_type
+    }
+
+    /// Keys of its entries, as answers show them.
+    #[must_use]
+    pub fn shown_keys(&self) -> Vec<String> {
+        self.entries.iter().map(|entry| shown_key(&entry.key)).collect()
+    }
+
+    /// Whether the kubelet uses all of it: each entry has a login, and nothing is wrong.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let is_found = self.state == SecretState::Found && self.problems.is_empty();
+        is_found && !self.entries.is_empty() && self.entries.iter().all(|entry| entry.login.is_some())
     }
 
     fn read_value(&mut self, value: &SecretValue) {

@@ -9,7 +9,7 @@ use futures_util::{StreamExt, stream};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{Duration, Instant, timeout_at};
 
-use super::memo::Memo;
+use super::{memo::Memo, remembered::RememberedAnswers};
 use crate::{
     clients::registry::{PullQuestion, RegistryClient},
     domain::{
@@ -42,6 +42,8 @@ impl Default for QuestionLimits {
 #[derive(Debug)]
 pub struct RegistryQuestions<'a> {
     registries: &'a RegistryClient,
+    /// Answers of earlier runs.
+    remembered: Option<&'a RememberedAnswers>,
     answers: Memo<QuestionKey, Option<PullReport>>,
     left: AtomicUsize,
     deadline: Instant,
@@ -81,7 +83,14 @@ impl<'a> RegistryQuestions<'a> {
     #[must_use]
     pub fn new(registries: &'a RegistryClient, limits: QuestionLimits) -> Self {
         let deadline = Instant::now() + limits.within;
-        Self { registries, answers: Memo::default(), left: AtomicUsize::new(limits.questions), deadline }
+        let left = AtomicUsize::new(limits.questions);
+        Self { registries, remembered: None, answers: Memo::default(), left, deadline }
+    }
+
+    /// Uses answers of earlier runs, and remembers those of this one.
+    #[must_use]
+    pub fn remembering(self, remembered: &'a RememberedAnswers) -> Self {
+        Self { remembered: Some(remembered), ..self }
     }
 
     /// Asks the registry of each image.
@@ -140,9 +149,17 @@ impl<'a> RegistryQuestions<'a> {
     }
 
     async fn send(&self, question: &PullQuestion<'_>) -> Option<PullReport> {
+        let earlier = self.remembered.map(|remembered| (remembered, remembered.digest(question)));
+        if let Some(report) = earlier.and_then(|(remembered, digest)| remembered.get(&digest)) {
+            return Some(report);
+        }
         let take = |left: usize| left.checked_sub(1);
         self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
-        timeout_at(self.deadline, self.registries.pull(question)).await.ok()
+        let report = timeout_at(self.deadline, self.registries.pull(question)).await.ok()?;
+        if let Some((remembered, digest)) = earlier {
+            remembered.remember(digest, &report);
+        }
+        Some(report)
     }
 }
 

@@ -87,7 +87,7 @@ impl PullSecrets {
             let resyncs = if selects { storage::resyncs::list(&mut conn, stored.id).await? } else { Vec::new() };
             let left_out = left_out.remove(&stored.id).unwrap_or_default();
             let unmatched = unmatched.remove(&stored.id).unwrap_or_default();
-            items.push(ShownPullSecret { stored, counts, resyncs, left_out, unmatched });
+            items.push(ShownPullSecret { stored, counts, resyncs, left_out, unmatched, usage: None });
         }
         Ok(Listed { items, next: page.next })
     }

@@ -73,16 +73,42 @@ impl Cluster {
         created.expect("a namespace").metadata.name.expect("a name")
     }
 
+    /// Runs kubectl as administrator of this cluster and returns its output.
+    #[track_caller]
+    pub fn kubectl(self, arguments: &[&str], input: &str) -> String {
+        let mut command = Command::new("kubectl");
+        command.arg("--kubeconfig").arg(self.path("kubeconfig")).args(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("kubectl is on PATH");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        stdin.write_all(input.as_bytes()).expect("kubectl reads");
+        drop(stdin);
+        let output = child.wait_with_output().expect("kubectl ends");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl {arguments:?}: {errors}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// Requests of a user for the Secrets of a namespace, from the API server's audit log: verb and
+    /// name, in the order of completion. A name is empty for lists.
+    pub async fn requests_of(self, user: &str, namespace: &str) -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let events = self.requests(namespace).await.into_iter();
+        events
+            .filter(|event| event["user"]["username"] == user)
+            .map(|event| (text(&event["verb"]), text(&event["objectRef"]["name"])))
+            .collect()
+    }
+
     /// Returns this Secret, which must exist.
     pub async fn secret(self, namespace: &str, name: &str) -> Secret {
         Api::<Secret>::namespaced(self.admin(), namespace).get(name).await.expect("the Secret is there")
     }
 
-    /// Writes by regcred to Secrets of a namespace, from the API server's audit log: verb, user and
-    /// status, in the order of completion.
+    /// Requests of regcred for the Secrets of a namespace, from the API server's audit log.
     ///
     /// The log is complete up to a marker request that this function sends.
-    pub async fn writes(self, namespace: &str) -> Vec<(String, String, u64)> {
+    async fn requests(self, namespace: &str) -> Vec<Value> {
         let marker = uuid::Uuid::now_v7().to_string();
         let found = Api::<Secret>::namespaced(self.admin(), namespace).get_opt(&marker).await;
         assert!(found.expect("an answer").is_none());
@@ -94,16 +120,24 @@ impl Cluster {
         let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let ours = events.filter(|event| {
             let object = &event["objectRef"];
-            let is_write = ["create", "patch", "update", "delete"].iter().any(|verb| event["verb"] == *verb);
             let is_ours = event["userAgent"].as_str().is_some_and(|agent| agent.starts_with("regcred/"));
-            is_write && is_ours && object["resource"] == "secrets" && object["namespace"] == namespace
+            is_ours && object["resource"] == "secrets" && object["namespace"] == namespace
         });
+        ours.collect()
+    }
+
+    /// Writes by regcred to Secrets of a namespace, from the API server's audit log: verb, user and
+    /// status, in the order of completion.
+    pub async fn writes(self, namespace: &str) -> Vec<(String, String, u64)> {
+        let requests = self.requests(namespace).await.into_iter();
+        let is_write =
+            |event: &Value| ["create", "patch", "update", "delete"].iter().any(|verb| event["verb"] == *verb);
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        ours.map(|event| {
+        let writes = requests.filter(is_write).map(|event| {
             let status = event["responseStatus"]["code"].as_u64().unwrap_or_default();
             (text(&event["verb"]), text(&event["user"]["username"]), status)
-        })
-        .collect()
+        });
+        writes.collect()
     }
 }
 
@@ -160,15 +194,5 @@ pub fn document(secret: &Secret) -> String {
 /// Runs kubectl as administrator and returns its output.
 #[track_caller]
 pub fn kubectl(arguments: &[&str], input: &str) -> String {
-    let mut command = Command::new("kubectl");
-    command.arg("--kubeconfig").arg(path("kubeconfig")).args(arguments);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("kubectl is on PATH");
-    let mut stdin = child.stdin.take().expect("a pipe");
-    stdin.write_all(input.as_bytes()).expect("kubectl reads");
-    drop(stdin);
-    let output = child.wait_with_output().expect("kubectl ends");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "kubectl {arguments:?}: {errors}");
-    String::from_utf8(output.stdout).expect("UTF-8")
+    FIRST.kubectl(arguments, input)
 }
