@@ -117,14 +117,7 @@ fn api_routes(config: &mut ServiceConfig) {
             .service(clusters::check_cluster)
             .service(secrets::create_secret)
             .service(secrets::list_secrets)
-            .service(diagnosis::diagnose_pod)
-            .service(diagnosis::diagnose_workload)
-            .service(diagnosis::diagnose_spec)
-            .service(coverage::run_coverage)
-            .service(coverage::get_coverage)
-            .service(coverage::lists::list_coverage_groups)
-            .service(coverage::lists::list_coverage_secrets)
-            .service(coverage::lists::list_coverage_accounts)
+            .configure(diagnosis_routes)
             .service(pull_secrets::put_pull_secret)
             .service(pull_secrets::patch::update_pull_secret)
             .service(pull_secrets::lists::list_pull_secrets)
@@ -151,6 +144,24 @@ fn api_routes(config: &mut ServiceConfig) {
             .service(identity_providers::delete_identity_provider)
             .service(audit::list_audit_events),
     );
-    config.service(logins::list_login_providers).service(logins::start_login).service(logins::complete_login);
+    login_routes(config);
     health_routes(config);
+}
+
+/// What uses images in the clusters, and why they are not pulled.
+fn diagnosis_routes(config: &mut ServiceConfig) {
+    config
+        .service(diagnosis::diagnose_pod)
+        .service(diagnosis::diagnose_workload)
+        .service(diagnosis::diagnose_spec)
+        .service(coverage::run_coverage)
+        .service(coverage::get_coverage)
+        .service(coverage::lists::list_coverage_groups)
+        .service(coverage::lists::list_coverage_secrets)
+        .service(coverage::lists::list_coverage_accounts);
+}
+
+/// Routes without authentication, for a person who signs in.
+fn login_routes(config: &mut ServiceConfig) {
+    config.service(logins::list_login_providers).service(logins::start_login).service(logins::complete_login);
 }

@@ -24,6 +24,50 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/login": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List the identity providers through which people sign in to the web console. */
+        get: operations["list_login_providers"];
+        put?: never;
+        /**
+         * Start to sign in through an identity provider.
+         * @description The response sets a cookie for ten minutes, and names the page of the provider, which sends the
+         *     browser back to `/console/login`.
+         */
+        post: operations["start_login"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/login/complete": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Complete signing in: exchange the code of the provider for a session.
+         * @description The response sets the cookie of the session, as `POST /v1/sessions` does. The session acts for the
+         *     person: with the role and grants of the first rule of the provider that matches the claims of the
+         *     ID token at the moment.
+         */
+        post: operations["complete_login"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/readyz": {
         parameters: {
             query?: never;
@@ -130,6 +174,73 @@ export interface paths {
          * @description The credential is sealed before it is stored. The cluster is not called; use `check` for that.
          */
         post: operations["create_cluster"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/clusters/{cluster}/coverage": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Get the newest run and the newest snapshot of a cluster. */
+        get: operations["get_coverage"];
+        put?: never;
+        /**
+         * Examine a cluster: which images in use can be pulled, and with which login.
+         * @description A worker lists pods, workloads, service accounts and the metadata of pull secrets, reads the
+         *     values of pull secrets that other clients made and that are in use, and asks the registries as a
+         *     diagnosis does. The result is a snapshot; the last two are kept and compared.
+         *
+         *     A cluster has one run at a time: while one is pending or in progress, the response has it, and
+         *     nothing is changed. Every run is audited, with the names of the Secrets that it reads.
+         */
+        post: operations["run_coverage"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/clusters/{cluster}/coverage/groups": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the groups of the newest snapshot, by namespace.
+         * @description A group has the images of one repository that pods of one namespace pull with the same pull
+         *     secrets. All pages are of the snapshot of the first one, as long as it is kept.
+         */
+        get: operations["list_coverage_groups"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/clusters/{cluster}/coverage/secrets": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the pull secrets of the newest snapshot, by namespace: those that nothing uses, those that
+         *     do not exist, and those that regcred could adopt.
+         */
+        get: operations["list_coverage_secrets"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -270,6 +381,27 @@ export interface paths {
          * @description The response is 200 also if the cluster cannot be reached.
          */
         post: operations["check_cluster"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/coverage/accounts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the registry accounts that workloads use, by the newest snapshots of all clusters.
+         * @description Those that the most workloads use come first: "a rotation of `prod-1` reaches 214 workloads in
+         *     37 namespaces of 3 clusters".
+         */
+        get: operations["list_coverage_accounts"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -681,7 +813,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** List the sessions of the caller's API key that have not ended, newest first. All are on one page. */
+        /**
+         * List the sessions of the caller that have not ended, newest first: those of its API key, or of the
+         *     person who signed in. All are on one page.
+         */
         get: operations["list_sessions"];
         put?: never;
         /**
@@ -693,7 +828,8 @@ export interface paths {
          *     further one ends the oldest.
          */
         post: operations["create_session"];
-        delete?: never;
+        /** End all sessions of the caller, in every replica at once: sign out everywhere. */
+        delete: operations["end_sessions"];
         options?: never;
         head?: never;
         patch?: never;
@@ -709,7 +845,10 @@ export interface paths {
         get?: never;
         put?: never;
         post?: never;
-        /** End a session of the caller's API key, in every replica at once. */
+        /**
+         * End a session of the caller, in every replica at once. A caller that may change API keys ends those
+         *     of others, too.
+         */
         delete: operations["end_session"];
         options?: never;
         head?: never;
@@ -1131,6 +1270,22 @@ export interface components {
              */
             version: number;
         };
+        /** @description What the provider gave the browser. */
+        CompleteLogin: {
+            /**
+             * Format: password
+             * @description `code` of the address that the browser returned to.
+             * @example SplxlOBeZQQYbYS6WxSbIA
+             */
+            code: string;
+            /** @description `iss` of that address (RFC 9207). */
+            iss?: string | null;
+            /**
+             * @description `state` of that address.
+             * @example af0ifjsldkj
+             */
+            state: string;
+        };
         /** @description Result of each consumer. */
         Consumers: {
             /** @description The docker CLI, from its file. */
@@ -1155,6 +1310,384 @@ export interface components {
             name: string;
             /** @description Kind. */
             type: components["schemas"]["ContainerKind"];
+        };
+        /** @description Coverage of a cluster: its newest run and snapshot. */
+        Coverage: {
+            /** @description Name of the cluster. */
+            cluster: string;
+            run: components["schemas"]["CoverageRun"] | null;
+            snapshot: components["schemas"]["CoverageSnapshot"] | null;
+        };
+        /** @description What a rotation of a registry account reaches. */
+        CoverageAccount: {
+            /** @description Name of the account. */
+            account: string;
+            /**
+             * Format: int64
+             * @description Clusters with such a workload.
+             */
+            clusters: number;
+            /**
+             * Format: int64
+             * @description Namespaces with such a workload.
+             */
+            namespaces: number;
+            /**
+             * Format: int64
+             * @description Workloads and pods without a controller with an image for which its login is used.
+             */
+            workloads: number;
+        };
+        /** @description Takes over a pull secret: its logins become registry accounts, and a pull secret replaces it. */
+        CoverageAdoption: {
+            /** @description Names of the registry accounts that the import creates. */
+            accounts: string[];
+            /** @description Name of the pull secret that adopts the Secret. */
+            pullSecret: string;
+            /**
+             * @description Steps in order: the import, for a shell with `REGCRED_URL` and `REGCRED_TOKEN`, and the
+             *     declaration.
+             */
+            steps: components["schemas"]["PullFixStep"][];
+        };
+        /** @description Differences to the snapshot before, as numbers of groups. */
+        CoverageChanges: {
+            /**
+             * Format: int64
+             * @description New groups.
+             */
+            added: number;
+            /**
+             * Format: int64
+             * @description Groups whose verdict was `ok` and is not any more.
+             */
+            broken: number;
+            /**
+             * Format: date-time
+             * @description Time of the snapshot before.
+             */
+            comparedWith: string;
+            /**
+             * Format: int64
+             * @description Groups whose verdict is `ok` now.
+             */
+            fixed: number;
+            /**
+             * Format: int64
+             * @description Groups that no longer exist.
+             */
+            removed: number;
+        };
+        /** @description Login that is used for a group. */
+        CoverageCredential: {
+            /** @description Registry account whose login it is; `null` if regcred did not deliver the Secret. */
+            account: string | null;
+            /** @description Key of the entry. */
+            key: string;
+            /** @description Pull secret of regcred that has the Secret. */
+            pullSecret: string | null;
+            /** @description Name of the Secret. */
+            secret: string;
+            /** @description Whether the registry delivers an image with it. */
+            works: boolean;
+        };
+        /** @description Error of a run. */
+        CoverageError: {
+            /** @description Explanation, and how to fix it. */
+            detail: string;
+            /** @description Last segment of a problem type, such as `cluster-unreachable`. */
+            type: string;
+        };
+        /** @description Name of a workload or pod. */
+        CoverageExample: {
+            /** @description Kind. */
+            kind: components["schemas"]["CoverageUserKind"];
+            /** @description Name. */
+            name: string;
+        };
+        /**
+         * @description When a pull that does not work fails.
+         * @enum {string}
+         */
+        CoverageFailsAt: "newNode" | "restart" | "cachedImage";
+        /** @description Number of groups whose pulls fail on an occasion. */
+        CoverageFailureCount: {
+            /** @description Occasion. */
+            failsAt: components["schemas"]["CoverageFailsAt"];
+            /**
+             * Format: int32
+             * @description Number of groups.
+             */
+            groups: number;
+        };
+        /** @description Images of one repository that pods of one namespace pull with the same pull secrets. */
+        CoverageGroup: {
+            credential?: components["schemas"]["CoverageCredential"] | null;
+            example?: components["schemas"]["CoverageExample"] | null;
+            /** @description When the pull fails; empty if the verdict is `ok` or `unknown`. */
+            failsAt: components["schemas"]["CoverageFailsAt"][];
+            /** @description Namespace. */
+            namespace: string;
+            /**
+             * Format: int32
+             * @description Pods that exist.
+             */
+            pods: number;
+            previousVerdict?: components["schemas"]["PullVerdict"] | null;
+            /** @description Pull secrets that the kubelet uses, in its order. */
+            pullSecrets: string[];
+            /** @description Where the list of pull secrets comes from. */
+            pullSecretsFrom: components["schemas"]["PullSecretsFrom"];
+            /** @description Registry and repository; `null` for image references that cannot be parsed. */
+            repository?: string | null;
+            /** @description The verdict as a sentence. */
+            sentence: string;
+            /** @description Name of the ServiceAccount. */
+            serviceAccount: string;
+            /** @description The worst verdict of the images. */
+            verdict: components["schemas"]["PullVerdict"];
+            /** @description Tags and digests, at most 16. */
+            versions: string[];
+            /** @description Workloads and pods without a controller, by kind. */
+            workloads: components["schemas"]["CoverageUserCount"][];
+        };
+        /** @description Part of a snapshot that is missing. */
+        CoverageMissingPart: {
+            /**
+             * Format: int32
+             * @description Number of objects that are concerned; `null` if it is unknown.
+             */
+            count: number | null;
+            /** @description What the snapshot lacks, and why it matters. */
+            effect: string;
+            /** @description Resource, such as `pods`. */
+            resource: string;
+            /** @description Verb of the right that regcred lacks, such as `list`; `null` if a limit was reached. */
+            verb: string | null;
+        };
+        /** @description Progress of a run. */
+        CoverageProgress: {
+            /**
+             * Format: int64
+             * @description Workloads and pods that were listed, or groups that were examined.
+             */
+            done: number;
+            /** @description What the run does. */
+            stage: components["schemas"]["CoverageStage"];
+            /**
+             * Format: int64
+             * @description Number of groups; `null` while it is unknown.
+             */
+            total: number | null;
+        };
+        /** @description A pull secret of the cluster, and what uses it. */
+        CoveragePullSecret: {
+            /** @description Whether regcred could adopt it: another client made it, and each of its entries has a login. */
+            adoptable: boolean;
+            adoption?: components["schemas"]["CoverageAdoption"] | null;
+            /** @description Keys of its entries; empty if it was not read. */
+            keys: string[];
+            /** @description Name of the Secret. */
+            name: string;
+            /** @description Namespace. */
+            namespace: string;
+            /** @description Who keeps it up to date. */
+            owner: components["schemas"]["CoverageSecretOwner"];
+            /**
+             * Format: int32
+             * @description Pods that use it.
+             */
+            pods: number;
+            /** @description Pull secret of regcred. */
+            pullSecret?: string | null;
+            /**
+             * Format: int32
+             * @description Service accounts that list it.
+             */
+            serviceAccounts: number;
+            /** @description Whether it exists and could be read; `notRead` if nothing uses it. */
+            state: components["schemas"]["SecretState"];
+            /** @description Type; `null` if it was not read, or is not that of a pull secret. */
+            type?: string | null;
+            /**
+             * Format: int32
+             * @description Workloads and pods without a controller that use it.
+             */
+            workloads: number;
+        };
+        /** @description Run that examines a cluster. */
+        CoverageRun: {
+            error: components["schemas"]["CoverageError"] | null;
+            /**
+             * Format: date-time
+             * @description Time of the end; `null` before.
+             */
+            finishedAt: string | null;
+            /**
+             * Format: uuid
+             * @description Identifier.
+             */
+            id: string;
+            progress: components["schemas"]["CoverageProgress"] | null;
+            /**
+             * Format: date-time
+             * @description Time of the request.
+             */
+            requestedAt: string;
+            /**
+             * Format: date-time
+             * @description Time of the start; `null` while the run is pending.
+             */
+            startedAt: string | null;
+            /** @description State. */
+            state: components["schemas"]["CoverageRunState"];
+        };
+        /**
+         * @description State of a run.
+         * @enum {string}
+         */
+        CoverageRunState: "pending" | "running" | "succeeded" | "failed";
+        /** @description Number of pull secrets of the cluster. */
+        CoverageSecretCounts: {
+            /**
+             * Format: int32
+             * @description Those that regcred could adopt.
+             */
+            adoptable: number;
+            /**
+             * Format: int32
+             * @description Those that regcred delivered directly.
+             */
+            direct: number;
+            /**
+             * Format: int32
+             * @description Those of other clients.
+             */
+            foreign: number;
+            /**
+             * Format: int32
+             * @description Those that are used and do not exist.
+             */
+            missing: number;
+            /**
+             * Format: int32
+             * @description Those of pull secrets of regcred.
+             */
+            ofPullSecrets: number;
+            /**
+             * Format: int32
+             * @description All that are known.
+             */
+            total: number;
+            /**
+             * Format: int32
+             * @description Those that nothing uses.
+             */
+            unused: number;
+        };
+        /**
+         * @description Who keeps a Secret up to date.
+         * @enum {string}
+         */
+        CoverageSecretOwner: "pullSecret" | "direct" | "foreign";
+        /** @description Snapshot of a cluster. */
+        CoverageSnapshot: {
+            changes: components["schemas"]["CoverageChanges"] | null;
+            /**
+             * Format: uuid
+             * @description Identifier.
+             */
+            id: string;
+            /** @description Numbers, and what is missing. */
+            summary: components["schemas"]["CoverageSummary"];
+            /**
+             * Format: date-time
+             * @description Time of the snapshot.
+             */
+            takenAt: string;
+        };
+        /**
+         * @description Stage of a run.
+         * @enum {string}
+         */
+        CoverageStage: "listing" | "examining" | "storing";
+        /** @description Summary of a snapshot. */
+        CoverageSummary: {
+            /**
+             * Format: int32
+             * @description Calls to the API server.
+             */
+            calls: number;
+            /** @description Groups whose pulls fail, by occasion. */
+            failures: components["schemas"]["CoverageFailureCount"][];
+            /**
+             * Format: int32
+             * @description Number of groups.
+             */
+            groups: number;
+            /**
+             * Format: int32
+             * @description Number of groups whose verdict is `ok`.
+             */
+            groupsOk: number;
+            /** @description What could not be read. */
+            missing: components["schemas"]["CoverageMissingPart"][];
+            /**
+             * Format: int32
+             * @description Number of namespaces with a workload or pod.
+             */
+            namespaces: number;
+            /**
+             * Format: int32
+             * @description Number of pods.
+             */
+            pods: number;
+            /** @description Pull secrets. */
+            pullSecrets: components["schemas"]["CoverageSecretCounts"];
+            /**
+             * Format: int32
+             * @description Duration of the run in seconds.
+             */
+            seconds: number;
+            /** @description Workloads by kind and worst verdict. */
+            verdicts: components["schemas"]["CoverageVerdictCount"][];
+            /**
+             * @description Whether a node verifies logins for images that it has; `null` if the version of no node is
+             *     known.
+             */
+            verifiesCachedImages: boolean | null;
+            /**
+             * Format: int32
+             * @description Number of workloads and pods without a controller.
+             */
+            workloads: number;
+        };
+        /** @description Number of objects of a kind. */
+        CoverageUserCount: {
+            /**
+             * Format: int32
+             * @description Number.
+             */
+            count: number;
+            /** @description Kind. */
+            kind: components["schemas"]["CoverageUserKind"];
+        };
+        /**
+         * @description Kind of an object whose pods use images.
+         * @enum {string}
+         */
+        CoverageUserKind: "deployment" | "statefulset" | "daemonset" | "job" | "cronjob" | "pod" | "other";
+        /** @description Number of groups, workloads and pods with a verdict. */
+        CoverageVerdictCount: {
+            /**
+             * Format: int32
+             * @description Number of workloads.
+             */
+            count: number;
+            /** @description Kind of the workloads. */
+            kind: components["schemas"]["CoverageUserKind"];
+            /** @description The worst verdict of their images. */
+            verdict: components["schemas"]["PullVerdict"];
         };
         /** @description API key to create. */
         CreateApiKey: {
@@ -1247,6 +1780,7 @@ export interface components {
              * @example https://gitlab.example.com
              */
             issuer: string;
+            login?: components["schemas"]["LoginInput"] | null;
             /**
              * @description Unique name, a DNS-1123 label.
              * @example gitlab
@@ -1724,6 +2258,7 @@ export interface components {
             id: string;
             /** @description Issuer; `null` for `tokenReview`. */
             issuer: string | null;
+            login: components["schemas"]["Login"] | null;
             /** @description Unique name. */
             name: string;
             /** @description Rules, with effective grants. */
@@ -1873,6 +2408,38 @@ export interface components {
          * @enum {string}
          */
         LeftOutReason: "key-collision";
+        /** @description Client that regcred is at an issuer, without its secret. */
+        Login: {
+            /** @description Id of the client. */
+            clientId: string;
+        };
+        /** @description Client that regcred is at an issuer, so that people can sign in to the web console. */
+        LoginInput: {
+            /**
+             * @description Id of the client.
+             * @example regcred
+             */
+            clientId: string;
+            /**
+             * Format: password
+             * @description Secret of the client. It is sealed before it is stored, and no response returns it.
+             * @example correct-horse
+             */
+            clientSecret: string;
+        };
+        /** @description Identity provider through which people sign in. */
+        LoginProvider: {
+            /**
+             * @description Name of the provider.
+             * @example corp
+             */
+            name: string;
+        };
+        /** @description Identity providers through which people sign in. */
+        LoginProviders: {
+            /** @description The first 20 by name. */
+            items: components["schemas"]["LoginProvider"][];
+        };
         /** @description Result of one consumer. */
         LookUp: {
             /** @description Accounts of these entries, in the same order. */
@@ -2058,6 +2625,27 @@ export interface components {
             next: string | null;
         };
         /** @description One page of a list. */
+        Page_CoverageAccount: {
+            /** @description Items, in the order of the list. */
+            items: components["schemas"]["CoverageAccount"][];
+            /** @description Cursor of the next page; `null` on the last page. */
+            next: string | null;
+        };
+        /** @description One page of a list. */
+        Page_CoverageGroup: {
+            /** @description Items, in the order of the list. */
+            items: components["schemas"]["CoverageGroup"][];
+            /** @description Cursor of the next page; `null` on the last page. */
+            next: string | null;
+        };
+        /** @description One page of a list. */
+        Page_CoveragePullSecret: {
+            /** @description Items, in the order of the list. */
+            items: components["schemas"]["CoveragePullSecret"][];
+            /** @description Cursor of the next page; `null` on the last page. */
+            next: string | null;
+        };
+        /** @description One page of a list. */
         Page_DirectSecret: {
             /** @description Items, in the order of the list. */
             items: components["schemas"]["DirectSecret"][];
@@ -2152,7 +2740,7 @@ export interface components {
          * @description Types of problems of this release. docs/OPERATIONS.md explains each.
          * @enum {string}
          */
-        ProblemType: "https://regcred.dev/problems/bad-request" | "https://regcred.dev/problems/malformed-json" | "https://regcred.dev/problems/body-unreadable" | "https://regcred.dev/problems/unauthenticated" | "https://regcred.dev/problems/invalid-token" | "https://regcred.dev/problems/forbidden" | "https://regcred.dev/problems/no-matching-rule" | "https://regcred.dev/problems/session-refused" | "https://regcred.dev/problems/source-network-refused" | "https://regcred.dev/problems/not-found" | "https://regcred.dev/problems/namespace-not-found" | "https://regcred.dev/problems/method-not-allowed" | "https://regcred.dev/problems/not-acceptable" | "https://regcred.dev/problems/body-timeout" | "https://regcred.dev/problems/audience-taken" | "https://regcred.dev/problems/idempotency-key-in-use" | "https://regcred.dev/problems/idempotency-key-replayed" | "https://regcred.dev/problems/in-use" | "https://regcred.dev/problems/key-collision" | "https://regcred.dev/problems/last-admin" | "https://regcred.dev/problems/name-taken" | "https://regcred.dev/problems/namespace-terminating" | "https://regcred.dev/problems/not-minted" | "https://regcred.dev/problems/pull-secret-deleting" | "https://regcred.dev/problems/secret-changed" | "https://regcred.dev/problems/secret-exists" | "https://regcred.dev/problems/secret-immutable" | "https://regcred.dev/problems/secret-refused" | "https://regcred.dev/problems/secret-type-fixed" | "https://regcred.dev/problems/stale-version" | "https://regcred.dev/problems/body-too-large" | "https://regcred.dev/problems/unsupported-media-type" | "https://regcred.dev/problems/idempotency-key-reused" | "https://regcred.dev/problems/invalid-request" | "https://regcred.dev/problems/invalid-secret" | "https://regcred.dev/problems/profile-unsupported" | "https://regcred.dev/problems/verification-failed" | "https://regcred.dev/problems/too-many-attempts" | "https://regcred.dev/problems/too-many-requests" | "https://regcred.dev/problems/too-many-streams" | "https://regcred.dev/problems/internal" | "https://regcred.dev/problems/cluster-forbidden" | "https://regcred.dev/problems/cluster-unauthorized" | "https://regcred.dev/problems/cluster-unreachable" | "https://regcred.dev/problems/mint-failed" | "https://regcred.dev/problems/audit-unavailable" | "https://regcred.dev/problems/database-unavailable" | "https://regcred.dev/problems/issuer-unavailable" | "https://regcred.dev/problems/mint-throttled" | "https://regcred.dev/problems/streams-exhausted" | "https://regcred.dev/problems/cluster-timeout" | "https://regcred.dev/problems/mint-timeout";
+        ProblemType: "https://regcred.dev/problems/bad-request" | "https://regcred.dev/problems/malformed-json" | "https://regcred.dev/problems/body-unreadable" | "https://regcred.dev/problems/unauthenticated" | "https://regcred.dev/problems/invalid-token" | "https://regcred.dev/problems/forbidden" | "https://regcred.dev/problems/no-matching-rule" | "https://regcred.dev/problems/login-refused" | "https://regcred.dev/problems/session-refused" | "https://regcred.dev/problems/source-network-refused" | "https://regcred.dev/problems/not-found" | "https://regcred.dev/problems/namespace-not-found" | "https://regcred.dev/problems/method-not-allowed" | "https://regcred.dev/problems/not-acceptable" | "https://regcred.dev/problems/body-timeout" | "https://regcred.dev/problems/audience-taken" | "https://regcred.dev/problems/idempotency-key-in-use" | "https://regcred.dev/problems/idempotency-key-replayed" | "https://regcred.dev/problems/in-use" | "https://regcred.dev/problems/key-collision" | "https://regcred.dev/problems/last-admin" | "https://regcred.dev/problems/name-taken" | "https://regcred.dev/problems/namespace-terminating" | "https://regcred.dev/problems/not-minted" | "https://regcred.dev/problems/pull-secret-deleting" | "https://regcred.dev/problems/secret-changed" | "https://regcred.dev/problems/secret-exists" | "https://regcred.dev/problems/secret-immutable" | "https://regcred.dev/problems/secret-refused" | "https://regcred.dev/problems/secret-type-fixed" | "https://regcred.dev/problems/stale-version" | "https://regcred.dev/problems/body-too-large" | "https://regcred.dev/problems/unsupported-media-type" | "https://regcred.dev/problems/idempotency-key-reused" | "https://regcred.dev/problems/invalid-request" | "https://regcred.dev/problems/invalid-secret" | "https://regcred.dev/problems/profile-unsupported" | "https://regcred.dev/problems/verification-failed" | "https://regcred.dev/problems/too-many-attempts" | "https://regcred.dev/problems/too-many-requests" | "https://regcred.dev/problems/too-many-streams" | "https://regcred.dev/problems/internal" | "https://regcred.dev/problems/cluster-forbidden" | "https://regcred.dev/problems/cluster-unauthorized" | "https://regcred.dev/problems/cluster-unreachable" | "https://regcred.dev/problems/mint-failed" | "https://regcred.dev/problems/audit-unavailable" | "https://regcred.dev/problems/database-unavailable" | "https://regcred.dev/problems/issuer-unavailable" | "https://regcred.dev/problems/mint-throttled" | "https://regcred.dev/problems/streams-exhausted" | "https://regcred.dev/problems/cluster-timeout" | "https://regcred.dev/problems/mint-timeout";
         /**
          * @description Program that reads the document.
          * @enum {string}
@@ -2268,6 +2856,11 @@ export interface components {
              * @description Time of the last change of the declaration.
              */
             updatedAt: string;
+            /**
+             * @description What uses its Secrets, by the newest coverage of its clusters. Absent in lists, without a
+             *     coverage, and for callers without all grants.
+             */
+            usedBy?: components["schemas"]["PullSecretUsers"];
             /**
              * Format: int64
              * @description Version of the declaration, incremented by every change.
@@ -2513,6 +3106,29 @@ export interface components {
             /** @description UID of the Secret. */
             uid?: string | null;
         };
+        /** @description Number of workloads and pods without a controller that use a pull secret. */
+        PullSecretUsers: {
+            /**
+             * Format: date-time
+             * @description Time of the oldest snapshot that was counted.
+             */
+            asOf: string;
+            /**
+             * Format: int64
+             * @description Clusters with such a workload.
+             */
+            clusters: number;
+            /**
+             * Format: int64
+             * @description Namespaces with such a workload.
+             */
+            namespaces: number;
+            /**
+             * Format: int64
+             * @description Workloads.
+             */
+            workloads: number;
+        };
         /**
          * @description Source of the list of pull secrets.
          * @enum {string}
@@ -2600,6 +3216,10 @@ export interface components {
              * @description As in a response.
              */
             readonly updatedAt?: string | null;
+            /** @description Ignored. */
+            usedBy?: {
+                [key: string]: unknown;
+            } | null;
             /**
              * Format: int64
              * @description As in a response.
@@ -2832,7 +3452,10 @@ export interface components {
              */
             namespace: string;
         };
-        /** @description Session of the web console. It acts for the API key that it was created with. */
+        /**
+         * @description Session of the web console. It acts for the API key that it was created with, or for the person who
+         *     signed in through an identity provider.
+         */
         Session: {
             /**
              * Format: date-time
@@ -2856,11 +3479,23 @@ export interface components {
              * @description Time of the last request, up to a minute late. A session ends 30 minutes after it.
              */
             lastUsedAt: string;
+            /** @description Caller that the session acts for. */
+            owner: components["schemas"]["SessionOwner"];
             /**
              * @description Address that the session was created from; `null` if it is unknown.
              * @example 10.0.0.7
              */
             sourceIp: string | null;
+        };
+        /** @description Caller that a session acts for. */
+        SessionOwner: {
+            /**
+             * @description Name of the API key, or of the identity provider and the subject.
+             * @example lena
+             */
+            name: string;
+            /** @description Type of caller: `apiKey` or `identityProvider`. */
+            type: components["schemas"]["ActorKind"];
         };
         /**
          * @description Reason for skipping an item. Document fields keep their own names.
@@ -2931,6 +3566,22 @@ export interface components {
             image: string;
             /** @description Name, a DNS-1123 label. */
             name: string;
+        };
+        /** @description Attempt to sign in. */
+        StartLogin: {
+            /**
+             * @description Name of the identity provider.
+             * @example corp
+             */
+            provider: string;
+        };
+        /** @description Started attempt to sign in. */
+        StartedLogin: {
+            /**
+             * @description Page of the provider that the browser must open.
+             * @example https://issuer.example.com/authorize?response_type=code&client_id=regcred
+             */
+            authorizationUrl: string;
         };
         /**
          * @description Counts of what the caller may see.
@@ -3073,6 +3724,7 @@ export interface components {
             cluster?: string;
             /** @description New issuer. */
             issuer?: string;
+            login?: components["schemas"]["LoginInput"] | null;
             /** @description New rules. */
             rules?: components["schemas"]["IdentityRule"][];
             /** @description New accepted types of tokens for other purposes than access. */
@@ -3286,6 +3938,98 @@ export interface operations {
                     "text/plain": string;
                 };
             };
+        };
+    };
+    list_login_providers: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoginProviders"];
+                };
+            };
+            422: components["responses"]["Problem"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    start_login: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["StartLogin"];
+            };
+        };
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["StartedLogin"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            403: components["responses"]["Problem"];
+            408: components["responses"]["Problem"];
+            413: components["responses"]["Problem"];
+            415: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    complete_login: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CompleteLogin"];
+            };
+        };
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Session"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            403: components["responses"]["Problem"];
+            408: components["responses"]["Problem"];
+            413: components["responses"]["Problem"];
+            415: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
         };
     };
     get_readiness: {
@@ -3862,6 +4606,181 @@ export interface operations {
             429: components["responses"]["Unavailable"];
             500: components["responses"]["Problem"];
             503: components["responses"]["Unavailable"];
+        };
+    };
+    get_coverage: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description `wait=N`: respond once no run is in progress, after N seconds at most (up to 60) */
+                Prefer?: string;
+            };
+            path: {
+                /** @description Name of the cluster */
+                cluster: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Coverage"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            404: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    run_coverage: {
+        parameters: {
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
+            header?: {
+                /** @description `wait=N`: respond once the run has ended, after N seconds at most (up to 60) */
+                Prefer?: string;
+                /**
+                 * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
+                 *     same key within 24 hours does not repeat the change: the response has the same status, the
+                 *     current resource and `Idempotency-Replayed: true`. Failed requests and dry runs do not use up
+                 *     the key.
+                 */
+                "Idempotency-Key"?: components["parameters"]["IdempotencyKey"];
+            };
+            path: {
+                /** @description Name of the cluster */
+                cluster: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Accepted */
+            202: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Coverage"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            404: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    list_coverage_groups: {
+        parameters: {
+            query?: {
+                /** @description Maximum number of items in the page. */
+                limit?: number;
+                /** @description `next` of the previous page. */
+                cursor?: string;
+                /** @description Lists only groups with this verdict. May be repeated; one of them must apply. */
+                verdict?: components["schemas"]["PullVerdict"][];
+                /** @description Lists only groups of this namespace. */
+                namespace?: string;
+                /** @description Lists only groups that use the login of this registry account. */
+                account?: string;
+                /** @description Lists only groups that are new, or whose verdict differs from that of the snapshot before. */
+                changed?: boolean;
+            };
+            header?: never;
+            path: {
+                /** @description Name of the cluster */
+                cluster: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_CoverageGroup"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            404: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    list_coverage_secrets: {
+        parameters: {
+            query?: {
+                /** @description Maximum number of items in the page. */
+                limit?: number;
+                /** @description `next` of the previous page. */
+                cursor?: string;
+                /** @description Lists only pull secrets of this namespace. */
+                namespace?: string;
+                /** @description Lists only pull secrets of this owner. May be repeated; one of them must apply. */
+                owner?: components["schemas"]["CoverageSecretOwner"][];
+                /** @description Lists only pull secrets that something uses (`true`), or nothing (`false`). */
+                used?: boolean;
+                /** @description Lists only pull secrets that regcred could adopt (`true`), or not (`false`). */
+                adoptable?: boolean;
+            };
+            header?: never;
+            path: {
+                /** @description Name of the cluster */
+                cluster: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_CoveragePullSecret"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            404: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            502: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+            504: components["responses"]["Problem"];
         };
     };
     diagnose_spec: {
@@ -4611,6 +5530,39 @@ export interface operations {
             401: components["responses"]["Unauthenticated"];
             403: components["responses"]["Problem"];
             404: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    list_coverage_accounts: {
+        parameters: {
+            query?: {
+                /** @description Maximum number of items in the page. */
+                limit?: number;
+                /** @description `next` of the previous page. */
+                cursor?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_CoverageAccount"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
             422: components["responses"]["Problem"];
             429: components["responses"]["Unavailable"];
             500: components["responses"]["Problem"];
@@ -6810,7 +7762,10 @@ export interface operations {
     };
     list_sessions: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Lists the newest 200 sessions of all callers. Requires the permission to change API keys. */
+                all?: boolean;
+            };
             header?: never;
             path?: never;
             cookie?: never;
@@ -6901,6 +7856,40 @@ export interface operations {
             400: components["responses"]["Problem"];
             401: components["responses"]["Unauthenticated"];
             403: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    end_sessions: {
+        parameters: {
+            query?: {
+                /**
+                 * @description Checks the change and responds as if it was made, without making it. Nothing is stored or
+                 *     delivered; a created resource is returned with 200, and no response has an `ETag`.
+                 */
+                dryRun?: boolean;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description No Content */
+            204: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            409: components["responses"]["Problem"];
+            412: components["responses"]["Problem"];
             422: components["responses"]["Problem"];
             429: components["responses"]["Unavailable"];
             500: components["responses"]["Problem"];
