@@ -3956,6 +3956,15 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "name": "corp"
+                     *         }
+                     *       ]
+                     *     }
+                     */
                     "application/json": components["schemas"]["LoginProviders"];
                 };
             };
@@ -3973,6 +3982,11 @@ export interface operations {
         };
         requestBody: {
             content: {
+                /**
+                 * @example {
+                 *       "provider": "corp"
+                 *     }
+                 */
                 "application/json": components["schemas"]["StartLogin"];
             };
         };
@@ -3984,6 +3998,11 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "authorizationUrl": "https://issuer.example.com/authorize?response_type=code&client_id=regcred&redirect_uri=https%3A%2F%2Fregcred.example.com%2Fconsole%2Flogin&scope=openid+profile+email&state=af0ifjsldkj&nonce=n-0S6_WzA2Mj&code_challenge=E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM&code_challenge_method=S256"
+                     *     }
+                     */
                     "application/json": components["schemas"]["StartedLogin"];
                 };
             };
@@ -4007,6 +4026,12 @@ export interface operations {
         };
         requestBody: {
             content: {
+                /**
+                 * @example {
+                 *       "code": "SplxlOBeZQQYbYS6WxSbIA",
+                 *       "state": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
+                 *     }
+                 */
                 "application/json": components["schemas"]["CompleteLogin"];
             };
         };
@@ -4018,6 +4043,20 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "createdAt": "2026-11-29T12:00:00Z",
+                     *       "current": false,
+                     *       "expiresAt": "2026-11-29T12:00:00Z",
+                     *       "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
+                     *       "lastUsedAt": "2026-11-29T12:00:00Z",
+                     *       "owner": {
+                     *         "name": "corp/lena",
+                     *         "type": "identityProvider"
+                     *       },
+                     *       "sourceIp": "127.0.0.1"
+                     *     }
+                     */
                     "application/json": components["schemas"]["Session"];
                 };
             };
@@ -4417,7 +4456,7 @@ export interface operations {
                      *           },
                      *           "at": "2026-11-29T12:00:00Z",
                      *           "chain": {
-                     *             "hash": "3a2dd524e2d70e5703be971436f23d6fa212a7e066bacf941fcd874668f2b2b3",
+                     *             "hash": "09fba538cb803439ab6d1ce8024eca5a4d887d02d90a0ab55fc51640af28bd97",
                      *             "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *             "previousHash": "",
                      *             "sequence": 2
@@ -4630,6 +4669,66 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "cluster": "prod",
+                     *       "run": {
+                     *         "error": null,
+                     *         "finishedAt": "2026-11-29T12:00:00Z",
+                     *         "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
+                     *         "progress": null,
+                     *         "requestedAt": "2026-11-29T12:00:00Z",
+                     *         "startedAt": "2026-11-29T12:00:00Z",
+                     *         "state": "succeeded"
+                     *       },
+                     *       "snapshot": {
+                     *         "changes": null,
+                     *         "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
+                     *         "summary": {
+                     *           "calls": 12,
+                     *           "failures": [
+                     *             {
+                     *               "failsAt": "newNode",
+                     *               "groups": 1
+                     *             },
+                     *             {
+                     *               "failsAt": "restart",
+                     *               "groups": 0
+                     *             },
+                     *             {
+                     *               "failsAt": "cachedImage",
+                     *               "groups": 0
+                     *             }
+                     *           ],
+                     *           "groups": 1,
+                     *           "groupsOk": 0,
+                     *           "missing": [],
+                     *           "namespaces": 1,
+                     *           "pods": 0,
+                     *           "pullSecrets": {
+                     *             "adoptable": 0,
+                     *             "direct": 1,
+                     *             "foreign": 0,
+                     *             "missing": 0,
+                     *             "ofPullSecrets": 0,
+                     *             "total": 1,
+                     *             "unused": 0
+                     *           },
+                     *           "seconds": 0,
+                     *           "verdicts": [
+                     *             {
+                     *               "count": 1,
+                     *               "kind": "deployment",
+                     *               "verdict": "registryUnreachable"
+                     *             }
+                     *           ],
+                     *           "verifiesCachedImages": null,
+                     *           "workloads": 1
+                     *         },
+                     *         "takenAt": "2026-11-29T12:00:00Z"
+                     *       }
+                     *     }
+                     */
                     "application/json": components["schemas"]["Coverage"];
                 };
             };
@@ -4678,6 +4777,21 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "cluster": "prod",
+                     *       "run": {
+                     *         "error": null,
+                     *         "finishedAt": null,
+                     *         "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
+                     *         "progress": null,
+                     *         "requestedAt": "2026-11-29T12:00:00Z",
+                     *         "startedAt": null,
+                     *         "state": "pending"
+                     *       },
+                     *       "snapshot": null
+                     *     }
+                     */
                     "application/json": components["schemas"]["Coverage"];
                 };
             };
@@ -4723,6 +4837,49 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "credential": {
+                     *             "account": "team-a",
+                     *             "key": "registry.example.com:5000",
+                     *             "pullSecret": null,
+                     *             "secret": "team-a-once",
+                     *             "works": false
+                     *           },
+                     *           "example": {
+                     *             "kind": "deployment",
+                     *             "name": "web"
+                     *           },
+                     *           "failsAt": [
+                     *             "newNode"
+                     *           ],
+                     *           "namespace": "a-prod",
+                     *           "pods": 0,
+                     *           "previousVerdict": null,
+                     *           "pullSecrets": [
+                     *             "team-a-once"
+                     *           ],
+                     *           "pullSecretsFrom": "pod",
+                     *           "repository": "registry.example.com:5000/os/alpine",
+                     *           "sentence": "registry.example.com:5000 cannot be reached: its host name cannot be resolved",
+                     *           "serviceAccount": "default",
+                     *           "verdict": "registryUnreachable",
+                     *           "versions": [
+                     *             "3"
+                     *           ],
+                     *           "workloads": [
+                     *             {
+                     *               "count": 1,
+                     *               "kind": "deployment"
+                     *             }
+                     *           ]
+                     *         }
+                     *       ],
+                     *       "next": null
+                     *     }
+                     */
                     "application/json": components["schemas"]["Page_CoverageGroup"];
                 };
             };
@@ -4768,6 +4925,29 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "adoptable": false,
+                     *           "adoption": null,
+                     *           "keys": [
+                     *             "registry.example.com:5000"
+                     *           ],
+                     *           "name": "team-a-once",
+                     *           "namespace": "a-prod",
+                     *           "owner": "direct",
+                     *           "pods": 0,
+                     *           "pullSecret": null,
+                     *           "serviceAccounts": 0,
+                     *           "state": "found",
+                     *           "type": "kubernetes.io/dockerconfigjson",
+                     *           "workloads": 1
+                     *         }
+                     *       ],
+                     *       "next": null
+                     *     }
+                     */
                     "application/json": components["schemas"]["Page_CoveragePullSecret"];
                 };
             };
@@ -4950,15 +5130,15 @@ export interface operations {
                      *           "fix": {
                      *             "applicable": false,
                      *             "applied": false,
-                     *             "description": "create the Secret pull-127-0-0-1-21226 with a login for `registry.example.com:7000`, and add it to imagePullSecrets",
-                     *             "secret": "pull-127-0-0-1-21226",
+                     *             "description": "create the Secret pull-127-0-0-1-26059 with a login for `registry.example.com:7000`, and add it to imagePullSecrets",
+                     *             "secret": "pull-127-0-0-1-26059",
                      *             "steps": [
                      *               {
-                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-21226' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
+                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-26059' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
                      *                 "type": "command"
                      *               },
                      *               {
-                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-21226\"}]}}' | kubectl replace --force -f -",
+                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-26059\"}]}}' | kubectl replace --force -f -",
                      *                 "type": "command"
                      *               }
                      *             ],
@@ -5464,7 +5644,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "latencyMs": 5,
+                     *       "latencyMs": 4,
                      *       "permissions": [
                      *         {
                      *           "allowed": true,
@@ -5557,6 +5737,19 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "account": "team-a",
+                     *           "clusters": 1,
+                     *           "namespaces": 1,
+                     *           "workloads": 1
+                     *         }
+                     *       ],
+                     *       "next": null
+                     *     }
+                     */
                     "application/json": components["schemas"]["Page_CoverageAccount"];
                 };
             };
@@ -5927,6 +6120,7 @@ export interface operations {
                      *           "createdAt": "2026-11-29T12:00:00Z",
                      *           "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *           "issuer": "https://gitlab.example.com",
+                     *           "login": null,
                      *           "name": "gitlab",
                      *           "rules": [
                      *             {
@@ -6054,6 +6248,7 @@ export interface operations {
                      *       "createdAt": "2026-11-29T12:00:00Z",
                      *       "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *       "issuer": "https://gitlab.example.com",
+                     *       "login": null,
                      *       "name": "gitlab",
                      *       "rules": [
                      *         {
@@ -6126,6 +6321,7 @@ export interface operations {
                      *       "createdAt": "2026-11-29T12:00:00Z",
                      *       "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *       "issuer": "https://gitlab.example.com",
+                     *       "login": null,
                      *       "name": "gitlab",
                      *       "rules": [
                      *         {
@@ -6305,6 +6501,7 @@ export interface operations {
                      *       "createdAt": "2026-11-29T12:00:00Z",
                      *       "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *       "issuer": "https://gitlab.example.com",
+                     *       "login": null,
                      *       "name": "gitlab",
                      *       "rules": [
                      *         {
@@ -6391,6 +6588,7 @@ export interface operations {
                      *         "writeClusters",
                      *         "deliverSecrets",
                      *         "diagnosePods",
+                     *         "diagnoseClusters",
                      *         "readPullSecrets",
                      *         "writePullSecrets",
                      *         "readApiKeys",
@@ -6922,7 +7120,7 @@ export interface operations {
                      * @example {
                      *       "deletedAt": null,
                      *       "generation": 2,
-                     *       "id": "01a22da9-b11f-7015-8a9f-23b434325d57",
+                     *       "id": "01a22dbc-8f93-74b1-aaf9-ed245689218e",
                      *       "name": "team-a",
                      *       "observedGeneration": 2,
                      *       "settled": true,
@@ -7788,6 +7986,10 @@ export interface operations {
                      *           "expiresAt": "2026-11-29T12:00:00Z",
                      *           "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *           "lastUsedAt": "2026-11-29T12:00:00Z",
+                     *           "owner": {
+                     *             "name": "admin",
+                     *             "type": "apiKey"
+                     *           },
                      *           "sourceIp": "127.0.0.1"
                      *         }
                      *       ],
@@ -7847,6 +8049,10 @@ export interface operations {
                      *       "expiresAt": "2026-11-29T12:00:00Z",
                      *       "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *       "lastUsedAt": "2026-11-29T12:00:00Z",
+                     *       "owner": {
+                     *         "name": "admin",
+                     *         "type": "apiKey"
+                     *       },
                      *       "sourceIp": "127.0.0.1"
                      *     }
                      */
@@ -7953,7 +8159,7 @@ export interface operations {
                     /**
                      * @example {
                      *       "clusters": {
-                     *         "count": 1,
+                     *         "count": 2,
                      *         "hasMore": false
                      *       },
                      *       "oldestPendingTarget": null,
