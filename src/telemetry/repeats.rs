@@ -99,9 +99,11 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Filter<S> for &'static Repeats {
         true
     }
 
-    // Only events are filtered, so the level and the callsites of other filters decide.
+    // Only events are filtered, so the level and the callsites of other filters decide. Not `always`:
+    // tracing-subscriber would not ask again for the next event, and `enabled!`, which sqlx calls for
+    // each statement, leaves its answer behind. The event after a statement would be lost.
     fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
-        Interest::always()
+        Interest::sometimes()
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
@@ -146,7 +148,7 @@ impl Visit for Text {
 
 #[cfg(test)]
 mod tests {
-    use tracing_subscriber::{Layer, layer::SubscriberExt};
+    use tracing_subscriber::{Layer, filter::FilterExt, layer::SubscriberExt};
 
     use super::*;
 
@@ -184,16 +186,34 @@ mod tests {
         assert!(repeats.is_new("one more".to_owned(), Instant::now()));
     }
 
+    struct Count(std::sync::Arc<Mutex<Vec<String>>>);
+
+    impl<S: Subscriber> Layer<S> for Count {
+        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+            let mut text = Text::default();
+            event.record(&mut text);
+            self.0.lock().push(format!("{}{}", text.message, text.fields));
+        }
+    }
+
+    #[test]
+    fn event_after_a_question_about_another_one_is_logged() {
+        let repeats: &'static Repeats = Box::leak(Box::default());
+        let logged = std::sync::Arc::<Mutex<Vec<String>>>::default();
+        // Other tests use the callsites of the crate with subscribers of their own.
+        let filter = tracing_subscriber::EnvFilter::new("info").and(repeats);
+        let subscriber = tracing_subscriber::registry().with(Count(std::sync::Arc::clone(&logged)).with_filter(filter));
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..2 {
+                assert!(!tracing::enabled!(Level::DEBUG));
+                tracing::info!("server started");
+            }
+        });
+        assert_eq!(*logged.lock(), ["server started"; 2]);
+    }
+
     #[test]
     fn only_equal_warnings_outside_spans_are_counted() {
-        struct Count(std::sync::Arc<Mutex<Vec<String>>>);
-        impl<S: Subscriber> Layer<S> for Count {
-            fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-                let mut text = Text::default();
-                event.record(&mut text);
-                self.0.lock().push(format!("{}{}", text.message, text.fields));
-            }
-        }
         let repeats: &'static Repeats = Box::leak(Box::default());
         let logged = std::sync::Arc::<Mutex<Vec<String>>>::default();
         let subscriber =

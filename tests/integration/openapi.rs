@@ -156,7 +156,9 @@ fn secrets_are_in_requests_only() {
                 let is_text = schema["type"] == "string" || schema["type"] == json!(["string", "null"]);
                 // The only response with a secret: a new API key.
                 let is_new_key = name == "CreatedApiKey" && property == "key";
-                if SECRETS.contains(&property) && is_text && schema["format"] == "password" && !is_new_key {
+                // A source has one schema for requests and answers, which lack its secrets.
+                let is_source = name == "IdentityDocument";
+                if SECRETS.contains(&property) && is_text && schema["format"] == "password" && !is_new_key && !is_source {
                     assert!(!in_responses.contains(name), "{name}.{property} is in a response");
                     written.insert((name, property));
                 }
