@@ -154,6 +154,9 @@ pub(super) struct Local {
     /// Context of the kubeconfig [default: its current one].
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
+    /// The node is this machine: ask registries at `localhost` and loopback addresses here.
+    #[arg(long)]
+    local_node: bool,
     /// Output format.
     #[arg(short, long, value_enum, default_value_t = Output::Tree)]
     output: Output,
@@ -291,7 +294,7 @@ fn result(found: &[Diagnosed]) -> Result<(), CliError> {
     let bad = images().filter(|image| image["verdict"] != "ok").count();
     match (found.iter().all(Diagnosed::is_ok), bad) {
         (true, _) => Ok(()),
-        (false, 0) => Err(CliError::Failed("the API server creates no such pod".to_owned())),
+        (false, 0) => Err(CliError::Failed("a problem prevents the pod".to_owned())),
         (false, bad) => Err(CliError::Failed(format!("{bad} of {} images are not ok", images().count()))),
     }
 }

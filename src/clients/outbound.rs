@@ -129,9 +129,43 @@ impl OutboundClient {
         ca_certificate: Option<&CaCertificate>,
         deadline: Instant,
     ) -> Result<Endpoint, OutboundError> {
-        let host = url.host_str().unwrap_or_default();
-        let port = url.port_or_known_default().unwrap_or_default();
-        let admitted = timeout_at(deadline, self.guard.admit(host, port)).await.unwrap_or(Err(GuardError::NotResolved));
+        let (host, port) = place(url);
+        let admitted = timeout_at(deadline, self.guard.admit(host, port)).await;
+        self.prepare(url, label, ca_certificate, deadline, admitted.unwrap_or(Err(GuardError::NotResolved))).await
+    }
+
+    /// As [`endpoint`](Self::endpoint), at any address but a cloud's metadata service.
+    ///
+    /// # Errors
+    ///
+    /// As for [`endpoint`](Self::endpoint).
+    pub async fn endpoint_anywhere(
+        &self,
+        url: &Url,
+        label: String,
+        ca_certificate: Option<&CaCertificate>,
+        deadline: Instant,
+    ) -> Result<Endpoint, OutboundError> {
+        let (host, port) = place(url);
+        let admitted = timeout_at(deadline, self.guard.admit_anywhere(host, port)).await;
+        self.prepare(url, label, ca_certificate, deadline, admitted.unwrap_or(Err(GuardError::NotResolved))).await
+    }
+
+    /// Whether the configuration allows `localhost` or a loopback address.
+    #[must_use]
+    pub fn allows_loopback(&self, host: &str) -> bool {
+        self.guard.allows_loopback(host)
+    }
+
+    async fn prepare(
+        &self,
+        url: &Url,
+        label: String,
+        ca_certificate: Option<&CaCertificate>,
+        deadline: Instant,
+        admitted: Result<Vec<SocketAddr>, GuardError>,
+    ) -> Result<Endpoint, OutboundError> {
+        let (host, _) = place(url);
         let addresses = admitted.map_err(|error| {
             let kind = match error {
                 GuardError::Forbidden(_) => OutboundErrorKind::Refused,
@@ -191,6 +225,10 @@ impl OutboundClient {
         roots.add_parsable_certificates(own.map(|der| CertificateDer::from(der.to_vec())));
         ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()
     }
+}
+
+fn place(url: &Url) -> (&str, u16) {
+    (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
 }
 
 /// Reads the host's trust store. A host without one trusts no authority; the handshake then fails

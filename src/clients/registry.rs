@@ -11,14 +11,14 @@ mod endpoint;
 mod token;
 mod token_service;
 
-use std::time::Duration;
+use std::{hash::RandomState, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
 #[cfg(fuzzing)]
 pub use self::challenge::{Challenge, parse as parse_challenge};
-use self::check::LoginCheck;
+use self::{check::LoginCheck, endpoint::Purpose};
 use crate::{
     clients::outbound::{Guard, HostLimits, OutboundClient, OutboundClientConfig, OutboundProxy, TlsHints},
     domain::{
@@ -91,7 +91,13 @@ pub struct PullQuestion<'a> {
 pub struct RegistryClient {
     outbound: OutboundClient,
     timeout: Duration,
+    /// Limits of verifications.
     limits: HostLimits,
+    /// Limits of pulls, by host, and by host and user.
+    pull_limits: HostLimits,
+    hasher: RandomState,
+    trusts_image_registries: bool,
+    is_on_node: bool,
 }
 
 impl RegistryClient {
@@ -112,7 +118,27 @@ impl RegistryClient {
             outbound: OutboundClient::new(guard, outbound),
             timeout,
             limits: HostLimits::new(checks_per_host, Duration::ZERO),
+            pull_limits: HostLimits::new(checks_per_host, Duration::ZERO),
+            hasher: RandomState::new(),
+            trusts_image_registries: false,
+            is_on_node: false,
         }
+    }
+
+    /// Asks the registries of images at any address, for a person who chose the cluster. Token services
+    /// that they name are guarded as always. `is_on_node` tells that the pods run on this host.
+    #[must_use]
+    pub fn trusting_image_registries(self, is_on_node: bool) -> Self {
+        Self { trusts_image_registries: true, is_on_node, ..self }
+    }
+
+    /// Whether the registry of an image is the node's own host, `localhost` or a loopback address, and
+    /// this host is not known to be that node: the configuration allows no such address.
+    #[must_use]
+    pub fn is_of_node(&self, image: &ImageReference) -> bool {
+        let scope = RegistryScope::parse(image.name.registry());
+        let is_loopback = scope.is_ok_and(|scope| scope.is_loopback() && !self.outbound.allows_loopback(scope.host()));
+        is_loopback && !self.is_on_node
     }
 
     /// Checks whether a login works and, if a repository is given, whether the login may pull from
@@ -120,7 +146,8 @@ impl RegistryClient {
     #[tracing::instrument(name = "registry.verify", skip_all, fields(registry = login.registry.authority()))]
     pub async fn verify(&self, login: &Login<'_>, repository: Option<&RepositoryName>) -> VerificationReport {
         let start = Instant::now();
-        let check = LoginCheck { registries: self, login, repository, deadline: start + self.timeout };
+        let (purpose, deadline) = (Purpose::Verification, start + self.timeout);
+        let check = LoginCheck { registries: self, login, repository, purpose, deadline };
         let mut finding = check.run().await.unwrap_or_else(|finding| finding);
         if finding.result == VerificationResult::Invalid && ends_with_whitespace(login.password.expose_secret()) {
             finding.detail.push_str(WHITE_SPACE);
@@ -135,23 +162,29 @@ impl RegistryClient {
     /// The login goes to the registry that the image names, and to the token service that this
     /// registry names, over TLS with the authorities of this host. Only a registry on loopback that
     /// does not speak TLS is asked without it, as by container runtimes.
+    ///
+    /// None if too many questions to the host are in progress, or it is [that of the
+    /// node](Self::is_of_node).
     #[tracing::instrument(name = "registry.pull", skip_all, fields(registry = question.image.name.registry()))]
-    pub async fn pull(&self, question: &PullQuestion<'_>) -> PullReport {
+    pub async fn pull(&self, question: &PullQuestion<'_>) -> Option<PullReport> {
+        if self.is_of_node(question.image) {
+            return None;
+        }
         let name = &question.image.name;
         let scope = RegistryScope::parse(name.registry());
         let repository = scope.as_ref().map(|scope| RepositoryName::parse(name.repository(), scope));
         let (Ok(scope), Ok(Ok(repository))) = (&scope, &repository) else {
             let detail = "the image names no registry that can be called";
-            return VerificationReport::new(VerificationResult::NotARegistry, detail).into();
+            return Some(VerificationReport::new(VerificationResult::NotARegistry, detail).into());
         };
-        let report = self.pull_by(question, scope, repository, false).await;
+        let report = self.pull_by(question, scope, repository, false).await?;
         if report.result != VerificationResult::TlsError || !scope.is_loopback() {
-            return report;
+            return Some(report);
         }
         // A registry that expects TLS fails before the login is sent.
-        match self.pull_by(question, scope, repository, true).await {
-            plain if plain.result == VerificationResult::TlsError => report,
-            plain => plain,
+        match self.pull_by(question, scope, repository, true).await? {
+            plain if plain.result == VerificationResult::TlsError => Some(report),
+            plain => Some(plain),
         }
     }
 
@@ -161,16 +194,24 @@ impl RegistryClient {
         registry: &RegistryScope,
         repository: &RepositoryName,
         plain_http: bool,
-    ) -> PullReport {
+    ) -> Option<PullReport> {
         let empty = SecretString::default();
         let (username, password) = question.login.unwrap_or(("", &empty));
         let login = Login { registry, plain_http, ca_certificate: None, username, password };
         let deadline = Instant::now() + self.timeout;
-        let check = LoginCheck { registries: self, login: &login, repository: Some(repository), deadline };
-        let mut report = check.pull(repository, question).await.unwrap_or_else(PullReport::from);
+        let purpose = Purpose::Pull(question.login.map(|(username, _)| username));
+        let check = LoginCheck { registries: self, login: &login, repository: Some(repository), purpose, deadline };
+        let mut report = match check.pull(repository, question).await {
+            Ok(report) => report,
+            // A limit of this client, not one of the registry, which says how long it lasts.
+            Err(finding) if finding.result == VerificationResult::RateLimited && finding.retry_after.is_none() => {
+                return None;
+            }
+            Err(finding) => finding.into(),
+        };
         if report.result == VerificationResult::Invalid && ends_with_whitespace(password.expose_secret()) {
             report.detail.push_str(WHITE_SPACE);
         }
-        report
+        Some(report)
     }
 }

@@ -15,6 +15,7 @@ mod answer;
 mod examination;
 mod fix;
 mod node;
+mod node_logins;
 mod pod;
 mod registry;
 mod secret;
@@ -22,13 +23,16 @@ mod verdict;
 
 pub use self::{
     answer::{
-        Attempt, ContainerReference, DiagnosedImage, DiagnosedSecret, Diagnosis, ManagedBy, MissingRead, NearEntry,
-        PodProblem, PodProblemKind, PullSecretsFrom, RegistryAnswer, SkipReason, Verdict,
+        Attempt, ContainerReference, DiagnosedImage, DiagnosedSecret, Diagnosis, ManagedAccount, ManagedBy,
+        MissingRead, NearEntry, PodProblem, PodProblemKind, PullSecretsFrom, RegistryAnswer, SkipReason, Verdict,
     },
-    examination::{Candidate, Examination, ImageAnswers, pull_secret_names},
-    fix::{Change, Fix, FixType, PullSecretName, RegcredContext, Step},
+    examination::{Candidate, Examination, ImageAnswers, Question, pull_secret_names},
+    fix::{Change, Fix, FixType, Kubectl, PullSecretName, RegcredContext, Step},
     node::{Node, NodeChoice},
-    pod::{Container, ContainerKind, Lookup, PodFacts, PullEvent, SecretValue, Subject, WaitingReason, WorkloadKind},
+    pod::{
+        Container, ContainerKind, Controller, Lookup, PodFacts, PullEvent, SecretValue, Subject, WaitingReason,
+        WorkloadKind,
+    },
     registry::{ManifestState, Platform, PullReport},
     secret::{ReadSecret, SecretProblem, SecretProblemKind, SecretState},
 };

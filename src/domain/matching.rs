@@ -24,7 +24,7 @@ pub use self::{
     explain::{Consumers, Explanation, LookUp, explain_accounts, explain_config, explain_secrets},
     image::{ImageName, ImageReference},
     nearest::{Mismatch, Nearest},
-    pull::{Addressed, PullEntry, addressed, nearest_entries, pull_entries},
+    pull::{Addressed, PullEntry, addressed, nearest_entries, pull_entries, slot},
     used::{MatchTarget, Used, used_accounts},
     verdict::Verdict,
 };

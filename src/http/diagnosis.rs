@@ -250,6 +250,7 @@ impl DiagnoseSpec {
             Some(PodFacts {
                 subject: Subject::Spec,
                 namespace: namespace.clone(),
+                uid: None,
                 containers,
                 pull_secrets,
                 has_invalid_reference: false,
@@ -286,7 +287,7 @@ fn check_count(errors: &mut FieldErrors, field: &str, count: usize) {
 }
 
 fn container(name: Name, image: String) -> Container {
-    Container { name, kind: ContainerKind::Container, image, waiting: None, event: None }
+    Container { name, kind: ContainerKind::Container, image, waiting: None, event: None, has_started: false }
 }
 
 /// The API server refuses a pod with another name of a container.

@@ -6,6 +6,7 @@
 //! [`NamespaceFacts`], [`Case`] and [`RegistryQuestions`] do the work without a database.
 
 mod applying;
+mod managed;
 mod memo;
 mod questions;
 mod reading;
@@ -24,8 +25,8 @@ use crate::{
     domain::{
         audit::{Action, NewEvent, Resource},
         caller::Call,
-        diagnosis::{Diagnosis, Examination, ManagedBy, PullSecretName, RegcredContext},
-        names::{Name, NamespaceName, SecretName},
+        diagnosis::{Diagnosis, Examination, PullSecretName, RegcredContext},
+        names::{Name, NamespaceName},
     },
     service::{
         ServiceError,
@@ -35,7 +36,7 @@ use crate::{
         docker_configs::DockerConfigs,
         pull_secrets,
     },
-    storage::{self, PageRequest, PgConnection, PgPool, targets::listing::TargetFilter},
+    storage::{self, PgConnection, PgPool},
 };
 
 /// Service that diagnoses image pulls.
@@ -97,46 +98,7 @@ impl Diagnoses {
         Ok(examination.conclude(&answers, &managed, missing_rights, Some(&context)))
     }
 
-    /// Returns the pull secrets that Secrets belong to, as far as the caller may see them.
-    async fn managed(
-        &self,
-        caller: &Call,
-        (cluster, namespace): (&Name, &NamespaceName),
-        examination: &Examination,
-    ) -> Result<Vec<(SecretName, ManagedBy)>, ServiceError> {
-        let labelled: Vec<_> = examination.managed().collect();
-        if labelled.is_empty() {
-            return Ok(Vec::new());
-        }
-        let cluster = self.clusters.find(caller, cluster).await?.id;
-        let mut conn = connection(&self.pool).await?;
-        let mut managed = Vec::new();
-        for (name, id) in labelled {
-            let found = storage::pull_secrets::find_many(&mut conn, &[id]).await?;
-            // The label is that of an editor of the namespace, who may write anything.
-            let is_named = found.iter().any(|stored| stored.declaration.secret_name == *name);
-            if !is_named {
-                continue;
-            }
-            let filter =
-                TargetFilter { cluster: Some(cluster), namespace: Some(namespace.clone()), states: Vec::new() };
-            let page = PageRequest { after: None, limit: 1 };
-            // Without a target here, the label was copied from another namespace.
-            let Some(target) = storage::targets::listing::list_of(&mut conn, id, &filter, &page).await?.pop() else {
-                continue;
-            };
-            let mut by = ManagedBy { pull_secret: None, state: None, last_error: None };
-            if let Some(stored) = pull_secrets::visible(&mut conn, caller, found).await?.pop() {
-                by.pull_secret = Some(stored.name.to_string());
-                by.state = Some(target.state);
-                by.last_error = target.last_error_type;
-            }
-            managed.push((name.clone(), by));
-        }
-        Ok(managed)
-    }
-
-    /// Finds the accounts for each image, and whether a pull secret for it exists.
+    /// Finds the account for each image, and whether a pull secret for it exists.
     async fn context(
         &self,
         caller: &Call,
@@ -144,22 +106,21 @@ impl Diagnoses {
         examination: &Examination,
     ) -> Result<RegcredContext, ServiceError> {
         let count = examination.image_count();
-        let mut accounts: Vec<Vec<Name>> = (0..count).map(|_| Vec::new()).collect();
+        let mut accounts: Vec<Option<Name>> = vec![None; count];
         let mut pull_secrets = vec![PullSecretName::Taken; count];
         for (index, image, _) in examination.questions() {
-            let found = self.docker_configs.names_for(caller, &image.name).await?;
-            if found.is_empty() {
-                continue;
-            }
+            let Some(found) = self.docker_configs.narrowest_for(caller, &image.name).await? else { continue };
             if let (Some(secret), Some(name)) = (examination.new_secret(index), pull_secrets.get_mut(index)) {
                 let mut conn = connection(&self.pool).await?;
                 *name = pull_secret_name(&mut conn, caller, (cluster, namespace), &secret).await?;
             }
             if let Some(of_image) = accounts.get_mut(index) {
-                *of_image = found;
+                *of_image = Some(found);
             }
         }
-        Ok(RegcredContext { cluster: cluster.clone(), accounts, pull_secrets })
+        let renewal = self.clusters.find(caller, cluster).await?.renewal;
+        let service_account = renewal.map(|renewal| renewal.account);
+        Ok(RegcredContext { cluster: cluster.clone(), accounts, pull_secrets, service_account })
     }
 
     fn refuse(&self, caller: &Call, resource: Resource) {

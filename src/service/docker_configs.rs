@@ -1,6 +1,6 @@
 //! Docker configs: render accounts for a profile, and explain which entry matches an image.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{cmp::Reverse, collections::HashMap, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
@@ -136,15 +136,31 @@ impl DockerConfigs {
         Ok(assembled)
     }
 
-    /// Returns the names of the granted accounts that the kubelet would use for an image; none if
-    /// there are too many.
-    pub(super) async fn names_for(&self, caller: &Identity, image: &ImageName) -> Result<Vec<Name>, ServiceError> {
+    /// Returns the granted account with the longest scope that the kubelet would use for an image; none
+    /// if there are too many.
+    pub(super) async fn narrowest_for(
+        &self,
+        caller: &Identity,
+        image: &ImageName,
+    ) -> Result<Option<Name>, ServiceError> {
         let target = MatchTarget::Image(image.clone());
-        match self.find_matching(caller, Profile::Kubernetes, &target).await {
-            Ok(used) => Ok(used.accounts.iter().filter_map(|account| Name::parse(&account.name).ok()).collect()),
-            Err(ServiceError::Invalid(_)) => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
+        let used = match self.find_matching(caller, Profile::Kubernetes, &target).await {
+            Ok(used) => used.accounts,
+            Err(ServiceError::Invalid(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // The oldest of equal ones, as in pull secrets.
+        let narrowest = used.iter().min_by_key(|account| (Reverse(account.registry.as_str().len()), account.id));
+        Ok(narrowest.and_then(|account| Name::parse(&account.name).ok()))
+    }
+
+    /// Returns the granted accounts of a selection, without opening them.
+    pub(super) async fn chosen(
+        &self,
+        caller: &Identity,
+        selection: &AccountSelection,
+    ) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
+        self.choose(&caller.grants, selection, ReadMode::Cached).await
     }
 
     /// Finds the granted accounts that the profile's reader uses for a target. Nothing is opened.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::types::Json;
+use sqlx::{Row as _, types::Json};
 use uuid::Uuid;
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
         registry::RegistryScope,
         selector::{LabelSelector, LabelSelectorDocument},
     },
-    storage::{PgConnection, StorageError, accounts, corrupt, on_name_taken, targets, wakeups},
+    storage::{PgConnection, StorageError, accounts, corrupt, lists::Sql, on_name_taken, targets, wakeups},
 };
 
 pub mod listing;
@@ -197,6 +197,26 @@ pub async fn attached_to(
         limit,
     );
     rows.fetch_all(conn).await?.into_iter().map(StoredPullSecret::try_from).collect()
+}
+
+/// Returns the ids of the pull secrets that place one of these Secrets in a namespace of a cluster.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.ids_placing", skip_all)]
+pub async fn ids_placing(
+    conn: &mut PgConnection,
+    cluster_id: Uuid,
+    namespace: &NamespaceName,
+    secrets: &[&str],
+) -> Result<Vec<Uuid>, StorageError> {
+    let secrets: Vec<String> = secrets.iter().map(|name| (*name).to_owned()).collect();
+    let mut sql =
+        Sql::new("SELECT id FROM pull_secret_clusters AS used JOIN pull_secrets ON id = used.pull_secret_id ");
+    sql.push("CROSS JOIN LATERAL (SELECT FROM pull_secret_targets AS target ");
+    sql.push("WHERE target.pull_secret_id = used.pull_secret_id AND target.cluster_id = ").push_bind(cluster_id);
+    sql.push(" AND target.namespace = ").push_bind(namespace.to_string()).push(" AND wanted LIMIT 1) AS wanted ");
+    sql.push("WHERE used.cluster_id = ").push_bind(cluster_id).push(" AND deleted_at IS NULL ");
+    sql.push("AND declaration -> 'secret' ->> 'name' = ANY(").push_bind(secrets).push(") ORDER BY name");
+    let rows = sql.build().persistent(false).fetch_all(conn).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 /// Reads the versions of pull secrets. A cached row of the same version is current.

@@ -494,7 +494,8 @@ fn lists() -> Vec<String> {
     };
     // A cluster has the Secrets of a namespace: `direct_secrets` tests that list. Sessions have no names, and one page:
     // `sessions` tests their list. Coverage needs all grants.
-    let is_left_out = |path: &str| path.contains("/namespaces/") || path.contains("/coverage/") || path == "/v1/sessions";
+    let is_left_out =
+        |path: &str| path.contains("/namespaces/") || path.contains("/coverage/") || path == "/v1/sessions";
     let paths = paths.filter(|(path, _)| !is_left_out(path));
     paths.filter(|(_, path)| is_list(path)).map(|(path, _)| path.clone()).collect()
 }

@@ -4,6 +4,8 @@ mod applied;
 mod attacks;
 mod broken;
 mod command;
+mod events;
+mod limits;
 mod nodes;
 mod rights;
 mod secrecy;

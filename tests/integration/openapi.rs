@@ -158,7 +158,8 @@ fn secrets_are_in_requests_only() {
                 let is_new_key = name == "CreatedApiKey" && property == "key";
                 // A source has one schema for requests and answers, which lack its secrets.
                 let is_source = name == "IdentityDocument";
-                if SECRETS.contains(&property) && is_text && schema["format"] == "password" && !is_new_key && !is_source {
+                if SECRETS.contains(&property) && is_text && schema["format"] == "password" && !is_new_key && !is_source
+                {
                     assert!(!in_responses.contains(name), "{name}.{property} is in a response");
                     written.insert((name, property));
                 }

@@ -8,7 +8,7 @@ use crate::{
     clients::{cluster::ClusterClient, outbound::Guard, registry::RegistryClient},
     config::{Reader, variable},
     domain::{
-        diagnosis::{Examination, MissingRead},
+        diagnosis::{Examination, Kubectl, MissingRead},
         names::NamespaceName,
     },
     service::{
@@ -39,17 +39,20 @@ impl Local {
             None => waiting_pods(&client, &namespace).await?,
         };
         let facts = NamespaceFacts::new(&client, &namespace);
+        let kubectl = self.kubectl()?;
         let mut examined = Vec::new();
-        for object in objects {
-            let case = Case::read(&facts, object.target()).await?;
-            examined.push((object, case.examine(&facts).await?));
+        for target in objects {
+            let case = match Case::read(&facts, target.target()).await {
+                // Deleted since the list was read.
+                Err(ServiceError::NotFound { .. }) if object.is_none() => continue,
+                case => case?,
+            };
+            let (examination, missing_rights) = case.examine(&facts).await?;
+            examined.push((target, (examination.with_kubectl(kubectl.clone()), missing_rights)));
         }
-        // The registries of the images are allowed at any address, because the caller chose the
-        // cluster; the token services that they name are not.
-        let mut allowed = config.allowed;
-        let hosts = examined.iter().flat_map(|(_, (examination, _))| examination.registry_hosts());
-        hosts.for_each(|host| allowed.allow_host(&host));
-        let registries = RegistryClient::new(Guard::new(allowed), config.registries);
+        // The caller chose the cluster, and with it the registries of its images.
+        let registries = RegistryClient::new(Guard::new(config.allowed), config.registries);
+        let registries = registries.trusting_image_registries(self.local_node);
         let limits = if object.is_some() { QuestionLimits::default() } else { MANY };
         let questions = RegistryQuestions::new(&registries, limits);
         let mut found = Vec::new();
@@ -58,11 +61,23 @@ impl Local {
         }
         Ok(found)
     }
+
+    /// The printed command lines must reach the cluster that was diagnosed.
+    fn kubectl(&self) -> Result<Kubectl, CliError> {
+        let file = match self.kubeconfig.as_deref().map(std::path::Path::to_str) {
+            Some(None) => return Err(CliError::Usage("the path of the kubeconfig must be UTF-8".to_owned())),
+            file => file.flatten(),
+        };
+        Ok(Kubectl::with_options(file, self.context.as_deref()))
+    }
 }
 
 /// Pods of the namespace that wait for an image.
 async fn waiting_pods(client: &ClusterClient, namespace: &NamespaceName) -> Result<Vec<Object>, CliError> {
-    let pods = client.list_waiting_pods(namespace).await.map_err(ServiceError::from)?;
+    let (pods, is_complete) = client.list_waiting_pods(namespace).await.map_err(ServiceError::from)?;
+    if !is_complete {
+        note!("the namespace has too many pods: only a part of them was read");
+    }
     if pods.len() > PODS_MAX {
         note!("{} pods wait for an image; the first {PODS_MAX} are diagnosed", pods.len());
     }

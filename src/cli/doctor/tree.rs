@@ -25,7 +25,9 @@ impl Display for Tree<'_> {
             write_image(f, image)?;
         }
         for problem in items(&diagnosis["problems"]) {
-            writeln!(f, "  ✗ {}", text(&problem["sentence"]))?;
+            // The pod works in spite of it.
+            let mark = if problem["type"] == "invalidReference" { '?' } else { '✗' };
+            writeln!(f, "  {mark} {}", text(&problem["sentence"]))?;
             write_fix(f, &problem["fix"])?;
         }
         for right in items(&diagnosis["missingRights"]) {
@@ -102,7 +104,7 @@ fn write_answer(f: &mut Formatter<'_>, what: &str, answer: &Value, skipped: Opti
     };
     let reason = match reason {
         "earlierWorks" => "not needed, an earlier one works",
-        "noLogin" => "has no login",
+        "noLogin" => "has a login that cannot be sent",
         "wildcard" => "has a wildcard, so its login is not sent",
         "otherRegistry" => "is for another registry, so its login is not sent",
         "podFails" => "not tried, because a pull secret makes every pull fail",

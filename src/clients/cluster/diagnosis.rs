@@ -6,16 +6,17 @@
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use chrono::{DateTime, Utc};
 use http::Request;
 use kube::{Resource, api::ListParams};
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::{ClusterClient, ClusterError, response::Response, unbuildable};
 use crate::domain::{
     diagnosis::{
-        Container, ContainerKind, Lookup, Node, NodeChoice, PodFacts, PullEvent, SecretValue, Subject, WaitingReason,
-        WorkloadKind,
+        Container, ContainerKind, Controller, Lookup, Node, NodeChoice, PodFacts, PullEvent, SecretValue, Subject,
+        WaitingReason, WorkloadKind,
     },
     names::{Name, NamespaceName, PodName, SecretName, ServiceAccountName},
     pull_secret::ID_LABEL,
@@ -25,7 +26,8 @@ use crate::domain::{
 const EVENTS_MAX: usize = 100;
 /// Versions of the API group `batch` with `CronJob`, from new to old.
 const CRON_JOB_VERSIONS: [&str; 2] = ["v1", "v1beta1"];
-/// Pods in one page, which have many fields.
+/// Pods in one page, which have many fields. A page that exceeds the maximum of a response is requested
+/// again with fewer.
 const PODS_PAGE: u32 = 20;
 /// Maximum number of pages of pods.
 const PODS_PAGES_MAX: u32 = 500;
@@ -59,13 +61,24 @@ struct ListMetadata {
 struct PodMetadata {
     name: String,
     #[serde(default)]
+    uid: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
     owner_references: Vec<OwnerReference>,
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct OwnerReference {
     #[serde(default)]
     controller: bool,
+    #[serde(default)]
+    api_version: String,
+    #[serde(default)]
+    kind: String,
+    #[serde(default)]
+    name: String,
 }
 
 #[derive(Deserialize)]
@@ -114,6 +127,9 @@ struct ContainerStatus {
     name: String,
     #[serde(default)]
     state: ContainerState,
+    /// Empty until the image is on the node.
+    #[serde(rename = "imageID", default)]
+    image_id: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -163,7 +179,7 @@ struct ServiceAccount {
 
 #[derive(Deserialize)]
 struct Secret {
-    metadata: SecretLabels,
+    metadata: SecretMetadata,
     #[serde(rename = "type", default)]
     secret_type: String,
     #[serde(default)]
@@ -171,9 +187,13 @@ struct Secret {
 }
 
 #[derive(Deserialize)]
-struct SecretLabels {
+#[serde(rename_all = "camelCase")]
+struct SecretMetadata {
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    #[serde(default)]
+    owner_references: Vec<IgnoredAny>,
+    resource_version: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -190,6 +210,8 @@ struct Event {
     reason: String,
     #[serde(default)]
     message: String,
+    event_time: Option<DateTime<Utc>>,
+    last_timestamp: Option<DateTime<Utc>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -202,6 +224,30 @@ struct InvolvedObject {
 impl Pod {
     fn waits_for_image(&self) -> bool {
         self.status.containers().any(|status| status.waiting().is_some())
+    }
+}
+
+impl PodMetadata {
+    fn controller(&self) -> Option<Controller> {
+        let owner = self.owner_references.iter().find(|owner| owner.controller)?;
+        let (kind, name) = if owner.kind == "ReplicaSet" {
+            // The ReplicaSet of a Deployment is named after it and the hash of its template.
+            let hash = self.labels.get("pod-template-hash").map(|hash| format!("-{hash}"));
+            let name = hash.and_then(|hash| owner.name.strip_suffix(&hash));
+            (Some(WorkloadKind::Deployment), name)
+        } else {
+            (WorkloadKind::parse(&owner.kind).ok(), Some(owner.name.as_str()))
+        };
+        let group = owner.api_version.split('/').next();
+        let kind = kind.filter(|kind| group == Some(kind.group()));
+        let workload = kind.zip(name.and_then(|name| PodName::parse(name).ok()));
+        Some(Controller { workload, has_own_list: None })
+    }
+}
+
+impl Event {
+    fn time(&self) -> Option<DateTime<Utc>> {
+        self.last_timestamp.or(self.event_time)
     }
 }
 
@@ -231,35 +277,46 @@ impl ClusterClient {
         let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
         let Lookup::Found(response) = self.read(&path, &right).await? else { return Ok(None) };
         let pod: Pod = response.read(self.server())?;
-        let is_controlled = pod.metadata.owner_references.iter().any(|owner| owner.controller);
-        let subject = Subject::Pod { name: name.clone(), is_controlled };
+        let subject = Subject::Pod { name: name.clone(), controller: pod.metadata.controller() };
         let statuses: Vec<_> = pod.status.containers().collect();
-        Ok(Some(facts(subject, namespace, pod.spec, &statuses)))
+        let uid = Some(pod.metadata.uid).filter(|uid| !uid.is_empty());
+        Ok(Some(PodFacts { uid, ..facts(subject, namespace, pod.spec, &statuses) }))
     }
 
-    /// Names the pods of a namespace of which a container waits for its image.
+    /// Names the pods of a namespace of which a container waits for its image. Also returns whether the
+    /// namespace was read to its end.
     ///
     /// # Errors
     ///
     /// See [`ClusterError`].
-    pub async fn list_waiting_pods(&self, namespace: &NamespaceName) -> Result<Vec<PodName>, ClusterError> {
+    pub async fn list_waiting_pods(&self, namespace: &NamespaceName) -> Result<(Vec<PodName>, bool), ClusterError> {
         let requests = kube::core::Request::new(format!("/api/v1/namespaces/{namespace}/pods"));
-        let mut params = ListParams::default().limit(PODS_PAGE);
+        let mut params = ListParams::default();
+        let mut limit = PODS_PAGE;
         let mut waiting = Vec::new();
         for _ in 0..PODS_PAGES_MAX {
+            params.limit = Some(limit);
             let response = self.call(requests.list(&params).map_err(unbuildable)?, self.deadline()).await?;
             if !response.is_success() {
                 return Err(response.error(self.server(), &format!("list pods in namespace {namespace}")));
             }
-            let pods: Pods = response.read(self.server())?;
+            let pods: Pods = match response.read(self.server()) {
+                Ok(pods) => pods,
+                // Longer than the maximum of a response.
+                Err(_) if limit > 1 => {
+                    limit = (limit / 4).max(1);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let found = pods.items.unwrap_or_default().into_iter().filter(Pod::waits_for_image);
             waiting.extend(found.filter_map(|pod| PodName::parse(&pod.metadata.name).ok()));
             params.continue_token = pods.metadata.continue_token.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
-                break;
+                return Ok((waiting, true));
             }
         }
-        Ok(waiting)
+        Ok((waiting, false))
     }
 
     /// Reads the template of a workload; none if the workload does not exist.
@@ -339,15 +396,21 @@ impl ClusterClient {
     /// See [`ClusterError`]. A missing right is no error.
     pub async fn read_pull_events(&self, pod: &mut PodFacts) -> Result<bool, ClusterError> {
         let Subject::Pod { name, .. } = &pod.subject else { return Ok(true) };
-        let selector = format!("involvedObject.kind%3DPod%2CinvolvedObject.name%3D{name}");
+        // An earlier pod of this name has another uid.
+        let is_plain = |uid: &&String| uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        let uid = pod.uid.as_ref().filter(is_plain).map(|uid| format!("%2CinvolvedObject.uid%3D{uid}"));
+        let uid = uid.unwrap_or_default();
+        let selector = format!("involvedObject.kind%3DPod%2CinvolvedObject.name%3D{name}{uid}");
         let path = format!("/api/v1/namespaces/{}/events?limit={EVENTS_MAX}&fieldSelector={selector}", pod.namespace);
         let Lookup::Found(response) = self.read_if_allowed(&path).await? else { return Ok(false) };
         let events: Option<Events> = response.json();
-        for event in events.and_then(|events| events.items).unwrap_or_default() {
+        let mut events = events.and_then(|events| events.items).unwrap_or_default();
+        events.sort_by_key(Event::time);
+        for event in events {
             let Some(reported) = PullEvent::classify(&event.reason, &event.message) else { continue };
             let place = container_of(&event.involved_object.field_path);
             for container in pod.containers.iter_mut().filter(|one| Some(one.name.as_str()) == place) {
-                container.event = container.event.max(Some(reported));
+                container.event = Some(reported.after(container.event));
             }
         }
         Ok(true)
@@ -401,12 +464,14 @@ fn facts(subject: Subject, namespace: &NamespaceName, spec: PodSpec, statuses: &
         (ContainerKind::Ephemeral, spec.ephemeral_containers),
     ];
     let waiting = |name: &str| statuses.iter().find(|status| status.name == name)?.waiting();
+    let has_started = |name: &str| statuses.iter().any(|status| status.name == name && !status.image_id.is_empty());
     let containers = kinds.into_iter().flat_map(|(kind, containers)| {
         containers.into_iter().filter_map(move |one| Some((Name::parse(&one.name).ok()?, kind, one.image)))
     });
     let containers = containers.map(|(name, kind, image)| Container {
         waiting: waiting(name.as_str()),
         event: None,
+        has_started: has_started(name.as_str()),
         name,
         kind,
         image,
@@ -420,6 +485,7 @@ fn facts(subject: Subject, namespace: &NamespaceName, spec: PodSpec, statuses: &
         service_account: account.unwrap_or_else(ServiceAccountName::default_account),
         nodes: NodeChoice { name: spec.node_name, selector: spec.node_selector },
         namespace: namespace.clone(),
+        uid: None,
         subject,
     }
 }
@@ -435,10 +501,17 @@ fn value(secret: &Secret) -> SecretValue {
         let decoded = BASE64_STANDARD.decode(secret.data.get(key)?.expose_secret()).ok()?;
         Some(SecretSlice::from(decoded))
     };
+    let is_document = |key: &str| matches!(key, ".dockerconfigjson" | ".dockercfg");
+    let Secret { metadata, data, .. } = secret;
+    // Another tool would restore the Secret, or lose it.
+    let is_managed = metadata.labels.get("app.kubernetes.io/managed-by").is_some_and(|by| by != "regcred");
     SecretValue {
         secret_type: secret.secret_type.clone(),
         dockerconfigjson: document(".dockerconfigjson"),
         dockercfg: document(".dockercfg"),
+        has_other_data: data.len() > 1 || data.keys().any(|key| !is_document(key)),
+        has_owner: is_managed || !metadata.owner_references.is_empty(),
+        resource_version: metadata.resource_version.clone(),
         pull_secret_id: secret.metadata.labels.get(ID_LABEL).and_then(|id| id.parse().ok()),
     }
 }

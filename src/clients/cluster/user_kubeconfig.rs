@@ -4,12 +4,12 @@
 //! The service must never use it: it imports kubeconfigs with [`kubeconfig`](super::kubeconfig),
 //! which refuses all of that. `tests/integration/architecture.rs` enforces it.
 
-use std::{path::Path, sync::Arc};
+use std::{borrow::Cow, path::Path, sync::Arc};
 
 use http::{HeaderValue, header};
 use kube::{
     Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 
 use super::{ClusterClient, ClusterClientConfig, ClusterError, ClusterMetrics, connection::USER_AGENT};
@@ -32,8 +32,9 @@ impl ClusterClient {
                 None => Config::from_kubeconfig(&options).await,
             }
         };
-        let mut config =
-            read.await.map_err(|error| misconfigured(format!("the kubeconfig cannot be used: {error}")))?;
+        let mut config = read.await.map_err(|error: KubeconfigError| {
+            misconfigured(format!("the kubeconfig cannot be used: {}", explain(&error)))
+        })?;
         let limits = ClusterClientConfig::default();
         config.connect_timeout = Some(limits.connect_timeout);
         config.default_retry = false;
@@ -69,6 +70,48 @@ impl ClusterClient {
     }
 }
 
+/// Explains an error in fixed words: the error quotes lines of the file, or data of it, which may be
+/// credentials.
+fn explain(error: &KubeconfigError) -> Cow<'static, str> {
+    match error {
+        KubeconfigError::CurrentContextNotSet => "it has no current context: name one with --context".into(),
+        KubeconfigError::KindMismatch | KubeconfigError::ApiVersionMismatch => "its files cannot be merged".into(),
+        KubeconfigError::LoadContext(_) => "it has no such context".into(),
+        KubeconfigError::LoadClusterOfContext(_) => "it lacks the cluster of the context".into(),
+        KubeconfigError::FindPath => "there is none: name one with --kubeconfig".into(),
+        KubeconfigError::ReadConfig(error, _) => format!("it cannot be read ({})", error.kind()).into(),
+        KubeconfigError::Parse(error) => match error.location() {
+            Some(at) => format!("it is no kubeconfig: see line {}, column {}", at.line(), at.column()).into(),
+            None => "it is no kubeconfig".into(),
+        },
+        KubeconfigError::MissingClusterUrl => "its cluster has no server".into(),
+        KubeconfigError::ParseClusterUrl(_) => "the server of its cluster is no URL".into(),
+        KubeconfigError::ParseProxyUrl(_) => "the proxy of its cluster is no URL".into(),
+        KubeconfigError::LoadCertificateAuthority(_) | KubeconfigError::ParseCertificates(_) => {
+            "the certificate authority of its cluster cannot be loaded".into()
+        }
+        KubeconfigError::LoadClientCertificate(_) | KubeconfigError::LoadClientKey(_) => {
+            "the certificate or key of its user cannot be loaded".into()
+        }
+    }
+}
+
 const fn misconfigured(detail: String) -> ClusterError {
     ClusterError::Misconfigured { detail }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parser quotes the lines around an error.
+    #[test]
+    fn error_of_a_kubeconfig_quotes_nothing_of_it() {
+        for text in ["users:\n- name: u\n  user:\n    token: CANARY\n   x: y\n", "users: CANARY\n", "token: 'CANARY\n"]
+        {
+            let error = Kubeconfig::from_yaml(text).unwrap_err();
+            let shown = explain(&error);
+            assert!(!shown.contains("CANARY") && shown.contains("kubeconfig"), "{shown}");
+        }
+    }
 }

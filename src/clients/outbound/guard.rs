@@ -6,7 +6,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -99,6 +99,32 @@ impl Guard {
             return Err(GuardError::Forbidden("has a port of a service other than HTTP"));
         }
         Ok(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect())
+    }
+
+    /// Resolves `host` and returns its addresses, also if they are not public, unless one is that of a
+    /// cloud's metadata service. For hosts that the person names who runs the process.
+    ///
+    /// # Errors
+    ///
+    /// [`GuardError::Forbidden`] for a metadata service, [`GuardError::NotResolved`] if the name has no
+    /// address.
+    pub async fn admit_anywhere(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, GuardError> {
+        let mut addresses = self.addresses(host).await?;
+        addresses.truncate(ADDRESSES_MAX);
+        let is_forbidden =
+            |address: &IpAddr| address::is_metadata(*address) && !self.allowed.contains_exactly(*address);
+        if addresses.iter().any(is_forbidden) {
+            return Err(GuardError::Forbidden("is a cloud's metadata service"));
+        }
+        Ok(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect())
+    }
+
+    /// Whether the configuration allows `localhost` or a loopback address, by its name or its address.
+    #[must_use]
+    pub fn allows_loopback(&self, host: &str) -> bool {
+        let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        let address = literal.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        self.allowed.names(host) || self.allowed.contains(address)
     }
 
     /// Resolves a host that no user named, and admits every address of it.

@@ -12,7 +12,7 @@ use url::Url;
 use super::{
     Login, RegistryClient,
     challenge::{self, Challenge},
-    endpoint::{RegistryEndpoint, RegistryResponse},
+    endpoint::{Purpose, RegistryEndpoint, RegistryResponse},
     token::{Recognition, Token},
     token_service::{TokenResponse, TokenService},
 };
@@ -70,6 +70,7 @@ pub(super) struct LoginCheck<'a> {
     pub(super) registries: &'a RegistryClient,
     pub(super) login: &'a Login<'a>,
     pub(super) repository: Option<&'a RepositoryName>,
+    pub(super) purpose: Purpose<'a>,
     pub(super) deadline: Instant,
 }
 
@@ -102,11 +103,13 @@ impl<'a> LoginCheck<'a> {
     async fn registry(&self) -> Step<RegistryEndpoint<'a>> {
         let url = parse_url(&format!("{}/", self.origin()), Schemes::HttpAndHttps)
             .map_err(|reason| VerificationReport::new(Found::Refused, format!("the registry's address {reason}")))?;
-        self.endpoint(&url, self.login.registry.authority().to_owned()).await
+        let is_image_registry = matches!(self.purpose, Purpose::Pull(_));
+        self.endpoint(&url, self.login.registry.authority().to_owned(), is_image_registry).await
     }
 
-    async fn endpoint(&self, url: &Url, label: String) -> Step<RegistryEndpoint<'a>> {
-        RegistryEndpoint::admit(self.registries, url, label, self.login.ca_certificate, self.deadline).await
+    async fn endpoint(&self, url: &Url, label: String, is_image_registry: bool) -> Step<RegistryEndpoint<'a>> {
+        let (ca_certificate, usage) = (self.login.ca_certificate, (self.purpose, is_image_registry));
+        RegistryEndpoint::admit(self.registries, url, label, ca_certificate, usage, self.deadline).await
     }
 
     /// Scheme and authority of the registry. Its parts are parsed, so they need no escaping.
@@ -284,7 +287,7 @@ impl<'a> LoginCheck<'a> {
         if Url::parse(&self.url("")).is_ok_and(|url| url.origin() == realm.origin()) {
             return Ok(None);
         }
-        self.endpoint(realm, format!("the token service of {}", registry.label())).await.map(Some)
+        self.endpoint(realm, format!("the token service of {}", registry.label()), false).await.map(Some)
     }
 
     /// Whether this token service of the registry issues no token for a wrong login.

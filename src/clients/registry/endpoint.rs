@@ -1,5 +1,7 @@
 //! Host of a login check: an outbound endpoint under the host's limits.
 
+use std::hash::BuildHasher;
+
 use http::{HeaderMap, StatusCode, header};
 use reqwest::{Client, RequestBuilder, Response};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
@@ -7,7 +9,9 @@ use url::Url;
 
 use super::RegistryClient;
 use crate::{
-    clients::outbound::{Endpoint, OutboundError, OutboundErrorKind, Unavailable, exhausted_pull_limit, retry_after},
+    clients::outbound::{
+        Endpoint, HostLimits, OutboundError, OutboundErrorKind, Unavailable, exhausted_pull_limit, retry_after,
+    },
     domain::{
         cluster::CaCertificate,
         verification::{VerificationReport, VerificationResult},
@@ -19,11 +23,21 @@ const BODY_MAX: usize = 256 * 1024;
 
 /// Host of a login check.
 pub(super) struct RegistryEndpoint<'a> {
-    registries: &'a RegistryClient,
     endpoint: Endpoint,
-    /// `host:port`, the key of its limits.
-    host: String,
-    _permit: OwnedSemaphorePermit,
+    limits: &'a HostLimits,
+    /// Key of the host's pause in `limits`.
+    key: String,
+    _permits: Vec<OwnedSemaphorePermit>,
+}
+
+/// Purpose of a call, which decides its limits.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Purpose<'a> {
+    /// Verification of a login. A pause is that of the host.
+    Verification,
+    /// Pull of an image with this user, or without a login. A pause is that of the user at the host: the
+    /// limit of one client says nothing about others, nor about verifications.
+    Pull(Option<&'a str>),
 }
 
 /// Head of a response, and its body unread.
@@ -43,14 +57,30 @@ impl<'a> RegistryEndpoint<'a> {
         url: &Url,
         label: String,
         ca_certificate: Option<&CaCertificate>,
+        (purpose, is_image_registry): (Purpose<'_>, bool),
         deadline: Instant,
     ) -> Result<Self, VerificationReport> {
         let name = url.host_str().unwrap_or_default();
         let host = format!("{name}:{}", url.port_or_known_default().unwrap_or_default());
-        let permit =
-            registries.limits.acquire(&host, deadline).await.map_err(|reason| rate_limited(&label, &reason))?;
-        let endpoint = registries.outbound.endpoint(url, label, ca_certificate, deadline).await?;
-        Ok(Self { registries, endpoint, host, _permit: permit })
+        let (limits, key) = match purpose {
+            Purpose::Verification => (&registries.limits, host.clone()),
+            // A user may be as long as a Secret.
+            Purpose::Pull(Some(user)) => {
+                (&registries.pull_limits, format!("{host} user {:016x}", registries.hasher.hash_one(user)))
+            }
+            Purpose::Pull(None) => (&registries.pull_limits, format!("{host} anonymous")),
+        };
+        let mut permits = Vec::new();
+        if key != host {
+            permits.push(limits.acquire(&host, deadline).await.map_err(|reason| rate_limited(&label, &reason))?);
+        }
+        permits.push(limits.acquire(&key, deadline).await.map_err(|reason| rate_limited(&label, &reason))?);
+        let endpoint = if is_image_registry && registries.trusts_image_registries {
+            registries.outbound.endpoint_anywhere(url, label, ca_certificate, deadline).await?
+        } else {
+            registries.outbound.endpoint(url, label, ca_certificate, deadline).await?
+        };
+        Ok(Self { endpoint, limits, key, _permits: permits })
     }
 
     /// Name of the host in texts.
@@ -65,24 +95,24 @@ impl<'a> RegistryEndpoint<'a> {
 
     /// Sends a request. A 429 or 5xx ends the check; the caller judges every other status.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<RegistryResponse, VerificationReport> {
-        let limits = &self.registries.limits;
-        limits.check_pause(&self.host).map_err(|reason| rate_limited(self.label(), &reason))?;
+        let limits = self.limits;
+        limits.check_pause(&self.key).map_err(|reason| rate_limited(self.label(), &reason))?;
         let response = self.endpoint.send(request).await?;
         let (status, headers) = (response.status(), response.headers().clone());
         let delay = retry_after(&headers, crate::clock::now());
         if status == StatusCode::TOO_MANY_REQUESTS {
-            let pause = limits.pause(&self.host, delay);
+            let pause = limits.pause(&self.key, delay);
             return Err(rate_limited(self.label(), &Unavailable::Paused(pause)));
         }
         if status.is_server_error() {
             if delay.is_some() {
-                limits.pause(&self.host, delay);
+                limits.pause(&self.key, delay);
             }
             let detail = format!("{} failed with status {}", self.label(), status.as_u16());
             return Err(VerificationReport::new(VerificationResult::Unreachable, detail));
         }
         if let Some(window) = exhausted_pull_limit(&headers) {
-            limits.pause(&self.host, Some(window));
+            limits.pause(&self.key, Some(window));
         }
         Ok(RegistryResponse { status, headers, response })
     }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::domain::{
     diagnosis::{
-        Container, ContainerKind, Lookup, NodeChoice, PodFacts, PullSecretsFrom, Subject, WorkloadKind,
+        Container, ContainerKind, Controller, Lookup, NodeChoice, PodFacts, PullSecretsFrom, Subject, WorkloadKind,
         pull_secret_names,
     },
     matching::{ImageName, ImageReference},
@@ -213,7 +213,14 @@ impl Grouping {
         references.sort_by_key(|(_, count)| Reverse(**count));
         let containers = references.into_iter().take(ASKED_MAX).enumerate().filter_map(|(index, (image, _))| {
             let name = Name::parse(&format!("image-{index}")).ok()?;
-            Some(Container { name, kind: ContainerKind::Container, image: image.clone(), waiting: None, event: None })
+            Some(Container {
+                name,
+                kind: ContainerKind::Container,
+                image: image.clone(),
+                waiting: None,
+                event: None,
+                has_started: false,
+            })
         });
         let place = (key.namespace.clone(), key.service_account.clone());
         let subject = subject(is_pod, group.sample.clone());
@@ -285,7 +292,7 @@ fn group_images(images: &[ObservedImage]) -> BTreeMap<Option<(String, String)>, 
 
 fn subject(is_pod: bool, name: PodName) -> Subject {
     if is_pod {
-        Subject::Pod { name, is_controlled: true }
+        Subject::Pod { name, controller: Some(Controller { workload: None, has_own_list: None }) }
     } else {
         Subject::Workload { kind: WorkloadKind::Deployment, name }
     }
@@ -300,6 +307,7 @@ fn pod_facts(
     PodFacts {
         subject,
         namespace,
+        uid: None,
         containers,
         pull_secrets,
         has_invalid_reference: false,

@@ -105,6 +105,9 @@ fn read_secret(name: &str, registry: &str) -> Arc<ReadSecret> {
         secret_type: "kubernetes.io/dockerconfigjson".to_owned(),
         dockerconfigjson: Some(document.into_bytes().into()),
         dockercfg: None,
+        has_other_data: false,
+        has_owner: false,
+        resource_version: None,
         pull_secret_id: None,
     };
     Arc::new(ReadSecret::of(secret_name(name), Lookup::Found(value)))

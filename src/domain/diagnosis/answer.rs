@@ -11,13 +11,13 @@ use super::{
     registry::{ManifestState, PullReport},
     secret::{SecretProblem, SecretState},
 };
-use crate::domain::{invalid::Invalid, matching::Mismatch, verification::VerificationResult};
+use crate::domain::{invalid::Invalid, matching::Mismatch, names::Name, verification::VerificationResult};
 
 /// Why the images of a pod can be pulled, or cannot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Diagnosis {
-    /// Whether the verdict of every image is `ok`, and there is no problem of the pod.
+    /// Whether the verdict of every image is `ok`, and no problem prevents the pod.
     pub ok: bool,
     /// Where the list of pull secrets comes from.
     pub pull_secrets_from: PullSecretsFrom,
@@ -25,7 +25,7 @@ pub struct Diagnosis {
     pub service_account: String,
     /// Pull secrets that the kubelet uses, in its order.
     pub pull_secrets: Vec<DiagnosedSecret>,
-    /// Images, each once.
+    /// Images, each once, 50 at most.
     pub images: Vec<DiagnosedImage>,
     /// Problems of the pod as a whole.
     pub problems: Vec<PodProblem>,
@@ -68,7 +68,7 @@ pub struct DiagnosedSecret {
     pub name: String,
     /// Whether it could be read.
     pub state: SecretState,
-    /// Keys of the entries that the kubelet finds in it.
+    /// Keys of the entries that the kubelet finds in it, 50 at most.
     pub keys: Vec<String>,
     /// Problems.
     pub problems: Vec<SecretProblem>,
@@ -86,6 +86,23 @@ pub struct ManagedBy {
     pub state: Option<String>,
     /// Type of its last error.
     pub last_error: Option<String>,
+    /// Whether the Secret is as regcred wrote it last.
+    #[serde(skip)]
+    pub is_as_written: bool,
+    /// Accounts in it.
+    #[serde(skip)]
+    pub accounts: Vec<ManagedAccount>,
+}
+
+/// Account in a pull secret of regcred.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManagedAccount {
+    /// Name.
+    pub name: Name,
+    /// Key of its entry.
+    pub key: String,
+    /// Whether regcred mints its login.
+    pub is_minted: bool,
 }
 
 /// Verdict about an image.
@@ -206,7 +223,7 @@ pub struct DiagnosedImage {
     pub sentence: String,
     /// Remedy; `null` if none is needed or known.
     pub fix: Option<Fix>,
-    /// Entries that match the image, in the order in which the kubelet tries them.
+    /// Entries that match the image, in the order in which the kubelet tries them, 20 at most.
     pub attempts: Vec<Attempt>,
     /// Answer of the registry to a client without a login; `null` if it was not asked.
     pub anonymous: Option<RegistryAnswer>,
@@ -255,7 +272,7 @@ pub struct Attempt {
 pub enum SkipReason {
     /// An earlier entry works.
     EarlierWorks,
-    /// The entry has no login that can be sent.
+    /// The login of the entry cannot be sent: it is not UTF-8.
     NoLogin,
     /// The key has a wildcard, and the request chose the image: a login is sent only to a registry
     /// that its entry or the cluster names.
@@ -306,8 +323,20 @@ pub struct NearEntry {
 pub enum PodProblemKind {
     /// The ServiceAccount does not exist, so the API server creates no pod.
     ServiceAccountMissing,
-    /// An entry of `imagePullSecrets` has no valid name.
+    /// An entry of `imagePullSecrets` has no valid name. The kubelet ignores it.
     InvalidReference,
+    /// The pod has more images than an answer.
+    TooManyImages,
+}
+
+impl PodProblemKind {
+    /// Whether the pod works in spite of it.
+    pub(super) const fn is_note(self) -> bool {
+        match self {
+            Self::InvalidReference => true,
+            Self::ServiceAccountMissing | Self::TooManyImages => false,
+        }
+    }
 }
 
 /// Problem of a pod as a whole.

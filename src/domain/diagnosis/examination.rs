@@ -1,6 +1,6 @@
 //! Examination of a pod: entries of each image, questions to registries, and the conclusion.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
@@ -10,21 +10,26 @@ use super::{
         Attempt, ContainerReference, DiagnosedImage, DiagnosedSecret, Diagnosis, ManagedBy, MissingRead, NearEntry,
         PodProblem, PodProblemKind, PullSecretsFrom, RegistryAnswer, SkipReason, Verdict,
     },
-    fix::{self, RegcredContext},
+    fix::{self, Kubectl, RegcredContext},
     node::Node,
-    pod::{Container, Lookup, PodFacts, Subject},
+    pod::{Container, Lookup, PodFacts, Subject, WaitingReason},
     registry::{Platform, PullReport},
     secret::{ReadSecret, SecretState, shown_key},
     verdict::{Judgement, judge},
 };
 use crate::domain::{
-    matching::{Addressed, ImageReference, addressed, nearest_entries, pull_entries},
+    matching::{Addressed, ImageReference, addressed, nearest_entries, pull_entries, slot},
     names::{SecretName, ServiceAccountName},
-    registry::RegistryScope,
 };
 
 /// Maximum number of images of one diagnosis that registries are asked about.
 pub(super) const IMAGES_MAX: usize = 20;
+/// Maximum number of images in an answer.
+pub(super) const IMAGES_SHOWN_MAX: usize = 50;
+/// Maximum number of entries of an image that are examined.
+pub(super) const CANDIDATES_MAX: usize = 20;
+/// Maximum number of keys of a Secret in an answer.
+const KEYS_SHOWN_MAX: usize = 50;
 
 /// Entry that the kubelet tries for an image.
 #[derive(Debug)]
@@ -35,12 +40,24 @@ pub struct Candidate {
     pub(super) skipped: Option<SkipReason>,
 }
 
+/// How the registry of an image is asked for an entry.
+#[derive(Debug, Clone, Copy)]
+pub enum Question<'a> {
+    /// With this user and password.
+    Login(&'a str, &'a SecretString),
+    /// Without a login: the entry has none, and the kubelet tries it so.
+    Anonymous,
+}
+
 impl Candidate {
-    /// Returns the login that the registry of the image may be asked with, if any.
+    /// Returns how the registry of the image may be asked; `None` if it may not.
     #[must_use]
-    pub fn question(&self) -> Option<(&str, &SecretString)> {
-        let login = self.login.as_ref().filter(|_| self.skipped.is_none());
-        login.map(|(username, password)| (username.as_str(), password))
+    pub fn question(&self) -> Option<Question<'_>> {
+        match (self.skipped, &self.login) {
+            (Some(_), _) => None,
+            (None, Some((username, password))) => Some(Question::Login(username, password)),
+            (None, None) => Some(Question::Anonymous),
+        }
     }
 }
 
@@ -51,6 +68,8 @@ pub struct ImageAnswers {
     pub attempts: Vec<Option<PullReport>>,
     /// Answer without a login.
     pub anonymous: Option<PullReport>,
+    /// Whether the registry is the node's own host, which was not asked.
+    pub is_of_node: bool,
 }
 
 /// An image with the entries that the kubelet tries.
@@ -62,6 +81,8 @@ pub(super) struct ExaminedImage {
     pub(super) invalid: Option<String>,
     pub(super) containers: Vec<Container>,
     pub(super) candidates: Vec<Candidate>,
+    /// Whether further entries match.
+    pub(super) has_more_candidates: bool,
     pub(super) nearest: Vec<NearEntry>,
     pub(super) collisions: Vec<String>,
 }
@@ -78,6 +99,9 @@ pub struct Examination {
     /// Platforms that the images must have; empty if they are unknown.
     pub(super) platforms: Vec<Platform>,
     pub(super) images: Vec<ExaminedImage>,
+    /// Number of images, also of those that are not in the answer.
+    image_total: usize,
+    pub(super) kubectl: Kubectl,
 }
 
 /// Returns the names of the pull secrets that the kubelet uses, in order.
@@ -91,7 +115,7 @@ pub fn pull_secret_names(
 ) -> (PullSecretsFrom, Vec<SecretName>) {
     let is_new = !matches!(pod.subject, Subject::Pod { .. });
     let (from, names) = match service_account {
-        Lookup::Found(names) if is_new && pod.pull_secrets.is_empty() => (PullSecretsFrom::ServiceAccount, names),
+        Lookup::Found(names) if is_new && !pod.has_own_list() => (PullSecretsFrom::ServiceAccount, names),
         _ => (PullSecretsFrom::Pod, &pod.pull_secrets),
     };
     let mut unique: Vec<SecretName> = Vec::new();
@@ -117,16 +141,20 @@ impl Examination {
             Lookup::Found(names) => Some(names.clone()),
             Lookup::Missing | Lookup::Forbidden | Lookup::NotRead => None,
         };
-        let mut images: Vec<(String, Vec<Container>)> = Vec::new();
-        for container in &pod.containers {
-            match images.iter_mut().find(|(image, _)| *image == container.image) {
-                Some((_, containers)) => containers.push(container.clone()),
-                None => images.push((container.image.clone(), vec![container.clone()])),
+        let mut images = images_of(&pod.containers);
+        let image_total = images.len();
+        images.truncate(IMAGES_SHOWN_MAX);
+        let images = images.into_iter().enumerate().map(|(index, (image, containers))| {
+            let mut examined = ExaminedImage::new(image, containers);
+            if index < IMAGES_MAX {
+                examined.find_entries(&secrets, &pod.subject);
             }
-        }
-        let images = images.into_iter().map(|(image, containers)| examine(&image, containers, &secrets, &pod.subject));
+            examined
+        });
         Self {
             images: images.collect(),
+            image_total,
+            kubectl: Kubectl::default(),
             from,
             of_service_account,
             is_service_account_missing: matches!(service_account, Lookup::Missing),
@@ -145,10 +173,10 @@ impl Examination {
         images.filter_map(|(index, image)| Some((index, image.reference.as_ref()?, image.candidates.as_slice())))
     }
 
-    /// Hosts of the registries of [`questions`](Self::questions).
-    pub fn registry_hosts(&self) -> impl Iterator<Item = String> {
-        let scopes = self.questions().filter_map(|(_, image, _)| RegistryScope::parse(image.name.registry()).ok());
-        scopes.map(|scope| scope.host().to_owned())
+    /// Has the fixes call `kubectl` so.
+    #[must_use]
+    pub fn with_kubectl(self, kubectl: Kubectl) -> Self {
+        Self { kubectl, ..self }
     }
 
     /// Number of images.
@@ -175,6 +203,17 @@ impl Examination {
         self.secrets.iter().filter_map(|secret| Some((&secret.name, secret.pull_secret_id?)))
     }
 
+    /// Resource version of a Secret.
+    #[must_use]
+    pub fn version_of(&self, name: &SecretName) -> Option<&str> {
+        self.secrets.iter().find(|secret| secret.name == *name)?.resource_version.as_deref()
+    }
+
+    /// Names of the Secrets that do not exist.
+    pub fn missing(&self) -> impl Iterator<Item = &SecretName> {
+        self.secrets.iter().filter(|secret| secret.state == SecretState::Missing).map(|secret| &secret.name)
+    }
+
     /// Judges the answers of the registries, one for each image.
     ///
     /// `managed` has the pull secret of each Secret of [`managed`](Self::managed), and `context` what
@@ -194,14 +233,17 @@ impl Examination {
             answers.iter().enumerate().map(|(index, answers)| judge(self, index, answers)).collect();
         let verdicts: Vec<Verdict> = judgements.iter().map(|judgement| judgement.verdict).collect();
         let images = self.images.iter().zip(answers).zip(judgements).enumerate();
+        let mut proposed: Vec<fix::Fix> = Vec::new();
         let images = images.map(|(index, ((image, answers), judgement))| {
-            let fix = fix::propose(self, index, &verdicts, managed, context);
+            let fix = fix::propose(self, (index, &verdicts), &proposed, managed, context);
+            proposed.extend(fix.clone());
             self.diagnosed(image, answers, judgement, fix)
         });
         let images: Vec<DiagnosedImage> = images.collect();
         let problems = self.problems();
         Diagnosis {
-            ok: problems.is_empty() && images.iter().all(|image| image.verdict == Verdict::Ok),
+            ok: problems.iter().all(|problem| problem.kind.is_note())
+                && images.iter().all(|image| image.verdict == Verdict::Ok),
             pull_secrets_from: self.from,
             service_account: self.pod.service_account.to_string(),
             pull_secrets: self.secrets.iter().map(|secret| diagnosed_secret(secret, managed)).collect(),
@@ -218,13 +260,21 @@ impl Examination {
             problems.push(PodProblem {
                 kind: PodProblemKind::ServiceAccountMissing,
                 sentence: format!("the ServiceAccount {name} does not exist, so the API server creates no pod with it"),
-                fix: Some(fix::create_service_account(&self.pod.namespace, name)),
+                fix: Some(fix::create_service_account(&self.kubectl, &self.pod.namespace, name)),
             });
         }
         if self.pod.has_invalid_reference {
             problems.push(PodProblem {
                 kind: PodProblemKind::InvalidReference,
-                sentence: "an entry of imagePullSecrets has no valid name: remove it".to_owned(),
+                sentence: "an entry of imagePullSecrets has no valid name, so the kubelet ignores it: remove it"
+                    .to_owned(),
+                fix: None,
+            });
+        }
+        if self.image_total > self.images.len() {
+            problems.push(PodProblem {
+                kind: PodProblemKind::TooManyImages,
+                sentence: format!("the pod has {} images, of which {IMAGES_SHOWN_MAX} are shown", self.image_total),
                 fix: None,
             });
         }
@@ -235,6 +285,13 @@ impl Examination {
     fn service_account(&self) -> ServiceAccountContext<'_> {
         let is_new = !matches!(self.pod.subject, Subject::Pod { .. });
         ServiceAccountContext { name: &self.pod.service_account, is_missing: is_new && self.is_service_account_missing }
+    }
+
+    /// Whether the pod would get a list of its `ServiceAccount` that could not be read.
+    pub(super) fn is_list_unknown(&self) -> bool {
+        let is_new = !matches!(self.pod.subject, Subject::Pod { .. });
+        let is_unread = self.of_service_account.is_none() && !self.is_service_account_missing;
+        is_new && is_unread && !self.pod.has_own_list()
     }
 
     /// Whether a pull secret makes every pull of the pod fail.
@@ -294,53 +351,93 @@ struct ServiceAccountContext<'a> {
     is_missing: bool,
 }
 
-fn examine(image: &str, containers: Vec<Container>, secrets: &[Arc<ReadSecret>], subject: &Subject) -> ExaminedImage {
-    let mut examined = ExaminedImage {
-        reference: None,
-        invalid: None,
-        containers,
-        candidates: Vec::new(),
-        nearest: Vec::new(),
-        collisions: Vec::new(),
-    };
-    let reference = match ImageReference::parse(image) {
-        Ok(reference) => reference,
-        Err(invalid) => {
-            examined.invalid = Some(invalid.to_string());
-            return examined;
-        }
-    };
-    let keys: Vec<Vec<&str>> = secrets.iter().map(|secret| secret.keys()).collect();
-    let fails_pod = secrets.iter().any(|secret| secret.fails_pod);
-    for place in pull_entries(&keys, &reference.name) {
-        let Some(entry) = secrets.get(place.secret).and_then(|secret| secret.entries.get(place.entry)) else {
-            continue;
-        };
-        let skipped = match (&entry.login, addressed(&entry.key, &reference.name)) {
-            _ if fails_pod => Some(SkipReason::PodFails),
-            (None, _) => Some(SkipReason::NoLogin),
-            (_, Addressed::Elsewhere) => Some(SkipReason::OtherRegistry),
-            // The request chose the host, not an object of the cluster.
-            (_, Addressed::ByWildcard) if *subject == Subject::Spec => Some(SkipReason::Wildcard),
-            (_, Addressed::Exactly | Addressed::ByWildcard) => None,
-        };
-        let (key, login) = (entry.key.clone(), entry.login.clone());
-        examined.candidates.push(Candidate { secret: place.secret, key, login, skipped });
-    }
-    examined.collisions = collisions(&examined.candidates, secrets);
-    if examined.candidates.is_empty() {
-        let near = nearest_entries(&keys, &reference.name).into_iter();
-        let near = near.filter_map(|(secret, key, mismatch, detail)| {
-            let secret = secrets.get(secret)?.name.to_string();
-            Some(NearEntry { secret, key: shown_key(&key), mismatch, detail })
+/// Containers of each image, in the order of the pod.
+fn images_of(containers: &[Container]) -> Vec<(&str, Vec<Container>)> {
+    let mut images: Vec<(&str, Vec<Container>)> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for container in containers {
+        let place = *places.entry(&container.image).or_insert_with(|| {
+            images.push((&container.image, Vec::new()));
+            images.len() - 1
         });
-        examined.nearest = near.collect();
+        if let Some((_, of_image)) = images.get_mut(place) {
+            of_image.push(container.clone());
+        }
     }
-    examined.reference = Some(reference);
-    examined
+    images
 }
 
-/// Names the pull secrets with the same key as another one, but another login.
+impl ExaminedImage {
+    /// Parses the reference. No entry is known yet.
+    fn new(image: &str, containers: Vec<Container>) -> Self {
+        let (reference, invalid) = match ImageReference::parse(image) {
+            Ok(reference) => (Some(reference), None),
+            Err(invalid) => (None, Some(invalid.to_string())),
+        };
+        Self {
+            reference,
+            invalid,
+            containers,
+            candidates: Vec::new(),
+            has_more_candidates: false,
+            nearest: Vec::new(),
+            collisions: Vec::new(),
+        }
+    }
+
+    /// Finds the entries that the kubelet tries, or else those that come closest.
+    fn find_entries(&mut self, secrets: &[Arc<ReadSecret>], subject: &Subject) {
+        let Some(reference) = &self.reference else { return };
+        let keys: Vec<Vec<&str>> = secrets.iter().map(|secret| secret.keys()).collect();
+        let fails_pod = secrets.iter().any(|secret| secret.fails_pod);
+        let places = pull_entries(&keys, &reference.name);
+        self.has_more_candidates = places.len() > CANDIDATES_MAX;
+        for place in places.into_iter().take(CANDIDATES_MAX) {
+            let Some(entry) = secrets.get(place.secret).and_then(|secret| secret.entries.get(place.entry)) else {
+                continue;
+            };
+            let skipped = match (&entry.login, addressed(&entry.key, &reference.name)) {
+                _ if fails_pod => Some(SkipReason::PodFails),
+                (None, _) if entry.is_anonymous => None,
+                (None, _) => Some(SkipReason::NoLogin),
+                (_, Addressed::Elsewhere) => Some(SkipReason::OtherRegistry),
+                // The request chose the host, not an object of the cluster.
+                (_, Addressed::ByWildcard) if *subject == Subject::Spec => Some(SkipReason::Wildcard),
+                (_, Addressed::Exactly | Addressed::ByWildcard) => None,
+            };
+            let (key, login) = (entry.key.clone(), entry.login.clone());
+            self.candidates.push(Candidate { secret: place.secret, key, login, skipped });
+        }
+        self.collisions = collisions(&self.candidates, secrets);
+        if self.candidates.is_empty() {
+            // The details repeat parts of keys.
+            let shown: Vec<Vec<String>> =
+                keys.iter().map(|keys| keys.iter().map(|key| shown_key(key)).collect()).collect();
+            let near = nearest_entries(&shown, &reference.name).into_iter();
+            let near = near.filter_map(|(secret, key, mismatch, detail)| {
+                let secret = secrets.get(secret)?.name.to_string();
+                Some(NearEntry { secret, key, mismatch, detail })
+            });
+            self.nearest = near.collect();
+        }
+    }
+
+    /// Whether a container with it has run.
+    pub(super) fn has_started(&self) -> bool {
+        self.containers.iter().any(|container| container.has_started)
+    }
+
+    /// Whether the kubelet reports a failed pull.
+    pub(super) fn has_failed(&self) -> bool {
+        self.containers.iter().any(|container| {
+            let is_pull = |waiting| matches!(waiting, WaitingReason::ErrImagePull | WaitingReason::ImagePullBackOff);
+            container.waiting.is_some_and(is_pull)
+        })
+    }
+}
+
+/// Names the pull secrets with an entry for the same images as that of another one, but with another
+/// login.
 fn collisions(candidates: &[Candidate], secrets: &[Arc<ReadSecret>]) -> Vec<String> {
     let is_other = |one: &Candidate, other: &Candidate| match (&one.login, &other.login) {
         (Some((user, password)), Some((other_user, other_password))) => {
@@ -348,12 +445,14 @@ fn collisions(candidates: &[Candidate], secrets: &[Arc<ReadSecret>]) -> Vec<Stri
         }
         _ => true,
     };
-    let collides = |one: &Candidate| {
-        candidates.iter().any(|other| one.secret != other.secret && one.key == other.key && is_other(one, other))
+    let slots: Vec<Option<String>> = candidates.iter().map(|one| slot(&one.key)).collect();
+    let slotted = || candidates.iter().zip(&slots);
+    let collides = |one: &Candidate, slot: &Option<String>| {
+        slotted().any(|(other, other_slot)| one.secret != other.secret && slot == other_slot && is_other(one, other))
     };
-    let colliding = candidates.iter().filter(|one| collides(one)).filter_map(|one| secrets.get(one.secret));
+    let colliding = slotted().filter(|(one, slot)| collides(one, slot));
     let mut names: Vec<String> = Vec::new();
-    for secret in colliding {
+    for secret in colliding.filter_map(|(one, _)| secrets.get(one.secret)) {
         if !names.iter().any(|name| name == secret.name.as_str()) {
             names.push(secret.name.to_string());
         }
@@ -366,7 +465,7 @@ fn diagnosed_secret(secret: &ReadSecret, managed: &[(SecretName, ManagedBy)]) ->
     DiagnosedSecret {
         name: secret.name.to_string(),
         state: secret.state,
-        keys: keys.into_iter().map(shown_key).collect(),
+        keys: keys.into_iter().take(KEYS_SHOWN_MAX).map(shown_key).collect(),
         problems: secret.problems.clone(),
         managed_by: managed.iter().find(|(name, _)| *name == secret.name).map(|(_, by)| by.clone()),
     }

@@ -88,6 +88,15 @@ impl WorkloadKind {
     }
 }
 
+/// Controller of a pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Controller {
+    /// Workload whose template the pod follows; `None` for a controller of another kind.
+    pub workload: Option<(WorkloadKind, PodName)>,
+    /// Whether the template has a list of pull secrets; `None` if that is unknown.
+    pub has_own_list: Option<bool>,
+}
+
 /// Subject of a diagnosis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
@@ -95,8 +104,8 @@ pub enum Subject {
     Pod {
         /// Name.
         name: PodName,
-        /// Whether a controller creates it anew after its deletion.
-        is_controlled: bool,
+        /// Its controller, which creates it anew after its deletion.
+        controller: Option<Controller>,
     },
     /// The pods that a workload creates.
     Workload {
@@ -179,6 +188,17 @@ pub enum PullEvent {
 }
 
 impl PullEvent {
+    /// The report after an earlier one: the newest that names a reason.
+    #[must_use]
+    pub fn after(self, earlier: Option<Self>) -> Self {
+        let is_general = |event| matches!(event, Self::BackOff | Self::Failed);
+        match earlier {
+            Some(earlier) if is_general(self) && !is_general(earlier) => earlier,
+            Some(earlier) if is_general(self) => self.max(earlier),
+            _ => self,
+        }
+    }
+
     /// Classifies an event by its reason and message. The message is compared only: it may contain
     /// anything that a registry sent.
     #[must_use]
@@ -230,6 +250,8 @@ pub struct Container {
     pub waiting: Option<WaitingReason>,
     /// What events report.
     pub event: Option<PullEvent>,
+    /// Whether it has run: its image was on the node.
+    pub has_started: bool,
 }
 
 /// Pod, or the template of one.
@@ -239,16 +261,26 @@ pub struct PodFacts {
     pub subject: Subject,
     /// Namespace.
     pub namespace: NamespaceName,
+    /// Identifier of a pod that exists.
+    pub uid: Option<String>,
     /// Containers of all kinds.
     pub containers: Vec<Container>,
     /// Its own `imagePullSecrets`, in order.
     pub pull_secrets: Vec<SecretName>,
-    /// Whether `imagePullSecrets` has entries without a valid name.
+    /// Whether `imagePullSecrets` has entries without a valid name, which the kubelet ignores.
     pub has_invalid_reference: bool,
     /// Its `ServiceAccount`.
     pub service_account: ServiceAccountName,
     /// Nodes that it can run on.
     pub nodes: NodeChoice,
+}
+
+impl PodFacts {
+    /// Whether its `imagePullSecrets` is not empty, so that the API server adds none.
+    #[must_use]
+    pub fn has_own_list(&self) -> bool {
+        !self.pull_secrets.is_empty() || self.has_invalid_reference
+    }
 }
 
 /// Value of a Secret, for the time of one diagnosis. `Debug` omits the data.
@@ -259,8 +291,14 @@ pub struct SecretValue {
     pub dockerconfigjson: Option<SecretSlice<u8>>,
     /// Value of `.dockercfg`.
     pub dockercfg: Option<SecretSlice<u8>>,
+    /// Whether it has other data.
+    pub has_other_data: bool,
+    /// Whether another object owns it.
+    pub has_owner: bool,
     /// Pull secret that a label names.
     pub pull_secret_id: Option<Uuid>,
+    /// Resource version.
+    pub resource_version: Option<String>,
 }
 
 impl std::fmt::Debug for SecretValue {
@@ -291,6 +329,20 @@ mod tests {
     #[case("Pulled", "Successfully pulled image", None)]
     fn event_is_classified(#[case] reason: &str, #[case] message: &str, #[case] expected: Option<PullEvent>) {
         assert_eq!(PullEvent::classify(reason, message), expected);
+    }
+
+    #[test]
+    fn newest_event_that_names_a_reason_counts() {
+        use PullEvent::{BackOff, Failed, NotFound, Unauthorized};
+        for (events, expected) in [
+            (&[Unauthorized, NotFound][..], NotFound),
+            (&[NotFound, Failed, BackOff], NotFound),
+            (&[Failed, BackOff], Failed),
+            (&[BackOff, Unauthorized, BackOff], Unauthorized),
+        ] {
+            let found = events.iter().fold(None, |earlier, event| Some(event.after(earlier)));
+            assert_eq!(found, Some(expected), "{events:?}");
+        }
     }
 
     #[test]

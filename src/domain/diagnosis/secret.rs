@@ -1,5 +1,7 @@
 //! How the kubelet reads a pull secret (`pkg/credentialprovider/secrets/secrets.go`).
 
+use std::collections::{BTreeSet, HashMap};
+
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use serde::{Deserialize, Serialize, de::IgnoredAny};
@@ -12,7 +14,7 @@ use crate::domain::{
     docker_config::{
         Consumer, auth,
         import::redact_key,
-        parse::{Config, Entry, Form, ParseError},
+        parse::{Config, Entry, Form, Value},
         reading::{Reading, read},
     },
     names::SecretName,
@@ -21,6 +23,10 @@ use crate::domain::{
 
 /// Maximum number of characters of a key in an answer.
 const KEY_MAX: usize = 255;
+/// Maximum number of entries that are read of a Secret.
+const ENTRIES_MAX: usize = 500;
+/// Maximum number of problems of a Secret in an answer.
+const PROBLEMS_MAX: usize = 20;
 
 /// Whether a pull secret could be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -60,10 +66,33 @@ pub enum SecretProblemKind {
     InvalidAuth,
     /// A field of an entry has the wrong type.
     MalformedEntry,
-    /// An entry has no login.
+    /// An entry has no login: the kubelet tries without one.
     NoLogin,
+    /// The document exceeds a limit of the diagnosis.
+    TooLarge,
     /// The document has no entry.
     Empty,
+}
+
+impl SecretProblemKind {
+    /// Whether the kubelet fails with all pull secrets of the pod.
+    const fn fails_pod(self) -> bool {
+        match self {
+            Self::DoubleBase64
+            | Self::StrayCharacter
+            | Self::Encoding
+            | Self::NotADockerConfig
+            | Self::InvalidAuth
+            | Self::MalformedEntry => true,
+            Self::WrongType
+            | Self::WrongKey
+            | Self::OtherForm
+            | Self::DuplicateKey
+            | Self::NoLogin
+            | Self::TooLarge
+            | Self::Empty => false,
+        }
+    }
 }
 
 /// Problem of a pull secret.
@@ -83,8 +112,10 @@ pub struct SecretProblem {
 #[derive(Debug)]
 pub(super) struct ReadEntry {
     pub(super) key: String,
-    /// User and password, if the kubelet finds both.
+    /// User and password, if the kubelet finds a user.
     pub(super) login: Option<(String, SecretString)>,
+    /// Whether the kubelet tries without a login in its place.
+    pub(super) is_anonymous: bool,
 }
 
 /// Pull secret as the kubelet reads it. It holds its logins.
@@ -94,8 +125,13 @@ pub struct ReadSecret {
     pub(super) state: SecretState,
     pub(super) secret_type: Option<SecretType>,
     pub(super) pull_secret_id: Option<Uuid>,
+    pub(super) resource_version: Option<String>,
     pub(super) problems: Vec<SecretProblem>,
     pub(super) entries: Vec<ReadEntry>,
+    /// Keys of all entries of its document; `None` if they are unknown.
+    document_keys: Option<Vec<String>>,
+    /// Whether nothing but a docker config would be lost with it.
+    is_plain: bool,
     /// Whether it makes every pull of the pod fail, whatever the other pull secrets contain.
     pub(super) fails_pod: bool,
     /// Whether the kubelet may find more in it than this reader does.
@@ -111,8 +147,11 @@ impl ReadSecret {
             state: SecretState::Found,
             secret_type: None,
             pull_secret_id: None,
+            resource_version: None,
             problems: Vec::new(),
             entries: Vec::new(),
+            document_keys: None,
+            is_plain: false,
             fails_pod: false,
             is_uncertain: false,
         };
@@ -121,6 +160,10 @@ impl ReadSecret {
             Lookup::Missing => read.state = SecretState::Missing,
             Lookup::Forbidden => read.state = SecretState::Forbidden,
             Lookup::NotRead => read.state = SecretState::NotRead,
+        }
+        if read.problems.len() > PROBLEMS_MAX {
+            read.problems.sort_by_key(|problem| !problem.kind.fails_pod());
+            read.problems.truncate(PROBLEMS_MAX);
         }
         read
     }
@@ -164,7 +207,9 @@ impl ReadSecret {
 
     fn read_value(&mut self, value: &SecretValue) {
         self.pull_secret_id = value.pull_secret_id;
+        self.resource_version.clone_from(&value.resource_version);
         self.secret_type = value.secret_type.parse().ok();
+        self.is_plain = !value.has_other_data && !value.has_owner;
         let Some(secret_type) = self.secret_type else {
             self.add(
                 SecretProblemKind::WrongType,
@@ -201,13 +246,17 @@ impl ReadSecret {
             SecretType::DockerConfigJson => Form::DockerConfigJson,
             SecretType::Dockercfg => Form::Dockercfg,
         };
-        match Config::parse_value(form, document.expose_secret()) {
-            Ok(config) => self.read_config(&config, document.expose_secret()),
+        let document = document.expose_secret();
+        match Config::parse_value(form, document) {
+            Ok(value) => self.read_config(&value, document),
+            Err(error) if error.is_limit() => {
+                self.is_uncertain = true;
+                self.add(SecretProblemKind::TooLarge, &error.to_string());
+            }
             Err(error) => {
-                let kind = kind_of_refused(document.expose_secret(), &error);
-                // Go takes the last of equal keys.
-                self.is_uncertain = kind == SecretProblemKind::DuplicateKey;
-                self.fails_pod = !self.is_uncertain;
+                let kind = kind_of_refused(document);
+                self.fails_pod = true;
+                self.document_keys = repaired(kind, document).as_ref().map(keys_of);
                 let detail = match kind {
                     SecretProblemKind::DoubleBase64 => {
                         "the value is base64 of base64: encode it once, or give it as `stringData`".to_owned()
@@ -219,8 +268,11 @@ impl ReadSecret {
         }
     }
 
-    fn read_config(&mut self, config: &Config, document: &[u8]) {
-        if is_other_form(config, document) {
+    fn read_config(&mut self, value: &Value, document: &[u8]) {
+        let config = &value.config;
+        self.document_keys = Some(keys_of(config));
+        if let Some(other) = other_form(config, document) {
+            self.document_keys = Some(keys_of(&other));
             self.add(
                 SecretProblemKind::OtherForm,
                 "the document has the form of the other type: the type kubernetes.io/dockerconfigjson needs `auths` \
@@ -231,25 +283,51 @@ impl ReadSecret {
         if config.entries.is_empty() {
             self.add(SecretProblemKind::Empty, "the document has no entry");
         }
-        for entry in &config.entries {
-            let (kind, detail) = match read(Consumer::Kubernetes, entry) {
-                Reading::Login | Reading::Token => {
-                    self.entries.push(ReadEntry { key: entry.key.clone(), login: login(entry) });
-                    continue;
-                }
-                Reading::FailsAll(detail) => {
-                    self.fails_pod = true;
-                    let is_auth = !entry.is_malformed && !entry.auth.text().is_empty();
-                    let kind = if is_auth { SecretProblemKind::InvalidAuth } else { SecretProblemKind::MalformedEntry };
-                    (kind, format!("{detail}; the kubelet then fails with all pull secrets of the pod"))
-                }
-                Reading::Nothing(detail) | Reading::Fails(detail) => {
-                    self.entries.push(ReadEntry { key: entry.key.clone(), login: None });
-                    (SecretProblemKind::NoLogin, detail.into_owned())
-                }
-            };
-            self.problems.push(SecretProblem { kind, key: Some(shown_key(&entry.key)), detail });
+        if value.has_repeated_keys {
+            self.add(
+                SecretProblemKind::DuplicateKey,
+                "a key occurs twice, of which the kubelet uses the last: delete one",
+            );
         }
+        let last: HashMap<&str, usize> =
+            config.entries.iter().enumerate().map(|(index, entry)| (entry.key.as_str(), index)).collect();
+        for (index, entry) in config.entries.iter().enumerate() {
+            self.read_entry(entry, last.get(entry.key.as_str()) == Some(&index));
+        }
+        if self.entries.len() > ENTRIES_MAX {
+            self.entries.truncate(ENTRIES_MAX);
+            self.is_uncertain = true;
+            self.add(SecretProblemKind::TooLarge, "it has more than 500 entries, of which the first are examined");
+        }
+    }
+
+    /// Reads an entry. One that a later one replaces can only fail.
+    fn read_entry(&mut self, entry: &Entry, is_last: bool) {
+        let (kind, detail) = match read(Consumer::Kubernetes, entry) {
+            Reading::FailsAll(detail) => {
+                self.fails_pod = true;
+                let is_auth = !entry.is_malformed && !entry.auth.text().is_empty();
+                let kind = if is_auth { SecretProblemKind::InvalidAuth } else { SecretProblemKind::MalformedEntry };
+                (kind, format!("{detail}; the kubelet then fails with all pull secrets of the pod"))
+            }
+            _ if !is_last => return,
+            Reading::Login | Reading::Token => {
+                let login = login(entry);
+                // The runtime takes a login without a user for none.
+                let is_anonymous = login.as_ref().is_some_and(|(user, _)| user.is_empty());
+                let login = login.filter(|_| !is_anonymous);
+                self.entries.push(ReadEntry { key: entry.key.clone(), login, is_anonymous });
+                if !is_anonymous {
+                    return;
+                }
+                (SecretProblemKind::NoLogin, "it has no user, so the image is pulled without a login".to_owned())
+            }
+            Reading::Nothing(detail) | Reading::Fails(detail) => {
+                self.entries.push(ReadEntry { key: entry.key.clone(), login: None, is_anonymous: true });
+                (SecretProblemKind::NoLogin, detail.into_owned())
+            }
+        };
+        self.problems.push(SecretProblem { kind, key: Some(shown_key(&entry.key)), detail });
     }
 
     fn add(&mut self, kind: SecretProblemKind, detail: &str) {
@@ -258,7 +336,36 @@ impl ReadSecret {
 
     /// Whether the kubelet cannot use it, or uses less of it than it seems to contain.
     pub(super) fn is_unreadable(&self) -> bool {
-        self.state == SecretState::Found && !self.problems.is_empty()
+        let has_effect = |kind| !matches!(kind, SecretProblemKind::DuplicateKey | SecretProblemKind::TooLarge);
+        self.state == SecretState::Found && self.problems.iter().any(|problem| has_effect(problem.kind))
+    }
+
+    /// Whether all of it is known, and the kubelet can use it.
+    pub(super) fn is_good(&self) -> bool {
+        self.state == SecretState::Found && !self.is_unreadable() && !self.is_uncertain
+    }
+
+    /// Whether the kubelet may find in it what the diagnosis does not know.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.is_uncertain || matches!(self.state, SecretState::Forbidden | SecretState::NotRead)
+    }
+
+    /// The problem that makes every pull of the pod fail.
+    pub(super) fn failure(&self) -> Option<&SecretProblem> {
+        self.problems.iter().find(|problem| problem.kind.fails_pod())
+    }
+
+    /// Whether nothing else is lost with it: it has a docker config with one entry at most, no other
+    /// data and no owner.
+    pub(super) fn is_replaceable(&self) -> bool {
+        let has_one_entry = self.document_keys.as_ref().is_some_and(|keys| keys.len() <= 1);
+        self.is_plain && has_one_entry && self.pull_secret_id.is_none()
+    }
+
+    /// Key of its only entry, if a command line may show it.
+    pub(super) fn only_key(&self) -> Option<&str> {
+        let [key] = self.document_keys.as_deref()? else { return None };
+        Some(key).filter(|key| shown_key(key) == **key && !key.contains('…')).map(String::as_str)
     }
 
     pub(super) fn keys(&self) -> Vec<&str> {
@@ -266,37 +373,50 @@ impl ReadSecret {
     }
 }
 
-/// Whether the document has the form of the other type. Its entries are then invisible.
-fn is_other_form(config: &Config, document: &[u8]) -> bool {
-    match config.form {
-        Form::DockerConfigJson => {
-            config.entries.is_empty()
-                && !config.others.is_empty()
-                && matches!(Config::parse(document), Ok(parsed) if parsed.form == Form::Dockercfg)
-        }
+/// Returns the document in the form of the other type, if it has that. Its entries are then
+/// invisible to the kubelet.
+fn other_form(config: &Config, document: &[u8]) -> Option<Config> {
+    let is_other = match config.form {
+        Form::DockerConfigJson => config.entries.is_empty() && !config.others.is_empty(),
         Form::Dockercfg => config.entries.iter().any(|entry| entry.key == "auths"),
+    };
+    let parsed = is_other.then(|| Config::parse(document))?.ok()?;
+    (parsed.form != config.form).then_some(parsed)
+}
+
+fn keys_of(config: &Config) -> Vec<String> {
+    let keys: BTreeSet<&str> = config.entries.iter().map(|entry| entry.key.as_str()).collect();
+    keys.into_iter().map(str::to_owned).collect()
+}
+
+/// The document without what the kubelet refuses, to tell what would be lost with it.
+fn repaired(kind: SecretProblemKind, value: &[u8]) -> Option<Config> {
+    match kind {
+        SecretProblemKind::Encoding => Config::parse(value.strip_prefix(b"\xef\xbb\xbf")?).ok(),
+        SecretProblemKind::StrayCharacter => Config::parse(value.get(..end_of_object(value)?)?).ok(),
+        // It opens base64, too.
+        SecretProblemKind::DoubleBase64 => Config::parse(value).ok(),
+        _ => None,
     }
 }
 
+/// Length of the JSON object that a value begins with.
+fn end_of_object(value: &[u8]) -> Option<usize> {
+    let mut values = serde_json::Deserializer::from_slice(value).into_iter::<IgnoredAny>();
+    let is_object = value.trim_ascii_start().starts_with(b"{");
+    (matches!(values.next(), Some(Ok(_))) && is_object).then(|| values.byte_offset())
+}
+
 /// Says why a value is refused, by the value itself.
-fn kind_of_refused(value: &[u8], error: &ParseError) -> SecretProblemKind {
+fn kind_of_refused(value: &[u8]) -> SecretProblemKind {
     if value.starts_with(b"\xef\xbb\xbf") || std::str::from_utf8(value).is_err() {
         return SecretProblemKind::Encoding;
     }
-    let mut values = serde_json::Deserializer::from_slice(value).into_iter::<IgnoredAny>();
-    let is_object = value.trim_ascii_start().starts_with(b"{");
-    if !(matches!(values.next(), Some(Ok(_))) && is_object) {
+    let Some(end) = end_of_object(value) else {
         return double_base64(value).unwrap_or(SecretProblemKind::NotADockerConfig);
-    }
-    let rest = value.get(values.byte_offset()..).unwrap_or_default();
-    if !rest.trim_ascii().is_empty() {
-        SecretProblemKind::StrayCharacter
-    } else if error.position.is_some() {
-        // The object is valid for Go, which reads what this parser refuses.
-        SecretProblemKind::DuplicateKey
-    } else {
-        SecretProblemKind::NotADockerConfig
-    }
+    };
+    let rest = value.get(end..).unwrap_or_default();
+    if rest.trim_ascii().is_empty() { SecretProblemKind::NotADockerConfig } else { SecretProblemKind::StrayCharacter }
 }
 
 fn double_base64(value: &[u8]) -> Option<SecretProblemKind> {
@@ -336,7 +456,10 @@ mod tests {
             secret_type: secret_type.to_owned(),
             dockerconfigjson: json.map(slice),
             dockercfg: cfg.map(slice),
+            has_other_data: false,
+            has_owner: false,
             pull_secret_id: None,
+            resource_version: None,
         }
     }
 
@@ -360,6 +483,14 @@ mod tests {
     #[case::empty("{}", &[SecretProblemKind::Empty], false)]
     #[case::auth(r#"{"auths":{"reg.io":{"auth":"!"}}}"#, &[SecretProblemKind::InvalidAuth], true)]
     #[case::colon(r#"{"auths":{"reg.io":{"auth":"dXA="}}}"#, &[SecretProblemKind::InvalidAuth], true)]
+    #[case::helpers(r#"{"auths":{"reg.io":{"auth":"dTpw"}},"credHelpers":[],"credsStore":7}"#, &[], false)]
+    #[case::headers(r#"{"auths":{},"HttpHeaders":{"a":1}}"#, &[SecretProblemKind::NotADockerConfig], true)]
+    #[case::cases(r#"{"auths":{"a.io":{"auth":"dTpw"}},"Auths":{"b.io":{"Auth":"dTpw","AUTH":"dTpx"}}}"#, &[], false)]
+    #[case::replaced_but_broken(
+        r#"{"auths":{"reg.io":{"auth":"!"},"reg.io":{"auth":"dTpx"}}}"#,
+        &[SecretProblemKind::DuplicateKey, SecretProblemKind::InvalidAuth],
+        true
+    )]
     #[case::number(r#"{"auths":{"reg.io":{"username":7}}}"#, &[SecretProblemKind::MalformedEntry], true)]
     #[case::token(r#"{"auths":{"reg.io":{"identitytoken":"x"}}}"#, &[SecretProblemKind::NoLogin], false)]
     #[case::doubled(

@@ -1,11 +1,12 @@
 //! Verdict about one image.
 
 use super::{
-    answer::{SkipReason, Verdict},
-    examination::{Examination, ExaminedImage, IMAGES_MAX, ImageAnswers},
+    answer::{PullSecretsFrom, SkipReason, Verdict},
+    examination::{CANDIDATES_MAX, Examination, ExaminedImage, IMAGES_MAX, ImageAnswers},
+    node_logins,
     pod::Subject,
     registry::{ManifestState, Platform, PullReport},
-    secret::SecretState,
+    secret::{ReadSecret, SecretState},
 };
 use crate::domain::{matching::ImageReference, verification::VerificationResult as Result};
 
@@ -29,7 +30,7 @@ pub(super) fn judge(examination: &Examination, index: usize, answers: &ImageAnsw
         return verdict(Verdict::Unknown, format!("the image reference cannot be parsed: {reason}"));
     };
     if let Some(secret) = examination.failing_secret() {
-        let problem = secret.problems.iter().map(|problem| problem.detail.as_str()).next().unwrap_or_default();
+        let problem = secret.failure().map(|problem| problem.detail.as_str()).unwrap_or_default();
         let name = &secret.name;
         return verdict(
             Verdict::SecretUnreadable,
@@ -39,19 +40,62 @@ pub(super) fn judge(examination: &Examination, index: usize, answers: &ImageAnsw
     if index >= IMAGES_MAX {
         return verdict(Verdict::Unknown, format!("registries are asked about the first {IMAGES_MAX} images only"));
     }
-    if let Some(report) = answers.attempts.iter().flatten().find(|report| report.pulls()) {
-        return delivered(examination, reference, report, "the login of a pull secret may pull it");
+    if answers.is_of_node {
+        return verdict(
+            Verdict::Unknown,
+            format!("`{reference}` is at the node's own host, which is another one than the host of this diagnosis"),
+        );
     }
+    let pulls = image.candidates.iter().zip(&answers.attempts);
+    let pulls = pulls.filter_map(|(candidate, report)| Some((candidate, report.as_ref()?)));
+    if let Some((candidate, report)) = pulls.clone().find(|(_, report)| report.pulls()) {
+        let is_of_account = examination.from == PullSecretsFrom::ServiceAccount;
+        let how = match &candidate.login {
+            Some(_) if is_of_account => {
+                "the login of a pull secret may pull it; pods that are older than the list of the ServiceAccount do not \
+                 use it"
+            }
+            Some(_) => "the login of a pull secret may pull it",
+            None => "it needs no login",
+        };
+        return delivered(examination, reference, report, how);
+    }
+    let with_login: Vec<&PullReport> =
+        pulls.filter(|(candidate, _)| candidate.login.is_some()).map(|(_, report)| report).collect();
     if image.candidates.iter().any(|candidate| candidate.login.is_some()) {
-        return judge_attempts(image, reference, answers);
+        return judge_attempts(image, reference, &with_login, answers.anonymous.as_ref());
     }
-    match &answers.anonymous {
+    // An entry without a login may have been the last question.
+    let anonymous = answers.anonymous.as_ref().or_else(|| answers.attempts.iter().flatten().last());
+    match anonymous {
         Some(report) if report.pulls() => delivered(examination, reference, report, "it needs no login"),
         Some(report) if report.manifest == ManifestState::Missing => not_found(reference, report),
-        Some(report) if report.result == Result::NoAccess => judge_lists(examination, image, reference),
+        Some(report) if report.result == Result::NoAccess => {
+            without_login(image, reference, judge_lists(examination, image, reference))
+        }
         Some(report) => of_connection(report),
         None => verdict(Verdict::Unknown, "the registry was not asked: a limit of the diagnosis was reached"),
     }
+}
+
+/// No pull secret has a login, but nodes may have one.
+fn without_login(image: &ExaminedImage, reference: &ImageReference, judgement: Judgement) -> Judgement {
+    if image.has_started() {
+        let sentence = format!(
+            "{}; a container has run with it, so the image was on the node, or the node has a login of its own",
+            judgement.sentence
+        );
+        return Judgement { sentence, ..judgement };
+    }
+    if node_logins::may_log_in(reference.name.registry()) && !image.has_failed() {
+        let sentence = format!(
+            "{}; but nodes in the cloud of this registry usually log in by a credential provider of the kubelet, which \
+             a diagnosis does not see",
+            judgement.sentence
+        );
+        return verdict(Verdict::Unknown, sentence);
+    }
+    judgement
 }
 
 /// The registry delivers the image.
@@ -59,6 +103,9 @@ fn delivered(examination: &Examination, image: &ImageReference, report: &PullRep
     let is_list = !report.platforms.is_empty();
     let lacking: Vec<&Platform> =
         examination.platforms.iter().filter(|platform| is_list && !report.platforms.contains(platform)).collect();
+    if let Some(unknown) = reservation(examination) {
+        return verdict(Verdict::Unknown, format!("`{image}` can be pulled: {how}; but {unknown}"));
+    }
     if lacking.is_empty() {
         return verdict(Verdict::Ok, format!("`{image}` can be pulled: {how}"));
     }
@@ -71,14 +118,42 @@ fn delivered(examination: &Examination, image: &ImageReference, report: &PullRep
     verdict(Verdict::ArchitectureMismatch, sentence)
 }
 
+/// What the diagnosis does not know, and what could make every pull fail.
+fn reservation(examination: &Examination) -> Option<String> {
+    if let Some(secret) = examination.secrets.iter().find(|secret| secret.is_unknown()) {
+        return Some(unread(secret));
+    }
+    let account = &examination.pod.service_account;
+    examination
+        .is_list_unknown()
+        .then(|| format!("regcred could not read the ServiceAccount {account}, whose pull secrets the pod would get"))
+}
+
+fn unread(secret: &ReadSecret) -> String {
+    let name = &secret.name;
+    if secret.is_uncertain {
+        format!("the pull secret {name} is too large to be examined completely")
+    } else {
+        format!("regcred could not read the pull secret {name}")
+    }
+}
+
 fn shown<'a>(platforms: impl IntoIterator<Item = &'a Platform>) -> String {
     platforms.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// No entry that matches works. The kubelet does not try without a login then.
-fn judge_attempts(image: &ExaminedImage, reference: &ImageReference, answers: &ImageAnswers) -> Judgement {
-    let reports = answers.attempts.iter().flatten();
-    let Some(report) = reports.max_by_key(|report| significance(report)) else {
+/// No entry that matches works. The kubelet then tries without a login only for an entry without one.
+fn judge_attempts(
+    image: &ExaminedImage,
+    reference: &ImageReference,
+    reports: &[&PullReport],
+    anonymous: Option<&PullReport>,
+) -> Judgement {
+    if image.has_more_candidates {
+        let sentence = format!("`{reference}` has more than {CANDIDATES_MAX} entries, of which the first do not work");
+        return verdict(Verdict::Unknown, sentence);
+    }
+    let Some(report) = reports.iter().max_by_key(|report| significance(report)) else {
         let is_skipped = |reason| image.candidates.iter().any(|one| one.skipped == Some(reason));
         let why = if is_skipped(SkipReason::Wildcard) {
             "its entry has a wildcard, and a login is sent only to a registry that an object of the cluster or its \
@@ -90,7 +165,7 @@ fn judge_attempts(image: &ExaminedImage, reference: &ImageReference, answers: &I
         };
         return verdict(Verdict::Unknown, format!("`{reference}` has a login, but {why}"));
     };
-    let is_public = answers.anonymous.as_ref().is_some_and(PullReport::pulls);
+    let is_public = anonymous.is_some_and(PullReport::pulls);
     let public = if is_public {
         "; the image needs no login, but the kubelet uses each entry that matches it, and nothing else"
     } else {
@@ -138,20 +213,11 @@ fn judge_lists(examination: &Examination, image: &ExaminedImage, reference: &Ima
     if secrets.is_empty() {
         return no_secret(examination, reference);
     }
-    if let Some(near) = image.nearest.first() {
-        return verdict(
-            Verdict::NoMatchingEntry,
-            format!(
-                "no entry is for `{reference}`; the nearest is `{}` in the pull secret {}: {}",
-                near.key, near.secret, near.detail
-            ),
-        );
+    if secrets.iter().all(|secret| secret.is_good()) {
+        return no_match(image, reference);
     }
     if let Some(secret) = secrets.iter().find(|secret| secret.is_uncertain) {
-        return verdict(
-            Verdict::Unknown,
-            format!("the pull secret {} has a key twice, of which the kubelet uses the last: delete one", secret.name),
-        );
+        return verdict(Verdict::Unknown, format!("`{reference}` needs a login, and {}", unread(secret)));
     }
     if let Some(secret) = secrets.iter().find(|secret| secret.is_unreadable()) {
         let problems: Vec<&str> = secret.problems.iter().map(|problem| problem.detail.as_str()).collect();
@@ -172,7 +238,17 @@ fn judge_lists(examination: &Examination, image: &ExaminedImage, reference: &Ima
             format!("`{reference}` needs a login, and regcred could not read the pull secret {name}"),
         );
     }
-    verdict(Verdict::NoMatchingEntry, format!("no entry of the pull secrets is for `{reference}`"))
+    no_match(image, reference)
+}
+
+/// Every pull secret is good, but none is for the image.
+fn no_match(image: &ExaminedImage, reference: &ImageReference) -> Judgement {
+    let near = image
+        .nearest
+        .first()
+        .map(|near| format!("; the nearest is `{}` in the pull secret {}: {}", near.key, near.secret, near.detail));
+    let near = near.unwrap_or_default();
+    verdict(Verdict::NoMatchingEntry, format!("no entry of the pull secrets is for `{reference}`{near}"))
 }
 
 fn no_secret(examination: &Examination, reference: &ImageReference) -> Judgement {
@@ -185,6 +261,10 @@ fn no_secret(examination: &Examination, reference: &ImageReference) -> Judgement
         );
     }
     let sentence = match &examination.of_service_account {
+        _ if examination.pod.has_invalid_reference => format!(
+            "`{reference}` needs a login, and no entry of imagePullSecrets has a valid name; with such a list, a pod does \
+             not get that of its ServiceAccount {account}"
+        ),
         Some(names) if is_pod && !names.is_empty() => format!(
             "`{reference}` needs a login, and the pod has no pull secrets: it was created before the ServiceAccount \
              {account} had any"

@@ -44,6 +44,15 @@ pub struct Config {
     pub source: Option<String>,
 }
 
+/// Value of a Secret, as the kubelet reads it.
+#[derive(Debug)]
+pub struct Value {
+    /// The docker config. A key may occur twice; the kubelet uses the last entry.
+    pub config: Config,
+    /// Whether an object of the document has a key twice.
+    pub has_repeated_keys: bool,
+}
+
 /// One field of `credHelpers`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Helper {
@@ -71,13 +80,44 @@ impl Config {
     }
 
     /// Parses the decoded value of a Secret, as the kubelet reads it: JSON in the form that the
-    /// Secret's type says, and no other format.
+    /// Secret's type says, and no other format. Only `auths` and `HttpHeaders` are interpreted
+    /// (`pkg/credentialprovider/config.go`, `DockerConfigJSON`).
     ///
     /// # Errors
     ///
-    /// [`ParseError`] with line and column, also for a key that occurs twice.
-    pub fn parse_value(form: Form, value: &[u8]) -> Result<Self, ParseError> {
+    /// [`ParseError`] with line and column. [`ParseError::is_limit`] tells a limit of this parser.
+    pub fn parse_value(form: Form, value: &[u8]) -> Result<Value, ParseError> {
         form::open_value(form, value)
+    }
+
+    /// Go decodes all fields with one name, in any case, into one map.
+    fn from_value(form: Form, mut fields: Map) -> Result<Self, ParseError> {
+        let auths = match form {
+            Form::DockerConfigJson => {
+                fields.take_all("HttpHeaders").into_iter().try_for_each(check_headers)?;
+                fields.take_all("auths")
+            }
+            Form::Dockercfg => vec![Node::Map(std::mem::take(&mut fields))],
+        };
+        let mut entries = Vec::new();
+        for node in auths {
+            match node {
+                Node::Null => entries.clear(),
+                Node::Map(map) => entries.extend(map.into_iter()),
+                Node::Text(_) | Node::List(_) | Node::Other => return Err(no_object()),
+            }
+        }
+        let entries: Result<Vec<Entry>, ParseError> =
+            entries.into_iter().map(|(key, node)| Entry::of_value(key, node)).collect();
+        Ok(Self {
+            form,
+            entries: entries?,
+            helpers: Vec::new(),
+            store: None,
+            others: fields.into_names(),
+            secret_type: None,
+            source: None,
+        })
     }
 
     /// `{"auths":{…}}`.
@@ -111,10 +151,22 @@ fn entries(auths: Node) -> Result<Vec<Entry>, ParseError> {
     match auths {
         Node::Null => Ok(Vec::new()),
         Node::Map(map) => map.into_iter().map(|(key, node)| Entry::new(key, node)).collect(),
-        Node::Text(_) | Node::List(_) | Node::Other => {
-            Err(shape("`auths` must be an object with one entry per registry"))
-        }
+        Node::Text(_) | Node::List(_) | Node::Other => Err(no_object()),
     }
+}
+
+fn no_object() -> ParseError {
+    shape("`auths` must be an object with one entry per registry")
+}
+
+/// The kubelet decodes the headers, although it does not use them.
+fn check_headers(headers: Node) -> Result<(), ParseError> {
+    let is_text = match headers {
+        Node::Null => true,
+        Node::Map(map) => map.into_iter().all(|(_, node)| matches!(node, Node::Text(_) | Node::Null)),
+        Node::Text(_) | Node::List(_) | Node::Other => false,
+    };
+    if is_text { Ok(()) } else { Err(shape("`HttpHeaders` must be an object with texts")) }
 }
 
 fn helpers(cred_helpers: Node) -> Result<Vec<Helper>, ParseError> {

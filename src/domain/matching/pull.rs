@@ -48,10 +48,17 @@ pub fn pull_entries(keys: &[Vec<&str>], image: &ImageName) -> Vec<PullEntry> {
     order.into_iter().map(|at| places[at]).collect()
 }
 
+/// Normalized form under which the kubelet stores a key; `None` for a key that it skips. Keys with one
+/// form are for the same images.
+#[must_use]
+pub fn slot(key: &str) -> Option<String> {
+    kubelet::slot(key)
+}
+
 /// Returns the entries that come closest to an image which no entry matches, with the reasons.
 #[must_use]
-pub fn nearest_entries(keys: &[Vec<&str>], image: &ImageName) -> Vec<(usize, String, Mismatch, String)> {
-    let of_secret = |(secret, keys): (usize, &Vec<&str>)| {
+pub fn nearest_entries(keys: &[Vec<String>], image: &ImageName) -> Vec<(usize, String, Mismatch, String)> {
+    let of_secret = |(secret, keys): (usize, &Vec<String>)| {
         let candidates: Vec<_> = keys.iter().map(|key| Candidate::of_key(key)).collect();
         let near = nearest(Consumer::Kubernetes, &candidates, image);
         near.into_iter().map(move |one| (secret, one.key, one.mismatch, one.detail))

@@ -97,6 +97,9 @@ impl Coverages {
             secret_type: secret_type.as_str().to_owned(),
             dockerconfigjson,
             dockercfg,
+            has_other_data: false,
+            has_owner: false,
+            resource_version: None,
             pull_secret_id: Some(stored.id),
         };
         let accounts = accounts.into_iter();

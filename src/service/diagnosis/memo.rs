@@ -32,6 +32,12 @@ impl<K: Eq + Hash, V: Clone> Memo<K, V> {
         let cell = Arc::clone(self.cells.lock().entry(key).or_default());
         cell.get_or_try_init(|| load).await.cloned()
     }
+
+    /// Returns the value of a key, if it was loaded.
+    pub(super) fn known(&self, key: &K) -> Option<V> {
+        let cell = self.cells.lock().get(key).map(Arc::clone)?;
+        cell.get().cloned()
+    }
 }
 
 #[cfg(test)]
@@ -55,5 +61,6 @@ mod tests {
         assert_eq!(memo.get("a", load(Ok(2))).await, Ok(1));
         assert_eq!(memo.get("b", load(Ok(3))).await, Ok(3));
         assert_eq!(loads.get(), 3);
+        assert_eq!((memo.known(&"a"), memo.known(&"c")), (Some(1), None));
     }
 }

@@ -1,6 +1,7 @@
 //! Questions to registries: each is asked once, within limits.
 
 use std::{
+    convert::Infallible,
     hash::{Hash, Hasher},
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -13,7 +14,7 @@ use super::{memo::Memo, remembered::RememberedAnswers};
 use crate::{
     clients::registry::{PullQuestion, RegistryClient},
     domain::{
-        diagnosis::{Candidate, Examination, ImageAnswers, PullReport},
+        diagnosis::{Candidate, Examination, ImageAnswers, PullReport, Question},
         matching::ImageReference,
         verification::VerificationResult,
     },
@@ -39,19 +40,24 @@ impl Default for QuestionLimits {
 
 /// Registries, and what they answered so far. Equal questions are asked once, so it lives for one
 /// run only.
+///
+/// A login that a registry rejected is not sent to it again: many failed logins lock accounts.
 #[derive(Debug)]
 pub struct RegistryQuestions<'a> {
     registries: &'a RegistryClient,
     /// Answers of earlier runs.
     remembered: Option<&'a RememberedAnswers>,
     answers: Memo<QuestionKey, Option<PullReport>>,
+    /// By registry and login, its rejection; `None` if the first question was not rejected.
+    rejections: Memo<QuestionKey, Option<PullReport>>,
     left: AtomicUsize,
     deadline: Instant,
 }
 
 /// What distinguishes questions. It holds a login for as long as the run.
 struct QuestionKey {
-    image: String,
+    /// Image, or registry.
+    place: String,
     login: Option<(String, SecretString)>,
     wants_platforms: bool,
 }
@@ -65,7 +71,7 @@ impl PartialEq for QuestionKey {
             }
             _ => false,
         };
-        has_same_login && self.image == other.image && self.wants_platforms == other.wants_platforms
+        has_same_login && self.place == other.place && self.wants_platforms == other.wants_platforms
     }
 }
 
@@ -73,8 +79,8 @@ impl Eq for QuestionKey {}
 
 impl Hash for QuestionKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.image.hash(state);
-        self.login.as_ref().map(|(user, _)| user).hash(state);
+        self.place.hash(state);
+        self.login.as_ref().map(|(user, password)| (user, password.expose_secret())).hash(state);
     }
 }
 
@@ -84,7 +90,7 @@ impl<'a> RegistryQuestions<'a> {
     pub fn new(registries: &'a RegistryClient, limits: QuestionLimits) -> Self {
         let deadline = Instant::now() + limits.within;
         let left = AtomicUsize::new(limits.questions);
-        Self { registries, remembered: None, answers: Memo::default(), left, deadline }
+        Self { registries, remembered: None, answers: Memo::default(), rejections: Memo::default(), left, deadline }
     }
 
     /// Uses answers of earlier runs, and remembers those of this one.
@@ -119,11 +125,17 @@ impl<'a> RegistryQuestions<'a> {
         candidates: &[Candidate],
         wants_platforms: bool,
     ) -> ImageAnswers {
+        if self.registries.is_of_node(image) {
+            return ImageAnswers { is_of_node: true, ..ImageAnswers::default() };
+        }
         let mut answers = ImageAnswers::default();
+        let anonymously = PullQuestion { image, login: None, wants_platforms };
         for candidate in candidates {
-            let login = candidate.question();
-            let report = match login {
-                Some(_) => self.pull(PullQuestion { image, login, wants_platforms }).await,
+            let report = match candidate.question() {
+                Some(Question::Login(user, password)) => {
+                    self.with_login(PullQuestion { image, login: Some((user, password)), wants_platforms }).await
+                }
+                Some(Question::Anonymous) => self.pull(&anonymously).await,
                 None => None,
             };
             let is_last = report.as_ref().is_some_and(|report| report.pulls() || is_about_connection(report));
@@ -132,18 +144,41 @@ impl<'a> RegistryQuestions<'a> {
                 return answers;
             }
         }
-        answers.anonymous = self.pull(PullQuestion { image, login: None, wants_platforms }).await;
+        answers.anonymous = self.pull(&anonymously).await;
         answers
     }
 
-    /// Returns the answer to a question; none if a limit was reached.
-    async fn pull(&self, question: PullQuestion<'_>) -> Option<PullReport> {
-        let key = QuestionKey {
-            image: question.image.to_string(),
-            login: question.login.map(|(user, password)| (user.to_owned(), password.clone())),
-            wants_platforms: question.wants_platforms,
+    /// Asks with a login, unless the registry has rejected it. Other questions with this login wait for
+    /// the answer to the first one.
+    async fn with_login(&self, question: PullQuestion<'_>) -> Option<PullReport> {
+        let login = QuestionKey {
+            place: question.image.name.registry().to_owned(),
+            wants_platforms: false,
+            ..QuestionKey::of(&question)
         };
-        let asked = async { Ok::<_, std::convert::Infallible>(self.send(&question).await) };
+        let mut first = None;
+        let rejection = async {
+            let answer = self.pull(&question).await;
+            let rejection = answer.clone().filter(|report| report.result == VerificationResult::Invalid);
+            first = Some(answer);
+            Ok::<_, Infallible>(rejection)
+        };
+        let Ok(rejection) = Box::pin(self.rejections.get(login, rejection)).await;
+        match (first, rejection) {
+            (Some(answer), _) => answer,
+            (None, Some(rejection)) => Some(rejection),
+            (None, None) => self.pull(&question).await,
+        }
+    }
+
+    /// Returns the answer to a question; none if a limit was reached.
+    async fn pull(&self, question: &PullQuestion<'_>) -> Option<PullReport> {
+        let key = QuestionKey::of(question);
+        // Nothing is kept of questions beyond the limit.
+        if self.left.load(Ordering::Relaxed) == 0 {
+            return self.answers.known(&key).flatten();
+        }
+        let asked = async { Ok::<_, Infallible>(self.send(question).await) };
         let Ok(answer) = Box::pin(self.answers.get(key, asked)).await;
         answer
     }
@@ -155,7 +190,7 @@ impl<'a> RegistryQuestions<'a> {
         }
         let take = |left: usize| left.checked_sub(1);
         self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
-        let report = timeout_at(self.deadline, self.registries.pull(question)).await.ok()?;
+        let report = timeout_at(self.deadline, self.registries.pull(question)).await.ok()??;
         if let Some((remembered, digest)) = earlier {
             remembered.remember(digest, &report);
         }
@@ -163,8 +198,18 @@ impl<'a> RegistryQuestions<'a> {
     }
 }
 
-/// Whether another login would get the same answer.
+impl QuestionKey {
+    fn of(question: &PullQuestion<'_>) -> Self {
+        Self {
+            place: question.image.to_string(),
+            login: question.login.map(|(user, password)| (user.to_owned(), password.clone())),
+            wants_platforms: question.wants_platforms,
+        }
+    }
+}
+
+/// Whether another login would get the same answer. A limit may be that of the login.
 fn is_about_connection(report: &PullReport) -> bool {
     use VerificationResult as R;
-    matches!(report.result, R::Unreachable | R::TlsError | R::NotARegistry | R::RateLimited | R::Refused)
+    matches!(report.result, R::Unreachable | R::TlsError | R::NotARegistry | R::Refused)
 }

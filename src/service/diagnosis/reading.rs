@@ -15,7 +15,7 @@ use crate::{
         },
         names::{NamespaceName, PodName, SecretName, ServiceAccountName},
     },
-    service::ServiceError,
+    service::{ServiceError, spawn_blocking},
 };
 
 /// Maximum number of Secrets that one diagnosis reads.
@@ -50,24 +50,40 @@ impl<'a> NamespaceFacts<'a> {
         Self { client, namespace, service_accounts: Memo::default(), secrets: Memo::default() }
     }
 
-    /// Pull secrets of the pod's `ServiceAccount`, unless the pod exists and has its own.
+    /// Pull secrets of the pod's `ServiceAccount`, unless the pod exists and has its own list.
     async fn of_service_account(&self, pod: &PodFacts) -> Result<Lookup<Vec<SecretName>>, ClusterError> {
-        if matches!(pod.subject, Subject::Pod { .. }) && !pod.pull_secrets.is_empty() {
-            return Ok(Lookup::NotRead);
+        if let Subject::Pod { controller, .. } = &pod.subject {
+            // The list of a pod whose template has none came from its `ServiceAccount`.
+            let is_copied = controller.as_ref().is_some_and(|one| one.has_own_list == Some(false));
+            if pod.has_own_list() && !is_copied {
+                return Ok(Lookup::NotRead);
+            }
         }
         let read = self.client.read_pull_secrets(self.namespace, &pod.service_account);
         self.service_accounts.get(pod.service_account.clone(), read).await
     }
 
-    async fn secret(&self, name: SecretName) -> Result<Arc<ReadSecret>, ClusterError> {
+    async fn secret(&self, name: SecretName) -> Result<Arc<ReadSecret>, ServiceError> {
         let read = async {
             let found = self.client.read_secret_value(self.namespace, &name).await?;
-            Ok::<_, ClusterError>(Arc::new(ReadSecret::of(name.clone(), found)))
+            let name = name.clone();
+            spawn_blocking(move || Ok(Arc::new(ReadSecret::of(name, found)))).await
         };
         self.secrets.get(name.clone(), read).await
     }
 
-    async fn secrets(&self, names: Vec<SecretName>) -> Result<Vec<Arc<ReadSecret>>, ClusterError> {
+    /// Whether the template of the pod's controller has a list of pull secrets.
+    async fn read_template(&self, pod: &mut PodFacts) {
+        if let Subject::Pod { controller: Some(controller), .. } = &mut pod.subject
+            && let Some((kind, name)) = &controller.workload
+        {
+            // Only a fix depends on it.
+            let template = self.client.read_workload(self.namespace, *kind, name).await;
+            controller.has_own_list = template.ok().flatten().map(|template| template.has_own_list());
+        }
+    }
+
+    async fn secrets(&self, names: Vec<SecretName>) -> Result<Vec<Arc<ReadSecret>>, ServiceError> {
         let reads = names.into_iter().enumerate().map(|(index, name)| async move {
             if index < SECRETS_MAX {
                 self.secret(name).await
@@ -109,6 +125,7 @@ impl Case {
             Target::Spec(facts) => *facts,
         };
         let has_events = client.read_pull_events(&mut pod).await?;
+        facts.read_template(&mut pod).await;
         let nodes = client.read_nodes(&pod.nodes).await?;
         let mut case = Self::of_pod(facts, pod, Arc::new(nodes)).await?;
         if !has_events {
@@ -157,7 +174,8 @@ impl Case {
         if secrets.iter().any(|secret| secret.is_forbidden()) {
             missing_rights.push(SECRETS);
         }
-        Ok((Examination::new(pod, &of_service_account, secrets, &nodes), missing_rights))
+        let examine = move || Ok(Examination::new(pod, &of_service_account, secrets, &nodes));
+        Ok((spawn_blocking(examine).await?, missing_rights))
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
-use super::setup::{Doctor, deployment, login, namespace_with, pull_secret};
+use super::setup::{Doctor, deployment, document, login, namespace_with, pod, pull_secret};
 use crate::{
     pull_secrets::{declaration, put, settled},
     support::{client::Client, eventually, kubernetes::kubectl},
@@ -167,5 +167,75 @@ async fn copied_label_does_not_make_a_secret_managed(pool: PgPool) {
     let found = doctor.diagnose(&namespace, WEB).await;
 
     assert_eq!(found["pullSecrets"][0]["managedBy"], Value::Null, "{found:#}");
-    assert_eq!(found["images"][0]["fix"]["type"], "replaceSecret", "{found:#}");
+    assert_eq!(found["images"][0]["fix"]["type"], "addPullSecret", "{found:#}");
+}
+
+/// A delivery would leave a Secret that is a conflict for the pull secret.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn deleted_secret_of_a_pull_secret_is_delivered_by_it(pool: PgPool) {
+    let doctor = with_account(pool).await;
+    let web = deployment(&[&Doctor::image_of(&doctor.a)], &["team-a-pull"]);
+    let namespace = namespace_with(&[], vec![web]).await;
+    // A conflict is retried late, so that the Secret is missing when it is diagnosed.
+    let blocker = pull_secret("team-a-pull", &json!({"auths": {}}));
+    kubectl(&["create", "-n", &namespace, "-f", "-"], &blocker.to_string());
+    put(&doctor.admin, "team-a", &declaration(&["prod"], "dev", &[&namespace])).await.expect(201);
+    eventually("the target is a conflict", async || {
+        let found = doctor.admin.get("/v1/pull-secrets/team-a").await.expect(200);
+        (found["status"]["conflict"] == 1).then_some(())
+    })
+    .await;
+    kubectl(&["delete", "secret", "team-a-pull", "-n", &namespace], "");
+    let hidden = json!({"accounts": ["x-*"], "clusters": ["dev"], "namespaces": [namespace]});
+    let narrow = doctor.app.caller("narrow", "operator", Some(hidden)).await;
+
+    let seen = super::setup::diagnose(&narrow, &namespace, WEB).await;
+    let applied = apply(&doctor.admin, &namespace).await;
+
+    let image = &applied["images"][0];
+    assert_eq!(image["verdict"], "secretMissing", "{applied:#}");
+    assert_eq!((&image["fix"]["type"], &image["fix"]["applied"]), (&json!("syncPullSecret"), &json!(true)));
+    let fix = &seen["images"][0]["fix"];
+    assert_eq!((&fix["type"], &fix["steps"]), (&json!("syncPullSecret"), &json!([])), "{seen:#}");
+    assert_eq!(applied["pullSecrets"][0]["managedBy"]["pullSecret"], "team-a", "{applied:#}");
+    assert_eq!(seen["pullSecrets"][0]["managedBy"]["pullSecret"], Value::Null, "{seen:#}");
+    assert_eq!(audited(&doctor, "secret.deliver").await.len(), 0);
+    settled(&doctor.admin, "team-a").await;
+    assert_eq!(doctor.diagnose(&namespace, WEB).await["ok"], true);
+}
+
+/// A caller that applies a fix delivers logins on the word of an editor of the namespace.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn fix_delivers_the_narrowest_account_only(pool: PgPool) {
+    let doctor = with_account(pool).await;
+    let a = &doctor.a;
+    doctor.app.register_account("narrow", &format!("{}/os", a.address), &a.username, &a.password).await;
+    let namespace = namespace_with(&[], vec![deployment(&[&Doctor::image_of(a)], &["gone"])]).await;
+
+    let found = doctor.diagnose(&namespace, WEB).await;
+
+    assert_eq!(found["images"][0]["fix"]["steps"][0]["body"]["accounts"], json!(["narrow"]), "{found:#}");
+}
+
+/// A pod that a Deployment creates anew cannot be changed itself.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn fix_of_a_controlled_pod_changes_its_workload(pool: PgPool) {
+    let doctor = Doctor::new(pool).await;
+    let a = &doctor.a;
+    let image = Doctor::image_of(a);
+    for (of_template, fix_type) in [(&["other"][..], "addPullSecret"), (&[], "attachServiceAccount")] {
+        let other = pull_secret("other", &document("quay.io", "u", "p"));
+        let mut web = pod(&[&image], &["other"]);
+        web["metadata"] = json!({"name": "web-7d9-x", "labels": {"pod-template-hash": "7d9"}, "ownerReferences": [{
+            "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-7d9", "uid": "x", "controller": true}]});
+        let namespace = namespace_with(&["other"], vec![other, deployment(&[&image], of_template), web]).await;
+
+        let found = doctor.diagnose(&namespace, "pods/web-7d9-x").await;
+
+        let fix = &found["images"][0]["fix"];
+        assert_eq!(fix["type"], fix_type, "{found:#}");
+        doctor.apply(fix, (&a.username, &a.password)).await;
+        assert_eq!(doctor.diagnose(&namespace, WEB).await["ok"], true, "{fix:#}");
+        doctor.admin.post(&path(&namespace, "pods/web-7d9-x"), &Value::Null).await.problem(404, "not-found");
+    }
 }

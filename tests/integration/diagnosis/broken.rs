@@ -185,12 +185,14 @@ async fn unreadable_secrets_are_diagnosed(pool: PgPool) {
     let key = ".dockerconfigjson";
     let auth = |auth: &str| pull_secret("k", &json!({"auths": {&a.address: {"auth": auth}}}));
     let legacy = "kubernetes.io/dockercfg";
+    let mut two = document("quay.io", "u", "p");
+    two["auths"][&a.address] = json!({"auth": "!"});
+    let two_entries = vec![pull_secret("k", &two), deployment(&[&at_a], &["k"])];
     let both = |other: Value| vec![login("good", a), other, deployment(&[&at_a], &["good", "k"])];
     for case in [
         broken("type Opaque", secret("k", "Opaque", key, &text), "its type is not"),
         broken("a stray `#`", secret("k", "Opaque", key, &format!("{text}#")), "a stray `#` follows"),
         broken("base64 twice", secret("k", "Opaque", key, &BASE64_STANDARD.encode(&text)), "base64 of base64"),
-        broken("a wrong key", secret("k", "Opaque", "config.json", &text), "has no `.dockerconfigjson`"),
         broken("a byte order mark", secret("k", "Opaque", key, &format!("\u{feff}{text}")), "byte order mark"),
         broken("`auth` is no base64", auth("!"), "not base64"),
         broken("`auth` without colon", auth(&BASE64_STANDARD.encode("martin")), "no colon"),
@@ -216,6 +218,15 @@ async fn unreadable_secrets_are_diagnosed(pool: PgPool) {
             ],
             "ok",
         ),
+        // Something else may use this file, so the Secret stays.
+        case(
+            "a wrong key",
+            vec![secret("k", "Opaque", "config.json", &text), deployment(&[&at_a], &["k"])],
+            "secretUnreadable",
+        )
+        .fixed_by("addPullSecret")
+        .says("has no `.dockerconfigjson`"),
+        case("a bad `auth` beside a good entry", two_entries, "secretUnreadable").fixed_by("addPullSecret"),
         case("a broken Secret beside the right one", both(auth("!")), "secretUnreadable")
             .fixed_by("replaceSecret")
             .says("every pull of the pod fails"),
@@ -235,7 +246,7 @@ async fn entries_that_do_not_match_or_do_not_work_are_diagnosed(pool: PgPool) {
         vec![pull_secret("k", &document(key, &a.username, password)), deployment(&[image], &["k"])]
     };
     let under = |key: &str| with(key, &a.password, &at_a);
-    let near = |what, key: &str| case(what, under(key), "noMatchingEntry").fixed_by("replaceSecret");
+    let near = |what, key: &str| case(what, under(key), "noMatchingEntry").fixed_by("addPullSecret");
     let of_localhost = with(&format!("LocalHost:{port}"), &a.password, &format!("localhost:{port}/os/alpine:3"));
     let several = {
         let mut several = document("mirror.example.com", "u", "p");
@@ -254,7 +265,7 @@ async fn entries_that_do_not_match_or_do_not_work_are_diagnosed(pool: PgPool) {
         case("a path", under(&format!("{}/os", a.address)), "ok"),
         case("the repository", under(&format!("{}/os/alpine", a.address)), "ok"),
         case("a scheme and an API root", under(&format!("http://{}/v2/", a.address)), "ok"),
-        case("another case", of_localhost, "noMatchingEntry").fixed_by("replaceSecret").says("case-sensitively"),
+        case("another case", of_localhost, "noMatchingEntry").fixed_by("addPullSecret").says("case-sensitively"),
         case("a mirror", vec![pull_secret("k", &several), deployment(&[&at_a], &["k"])], "noMatchingEntry")
             .fixed_by("addPullSecret"),
         of_pod.fixed_by("addPullSecret"),
@@ -482,8 +493,9 @@ async fn managed_secret_names_its_pull_secret(pool: PgPool) {
     assert_eq!(managed, &json!({"pullSecret": "team-a", "state": "synced", "lastError": null}), "{found:#}");
     let image = &found["images"][0];
     assert_eq!((&image["verdict"], &image["fix"]["type"]), (&json!("credentialInvalid"), &json!("rotateAccount")));
-    let step = &image["fix"]["steps"][0];
-    let path = step["path"].as_str().expect("a path");
+    let path = "/v1/registry-accounts/prod";
+    let description = image["fix"]["description"].as_str().expect("a text");
+    assert!(description.contains(&format!("PATCH {path} with `password`")), "{description}");
     doctor.admin.patch(path, &json!({"password": a.password})).await.expect(200);
     doctor.admin.send(settled()).await.expect(200);
     assert_eq!(doctor.diagnose(&namespace, WEB).await["ok"], true);

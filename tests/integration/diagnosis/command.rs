@@ -17,6 +17,7 @@ use crate::support::{
     process::{Exit, Installation, Process, Service},
     registry,
 };
+use crate::verify::listening::{Trap, answer, bearer, serve as serve_registry};
 
 const CANARY: &str = "canary-password";
 
@@ -110,7 +111,7 @@ async fn kubeconfig_is_enough_for_a_diagnosis() {
     let kubeconfig = kubernetes::path("kubeconfig").display().to_string();
     let variables = [("KUBECONFIG", kubeconfig.as_str())];
     let diagnose = async |object: &str, more: &[&str]| {
-        run(&[&["doctor", "kubeconfig", object, "-n", &namespace], more].concat(), &variables).await
+        run(&[&["doctor", "kubeconfig", object, "-n", &namespace, "--local-node"], more].concat(), &variables).await
     };
 
     let good = diagnose("web", &[]).await;
@@ -124,6 +125,10 @@ async fn kubeconfig_is_enough_for_a_diagnosis() {
     let parsed = diagnose("deployment/web", &["-o", "json"]).await;
     let parsed: Value = serde_json::from_str(&parsed.stdout).expect("JSON");
     assert_eq!(parsed["images"][0]["fix"]["type"], "attachServiceAccount", "{parsed:#}");
+    // The commands reach the cluster that was diagnosed.
+    let named = diagnose("deployment/web", &["--kubeconfig", &kubeconfig]).await;
+    let expected = format!("$ kubectl --kubeconfig='{kubeconfig}' create secret");
+    assert!(named.stdout.contains(&expected), "{}", named.stdout);
     let unknown = diagnose("pod/gone", &[]).await;
     assert_eq!((unknown.code, unknown.stdout.as_str()), (Some(2), ""), "{unknown:?}");
     assert!(unknown.stderr.contains("gone"), "{unknown:?}");
@@ -154,10 +159,58 @@ async fn exec_plugin_of_a_kubeconfig_provides_the_credential() {
         });
         let file = folder.write("kubeconfig", kubeconfig.to_string());
         let file = file.to_str().expect("UTF-8");
-        let exit = run(&["doctor", "kubeconfig", "deploy/web", "--kubeconfig", file], &[]).await;
+        let exit = run(&["doctor", "kubeconfig", "deploy/web", "--kubeconfig", file, "--local-node"], &[]).await;
         assert_eq!(exit.code, Some(code), "{exit:?}");
         assert!(!format!("{exit:?}").contains(&token), "{exit:?}");
     }
+}
+
+#[tokio::test]
+async fn malformed_kubeconfig_is_not_printed() {
+    let folder = TempDir::new();
+    let text = format!("users:\n- name: u\n  user:\n    token: {CANARY}\n   x: y\n");
+    let file = folder.write("kubeconfig", text);
+    let exit = run(&["doctor", "kubeconfig", "--kubeconfig", file.to_str().expect("UTF-8")], &[]).await;
+    assert_eq!(exit.code, Some(2), "{exit:?}");
+    assert!(exit.stderr.contains("it is no kubeconfig"), "{exit:?}");
+}
+
+/// The address is the node's own host, which is another machine.
+#[tokio::test]
+async fn loopback_registry_is_asked_only_on_the_node() {
+    let (registry, requests) = serve_registry(|_| answer("200 OK", &[], "{}"));
+    let image = format!("{registry}/app:1");
+    let secret = pull_secret("k", &document(&registry.to_string(), "martin", CANARY));
+    let namespace = namespace_with(&[], vec![secret, pod(&[&image], &["k"])]).await;
+    let kubeconfig = kubernetes::path("kubeconfig").display().to_string();
+    let variables = [("KUBECONFIG", kubeconfig.as_str())];
+    let arguments = ["doctor", "kubeconfig", "web", "-n", &namespace];
+
+    let elsewhere = run(&arguments, &variables).await;
+
+    assert_eq!((elsewhere.code, requests.count()), (Some(1), 0), "{elsewhere:?}");
+    assert!(elsewhere.stdout.contains("the node's own host"), "{}", elsewhere.stdout);
+    let on_node = run(&[&arguments[..], &["--local-node"]].concat(), &variables).await;
+    assert_eq!(on_node.code, Some(0), "{on_node:?}");
+}
+
+/// One image names a host, and the registry of another one names it as its token service.
+#[tokio::test]
+async fn host_of_an_image_is_no_token_service_of_another() {
+    let trap = Trap::set();
+    let realm = format!("https://127.0.0.2:{}/token", trap.port);
+    let (evil, requests) = serve_registry(move |_| bearer(&realm));
+    let images = [format!("{evil}/app:1"), "127.0.0.2:1/app:1".to_owned()];
+    let images = images.each_ref().map(String::as_str);
+    let secret = pull_secret("k", &document(&evil.to_string(), "martin", CANARY));
+    let namespace = namespace_with(&[], vec![secret, pod(&images, &["k"])]).await;
+    let kubeconfig = kubernetes::path("kubeconfig").display().to_string();
+    let arguments = ["doctor", "kubeconfig", "web", "-n", &namespace, "--local-node"];
+
+    let exit = run(&arguments, &[("KUBECONFIG", kubeconfig.as_str())]).await;
+
+    assert_eq!((exit.code, trap.caught()), (Some(1), 0), "{exit:?}");
+    assert!(requests.count() > 0);
 }
 
 #[tokio::test]
@@ -169,7 +222,7 @@ async fn kubeconfig_without_an_object_finds_the_pods_that_wait() {
     let namespace = namespace_with(&[], vec![pod(&[&image], &[]), other]).await;
     let kubeconfig = kubernetes::path("kubeconfig").display().to_string();
     let variables = [("KUBECONFIG", kubeconfig.as_str())];
-    let arguments = ["doctor", "kubeconfig", "-n", &namespace];
+    let arguments = ["doctor", "kubeconfig", "-n", &namespace, "--local-node"];
     let none = run(&arguments, &variables).await;
     assert_eq!((none.code, none.stdout.as_str()), (Some(0), "No pod of the namespace waits for an image.\n"));
 
@@ -188,4 +241,26 @@ async fn kubeconfig_without_an_object_finds_the_pods_that_wait() {
     let listed = run(&[&arguments[..], &["-o", "json"]].concat(), &variables).await;
     let listed: Value = serde_json::from_str(&listed.stdout).expect("JSON");
     assert_eq!((&listed["ok"], &listed["items"][0]["pod"]), (&json!(false), &json!("web")), "{listed:#}");
+}
+
+/// Pods of a page that together exceed the maximum of a response.
+#[tokio::test]
+async fn large_pods_are_listed_in_smaller_pages() {
+    let image = Doctor::image_of(&registry::a());
+    let namespace = namespace_with(&[], Vec::new()).await;
+    let pods: Vec<Value> = (0..6)
+        .map(|number| {
+            let mut pod = pod(&[&image], &[]);
+            pod["metadata"] = json!({"name": format!("web-{number}"), "annotations": {"x": "x".repeat(240_000)}});
+            pod
+        })
+        .collect();
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": pods});
+    // `apply` would store the object in a further annotation.
+    kubernetes::kubectl(&["create", "-n", &namespace, "-f", "-"], &list.to_string());
+    let kubeconfig = kubernetes::path("kubeconfig").display().to_string();
+
+    let listed = run(&["doctor", "kubeconfig", "-n", &namespace], &[("KUBECONFIG", kubeconfig.as_str())]).await;
+
+    assert_eq!((listed.code, listed.stdout.as_str()), (Some(0), "No pod of the namespace waits for an image.\n"));
 }

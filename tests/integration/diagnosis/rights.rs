@@ -39,6 +39,8 @@ async fn printed_rules_permit_a_diagnosis_in_one_namespace(pool: PgPool) {
     let found = &partly["images"][0];
     assert_eq!((&found["verdict"], &found["fix"]["type"]), (&json!("unknown"), &json!("grantRights")), "{partly:#}");
     assert_eq!(partly["pullSecrets"][0]["state"], "forbidden");
+    let command = found["fix"]["steps"][0]["command"].as_str().expect("a line");
+    assert!(command.contains("--service-account \"$REGCRED_SERVICE_ACCOUNT\" "), "{command}");
 
     let subject = format!("{}/{}", broker.namespace, broker.name);
     let doctor = format!("--doctor={namespace}");
@@ -50,6 +52,9 @@ async fn printed_rules_permit_a_diagnosis_in_one_namespace(pool: PgPool) {
     let manifests: Vec<Value> = serde_saphyr::from_multiple(&printed.stdout).expect("YAML");
     let of_cluster: Vec<&Value> = manifests.iter().filter(|one| one["kind"] == "ClusterRole").collect();
     assert_eq!(of_cluster.len(), 1, "{printed:?}");
+    let names: Vec<&str> = manifests.iter().filter_map(|one| one["metadata"]["name"].as_str()).collect();
+    // Others keep their rights.
+    assert!(names.iter().all(|name| name.starts_with(&format!("regcred-{cluster}-doctor"))), "{names:?}");
     let nodes = json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]);
     assert_eq!(of_cluster[0]["rules"], nodes);
     assert!(printed.stdout.contains("kind: Role\n"), "{printed:?}");

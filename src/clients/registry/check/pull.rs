@@ -12,7 +12,7 @@ use crate::{
     clients::registry::{PullQuestion, token::Recognition},
     domain::{
         diagnosis::{ManifestState, Platform, PullReport},
-        registry::RepositoryName,
+        registry::{RegistryScope, RepositoryName},
     },
 };
 
@@ -37,7 +37,7 @@ impl LoginCheck<'_> {
                 pull.without_challenge().await
             }
             401 => match challenge::parse(root.challenges()) {
-                Some(challenge) => pull.answer(challenge).await,
+                Some(challenge) => pull.answer(challenge, false).await,
                 None => end(
                     Found::NotARegistry,
                     format!("{} requests an authentication scheme that registries do not use", registry.label()),
@@ -68,23 +68,31 @@ impl Pull<'_, '_> {
     async fn without_challenge(&self) -> Step<PullReport> {
         let head = self.head(&Auth::None).await?;
         match access_of(&head) {
-            Some(Access::Denied(Some(challenge))) => self.answer(challenge).await,
+            Some(Access::Denied(Some(challenge))) => self.answer(challenge, true).await,
             Some(Access::Denied(None)) => end(Found::NoAccess, LOGIN_REQUIRED),
             access => self.conclude(access, head, &Auth::None, Found::Anonymous).await,
         }
     }
 
-    async fn answer(&self, challenge: Challenge) -> Step<PullReport> {
+    /// `is_open` tells that the root admits clients without a login, so that its answer proves nothing.
+    async fn answer(&self, challenge: Challenge, is_open: bool) -> Step<PullReport> {
         match (challenge, self.question.login) {
             (Challenge::Basic, None) => end(Found::NoAccess, LOGIN_REQUIRED),
-            (Challenge::Basic, Some(_)) => self.with_basic().await,
+            (Challenge::Basic, Some(_)) => self.with_basic(is_open).await,
             (Challenge::Bearer { realm, service }, _) => self.with_token(&realm, service.as_deref()).await,
         }
     }
 
-    async fn with_basic(&self) -> Step<PullReport> {
+    async fn with_basic(&self, is_open: bool) -> Step<PullReport> {
         let head = self.head(&Auth::Basic).await?;
         match access_of(&head) {
+            Some(Access::Denied(_)) if is_open && head.status.as_u16() == 401 => end(
+                Found::Invalid,
+                format!("the registry refuses this login for {} (401): it is wrong, or has no access", self.repository),
+            ),
+            Some(Access::Denied(_)) if is_open => {
+                end(Found::NoAccess, format!("the registry does not let this login read {} (403)", self.repository))
+            }
             Some(Access::Denied(_)) => {
                 // Tells a wrong login from one without access.
                 LoginCheck { repository: None, ..*self.check }.check_basic(self.registry).await?;
@@ -97,6 +105,12 @@ impl Pull<'_, '_> {
     async fn with_token(&self, realm: &str, service: Option<&str>) -> Step<PullReport> {
         let check = self.check;
         let realm = check.parse_realm(realm)?;
+        // Without TLS, a login leaves this host for nothing but this host.
+        let is_own_host =
+            RegistryScope::parse(realm.host_str().unwrap_or_default()).is_ok_and(|scope| scope.is_loopback());
+        if realm.scheme() != "https" && !is_own_host {
+            return end(Found::Refused, "the registry names a token service without TLS at another host");
+        }
         let other = check.token_endpoint(self.registry, &realm).await?;
         let tokens = TokenService { check, endpoint: other.as_ref().unwrap_or(self.registry), realm, service };
         let scope = format!("repository:{}:pull", self.repository);

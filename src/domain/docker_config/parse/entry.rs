@@ -70,6 +70,19 @@ impl Field {
 
 impl Entry {
     pub(super) fn new(key: String, node: Node) -> Result<Self, ParseError> {
+        Self::read(key, node, field)
+    }
+
+    /// Entry as Go's `encoding/json` reads it: of fields with one name, the last one counts.
+    pub(super) fn of_value(key: String, node: Node) -> Result<Self, ParseError> {
+        Self::read(key, node, |fields, name| Ok(last_field(fields, name)))
+    }
+
+    fn read(
+        key: String,
+        node: Node,
+        field: impl Fn(&mut Map, &str) -> Result<Field, ParseError>,
+    ) -> Result<Self, ParseError> {
         let is_malformed = matches!(node, Node::Text(_) | Node::List(_) | Node::Other);
         let mut fields = if let Node::Map(fields) = node { fields } else { Map::default() };
         Ok(Self {
@@ -95,6 +108,20 @@ fn field(fields: &mut Map, name: &str) -> Result<Field, ParseError> {
         Node::Text(text) => Field::Text(SecretString::from(text.as_str())),
         Node::Map(_) | Node::List(_) | Node::Other => Field::Malformed,
     })
+}
+
+/// `null` changes nothing, and a value of another type fails, whatever follows it.
+fn last_field(fields: &mut Map, name: &str) -> Field {
+    let mut last = Field::Absent;
+    for node in fields.take_all(name) {
+        match (node, &last) {
+            (Node::Null, Field::Absent) => last = Field::Null,
+            (_, Field::Malformed) | (Node::Null, _) => {}
+            (Node::Text(text), _) => last = Field::Text(SecretString::from(text.as_str())),
+            (Node::Map(_) | Node::List(_) | Node::Other, _) => last = Field::Malformed,
+        }
+    }
+    last
 }
 
 impl fmt::Debug for Entry {

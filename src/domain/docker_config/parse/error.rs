@@ -41,6 +41,12 @@ impl ParseError {
         Self { position: Some(position), detail: detail.into() }
     }
 
+    /// Whether a limit of this parser refuses the input, which others may accept.
+    #[must_use]
+    pub fn is_limit(&self) -> bool {
+        [super::node::TOO_MANY, super::node::TOO_LONG, super::node::TOO_DEEP].contains(&&*self.detail)
+    }
+
     /// Locates the error in a document that is embedded in the input.
     pub(super) fn inside(self, place: &str) -> Self {
         Self { detail: format!("inside {place}: {}", self.detail).into(), ..self }

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use super::{
-    Config, MAX_INPUT, NoConfig, Part,
+    Config, MAX_INPUT, NoConfig, Part, Value,
     error::{ParseError, Position, shape},
     node::{self, Map, Node},
 };
@@ -45,14 +45,15 @@ pub(super) fn open(input: &[u8]) -> Result<Vec<Part>, ParseError> {
     Ok(vec![Part::Config(config)])
 }
 
-/// Parses the decoded value of a Secret whose type has this form.
-pub(super) fn open_value(form: Form, value: &[u8]) -> Result<Config, ParseError> {
-    match (node::from_json(text(value)?)?, form) {
-        (Node::Map(fields), Form::DockerConfigJson) => Config::from_config_json(fields),
-        (Node::Map(fields), Form::Dockercfg) => Config::from_dockercfg(fields),
-        (Node::Null, _) => Config::from_config_json(Map::default()).map(|config| Config { form, ..config }),
-        (Node::Text(_) | Node::List(_) | Node::Other, _) => Err(not_a_config()),
-    }
+/// Parses the decoded value of a Secret whose type has this form, as Go's `encoding/json` does.
+pub(super) fn open_value(form: Form, value: &[u8]) -> Result<Value, ParseError> {
+    let (node, has_repeated_keys) = node::from_json_with_repeated_keys(text(value)?)?;
+    let fields = match node {
+        Node::Map(fields) => fields,
+        Node::Null => Map::default(),
+        Node::Text(_) | Node::List(_) | Node::Other => return Err(not_a_config()),
+    };
+    Ok(Value { config: Config::from_value(form, fields)?, has_repeated_keys })
 }
 
 fn text(input: &[u8]) -> Result<&str, ParseError> {

@@ -1,6 +1,6 @@
 //! Tree for untrusted JSON and YAML: bounded in depth, without duplicate keys, zeroed on drop.
 
-use std::{collections::HashSet, fmt};
+use std::{cell::Cell, collections::HashSet, fmt};
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use zeroize::Zeroizing;
@@ -48,6 +48,12 @@ impl Map {
         }
     }
 
+    /// Removes and returns all fields with this name, in order. Ignores case, like Go's
+    /// `encoding/json`, which decodes each of them into one field.
+    pub(super) fn take_all(&mut self, name: &str) -> Vec<Node> {
+        self.0.extract_if(.., |(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, node)| node).collect()
+    }
+
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(field, _)| field.eq_ignore_ascii_case(name))
     }
@@ -75,15 +81,27 @@ impl Map {
 /// Parses JSON.
 pub(super) fn from_json(input: &str) -> Result<Node, ParseError> {
     let mut deserializer = serde_json::Deserializer::from_str(input);
-    let node = Seed { depth: 0 }.deserialize(&mut deserializer).and_then(|node| deserializer.end().map(|()| node));
+    let node = Seed::refusing_repeated_keys().deserialize(&mut deserializer);
+    let node = node.and_then(|node| deserializer.end().map(|()| node));
     node.map_err(|error| super::error::json(&error, input.as_bytes()))
+}
+
+/// Parses JSON, and keeps all fields with one name. Also returns whether an object has such fields.
+pub(super) fn from_json_with_repeated_keys(input: &str) -> Result<(Node, bool), ParseError> {
+    let is_repeated = Cell::new(false);
+    let mut deserializer = serde_json::Deserializer::from_str(input);
+    let node = Seed { depth: 0, is_repeated: Some(&is_repeated) }.deserialize(&mut deserializer);
+    let node = node.and_then(|node| deserializer.end().map(|()| node));
+    let node = node.map_err(|error| super::error::json(&error, input.as_bytes()))?;
+    Ok((node, is_repeated.get()))
 }
 
 /// Parses YAML. The library's message would quote the input, so only its position and kind are
 /// used.
 pub(super) fn from_yaml(input: &str) -> Result<Node, ParseError> {
-    let read =
-        serde_saphyr::with_deserializer_from_str(input, |deserializer| Seed { depth: 0 }.deserialize(deserializer));
+    let read = serde_saphyr::with_deserializer_from_str(input, |deserializer| {
+        Seed::refusing_repeated_keys().deserialize(deserializer)
+    });
     read.map_err(|error| ParseError {
         position: error.location().and_then(position),
         detail: yaml_detail(&error).into(),
@@ -115,20 +133,26 @@ fn position(location: serde_saphyr::Location) -> Option<Position> {
 
 /// Deserializer seed for a node at some depth.
 #[derive(Clone, Copy)]
-struct Seed {
+struct Seed<'a> {
     depth: usize,
+    /// Notes that an object has a key twice; `None` refuses it.
+    is_repeated: Option<&'a Cell<bool>>,
 }
 
-impl Seed {
+impl Seed<'_> {
+    const fn refusing_repeated_keys() -> Self {
+        Self { depth: 0, is_repeated: None }
+    }
+
     fn deeper<E: de::Error>(self) -> Result<Self, E> {
         if self.depth == MAX_DEPTH {
             return Err(E::custom(TOO_DEEP));
         }
-        Ok(Self { depth: self.depth + 1 })
+        Ok(Self { depth: self.depth + 1, ..self })
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Seed {
+impl<'de> DeserializeSeed<'de> for Seed<'_> {
     type Value = Node;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
@@ -136,7 +160,7 @@ impl<'de> DeserializeSeed<'de> for Seed {
     }
 }
 
-impl<'de> Visitor<'de> for Seed {
+impl<'de> Visitor<'de> for Seed<'_> {
     type Value = Node;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -193,7 +217,10 @@ impl<'de> Visitor<'de> for Seed {
         let mut fields = Vec::new();
         while let Some(name) = map.next_key::<String>()? {
             if !names.insert(name.clone()) {
-                return Err(de::Error::custom(TWICE));
+                match self.is_repeated {
+                    Some(is_repeated) => is_repeated.set(true),
+                    None => return Err(de::Error::custom(TWICE)),
+                }
             }
             fields.push((name, map.next_value_seed(seed)?));
             if fields.len() > MAX_FIELDS {
