@@ -1967,7 +1967,7 @@ export interface components {
         /** @description An image of the pod. */
         DiagnosedImage: {
             anonymous: components["schemas"]["RegistryAnswer"] | null;
-            /** @description Entries that match the image, in the order in which the kubelet tries them. */
+            /** @description Entries that match the image, in the order in which the kubelet tries them, 20 at most. */
             attempts: components["schemas"]["PullAttempt"][];
             /** @description Pull secrets with different logins for the same key that matches. */
             collisions: string[];
@@ -1989,7 +1989,7 @@ export interface components {
         };
         /** @description A pull secret. */
         DiagnosedSecret: {
-            /** @description Keys of the entries that the kubelet finds in it. */
+            /** @description Keys of the entries that the kubelet finds in it, 50 at most. */
             keys: string[];
             managedBy: components["schemas"]["ManagedBy"] | null;
             /** @description Name. */
@@ -2001,11 +2001,11 @@ export interface components {
         };
         /** @description Why the images of a pod can be pulled, or cannot. */
         Diagnosis: {
-            /** @description Images, each once. */
+            /** @description Images, each once, 50 at most. */
             images: components["schemas"]["DiagnosedImage"][];
             /** @description What regcred may not read in the cluster, and what the diagnosis lacks for it. */
             missingRights: components["schemas"]["MissingRead"][];
-            /** @description Whether the verdict of every image is `ok`, and there is no problem of the pod. */
+            /** @description Whether the verdict of every image is `ok`, and no problem prevents the pod. */
             ok: boolean;
             /** @description Problems of the pod as a whole. */
             problems: components["schemas"]["PodProblem"][];
@@ -2710,7 +2710,7 @@ export interface components {
          * @description Kind of a problem of a pod.
          * @enum {string}
          */
-        PodProblemKind: "serviceAccountMissing" | "invalidReference";
+        PodProblemKind: "serviceAccountMissing" | "invalidReference" | "tooManyImages";
         /**
          * @description Effect of a declaration on a target.
          * @enum {string}
@@ -3423,7 +3423,7 @@ export interface components {
          * @description Kind of a problem of a pull secret.
          * @enum {string}
          */
-        SecretProblemKind: "wrongType" | "wrongKey" | "doubleBase64" | "strayCharacter" | "encoding" | "notADockerConfig" | "otherForm" | "duplicateKey" | "invalidAuth" | "malformedEntry" | "noLogin" | "empty";
+        SecretProblemKind: "wrongType" | "wrongKey" | "doubleBase64" | "strayCharacter" | "encoding" | "notADockerConfig" | "otherForm" | "duplicateKey" | "invalidAuth" | "malformedEntry" | "noLogin" | "tooLarge" | "empty";
         /** @description Reference to a Secret, as in `imagePullSecrets`. */
         SecretReference: {
             /** @description Name of the Secret. */
