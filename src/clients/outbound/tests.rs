@@ -236,3 +236,31 @@ proptest! {
         }
     }
 }
+
+/// A person names the host, who could call it by other means; a metadata service has credentials.
+#[rstest]
+#[case(&["10.0.0.1"], "", true)]
+#[case(&["127.0.0.1"], "", true)]
+#[case(&["10.0.0.1", "169.254.169.254"], "", false)]
+#[case(&["169.254.169.254"], "169.254.169.254", true)]
+#[tokio::test]
+async fn host_of_a_person_is_admitted_anywhere_but_at_a_metadata_service(
+    #[case] addresses: &[&str],
+    #[case] allowed: &str,
+    #[case] is_admitted: bool,
+) {
+    let admitted = guard(allowed, addresses).admit_anywhere("reg.corp", 6379).await;
+    assert_eq!(admitted.is_ok(), is_admitted, "{admitted:?}");
+}
+
+#[rstest]
+#[case("", "localhost", false)]
+#[case("10.0.0.0/8", "127.0.0.1", false)]
+#[case("127.0.0.0/8", "localhost", true)]
+#[case("127.0.0.0/8", "127.0.0.1", true)]
+#[case("127.0.0.0/8", "[::1]", false)]
+#[case("::1", "[::1]", true)]
+#[case("localhost", "localhost", true)]
+fn loopback_is_allowed_by_its_name_or_its_address(#[case] allowed: &str, #[case] host: &str, #[case] expected: bool) {
+    assert_eq!(guard(allowed, &[]).allows_loopback(host), expected);
+}
