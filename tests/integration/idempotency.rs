@@ -54,7 +54,8 @@ async fn number(pool: &PgPool, sql: &'static str) -> i64 {
 
 /// Changes by callers. The replay of an import is a dry run, which is recorded too.
 const CHANGES: &str = "SELECT count(*) FROM audit_events
-    WHERE actor_type = 'apiKey' AND outcome = 'success' AND action <> 'registryAccount.import'";
+    WHERE actor_type = 'apiKey' AND action <> 'registryAccount.import'
+        AND (outcome = 'success' OR action = 'cluster.coverage' AND outcome = 'attempt')";
 const KEYS: &str = "SELECT count(*) FROM idempotency_keys";
 
 /// Operations that document the header.
@@ -79,6 +80,7 @@ fn changes() -> Vec<(&'static str, &'static str, &'static str, Value, u16)> {
         ("import_registry_accounts", "POST", "/v1/registry-accounts:import", auths, 200),
         ("create_cluster", "POST", "/v1/clusters", cluster("new"), 201),
         ("update_cluster", "PATCH", "/v1/clusters/dev", json!({"server": "https://127.0.0.1:2"}), 200),
+        ("run_coverage", "POST", "/v1/clusters/dev/coverage", Value::Null, 202),
         ("update_pull_secret", "PATCH", "/v1/pull-secrets/p", json!({"adopt": true}), 200),
         ("sync_pull_secret", "POST", "/v1/pull-secrets/p/sync", Value::Null, 202),
         ("create_api_key", "POST", "/v1/api-keys", json!({"name": "new", "role": "viewer"}), 201),
@@ -132,6 +134,7 @@ async fn every_change_is_performed_once_per_key(pool: PgPool) {
             }
             // The worker changes the status meanwhile.
             "sync_pull_secret" | "update_pull_secret" => assert_eq!(second.expect(*status)["id"], shown["id"]),
+            "run_coverage" => assert_eq!(second.expect(*status)["run"]["id"], shown["run"]["id"]),
             _ => {
                 assert_eq!(second.expect(*status), shown, "{operation}");
                 assert_eq!(second.header("etag"), first.header("etag"), "{operation}");

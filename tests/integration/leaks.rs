@@ -495,7 +495,7 @@ async fn secrets_appear_only_in_docker_configs(pool: PgPool) {
         "\"level\":\"TRACE\"",
         "\"level\":\"DEBUG\"",
         "request completed",
-        "cluster.create_secret",
+        "cluster.call",
         "target reconciled",
         "target failed",
         "resync failed",

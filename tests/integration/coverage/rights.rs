@@ -82,7 +82,9 @@ async fn printed_rules_permit_the_coverage_of_one_namespace(pool: PgPool) {
 
     let everywhere = installation.must_run(&["cluster", "rbac", "--cluster", &cluster, "--doctor=*"]).await;
     let manifests: Vec<Value> = serde_saphyr::from_multiple(&everywhere).expect("YAML");
-    let of_cluster = manifests.iter().find(|one| one["kind"] == "ClusterRole").expect("a ClusterRole");
+    let name = format!("regcred-{cluster}-doctor");
+    let is_of_cluster = |one: &&Value| one["kind"] == "ClusterRole" && one["metadata"]["name"] == name;
+    let of_cluster = manifests.iter().find(is_of_cluster).expect("a ClusterRole");
     let pods = json!({"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]});
     assert!(of_cluster["rules"].as_array().expect("rules").contains(&pods), "{of_cluster:#}");
 }

@@ -228,7 +228,7 @@ async fn no_token_comes_out_anywhere(pool: PgPool) {
     let exit = service.process.wait().await;
 
     assert!(
-        exit.stderr.contains("\"level\":\"TRACE\"") && exit.stderr.contains("cluster.own_audiences"),
+        exit.stderr.contains("\"level\":\"TRACE\"") && exit.stderr.contains("cluster.call"),
         "the log is verbose"
     );
     assert!(exit.stderr.contains("token rejected"), "rejections are logged");
