@@ -227,10 +227,7 @@ async fn no_token_comes_out_anywhere(pool: PgPool) {
     service.process.signal("TERM");
     let exit = service.process.wait().await;
 
-    assert!(
-        exit.stderr.contains("\"level\":\"TRACE\"") && exit.stderr.contains("cluster.call"),
-        "the log is verbose"
-    );
+    assert!(exit.stderr.contains("\"level\":\"TRACE\"") && exit.stderr.contains("cluster.call"), "the log is verbose");
     assert!(exit.stderr.contains("token rejected"), "rejections are logged");
     for (token, _) in &tokens {
         // Header and claims are the same for many; only the signature is secret.
