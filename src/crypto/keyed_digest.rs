@@ -5,7 +5,7 @@
 //! it, guesses cannot be tested.
 
 use aws_lc_rs::{hmac, rand};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::crypto::{api_key::CryptoError, pepper::Pepper};
 
@@ -37,15 +37,36 @@ impl Digester {
     /// Computes the digest of parts, each prefixed with its length.
     #[must_use]
     pub fn digest(&self, parts: &[&[u8]]) -> Digest {
-        let mut context = hmac::Context::with_key(&self.0);
-        for part in parts {
-            context.update(&part.len().to_be_bytes());
-            context.update(part);
-        }
         let mut digest = Digest::default();
-        digest.copy_from_slice(context.sign().as_ref());
+        digest.copy_from_slice(mac_of_parts(&self.0, parts).as_ref());
         digest
     }
+}
+
+/// Computes the HMAC of secret parts, each prefixed with its length.
+pub(super) fn mac_of_parts(key: &hmac::Key, parts: &[&[u8]]) -> hmac::Tag {
+    let tag = compute(key, parts);
+    // A context is copied when it signs. Its buffer has the end of the last part, and the copies stay
+    // on the stack of a thread until other calls reach as deep.
+    wipe_stack();
+    tag
+}
+
+#[inline(never)]
+fn compute(key: &hmac::Key, parts: &[&[u8]]) -> hmac::Tag {
+    let mut context = hmac::Context::with_key(key);
+    for part in parts {
+        context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        context.update(part);
+    }
+    context.sign()
+}
+
+/// Overwrites the 16 KiB of the stack below the caller.
+#[inline(never)]
+fn wipe_stack() {
+    let mut below = [0_u64; 2_048];
+    below.zeroize();
 }
 
 #[cfg(test)]

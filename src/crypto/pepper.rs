@@ -183,20 +183,10 @@ impl PepperRing {
     #[must_use]
     pub fn content_mac(&self, parts: &[&[u8]]) -> ContentMac {
         ContentMac {
-            current: mac_of_parts(&self.first.content_key, parts),
-            older: self.older.iter().map(|entry| mac_of_parts(&entry.content_key, parts)).collect(),
+            current: mac_of_parts(&self.first.content_key, parts).as_ref().to_vec(),
+            older: self.older.iter().map(|entry| mac_of_parts(&entry.content_key, parts).as_ref().to_vec()).collect(),
         }
     }
-}
-
-/// Hashes parts, each prefixed with its length.
-fn mac_of_parts(key: &hmac::Key, parts: &[&[u8]]) -> Vec<u8> {
-    let mut context = hmac::Context::with_key(key);
-    for part in parts {
-        context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
-        context.update(part);
-    }
-    context.sign().as_ref().to_vec()
 }
 
 #[cfg(test)]

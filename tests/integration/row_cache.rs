@@ -202,7 +202,7 @@ async fn changes_made_in_the_database_invalidate_the_cache(pool: PgPool) {
         .await;
     }
     app.admin().get("/v1/me").await.expect(200);
-    sqlx::raw_sql("TRUNCATE api_keys").execute(&app.pool).await.expect("truncated");
+    sqlx::raw_sql("TRUNCATE api_keys CASCADE").execute(&app.pool).await.expect("truncated");
     time_until(Instant::now(), "all keys rejected", async || app.admin().get("/v1/me").await.status == 401).await;
 }
 
