@@ -207,12 +207,22 @@ async fn identify_session(request: &ServiceRequest, token: &str) -> Result<Arc<I
 /// Counts a failed authentication. Returns `error`, or the rate limit's error once that is
 /// exceeded.
 pub(super) fn count_failure(request: &HttpRequest, key_id: Option<Uuid>, error: ApiError) -> ApiError {
+    count(request, key_id).err().unwrap_or(error)
+}
+
+/// Counts an attempt like a failed authentication, before its result is known.
+///
+/// # Errors
+///
+/// [`ApiError::TooManyAttempts`] once the rate limit is exceeded.
+pub(super) fn count_attempt(request: &HttpRequest) -> Result<(), ApiError> {
+    count(request, None)
+}
+
+fn count(request: &HttpRequest, key_id: Option<Uuid>) -> Result<(), ApiError> {
     let source = RequestMeta::of(request).and_then(|meta| meta.source).map(Source::of);
-    match app_data::<FailedAuthenticationLimiter>(request).map(|limiter| limiter.count(key_id, source)) {
-        Ok(Ok(())) => error,
-        Ok(Err(retry_after)) => ApiError::TooManyAttempts { retry_after },
-        Err(missing) => missing,
-    }
+    let counted = app_data::<FailedAuthenticationLimiter>(request)?.count(key_id, source);
+    counted.map_err(|retry_after| ApiError::TooManyAttempts { retry_after })
 }
 
 pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
