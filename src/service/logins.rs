@@ -243,7 +243,8 @@ impl Logins {
         let id_token = self.exchange(&provider, &endpoints, &exchange).await?;
         let (identity, person) = self.verify(&provider, &attempt, &id_token, now).await?;
         let call = call_for(identity);
-        let (session, new) = self.sessions.create_for(&call, person).await?.ok_or(NOT_OFFERED)?;
+        let (session, new) =
+            self.sessions.create_for(&call, person, &provider.stored.config).await?.ok_or(NOT_OFFERED)?;
         Ok((ListedSession { session, owner: call.actor.clone() }, new))
     }
 

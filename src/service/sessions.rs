@@ -15,6 +15,7 @@ use crate::{
     domain::{
         audit::{Action, NewEvent, Resource},
         caller::{Actor, ActorKind, Call, Identity, Permission},
+        identity_provider::ProviderConfig,
         session::{Person, SessionOwner},
         token::Claims,
     },
@@ -143,8 +144,8 @@ impl Sessions {
         Ok((session, new))
     }
 
-    /// Creates a session for a person who signed in. `None` if people do not sign in through the
-    /// provider any more.
+    /// Creates a session for a person who signed in through a provider with this configuration. `None`
+    /// if the provider has another issuer, CA or client by now, or no client.
     ///
     /// # Errors
     ///
@@ -153,6 +154,7 @@ impl Sessions {
         &self,
         caller: &Call,
         person: Person,
+        config: &ProviderConfig,
     ) -> Result<Option<(Session, NewSession)>, ServiceError> {
         let owner = SessionOwner::Person(person);
         let new = self.tokens.generate(&owner)?;
@@ -161,7 +163,8 @@ impl Sessions {
         storage::sessions::delete_ended(&mut tx, DELETED_MAX).await?;
         let source = caller.source.map(|source| source.to_string());
         let row = NewRow { id: new.id, mac: &new.mac, source_ip: source.as_deref(), kept: KEPT };
-        let Some(session) = storage::sessions::insert_person(&mut tx, &person, &row).await? else { return Ok(None) };
+        let inserted = storage::sessions::insert_person(&mut tx, &person, config, &row).await?;
+        let Some(session) = inserted else { return Ok(None) };
         let event = NewEvent::of(caller, Action::SessionCreate, Resource::session(new.id));
         self.audit.commit(tx, [event]).await?;
         Ok(Some((session, new)))

@@ -239,6 +239,41 @@ async fn failed_sign_ins_of_an_address_end_in_429_without_a_call(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn change_of_issuer_or_client_stops_sign_ins_in_flight(pool: PgPool) {
+    let corp = Corp::new(pool).await;
+    let elsewhere = TestIssuer::start(&[&corp.key]);
+    let login = |client: &str| json!({"clientId": client, "clientSecret": CANARY});
+    // The first sign-in fetches the keys of the issuer.
+    corp.sign_in(json!({})).await;
+    for (change, accepted) in [
+        (json!({"rules": [{"claims": {"groups": "dev"}, "role": "operator"}]}), true),
+        (json!({"login": login("other")}), false),
+        (json!({"issuer": elsewhere.url(), "login": login("console")}), false),
+    ] {
+        corp.change(json!({"issuer": corp.issuer.url(), "login": login("console")})).await;
+        let attempt = corp.start().await;
+        corp.grant(&attempt, json!({}));
+        let calls = corp.issuer.requests(TOKEN);
+        corp.issuer.hold(true);
+        let changed = async {
+            eventually("the code is exchanged", async || (corp.issuer.requests(TOKEN) > calls).then_some(())).await;
+            corp.change(change.clone()).await;
+            corp.issuer.hold(false);
+        };
+        let (completed, ()) = tokio::join!(corp.complete(&attempt, json!({})), changed);
+        if accepted {
+            completed.expect(201);
+            continue;
+        }
+        let detail = completed.problem(403, "login-refused")["detail"].clone();
+        assert_eq!(detail, "people do not sign in through this identity provider", "{change}");
+        let sessions = "SELECT count(*) FROM sessions";
+        let sessions: i64 = sqlx::query_scalar(sessions).fetch_one(&corp.app.pool).await.expect("a number");
+        assert_eq!(sessions, 0, "{change}");
+    }
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn id_token_that_does_not_fit_the_attempt_is_refused(pool: PgPool) {
     let corp = Corp::new(pool).await;
     let other_key = TestKey::p256("one");
