@@ -183,13 +183,16 @@ async fn identify_session(request: &ServiceRequest, token: &str) -> Result<Arc<I
     session_cookie::require_own_page(request)?;
     let note = |owner, reason| refusals::note_rejected_credential(request, owner, reason);
     let refused = ApiError::Unauthenticated("the session has ended; sign in again");
-    match app_data::<Sessions>(request)?.authenticate(token, true).await? {
+    let sessions = app_data::<Sessions>(request)?;
+    match sessions.authenticate(token).await? {
         SessionAuthentication::Authenticated(identity, session) => {
             let source = RequestMeta::of(request).and_then(|meta| meta.source);
             if !identity.may_call_from(source) {
                 note(Some(identity.actor.clone()), "source-network");
                 return Err(count_failure(request, None, ApiError::SourceNetworkRefused));
             }
+            // Last: a request that is refused does not postpone the end of an idle session.
+            sessions.note_use(&session).await;
             request.extensions_mut().insert(CurrentSession(Arc::new(*session)));
             Ok(identity)
         }
@@ -289,7 +292,7 @@ impl PresentedCredential {
 
     /// An open stream does not keep an idle session alive.
     async fn reauthenticate_session(&self, text: &str) -> Reauthentication {
-        match self.sessions.authenticate(text, false).await {
+        match self.sessions.authenticate(text).await {
             Ok(SessionAuthentication::Authenticated(identity, _)) => Reauthentication::Known(identity),
             Ok(SessionAuthentication::OwnerEnded(_) | SessionAuthentication::Unknown) => Reauthentication::Ended,
             Err(_) => Reauthentication::Unavailable,
