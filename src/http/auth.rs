@@ -105,7 +105,7 @@ fn app_data<T: 'static>(request: &HttpRequest) -> Result<&Data<T>, ApiError> {
 
 async fn identify(request: &mut ServiceRequest) -> Result<Arc<Identity>, ApiError> {
     let Some(key) = bearer(request.headers()) else {
-        if let Some(token) = session_cookie::token(request.headers()) {
+        if let Some(token) = session_cookie::token(request.request()) {
             return Box::pin(identify_session(request, token)).await;
         }
         return Err(ApiError::Unauthenticated(
@@ -258,7 +258,7 @@ impl PresentedCredential {
     pub fn of(request: &HttpRequest) -> Result<Self, ApiError> {
         let missing = || ApiError::Internal(anyhow::anyhow!("a handler outside /v1 requires a credential"));
         let is_session = CurrentSession::of(request).is_some();
-        let text = if is_session { session_cookie::token(request.headers()) } else { bearer(request.headers()) };
+        let text = if is_session { session_cookie::token(request) } else { bearer(request.headers()) };
         Ok(Self {
             authenticator: app_data::<ApiKeyAuthenticator>(request)?.clone(),
             token_authenticator: app_data::<TokenAuthenticator>(request)?.clone(),

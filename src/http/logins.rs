@@ -140,7 +140,7 @@ pub async fn complete_login(
     let provider = &body.0.provider;
     let redirect_uri = redirect_uri(&origin, provider);
     let returned = ReturnedLogin {
-        cookie: session_cookie::login_token(request.headers()).unwrap_or_default(),
+        cookie: session_cookie::login_token(&request, transport).unwrap_or_default(),
         provider,
         state: &body.0.state,
         code: &body.0.code,
