@@ -12,7 +12,7 @@ const RULES = [
 let provider: RunningProvider;
 
 before(async () => {
-  provider = await startProvider(`${api}/console/login`);
+  provider = await startProvider(`${api}/console/login/corp`);
   await call("POST", "/v1/identity-providers", { name: "corp", type: "oidc", issuer: provider.issuer, audience: "console-login", rules: RULES, login: CLIENT });
 });
 
@@ -86,7 +86,7 @@ test("person_without_a_rule_or_who_declines_is_told_why", async () => {
   await page.getByRole("link", { name: "Cancel" }).click();
   await page.getByText("access was denied").waitFor();
   // An answer that this browser did not ask for.
-  await page.goto(`${api}/console/login?code=stolen&state=guessed`);
+  await page.goto(`${api}/console/login/corp?code=stolen&state=guessed`);
   await page.getByText("belongs to another browser").waitFor();
   assert.equal(page.url(), `${api}/console/`);
   assert.deepEqual(await context.cookies(api).then((all) => all.filter(({ name }) => name === "regcred")), []);

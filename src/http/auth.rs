@@ -105,7 +105,7 @@ fn app_data<T: 'static>(request: &HttpRequest) -> Result<&Data<T>, ApiError> {
 
 async fn identify(request: &mut ServiceRequest) -> Result<Arc<Identity>, ApiError> {
     let Some(key) = bearer(request.headers()) else {
-        if let Some(token) = session_cookie::token(request.headers()) {
+        if let Some(token) = session_cookie::token(request.request()) {
             return Box::pin(identify_session(request, token)).await;
         }
         return Err(ApiError::Unauthenticated(
@@ -183,13 +183,16 @@ async fn identify_session(request: &ServiceRequest, token: &str) -> Result<Arc<I
     session_cookie::require_own_page(request)?;
     let note = |owner, reason| refusals::note_rejected_credential(request, owner, reason);
     let refused = ApiError::Unauthenticated("the session has ended; sign in again");
-    match app_data::<Sessions>(request)?.authenticate(token, true).await? {
+    let sessions = app_data::<Sessions>(request)?;
+    match sessions.authenticate(token).await? {
         SessionAuthentication::Authenticated(identity, session) => {
             let source = RequestMeta::of(request).and_then(|meta| meta.source);
             if !identity.may_call_from(source) {
                 note(Some(identity.actor.clone()), "source-network");
                 return Err(count_failure(request, None, ApiError::SourceNetworkRefused));
             }
+            // Last: a request that is refused does not postpone the end of an idle session.
+            sessions.note_use(&session).await;
             request.extensions_mut().insert(CurrentSession(Arc::new(*session)));
             Ok(identity)
         }
@@ -207,12 +210,22 @@ async fn identify_session(request: &ServiceRequest, token: &str) -> Result<Arc<I
 /// Counts a failed authentication. Returns `error`, or the rate limit's error once that is
 /// exceeded.
 pub(super) fn count_failure(request: &HttpRequest, key_id: Option<Uuid>, error: ApiError) -> ApiError {
+    count(request, key_id).err().unwrap_or(error)
+}
+
+/// Counts an attempt like a failed authentication, before its result is known.
+///
+/// # Errors
+///
+/// [`ApiError::TooManyAttempts`] once the rate limit is exceeded.
+pub(super) fn count_attempt(request: &HttpRequest) -> Result<(), ApiError> {
+    count(request, None)
+}
+
+fn count(request: &HttpRequest, key_id: Option<Uuid>) -> Result<(), ApiError> {
     let source = RequestMeta::of(request).and_then(|meta| meta.source).map(Source::of);
-    match app_data::<FailedAuthenticationLimiter>(request).map(|limiter| limiter.count(key_id, source)) {
-        Ok(Ok(())) => error,
-        Ok(Err(retry_after)) => ApiError::TooManyAttempts { retry_after },
-        Err(missing) => missing,
-    }
+    let counted = app_data::<FailedAuthenticationLimiter>(request)?.count(key_id, source);
+    counted.map_err(|retry_after| ApiError::TooManyAttempts { retry_after })
 }
 
 pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -245,7 +258,7 @@ impl PresentedCredential {
     pub fn of(request: &HttpRequest) -> Result<Self, ApiError> {
         let missing = || ApiError::Internal(anyhow::anyhow!("a handler outside /v1 requires a credential"));
         let is_session = CurrentSession::of(request).is_some();
-        let text = if is_session { session_cookie::token(request.headers()) } else { bearer(request.headers()) };
+        let text = if is_session { session_cookie::token(request) } else { bearer(request.headers()) };
         Ok(Self {
             authenticator: app_data::<ApiKeyAuthenticator>(request)?.clone(),
             token_authenticator: app_data::<TokenAuthenticator>(request)?.clone(),
@@ -279,7 +292,7 @@ impl PresentedCredential {
 
     /// An open stream does not keep an idle session alive.
     async fn reauthenticate_session(&self, text: &str) -> Reauthentication {
-        match self.sessions.authenticate(text, false).await {
+        match self.sessions.authenticate(text).await {
             Ok(SessionAuthentication::Authenticated(identity, _)) => Reauthentication::Known(identity),
             Ok(SessionAuthentication::OwnerEnded(_) | SessionAuthentication::Unknown) => Reauthentication::Ended,
             Err(_) => Reauthentication::Unavailable,

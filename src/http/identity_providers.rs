@@ -101,7 +101,8 @@ pub struct CreateIdentityProvider {
     /// Without a match the response is 403.
     rules: Vec<RuleDocument>,
     /// Client for signing in to the web console, for `oidc`. The rules are applied to the claims of
-    /// the ID token. The issuer must allow the redirect to `/console/login` of regcred's address.
+    /// the ID token. The issuer must allow the redirect to `/console/login/{name}` of regcred's address,
+    /// with the name of this provider and without wildcards.
     login: Option<LoginInput>,
 }
 

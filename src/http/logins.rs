@@ -18,7 +18,7 @@ use crate::{
         names::Name,
     },
     http::{
-        auth::count_failure,
+        auth::{count_attempt, count_failure},
         body::Json,
         problem::ApiError,
         query, refusals,
@@ -31,8 +31,9 @@ use crate::{
 
 /// Maximum length of a body, in bytes: callers have no credential.
 const BODY_MAX: usize = 16 * 1024;
-/// Page that a provider sends the browser back to, below the address of regcred.
-const RETURN_PAGE: &str = "/console/login";
+/// Pages that providers send the browser back to, below the address of regcred. Each provider has its
+/// own, so that the page names the provider that an answer comes from (RFC 9700, section 4.4.2.2).
+const RETURN_PAGES: &str = "/console/login/";
 
 /// Identity providers through which people sign in.
 #[derive(Debug, Serialize, ToSchema)]
@@ -73,6 +74,9 @@ pub struct StartedLogin {
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CompleteLogin {
+    /// Name of the identity provider: the last segment of the address that the browser returned to.
+    #[schema(example = "corp")]
+    provider: String,
     /// `code` of the address that the browser returned to.
     #[schema(value_type = String, format = Password, example = "SplxlOBeZQQYbYS6WxSbIA")]
     code: SecretString,
@@ -96,7 +100,7 @@ pub async fn list_login_providers(request: HttpRequest, logins: Data<Logins>) ->
 /// Start to sign in through an identity provider.
 ///
 /// The response sets a cookie for ten minutes, and names the page of the provider, which sends the
-/// browser back to `/console/login`.
+/// browser back to `/console/login/{provider}`.
 #[utoipa::path(tag = "sessions", request_body = StartLogin, responses((status = CREATED, body = StartedLogin)))]
 #[post("/login")]
 pub async fn start_login(
@@ -104,9 +108,13 @@ pub async fn start_login(
     logins: Data<Logins>,
     body: Json<StartLogin, BODY_MAX>,
 ) -> Result<HttpResponse, ApiError> {
-    let (transport, redirect_uri) = own_page(&request)?;
+    let (transport, origin) = own_page(&request)?;
     let name = Name::parse(&body.0.provider).map_err(|invalid| ApiError::field("provider", invalid))?;
-    let started = logins.start(&name, &redirect_uri).await.map_err(|error| failed(&request, error))?;
+    let started = logins.start(&name, &redirect_uri(&origin, name.as_str())).await;
+    let started = started.map_err(|error| match failed(&request, error) {
+        refused @ ApiError::LoginRefused(_) => count_failure(&request, None, refused),
+        other => other,
+    })?;
     Ok(HttpResponse::Created()
         .insert_header((CACHE_CONTROL, "no-store"))
         .insert_header((SET_COOKIE, transport.set_login(&started.cookie)))
@@ -117,7 +125,8 @@ pub async fn start_login(
 ///
 /// The response sets the cookie of the session, as `POST /v1/sessions` does. The session acts for the
 /// person: with the role and grants of the first rule of the provider that matches the claims of the
-/// ID token at the moment.
+/// ID token at the moment. Each request counts against the limit of failed authentications of the
+/// address, also a successful one.
 #[utoipa::path(tag = "sessions", request_body = CompleteLogin, responses((status = CREATED, body = Session)))]
 #[post("/login/complete")]
 pub async fn complete_login(
@@ -125,9 +134,14 @@ pub async fn complete_login(
     logins: Data<Logins>,
     body: Json<CompleteLogin, BODY_MAX>,
 ) -> Result<HttpResponse, ApiError> {
-    let (transport, redirect_uri) = own_page(&request)?;
+    let (transport, origin) = own_page(&request)?;
+    // Before the exchange: a genuine cookie can be sent again with any code.
+    count_attempt(&request).inspect_err(|_| note_refusal(&request, "login-refused"))?;
+    let provider = &body.0.provider;
+    let redirect_uri = redirect_uri(&origin, provider);
     let returned = ReturnedLogin {
-        cookie: session_cookie::login_token(request.headers()).unwrap_or_default(),
+        cookie: session_cookie::login_token(&request, transport).unwrap_or_default(),
+        provider,
         state: &body.0.state,
         code: &body.0.code,
         issuer: body.0.iss.as_deref(),
@@ -141,14 +155,18 @@ pub async fn complete_login(
     Ok(response)
 }
 
-/// Refuses unknown parameters and requests of other pages. Returns how the page was loaded, and the
-/// address that a provider sends the browser back to.
+/// Refuses unknown parameters and requests of other pages. Returns how the page was loaded, and its
+/// origin.
 fn own_page(request: &HttpRequest) -> Result<(Transport, String), ApiError> {
     query::parse::<()>(request.query_string())?;
     session_cookie::require_own_page(request)?;
     let transport = Transport::of(request)?;
-    let origin = session_cookie::own_origin(request)?;
-    Ok((transport, format!("{origin}{RETURN_PAGE}")))
+    Ok((transport, session_cookie::own_origin(request)?))
+}
+
+/// Address that a provider sends the browser back to.
+fn redirect_uri(origin: &str, provider: &str) -> String {
+    format!("{origin}{RETURN_PAGES}{provider}")
 }
 
 /// The first request of a person.
@@ -163,16 +181,19 @@ fn call(identity: Identity, meta: RequestMeta) -> Call {
     }
 }
 
-/// Records a refusal, and counts it as a failed authentication of the address.
+fn note_refusal(request: &HttpRequest, reason: &'static str) {
+    refusals::note_rejected_credential(request, None, reason);
+}
+
+/// Records a refusal.
 fn failed(request: &HttpRequest, error: LoginError) -> ApiError {
-    let note = |reason| refusals::note_rejected_credential(request, None, reason);
     match error {
         LoginError::Refused(reason) => {
-            note("login-refused");
-            count_failure(request, None, ApiError::LoginRefused(reason))
+            note_refusal(request, "login-refused");
+            ApiError::LoginRefused(reason)
         }
         LoginError::NoMatchingRule => {
-            note("no-matching-rule");
+            note_refusal(request, "no-matching-rule");
             ApiError::NoMatchingRule
         }
         LoginError::Unavailable { retry_after } => ApiError::IssuerUnavailable { retry_after },

@@ -136,7 +136,8 @@ impl Source {
 ///
 /// Only well-formed credentials that fail verification are counted, and valid ones are never
 /// limited. A flood of forged keys therefore locks out neither the owner of the key id nor other
-/// callers behind the address.
+/// callers behind the address. Signing in through a provider is the exception: an attempt counts
+/// before it causes a call.
 #[derive(Debug)]
 pub struct FailedAuthenticationLimiter {
     keys: RateLimiter,

@@ -49,6 +49,9 @@ pub struct RequestMeta {
     /// Source address for rate limits, logs and audit events: the peer, or the client address that
     /// a trusted proxy reports.
     pub source: Option<IpAddr>,
+    /// Whether no reverse proxy is known or likely: none is configured, no header reports one, and the
+    /// peer is in this host or a private network, from which Docker forwards published ports.
+    pub is_direct: bool,
 }
 
 impl RequestMeta {
@@ -62,11 +65,22 @@ impl RequestMeta {
         let lines = headers.get_all(forwarded).map(HeaderValue::as_bytes);
         let source = request.peer_addr().map(|peer| proxies.client(peer.ip(), lines));
         let client_id = headers.get(X_REQUEST_ID).and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok());
-        Self { id: RequestId(Uuid::now_v7()), client_id: client_id.map(RequestId), source }
+        let added_by_proxies = [header::X_FORWARDED_FOR, header::FORWARDED, header::VIA];
+        let is_forwarded = added_by_proxies.iter().any(|name| headers.contains_key(name));
+        let is_near = request.peer_addr().is_some_and(|peer| is_near(peer.ip()));
+        let is_direct = proxies.trusted.is_empty() && !is_forwarded && is_near;
+        Self { id: RequestId(Uuid::now_v7()), client_id: client_id.map(RequestId), source, is_direct }
     }
 
     /// The metadata that [`edge`](super::edge) stored; `None` if the request did not pass it.
     pub fn of(request: &HttpRequest) -> Option<Self> {
         request.extensions().get::<Self>().copied()
+    }
+}
+
+fn is_near(peer: IpAddr) -> bool {
+    match peer.to_canonical() {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_private(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local(),
     }
 }

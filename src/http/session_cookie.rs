@@ -13,7 +13,7 @@ use actix_web::{
 use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
-use crate::http::problem::ApiError;
+use crate::http::{problem::ApiError, request_meta::RequestMeta};
 
 /// Cookie over TLS. Browsers accept the prefix only with `Secure`, and from this host itself.
 const SECURE: &str = "__Host-regcred";
@@ -28,25 +28,35 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const JSON: [&str; 2] = ["application/json", "application/merge-patch+json"];
 
 /// Finds the token of a session.
-pub fn token(headers: &HeaderMap) -> Option<&str> {
-    find(headers, SECURE, LOOPBACK)
+pub fn token(request: &HttpRequest) -> Option<&str> {
+    let headers = request.headers();
+    find(headers, SECURE).or_else(|| find(headers, LOOPBACK).filter(|_| is_loopback_request(request)))
 }
 
-/// Finds the cookie of an attempt to sign in.
-pub fn login_token(headers: &HeaderMap) -> Option<&str> {
-    find(headers, SECURE_LOGIN, LOOPBACK_LOGIN)
+/// Finds the cookie of an attempt to sign in, as the page that completes it was loaded.
+pub fn login_token(request: &HttpRequest, transport: Transport) -> Option<&str> {
+    match transport {
+        Transport::Secure => find(request.headers(), SECURE_LOGIN),
+        Transport::Loopback => find(request.headers(), LOOPBACK_LOGIN).filter(|_| is_loopback_request(request)),
+    }
 }
 
-/// Finds a cookie by its names over TLS and on a loopback address. Two cookies of one name are none:
-/// the other one was set by another host or path.
-fn find<'a>(headers: &'a HeaderMap, secure: &str, loopback: &str) -> Option<&'a str> {
-    let named = |wanted: &str| {
-        let lines = headers.get_all(header::COOKIE).filter_map(|line| line.to_str().ok());
-        let pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        let mut values = pairs.filter(|(name, _)| *name == wanted).map(|(_, value)| value);
-        values.next().filter(|_| values.next().is_none())
-    };
-    named(secure).or_else(|| named(loopback).filter(|_| is_loopback_host(headers)))
+/// Finds a cookie. Two cookies of one name are none: the other one was set by another host or path.
+fn find<'a>(headers: &'a HeaderMap, wanted: &str) -> Option<&'a str> {
+    let lines = headers.get_all(header::COOKIE).filter_map(|line| line.to_str().ok());
+    let pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    let mut values = pairs.filter(|(name, _)| *name == wanted).map(|(_, value)| value);
+    values.next().filter(|_| values.next().is_none())
+}
+
+/// Whether a browser made the request to a loopback address over plain HTTP. A cookie without a prefix
+/// counts only then: elsewhere, sibling hosts could set it. `Host` alone does not tell, since a proxy
+/// may rewrite it; browsers state `Origin` for each request that changes something.
+fn is_loopback_request(request: &HttpRequest) -> bool {
+    let is_direct = RequestMeta::of(request).is_some_and(|meta| meta.is_direct);
+    let is_other_page =
+        request.headers().contains_key(header::ORIGIN) && !page(request).is_some_and(|url| is_plain_loopback(&url));
+    is_direct && !is_other_page && is_loopback_host(request.headers())
 }
 
 /// Returns the origin of the page that made a request, as the browser states it.
@@ -55,11 +65,19 @@ fn find<'a>(headers: &'a HeaderMap, secure: &str, loopback: &str) -> Option<&'a 
 ///
 /// [`ApiError::SessionRefused`] if it states none.
 pub fn own_origin(request: &HttpRequest) -> Result<String, ApiError> {
-    let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
-    let url = origin.and_then(|origin| Url::parse(origin).ok());
-    let origin = url.map(|url| url.origin()).filter(url::Origin::is_tuple);
+    let origin = page(request).map(|url| url.origin()).filter(url::Origin::is_tuple);
     let missing = ApiError::SessionRefused("the browser does not state the page that made the request");
     origin.map(|origin| origin.ascii_serialization()).ok_or(missing)
+}
+
+/// Address of the page that made a request, without a path.
+fn page(request: &HttpRequest) -> Option<Url> {
+    let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+    origin.and_then(|origin| Url::parse(origin).ok())
+}
+
+fn is_plain_loopback(url: &Url) -> bool {
+    url.scheme() == "http" && is_loopback(url)
 }
 
 fn is_loopback_host(headers: &HeaderMap) -> bool {
@@ -112,14 +130,13 @@ impl Transport {
     ///
     /// # Errors
     ///
-    /// [`ApiError::SessionRefused`] for plain HTTP to another host: the cookie would travel in the
-    /// clear.
+    /// [`ApiError::SessionRefused`] for plain HTTP to another host, where the cookie would travel in the
+    /// clear, or through a proxy, where it would not be accepted.
     pub fn of(request: &HttpRequest) -> Result<Self, ApiError> {
-        let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
-        match origin.and_then(|origin| Url::parse(origin).ok()) {
-            Some(url) if url.scheme() == "http" && is_loopback(&url) => Ok(Self::Loopback),
+        match page(request) {
+            Some(url) if is_plain_loopback(&url) && is_loopback_request(request) => Ok(Self::Loopback),
             Some(url) if url.scheme() == "http" => Err(ApiError::SessionRefused(
-                "sign in over HTTPS: over plain HTTP, sessions exist only on a loopback address such as 127.0.0.1",
+                "sign in over HTTPS: over plain HTTP, sessions exist only on a loopback address such as 127.0.0.1, and without a proxy",
             )),
             _ => Ok(Self::Secure),
         }
@@ -162,10 +179,57 @@ impl Transport {
 
 #[cfg(test)]
 mod tests {
-    use actix_web::test::TestRequest;
+    use actix_web::{HttpMessage, test::TestRequest};
     use rstest::rstest;
 
     use super::*;
+    use crate::domain::proxies::Proxies;
+
+    /// A request, as the edge passes it on.
+    fn request(peer: &str, proxies: &str, headers: &[(&'static str, &str)]) -> HttpRequest {
+        let request = TestRequest::default().peer_addr(format!("{peer}:4711").parse().unwrap());
+        let request = headers.iter().fold(request, |request, &header| request.insert_header(header)).to_http_request();
+        let proxies = Proxies { trusted: proxies.parse().unwrap(), ..Proxies::default() };
+        let meta = RequestMeta::new(&request, &proxies);
+        request.extensions_mut().insert(meta);
+        request
+    }
+
+    #[rstest]
+    #[case::direct("127.0.0.1", "", &[], true)]
+    #[case::port_that_docker_publishes("172.17.0.1", "", &[], true)]
+    #[case::own_page("127.0.0.1", "", &[("Origin", "http://127.0.0.1:8080")], true)]
+    #[case::page_behind_a_proxy("127.0.0.1", "", &[("Origin", "https://regcred.example.com")], false)]
+    #[case::page_without_origin("127.0.0.1", "", &[("Origin", "null")], false)]
+    #[case::plain_page_elsewhere("127.0.0.1", "", &[("Origin", "http://regcred.example.com")], false)]
+    #[case::configured_proxy("127.0.0.1", "10.0.0.1", &[], false)]
+    #[case::forwarded("127.0.0.1", "", &[("X-Forwarded-For", "203.0.113.7")], false)]
+    #[case::forwarded_by_the_standard("127.0.0.1", "", &[("Forwarded", "for=203.0.113.7")], false)]
+    #[case::via("127.0.0.1", "", &[("Via", "1.1 proxy")], false)]
+    #[case::public_peer("203.0.113.7", "", &[], false)]
+    fn cookie_without_prefix_needs_a_direct_request(
+        #[case] peer: &str,
+        #[case] proxies: &str,
+        #[case] more: &[(&'static str, &str)],
+        #[case] accepted: bool,
+    ) {
+        let cookies = "regcred=one; regcred-login=two";
+        let own = [("Host", "127.0.0.1:8080"), ("Cookie", cookies)];
+        let request = request(peer, proxies, &[&own[..], more].concat());
+        assert_eq!(token(&request), accepted.then_some("one"));
+        assert_eq!(login_token(&request, Transport::Loopback), accepted.then_some("two"));
+    }
+
+    #[rstest]
+    #[case(Transport::Secure, Some("one"))]
+    #[case(Transport::Loopback, Some("two"))]
+    fn cookie_of_an_attempt_is_that_of_the_page(#[case] transport: Transport, #[case] expected: Option<&str>) {
+        let cookies = [("Cookie", "__Host-regcred-login=one; regcred-login=two"), ("Host", "127.0.0.1:8080")];
+        let request = request("127.0.0.1", "", &cookies);
+        assert_eq!(login_token(&request, transport), expected);
+        let without_prefix = self::request("127.0.0.1", "", &[("Cookie", "regcred-login=two"), cookies[1]]);
+        assert_eq!(login_token(&without_prefix, Transport::Secure), None);
+    }
 
     #[rstest]
     #[case::secure("a.example.com", "__Host-regcred=one; other=x", Some("one"))]
@@ -177,9 +241,8 @@ mod tests {
     #[case::twice("a.example.com", "__Host-regcred=one; __Host-regcred=two", None)]
     #[case::part_of_a_name("127.0.0.1", "xregcred=two", None)]
     fn cookie_is_found(#[case] host: &str, #[case] cookie: &str, #[case] expected: Option<&str>) {
-        let request =
-            TestRequest::default().insert_header(("Host", host)).insert_header(("Cookie", cookie)).to_http_request();
-        assert_eq!(token(request.headers()), expected);
+        let request = request("127.0.0.1", "", &[("Host", host), ("Cookie", cookie)]);
+        assert_eq!(token(&request), expected);
     }
 
     #[rstest]
@@ -248,7 +311,9 @@ mod tests {
     #[case("http://127.0.0.1.example.com", None)]
     #[case("null", Some(Transport::Secure))]
     fn origin_decides_about_the_cookie(#[case] origin: &str, #[case] expected: Option<Transport>) {
-        let request = TestRequest::default().insert_header(("Origin", origin)).to_http_request();
-        assert_eq!(Transport::of(&request).ok(), expected);
+        let headers = [("Host", "127.0.0.1:8080"), ("Origin", origin)];
+        assert_eq!(Transport::of(&request("127.0.0.1", "", &headers)).ok(), expected);
+        let behind_a_proxy = Transport::of(&request("127.0.0.1", "10.0.0.1", &headers)).ok();
+        assert_eq!(behind_a_proxy, expected.filter(|transport| *transport == Transport::Secure));
     }
 }

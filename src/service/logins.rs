@@ -6,6 +6,8 @@
 //! verified here, and mapped to a role and grants by the provider's rules, at each request of the
 //! session ([`Sessions`]).
 
+mod permits;
+
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
@@ -14,6 +16,7 @@ use tokio::sync::Semaphore;
 use url::Url;
 use uuid::Uuid;
 
+use self::permits::CallPermits;
 use crate::{
     clients::oidc::{CodeExchange, ExchangeError, IssuerClient, LoginEndpoints},
     crypto::{
@@ -44,8 +47,7 @@ use crate::{
 const SCOPE: &str = "openid profile email";
 /// Providers that a sign-in page offers.
 const OFFERED_MAX: i64 = 20;
-/// Maximum number of concurrent calls to providers, and of look-ups for callers without a credential.
-const CALLS: usize = 8;
+/// Maximum number of concurrent look-ups for callers without a credential.
 const LOOKUPS: usize = 4;
 /// Maximum length of a subject (`OpenID` Connect Core 1.0, section 2).
 const SUBJECT_MAX: usize = 255;
@@ -78,6 +80,8 @@ impl From<StorageError> for LoginError {
     }
 }
 
+const NO_ATTEMPT: LoginError =
+    LoginError::Refused("this attempt to sign in has ended, or belongs to another browser; start again");
 const NOT_OFFERED: LoginError = LoginError::Refused("people do not sign in through this identity provider");
 
 /// Started attempt.
@@ -94,6 +98,8 @@ pub struct StartedLogin {
 pub struct ReturnedLogin<'a> {
     /// Cookie of the attempt.
     pub cookie: &'a str,
+    /// Name of the provider that the page belongs to.
+    pub provider: &'a str,
     /// `state`
     pub state: &'a str,
     /// `code`
@@ -129,7 +135,7 @@ pub struct Logins {
     attempts: LoginAttempts,
     tokens: TokenAuthenticator,
     sessions: Sessions,
-    calls: Arc<Semaphore>,
+    calls: Arc<CallPermits>,
     lookups: Arc<Semaphore>,
 }
 
@@ -143,7 +149,7 @@ impl Logins {
         tokens: TokenAuthenticator,
         sessions: Sessions,
     ) -> Self {
-        let (calls, lookups) = (Arc::new(Semaphore::new(CALLS)), Arc::new(Semaphore::new(LOOKUPS)));
+        let (calls, lookups) = (Arc::default(), Arc::new(Semaphore::new(LOOKUPS)));
         Self { pool, sealer, attempts, tokens, sessions, calls, lookups }
     }
 
@@ -218,10 +224,13 @@ impl Logins {
         call_for: impl FnOnce(Identity) -> Call,
     ) -> Result<(ListedSession, NewSession), LoginError> {
         let now = crate::clock::now();
-        let attempt = self.attempts.open(returned.cookie, returned.state, now).ok_or(LoginError::Refused(
-            "this attempt to sign in has ended, or belongs to another browser; start again",
-        ))?;
+        let attempt = self.attempts.open(returned.cookie, returned.state, now).ok_or(NO_ATTEMPT)?;
         let (provider, secret) = self.provider(attempt.provider_id).await?;
+        // Does not depend on what the provider of the attempt publishes, which may be hostile: it could
+        // have sent the browser on to another one, for the code of that (RFC 9700, section 4.4).
+        if provider.stored.name != returned.provider {
+            return Err(NO_ATTEMPT);
+        }
         let endpoints = self.endpoints(&provider).await?;
         check_issuer(&endpoints, &provider.issuer, returned.issuer)?;
         let exchange = CodeExchange {
@@ -234,7 +243,8 @@ impl Logins {
         let id_token = self.exchange(&provider, &endpoints, &exchange).await?;
         let (identity, person) = self.verify(&provider, &attempt, &id_token, now).await?;
         let call = call_for(identity);
-        let (session, new) = self.sessions.create_for(&call, person).await?.ok_or(NOT_OFFERED)?;
+        let (session, new) =
+            self.sessions.create_for(&call, person, &provider.stored.config).await?.ok_or(NOT_OFFERED)?;
         Ok((ListedSession { session, owner: call.actor.clone() }, new))
     }
 
@@ -258,8 +268,8 @@ impl Logins {
         exchange: &CodeExchange<'_>,
     ) -> Result<SecretString, LoginError> {
         let unavailable = || LoginError::Unavailable { retry_after: RETRY_AFTER };
-        let permit = tokio::time::timeout(RETRY_AFTER, self.calls.acquire()).await;
-        let Ok(Ok(_permit)) = permit else { return Err(unavailable()) };
+        let permits = tokio::time::timeout(RETRY_AFTER, self.calls.acquire(provider.stored.id)).await;
+        let Ok(Some(_permits)) = permits else { return Err(unavailable()) };
         let issuers: &Arc<IssuerClient> = self.tokens.issuers();
         let exchanged = issuers.exchange(endpoints, provider.ca_certificate.as_ref(), exchange).await;
         exchanged.map_err(|error| {

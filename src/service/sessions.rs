@@ -15,6 +15,7 @@ use crate::{
     domain::{
         audit::{Action, NewEvent, Resource},
         caller::{Actor, ActorKind, Call, Identity, Permission},
+        identity_provider::ProviderConfig,
         session::{Person, SessionOwner},
         token::Claims,
     },
@@ -75,15 +76,15 @@ impl Sessions {
         Self { pool, row_cache, tokens, audit, lookups: Arc::new(Semaphore::new(LOOKUPS)) }
     }
 
-    /// Authenticates the token of a session. `is_use` notes a request of a person, which postpones
-    /// the end of an idle session.
+    /// Authenticates the token of a session. It does not postpone the end of an idle session:
+    /// [`note_use`](Self::note_use) does.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Storage`].
-    pub async fn authenticate(&self, text: &str, is_use: bool) -> Result<SessionAuthentication, ServiceError> {
+    pub async fn authenticate(&self, text: &str) -> Result<SessionAuthentication, ServiceError> {
         let Some(presented) = PresentedSession::parse(text) else { return Ok(SessionAuthentication::Unknown) };
-        let found = self.find(presented.id, is_use).await?;
+        let found = self.find(presented.id).await?;
         let Some((session, provider)) = found else { return Ok(SessionAuthentication::Unknown) };
         if !self.tokens.is_valid(presented, &session.owner, &session.mac) {
             return Ok(SessionAuthentication::Unknown);
@@ -106,23 +107,33 @@ impl Sessions {
     }
 
     /// Finds a session, with the provider through which its owner signed in.
-    async fn find(&self, id: Uuid, is_use: bool) -> Result<Option<(Session, Option<StoredProvider>)>, ServiceError> {
+    async fn find(&self, id: Uuid) -> Result<Option<(Session, Option<StoredProvider>)>, ServiceError> {
         let unavailable = || StorageError::from(sqlx::Error::PoolTimedOut);
         let permit = tokio::time::timeout(self.pool.acquire_timeout(), self.lookups.acquire()).await;
         let Ok(Ok(_permit)) = permit else { return Err(unavailable().into()) };
         let mut conn = connection(&self.pool).await?;
         let Some(session) = storage::sessions::find(&mut conn, id).await? else { return Ok(None) };
-        if is_use && session.is_stale {
-            // A session that cannot be postponed, on a read-only database, can still read.
-            if let Err(error) = storage::sessions::touch(&mut conn, session.id).await {
-                tracing::warn!(%error, session.id = %session.id, "session not postponed");
-            }
-        }
         let provider = match session.owner.person() {
             Some(person) => storage::identity_providers::find_by_id(&mut conn, person.provider_id).await?,
             None => None,
         };
         Ok(Some((session, provider.filter(|provider| provider.config.login.is_some()))))
+    }
+
+    /// Notes a request of an authenticated session, which postpones its end.
+    pub async fn note_use(&self, session: &Session) {
+        if !session.is_stale {
+            return;
+        }
+        // A session that cannot be postponed, on a read-only database, can still read.
+        if let Err(error) = self.touch(session.id).await {
+            tracing::warn!(%error, session.id = %session.id, "session not postponed");
+        }
+    }
+
+    async fn touch(&self, id: Uuid) -> Result<(), ServiceError> {
+        let mut conn = connection(&self.pool).await?;
+        Ok(storage::sessions::touch(&mut conn, id).await?)
     }
 
     /// Creates a session for the API key of the caller. The text of its token is returned once.
@@ -143,8 +154,8 @@ impl Sessions {
         Ok((session, new))
     }
 
-    /// Creates a session for a person who signed in. `None` if people do not sign in through the
-    /// provider any more.
+    /// Creates a session for a person who signed in through a provider with this configuration. `None`
+    /// if the provider has another issuer, CA or client by now, or no client.
     ///
     /// # Errors
     ///
@@ -153,6 +164,7 @@ impl Sessions {
         &self,
         caller: &Call,
         person: Person,
+        config: &ProviderConfig,
     ) -> Result<Option<(Session, NewSession)>, ServiceError> {
         let owner = SessionOwner::Person(person);
         let new = self.tokens.generate(&owner)?;
@@ -161,7 +173,8 @@ impl Sessions {
         storage::sessions::delete_ended(&mut tx, DELETED_MAX).await?;
         let source = caller.source.map(|source| source.to_string());
         let row = NewRow { id: new.id, mac: &new.mac, source_ip: source.as_deref(), kept: KEPT };
-        let Some(session) = storage::sessions::insert_person(&mut tx, &person, &row).await? else { return Ok(None) };
+        let inserted = storage::sessions::insert_person(&mut tx, &person, config, &row).await?;
+        let Some(session) = inserted else { return Ok(None) };
         let event = NewEvent::of(caller, Action::SessionCreate, Resource::session(new.id));
         self.audit.commit(tx, [event]).await?;
         Ok(Some((session, new)))

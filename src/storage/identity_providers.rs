@@ -99,14 +99,14 @@ impl TryFrom<ProviderRow> for StoredProvider {
     }
 }
 
-fn issuer(config: &ProviderConfig) -> Option<&str> {
+pub(super) fn issuer(config: &ProviderConfig) -> Option<&str> {
     match &config.auth_method {
         AuthMethod::Oidc { issuer, .. } => Some(Issuer::as_str(issuer)),
         AuthMethod::TokenReview { .. } => None,
     }
 }
 
-fn ca_certificate(config: &ProviderConfig) -> Option<&str> {
+pub(super) fn ca_certificate(config: &ProviderConfig) -> Option<&str> {
     match &config.auth_method {
         AuthMethod::Oidc { ca_certificate, .. } => ca_certificate.as_ref().map(CaCertificate::as_pem),
         AuthMethod::TokenReview { .. } => None,

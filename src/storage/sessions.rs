@@ -8,10 +8,11 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
+        identity_provider::{ClientId, ProviderConfig},
         invalid::Invalid,
         session::{Person, SessionOwner},
     },
-    storage::{PgConnection, StorageError, corrupt},
+    storage::{PgConnection, StorageError, corrupt, identity_providers},
 };
 
 /// A session, without the secret of its token.
@@ -116,18 +117,22 @@ pub async fn insert(conn: &mut PgConnection, api_key_id: Uuid, new: &NewRow<'_>)
 }
 
 /// Inserts a session of a person, and deletes the oldest ones of the person. `None` if the provider
-/// does not exist, or people do not sign in through it any more.
+/// does not exist, or its issuer, CA or client are not those of `config`, which the person signed in
+/// with: a change of them ends all sessions.
 #[tracing::instrument(level = "debug", name = "db.sessions.insert_person", skip_all, fields(session.id = %new.id))]
 pub async fn insert_person(
     conn: &mut PgConnection,
     person: &Person,
+    config: &ProviderConfig,
     new: &NewRow<'_>,
 ) -> Result<Option<Session>, StorageError> {
     // As above, with the row of the provider: a change that ends its sessions waits, or is seen.
     sqlx::query_as!(
         SessionRow,
         r#"WITH provider AS MATERIALIZED (
-               SELECT id FROM identity_providers WHERE id = $2 AND login_client_id IS NOT NULL FOR NO KEY UPDATE
+               SELECT id FROM identity_providers
+               WHERE id = $2 AND login_client_id = $8 AND issuer = $9 AND ca_certificate IS NOT DISTINCT FROM $10
+               FOR NO KEY UPDATE
            ), excess AS (
                DELETE FROM sessions WHERE id IN (
                    SELECT old.id FROM provider
@@ -146,6 +151,9 @@ pub async fn insert_person(
         new.mac,
         new.source_ip,
         new.kept - 1,
+        config.login.as_ref().map(ClientId::as_str),
+        identity_providers::issuer(config),
+        identity_providers::ca_certificate(config),
     )
     .fetch_optional(conn)
     .await?

@@ -316,7 +316,7 @@ async fn run_logins(run: &mut Recorder, origin: &str) {
     let claims = json!({"aud": "regcred", "sub": "lena", "nonce": query["nonce"], "groups": ["dev"]});
     let token = json!({"id_token": issuer.token(&key, claims)});
     issuer.answer("/token", answer("200 OK", &[("Content-Type", "application/json")], &token.to_string()));
-    let body = json!({"code": "SplxlOBeZQQYbYS6WxSbIA", "state": query["state"]});
+    let body = json!({"provider": "corp", "code": "SplxlOBeZQQYbYS6WxSbIA", "state": query["state"]});
     let request = of_page(run.admin.request("POST", "/login/complete"));
     let completed = run.admin.send(request.header("Cookie", started.header("set-cookie")).json(&body)).await;
     completed.expect(201);

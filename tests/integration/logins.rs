@@ -77,7 +77,7 @@ impl Corp {
     }
 
     async fn complete(&self, attempt: &Attempt, body: Value) -> Answer {
-        let mut complete = json!({"code": "the-code", "state": attempt.query["state"]});
+        let mut complete = json!({"provider": "corp", "code": "the-code", "state": attempt.query["state"]});
         complete.as_object_mut().expect("members").extend(members(body));
         let request = self.request("POST", "/login/complete").header("Cookie", &attempt.cookie);
         self.app.anonymous().send(request.json(&complete)).await
@@ -97,6 +97,18 @@ impl Corp {
 
     async fn get(&self, cookie: &str, path: &str) -> Answer {
         self.app.anonymous().send(self.request("GET", path).header("Cookie", cookie)).await
+    }
+
+    /// Registers a further provider with its own issuer.
+    async fn add_provider(&self, name: &str) -> TestIssuer {
+        let issuer = TestIssuer::start(&[&self.key]);
+        let body = json!({
+            "name": name, "type": "oidc", "issuer": issuer.url(), "audience": "unused",
+            "rules": [{"claims": {"groups": "dev"}, "role": "viewer"}],
+            "login": {"clientId": "console", "clientSecret": "another"},
+        });
+        self.app.admin().post("/v1/identity-providers", &body).await.expect(201);
+        issuer
     }
 
     async fn change(&self, patch: Value) {
@@ -140,7 +152,7 @@ async fn request_to_the_provider_follows_the_code_flow_with_pkce(pool: PgPool) {
     let expected = [
         ("response_type", "code".to_owned()),
         ("client_id", "console".to_owned()),
-        ("redirect_uri", format!("http://{}/console/login", corp.app.address)),
+        ("redirect_uri", format!("http://{}/console/login/corp", corp.app.address)),
         ("code_challenge_method", "S256".to_owned()),
     ];
     for (name, value) in expected {
@@ -176,7 +188,7 @@ async fn attempt_of_another_browser_is_refused_without_a_call(pool: PgPool) {
     corp.complete(&one, json!({"iss": "https://other.example.com"})).await.problem(403, "login-refused");
     assert_eq!(corp.issuer.requests(TOKEN), 0);
     // From another page, and without the browser's statement.
-    let body = json!({"code": "x", "state": one.query["state"]});
+    let body = json!({"provider": "corp", "code": "x", "state": one.query["state"]});
     let foreign = corp.app.anonymous().request("POST", "/login/complete").header("Cookie", &one.cookie).json(&body);
     corp.app.anonymous().send(foreign).await.problem(403, "session-refused");
     let foreign = corp.app.anonymous().request("POST", "/login").header("Sec-Fetch-Site", "cross-site");
@@ -184,6 +196,81 @@ async fn attempt_of_another_browser_is_refused_without_a_call(pool: PgPool) {
 
     corp.complete(&one, json!({})).await.expect(201);
     assert_eq!(corp.issuer.requests(TOKEN), 1);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn answer_on_the_page_of_another_provider_is_refused_without_a_call(pool: PgPool) {
+    let corp = Corp::new(pool).await;
+    let honest = corp.add_provider("honest").await;
+    // `corp` sent the browser on to `honest`, which sends it to its own page, with the state of `corp`.
+    let attempt = corp.start().await;
+    corp.grant(&attempt, json!({}));
+    for provider in ["honest", "unknown", "", "corp/", "CORP"] {
+        corp.complete(&attempt, json!({"provider": provider})).await.problem(403, "login-refused");
+    }
+    assert_eq!((corp.issuer.requests(TOKEN), honest.requests(TOKEN)), (0, 0));
+    let request = corp.request("POST", "/login/complete").header("Cookie", &attempt.cookie);
+    let unnamed = json!({"code": "the-code", "state": attempt.query["state"]});
+    corp.app.anonymous().send(request.json(&unnamed)).await.problem(422, "invalid-request");
+    corp.complete(&attempt, json!({})).await.expect(201);
+    assert_eq!((corp.issuer.requests(TOKEN), honest.requests(TOKEN)), (1, 0));
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn failed_sign_ins_of_an_address_end_in_429_without_a_call(pool: PgPool) {
+    let corp = Corp::new(pool).await;
+    let attempt = corp.start().await;
+    // The cookie of an attempt can be sent again, with any code.
+    corp.grant(&attempt, json!({"groups": ["other"]}));
+    let mut refused = 0;
+    let limited = loop {
+        let answer = corp.complete(&attempt, json!({})).await;
+        if answer.status == 429 {
+            break answer;
+        }
+        answer.problem(403, "no-matching-rule");
+        refused += 1;
+        assert!(refused < 300, "sign-ins are not limited");
+    };
+    limited.problem(429, "too-many-attempts");
+    assert!(limited.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds > 0));
+    assert!(refused >= 30, "{refused}");
+    assert_eq!(corp.issuer.requests(TOKEN), refused);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn change_of_issuer_or_client_stops_sign_ins_in_flight(pool: PgPool) {
+    let corp = Corp::new(pool).await;
+    let elsewhere = TestIssuer::start(&[&corp.key]);
+    let login = |client: &str| json!({"clientId": client, "clientSecret": CANARY});
+    // The first sign-in fetches the keys of the issuer.
+    corp.sign_in(json!({})).await;
+    for (change, accepted) in [
+        (json!({"rules": [{"claims": {"groups": "dev"}, "role": "operator"}]}), true),
+        (json!({"login": login("other")}), false),
+        (json!({"issuer": elsewhere.url(), "login": login("console")}), false),
+    ] {
+        corp.change(json!({"issuer": corp.issuer.url(), "login": login("console")})).await;
+        let attempt = corp.start().await;
+        corp.grant(&attempt, json!({}));
+        let calls = corp.issuer.requests(TOKEN);
+        corp.issuer.hold(true);
+        let changed = async {
+            eventually("the code is exchanged", async || (corp.issuer.requests(TOKEN) > calls).then_some(())).await;
+            corp.change(change.clone()).await;
+            corp.issuer.hold(false);
+        };
+        let (completed, ()) = tokio::join!(corp.complete(&attempt, json!({})), changed);
+        if accepted {
+            completed.expect(201);
+            continue;
+        }
+        let detail = completed.problem(403, "login-refused")["detail"].clone();
+        assert_eq!(detail, "people do not sign in through this identity provider", "{change}");
+        let sessions = "SELECT count(*) FROM sessions";
+        let sessions: i64 = sqlx::query_scalar(sessions).fetch_one(&corp.app.pool).await.expect("a number");
+        assert_eq!(sessions, 0, "{change}");
+    }
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]

@@ -153,6 +153,46 @@ async fn session_ends_when_it_is_idle_or_old(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn refused_request_does_not_postpone_the_end_of_a_session(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let operator = app.caller("ops", "operator", None).await;
+    let browser = Browser::sign_in(&app, &operator).await;
+    let idle = "UPDATE sessions SET last_used_at = now() - interval '10 minutes'";
+    sqlx::query(idle).execute(&app.pool).await.expect("updated");
+    let is_idle = async || -> bool {
+        let idle = sqlx::query_scalar("SELECT last_used_at < now() - interval '9 minutes' FROM sessions");
+        idle.fetch_one(&app.pool).await.expect("a session")
+    };
+    let mut guess = browser.cookie.clone();
+    let last = guess.pop().expect("a digit");
+    guess.push(if last == '0' { '1' } else { '0' });
+    let request = app.anonymous().request("GET", "/v1/me").header("Cookie", &guess);
+    let refused = app.anonymous().send(request.header("Sec-Fetch-Site", "same-origin")).await;
+    refused.problem(401, "unauthenticated");
+    assert!(is_idle().await, "the secret is wrong");
+    assert_eq!(app.admin().delete("/v1/api-keys/ops").await.status, 204);
+    browser.get("/v1/me").await.problem(401, "unauthenticated");
+    assert!(is_idle().await, "its key is revoked");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn cookie_without_prefix_is_refused_behind_a_proxy(pool: PgPool) {
+    let app = TestApp::configured(pool, &[("REGCRED_HTTP_TRUSTED_PROXIES", "10.0.0.1")]).await;
+    let sign_in = async |origin: &str| {
+        app.admin().send(app.admin().request("POST", "/v1/sessions").header("Origin", origin)).await
+    };
+    sign_in("http://127.0.0.1:8080").await.problem(403, "session-refused");
+    let created = sign_in("https://regcred.example.com").await;
+    let token = created.header("set-cookie").split(['=', ';']).nth(1).expect("a token");
+    let me = async |name: &str| {
+        let request = app.anonymous().request("GET", "/v1/me").header("Cookie", format!("{name}={token}"));
+        app.anonymous().send(request.header("Sec-Fetch-Site", "same-origin")).await
+    };
+    me("regcred").await.problem(401, "unauthenticated");
+    me("__Host-regcred").await.expect(200);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn session_is_listed_and_ended_by_its_key(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let replica = TestApp::beside(&app).await;

@@ -33,7 +33,7 @@ export async function sessions(): Promise<void> {
   await client.DELETE("/v1/sessions");
   const { items } = await unwrap(client.GET("/login"));
   const { authorizationUrl } = await unwrap(client.POST("/login", { body: { provider: items[0]?.name ?? "" } }));
-  const { expiresAt } = await unwrap(client.POST("/login/complete", { body: { code: authorizationUrl, state: "" } }));
+  const { expiresAt } = await unwrap(client.POST("/login/complete", { body: { provider: items[0]?.name ?? "", code: authorizationUrl, state: "" } }));
   console.log(expiresAt);
 }
 

@@ -4,7 +4,7 @@ import { router, to } from "./router.svelte.ts";
 
 /** Address to return to. It outlives the visit at the provider, in this tab only. */
 const KEY = "regcred.return";
-/** Page that a provider sends the browser back to. */
+/** Page that a provider sends the browser back to. The name of the provider follows. */
 const RETURN_PAGE = "login";
 /** Errors of a provider (RFC 6749, section 4.1.2.1) that a person can do something about. */
 const ERRORS: Record<string, TextName> = {
@@ -35,11 +35,12 @@ export function isReturning(): boolean {
 export async function completeLogin(): Promise<void> {
   const answer = new URLSearchParams(location.search);
   const [code, state, issuer, error] = ["code", "state", "iss", "error"].map((name) => answer.get(name) ?? "");
+  const provider = router.path[1] ?? "";
   const back = sessionStorage.getItem(KEY) ?? "";
   sessionStorage.removeItem(KEY);
   router.replace(back.startsWith(to()) && !back.startsWith(to(RETURN_PAGE)) ? back : to());
-  if (error || !code || !state) throw refused(t(ERRORS[error ?? ""] ?? "login.failed"));
-  await unwrap(api.POST("/login/complete", { body: { code, state, ...(issuer && { iss: issuer }) } }));
+  if (error || !provider || !code || !state) throw refused(t(ERRORS[error ?? ""] ?? "login.failed"));
+  await unwrap(api.POST("/login/complete", { body: { provider, code, state, ...(issuer && { iss: issuer }) } }));
   status.hasExpired = false;
 }
 
