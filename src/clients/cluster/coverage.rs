@@ -60,6 +60,8 @@ struct ListRequest<'a> {
     /// Maximum number of objects of a page.
     limit: u32,
     metadata_only: bool,
+    /// Whether the API server may lack the resource.
+    may_be_unknown: bool,
 }
 
 #[derive(Deserialize)]
@@ -234,7 +236,7 @@ impl ClusterClient {
         mut each: impl FnMut(Observed),
     ) -> Result<(), ClusterError> {
         let path = scope.path("/api/v1", "pods");
-        let request = ListRequest { path, parameters: "", limit: PAGE, metadata_only: false };
+        let request = ListRequest { path, parameters: "", limit: PAGE, metadata_only: false, may_be_unknown: false };
         self.list_pages(&request, "pods", pace, |pod: Pod| {
             if !matches!(pod.status.phase.as_str(), "Succeeded" | "Failed") {
                 let source = source_of_pod(&pod.metadata);
@@ -261,7 +263,8 @@ impl ClusterClient {
         let versions = if kind == WorkloadKind::CronJob { &["v1", "v1beta1"][..] } else { &["v1"] };
         for version in versions {
             let path = scope.path(&format!("/apis/{}/{version}", kind.group()), kind.plural());
-            let request = ListRequest { path, parameters: "", limit: PAGE, metadata_only: false };
+            let may_be_unknown = versions.last() != Some(version);
+            let request = ListRequest { path, parameters: "", limit: PAGE, metadata_only: false, may_be_unknown };
             let listed = self.list_pages(&request, kind.plural(), pace, |workload: Workload| {
                 let is_counted = workload.metadata.controller().is_some();
                 let has_ended = workload.status.conditions.iter().any(|condition| {
@@ -274,7 +277,7 @@ impl ClusterClient {
                     observed(source, &workload.metadata, template.spec).into_iter().for_each(&mut each);
                 }
             });
-            // An API server may lack a version of the group.
+            // API servers before 1.21 have the older version only.
             if !matches!(listed.await?, Listing::Unknown) {
                 break;
             }
@@ -294,7 +297,8 @@ impl ClusterClient {
         mut each: impl FnMut((NamespaceName, ServiceAccountName), Vec<SecretName>),
     ) -> Result<(), ClusterError> {
         let path = scope.path("/api/v1", "serviceaccounts");
-        let request = ListRequest { path, parameters: "", limit: SMALL_PAGE, metadata_only: false };
+        let request =
+            ListRequest { path, parameters: "", limit: SMALL_PAGE, metadata_only: false, may_be_unknown: false };
         self.list_pages(&request, "serviceaccounts", pace, |account: ServiceAccount| {
             let namespace = NamespaceName::parse(&account.metadata.namespace).ok();
             if let (Some(namespace), Ok(found)) = (namespace, ServiceAccountName::parse(&account.metadata.name)) {
@@ -319,7 +323,13 @@ impl ClusterClient {
     ) -> Result<(), ClusterError> {
         let path = scope.path("/api/v1", "secrets");
         let parameters = format!("&fieldSelector=type%3D{}", secret_type.as_str().replace('/', "%2F"));
-        let request = ListRequest { path, parameters: &parameters, limit: SMALL_PAGE, metadata_only: true };
+        let request = ListRequest {
+            path,
+            parameters: &parameters,
+            limit: SMALL_PAGE,
+            metadata_only: true,
+            may_be_unknown: false,
+        };
         self.list_pages(&request, "secrets", pace, |secret: Named| {
             let namespace = NamespaceName::parse(&secret.metadata.namespace);
             if let (Ok(namespace), Ok(found)) = (namespace, SecretName::parse(&secret.metadata.name)) {
@@ -338,7 +348,8 @@ impl ClusterClient {
     pub async fn kubelet_minors(&self, pace: &Pace) -> Result<Vec<u32>, ClusterError> {
         let mut minors = Vec::new();
         let path = Place::Cluster.path("/api/v1", "nodes");
-        let request = ListRequest { path, parameters: "", limit: NODES_PAGE, metadata_only: false };
+        let request =
+            ListRequest { path, parameters: "", limit: NODES_PAGE, metadata_only: false, may_be_unknown: false };
         let listed = self.list_pages(&request, "nodes", pace, |node: Node| {
             minors.extend(minor(&node.status.node_info.kubelet_version));
         });
@@ -367,7 +378,7 @@ impl ClusterClient {
             let request = request.body(Vec::new()).map_err(unbuildable)?;
             let response = self.call_up_to(request, self.deadline(), BODY_MAX).await?;
             match response.status {
-                404 if next.is_empty() => return Ok(Listing::Unknown),
+                404 if next.is_empty() && list.may_be_unknown => return Ok(Listing::Unknown),
                 // The list is continued in its present state.
                 410 if !next.is_empty() => match response.json::<Expired>() {
                     Some(expired) if !expired.metadata.continue_token.is_empty() => {
