@@ -32,10 +32,12 @@ impl Display for Report<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let (snapshot, summary) = (&self.0["snapshot"], &self.0["snapshot"]["summary"]);
         let count = |field: &str| summary[field].as_i64().unwrap_or_default();
-        let mark = match count("groups") == count("groupsOk") {
-            _ if is_unexamined(self.0) => '?',
-            true => '✓',
-            false => '✗',
+        let mark = if is_unexamined(self.0) {
+            '?'
+        } else if count("groups") == count("groupsOk") {
+            '✓'
+        } else {
+            '✗'
         };
         writeln!(
             f,

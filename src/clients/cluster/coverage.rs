@@ -3,7 +3,7 @@
 //! Of pods and workloads only the images, pull secrets and owners are kept. Of Secrets only the
 //! metadata is requested.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use http::{HeaderValue, Request, header};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -14,7 +14,7 @@ use super::{
     unbuildable,
 };
 use crate::domain::{
-    coverage::{Observed, ObservedImage, PullPolicy, Source},
+    coverage::{CONTAINERS_MAX, Observed, ObservedImage, PULL_SECRETS_MAX, PullPolicy, Source},
     diagnosis::WorkloadKind,
     names::{NamespaceName, PodName, SecretName, ServiceAccountName},
     secret::SecretType,
@@ -30,6 +30,8 @@ const NODES_PAGE: u32 = 25;
 const BODY_MAX: usize = 4 * 1024 * 1024;
 /// Maximum number of pages of a list.
 const PAGES_MAX: u32 = 20_000;
+/// Maximum length of an image reference. A longer one is invalid.
+const REFERENCE_MAX: usize = 1024;
 const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 /// Label of pods that a `Deployment` creates through its `ReplicaSet`.
 const DEPLOYMENT_LABEL: &str = "pod-template-hash";
@@ -302,7 +304,7 @@ impl ClusterClient {
         self.list_pages(&request, "serviceaccounts", pace, |account: ServiceAccount| {
             let namespace = NamespaceName::parse(&account.metadata.namespace).ok();
             if let (Some(namespace), Ok(found)) = (namespace, ServiceAccountName::parse(&account.metadata.name)) {
-                each((namespace, found), account.image_pull_secrets.iter().filter_map(name).collect());
+                each((namespace, found), names(&account.image_pull_secrets));
             }
         })
         .await
@@ -430,21 +432,36 @@ fn source_of_pod(metadata: &Metadata) -> Source {
     }
 }
 
+/// First names of a list, each once: those that are read, and one more if there are further ones.
+fn names(references: &[Reference]) -> Vec<SecretName> {
+    let mut seen = HashSet::new();
+    let names = references.iter().filter_map(name).filter(|name| seen.insert(name.clone()));
+    names.take(PULL_SECRETS_MAX + 1).collect()
+}
+
 /// None for invalid names, which the API server does not accept either.
 fn observed(source: Source, metadata: &Metadata, spec: PodSpec) -> Option<Observed> {
     let containers = spec.init_containers.into_iter().chain(spec.containers).chain(spec.ephemeral_containers);
-    let images = containers.filter(|one| !one.image.is_empty()).map(|one| {
+    let mut images: Vec<ObservedImage> = Vec::new();
+    let mut left_out = 0;
+    for one in containers.filter(|one| !one.image.is_empty()) {
+        if images.len() >= CONTAINERS_MAX {
+            left_out += 1;
+            continue;
+        }
         let policy = PullPolicy::parse(&one.image_pull_policy);
-        ObservedImage { image: one.image, policy }
-    });
+        let image = if one.image.len() > REFERENCE_MAX { "…".to_owned() } else { one.image };
+        images.push(ObservedImage { image, policy });
+    }
     let account = spec.service_account_name.and_then(|name| ServiceAccountName::parse(&name).ok());
     Some(Observed {
         source,
         name: PodName::parse(&metadata.name).ok()?,
         namespace: NamespaceName::parse(&metadata.namespace).ok()?,
         service_account: account.unwrap_or_else(ServiceAccountName::default_account),
-        pull_secrets: spec.image_pull_secrets.iter().filter_map(name).collect(),
-        images: images.collect(),
+        pull_secrets: names(&spec.image_pull_secrets),
+        images,
+        containers_left_out: left_out,
     })
 }
 
@@ -475,6 +492,20 @@ mod tests {
         let owners = if kind.is_empty() { json!([]) } else { json!([{"controller": true, "kind": kind, "name": "x"}]) };
         let metadata = json!({"name": "web", "labels": labels, "ownerReferences": owners});
         source_of_pod(&serde_json::from_value(metadata).unwrap())
+    }
+
+    #[test]
+    fn long_lists_of_a_workload_are_cut_when_they_are_observed() {
+        let secrets: Vec<Value> = (0..5_000).map(|at| json!({"name": format!("k{}", at / 2)})).collect();
+        let containers: Vec<Value> = (0..5_000).map(|at| json!({"image": format!("reg.io/app-{at}")})).collect();
+        let spec = json!({"imagePullSecrets": secrets, "containers": containers});
+        let metadata: Metadata = serde_json::from_value(json!({"name": "web", "namespace": "a"})).unwrap();
+
+        let observed = observed(Source::Pod, &metadata, serde_json::from_value(spec).unwrap()).unwrap();
+
+        let names: Vec<&str> = observed.pull_secrets.iter().map(SecretName::as_str).collect();
+        assert_eq!((names.len(), &names[..3]), (PULL_SECRETS_MAX + 1, &["k0", "k1", "k2"][..]));
+        assert_eq!((observed.images.len(), observed.containers_left_out), (CONTAINERS_MAX, 4_900));
     }
 
     #[test]

@@ -257,6 +257,14 @@ pub struct MissingPart {
     pub count: Option<u32>,
 }
 
+impl MissingPart {
+    /// What a limit left out.
+    #[must_use]
+    pub fn of_limit(resource: &str, effect: impl Into<String>, count: u32) -> Self {
+        Self { verb: None, resource: resource.to_owned(), effect: effect.into(), count: Some(count) }
+    }
+}
+
 /// Summary of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

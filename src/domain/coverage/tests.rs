@@ -35,6 +35,7 @@ fn observed(source: Source, name: &str, pull_secrets: &[&str], images: &[&str]) 
             .iter()
             .map(|image| ObservedImage { image: (*image).to_owned(), policy: PullPolicy::IfNotPresent })
             .collect(),
+        containers_left_out: 0,
     }
 }
 
@@ -96,6 +97,26 @@ fn invalid_references_are_a_group_without_a_repository() {
     let mut grouping = grouping(&[]);
     grouping.add(deployment("web", &[], &["reg.io/UPPER:x y", "https://reg.io/app"]));
     assert_eq!(groups(&mut grouping), ["[] -: 1 deployment; 0 pods"]);
+}
+
+#[test]
+fn what_limits_left_out_is_missing() {
+    let names: Vec<String> = (0..=PULL_SECRETS_MAX).map(|at| format!("k{at}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let images: Vec<String> = (0..1_003).map(|at| format!("reg.io/app-{at}")).collect();
+    let images: Vec<&str> = images.iter().map(String::as_str).collect();
+    let mut grouping = grouping(&[]);
+    assert!(grouping.missing().is_empty());
+    grouping.add(Observed { containers_left_out: 7, ..deployment("web", &names, &images) });
+    grouping.add(Observed { namespace: namespace("b"), ..deployment("web", &[], &["reg.io/app"]) });
+
+    let missing = grouping.missing();
+
+    let parts: Vec<_> = missing.iter().map(|part| (part.resource.as_str(), part.count)).collect();
+    assert_eq!(parts, [("containers", Some(7)), ("imagePullSecrets", Some(1)), ("groups", Some(3))]);
+    assert_eq!(grouping.secrets().len(), PULL_SECRETS_MAX);
+    let by_namespace: Vec<usize> = grouping.take_groups().values().map(Vec::len).collect();
+    assert_eq!(by_namespace, [1_000, 1]);
 }
 
 /// A Secret with one login for a registry.

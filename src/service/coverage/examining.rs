@@ -13,7 +13,7 @@ use super::contents::{Contents, SecretPlace};
 use crate::{
     clients::cluster::{ClusterClient, ClusterError, Pace},
     domain::{
-        coverage::{FoundSecret, GroupKey, Grouped, Grouping, Judged},
+        coverage::{FoundSecret, GroupKey, Grouped, Grouping, Judged, PULL_SECRETS_MAX},
         diagnosis::{Examination, Lookup, ReadSecret, SecretValue},
         names::{NamespaceName, SecretName},
     },
@@ -56,10 +56,12 @@ impl Examining<'_> {
         namespace: NamespaceName,
         groups: Vec<(GroupKey, Grouped)>,
     ) -> Result<ExaminedNamespace, ServiceError> {
-        let names: BTreeSet<&SecretName> = groups.iter().flat_map(|(key, _)| &key.pull_secrets).collect();
+        let read = groups.iter().flat_map(|(key, _)| key.pull_secrets.iter().take(PULL_SECRETS_MAX));
+        let names: BTreeSet<SecretName> = read.cloned().collect();
         let mut secrets = BTreeMap::new();
         for name in names {
-            secrets.insert(name.clone(), self.secret((namespace.clone(), name.clone())).await?);
+            let secret = self.secret((namespace.clone(), name.clone())).await?;
+            secrets.insert(name, secret);
         }
         let (secrets_read, examining) = (&secrets, self);
         let examined = stream::iter(groups).map(|(key, group)| async move {
@@ -73,7 +75,11 @@ impl Examining<'_> {
 
     async fn judge(&self, key: &GroupKey, group: &Grouped, secrets: &BTreeMap<SecretName, Arc<ReadSecret>>) -> Judged {
         let (facts, of_service_account) = self.grouping.facts(key, group);
-        let used = key.pull_secrets.iter().filter_map(|name| secrets.get(name).map(Arc::clone)).collect();
+        let used = key.pull_secrets.iter().enumerate().map(|(at, name)| {
+            let read = secrets.get(name).filter(|_| at < PULL_SECRETS_MAX);
+            read.map_or_else(|| Arc::new(ReadSecret::of(name.clone(), Lookup::NotRead)), Arc::clone)
+        });
+        let used = used.collect();
         let examination = Examination::new(facts, &of_service_account, used, &Lookup::NotRead);
         // The semaphore is never closed.
         let _permit = self.asking.acquire().await.ok();

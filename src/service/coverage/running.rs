@@ -185,7 +185,7 @@ impl Coverages {
         drop(examined);
         let facts = SurveyFacts {
             verifies_cached_images: content.verifies_cached_images,
-            missing: missing(content.missing.clone(), &secrets, &announced),
+            missing: missing(&content, &secrets, &announced),
             calls: pace.calls(),
             seconds: u32::try_from(started.elapsed().as_secs()).unwrap_or(u32::MAX),
         };
@@ -277,12 +277,14 @@ fn existing(content: &ClusterContent, contents: &Contents) -> BTreeMap<SecretPla
     existing
 }
 
-/// Adds the Secrets that could not be read to the missing parts.
+/// Parts that could not be read, or are beyond a limit.
 fn missing(
-    mut missing: Vec<MissingPart>,
+    content: &ClusterContent,
     secrets: &BTreeMap<SecretPlace, FoundSecret>,
     announced: &BTreeSet<SecretPlace>,
 ) -> Vec<MissingPart> {
+    let mut missing = content.missing.clone();
+    missing.extend(content.grouping.missing());
     let count = |state: SecretState| {
         let of_state = announced.iter().filter(|place| secrets.get(*place).is_some_and(|found| found.state == state));
         u32::try_from(of_state.count()).unwrap_or(u32::MAX)
