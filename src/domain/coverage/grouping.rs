@@ -25,6 +25,8 @@ use crate::domain::{
 pub const PULL_SECRETS_MAX: usize = 20;
 /// Containers of a pod or template that are examined.
 pub const CONTAINERS_MAX: usize = 100;
+/// Workloads of a cluster, and pods without one.
+const USERS_MAX: usize = 500_000;
 /// Groups of one namespace.
 const GROUPS_OF_NAMESPACE_MAX: u32 = 1_000;
 /// Groups of a cluster.
@@ -140,6 +142,8 @@ pub struct Grouping {
 /// What a limit left out.
 #[derive(Debug, Default)]
 struct LeftOut {
+    /// Pods and workloads.
+    objects: u32,
     /// Containers.
     containers: u32,
     /// Pods and templates with pull secrets that are not read.
@@ -157,6 +161,10 @@ impl Grouping {
 
     /// Adds a template or a pod.
     pub fn add(&mut self, observed: Observed) {
+        if self.users.len() >= USERS_MAX {
+            self.left_out.objects = self.left_out.objects.saturating_add(1);
+            return;
+        }
         let user = self.user_of(&observed);
         let is_pod = !matches!(observed.source, Source::Template(_));
         if is_pod {
@@ -207,8 +215,9 @@ impl Grouping {
     /// What limits left out.
     #[must_use]
     pub fn missing(&self) -> Vec<MissingPart> {
-        let LeftOut { containers, lists, images } = self.left_out;
+        let LeftOut { objects, containers, lists, images } = self.left_out;
         let parts = [
+            ("workloads", format!("of a cluster, {USERS_MAX} are examined"), objects),
             ("containers", format!("of a pod, {CONTAINERS_MAX} containers are examined"), containers),
             (
                 "imagePullSecrets",

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::contents::{Contents, SecretPlace};
 use crate::{
-    clients::cluster::{ClusterClient, ClusterError, Pace},
+    clients::cluster::{ClusterClient, Pace},
     domain::{
         coverage::{FoundSecret, GroupKey, Grouped, Grouping, Judged, PULL_SECRETS_MAX},
         diagnosis::{Examination, Lookup, ReadSecret, SecretValue},
@@ -126,7 +126,7 @@ impl Examining<'_> {
         loop {
             self.pace.wait().await;
             match self.client.read_secret_value(namespace, name).await {
-                Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
+                Err(error) if attempt < ATTEMPTS && error.is_transient() => {
                     tokio::time::sleep(PAUSE * attempt).await;
                     attempt += 1;
                 }
@@ -134,10 +134,6 @@ impl Examining<'_> {
             }
         }
     }
-}
-
-const fn is_transient(error: &ClusterError) -> bool {
-    matches!(error, ClusterError::Unreachable { .. } | ClusterError::Timeout { .. } | ClusterError::Overloaded { .. })
 }
 
 /// What a snapshot says of a Secret.
