@@ -177,9 +177,10 @@ pub struct PullSecretUse {
     pub pods: u32,
     /// Service accounts that list it.
     pub service_accounts: u32,
-    /// Keys of its entries; empty if it was not read.
+    /// Keys of its entries, at most 50; empty if it was not read.
     pub keys: Vec<String>,
-    /// Whether regcred could adopt it: another client made it, and each of its entries has a login.
+    /// Whether regcred could adopt it: another client made it, and each of its entries, 50 at most, has a
+    /// login.
     pub adoptable: bool,
     /// How regcred takes it over; `null` unless it is adoptable.
     #[serde(default, deserialize_with = "ignored")]

@@ -200,7 +200,7 @@ impl Coverages {
         }
         drop(examined);
         // Those of a namespace are in order.
-        survey.groups.sort_by(|one, other| one.namespace.cmp(&other.namespace));
+        survey.groups.sort_by_cached_key(|group| group.namespace.clone());
         beyond.questions = questions.left_out();
         let facts = SurveyFacts {
             verifies_cached_images: content.verifies_cached_images,
