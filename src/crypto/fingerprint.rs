@@ -1,4 +1,4 @@
-//! Fingerprints of certificates, to name them in the audit log.
+//! Fingerprints: of certificates, to name them in the audit log, and of places, in generated names.
 
 use aws_lc_rs::digest;
 
@@ -8,5 +8,11 @@ use crate::domain::{audit::hex, cluster::CaCertificate};
 /// computes it, in lower-case hexadecimal digits without colons.
 #[must_use]
 pub fn of(certificate: &CaCertificate) -> Vec<String> {
-    certificate.as_der().map(|der| hex(digest::digest(&digest::SHA256, der).as_ref())).collect()
+    certificate.as_der().map(sha256).collect()
+}
+
+/// Returns the SHA-256 digest in lower-case hexadecimal digits.
+#[must_use]
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(digest::digest(&digest::SHA256, bytes).as_ref())
 }

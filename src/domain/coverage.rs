@@ -18,7 +18,7 @@ mod user;
 
 pub use self::{
     adoption::{Adoption, adoption},
-    grouping::{GroupKey, Grouped, Grouping, Observed, ObservedImage, Source},
+    grouping::{CONTAINERS_MAX, GroupKey, Grouped, Grouping, Observed, ObservedImage, PULL_SECRETS_MAX, Source},
     judged::{Judged, MatchedEntry},
     snapshot::{
         Credential, Example, FailsAt, FailureCount, Group, MissingPart, PullSecretUse, SecretCounts, SecretOwner,

@@ -17,10 +17,11 @@ use uuid::Uuid;
 pub use self::metrics::CoverageMetrics;
 use crate::{
     clients::registry::RegistryClient,
-    crypto::api_key::CryptoError,
+    crypto::{api_key::CryptoError, fingerprint},
     domain::{
         audit::{Action, NewEvent, Outcome, Resource},
         caller::{Call, Identity},
+        coverage::adoption,
         names::Name,
     },
     service::{
@@ -173,7 +174,8 @@ impl Coverages {
         Ok(storage::coverage::lists::groups(&mut conn, snapshot, filter, page).await?)
     }
 
-    /// Lists pull secrets of the newest snapshot, or of that of the position.
+    /// Lists pull secrets of the newest snapshot, or of that of the position, with the steps that adopt
+    /// them.
     ///
     /// # Errors
     ///
@@ -191,7 +193,11 @@ impl Coverages {
             return Ok(Vec::new());
         };
         let page = (after.map_or(0, |after| after.number), limit);
-        Ok(storage::coverage::lists::secrets(&mut conn, snapshot, filter, page).await?)
+        let mut listed = storage::coverage::lists::secrets(&mut conn, snapshot, filter, page).await?;
+        for ListedSecretUse { secret, .. } in &mut listed {
+            secret.adoption = if secret.adoptable { adoption(name, secret, fingerprint::sha256) } else { None };
+        }
+        Ok(listed)
     }
 
     /// Lists the accounts that workloads of all clusters use, those with the most workloads first.

@@ -92,7 +92,8 @@ impl Diagnoses {
         let event = NewEvent::of(caller, Action::PodDiagnose, resource).related(read.collect());
         self.audit_writer.record(event).await?;
         let (examination, missing_rights) = case.examine(&facts).await?;
-        let answers = RegistryQuestions::new(&self.registries, QuestionLimits::default()).ask(&examination).await;
+        let questions = RegistryQuestions::new(&self.registries, QuestionLimits::default())?;
+        let answers = questions.ask(&examination).await;
         let managed = self.managed(caller, (cluster, namespace), &examination).await?;
         let context = self.context(caller, (cluster, namespace), &examination).await?;
         Ok(examination.conclude(&answers, &managed, missing_rights, Some(&context)))

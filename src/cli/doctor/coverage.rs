@@ -4,7 +4,11 @@ use reqwest::Method;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
-use super::{Coverage, CoverageOutput, server, table::Report, undiagnosed};
+use super::{
+    Coverage, CoverageOutput, server,
+    table::{Report, is_unexamined},
+    undiagnosed,
+};
 use crate::{
     cli::{CliError, print_line, print_text},
     config::{Reader, variable},
@@ -89,6 +93,10 @@ impl Coverage {
         match self.options.output {
             CoverageOutput::Json => print_line(&format!("{document:#}"))?,
             CoverageOutput::Table => print_text(&Report::of(&document).to_string())?,
+        }
+        if is_unexamined(&document) {
+            let detail = "nothing was examined: lists of pods, workloads or ServiceAccounts are missing".to_owned();
+            return Err(CliError::NotDiagnosed(detail));
         }
         let summary = &document["snapshot"]["summary"];
         let number = |field: &str| summary[field].as_i64().unwrap_or_default();

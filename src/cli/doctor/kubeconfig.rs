@@ -54,7 +54,7 @@ impl Local {
         let registries = RegistryClient::new(Guard::new(config.allowed), config.registries);
         let registries = registries.trusting_image_registries(self.local_node);
         let limits = if object.is_some() { QuestionLimits::default() } else { MANY };
-        let questions = RegistryQuestions::new(&registries, limits);
+        let questions = RegistryQuestions::new(&registries, limits).map_err(ServiceError::from)?;
         let mut found = Vec::new();
         for (object, examined) in examined {
             found.push(conclude(object, &namespace, examined, &questions).await);

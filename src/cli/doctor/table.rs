@@ -9,6 +9,16 @@ use super::tree::plain;
 /// Pull secrets that are printed of each list.
 const SECRETS_SHOWN: usize = 20;
 
+/// Lists without which a cluster seems to run nothing.
+const NEEDED: [&str; 7] = ["pods", "deployments", "statefulsets", "daemonsets", "jobs", "cronjobs", "serviceaccounts"];
+
+/// Whether there is no group although a list of objects with images was not read.
+pub(super) fn is_unexamined(coverage: &Value) -> bool {
+    let summary = &coverage["snapshot"]["summary"];
+    let is_needed = |part: &Value| part["resource"].as_str().is_some_and(|resource| NEEDED.contains(&resource));
+    summary["groups"] == 0 && items(&summary["missing"]).iter().any(is_needed)
+}
+
 /// A coverage as text: the summary, a table of groups, and lists of pull secrets.
 pub(super) struct Report<'a>(&'a Value);
 
@@ -22,7 +32,13 @@ impl Display for Report<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let (snapshot, summary) = (&self.0["snapshot"], &self.0["snapshot"]["summary"]);
         let count = |field: &str| summary[field].as_i64().unwrap_or_default();
-        let mark = if count("groups") == count("groupsOk") { '✓' } else { '✗' };
+        let mark = if is_unexamined(self.0) {
+            '?'
+        } else if count("groups") == count("groupsOk") {
+            '✓'
+        } else {
+            '✗'
+        };
         writeln!(
             f,
             "{mark} cluster {} at {}: {} of {} groups of images can be pulled, of {} workloads and {} pods in {} namespaces",
@@ -138,9 +154,26 @@ fn text(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
     use serde_json::json;
 
     use super::*;
+
+    #[rstest]
+    #[case(0, "pods", true)]
+    #[case(0, "cronjobs", true)]
+    #[case(0, "serviceaccounts", true)]
+    #[case(0, "nodes", false)]
+    #[case(0, "secrets", false)]
+    #[case(1, "pods", false)]
+    fn cluster_without_a_list_of_pods_is_not_ok(#[case] groups: u32, #[case] resource: &str, #[case] expected: bool) {
+        let missing = json!([{"verb": "list", "resource": resource, "effect": "unknown", "count": null}]);
+        let summary = json!({"groups": groups, "groupsOk": groups, "missing": missing});
+        let coverage = json!({"cluster": "dev", "snapshot": {"summary": summary}});
+        assert_eq!(is_unexamined(&coverage), expected);
+        let mark = if expected { '?' } else { '✓' };
+        assert!(Report::of(&coverage).to_string().starts_with(mark), "{}", Report::of(&coverage));
+    }
 
     #[test]
     fn report_has_the_summary_the_groups_and_the_pull_secrets() {

@@ -3,18 +3,23 @@
 //! Of pods and workloads only the images, pull secrets and owners are kept. Of Secrets only the
 //! metadata is requested.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use http::{HeaderValue, Request, header};
 use serde::{Deserialize, de::DeserializeOwned};
+use tokio::time::sleep;
 
 use super::{
     ClusterClient, ClusterError, Pace,
     diagnosis::{Reference, name},
+    response::Response,
     unbuildable,
 };
 use crate::domain::{
-    coverage::{Observed, ObservedImage, PullPolicy, Source},
+    coverage::{CONTAINERS_MAX, Observed, ObservedImage, PULL_SECRETS_MAX, PullPolicy, Source},
     diagnosis::WorkloadKind,
     names::{NamespaceName, PodName, SecretName, ServiceAccountName},
     secret::SecretType,
@@ -30,6 +35,11 @@ const NODES_PAGE: u32 = 25;
 const BODY_MAX: usize = 4 * 1024 * 1024;
 /// Maximum number of pages of a list.
 const PAGES_MAX: u32 = 20_000;
+/// Maximum length of an image reference. A longer one is invalid.
+const REFERENCE_MAX: usize = 1024;
+/// Attempts to list a page, and the pause between them.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
 const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 /// Label of pods that a `Deployment` creates through its `ReplicaSet`.
 const DEPLOYMENT_LABEL: &str = "pod-template-hash";
@@ -60,6 +70,8 @@ struct ListRequest<'a> {
     /// Maximum number of objects of a page.
     limit: u32,
     metadata_only: bool,
+    /// Whether the API server may lack the resource.
+    may_be_unknown: bool,
 }
 
 #[derive(Deserialize)]
@@ -73,6 +85,12 @@ struct List<T> {
 struct ListMetadata {
     #[serde(rename = "continue", default)]
     continue_token: String,
+}
+
+/// A page without its objects.
+#[derive(Deserialize)]
+struct Continued {
+    metadata: ListMetadata,
 }
 
 /// Answer to an expired page.
@@ -222,7 +240,8 @@ struct NodeInfo {
 }
 
 impl ClusterClient {
-    /// Lists the pods that have not ended.
+    /// Lists the pods that have not ended. Returns the number of objects that are too long, as other
+    /// lists do.
     ///
     /// # Errors
     ///
@@ -232,9 +251,9 @@ impl ClusterClient {
         scope: Place<'_>,
         pace: &Pace,
         mut each: impl FnMut(Observed),
-    ) -> Result<(), ClusterError> {
+    ) -> Result<u32, ClusterError> {
         let path = scope.path("/api/v1", "pods");
-        let request = ListRequest { path, parameters: "", limit: PAGE, metadata_only: false };
+        let request = ListRequest { path, parameters: "", limit: PAGE, metadata_only: false, may_be_unknown: false };
         self.list_pages(&request, "pods", pace, |pod: Pod| {
             if !matches!(pod.status.phase.as_str(), "Succeeded" | "Failed") {
                 let source = source_of_pod(&pod.metadata);
@@ -242,7 +261,7 @@ impl ClusterClient {
             }
         })
         .await
-        .map(drop)
+        .map(Listing::left_out)
     }
 
     /// Lists the templates of workloads of a kind. Jobs that have ended, or that a `CronJob`
@@ -257,29 +276,29 @@ impl ClusterClient {
         scope: Place<'_>,
         pace: &Pace,
         mut each: impl FnMut(Observed),
-    ) -> Result<(), ClusterError> {
+    ) -> Result<u32, ClusterError> {
         let versions = if kind == WorkloadKind::CronJob { &["v1", "v1beta1"][..] } else { &["v1"] };
         for version in versions {
             let path = scope.path(&format!("/apis/{}/{version}", kind.group()), kind.plural());
-            let request = ListRequest { path, parameters: "", limit: PAGE, metadata_only: false };
+            let may_be_unknown = versions.last() != Some(version);
+            let request = ListRequest { path, parameters: "", limit: PAGE, metadata_only: false, may_be_unknown };
             let listed = self.list_pages(&request, kind.plural(), pace, |workload: Workload| {
-                let is_counted = workload.metadata.controller().is_some();
                 let has_ended = workload.status.conditions.iter().any(|condition| {
                     condition.status == "True" && matches!(condition.kind.as_str(), "Complete" | "Failed")
                 });
-                let is_left_out = kind == WorkloadKind::Job && (is_counted || has_ended);
+                let is_left_out = kind == WorkloadKind::Job && (has_ended || is_counted(&workload.metadata));
                 let of_job = workload.spec.job_template.map(|job| job.spec.template);
                 if let Some(template) = workload.spec.template.or(of_job).filter(|_| !is_left_out) {
                     let source = Source::Template(kind);
                     observed(source, &workload.metadata, template.spec).into_iter().for_each(&mut each);
                 }
             });
-            // An API server may lack a version of the group.
-            if !matches!(listed.await?, Listing::Unknown) {
-                break;
+            // API servers before 1.21 have the older version only.
+            if let Listing::Complete { left_out } = listed.await? {
+                return Ok(left_out);
             }
         }
-        Ok(())
+        Ok(0)
     }
 
     /// Lists the pull secrets of all `ServiceAccount`s.
@@ -292,17 +311,18 @@ impl ClusterClient {
         scope: Place<'_>,
         pace: &Pace,
         mut each: impl FnMut((NamespaceName, ServiceAccountName), Vec<SecretName>),
-    ) -> Result<(), ClusterError> {
+    ) -> Result<u32, ClusterError> {
         let path = scope.path("/api/v1", "serviceaccounts");
-        let request = ListRequest { path, parameters: "", limit: SMALL_PAGE, metadata_only: false };
+        let request =
+            ListRequest { path, parameters: "", limit: SMALL_PAGE, metadata_only: false, may_be_unknown: false };
         self.list_pages(&request, "serviceaccounts", pace, |account: ServiceAccount| {
             let namespace = NamespaceName::parse(&account.metadata.namespace).ok();
             if let (Some(namespace), Ok(found)) = (namespace, ServiceAccountName::parse(&account.metadata.name)) {
-                each((namespace, found), account.image_pull_secrets.iter().filter_map(name).collect());
+                each((namespace, found), names(&account.image_pull_secrets));
             }
         })
         .await
-        .map(drop)
+        .map(Listing::left_out)
     }
 
     /// Lists the names of the image pull secrets of a type.
@@ -316,10 +336,16 @@ impl ClusterClient {
         scope: Place<'_>,
         pace: &Pace,
         mut each: impl FnMut(NamespaceName, SecretName),
-    ) -> Result<(), ClusterError> {
+    ) -> Result<u32, ClusterError> {
         let path = scope.path("/api/v1", "secrets");
         let parameters = format!("&fieldSelector=type%3D{}", secret_type.as_str().replace('/', "%2F"));
-        let request = ListRequest { path, parameters: &parameters, limit: SMALL_PAGE, metadata_only: true };
+        let request = ListRequest {
+            path,
+            parameters: &parameters,
+            limit: SMALL_PAGE,
+            metadata_only: true,
+            may_be_unknown: false,
+        };
         self.list_pages(&request, "secrets", pace, |secret: Named| {
             let namespace = NamespaceName::parse(&secret.metadata.namespace);
             if let (Ok(namespace), Ok(found)) = (namespace, SecretName::parse(&secret.metadata.name)) {
@@ -327,7 +353,7 @@ impl ClusterClient {
             }
         })
         .await
-        .map(drop)
+        .map(Listing::left_out)
     }
 
     /// Lists the minor versions of the kubelets, each once.
@@ -338,7 +364,8 @@ impl ClusterClient {
     pub async fn kubelet_minors(&self, pace: &Pace) -> Result<Vec<u32>, ClusterError> {
         let mut minors = Vec::new();
         let path = Place::Cluster.path("/api/v1", "nodes");
-        let request = ListRequest { path, parameters: "", limit: NODES_PAGE, metadata_only: false };
+        let request =
+            ListRequest { path, parameters: "", limit: NODES_PAGE, metadata_only: false, may_be_unknown: false };
         let listed = self.list_pages(&request, "nodes", pace, |node: Node| {
             minors.extend(minor(&node.status.node_info.kubelet_version));
         });
@@ -348,7 +375,7 @@ impl ClusterClient {
         Ok(minors)
     }
 
-    /// Lists objects page by page, each page after a wait for the pace.
+    /// Lists objects page by page. One that is longer than a page may be is left out.
     async fn list_pages<T: DeserializeOwned>(
         &self,
         list: &ListRequest<'_>,
@@ -357,17 +384,12 @@ impl ClusterClient {
         mut each: impl FnMut(T),
     ) -> Result<Listing, ClusterError> {
         let (mut limit, mut next) = (list.limit, String::new());
+        let (mut left_out, mut is_skipping) = (0, false);
         for _ in 0..PAGES_MAX {
-            pace.wait().await;
-            let ListRequest { path, parameters, metadata_only, .. } = list;
-            let mut request = Request::get(format!("{path}?limit={limit}{parameters}{next}"));
-            if *metadata_only {
-                request = request.header(header::ACCEPT, HeaderValue::from_static(METADATA_ONLY));
-            }
-            let request = request.body(Vec::new()).map_err(unbuildable)?;
-            let response = self.call_up_to(request, self.deadline(), BODY_MAX).await?;
+            let metadata_only = list.metadata_only || is_skipping;
+            let response = self.page(list, objects, (limit, &next, metadata_only), pace).await?;
             match response.status {
-                404 if next.is_empty() => return Ok(Listing::Unknown),
+                404 if next.is_empty() && list.may_be_unknown => return Ok(Listing::Unknown),
                 // The list is continued in its present state.
                 410 if !next.is_empty() => match response.json::<Expired>() {
                     Some(expired) if !expired.metadata.continue_token.is_empty() => {
@@ -378,29 +400,93 @@ impl ClusterClient {
                 _ if !response.is_success() => {
                     return Err(response.error(self.server(), &format!("list {objects}")));
                 }
-                _ if response.body.is_none() && limit > 1 => limit /= 4,
+                _ if response.body.is_none() && limit > 1 => limit = (limit / 4).max(1),
+                // Only its place in the list is needed.
+                _ if response.body.is_none() && !metadata_only => is_skipping = true,
                 _ => {
-                    let list: List<T> = response.read(self.server())?;
-                    list.items.into_iter().flatten().for_each(&mut each);
-                    if list.metadata.continue_token.is_empty() {
-                        return Ok(Listing::Complete);
+                    let metadata = if is_skipping {
+                        left_out += 1;
+                        response.read::<Continued>(self.server())?.metadata
+                    } else {
+                        let page: List<T> = response.read(self.server())?;
+                        page.items.into_iter().flatten().for_each(&mut each);
+                        page.metadata
+                    };
+                    if metadata.continue_token.is_empty() {
+                        return Ok(Listing::Complete { left_out });
                     }
-                    next = continued(&list.metadata);
+                    next = continued(&metadata);
+                    is_skipping = false;
+                    limit = longer(limit, list.limit);
                 }
             }
-            limit = limit.max(1);
         }
         let detail = format!("{} lists more than {PAGES_MAX} pages of {objects}", self.server());
         Err(ClusterError::Unreachable { detail })
+    }
+
+    /// Requests a page at the pace of the run, again if the API server fails or is overloaded.
+    async fn page(
+        &self,
+        list: &ListRequest<'_>,
+        objects: &str,
+        (limit, next, metadata_only): (u32, &str, bool),
+        pace: &Pace,
+    ) -> Result<Response, ClusterError> {
+        let ListRequest { path, parameters, .. } = list;
+        let mut attempt = 1;
+        loop {
+            pace.wait().await;
+            let mut request = Request::get(format!("{path}?limit={limit}{parameters}{next}"));
+            if metadata_only {
+                request = request.header(header::ACCEPT, HeaderValue::from_static(METADATA_ONLY));
+            }
+            let request = request.body(Vec::new()).map_err(unbuildable)?;
+            let response = match self.call_up_to(request, self.deadline(), BODY_MAX).await {
+                Ok(response) if matches!(response.status, 429 | 500..=599) => {
+                    Err(response.error(self.server(), &format!("list {objects}")))
+                }
+                response => response,
+            };
+            match response {
+                Err(error) if attempt < ATTEMPTS && error.is_transient() => {
+                    sleep(PAUSE * attempt).await;
+                    attempt += 1;
+                }
+                response => return response,
+            }
+        }
     }
 }
 
 /// Result of a list.
 enum Listing {
     /// All objects were listed.
-    Complete,
+    Complete {
+        /// Number of objects that are too long.
+        left_out: u32,
+    },
     /// The API server does not know the resource.
     Unknown,
+}
+
+impl Listing {
+    const fn left_out(self) -> u32 {
+        match self {
+            Self::Complete { left_out } => left_out,
+            Self::Unknown => 0,
+        }
+    }
+}
+
+/// Limit after a page that was short enough: one long object does not make the rest of a list slow.
+fn longer(limit: u32, most: u32) -> u32 {
+    (limit + limit.div_ceil(4)).min(most)
+}
+
+/// Whether a Job is counted with its `CronJob`.
+fn is_counted(job: &Metadata) -> bool {
+    job.controller().is_some_and(|owner| owner.kind == "CronJob")
 }
 
 fn continued(metadata: &ListMetadata) -> String {
@@ -419,21 +505,36 @@ fn source_of_pod(metadata: &Metadata) -> Source {
     }
 }
 
+/// First names of a list, each once: those that are read, and one more if there are further ones.
+fn names(references: &[Reference]) -> Vec<SecretName> {
+    let mut seen = HashSet::new();
+    let names = references.iter().filter_map(name).filter(|name| seen.insert(name.clone()));
+    names.take(PULL_SECRETS_MAX + 1).collect()
+}
+
 /// None for invalid names, which the API server does not accept either.
 fn observed(source: Source, metadata: &Metadata, spec: PodSpec) -> Option<Observed> {
     let containers = spec.init_containers.into_iter().chain(spec.containers).chain(spec.ephemeral_containers);
-    let images = containers.filter(|one| !one.image.is_empty()).map(|one| {
+    let mut images: Vec<ObservedImage> = Vec::new();
+    let mut left_out = 0;
+    for one in containers.filter(|one| !one.image.is_empty()) {
+        if images.len() >= CONTAINERS_MAX {
+            left_out += 1;
+            continue;
+        }
         let policy = PullPolicy::parse(&one.image_pull_policy);
-        ObservedImage { image: one.image, policy }
-    });
+        let image = if one.image.len() > REFERENCE_MAX { "…".to_owned() } else { one.image };
+        images.push(ObservedImage { image, policy });
+    }
     let account = spec.service_account_name.and_then(|name| ServiceAccountName::parse(&name).ok());
     Some(Observed {
         source,
         name: PodName::parse(&metadata.name).ok()?,
         namespace: NamespaceName::parse(&metadata.namespace).ok()?,
         service_account: account.unwrap_or_else(ServiceAccountName::default_account),
-        pull_secrets: spec.image_pull_secrets.iter().filter_map(name).collect(),
-        images: images.collect(),
+        pull_secrets: names(&spec.image_pull_secrets),
+        images,
+        containers_left_out: left_out,
     })
 }
 
@@ -464,6 +565,36 @@ mod tests {
         let owners = if kind.is_empty() { json!([]) } else { json!([{"controller": true, "kind": kind, "name": "x"}]) };
         let metadata = json!({"name": "web", "labels": labels, "ownerReferences": owners});
         source_of_pod(&serde_json::from_value(metadata).unwrap())
+    }
+
+    #[test]
+    fn long_lists_of_a_workload_are_cut_when_they_are_observed() {
+        let secrets: Vec<Value> = (0..5_000).map(|at| json!({"name": format!("k{}", at / 2)})).collect();
+        let containers: Vec<Value> = (0..5_000).map(|at| json!({"image": format!("reg.io/app-{at}")})).collect();
+        let spec = json!({"imagePullSecrets": secrets, "containers": containers});
+        let metadata: Metadata = serde_json::from_value(json!({"name": "web", "namespace": "a"})).unwrap();
+
+        let observed = observed(Source::Pod, &metadata, serde_json::from_value(spec).unwrap()).unwrap();
+
+        let names: Vec<&str> = observed.pull_secrets.iter().map(SecretName::as_str).collect();
+        assert_eq!((names.len(), &names[..3]), (PULL_SECRETS_MAX + 1, &["k0", "k1", "k2"][..]));
+        assert_eq!((observed.images.len(), observed.containers_left_out), (CONTAINERS_MAX, 4_900));
+    }
+
+    #[rstest]
+    #[case("CronJob", true)]
+    #[case("JobSet", false)]
+    fn job_of_another_controller_is_a_workload(#[case] kind: &str, #[case] expected: bool) {
+        let owners = json!([{"controller": true, "kind": kind, "name": "x"}]);
+        let metadata = json!({"name": "batch", "ownerReferences": owners});
+        assert_eq!(is_counted(&serde_json::from_value(metadata).unwrap()), expected);
+    }
+
+    #[test]
+    fn limit_of_a_list_grows_again() {
+        let limits: Vec<u32> =
+            std::iter::successors(Some(1), |limit| Some(longer(*limit, 100)).filter(|next| next != limit)).collect();
+        assert_eq!((limits.len(), limits.first(), limits.last()), (18, Some(&1), Some(&100)));
     }
 
     #[test]

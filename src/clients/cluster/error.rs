@@ -144,6 +144,12 @@ impl ClusterError {
         }
     }
 
+    /// Whether the API server may answer the same request soon.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Timeout { .. } | Self::Overloaded { .. })
+    }
+
     /// Last part of the problem type; stable.
     #[must_use]
     pub fn slug(&self) -> &'static str {

@@ -7,8 +7,8 @@ use utoipa::ToSchema;
 use super::snapshot::PullSecretUse;
 use crate::domain::{
     account_name::{self, NamePrefix},
-    diagnosis::{PullSecretName, Step},
-    names::{Name, NamespaceName},
+    diagnosis::Step,
+    names::Name,
     registry::RegistryScope,
 };
 
@@ -26,12 +26,26 @@ pub struct Adoption {
     pub steps: Vec<Step>,
 }
 
+/// Maximum length of the name of a pull secret.
+const PULL_SECRET_MAX: usize = 63;
+/// Length of the digest in generated names.
+const DIGEST_LENGTH: usize = 16;
+
 /// Returns the steps that adopt a pull secret; none if names cannot be derived from its keys.
+///
+/// Generated names end in a digest of the cluster, the namespace and the Secret: an adoption never
+/// replaces the accounts or the pull secret of another one. `digest` returns a collision-resistant
+/// digest as lower-case hexadecimal digits.
 #[must_use]
-pub fn adoption(cluster: &Name, secret: &PullSecretUse) -> Option<Adoption> {
+pub fn adoption(cluster: &Name, secret: &PullSecretUse, digest: impl Fn(&[u8]) -> String) -> Option<Adoption> {
     let PullSecretUse { namespace, name, .. } = secret;
-    let pull_secret = PullSecretName::of(&NamespaceName::parse(namespace).ok()?, name)?;
-    let prefix = prefix(&pull_secret);
+    // No part contains the separator.
+    let mut digest = digest(format!("{cluster}/{namespace}/{name}").as_bytes());
+    digest.truncate(DIGEST_LENGTH);
+    let readable = format!("{cluster}-{namespace}-{name}").replace('.', "-");
+    let pull_secret =
+        Name::parse(&format!("{}-{digest}", start(&readable, PULL_SECRET_MAX - digest.len() - 1))).ok()?;
+    let prefix = format!("{}-{digest}-", start(&readable, NamePrefix::MAX - digest.len() - 2));
     let accounts = account_names(&NamePrefix::parse(&prefix).ok()?, &secret.keys)?;
     let import = format!(
         "kubectl get secret '{name}' -n '{namespace}' -o json | curl --fail-with-body --data-binary @- -H \
@@ -49,14 +63,10 @@ pub fn adoption(cluster: &Name, secret: &PullSecretUse) -> Option<Adoption> {
     Some(Adoption { accounts, pull_secret: pull_secret.to_string(), steps })
 }
 
-/// Prefix of the accounts of one Secret: an import must not replace the login of another one.
-fn prefix(pull_secret: &Name) -> String {
-    let name = pull_secret.as_str();
-    if name.len() < NamePrefix::MAX {
-        return format!("{name}-");
-    }
-    let start: String = name.chars().take(NamePrefix::MAX - 10).collect();
-    format!("{start}-{:08x}-", crc32fast::hash(name.as_bytes()))
+/// First characters of a name, as the start of another one.
+fn start(name: &str, length: usize) -> &str {
+    // Names are ASCII.
+    name.get(..length).unwrap_or(name).trim_end_matches('-')
 }
 
 /// Names that the import derives from the keys; none for a key that it skips.

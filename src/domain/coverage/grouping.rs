@@ -4,10 +4,11 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     mem,
+    sync::Arc,
 };
 
 use super::{
-    snapshot::Example,
+    snapshot::{Example, MissingPart},
     user::{PullPolicy, UserKind},
 };
 use crate::domain::{
@@ -19,6 +20,17 @@ use crate::domain::{
     names::{Name, NamespaceName, PodName, SecretName, ServiceAccountName},
 };
 
+/// Pull secrets of a pod that are read. A list keeps one more, which is not: its group is unknown
+/// unless another one works.
+pub const PULL_SECRETS_MAX: usize = 20;
+/// Containers of a pod or template that are examined.
+pub const CONTAINERS_MAX: usize = 100;
+/// Workloads of a cluster, and pods without one.
+const USERS_MAX: usize = 500_000;
+/// Groups of one namespace.
+const GROUPS_OF_NAMESPACE_MAX: u32 = 1_000;
+/// Groups of a cluster.
+const GROUPS_MAX: usize = 50_000;
 /// Maximum number of tags and digests that a group keeps.
 const VERSIONS_MAX: usize = 16;
 /// Maximum number of tags and digests of a group that its registry is asked about.
@@ -62,6 +74,8 @@ pub struct Observed {
     pub pull_secrets: Vec<SecretName>,
     /// Images of its containers.
     pub images: Vec<ObservedImage>,
+    /// Number of further containers.
+    pub containers_left_out: u32,
 }
 
 /// What pulls have in common.
@@ -72,7 +86,7 @@ pub struct GroupKey {
     /// `ServiceAccount`.
     pub service_account: ServiceAccountName,
     /// Pull secrets that the kubelet uses, in its order.
-    pub pull_secrets: Vec<SecretName>,
+    pub pull_secrets: Arc<[SecretName]>,
     /// Registry and repository; none for invalid references.
     pub repository: Option<(String, String)>,
 }
@@ -121,6 +135,21 @@ pub struct Grouping {
     users: Vec<User>,
     pods: u32,
     groups: HashMap<GroupKey, Grouped>,
+    groups_by_namespace: HashMap<NamespaceName, u32>,
+    left_out: LeftOut,
+}
+
+/// What a limit left out.
+#[derive(Debug, Default)]
+struct LeftOut {
+    /// Pods and workloads.
+    objects: u32,
+    /// Containers.
+    containers: u32,
+    /// Pods and templates with pull secrets that are not read.
+    lists: u32,
+    /// Images of pods and templates for which there is no group.
+    images: u32,
 }
 
 impl Grouping {
@@ -132,15 +161,25 @@ impl Grouping {
 
     /// Adds a template or a pod.
     pub fn add(&mut self, observed: Observed) {
+        if self.users.len() >= USERS_MAX {
+            self.left_out.objects = self.left_out.objects.saturating_add(1);
+            return;
+        }
         let user = self.user_of(&observed);
         let is_pod = !matches!(observed.source, Source::Template(_));
         if is_pod {
             self.pods += 1;
         }
         let example = user.and_then(|_| Example::of(&observed.source, &observed.name));
+        self.left_out.containers = self.left_out.containers.saturating_add(observed.containers_left_out);
         let (key, from, images, name) = self.key_of(observed, is_pod);
+        self.left_out.lists += u32::from(key.pull_secrets.len() > PULL_SECRETS_MAX);
         for (repository, references) in group_images(&images) {
             let key = GroupKey { repository, ..key.clone() };
+            if !self.has_room_for(&key) {
+                self.left_out.images += 1;
+                continue;
+            }
             let group = self.groups.entry(key).or_insert_with(|| Grouped::new(name.clone(), from));
             if from == PullSecretsFrom::ServiceAccount {
                 group.from = from;
@@ -158,6 +197,41 @@ impl Grouping {
                 group.example.clone_from(&example);
             }
         }
+    }
+
+    /// Counts a new group of a namespace. Returns whether it is within the limits.
+    fn has_room_for(&mut self, key: &GroupKey) -> bool {
+        if self.groups.contains_key(key) {
+            return true;
+        }
+        let of_namespace = self.groups_by_namespace.entry(key.namespace.clone()).or_default();
+        if *of_namespace >= GROUPS_OF_NAMESPACE_MAX || self.groups.len() >= GROUPS_MAX {
+            return false;
+        }
+        *of_namespace += 1;
+        true
+    }
+
+    /// What limits left out.
+    #[must_use]
+    pub fn missing(&self) -> Vec<MissingPart> {
+        let LeftOut { objects, containers, lists, images } = self.left_out;
+        let parts = [
+            ("workloads", format!("of a cluster, {USERS_MAX} are examined"), objects),
+            ("containers", format!("of a pod, {CONTAINERS_MAX} containers are examined"), containers),
+            (
+                "imagePullSecrets",
+                format!("of a list, {PULL_SECRETS_MAX} are read; these pods and workloads may use further ones"),
+                lists,
+            ),
+            (
+                "groups",
+                format!("of a namespace, {GROUPS_OF_NAMESPACE_MAX} are examined, and {GROUPS_MAX} of a cluster"),
+                images,
+            ),
+        ];
+        let reached = parts.into_iter().filter(|(_, _, count)| *count > 0);
+        reached.map(|(resource, effect, count)| MissingPart::of_limit(resource, effect, count)).collect()
     }
 
     /// Registers the user of an observation; none if another observation has it.
@@ -190,6 +264,7 @@ impl Grouping {
         let facts = pod_facts(subject(is_pod, name.clone()), (namespace, service_account), pull_secrets, Vec::new());
         let (from, pull_secrets) = pull_secret_names(&facts, &of_service_account);
         let PodFacts { namespace, service_account, .. } = facts;
+        let pull_secrets = Arc::from(pull_secrets);
         (GroupKey { namespace, service_account, pull_secrets, repository: None }, from, images, name)
     }
 
@@ -224,7 +299,7 @@ impl Grouping {
         });
         let place = (key.namespace.clone(), key.service_account.clone());
         let subject = subject(is_pod, group.sample.clone());
-        (pod_facts(subject, place, key.pull_secrets.clone(), containers.collect()), of_service_account)
+        (pod_facts(subject, place, key.pull_secrets.to_vec(), containers.collect()), of_service_account)
     }
 
     /// Takes the groups, by namespace.
@@ -239,11 +314,12 @@ impl Grouping {
         by_namespace
     }
 
-    /// Pull secrets that groups use.
+    /// Pull secrets that groups use, and that are read.
     #[must_use]
     pub fn secrets(&self) -> BTreeSet<(NamespaceName, SecretName)> {
         let of_key = |key: &GroupKey| {
-            key.pull_secrets.iter().map(|name| (key.namespace.clone(), name.clone())).collect::<Vec<_>>()
+            let names = key.pull_secrets.iter().take(PULL_SECRETS_MAX);
+            names.map(|name| (key.namespace.clone(), name.clone())).collect::<Vec<_>>()
         };
         self.groups.keys().flat_map(of_key).collect()
     }

@@ -177,9 +177,10 @@ pub struct PullSecretUse {
     pub pods: u32,
     /// Service accounts that list it.
     pub service_accounts: u32,
-    /// Keys of its entries; empty if it was not read.
+    /// Keys of its entries, at most 50; empty if it was not read.
     pub keys: Vec<String>,
-    /// Whether regcred could adopt it: another client made it, and each of its entries has a login.
+    /// Whether regcred could adopt it: another client made it, and each of its entries, 50 at most, has a
+    /// login.
     pub adoptable: bool,
     /// How regcred takes it over; `null` unless it is adoptable.
     #[serde(default, deserialize_with = "ignored")]
@@ -255,6 +256,14 @@ pub struct MissingPart {
     pub effect: String,
     /// Number of objects that are concerned; `null` if it is unknown.
     pub count: Option<u32>,
+}
+
+impl MissingPart {
+    /// What a limit left out.
+    #[must_use]
+    pub fn of_limit(resource: &str, effect: impl Into<String>, count: u32) -> Self {
+        Self { verb: None, resource: resource.to_owned(), effect: effect.into(), count: Some(count) }
+    }
 }
 
 /// Summary of a snapshot.

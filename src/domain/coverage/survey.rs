@@ -144,7 +144,7 @@ impl Survey {
                 *worst = judged.verdict;
             }
         }
-        for name in &key.pull_secrets {
+        for name in &*key.pull_secrets {
             let place = (key.namespace.clone(), name.clone());
             if let Some((id, _)) = self.known.get(&place).and_then(|known| known.pull_secret.as_ref()) {
                 self.pull_secrets.add(*id, &group.users);

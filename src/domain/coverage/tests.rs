@@ -35,6 +35,7 @@ fn observed(source: Source, name: &str, pull_secrets: &[&str], images: &[&str]) 
             .iter()
             .map(|image| ObservedImage { image: (*image).to_owned(), policy: PullPolicy::IfNotPresent })
             .collect(),
+        containers_left_out: 0,
     }
 }
 
@@ -96,6 +97,26 @@ fn invalid_references_are_a_group_without_a_repository() {
     let mut grouping = grouping(&[]);
     grouping.add(deployment("web", &[], &["reg.io/UPPER:x y", "https://reg.io/app"]));
     assert_eq!(groups(&mut grouping), ["[] -: 1 deployment; 0 pods"]);
+}
+
+#[test]
+fn what_limits_left_out_is_missing() {
+    let names: Vec<String> = (0..=PULL_SECRETS_MAX).map(|at| format!("k{at}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let images: Vec<String> = (0..1_003).map(|at| format!("reg.io/app-{at}")).collect();
+    let images: Vec<&str> = images.iter().map(String::as_str).collect();
+    let mut grouping = grouping(&[]);
+    assert!(grouping.missing().is_empty());
+    grouping.add(Observed { containers_left_out: 7, ..deployment("web", &names, &images) });
+    grouping.add(Observed { namespace: namespace("b"), ..deployment("web", &[], &["reg.io/app"]) });
+
+    let missing = grouping.missing();
+
+    let parts: Vec<_> = missing.iter().map(|part| (part.resource.as_str(), part.count)).collect();
+    assert_eq!(parts, [("containers", Some(7)), ("imagePullSecrets", Some(1)), ("groups", Some(3))]);
+    assert_eq!(grouping.secrets().len(), PULL_SECRETS_MAX);
+    let by_namespace: Vec<usize> = grouping.take_groups().values().map(Vec::len).collect();
+    assert_eq!(by_namespace, [1_000, 1]);
 }
 
 /// A Secret with one login for a registry.
@@ -321,25 +342,41 @@ fn secret_use(namespace: &str, name: &str, keys: &[&str]) -> PullSecretUse {
     }
 }
 
-#[test]
-fn adoption_names_the_accounts_of_the_import() {
-    let cluster = Name::parse("dev").unwrap();
-    let keys = ["reg.io:5000", "https://index.docker.io/v1/", "https://reg.io:5000/v2/"];
-    let adopted = adoption(&cluster, &secret_use("team-a", "pull.key", &keys)).unwrap();
-    assert_eq!(adopted.pull_secret, "team-a-pull-key");
-    assert_eq!(adopted.accounts, ["team-a-pull-key-reg-io-5000", "team-a-pull-key-docker-io"]);
-    assert_eq!(adopted.steps.len(), 2);
-    assert!(adoption(&cluster, &secret_use("team-a", "k", &[])).is_none());
-    // A name that no pull secret can have.
-    assert!(adoption(&cluster, &secret_use("team-a", &"x".repeat(63), &["reg.io"])).is_none());
+/// Not collision-resistant, but different for the places of these tests.
+fn digest(place: &[u8]) -> String {
+    format!("{:08x}{:08x}", crc32fast::hash(place), place.len())
+}
+
+fn adopted(cluster: &str, namespace: &str, name: &str, keys: &[&str]) -> Option<Adoption> {
+    adoption(&Name::parse(cluster).unwrap(), &secret_use(namespace, name, keys), digest)
 }
 
 #[test]
-fn accounts_of_two_secrets_never_have_one_name() {
-    let cluster = Name::parse("dev").unwrap();
-    let account = |name: &str| {
-        let adopted = adoption(&cluster, &secret_use("a-namespace-with-a-long-name", name, &["reg.io"])).unwrap();
-        adopted.accounts[0].clone()
+fn adoption_names_the_accounts_of_the_import() {
+    let keys = ["reg.io:5000", "https://index.docker.io/v1/", "https://reg.io:5000/v2/"];
+    let steps = adopted("dev", "team-a", "pull.key", &keys).unwrap();
+    let digest = digest(b"dev/team-a/pull.key");
+    assert_eq!(steps.pull_secret, format!("dev-team-a-pull-key-{digest}"));
+    let accounts = ["reg-io-5000", "docker-io"].map(|registry| format!("dev-team-a-pul-{digest}-{registry}"));
+    assert_eq!(steps.accounts, accounts);
+    assert_eq!(steps.steps.len(), 2);
+    assert!(adopted("dev", "team-a", "k", &[]).is_none());
+    let long = adopted("dev", "team-a", &"x".repeat(253), &["reg.io"]).unwrap();
+    assert_eq!(long.pull_secret.len(), 63);
+}
+
+/// Equal texts without a separator, equal names in two clusters, and equal first characters.
+#[rstest]
+#[case(("dev", "a-b", "c"), ("dev", "a", "b-c"))]
+#[case(("dev", "a", "b.c"), ("dev", "a", "b-c"))]
+#[case(("dev", "a", "k"), ("prod", "a", "k"))]
+#[case(("dev", "a-namespace-with-a-long-name", "the-first"), ("dev", "a-namespace-with-a-long-name", "the-second"))]
+fn adoptions_of_two_secrets_share_no_name(#[case] one: (&str, &str, &str), #[case] other: (&str, &str, &str)) {
+    let names = |(cluster, namespace, name): (&str, &str, &str)| {
+        let steps = adopted(cluster, namespace, name, &["reg.io"]).unwrap();
+        (steps.accounts[0].clone(), steps.pull_secret)
     };
-    assert_ne!(account("the-first-pull-secret"), account("the-second-pull-secret"));
+    let (one, other) = (names(one), names(other));
+    assert_ne!(one.0, other.0);
+    assert_ne!(one.1, other.1);
 }

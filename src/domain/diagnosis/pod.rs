@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use secrecy::SecretSlice;
+use secrecy::{ExposeSecret, SecretSlice};
 
 use super::node::NodeChoice;
 use crate::domain::{
@@ -299,6 +299,15 @@ pub struct SecretValue {
     pub pull_secret_id: Option<Uuid>,
     /// Resource version.
     pub resource_version: Option<String>,
+}
+
+impl SecretValue {
+    /// Length of its documents, in bytes.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        let documents = [&self.dockerconfigjson, &self.dockercfg].into_iter().flatten();
+        documents.map(|document| document.expose_secret().len()).sum()
+    }
 }
 
 impl std::fmt::Debug for SecretValue {

@@ -10,7 +10,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::KIND;
 use crate::{
     domain::{
-        coverage::{Group, PullSecretUse, SecretOwner, adoption},
+        coverage::{Group, PullSecretUse, SecretOwner},
         diagnosis::Verdict,
         invalid::Invalid,
         names::{Name, NamespaceName},
@@ -157,11 +157,8 @@ pub async fn list_coverage_secrets(
     let page = (page_query.after(), page_query.rows());
     let found = coverages.secrets(&caller.identity, &name, &filter.into(), page).await?;
     let page: Page<ListedSecretUse> = Page::of(found, &page_query, |secret| secret.position.to_string());
-    let items = page.items.into_iter().map(|ListedSecretUse { mut secret, .. }| {
-        secret.adoption = if secret.adoptable { adoption(&name, &secret) } else { None };
-        secret
-    });
-    Ok(HttpResponse::Ok().json(Page { items: items.collect(), next: page.next }))
+    let items = page.items.into_iter().map(|listed| listed.secret).collect();
+    Ok(HttpResponse::Ok().json(Page { items, next: page.next }))
 }
 
 /// What a rotation of a registry account reaches.

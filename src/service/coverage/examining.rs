@@ -6,24 +6,28 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::Semaphore;
 
 use super::contents::{Contents, SecretPlace};
 use crate::{
-    clients::cluster::{ClusterClient, ClusterError, Pace},
+    clients::cluster::{ClusterClient, Pace},
     domain::{
-        coverage::{FoundSecret, GroupKey, Grouped, Grouping, Judged},
+        coverage::{FoundSecret, GroupKey, Grouped, Grouping, Judged, PULL_SECRETS_MAX},
         diagnosis::{Examination, Lookup, ReadSecret, SecretValue},
         names::{NamespaceName, SecretName},
     },
-    service::{ServiceError, diagnosis::RegistryQuestions},
+    service::{ServiceError, diagnosis::RegistryQuestions, spawn_blocking},
 };
 
 /// Groups of a namespace that are examined at the same time.
 const CONCURRENCY: usize = 8;
 /// Concurrent groups of all namespaces whose registries are asked.
 pub(super) const ASKING: usize = 8;
+/// Bytes of values of the Secrets of a namespace that are in memory at the same time.
+pub(super) const VALUES_MAX: usize = 4 * 1024 * 1024;
+/// Keys of a Secret that a snapshot shows. One with further keys is not adoptable.
+const KEYS_MAX: usize = 50;
 /// Attempts to read a Secret, and the pause between them.
 const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
@@ -46,6 +50,8 @@ pub(super) struct ExaminedNamespace {
     pub(super) groups: Vec<(GroupKey, Grouped, Judged)>,
     pub(super) secrets: BTreeMap<SecretName, FoundSecret>,
     pub(super) namespace: NamespaceName,
+    /// Number of Secrets that were not read because of the length of the others.
+    pub(super) left_out: u32,
 }
 
 impl Examining<'_> {
@@ -56,39 +62,63 @@ impl Examining<'_> {
         namespace: NamespaceName,
         groups: Vec<(GroupKey, Grouped)>,
     ) -> Result<ExaminedNamespace, ServiceError> {
-        let names: BTreeSet<&SecretName> = groups.iter().flat_map(|(key, _)| &key.pull_secrets).collect();
+        let read = groups.iter().flat_map(|(key, _)| key.pull_secrets.iter().take(PULL_SECRETS_MAX));
+        let names: BTreeSet<SecretName> = read.cloned().collect();
         let mut secrets = BTreeMap::new();
+        let (mut length, mut left_out) = (0, 0);
         for name in names {
-            secrets.insert(name.clone(), self.secret((namespace.clone(), name.clone())).await?);
+            let place = (namespace.clone(), name);
+            let is_read = !self.contents.values.contains_key(&place) && self.announced.contains(&place);
+            if is_read && length >= VALUES_MAX {
+                left_out += 1;
+                secrets.insert(place.1.clone(), Arc::new(ReadSecret::of(place.1, Lookup::NotRead)));
+                continue;
+            }
+            let (secret, length_of_value) = self.secret(&place).await?;
+            length += length_of_value;
+            secrets.insert(place.1, secret);
         }
         let (secrets_read, examining) = (&secrets, self);
         let examined = stream::iter(groups).map(|(key, group)| async move {
-            let judged = examining.judge(&key, &group, secrets_read).await;
-            (key, group, judged)
+            let judged = examining.judge(&key, &group, secrets_read).await?;
+            Ok::<_, ServiceError>((key, group, judged))
         });
-        let groups = examined.buffered(CONCURRENCY).collect().await;
+        let groups: Vec<_> = examined.buffered(CONCURRENCY).try_collect().await?;
         let found = secrets.iter().map(|(name, secret)| (name.clone(), found(secret)));
-        Ok(ExaminedNamespace { groups, secrets: found.collect(), namespace })
+        Ok(ExaminedNamespace { groups, secrets: found.collect(), namespace, left_out })
     }
 
-    async fn judge(&self, key: &GroupKey, group: &Grouped, secrets: &BTreeMap<SecretName, Arc<ReadSecret>>) -> Judged {
+    async fn judge(
+        &self,
+        key: &GroupKey,
+        group: &Grouped,
+        secrets: &BTreeMap<SecretName, Arc<ReadSecret>>,
+    ) -> Result<Judged, ServiceError> {
         let (facts, of_service_account) = self.grouping.facts(key, group);
-        let used = key.pull_secrets.iter().filter_map(|name| secrets.get(name).map(Arc::clone)).collect();
-        let examination = Examination::new(facts, &of_service_account, used, &Lookup::NotRead);
+        let used = key.pull_secrets.iter().enumerate().map(|(at, name)| {
+            let read = secrets.get(name).filter(|_| at < PULL_SECRETS_MAX);
+            read.map_or_else(|| Arc::new(ReadSecret::of(name.clone(), Lookup::NotRead)), Arc::clone)
+        });
+        let used: Vec<_> = used.collect();
+        let examine = move || Ok(Examination::new(facts, &of_service_account, used, &Lookup::NotRead));
+        let examination = spawn_blocking(examine).await?;
         // The semaphore is never closed.
         let _permit = self.asking.acquire().await.ok();
         let answers = Box::pin(self.questions.ask(&examination)).await;
-        Judged::of(&examination.conclude(&answers, &[], Vec::new(), None))
+        Ok(Judged::of(&examination.conclude(&answers, &[], Vec::new(), None)))
     }
 
-    /// The value of a Secret: one that regcred wrote is known.
-    async fn secret(&self, place: SecretPlace) -> Result<Arc<ReadSecret>, ServiceError> {
-        if let Some(known) = self.contents.values.get(&place) {
-            return Ok(Arc::clone(known));
+    /// The value of a Secret, and its length: one that regcred wrote is known.
+    async fn secret(&self, place: &SecretPlace) -> Result<(Arc<ReadSecret>, usize), ServiceError> {
+        if let Some(known) = self.contents.values.get(place) {
+            return Ok((Arc::clone(known), 0));
         }
-        let (namespace, name) = &place;
-        let value = if self.announced.contains(&place) { self.read(namespace, name).await? } else { Lookup::NotRead };
-        Ok(Arc::new(ReadSecret::of(name.clone(), value)))
+        let (namespace, name) = place;
+        let value = if self.announced.contains(place) { self.read(namespace, name).await? } else { Lookup::NotRead };
+        let length = if let Lookup::Found(value) = &value { value.length() } else { 0 };
+        let name = name.clone();
+        let secret = spawn_blocking(move || Ok(Arc::new(ReadSecret::of(name, value)))).await?;
+        Ok((secret, length))
     }
 
     async fn read(&self, namespace: &NamespaceName, name: &SecretName) -> Result<Lookup<SecretValue>, ServiceError> {
@@ -96,7 +126,7 @@ impl Examining<'_> {
         loop {
             self.pace.wait().await;
             match self.client.read_secret_value(namespace, name).await {
-                Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
+                Err(error) if attempt < ATTEMPTS && error.is_transient() => {
                     tokio::time::sleep(PAUSE * attempt).await;
                     attempt += 1;
                 }
@@ -106,16 +136,15 @@ impl Examining<'_> {
     }
 }
 
-const fn is_transient(error: &ClusterError) -> bool {
-    matches!(error, ClusterError::Unreachable { .. } | ClusterError::Timeout { .. } | ClusterError::Overloaded { .. })
-}
-
 /// What a snapshot says of a Secret.
 pub(super) fn found(secret: &ReadSecret) -> FoundSecret {
+    let mut keys = secret.shown_keys();
+    let has_all_keys = keys.len() <= KEYS_MAX;
+    keys.truncate(KEYS_MAX);
     FoundSecret {
         state: secret.state(),
         secret_type: secret.secret_type(),
-        keys: secret.shown_keys(),
-        is_sound: secret.is_sound(),
+        keys,
+        is_sound: has_all_keys && secret.is_sound(),
     }
 }

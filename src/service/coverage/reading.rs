@@ -20,6 +20,9 @@ use crate::{
 /// First minor version whose kubelets verify logins for cached images by default.
 const VERIFYING_MINOR: u32 = 35;
 
+/// ServiceAccounts, and pull secrets, of one run.
+const OBJECTS_MAX: usize = 200_000;
+
 /// What a cluster runs.
 #[derive(Debug)]
 pub(super) struct ClusterContent {
@@ -82,6 +85,17 @@ struct State {
     missing: Vec<MissingPart>,
 }
 
+impl State {
+    /// Adds objects that were left out to the missing parts. Returns whether there are none.
+    fn leave_out(&mut self, objects: Listed, count: u32) -> bool {
+        if count > 0 {
+            let effect = format!("these objects are not examined: they are too long, or beyond {OBJECTS_MAX}");
+            self.missing.push(MissingPart::of_limit(objects.resource(), effect, count));
+        }
+        count == 0
+    }
+}
+
 impl Reading<'_> {
     /// Reads the cluster. A missing right leaves a part out.
     pub(super) async fn read(&self) -> Result<ClusterContent, ServiceError> {
@@ -92,8 +106,8 @@ impl Reading<'_> {
             self.list(Listed::Workloads(kind), &mut state).await?;
         }
         self.list(Listed::Pods, &mut state).await?;
-        if self.list(Listed::Secrets(SecretType::DockerConfigJson), &mut state).await? {
-            self.list(Listed::Secrets(SecretType::Dockercfg), &mut state).await?;
+        for secret_type in [SecretType::DockerConfigJson, SecretType::Dockercfg] {
+            self.list(Listed::Secrets(secret_type), &mut state).await?;
         }
         let verifies_cached_images = self.verifies_cached_images(&mut state).await?;
         let State { grouping, listed, missing, .. } = state;
@@ -104,17 +118,25 @@ impl Reading<'_> {
     /// whether all were listed.
     async fn list(&self, objects: Listed, state: &mut State) -> Result<bool, ServiceError> {
         match self.list_in(objects, Place::Cluster, state).await {
-            Ok(()) => return Ok(true),
+            Ok(left_out) => return Ok(state.leave_out(objects, left_out)),
             Err(ClusterError::Forbidden { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut read = 0;
+        let (mut read, mut left_out) = (0, 0);
         for namespace in self.namespaces {
             match self.list_in(objects, Place::Namespace(namespace), state).await {
-                Ok(()) => read += 1,
+                Ok(of_namespace) => {
+                    read += 1;
+                    left_out += of_namespace;
+                }
                 Err(ClusterError::Forbidden { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+        state.leave_out(objects, left_out);
+        // Both types of Secrets need one right.
+        if state.missing.iter().any(|part| part.verb.is_some() && part.resource == objects.resource()) {
+            return Ok(false);
         }
         let effect = match read {
             0 => objects.effect().to_owned(),
@@ -125,15 +147,20 @@ impl Reading<'_> {
         Ok(false)
     }
 
-    async fn list_in(&self, objects: Listed, place: Place<'_>, state: &mut State) -> Result<(), ClusterError> {
+    async fn list_in(&self, objects: Listed, place: Place<'_>, state: &mut State) -> Result<u32, ClusterError> {
         let Self { client, pace, progress, .. } = self;
         match objects {
             Listed::ServiceAccounts => {
-                let accounts = &mut state.service_accounts;
+                let (accounts, mut beyond) = (&mut state.service_accounts, 0_u32);
                 let each = |account, names: Vec<SecretName>| {
-                    accounts.insert(account, names);
+                    if accounts.len() < OBJECTS_MAX {
+                        accounts.insert(account, names);
+                    } else {
+                        beyond += 1;
+                    }
                 };
-                client.survey_service_accounts(place, pace, each).await
+                let too_long = client.survey_service_accounts(place, pace, each).await?;
+                Ok(too_long + beyond)
             }
             Listed::Workloads(kind) => {
                 let grouping = &mut state.grouping;
@@ -154,11 +181,16 @@ impl Reading<'_> {
                     .await
             }
             Listed::Secrets(secret_type) => {
-                let listed = &mut state.listed;
+                let (listed, mut beyond) = (&mut state.listed, 0_u32);
                 let each = |namespace, name| {
-                    listed.insert((namespace, name));
+                    if listed.len() < OBJECTS_MAX {
+                        listed.insert((namespace, name));
+                    } else {
+                        beyond += 1;
+                    }
                 };
-                client.survey_secrets(secret_type, place, pace, each).await
+                let too_long = client.survey_secrets(secret_type, place, pace, each).await?;
+                Ok(too_long + beyond)
             }
         }
     }

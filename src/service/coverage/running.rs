@@ -1,36 +1,39 @@
 //! A run: claimed by a worker, carried out under its lease, and stored as a snapshot.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
 use uuid::Uuid;
 
 use super::{
     Coverages,
     contents::{Contents, SecretPlace},
-    examining::{ASKING, Examining, found},
+    examining::{ASKING, Examining, VALUES_MAX, found},
     reading::{ClusterContent, Reading},
 };
 use crate::{
-    clients::cluster::Pace,
+    clients::cluster::{ClusterError, Pace},
     domain::{
         audit::{Action, Details, NewEvent, Outcome, Resource},
         caller::{Actor, ActorKind},
         coverage::{FoundSecret, MissingPart, Survey, SurveyFacts},
         diagnosis::SecretState,
-        names::Name,
+        names::{Name, NamespaceName},
     },
     service::{
         ServiceError, connection,
         diagnosis::{QuestionLimits, RegistryQuestions},
     },
     storage::{
-        self,
+        self, StorageError,
         coverage::{
             runs::{ClaimedRun, RunProgress},
             snapshots::NewSnapshot,
@@ -41,16 +44,33 @@ use crate::{
 /// Duration of a lease, and the interval of its renewals.
 const LEASE: Duration = Duration::from_secs(30);
 const RENEWAL: Duration = Duration::from_secs(5);
+/// Time after the last renewal for which a process relies on its lease.
+const RELIED_ON: Duration = LEASE.saturating_sub(RENEWAL);
+/// Duration of a run.
+const RUN_MAX: Duration = Duration::from_mins(15);
 /// Calls to the API server.
 const CALLS_PER_SECOND: u32 = 50;
 /// Secrets of other clients that one run reads.
 const SECRETS_MAX: usize = 10_000;
+/// Those of one namespace.
+const SECRETS_OF_NAMESPACE_MAX: usize = 200;
 /// Secrets that one audit event names.
 const SECRETS_OF_EVENT: usize = 200;
 /// Namespaces that are examined at the same time.
 const NAMESPACES: usize = 8;
 /// Limits of the questions to registries.
 const LIMITS: QuestionLimits = QuestionLimits { questions: 20_000, within: Duration::from_mins(10) };
+
+/// Number of Secrets and questions beyond the limits.
+#[derive(Debug, Default)]
+struct Beyond {
+    /// Secrets that no event names.
+    secrets: u32,
+    /// Secrets whose namespace has too many bytes of values.
+    values: u32,
+    /// Questions to registries.
+    questions: u32,
+}
 
 /// What a run does, for callers that wait.
 #[derive(Debug)]
@@ -97,6 +117,7 @@ impl Coverages {
         let progress = Progress::new();
         let surveyed = tokio::select! {
             surveyed = self.survey(run, &progress) => surveyed,
+            () = sleep(RUN_MAX) => Err(overdue()),
             () = self.keep_lease(run, &progress) => {
                 tracing::warn!(cluster.id = %run.cluster_id, "coverage lease lost");
                 return Ok(());
@@ -128,18 +149,11 @@ impl Coverages {
 
     /// Prolongs the lease until it is lost. While Postgres is unavailable, the lease runs on.
     async fn keep_lease(&self, run: &ClaimedRun, progress: &Progress) {
-        loop {
-            tokio::time::sleep(RENEWAL).await;
-            let renewing = async {
-                let mut conn = connection(&self.pool).await?;
-                storage::coverage::runs::renew(&mut conn, run, LEASE, progress.current()).await
-            };
-            match renewing.await {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => tracing::debug!(%error, "coverage lease not renewed"),
-            }
-        }
+        keep((RENEWAL, RELIED_ON), || async {
+            let mut conn = connection(&self.pool).await?;
+            storage::coverage::runs::renew(&mut conn, run, LEASE, progress.current()).await
+        })
+        .await;
     }
 
     async fn survey(&self, run: &ClaimedRun, progress: &Progress) -> Result<NewSnapshot, ServiceError> {
@@ -153,11 +167,11 @@ impl Coverages {
         let pace = Pace::new(CALLS_PER_SECOND);
         let reading = Reading { client: &client, pace: &pace, progress, namespaces: &namespaces };
         let mut content = reading.read().await?;
-        let announced = announced(&content, &contents);
+        let (announced, left_out) = announced(&content, &contents);
         self.announce(run, &cluster, &announced).await?;
         let by_namespace = content.grouping.take_groups();
         progress.enter("examining", by_namespace.values().map(Vec::len).sum());
-        let questions = RegistryQuestions::new(&self.registries, LIMITS).remembering(&self.remembered);
+        let questions = RegistryQuestions::new(&self.registries, LIMITS)?.remembering(&self.remembered);
         let asking = Semaphore::new(ASKING);
         let examining = &Examining {
             client: &client,
@@ -170,22 +184,27 @@ impl Coverages {
         };
         let mut survey = Survey::new(contents.known.clone(), content.verifies_cached_images);
         let mut secrets = existing(&content, &contents);
+        let mut beyond = Beyond { secrets: left_out, ..Beyond::default() };
         let examined = stream::iter(by_namespace)
             .map(|(namespace, groups)| Box::pin(async move { examining.examine(namespace, groups).await }));
-        let mut examined = examined.buffered(NAMESPACES);
+        let mut examined = examined.buffer_unordered(NAMESPACES);
         while let Some(namespace) = examined.next().await {
             let namespace = namespace?;
             for (key, group, judged) in &namespace.groups {
                 survey.add(key, group, judged);
                 progress.step();
             }
+            beyond.values = beyond.values.saturating_add(namespace.left_out);
             let key = |name| (namespace.namespace.clone(), name);
             secrets.extend(namespace.secrets.into_iter().map(|(name, found)| (key(name), found)));
         }
         drop(examined);
+        // Those of a namespace are in order.
+        survey.groups.sort_by_cached_key(|group| group.namespace.clone());
+        beyond.questions = questions.left_out();
         let facts = SurveyFacts {
             verifies_cached_images: content.verifies_cached_images,
-            missing: missing(content.missing.clone(), &secrets, &announced),
+            missing: missing(&content, &secrets, &announced, &beyond),
             calls: pace.calls(),
             seconds: u32::try_from(started.elapsed().as_secs()).unwrap_or(u32::MAX),
         };
@@ -200,7 +219,8 @@ impl Coverages {
         cluster: &str,
         announced: &BTreeSet<SecretPlace>,
     ) -> Result<(), ServiceError> {
-        let Ok(cluster) = Name::parse(cluster) else { return Ok(()) };
+        // Without an event, no Secret is read.
+        let cluster = Name::parse(cluster).map_err(|_| ServiceError::not_found("cluster", &run.cluster_id))?;
         let places: Vec<&SecretPlace> = announced.iter().collect();
         for chunk in places.chunks(SECRETS_OF_EVENT) {
             let read = chunk.iter().map(|(namespace, name)| Resource::secret(&cluster, namespace, name));
@@ -244,6 +264,30 @@ impl Coverages {
     }
 }
 
+/// Renews a lease at intervals. Returns once it is lost, or may be by the clock of this process.
+async fn keep<R>((interval, relied_on): (Duration, Duration), mut renew: impl FnMut() -> R)
+where
+    R: Future<Output = Result<bool, StorageError>>,
+{
+    let mut renewed = Instant::now();
+    while renewed.elapsed() < relied_on {
+        sleep(interval).await;
+        // The database's time of the renewal is later.
+        let asked = Instant::now();
+        match timeout(interval, renew()).await {
+            Ok(Ok(true)) => renewed = asked,
+            Ok(Ok(false)) => return,
+            Ok(Err(error)) => tracing::debug!(%error, "coverage lease not renewed"),
+            Err(_) => tracing::debug!("coverage lease not renewed in time"),
+        }
+    }
+}
+
+fn overdue() -> ServiceError {
+    let minutes = RUN_MAX.as_secs() / 60;
+    ClusterError::Timeout { detail: format!("the run did not end within {minutes} minutes") }.into()
+}
+
 /// Starts an event of the caller that requested the run.
 fn event(run: &ClaimedRun, cluster: &Name) -> NewEvent {
     let kinds = [ActorKind::ApiKey, ActorKind::IdentityProvider, ActorKind::CommandLine];
@@ -262,10 +306,28 @@ fn failure(error: &ServiceError) -> (&'static str, String) {
     }
 }
 
-/// Secrets of other clients that groups use: a bounded number.
-fn announced(content: &ClusterContent, contents: &Contents) -> BTreeSet<SecretPlace> {
-    let used = content.grouping.secrets().into_iter();
-    used.filter(|place| !contents.values.contains_key(place)).take(SECRETS_MAX).collect()
+/// Secrets of other clients that groups use, and the number of those that limits leave out.
+fn announced(content: &ClusterContent, contents: &Contents) -> (BTreeSet<SecretPlace>, u32) {
+    let mut used = content.grouping.secrets();
+    used.retain(|place| !contents.values.contains_key(place));
+    let total = used.len();
+    let announced = fairly(used, SECRETS_OF_NAMESPACE_MAX, SECRETS_MAX);
+    let left_out = u32::try_from(total - announced.len()).unwrap_or(u32::MAX);
+    (announced, left_out)
+}
+
+/// Secrets within the limits of a namespace and of all: first one of each namespace, then a second
+/// one.
+fn fairly(places: BTreeSet<SecretPlace>, of_namespace: usize, of_all: usize) -> BTreeSet<SecretPlace> {
+    let mut counts: HashMap<NamespaceName, usize> = HashMap::new();
+    let ranked = places.into_iter().map(|place| {
+        let count = counts.entry(place.0.clone()).or_default();
+        *count += 1;
+        (*count, place)
+    });
+    let mut ranked: Vec<(usize, SecretPlace)> = ranked.filter(|(rank, _)| *rank <= of_namespace).collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.into_iter().take(of_all).map(|(_, place)| place).collect()
 }
 
 /// Pull secrets that are known to exist, before those that are used are read.
@@ -277,35 +339,54 @@ fn existing(content: &ClusterContent, contents: &Contents) -> BTreeMap<SecretPla
     existing
 }
 
-/// Adds the Secrets that could not be read to the missing parts.
+/// Parts that could not be read, or are beyond a limit.
 fn missing(
-    mut missing: Vec<MissingPart>,
+    content: &ClusterContent,
     secrets: &BTreeMap<SecretPlace, FoundSecret>,
     announced: &BTreeSet<SecretPlace>,
+    beyond: &Beyond,
 ) -> Vec<MissingPart> {
-    let count = |state: SecretState| {
-        let of_state = announced.iter().filter(|place| secrets.get(*place).is_some_and(|found| found.state == state));
-        u32::try_from(of_state.count()).unwrap_or(u32::MAX)
+    let mut missing = content.missing.clone();
+    missing.extend(content.grouping.missing());
+    let is_forbidden = |place: &&SecretPlace| {
+        let found = secrets.get(*place);
+        found.is_some_and(|found| found.state == SecretState::Forbidden)
     };
-    let mut add = |verb: Option<&str>, effect: &str, count: u32| {
-        if count > 0 {
-            let (verb, resource, effect) = (verb.map(str::to_owned), "secrets".to_owned(), effect.to_owned());
-            missing.push(MissingPart { verb, resource, effect, count: Some(count) });
-        }
-    };
-    add(Some("get"), "logins of these Secrets cannot be found or tried", count(SecretState::Forbidden));
-    if announced.len() >= SECRETS_MAX {
-        add(
-            None,
-            "a run reads this many Secrets of other clients; groups with further ones are unknown",
-            announced_max(),
-        );
+    let forbidden = u32::try_from(announced.iter().filter(is_forbidden).count()).unwrap_or(u32::MAX);
+    if forbidden > 0 {
+        missing.push(MissingPart {
+            verb: Some("get".to_owned()),
+            resource: "secrets".to_owned(),
+            effect: "logins of these Secrets cannot be found or tried".to_owned(),
+            count: Some(forbidden),
+        });
     }
+    let limits = [
+        (
+            "secrets",
+            format!(
+                "a run reads {SECRETS_MAX} Secrets of other clients and {SECRETS_OF_NAMESPACE_MAX} of a namespace; \
+                 groups with further ones are unknown"
+            ),
+            beyond.secrets,
+        ),
+        (
+            "secrets",
+            format!(
+                "a run reads {} MiB of a namespace's Secrets; groups with further ones are unknown",
+                VALUES_MAX >> 20
+            ),
+            beyond.values,
+        ),
+        (
+            "registries",
+            format!("a run asks registries {} times within 10 minutes; further groups are unknown", LIMITS.questions),
+            beyond.questions,
+        ),
+    ];
+    let reached = limits.into_iter().filter(|(_, _, count)| *count > 0);
+    missing.extend(reached.map(|(resource, effect, count)| MissingPart::of_limit(resource, effect, count)));
     missing
-}
-
-fn announced_max() -> u32 {
-    u32::try_from(SECRETS_MAX).unwrap_or(u32::MAX)
 }
 
 fn snapshot(
@@ -322,5 +403,63 @@ fn snapshot(
         pull_secrets: survey.users_of_pull_secrets(grouping),
         secrets: pull_secrets_used,
         groups: survey.groups,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, future};
+
+    use rstest::rstest;
+
+    use super::*;
+    use crate::domain::names::SecretName;
+
+    fn place(namespace: &str, name: &str) -> SecretPlace {
+        (NamespaceName::parse(namespace).unwrap(), SecretName::parse(name).unwrap())
+    }
+
+    #[test]
+    fn no_namespace_takes_the_secrets_of_another_one() {
+        let many = (0..500).map(|at| place("a", &format!("k{at:03}")));
+        let places: BTreeSet<SecretPlace> = many.chain([place("b", "k"), place("c", "k"), place("c", "l")]).collect();
+
+        let within = fairly(places.clone(), 200, 4);
+
+        assert_eq!(within, BTreeSet::from([place("a", "k000"), place("a", "k001"), place("b", "k"), place("c", "k")]));
+        assert_eq!(fairly(places, 200, 1_000).len(), 203);
+    }
+
+    const INTERVAL: Duration = Duration::from_millis(2);
+    /// Far longer than the lease of a test.
+    const LATE: Duration = Duration::from_secs(20);
+
+    #[rstest]
+    #[case::lost(Some(false), Duration::from_hours(1))]
+    #[case::hangs(None, Duration::from_millis(20))]
+    #[tokio::test]
+    async fn lease_that_is_not_renewed_is_given_up(#[case] answer: Option<bool>, #[case] relied_on: Duration) {
+        let keeping = keep((INTERVAL, relied_on), || async move {
+            match answer {
+                Some(answer) => Ok(answer),
+                None => future::pending().await,
+            }
+        });
+
+        timeout(LATE, keeping).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn renewed_lease_is_kept_beyond_its_time() {
+        let (started, renewals) = (Instant::now(), Cell::new(0));
+        let relied_on = Duration::from_secs(1);
+        let renew = || {
+            renewals.set(renewals.get() + 1);
+            future::ready(Ok(started.elapsed() < 2 * relied_on))
+        };
+
+        timeout(LATE, keep((INTERVAL, relied_on), renew)).await.unwrap();
+
+        assert!(started.elapsed() >= 2 * relied_on && renewals.get() > 1);
     }
 }

@@ -2,17 +2,22 @@
 
 use std::{
     convert::Infallible,
-    hash::{Hash, Hasher},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
 };
 
 use futures_util::{StreamExt, stream};
-use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{Duration, Instant, timeout_at};
 
-use super::{memo::Memo, remembered::RememberedAnswers};
+use super::{
+    memo::Memo,
+    remembered::{RememberedAnswers, digest_of},
+};
 use crate::{
     clients::registry::{PullQuestion, RegistryClient},
+    crypto::{
+        api_key::CryptoError,
+        keyed_digest::{Digest, Digester},
+    },
     domain::{
         diagnosis::{Candidate, Examination, ImageAnswers, PullReport, Question},
         matching::ImageReference,
@@ -47,50 +52,36 @@ pub struct RegistryQuestions<'a> {
     registries: &'a RegistryClient,
     /// Answers of earlier runs.
     remembered: Option<&'a RememberedAnswers>,
-    answers: Memo<QuestionKey, Option<PullReport>>,
+    /// Questions are remembered as digests, so that a run keeps no login.
+    digester: Digester,
+    answers: Memo<Digest, Option<PullReport>>,
     /// By registry and login, its rejection; `None` if the first question was not rejected.
-    rejections: Memo<QuestionKey, Option<PullReport>>,
+    rejections: Memo<Digest, Option<PullReport>>,
     left: AtomicUsize,
+    /// Questions beyond the limits.
+    left_out: AtomicU32,
     deadline: Instant,
-}
-
-/// What distinguishes questions. It holds a login for as long as the run.
-struct QuestionKey {
-    /// Image, or registry.
-    place: String,
-    login: Option<(String, SecretString)>,
-    wants_platforms: bool,
-}
-
-impl PartialEq for QuestionKey {
-    fn eq(&self, other: &Self) -> bool {
-        let has_same_login = match (&self.login, &other.login) {
-            (None, None) => true,
-            (Some((user, password)), Some((other_user, other_password))) => {
-                user == other_user && password.expose_secret() == other_password.expose_secret()
-            }
-            _ => false,
-        };
-        has_same_login && self.place == other.place && self.wants_platforms == other.wants_platforms
-    }
-}
-
-impl Eq for QuestionKey {}
-
-impl Hash for QuestionKey {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.place.hash(state);
-        self.login.as_ref().map(|(user, password)| (user, password.expose_secret())).hash(state);
-    }
 }
 
 impl<'a> RegistryQuestions<'a> {
     /// Begins a run. Its time starts now.
-    #[must_use]
-    pub fn new(registries: &'a RegistryClient, limits: QuestionLimits) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// [`CryptoError`] if the system returns no random bytes.
+    pub fn new(registries: &'a RegistryClient, limits: QuestionLimits) -> Result<Self, CryptoError> {
         let deadline = Instant::now() + limits.within;
         let left = AtomicUsize::new(limits.questions);
-        Self { registries, remembered: None, answers: Memo::default(), rejections: Memo::default(), left, deadline }
+        Ok(Self {
+            registries,
+            remembered: None,
+            digester: Digester::new()?,
+            answers: Memo::default(),
+            rejections: Memo::default(),
+            left,
+            left_out: AtomicU32::default(),
+            deadline,
+        })
     }
 
     /// Uses answers of earlier runs, and remembers those of this one.
@@ -151,11 +142,8 @@ impl<'a> RegistryQuestions<'a> {
     /// Asks with a login, unless the registry has rejected it. Other questions with this login wait for
     /// the answer to the first one.
     async fn with_login(&self, question: PullQuestion<'_>) -> Option<PullReport> {
-        let login = QuestionKey {
-            place: question.image.name.registry().to_owned(),
-            wants_platforms: false,
-            ..QuestionKey::of(&question)
-        };
+        let of_registry = PullQuestion { image: question.image, login: question.login, wants_platforms: false };
+        let login = digest_of(&self.digester, question.image.name.registry(), &of_registry);
         let mut first = None;
         let rejection = async {
             let answer = self.pull(&question).await;
@@ -173,14 +161,28 @@ impl<'a> RegistryQuestions<'a> {
 
     /// Returns the answer to a question; none if a limit was reached.
     async fn pull(&self, question: &PullQuestion<'_>) -> Option<PullReport> {
-        let key = QuestionKey::of(question);
+        let key = digest_of(&self.digester, &question.image.to_string(), question);
         // Nothing is kept of questions beyond the limit.
         if self.left.load(Ordering::Relaxed) == 0 {
-            return self.answers.known(&key).flatten();
+            let known = self.answers.known(&key);
+            if known.is_none() {
+                self.leave_out();
+            }
+            return known.flatten();
         }
         let asked = async { Ok::<_, Infallible>(self.send(question).await) };
         let Ok(answer) = Box::pin(self.answers.get(key, asked)).await;
         answer
+    }
+
+    fn leave_out(&self) {
+        self.left_out.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Number of questions that limits left without an answer.
+    #[must_use]
+    pub fn left_out(&self) -> u32 {
+        self.left_out.load(Ordering::Relaxed)
     }
 
     async fn send(&self, question: &PullQuestion<'_>) -> Option<PullReport> {
@@ -189,22 +191,19 @@ impl<'a> RegistryQuestions<'a> {
             return Some(report);
         }
         let take = |left: usize| left.checked_sub(1);
-        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
-        let report = timeout_at(self.deadline, self.registries.pull(question)).await.ok()??;
+        if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+            self.leave_out();
+            return None;
+        }
+        let Ok(report) = timeout_at(self.deadline, self.registries.pull(question)).await else {
+            self.leave_out();
+            return None;
+        };
+        let report = report?;
         if let Some((remembered, digest)) = earlier {
             remembered.remember(digest, &report);
         }
         Some(report)
-    }
-}
-
-impl QuestionKey {
-    fn of(question: &PullQuestion<'_>) -> Self {
-        Self {
-            place: question.image.to_string(),
-            login: question.login.map(|(user, password)| (user.to_owned(), password.clone())),
-            wants_platforms: question.wants_platforms,
-        }
     }
 }
 

@@ -44,13 +44,7 @@ impl RememberedAnswers {
     }
 
     pub(super) fn digest(&self, question: &PullQuestion<'_>) -> Digest {
-        let image = question.image.to_string();
-        let (has_login, username, password) = match question.login {
-            Some((username, password)) => (b"login".as_slice(), username, password.expose_secret()),
-            None => (b"none".as_slice(), "", ""),
-        };
-        let platforms: &[u8] = if question.wants_platforms { b"platforms" } else { b"" };
-        self.digester.digest(&[image.as_bytes(), has_login, username.as_bytes(), password.as_bytes(), platforms])
+        digest_of(&self.digester, &question.image.to_string(), question)
     }
 
     pub(super) fn get(&self, digest: &Digest) -> Option<PullReport> {
@@ -77,6 +71,16 @@ impl RememberedAnswers {
             answers.insert(digest, (report.clone(), Instant::now()));
         }
     }
+}
+
+/// Digest of a question about an image, or about a registry.
+pub(super) fn digest_of(digester: &Digester, place: &str, question: &PullQuestion<'_>) -> Digest {
+    let (has_login, username, password) = match question.login {
+        Some((username, password)) => (b"login".as_slice(), username, password.expose_secret()),
+        None => (b"none".as_slice(), "", ""),
+    };
+    let platforms: &[u8] = if question.wants_platforms { b"platforms" } else { b"" };
+    digester.digest(&[place.as_bytes(), has_login, username.as_bytes(), password.as_bytes(), platforms])
 }
 
 #[cfg(test)]

@@ -126,6 +126,7 @@ pub async fn insert(
         cluster
     );
     let previous = previous.fetch_optional(&mut *conn).await?;
+    let id = previous.map_or(id, |previous| id.max(successor(previous)));
     sqlx::query!(
         "INSERT INTO coverage_snapshots (id, cluster_id, summary, compared_with)
          VALUES ($1, $2, $3, (SELECT taken_at FROM coverage_snapshots WHERE id = $4))",
@@ -153,6 +154,11 @@ pub async fn insert(
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// The newest snapshot has the greatest id, also if the clocks of processes differ.
+fn successor(previous: Uuid) -> Uuid {
+    Uuid::from_u128(previous.as_u128().saturating_add(1))
 }
 
 /// Documents as JSON values, in batches with the number of the first one.

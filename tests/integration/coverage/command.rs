@@ -8,8 +8,9 @@ use sqlx::{ConnectOptions, PgPool};
 use super::setup::{namespace_in, registration};
 use crate::{
     diagnosis::setup::{deployment, login},
+    pull_secrets::Broker,
     support::{
-        kubernetes::SECOND,
+        kubernetes::{FIRST, SECOND},
         process::{Exit, Installation, Process},
         registry,
     },
@@ -62,4 +63,22 @@ async fn command_runs_a_coverage_and_prints_it(pool: PgPool) {
     assert_eq!(unknown.code, Some(2), "{unknown:?}");
     let usage = run(&["doctor"], &[]).await;
     assert_eq!(usage.code, Some(2), "{usage:?}");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn cluster_of_which_nothing_may_be_listed_is_not_ok(pool: PgPool) {
+    let installation = Installation::new(pool.connect_options().to_url_lossy().as_str())
+        .with("REGCRED_OUTBOUND_ALLOW", "127.0.0.0/8,::1/128");
+    let service = installation.serve().await;
+    let key = installation.new_key("admin").await;
+    let broker = Broker::without_rights().await;
+    service.client(&key).post("/v1/clusters", &FIRST.registration("prod", &broker.auth())).await.expect(201);
+    let url = format!("http://{}", service.address);
+    let variables = [("REGCRED_URL", url.as_str()), ("REGCRED_TOKEN", key.as_str())];
+
+    let table = run(&["doctor", "cluster", "prod"], &variables).await;
+
+    assert_eq!(table.code, Some(2), "{table:?}");
+    assert!(table.stdout.starts_with("? cluster prod at"), "{table:?}");
+    assert!(table.stderr.contains("nothing was examined"), "{table:?}");
 }
