@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use crate::{
     crypto::{
         audit::AuditKey,
-        keyed_digest::Digester,
+        keyed_digest::{Digester, mac_of_parts},
         ring::{self, Line, ReloadableRing, Ring},
     },
     domain::{invalid::Invalid, pull_secret::ContentMac},
