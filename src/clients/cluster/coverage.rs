@@ -408,9 +408,9 @@ impl ClusterClient {
                         left_out += 1;
                         response.read::<Continued>(self.server())?.metadata
                     } else {
-                        let page: List<T> = response.read(self.server())?;
-                        page.items.into_iter().flatten().for_each(&mut each);
-                        page.metadata
+                        let found: List<T> = response.read(self.server())?;
+                        found.items.into_iter().flatten().for_each(&mut each);
+                        found.metadata
                     };
                     if metadata.continue_token.is_empty() {
                         return Ok(Listing::Complete { left_out });

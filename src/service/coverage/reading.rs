@@ -20,7 +20,7 @@ use crate::{
 /// First minor version whose kubelets verify logins for cached images by default.
 const VERIFYING_MINOR: u32 = 35;
 
-/// ServiceAccounts, and pull secrets, of one run.
+/// `ServiceAccount`s, and pull secrets, of one run.
 const OBJECTS_MAX: usize = 200_000;
 
 /// What a cluster runs.
