@@ -37,7 +37,7 @@ export interface paths {
         /**
          * Start to sign in through an identity provider.
          * @description The response sets a cookie for ten minutes, and names the page of the provider, which sends the
-         *     browser back to `/console/login`.
+         *     browser back to `/console/login/{provider}`.
          */
         post: operations["start_login"];
         delete?: never;
@@ -59,7 +59,8 @@ export interface paths {
          * Complete signing in: exchange the code of the provider for a session.
          * @description The response sets the cookie of the session, as `POST /v1/sessions` does. The session acts for the
          *     person: with the role and grants of the first rule of the provider that matches the claims of the
-         *     ID token at the moment.
+         *     ID token at the moment. Each request counts against the limit of failed authentications of the
+         *     address, also a successful one.
          */
         post: operations["complete_login"];
         delete?: never;
@@ -1281,6 +1282,11 @@ export interface components {
             /** @description `iss` of that address (RFC 9207). */
             iss?: string | null;
             /**
+             * @description Name of the identity provider: the last segment of the address that the browser returned to.
+             * @example corp
+             */
+            provider: string;
+            /**
              * @description `state` of that address.
              * @example af0ifjsldkj
              */
@@ -1482,10 +1488,13 @@ export interface components {
         };
         /** @description A pull secret of the cluster, and what uses it. */
         CoveragePullSecret: {
-            /** @description Whether regcred could adopt it: another client made it, and each of its entries has a login. */
+            /**
+             * @description Whether regcred could adopt it: another client made it, and each of its entries, 50 at most, has a
+             *     login.
+             */
             adoptable: boolean;
             adoption?: components["schemas"]["CoverageAdoption"] | null;
-            /** @description Keys of its entries; empty if it was not read. */
+            /** @description Keys of its entries, at most 50; empty if it was not read. */
             keys: string[];
             /** @description Name of the Secret. */
             name: string;
