@@ -4009,7 +4009,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "authorizationUrl": "https://issuer.example.com/authorize?response_type=code&client_id=regcred&redirect_uri=https%3A%2F%2Fregcred.example.com%2Fconsole%2Flogin&scope=openid+profile+email&state=af0ifjsldkj&nonce=n-0S6_WzA2Mj&code_challenge=E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM&code_challenge_method=S256"
+                     *       "authorizationUrl": "https://issuer.example.com/authorize?response_type=code&client_id=regcred&redirect_uri=https%3A%2F%2Fregcred.example.com%2Fconsole%2Flogin%2Fcorp&scope=openid+profile+email&state=af0ifjsldkj&nonce=n-0S6_WzA2Mj&code_challenge=E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM&code_challenge_method=S256"
                      *     }
                      */
                     "application/json": components["schemas"]["StartedLogin"];
@@ -4038,6 +4038,7 @@ export interface operations {
                 /**
                  * @example {
                  *       "code": "SplxlOBeZQQYbYS6WxSbIA",
+                 *       "provider": "corp",
                  *       "state": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                  *     }
                  */
@@ -4465,7 +4466,7 @@ export interface operations {
                      *           },
                      *           "at": "2026-11-29T12:00:00Z",
                      *           "chain": {
-                     *             "hash": "09fba538cb803439ab6d1ce8024eca5a4d887d02d90a0ab55fc51640af28bd97",
+                     *             "hash": "1cba7977c0f732cf505ddecc58243e790170cd2871c469574bb74bdbd94c6d44",
                      *             "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *             "previousHash": "",
                      *             "sequence": 2
@@ -5139,15 +5140,15 @@ export interface operations {
                      *           "fix": {
                      *             "applicable": false,
                      *             "applied": false,
-                     *             "description": "create the Secret pull-127-0-0-1-26059 with a login for `registry.example.com:7000`, and add it to imagePullSecrets",
-                     *             "secret": "pull-127-0-0-1-26059",
+                     *             "description": "create the Secret pull-127-0-0-1-20513 with a login for `registry.example.com:7000`, and add it to imagePullSecrets",
+                     *             "secret": "pull-127-0-0-1-20513",
                      *             "steps": [
                      *               {
-                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-26059' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
+                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-20513' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
                      *                 "type": "command"
                      *               },
                      *               {
-                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-26059\"}]}}' | kubectl replace --force -f -",
+                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-20513\"}]}}' | kubectl replace --force -f -",
                      *                 "type": "command"
                      *               }
                      *             ],
@@ -5653,7 +5654,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "latencyMs": 4,
+                     *       "latencyMs": 6,
                      *       "permissions": [
                      *         {
                      *           "allowed": true,
@@ -7129,7 +7130,7 @@ export interface operations {
                      * @example {
                      *       "deletedAt": null,
                      *       "generation": 2,
-                     *       "id": "01a22dbc-8f93-74b1-aaf9-ed245689218e",
+                     *       "id": "01a22df2-008a-7598-ae86-c73779386c75",
                      *       "name": "team-a",
                      *       "observedGeneration": 2,
                      *       "settled": true,
