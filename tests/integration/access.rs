@@ -274,7 +274,7 @@ fn request(operation: &str, resource: &Resource) -> (&'static str, Option<Value>
         "update_identity_provider" => ("", Some(json!({"audience": format!("{name}-2")}))),
         // Only pages of regcred sign in.
         "start_login" => ("", Some(json!({"provider": name}))),
-        "complete_login" => ("", Some(json!({"code": "x", "state": "x"}))),
+        "complete_login" => ("", Some(json!({"provider": "x", "code": "x", "state": "x"}))),
         _ => ("", None),
     }
 }

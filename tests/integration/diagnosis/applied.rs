@@ -176,7 +176,6 @@ async fn deleted_secret_of_a_pull_secret_is_delivered_by_it(pool: PgPool) {
     let doctor = with_account(pool).await;
     let web = deployment(&[&Doctor::image_of(&doctor.a)], &["team-a-pull"]);
     let namespace = namespace_with(&[], vec![web]).await;
-    // A conflict is retried late, so that the Secret is missing when it is diagnosed.
     let blocker = pull_secret("team-a-pull", &json!({"auths": {}}));
     kubectl(&["create", "-n", &namespace, "-f", "-"], &blocker.to_string());
     put(&doctor.admin, "team-a", &declaration(&["prod"], "dev", &[&namespace])).await.expect(201);
@@ -185,6 +184,9 @@ async fn deleted_secret_of_a_pull_secret_is_delivered_by_it(pool: PgPool) {
         (found["status"]["conflict"] == 1).then_some(())
     })
     .await;
+    // No retry of the worker delivers the Secret before it is diagnosed.
+    let later = "UPDATE pull_secret_targets SET next_attempt_at = now() + interval '1 hour'";
+    sqlx::raw_sql(later).execute(&doctor.app.pool).await.expect("delayed");
     kubectl(&["delete", "secret", "team-a-pull", "-n", &namespace], "");
     let hidden = json!({"accounts": ["x-*"], "clusters": ["dev"], "namespaces": [namespace]});
     let narrow = doctor.app.caller("narrow", "operator", Some(hidden)).await;
