@@ -184,9 +184,12 @@ async fn deleted_secret_of_a_pull_secret_is_delivered_by_it(pool: PgPool) {
         (found["status"]["conflict"] == 1).then_some(())
     })
     .await;
-    // No retry of the worker delivers the Secret before it is diagnosed.
-    let later = "UPDATE pull_secret_targets SET next_attempt_at = now() + interval '1 hour'";
-    sqlx::raw_sql(later).execute(&doctor.app.pool).await.expect("delayed");
+    // As if a worker had it in progress: no other one delivers the Secret before it is diagnosed.
+    let lease = async |seconds: f64| {
+        let update = "UPDATE pull_secret_targets SET lease_until = now() + $1 * interval '1 second'";
+        sqlx::query(update).bind(seconds).execute(&doctor.app.pool).await.expect("leased");
+    };
+    lease(3_600.0).await;
     kubectl(&["delete", "secret", "team-a-pull", "-n", &namespace], "");
     let hidden = json!({"accounts": ["x-*"], "clusters": ["dev"], "namespaces": [namespace]});
     let narrow = doctor.app.caller("narrow", "operator", Some(hidden)).await;
@@ -202,6 +205,7 @@ async fn deleted_secret_of_a_pull_secret_is_delivered_by_it(pool: PgPool) {
     assert_eq!(applied["pullSecrets"][0]["managedBy"]["pullSecret"], "team-a", "{applied:#}");
     assert_eq!(seen["pullSecrets"][0]["managedBy"]["pullSecret"], Value::Null, "{seen:#}");
     assert_eq!(audited(&doctor, "secret.deliver").await.len(), 0);
+    lease(-1.0).await;
     settled(&doctor.admin, "team-a").await;
     assert_eq!(doctor.diagnose(&namespace, WEB).await["ok"], true);
 }
