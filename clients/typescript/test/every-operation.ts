@@ -28,7 +28,8 @@ export async function apiKeys(): Promise<void> {
 
 export async function sessions(): Promise<void> {
   const session = await unwrap(client.POST("/v1/sessions"));
-  for await (const { id, current, sourceIp } of pages(client, "/v1/sessions")) console.log(id, current, sourceIp);
+  const own = await unwrap(client.GET("/v1/sessions", { params: { query: { all: false } } }));
+  for (const { id, current, sourceIp } of own.items) console.log(id, current, sourceIp);
   await client.DELETE("/v1/sessions/{id}", { params: { path: { id: session.id } } });
   await client.DELETE("/v1/sessions");
   const { items } = await unwrap(client.GET("/login"));
