@@ -47,6 +47,7 @@ mod token_review;
 mod user_kubeconfig;
 mod version;
 mod watch;
+mod workload;
 
 pub use access_review::{AccessReviews, MissingRight, ReviewsExhausted};
 pub use cache::ClusterClients;

@@ -106,8 +106,12 @@ impl Query<'_> {
 
     /// Parses a parameter that is `true` or `false`. The default is `false`.
     pub fn flag(&mut self, name: &'static str) -> bool {
-        let parse = |value: &str| value.parse().map_err(|_| Invalid::new("must be true or false"));
-        self.one(name, parse).unwrap_or_default()
+        self.optional_flag(name).unwrap_or_default()
+    }
+
+    /// Parses a parameter that is `true` or `false`, if it is given.
+    pub fn optional_flag(&mut self, name: &'static str) -> Option<bool> {
+        self.one(name, |value| value.parse().map_err(|_| Invalid::new("must be true or false")))
     }
 
     /// Errors of parameters that depend on each other.

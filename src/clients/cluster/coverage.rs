@@ -17,6 +17,7 @@ use super::{
     diagnosis::{Reference, name},
     response::Response,
     unbuildable,
+    workload::{WorkloadSpec, versions},
 };
 use crate::domain::{
     coverage::{CONTAINERS_MAX, Observed, ObservedImage, PULL_SECRETS_MAX, PullPolicy, Source},
@@ -166,31 +167,9 @@ struct ContainerSpec {
 #[derive(Deserialize)]
 struct Workload {
     metadata: Metadata,
-    spec: WorkloadSpec,
+    spec: WorkloadSpec<PodSpec>,
     #[serde(default)]
     status: WorkloadStatus,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct WorkloadSpec {
-    template: Option<Template>,
-    job_template: Option<JobTemplate>,
-}
-
-#[derive(Deserialize)]
-struct Template {
-    spec: PodSpec,
-}
-
-#[derive(Deserialize)]
-struct JobTemplate {
-    spec: JobSpec,
-}
-
-#[derive(Deserialize)]
-struct JobSpec {
-    template: Template,
 }
 
 #[derive(Default, Deserialize)]
@@ -277,7 +256,7 @@ impl ClusterClient {
         pace: &Pace,
         mut each: impl FnMut(Observed),
     ) -> Result<u32, ClusterError> {
-        let versions = if kind == WorkloadKind::CronJob { &["v1", "v1beta1"][..] } else { &["v1"] };
+        let versions = versions(kind);
         for version in versions {
             let path = scope.path(&format!("/apis/{}/{version}", kind.group()), kind.plural());
             let may_be_unknown = versions.last() != Some(version);
@@ -287,13 +266,10 @@ impl ClusterClient {
                     condition.status == "True" && matches!(condition.kind.as_str(), "Complete" | "Failed")
                 });
                 let is_left_out = kind == WorkloadKind::Job && (has_ended || is_counted(&workload.metadata));
-                let of_job = workload.spec.job_template.map(|job| job.spec.template);
-                if let Some(template) = workload.spec.template.or(of_job).filter(|_| !is_left_out) {
-                    let source = Source::Template(kind);
-                    observed(source, &workload.metadata, template.spec).into_iter().for_each(&mut each);
+                if let Some(pod) = workload.spec.pod().filter(|_| !is_left_out) {
+                    observed(Source::Template(kind), &workload.metadata, pod).into_iter().for_each(&mut each);
                 }
             });
-            // API servers before 1.21 have the older version only.
             if let Listing::Complete { left_out } = listed.await? {
                 return Ok(left_out);
             }

@@ -12,7 +12,12 @@ use kube::{Resource, api::ListParams};
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::{ClusterClient, ClusterError, response::Response, unbuildable};
+use super::{
+    ClusterClient, ClusterError,
+    response::Response,
+    unbuildable,
+    workload::{WorkloadSpec, versions},
+};
 use crate::domain::{
     diagnosis::{
         Container, ContainerKind, Controller, Lookup, Node, NodeChoice, PodFacts, PullEvent, SecretValue, Subject,
@@ -20,12 +25,11 @@ use crate::domain::{
     },
     names::{Name, NamespaceName, PodName, SecretName, ServiceAccountName},
     pull_secret::ID_LABEL,
+    secret::MANAGED_BY_LABEL,
 };
 
 /// Maximum number of events of a pod.
 const EVENTS_MAX: usize = 100;
-/// Versions of the API group `batch` with `CronJob`, from new to old.
-const CRON_JOB_VERSIONS: [&str; 2] = ["v1", "v1beta1"];
 /// Pods in one page, which have many fields. A page that exceeds the maximum of a response is requested
 /// again with fewer.
 const PODS_PAGE: u32 = 20;
@@ -145,29 +149,7 @@ struct Waiting {
 
 #[derive(Deserialize)]
 struct Workload {
-    spec: WorkloadSpec,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct WorkloadSpec {
-    template: Option<Template>,
-    job_template: Option<JobTemplate>,
-}
-
-#[derive(Deserialize)]
-struct Template {
-    spec: PodSpec,
-}
-
-#[derive(Deserialize)]
-struct JobTemplate {
-    spec: JobSpec,
-}
-
-#[derive(Deserialize)]
-struct JobSpec {
-    template: Template,
+    spec: WorkloadSpec<PodSpec>,
 }
 
 #[derive(Deserialize)]
@@ -331,17 +313,15 @@ impl ClusterClient {
         name: &PodName,
     ) -> Result<Option<PodFacts>, ClusterError> {
         let right = format!("get {} in namespace {namespace}", kind.plural());
-        let versions = if kind == WorkloadKind::CronJob { &CRON_JOB_VERSIONS[..] } else { &["v1"] };
-        for version in versions {
+        for version in versions(kind) {
             let (group, plural) = (kind.group(), kind.plural());
             let path = format!("/apis/{group}/{version}/namespaces/{namespace}/{plural}/{name}");
             // An unknown version is a 404, too.
             let Lookup::Found(response) = self.read(&path, &right).await? else { continue };
             let workload: Workload = response.read(self.server())?;
-            let of_job = workload.spec.job_template.map(|job| job.spec.template);
-            let Some(template) = workload.spec.template.or(of_job) else { return Ok(None) };
+            let Some(pod) = workload.spec.pod() else { return Ok(None) };
             let subject = Subject::Workload { kind, name: name.clone() };
-            return Ok(Some(facts(subject, namespace, template.spec, &[])));
+            return Ok(Some(facts(subject, namespace, pod, &[])));
         }
         Ok(None)
     }
@@ -504,7 +484,7 @@ fn value(secret: &Secret) -> SecretValue {
     let is_document = |key: &str| matches!(key, ".dockerconfigjson" | ".dockercfg");
     let Secret { metadata, data, .. } = secret;
     // Another tool would restore the Secret, or lose it.
-    let is_managed = metadata.labels.get("app.kubernetes.io/managed-by").is_some_and(|by| by != "regcred");
+    let is_managed = metadata.labels.get(MANAGED_BY_LABEL.0).is_some_and(|by| by != MANAGED_BY_LABEL.1);
     SecretValue {
         secret_type: secret.secret_type.clone(),
         dockerconfigjson: document(".dockerconfigjson"),

@@ -12,7 +12,6 @@ use crate::{
     domain::{
         coverage::{Group, PullSecretUse, SecretOwner},
         diagnosis::Verdict,
-        invalid::Invalid,
         names::{Name, NamespaceName},
     },
     http::{
@@ -118,12 +117,11 @@ pub struct SecretQuery {
 
 impl FromQuery for SecretQuery {
     fn from_query(query: &mut Query<'_>) -> Self {
-        let flag = |value: &str| value.parse().map_err(|_| Invalid::new("must be true or false"));
         Self {
             namespace: query.one("namespace", NamespaceName::parse),
             owner: query.all("owner", str::parse),
-            used: query.one("used", flag),
-            adoptable: query.one("adoptable", flag),
+            used: query.optional_flag("used"),
+            adoptable: query.optional_flag("adoptable"),
         }
     }
 }
