@@ -166,12 +166,21 @@ impl Change {
 pub struct RegcredContext {
     /// Name of the cluster.
     pub cluster: Name,
-    /// For each image, the account with the longest scope for it that the caller is granted.
-    pub accounts: Vec<Option<Name>>,
+    /// For each image, the account that a fix may deliver.
+    pub accounts: Vec<Option<FixAccount>>,
     /// For each image, the name of a pull secret with the Secret that a fix would create.
     pub pull_secrets: Vec<PullSecretName>,
     /// `ServiceAccount` of the cluster's token, if it is known.
     pub service_account: Option<ServiceAccountRef>,
+}
+
+/// Account that a fix delivers for an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FixAccount {
+    /// Name of the account.
+    pub name: Name,
+    /// Whether the registry of the image accepted its login. Otherwise it could not be asked.
+    pub is_tried: bool,
 }
 
 /// Name of a pull secret that a fix could declare.
@@ -261,7 +270,7 @@ pub(super) fn propose(
     let accounts = context.map(|context| accounts_for(examination, index, verdicts, context)).unwrap_or_default();
     let pull_secret = context.and_then(|context| context.pull_secrets.get(index));
     let plan = Plan { examination, image, name: &reference.name, accounts, pull_secret, context, managed, proposed };
-    match verdict {
+    let fix = match verdict {
         Verdict::Ok => None,
         Verdict::NoSecret => Some(plan.no_secret()),
         Verdict::SecretMissing => plan.missing(),
@@ -275,7 +284,33 @@ pub(super) fn propose(
         | Verdict::RateLimited
         | Verdict::TlsError
         | Verdict::ArchitectureMismatch => Some(outside(verdict, &reference.name)),
+    };
+    fix.map(|fix| with_untried(fix, context))
+}
+
+/// Names the accounts of a fix whose registry could not be asked.
+fn with_untried(mut fix: Fix, context: Option<&RegcredContext>) -> Fix {
+    let accounts = context.iter().flat_map(|context| context.accounts.iter().flatten());
+    let delivered = |name: &Name| {
+        fix.steps.iter().any(|step| match step {
+            Step::Request { body, .. } => body["accounts"].as_array().is_some_and(|names| names.contains(&json!(name.as_str()))),
+            Step::Command { .. } => false,
+        })
+    };
+    let mut untried: Vec<&str> = accounts
+        .filter(|account| !account.is_tried && delivered(&account.name))
+        .map(|account| account.name.as_str())
+        .collect();
+    untried.sort_unstable();
+    untried.dedup();
+    if !untried.is_empty() {
+        fix.description = format!(
+            "{}. The registry could not be asked whether it accepts the login of {}: verify it first",
+            fix.description,
+            untried.join(", ")
+        );
     }
+    fix
 }
 
 /// Accounts of the Secret for an image: one for each image that the same Secret is for. A missing
@@ -296,12 +331,17 @@ fn accounts_for(examination: &Examination, index: usize, verdicts: &[Verdict], c
     };
     let mut accounts: Vec<Name> = Vec::new();
     for (other, account) in context.accounts.iter().enumerate() {
-        if let Some(account) = account.as_ref().filter(|account| has_same_secret(other) && !accounts.contains(account))
-        {
-            accounts.push(account.clone());
+        let name = account.as_ref().map(|account| &account.name);
+        if let Some(name) = name.filter(|name| has_same_secret(other) && !accounts.contains(name)) {
+            accounts.push(name.clone());
         }
     }
     accounts
+}
+
+/// Whether a remedy may create a Secret.
+pub(super) const fn needs_secret(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::SecretMissing) || needs_new_secret(verdict)
 }
 
 const fn needs_new_secret(verdict: Verdict) -> bool {
@@ -355,10 +395,11 @@ pub(super) fn create_service_account(kubectl: &Kubectl, namespace: &NamespaceNam
     fix(FixType::CreateServiceAccount, format!("create the ServiceAccount {name}"), None, vec![step])
 }
 
-/// Name of a new Secret, after the registry. No list has it, and the images of one registry share it.
+/// Name of a new Secret, after the registry. No list has it, no Secret that is known, and the images of
+/// one registry share it.
 pub(super) fn new_secret_name(examination: &Examination, image: &ImageName) -> String {
     let of_account = examination.of_service_account.iter().flatten();
-    let listed = examination.secrets.iter().map(|secret| &secret.name).chain(of_account);
+    let listed = examination.secrets.iter().map(|secret| &secret.name).chain(of_account).chain(&examination.reserved);
     let mut taken: Vec<String> = listed.map(ToString::to_string).collect();
     let mut registries: Vec<&str> = Vec::new();
     for reference in examination.images.iter().filter_map(|image| image.reference.as_ref()) {

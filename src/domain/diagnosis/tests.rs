@@ -255,7 +255,8 @@ fn fix_with_account(examination: &Examination, pull_secret: PullSecretName) -> F
 
 fn context(accounts: Vec<Option<&str>>, pull_secrets: Vec<PullSecretName>) -> RegcredContext {
     let name = |name: &str| Name::parse(name).unwrap();
-    let accounts = accounts.into_iter().map(|account| account.map(name)).collect();
+    let tried = |account| FixAccount { name: name(account), is_tried: true };
+    let accounts = accounts.into_iter().map(|account| account.map(tried)).collect();
     RegcredContext { cluster: name("dev"), accounts, pull_secrets, service_account: None }
 }
 
@@ -329,6 +330,40 @@ fn regcred_declares_a_pull_secret_for_the_service_account() {
     assert_eq!((declared.kind, declared.change), (FixType::SyncPullSecret, Some(Change::Sync { name })));
     let taken = fix_with_account(&new(deployment()), PullSecretName::Taken);
     assert_eq!((&taken.steps[0], taken.applicable, taken.steps.len()), (&delivery("pull-reg-io"), false, 3));
+}
+
+#[test]
+fn fix_tells_which_login_could_not_be_tried() {
+    let pod = pod(deployment(), &["reg.io/app", "quay.io/app"], &["gone"]);
+    let examination = examine(pod, &Lookup::NotRead, vec![secret("gone", Lookup::Missing)]);
+    let mut context = context(vec![Some("reg"), Some("quay")], vec![PullSecretName::Taken; 2]);
+    let description = |context: &RegcredContext| {
+        let answers = [without_login(refused()), without_login(refused())];
+        let mut diagnosis = examination.conclude(&answers, &[], Vec::new(), Some(context));
+        diagnosis.images.swap_remove(0).fix.unwrap().description
+    };
+    assert!(!description(&context).contains("could not be asked"));
+
+    context.accounts[1] = Some(FixAccount { name: Name::parse("quay").unwrap(), is_tried: false });
+
+    let told = description(&context);
+    assert!(told.ends_with("whether it accepts the login of quay: verify it first"), "{told}");
+}
+
+/// A command that creates a Secret fails if the namespace has one of its name.
+#[test]
+fn name_of_another_secret_is_not_proposed() {
+    let images = ["reg.io/app", "quay.io/app", "reg.io/other"];
+    let mut examination = examine(pod(deployment(), &images, &[]), &Lookup::Found(Vec::new()), Vec::new());
+    let open = report(VerificationResult::Anonymous, ManifestState::Found);
+    let answers = [without_login(refused()), without_login(refused()), without_login(open)];
+    let lacking: Vec<usize> = examination.lacking(&answers).into_iter().map(|(index, _)| index).collect();
+    assert_eq!(lacking, [0, 1]);
+
+    examination.reserve(SecretName::parse("pull-reg-io").unwrap());
+
+    let names: Vec<_> = (0..3).filter_map(|index| examination.new_secret(index)).collect();
+    assert_eq!(names, ["pull-reg-io-2", "pull-quay-io", "pull-reg-io-2"]);
 }
 
 #[test]
