@@ -8,6 +8,8 @@
 
 mod plan;
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -78,6 +80,10 @@ pub enum Step {
         method: &'static str,
         /// Path.
         path: String,
+        /// Headers besides those of every request; absent without any.
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        #[schema(value_type = BTreeMap<String, String>)]
+        headers: BTreeMap<&'static str, &'static str>,
         /// Body.
         #[schema(value_type = Object)]
         body: Value,
@@ -88,6 +94,21 @@ pub enum Step {
         command: String,
     },
 }
+
+impl Step {
+    /// A request.
+    pub(in crate::domain) fn request(method: &'static str, path: String, body: Value) -> Self {
+        Self::Request { method, path, headers: BTreeMap::new(), body }
+    }
+
+    /// A declaration that replaces nothing.
+    pub(in crate::domain) fn declaration(path: String, body: Value) -> Self {
+        Self::Request { method: "PUT", path, headers: BTreeMap::from([CREATE_ONLY]), body }
+    }
+}
+
+/// Header of a request that must not change what exists.
+const CREATE_ONLY: (&str, &str) = ("If-None-Match", "*");
 
 /// A remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -148,16 +169,15 @@ impl Change {
 
     /// The same change as a request.
     fn request(&self, cluster: &Name, namespace: &NamespaceName) -> Step {
-        let (method, path, body) = match self {
+        match self {
             Self::Deliver { secret, accounts } => {
                 let accounts: Vec<&str> = accounts.iter().map(Name::as_str).collect();
                 let path = format!("/v1/clusters/{cluster}/namespaces/{namespace}/secrets");
-                ("POST", path, json!({"name": secret, "accounts": accounts}))
+                Step::request("POST", path, json!({"name": secret, "accounts": accounts}))
             }
-            Self::Declare { name, document } => ("PUT", format!("/v1/pull-secrets/{name}"), json!(document)),
-            Self::Sync { name } => ("POST", format!("/v1/pull-secrets/{name}/sync"), Value::Null),
-        };
-        Step::Request { method, path, body }
+            Self::Declare { name, document } => Step::declaration(format!("/v1/pull-secrets/{name}"), json!(document)),
+            Self::Sync { name } => Step::request("POST", format!("/v1/pull-secrets/{name}/sync"), Value::Null),
+        }
     }
 }
 

@@ -274,11 +274,8 @@ fn commands(fix: &Fix) -> Vec<&str> {
 }
 
 fn delivery(secret: &str) -> Step {
-    Step::Request {
-        method: "POST",
-        path: "/v1/clusters/dev/namespaces/team-a/secrets".to_owned(),
-        body: json!({"name": secret, "accounts": ["prod"]}),
-    }
+    let path = "/v1/clusters/dev/namespaces/team-a/secrets".to_owned();
+    Step::request("POST", path, json!({"name": secret, "accounts": ["prod"]}))
 }
 
 #[test]
@@ -315,7 +312,8 @@ fn regcred_declares_a_pull_secret_for_the_service_account() {
     assert_eq!(new(deployment()).new_secret(0).as_deref(), Some("pull-reg-io"));
 
     let free = fix_with_account(&new(deployment()), PullSecretName::Free(name.clone()));
-    let Step::Request { method: "PUT", path, body } = &free.steps[0] else { panic!("{free:?}") };
+    let Step::Request { method: "PUT", path, headers, body } = &free.steps[0] else { panic!("{free:?}") };
+    assert_eq!(headers.get("If-None-Match"), Some(&"*"));
     assert_eq!(path, "/v1/pull-secrets/team-a-pull-reg-io");
     // Its pods keep their empty list.
     assert_eq!(commands(&free)[1..], ["kubectl rollout restart 'deployment/web' -n 'team-a'"]);
