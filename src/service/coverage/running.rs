@@ -100,11 +100,27 @@ impl Coverages {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`].
+    /// [`ServiceError::Storage`], and [`ServiceError::Audit`] if the event of a run that ended with its
+    /// processes cannot be stored.
     pub async fn claim(&self) -> Result<Option<ClaimedRun>, ServiceError> {
+        self.give_up().await?;
         let mut conn = connection(&self.pool).await?;
-        storage::coverage::runs::give_up(&mut conn).await?;
         Ok(storage::coverage::runs::claim(&mut conn, LEASE).await?)
+    }
+
+    /// Ends the runs whose processes died, each with an event.
+    async fn give_up(&self) -> Result<(), ServiceError> {
+        let mut tx = self.pool.begin().await?;
+        let given_up = storage::coverage::runs::give_up(&mut tx).await?;
+        let failed = |(run, cluster): &(ClaimedRun, String)| {
+            let event = event(run, &Name::parse(cluster).ok()?).outcome(Outcome::Failure);
+            Some(event.details(Details::default().reason(storage::coverage::runs::GIVEN_UP)))
+        };
+        self.audit.commit(tx, given_up.iter().filter_map(failed).collect::<Vec<_>>()).await?;
+        for (run, _) in given_up {
+            tracing::warn!(cluster.id = %run.cluster_id, run.id = %run.run_id, "coverage given up");
+        }
+        Ok(())
     }
 
     /// Carries out a claimed run and stores its snapshot or error. Ends early if the lease is lost.

@@ -49,12 +49,15 @@ async fn run_of_a_dead_process_is_taken_over_when_its_lease_ends(pool: PgPool) {
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn run_that_ends_its_processes_fails(pool: PgPool) {
     let survey = Survey::new(pool).await;
+    let _beside = TestApp::beside(&survey.app).await;
     abandon(&survey.app, 3, 0).await;
     let ended = eventually("the run has ended", async || {
         Some(state(&survey).await).filter(|run| run["finishedAt"].is_string())
     })
     .await;
     assert_eq!((&ended["state"], &ended["error"]["type"]), (&json!("failed"), &json!("internal")), "{ended:#}");
+    let failed = (json!("failure"), json!({"reason": "internal"}), Vec::new());
+    assert_eq!(events(&survey).await, [failed], "one event of both replicas");
     // Another one may succeed.
     survey.run().await;
 }
