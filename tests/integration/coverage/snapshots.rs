@@ -69,6 +69,16 @@ async fn snapshot_has_the_verdict_and_the_account_of_each_group(pool: PgPool) {
     let failing = items(&survey.admin, &format!("{path}&verdict=noSecret&verdict=secretMissing")).await;
     assert_eq!(failing.len(), 2, "{failing:#?}");
     assert_eq!(items(&survey.admin, &format!("{path}&account=prod-a")).await.len(), 2);
+    let users = async |filter: &str| {
+        let found = items(&survey.admin, &format!("{path}&{filter}")).await;
+        assert!(!found.iter().any(|group| group["pullSecrets"] == json!(["gone"])), "{found:#?}");
+        found.len()
+    };
+    // Two of both images, one of the CronJob; and two of both images, one of the pod.
+    assert_eq!((users("pullSecret=team-a").await, users("secret=by-hand").await), (3, 3));
+    assert_eq!(users("pullSecret=team-a&secret=by-hand").await, 2);
+    assert_eq!((users("pullSecret=other").await, users("secret=idle").await), (0, 0));
+    survey.admin.get(&format!("{path}&pullSecret=A")).await.problem(422, "invalid-request");
     survey.admin.get(&format!("{path}&verdict=bad")).await.problem(422, "invalid-request");
 }
 
