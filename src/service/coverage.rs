@@ -5,6 +5,7 @@
 
 mod contents;
 mod examining;
+mod memory;
 mod metrics;
 mod reading;
 mod running;
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use self::metrics::CoverageMetrics;
+use self::memory::{VALUES_TOTAL, ValueMemory};
 use crate::{
     clients::registry::RegistryClient,
     crypto::{api_key::CryptoError, fingerprint},
@@ -75,6 +77,7 @@ pub struct Coverages {
     audit: TransactionalAudit,
     audit_writer: AuditWriter,
     remembered: Arc<RememberedAnswers>,
+    values: ValueMemory,
     metrics: Arc<CoverageMetrics>,
 }
 
@@ -92,8 +95,8 @@ impl Coverages {
         (audit, audit_writer): (TransactionalAudit, AuditWriter),
     ) -> Result<Self, CryptoError> {
         let remembered = Arc::new(RememberedAnswers::new()?);
-        let metrics = Arc::default();
-        Ok(Self { pool, clusters, docker_configs, registries, audit, audit_writer, remembered, metrics })
+        let (values, metrics) = (ValueMemory::new(VALUES_TOTAL), Arc::default());
+        Ok(Self { pool, clusters, docker_configs, registries, audit, audit_writer, remembered, values, metrics })
     }
 
     /// Metrics of the newest snapshots.
