@@ -77,6 +77,8 @@ async fn unreachable_cluster_fails_the_run_and_keeps_the_snapshot(pool: PgPool) 
     .await;
 
     assert_eq!(ended["run"]["error"]["type"], "cluster-unreachable", "{ended:#}");
+    let failed: Vec<_> = events(&survey).await.into_iter().filter(|(outcome, ..)| outcome == "failure").collect();
+    assert_eq!(failed, [(json!("failure"), json!({"reason": "cluster-unreachable"}), Vec::new())]);
     assert_eq!(ended["snapshot"]["id"], before);
 }
 
