@@ -216,12 +216,7 @@ async fn session_is_listed_and_ended_by_its_key(pool: PgPool) {
     one.get("/v1/me").await.problem(401, "unauthenticated");
     other.get("/v1/me").await.expect(200);
 
-    let actions = eventually("the events are sealed", async || {
-        let page = app.admin().get("/v1/audit-events?action=session.end").await.expect(200);
-        let items = page["items"].as_array().expect("items").clone();
-        (items.len() == 2).then_some(items)
-    })
-    .await;
+    let actions = ended(&app, 2).await;
     assert!(actions.iter().all(|event| event["actor"]["name"] == "admin"), "{actions:?}");
     assert_eq!(actions[1]["resource"], format!("sessions/{}", two.id));
 }
@@ -236,6 +231,39 @@ async fn seventeenth_session_of_a_key_ends_the_oldest(pool: PgPool) {
     }
     first.get("/v1/me").await.problem(401, "unauthenticated");
     second.get("/v1/me").await.expect(200);
+    let [event] = &ended(&app, 1).await[..] else { panic!("one event") };
+    assert_eq!(event["resource"], format!("sessions/{}", first.id), "{event:#}");
+    assert_eq!((&event["actor"]["name"], &event["outcome"]), (&json!("admin"), &json!("success")));
+    assert_eq!(event["details"]["reason"], "too-many-sessions");
+}
+
+/// Events of ended sessions, once there are that many.
+pub async fn ended(app: &TestApp, count: usize) -> Vec<Value> {
+    eventually("the events are sealed", async || {
+        let page = app.admin().get("/v1/audit-events?action=session.end").await.expect(200);
+        let items = page["items"].as_array().expect("items").clone();
+        (items.len() >= count).then_some(items)
+    })
+    .await
+}
+
+/// It ended by itself, without an event.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn idle_session_that_a_sign_in_deletes_has_no_event(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    for _ in 0..2 {
+        Browser::sign_in(&app, &app.admin()).await;
+    }
+    let idle = "UPDATE sessions SET last_used_at = now() - interval '31 minutes' WHERE id = (
+        SELECT id FROM sessions ORDER BY created_at LIMIT 1)";
+    sqlx::query(idle).execute(&app.pool).await.expect("updated");
+    for _ in 0..16 {
+        Browser::sign_in(&app, &app.admin()).await;
+    }
+
+    assert_eq!(ended(&app, 1).await.len(), 1);
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM sessions").fetch_one(&app.pool).await.expect("a number");
+    assert_eq!(rows, 16);
 }
 
 /// A writer of the database has no pepper, so it cannot make a session for another key.
