@@ -15,8 +15,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-pub use self::metrics::CoverageMetrics;
 use self::memory::{VALUES_TOTAL, ValueMemory};
+pub use self::metrics::CoverageMetrics;
 use crate::{
     clients::registry::RegistryClient,
     crypto::{api_key::CryptoError, fingerprint},

@@ -143,17 +143,8 @@ fn the_3_0_document_has_no_3_1_schemas() {
 
 #[test]
 fn secrets_are_in_requests_only() {
-    const SECRETS: [&str; 9] = [
-        "password",
-        "token",
-        "key",
-        "kubeconfig",
-        "clientSecret",
-        "code",
-        "secretAccessKey",
-        "keyFile",
-        "privateKey",
-    ];
+    const SECRETS: [&str; 9] =
+        ["password", "token", "key", "kubeconfig", "clientSecret", "code", "secretAccessKey", "keyFile", "privateKey"];
     let document = document();
     let schemas = document["components"]["schemas"].as_object().expect("schemas");
     let in_responses = response_schemas(&document);

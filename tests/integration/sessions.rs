@@ -101,10 +101,12 @@ async fn session_is_accepted_from_own_pages_with_json_only(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let browser = Browser::sign_in(&app, &app.admin()).await;
     for site in ["cross-site", "same-site", "none"] {
-        let request = app.anonymous().request("GET", "/v1/me").header("Cookie", &browser.cookie).header("Referer", page(&app));
+        let request =
+            app.anonymous().request("GET", "/v1/me").header("Cookie", &browser.cookie).header("Referer", page(&app));
         app.anonymous().send(request.header("Sec-Fetch-Site", site)).await.problem(403, "session-refused");
     }
-    let request = app.anonymous().request("GET", "/v1/me").header("Cookie", &browser.cookie).header("Referer", page(&app));
+    let request =
+        app.anonymous().request("GET", "/v1/me").header("Cookie", &browser.cookie).header("Referer", page(&app));
     app.anonymous().send(request).await.problem(403, "session-refused");
     for media in ["text/plain", "application/x-www-form-urlencoded", "application/yaml"] {
         let request = browser.request("POST", "/v1/registry-accounts:import").header("Content-Type", media);
@@ -229,7 +231,8 @@ async fn session_is_listed_and_ended_by_its_key(pool: PgPool) {
     app.admin().delete("/v1/sessions/current").await.problem(404, "not-found");
 
     assert_eq!(one.delete(&format!("/v1/sessions/{}", two.id)).await.status, 204);
-    let request = replica.anonymous().request("GET", "/v1/me").header("Cookie", &two.cookie).header("Referer", page(&replica));
+    let request =
+        replica.anonymous().request("GET", "/v1/me").header("Cookie", &two.cookie).header("Referer", page(&replica));
     replica.anonymous().send(request.header("Sec-Fetch-Site", "same-origin")).await.problem(401, "unauthenticated");
     let out = one.delete("/v1/sessions/current").await;
     assert_eq!(out.status, 204);

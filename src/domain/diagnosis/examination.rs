@@ -197,7 +197,8 @@ impl Examination {
     /// Returns the images for which a fix may create a Secret: each with its index.
     pub fn lacking(&self, answers: &[ImageAnswers]) -> Vec<(usize, &ImageReference)> {
         let none = ImageAnswers::default();
-        let images = self.images.iter().enumerate().filter_map(|(index, image)| Some((index, image.reference.as_ref()?)));
+        let images =
+            self.images.iter().enumerate().filter_map(|(index, image)| Some((index, image.reference.as_ref()?)));
         let is_lacking = |index: usize| {
             let Judgement { verdict, .. } = judge(self, index, answers.get(index).unwrap_or(&none));
             fix::needs_secret(verdict)

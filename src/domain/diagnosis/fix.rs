@@ -313,7 +313,9 @@ fn with_untried(mut fix: Fix, context: Option<&RegcredContext>) -> Fix {
     let accounts = context.iter().flat_map(|context| context.accounts.iter().flatten());
     let delivered = |name: &Name| {
         fix.steps.iter().any(|step| match step {
-            Step::Request { body, .. } => body["accounts"].as_array().is_some_and(|names| names.contains(&json!(name.as_str()))),
+            Step::Request { body, .. } => {
+                body["accounts"].as_array().is_some_and(|names| names.contains(&json!(name.as_str())))
+            }
             Step::Command { .. } => false,
         })
     };

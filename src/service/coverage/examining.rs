@@ -69,8 +69,7 @@ impl Examining<'_> {
         let read = groups.iter().flat_map(|(key, _)| key.pull_secrets.iter().take(PULL_SECRETS_MAX));
         let names: BTreeSet<SecretName> = read.cloned().collect();
         let places: Vec<SecretPlace> = names.into_iter().map(|name| (namespace.clone(), name)).collect();
-        let is_read =
-            |place: &SecretPlace| !self.contents.values.contains_key(place) && self.announced.contains(place);
+        let is_read = |place: &SecretPlace| !self.contents.values.contains_key(place) && self.announced.contains(place);
         let longest = places.iter().filter(|place| is_read(place)).count().saturating_mul(SECRET_MAX);
         // Held until the values are dropped.
         let mut room = self.values.reserve(longest.min(VALUES_MAX + SECRET_MAX)).await;

@@ -11,7 +11,8 @@ use crate::{
     clients::cluster::{ClusterClient, ClusterError},
     domain::{
         diagnosis::{
-            Examination, ImageAnswers, Lookup, MissingRead, Node, PodFacts, ReadSecret, Subject, WorkloadKind, pull_secret_names,
+            Examination, ImageAnswers, Lookup, MissingRead, Node, PodFacts, ReadSecret, Subject, WorkloadKind,
+            pull_secret_names,
         },
         names::{NamespaceName, PodName, SecretName, ServiceAccountName},
     },

@@ -117,9 +117,7 @@ async fn object_that_is_longer_than_a_page_is_left_out() {
         match parameter(request, "continue") {
             None if limit > 1 => ok(&json!({"metadata": {}, "items": [], "padding": "x".repeat(TOO_LONG)})),
             None => ok(&page(&["a"], "long")),
-            Some("long") if !is_metadata => {
-                ok(&json!({"metadata": {}, "items": [], "padding": "x".repeat(TOO_LONG)}))
-            }
+            Some("long") if !is_metadata => ok(&json!({"metadata": {}, "items": [], "padding": "x".repeat(TOO_LONG)})),
             Some("long") => {
                 assert_eq!(limit, 1);
                 ok(&page(&["long"], "rest"))
