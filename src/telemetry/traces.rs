@@ -13,7 +13,7 @@ use std::{error::Error, sync::OnceLock, time::Duration};
 use opentelemetry::{
     Context, KeyValue,
     propagation::{Extractor, TextMapPropagator},
-    trace::{Status, TraceContextExt, TracerProvider},
+    trace::{SpanKind, Status, TraceContextExt, TracerProvider},
 };
 use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::{
@@ -110,13 +110,26 @@ pub fn stop() {
     }
 }
 
-/// Exporter that logs failures, which the SDK does not.
+/// Kind of a span, from which collectors draw a map of services: requests are served, statements and
+/// calls are sent.
+fn kind(name: &str) -> SpanKind {
+    match name.split_once('.') {
+        None if name == "request" => SpanKind::Server,
+        Some(("cluster", "call") | ("db" | "registry" | "provider", _)) => SpanKind::Client,
+        _ => SpanKind::Internal,
+    }
+}
+
+/// Exporter that completes spans, and logs failures, which the SDK does not.
 #[derive(Debug)]
 struct Reporting(SpanExporter);
 
 impl opentelemetry_sdk::trace::SpanExporter for Reporting {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+    async fn export(&self, mut batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
+        for span in &mut batch {
+            span.span_kind = kind(&span.name);
+        }
         let exported = self.0.export(batch).await;
         if exported.is_err() {
             // Without the number and the error, so that repetitions are equal and no text of a peer

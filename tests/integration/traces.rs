@@ -12,7 +12,9 @@ use std::{
 };
 
 use opentelemetry_proto::tonic::{
-    collector::trace::v1::ExportTraceServiceRequest, common::v1::any_value, trace::v1::Span,
+    collector::trace::v1::ExportTraceServiceRequest,
+    common::v1::any_value,
+    trace::v1::{Span, span::SpanKind},
 };
 use parking_lot::Mutex;
 use prost::Message;
@@ -179,6 +181,14 @@ async fn trace_of_a_caller_reaches_from_the_request_to_postgres_and_the_cluster(
     }
     for name in ["cluster.create_secret", "cluster.call", "db.registry_accounts.update"] {
         assert!(spans.iter().any(|span| span.name == name), "{name}: {:?}", names(&spans));
+    }
+    for span in &spans {
+        let kind = match span.name.as_str() {
+            "request" => SpanKind::Server,
+            name if name == "cluster.call" || name.starts_with("db.") => SpanKind::Client,
+            _ => SpanKind::Internal,
+        };
+        assert_eq!(span.kind(), kind, "{}", span.name);
     }
     let call = spans.iter().find(|span| span.name == "cluster.call").expect("a call");
     assert_eq!(attribute(call, "server").as_deref(), Some(FIRST.server().as_str()));

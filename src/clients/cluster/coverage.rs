@@ -396,6 +396,7 @@ impl ClusterClient {
                     limit = longer(limit, list.limit);
                 }
             }
+            pace.rest();
         }
         let detail = format!("{} lists more than {PAGES_MAX} pages of {objects}", self.server());
         Err(ClusterError::Unreachable { detail })

@@ -8,6 +8,11 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
+/// Share of the time that reads of lists take: one part of reading, and these parts of rest.
+const REST: u32 = 15;
+/// Longest rest. An API server that is far away is not busy all the time that an answer takes.
+const REST_MAX: Duration = Duration::from_secs(1);
+
 /// Starts calls at regular intervals, so that they are no burden for the API server.
 #[derive(Debug)]
 pub struct Pace {
@@ -38,6 +43,20 @@ impl Pace {
         start
     }
 
+    /// Delays the next call after one whose answer is long, in proportion to the time since its start.
+    /// So a slow API server, and a process that is busy, spend a small part of their time on it.
+    pub fn rest(&self) {
+        self.rest_at(Instant::now());
+    }
+
+    fn rest_at(&self, now: Instant) {
+        let mut next = self.next.lock();
+        if let Some(reserved) = *next {
+            let took = (now + self.interval).saturating_duration_since(reserved);
+            *next = Some(reserved.max(now + (took * REST).min(REST_MAX)));
+        }
+    }
+
     /// Number of calls.
     #[must_use]
     pub fn calls(&self) -> u32 {
@@ -47,6 +66,8 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
     #[test]
@@ -57,6 +78,20 @@ mod tests {
         let later = now + Duration::from_secs(10);
         let starts: Vec<u128> = (0..3).map(|_| pace.reserve(later).duration_since(later).as_millis()).collect();
         assert_eq!(starts, [0, 20, 40]);
+    }
+
+    #[rstest]
+    #[case::short(1, 20)]
+    #[case::in_proportion(10, 160)]
+    #[case::at_most(500, 1_500)]
+    fn long_answers_are_followed_by_a_rest(#[case] took: u64, #[case] next: u64) {
+        let (pace, now) = (Pace::new(50), Instant::now());
+        pace.reserve(now);
+
+        let end = now + Duration::from_millis(took);
+        pace.rest_at(end);
+
+        assert_eq!(pace.reserve(end).duration_since(now), Duration::from_millis(next));
     }
 
     #[tokio::test]
