@@ -7,7 +7,10 @@ mod server;
 mod table;
 mod tree;
 
-use std::path::PathBuf;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
@@ -24,23 +27,30 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Doctor {
     #[command(subcommand)]
     command: Option<DoctorCommand>,
     /// Examine all images in use in this cluster, as `regcred doctor cluster` does.
-    #[arg(long, value_name = "NAME", value_parser = Name::parse)]
+    #[arg(long, value_name = "NAME", value_parser = Name::parse, help_heading = OF_SERVICE)]
     cluster: Option<Name>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = OF_SERVICE)]
     options: CoverageOptions,
 }
+
+/// Heading of the options that a service needs.
+const OF_SERVICE: &str = "Options for the clusters of a running service";
 
 impl Doctor {
     pub(super) async fn run(self) -> Result<(), CliError> {
         match (self.command, self.cluster) {
             (Some(command), _) => command.run().await,
             (None, Some(cluster)) => Coverage { cluster, options: self.options }.run().await,
-            (None, None) => Err(CliError::Usage("name the cluster with --cluster, or use a subcommand".to_owned())),
+            (None, None) => Err(CliError::Usage(
+                "a subcommand is missing: `regcred doctor kubeconfig` diagnoses with your kubeconfig; with a running \
+                 service, use pod, workload or cluster (see `regcred doctor --help`)"
+                    .to_owned(),
+            )),
         }
     }
 }
@@ -75,9 +85,11 @@ pub(super) enum DoctorCommand {
     /// pull secrets, each at the registry that its entry names. Changes nothing, and prints no
     /// password.
     ///
-    /// Without an object, diagnoses the pods of the namespace that wait for an image.
+    /// Without an object, diagnoses the pods of the namespace that wait for an image, and its workloads
+    /// without a pod.
     Kubeconfig {
-        /// Pod, or KIND/NAME such as deployment/web [default: the pods that wait for an image].
+        /// Pod, or KIND/NAME such as deployment/web [default: pods that wait for an image, and workloads
+        /// without a pod].
         #[arg(value_name = "POD|KIND/NAME", value_parser = Object::parse)]
         object: Option<Object>,
         #[command(flatten)]
@@ -228,21 +240,21 @@ fn parse_kind(kind: &str) -> Result<WorkloadKind, Invalid> {
 
 impl DoctorCommand {
     pub(super) async fn run(self) -> Result<(), CliError> {
-        let (found, output, is_list) = match self {
+        let (found, output, search) = match self {
             Self::Cluster(coverage) => return coverage.run().await,
             Self::Pod { pod, request } => {
                 let object = Object { kind: None, name: pod };
-                (vec![request.diagnose(&object).await.map_err(undiagnosed)?], request.output, false)
+                (vec![request.diagnose(&object).await.map_err(undiagnosed)?], request.output, None)
             }
             Self::Workload { workload, request } => {
-                (vec![request.diagnose(&workload).await.map_err(undiagnosed)?], request.output, false)
+                (vec![request.diagnose(&workload).await.map_err(undiagnosed)?], request.output, None)
             }
             Self::Kubeconfig { object, local } => {
-                let found = local.diagnose(object.as_ref()).await.map_err(undiagnosed)?;
-                (found, local.output, object.is_none())
+                let (found, search) = local.diagnose(object.as_ref()).await.map_err(undiagnosed)?;
+                (found, local.output, search)
             }
         };
-        print(&found, output, is_list)?;
+        print(&found, output, search.as_ref())?;
         result(&found)
     }
 }
@@ -268,24 +280,79 @@ impl Diagnosed {
     }
 }
 
-fn print(found: &[Diagnosed], output: Output, is_list: bool) -> Result<(), CliError> {
-    match (output, found) {
-        (Output::Json, [one]) if !is_list => print_line(&format!("{:#}", one.diagnosis)),
-        (Output::Json, _) => {
+/// Search for objects to diagnose, if none was named.
+struct Search {
+    namespace: NamespaceName,
+    /// Number of pods that were looked at.
+    pods: usize,
+}
+
+impl Search {
+    /// Says that nothing was found, and what to do next.
+    fn nothing_found(&self) -> String {
+        let pods = match self.pods {
+            0 => "it has no pods".to_owned(),
+            1 => "1 pod was looked at".to_owned(),
+            pods => format!("{pods} pods were looked at"),
+        };
+        let namespace = &self.namespace;
+        format!(
+            "No pod of the namespace {namespace} waits for an image ({pods}). Name an object to diagnose it anyway, \
+             such as deployment/NAME."
+        )
+    }
+}
+
+fn print(found: &[Diagnosed], output: Output, search: Option<&Search>) -> Result<(), CliError> {
+    match (output, found, search) {
+        (Output::Json, [one], None) => print_line(&format!("{:#}", one.diagnosis)),
+        (Output::Json, ..) => {
             let items = found.iter().map(|one| {
+                let pod = one.object.kind.is_none().then(|| one.object.name.as_str());
                 serde_json::json!({
-                    "pod": one.object.name.as_str(), "namespace": one.namespace.as_str(), "diagnosis": one.diagnosis,
+                    "object": one.object.title(), "pod": pod, "namespace": one.namespace.as_str(),
+                    "diagnosis": one.diagnosis,
                 })
             });
             let is_ok = found.iter().all(Diagnosed::is_ok);
             print_line(&format!("{:#}", serde_json::json!({"ok": is_ok, "items": items.collect::<Vec<_>>()})))
         }
-        (Output::Tree, []) => print_line("No pod of the namespace waits for an image."),
-        (Output::Tree, _) => found.iter().try_for_each(|one| {
-            let title = format!("{} in namespace {}", one.object.title(), one.namespace);
-            print_text(&Tree::of(&title, &one.diagnosis).to_string())
-        }),
+        (Output::Tree, [], Some(search)) => print_line(&search.nothing_found()),
+        (Output::Tree, ..) => {
+            for one in found {
+                let title = format!("{} in namespace {}", one.object.title(), one.namespace);
+                let tree = match one.object.kind {
+                    Some(_) => Tree::of_workload(&title, &one.diagnosis),
+                    None => Tree::of_pod(&title, &one.diagnosis),
+                };
+                print_text(&tree.to_string())?;
+            }
+            shared_secrets(found).into_iter().try_for_each(|name| {
+                let name = tree::plain(name);
+                print_line(&format!(
+                    "Several fixes share the Secret {name}: create it once, and leave that command out of the others."
+                ))
+            })
+        }
     }
+}
+
+/// Names of the Secrets that the fixes of several objects create.
+fn shared_secrets(found: &[Diagnosed]) -> Vec<&str> {
+    let mut objects: BTreeMap<&str, usize> = BTreeMap::new();
+    for one in found {
+        let fixes = one.diagnosis["images"].as_array().into_iter().flatten().map(|image| &image["fix"]);
+        let creates = |fix: &Value| {
+            let mut steps = fix["steps"].as_array().into_iter().flatten();
+            steps.any(|step| step["command"].as_str().is_some_and(|line| line.contains(" create secret ")))
+        };
+        let creating = fixes.filter(|fix| creates(fix));
+        let created: BTreeSet<&str> = creating.filter_map(|fix| fix["secret"].as_str()).collect();
+        for name in created {
+            *objects.entry(name).or_default() += 1;
+        }
+    }
+    objects.into_iter().filter(|(_, objects)| *objects > 1).map(|(name, _)| name).collect()
 }
 
 /// Exit code 1 if an image cannot be pulled.
@@ -295,13 +362,42 @@ fn result(found: &[Diagnosed]) -> Result<(), CliError> {
     match (found.iter().all(Diagnosed::is_ok), bad) {
         (true, _) => Ok(()),
         (false, 0) => Err(CliError::Failed("a problem prevents the pod".to_owned())),
-        (false, bad) => Err(CliError::Failed(format!("{bad} of {} images are not ok", images().count()))),
+        (false, bad) => Err(CliError::Failed(not_ok(bad, images().count(), ["image", "images"]))),
     }
+}
+
+/// `1 of 3 images is not ok`.
+fn not_ok(bad: usize, total: usize, [one, many]: [&str; 2]) -> String {
+    let (noun, verb) = (if total == 1 { one } else { many }, if bad == 1 { "is" } else { "are" });
+    format!("{bad} of {total} {noun} {verb} not ok")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_agree_with_their_words() {
+        let said = |bad, total| not_ok(bad, total, ["image", "images"]);
+        assert_eq!(said(1, 1), "1 of 1 image is not ok");
+        assert_eq!(said(1, 3), "1 of 3 images is not ok");
+        assert_eq!(said(2, 3), "2 of 3 images are not ok");
+    }
+
+    #[test]
+    fn secret_of_several_objects_is_named_once() {
+        let diagnosed = |name: &str, secret: &str| {
+            let command = format!("kubectl create secret docker-registry '{secret}'");
+            let fix = serde_json::json!({"secret": secret, "steps": [{"type": "command", "command": command}]});
+            Diagnosed {
+                object: Object { kind: None, name: PodName::parse(name).unwrap() },
+                namespace: NamespaceName::parse("team-a").unwrap(),
+                diagnosis: serde_json::json!({"images": [{"fix": fix}, {"fix": fix}, {"fix": null}]}),
+            }
+        };
+        let found = [diagnosed("a", "one"), diagnosed("b", "shared"), diagnosed("c", "shared")];
+        assert_eq!(shared_secrets(&found), ["shared"]);
+    }
 
     #[test]
     fn objects_are_parsed_as_kubectl_writes_them() {

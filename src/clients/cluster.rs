@@ -54,6 +54,7 @@ pub use cache::ClusterClients;
 pub use check::{Check, CheckProblem, LackingAccount, LackingPullSecret, Permission};
 pub use connection::{admit, resolve_in_cluster};
 pub use coverage::Place;
+pub use diagnosis::WaitingPods;
 pub use error::ClusterError;
 pub use metrics::ClusterMetrics;
 pub use namespaces::FoundNamespace;

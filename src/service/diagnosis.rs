@@ -1,7 +1,7 @@
 //! Diagnosis of image pulls: reads a pod and its pull secrets, and asks the registries.
 //!
 //! Values of Secrets are in memory until the request ends. An audit event with the names of the
-//! Secrets is durable before the first one is read.
+//! Secrets is durable before the first one is read; a further Secret that a fix may use has its own.
 //!
 //! [`NamespaceFacts`], [`Case`] and [`RegistryQuestions`] do the work without a database.
 
@@ -27,7 +27,7 @@ use crate::{
         audit::{Action, NewEvent, Resource},
         caller::Call,
         diagnosis::{Diagnosis, Examination, FixAccount, ImageAnswers, PullSecretName, RegcredContext},
-        names::{Name, NamespaceName},
+        names::{Name, NamespaceName, SecretName},
     },
     service::{
         ServiceError,
@@ -90,7 +90,7 @@ impl Diagnoses {
         let case = Case::read(&facts, target).await?;
         let secrets = case.secrets();
         let read = secrets.iter().map(|name| Resource::secret(cluster, namespace, name));
-        let event = NewEvent::of(caller, Action::PodDiagnose, resource).related(read.collect());
+        let event = NewEvent::of(caller, Action::PodDiagnose, resource.clone()).related(read.collect());
         self.audit_writer.record(event).await?;
         let (mut examination, missing_rights) = case.examine(&facts).await?;
         let questions = RegistryQuestions::new(&self.registries, QuestionLimits::default())?;
@@ -102,7 +102,13 @@ impl Diagnoses {
             let name = pull_secret_name(&mut conn, caller, place, secret).await?;
             Ok(matches!(name, PullSecretName::Declared(_)))
         };
-        facts.reserve_names(&mut examination, &answers, is_declared).await?;
+        let announce = async |secret: &SecretName| {
+            let read = vec![Resource::secret(cluster, namespace, secret)];
+            let event = NewEvent::of(caller, Action::PodDiagnose, resource.clone()).related(read);
+            self.audit_writer.record(event).await?;
+            Ok(())
+        };
+        facts.reserve_names(&mut examination, (&answers, &questions), is_declared, announce).await?;
         let context = self.context(caller, place, &examination, (&answers, &questions)).await?;
         Ok(examination.conclude(&answers, &managed, missing_rights, Some(&context)))
     }

@@ -2815,7 +2815,7 @@ export interface components {
             applied: boolean;
             /** @description The remedy as a sentence. */
             description: string;
-            /** @description Name of the Secret that it creates or replaces. */
+            /** @description Name of the Secret that it creates, replaces or adds to a list. */
             secret: string | null;
             /** @description Steps in order; empty if regcred cannot name them. */
             steps: components["schemas"]["PullFixStep"][];
@@ -3184,7 +3184,7 @@ export interface components {
          * @description Why a registry was not asked with an entry.
          * @enum {string}
          */
-        PullSkipReason: "earlierWorks" | "noLogin" | "wildcard" | "otherRegistry" | "podFails" | "limit";
+        PullSkipReason: "earlierWorks" | "noLogin" | "wildcard" | "otherRegistry" | "podFails" | "nodeHost" | "limit";
         /**
          * @description Verdict about an image.
          * @enum {string}

@@ -385,6 +385,7 @@ export const en = {
   "skipped.wildcard": "has a wildcard, so its login is not sent",
   "skipped.otherRegistry": "is for another registry, so its login is not sent",
   "skipped.podFails": "not tried, because a pull secret makes every pull fail",
+  "skipped.nodeHost": "not tried, because the registry is at the node's own host",
   "skipped.limit": "not tried, because a limit was reached",
   "verdict.ok": "can be pulled",
   "verdict.noSecret": "no pull secret",

@@ -387,6 +387,7 @@ export const zhCn: Texts = {
   "skipped.wildcard": "含有通配符，因此不发送其登录信息",
   "skipped.otherRegistry": "属于另一个镜像仓库，因此不发送其登录信息",
   "skipped.podFails": "未尝试，因为某个拉取密钥使所有拉取失败",
+  "skipped.nodeHost": "未尝试，因为镜像仓库位于节点自身的主机上",
   "skipped.limit": "未尝试，因为达到上限",
   "verdict.ok": "可以拉取",
   "verdict.noSecret": "没有拉取密钥",

@@ -5,7 +5,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use super::{
-    Coverage, CoverageOutput, server,
+    Coverage, CoverageOutput, not_ok, server,
     table::{Report, is_unexamined},
     undiagnosed,
 };
@@ -99,12 +99,13 @@ impl Coverage {
             return Err(CliError::NotDiagnosed(detail));
         }
         let summary = &document["snapshot"]["summary"];
-        let number = |field: &str| summary[field].as_i64().unwrap_or_default();
+        let number = |field: &str| usize::try_from(summary[field].as_u64().unwrap_or_default()).unwrap_or_default();
         let (groups, good) = (number("groups"), number("groupsOk"));
         if groups == good {
             return Ok(());
         }
-        Err(CliError::Failed(format!("{} of {groups} groups of images are not ok", groups - good)))
+        let nouns = ["group of images", "groups of images"];
+        Err(CliError::Failed(not_ok(groups.saturating_sub(good), groups, nouns)))
     }
 
     async fn read(&self) -> Result<Value, CliError> {

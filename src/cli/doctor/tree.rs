@@ -7,12 +7,18 @@ use serde_json::Value;
 /// A diagnosis as a tree: one mark and one line for each fact, then the verdict and its fix.
 pub(super) struct Tree<'a> {
     title: &'a str,
+    /// What has the list of pull secrets: the pod, or the template of a workload.
+    holder: &'static str,
     diagnosis: &'a Value,
 }
 
 impl<'a> Tree<'a> {
-    pub(super) const fn of(title: &'a str, diagnosis: &'a Value) -> Self {
-        Self { title, diagnosis }
+    pub(super) const fn of_pod(title: &'a str, diagnosis: &'a Value) -> Self {
+        Self { title, holder: "pod", diagnosis }
+    }
+
+    pub(super) const fn of_workload(title: &'a str, diagnosis: &'a Value) -> Self {
+        Self { title, holder: "pod template", diagnosis }
     }
 }
 
@@ -20,9 +26,9 @@ impl Display for Tree<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let diagnosis = self.diagnosis;
         writeln!(f, "{} {}", mark(diagnosis["ok"] == true), plain(self.title))?;
-        write_pull_secrets(f, diagnosis)?;
+        write_pull_secrets(f, self.holder, diagnosis)?;
         for image in items(&diagnosis["images"]) {
-            write_image(f, image)?;
+            write_image(f, image, items(&diagnosis["pullSecrets"]))?;
         }
         for problem in items(&diagnosis["problems"]) {
             // The pod works in spite of it.
@@ -38,25 +44,25 @@ impl Display for Tree<'_> {
     }
 }
 
-fn write_pull_secrets(f: &mut Formatter<'_>, diagnosis: &Value) -> fmt::Result {
+fn write_pull_secrets(f: &mut Formatter<'_>, holder: &str, diagnosis: &Value) -> fmt::Result {
     match diagnosis["pullSecretsFrom"].as_str() {
-        Some("pod") => writeln!(f, "  Pull secrets of the pod")?,
+        Some("pod") => writeln!(f, "  Pull secrets of the {holder}")?,
         Some("serviceAccount") => {
             writeln!(f, "  Pull secrets of the ServiceAccount {}", text(&diagnosis["serviceAccount"]))?;
         }
-        _ => writeln!(f, "  No pull secrets, neither of the pod nor of its ServiceAccount")?,
+        _ => writeln!(f, "  No pull secrets, neither of the {holder} nor of its ServiceAccount")?,
     }
     for secret in items(&diagnosis["pullSecrets"]) {
-        let problems = items(&secret["problems"]);
-        let is_found = secret["state"] == "found";
+        let keys: Vec<String> = items(&secret["keys"]).iter().map(text).collect();
         let state = match secret["state"].as_str() {
-            Some("found") => items(&secret["keys"]).iter().map(text).collect::<Vec<_>>().join(", "),
-            Some("missing") => "does not exist".to_owned(),
-            Some("forbidden") => "may not be read".to_owned(),
-            _ => "was not read".to_owned(),
+            Some("found") if keys.is_empty() => String::new(),
+            Some("found") => format!(": {}", keys.join(", ")),
+            Some("missing") => ": does not exist".to_owned(),
+            Some("forbidden") => ": may not be read".to_owned(),
+            _ => ": was not read".to_owned(),
         };
-        writeln!(f, "    {} {}: {state}", mark(is_found && problems.is_empty()), text(&secret["name"]))?;
-        for problem in problems {
+        writeln!(f, "    {} {}{state}", mark_of_secret(secret, diagnosis), text(&secret["name"]))?;
+        for problem in items(&secret["problems"]) {
             let key = problem["key"].as_str().map(|key| format!("{}: ", plain(key))).unwrap_or_default();
             writeln!(f, "      {key}{}", text(&problem["detail"]))?;
         }
@@ -69,7 +75,20 @@ fn write_pull_secrets(f: &mut Formatter<'_>, diagnosis: &Value) -> fmt::Result {
     Ok(())
 }
 
-fn write_image(f: &mut Formatter<'_>, image: &Value) -> fmt::Result {
+/// `✓` only if a login of it pulls an image: a Secret that can be read may have a wrong one.
+fn mark_of_secret(secret: &Value, diagnosis: &Value) -> char {
+    let mut attempts = items(&diagnosis["images"]).iter().flat_map(|image| items(&image["attempts"]));
+    let works = attempts.any(|one| one["secret"] == secret["name"] && one["answer"]["manifest"] == "found");
+    match secret["state"].as_str() {
+        Some("found") if !items(&secret["problems"]).is_empty() => '✗',
+        Some("found") if works => '✓',
+        Some("found") => '•',
+        Some("missing") => '✗',
+        _ => '?',
+    }
+}
+
+fn write_image(f: &mut Formatter<'_>, image: &Value, pull_secrets: &[Value]) -> fmt::Result {
     let containers: Vec<String> = items(&image["containers"]).iter().map(|one| text(&one["name"])).collect();
     let name = image["image"].as_str().map_or_else(|| "invalid image reference".to_owned(), plain);
     let is_ok = image["verdict"] == "ok";
@@ -93,8 +112,18 @@ fn write_image(f: &mut Formatter<'_>, image: &Value) -> fmt::Result {
     if !reports.is_empty() {
         writeln!(f, "    the kubelet reports: {}", plain(&reports.join(", ")))?;
     }
-    writeln!(f, "    {}: {}", text(&image["verdict"]), text(&image["sentence"]))?;
+    writeln!(f, "    {}: {}", text(&image["verdict"]), without_details(image, pull_secrets))?;
     write_fix(f, &image["fix"])
+}
+
+/// The sentence of the verdict, up to the details that the tree has shown above.
+fn without_details(image: &Value, pull_secrets: &[Value]) -> String {
+    let sentence = text(&image["sentence"]);
+    let problems = pull_secrets.iter().flat_map(|secret| items(&secret["problems"]));
+    let details = problems.chain(items(&image["nearest"])).map(|shown| text(&shown["detail"]));
+    let places = details.filter(|detail| !detail.is_empty()).filter_map(|detail| sentence.find(&detail));
+    let kept = places.min().and_then(|place| sentence.get(..place)).map(|kept| kept.trim_end_matches([':', ';', ' ']));
+    kept.filter(|kept| !kept.is_empty()).map_or_else(|| sentence.clone(), str::to_owned)
 }
 
 fn write_answer(f: &mut Formatter<'_>, what: &str, answer: &Value, skipped: Option<&str>) -> fmt::Result {
@@ -108,6 +137,7 @@ fn write_answer(f: &mut Formatter<'_>, what: &str, answer: &Value, skipped: Opti
         "wildcard" => "has a wildcard, so its login is not sent",
         "otherRegistry" => "is for another registry, so its login is not sent",
         "podFails" => "not tried, because a pull secret makes every pull fail",
+        "nodeHost" => "not tried, because the registry is at the node's own host",
         _ => "not tried, because a limit was reached",
     };
     writeln!(f, "    - {what}: {reason}")
@@ -123,6 +153,10 @@ fn write_fix(f: &mut Formatter<'_>, fix: &Value) -> fmt::Result {
         ""
     };
     writeln!(f, "    Fix: {}{state}", plain(description))?;
+    let takes_login = |step: &Value| step["command"].as_str().is_some_and(|line| line.contains("$REGISTRY_PASSWORD"));
+    if items(&fix["steps"]).iter().any(takes_login) {
+        writeln!(f, "      set REGISTRY_USERNAME and REGISTRY_PASSWORD first:")?;
+    }
     for step in items(&fix["steps"]) {
         writeln!(f, "      {}", line_of(step))?;
     }
@@ -184,11 +218,38 @@ mod tests {
             }],
             "problems": [], "missingRights": [{"verb": "list", "resource": "nodes", "effect": "less"}],
         });
-        let expected = "✗ pod/web\n  Pull secrets of the pod\n    ✓ k: reg.io\n    ✗ gone: does not exist\n  \
+        let expected = "✗ pod/web\n  Pull secrets of the pod\n    • k: reg.io\n    ✗ gone: does not exist\n  \
                         ✗ reg.io/app:1 (web)\n    ✗ k, entry reg.io: invalid: no\n    \
                         the kubelet reports: imagePullBackOff\n    credentialInvalid: rejected\u{fffd}[2J\n    \
                         Fix: replace k\n      $ kubectl x\n      PUT /v1/x -H 'If-None-Match: *' {\"a\":1}\n  \
                         ? may not list nodes: less\n";
-        assert_eq!(Tree::of("pod/web", &diagnosis).to_string(), expected);
+        assert_eq!(Tree::of_pod("pod/web", &diagnosis).to_string(), expected);
+    }
+
+    #[test]
+    fn tree_says_each_thing_once() {
+        let diagnosis = json!({
+            "ok": false, "pullSecretsFrom": "pod", "serviceAccount": "default",
+            "pullSecrets": [
+                {"name": "good", "state": "found", "keys": ["reg.io"], "problems": []},
+                {"name": "k", "state": "found", "keys": [], "problems": [{"key": null, "detail": "it is not JSON"}]},
+            ],
+            "images": [
+                {"image": "reg.io/app:1", "containers": [{"name": "web"}], "verdict": "ok", "sentence": "it is pulled",
+                    "attempts": [{"secret": "good", "key": "reg.io", "skipped": null,
+                        "answer": {"result": "valid", "detail": "it works", "manifest": "found"}}]},
+                {"image": "quay.io/app:1", "containers": [{"name": "job"}], "verdict": "secretUnreadable",
+                    "sentence": "the kubelet finds no login in the pull secret k: it is not JSON",
+                    "fix": {"description": "create it", "steps": [
+                        {"command": "kubectl create --docker-password=\"$REGISTRY_PASSWORD\""}]}},
+            ],
+        });
+        let expected = "✗ job/x\n  Pull secrets of the pod template\n    ✓ good: reg.io\n    ✗ k\n      \
+                        it is not JSON\n  ✓ reg.io/app:1 (web)\n    ✓ good, entry reg.io: valid: it works\n    \
+                        ok: it is pulled\n  ✗ quay.io/app:1 (job)\n    \
+                        secretUnreadable: the kubelet finds no login in the pull secret k\n    Fix: create it\n      \
+                        set REGISTRY_USERNAME and REGISTRY_PASSWORD first:\n      \
+                        $ kubectl create --docker-password=\"$REGISTRY_PASSWORD\"\n";
+        assert_eq!(Tree::of_workload("job/x", &diagnosis).to_string(), expected);
     }
 }

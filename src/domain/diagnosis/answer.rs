@@ -281,6 +281,8 @@ pub enum SkipReason {
     OtherRegistry,
     /// A pull secret makes every pull fail.
     PodFails,
+    /// The registry is at the node's own host.
+    NodeHost,
     /// A limit of the diagnosis was reached.
     Limit,
 }

@@ -101,6 +101,10 @@ pub struct Examination {
     pub(super) images: Vec<ExaminedImage>,
     /// Names of further Secrets of the namespace.
     pub(super) reserved: Vec<SecretName>,
+    /// Images, each with a further Secret of the namespace whose login pulls it.
+    existing: Vec<(usize, SecretName)>,
+    /// Whether the caller can have registries at the node's own host asked.
+    pub(super) has_local_node_option: bool,
     /// Number of images, also of those that are not in the answer.
     image_total: usize,
     pub(super) kubectl: Kubectl,
@@ -156,6 +160,8 @@ impl Examination {
         Self {
             images: images.collect(),
             reserved: Vec::new(),
+            existing: Vec::new(),
+            has_local_node_option: false,
             image_total,
             kubectl: Kubectl::default(),
             from,
@@ -182,6 +188,12 @@ impl Examination {
         Self { kubectl, ..self }
     }
 
+    /// Has verdicts name the option `--local-node` of the command line.
+    #[must_use]
+    pub fn with_local_node_option(self) -> Self {
+        Self { has_local_node_option: true, ..self }
+    }
+
     /// Number of images.
     #[must_use]
     pub fn image_count(&self) -> usize {
@@ -200,8 +212,7 @@ impl Examination {
         let images =
             self.images.iter().enumerate().filter_map(|(index, image)| Some((index, image.reference.as_ref()?)));
         let is_lacking = |index: usize| {
-            let Judgement { verdict, .. } = judge(self, index, answers.get(index).unwrap_or(&none));
-            fix::needs_secret(verdict)
+            fix::needs_secret(judge(self, index, answers.get(index).unwrap_or(&none)).cause)
         };
         images.filter(|(index, _)| is_lacking(*index)).collect()
     }
@@ -209,6 +220,31 @@ impl Examination {
     /// Keeps new Secrets from having this name: a Secret of the namespace has it.
     pub fn reserve(&mut self, name: SecretName) {
         self.reserved.push(name);
+    }
+
+    /// Returns the entries of a further Secret that the kubelet would try for an image; none if anything is
+    /// wrong with the Secret.
+    #[must_use]
+    pub fn entries_of(&self, index: usize, secret: &Arc<ReadSecret>) -> Vec<Candidate> {
+        let Some(reference) = self.reference(index).filter(|_| secret.is_sound()) else { return Vec::new() };
+        candidates(std::slice::from_ref(secret), reference, &self.pod.subject).0
+    }
+
+    /// Reference of an image.
+    #[must_use]
+    pub fn reference(&self, index: usize) -> Option<&ImageReference> {
+        self.images.get(index)?.reference.as_ref()
+    }
+
+    /// Has the fix for an image use this Secret of the namespace instead of a new one.
+    pub fn use_existing(&mut self, index: usize, name: SecretName) {
+        self.existing.push((index, name));
+    }
+
+    /// The Secret of [`use_existing`](Self::use_existing).
+    #[must_use]
+    pub fn existing_secret(&self, index: usize) -> Option<&SecretName> {
+        self.existing.iter().find(|(image, _)| *image == index).map(|(_, name)| name)
     }
 
     /// Name of the Secret that a fix for an image would create.
@@ -251,11 +287,13 @@ impl Examination {
             (0..self.images.len()).map(|index| answers.get(index).unwrap_or(&none)).collect();
         let judgements: Vec<Judgement> =
             answers.iter().enumerate().map(|(index, answers)| judge(self, index, answers)).collect();
-        let verdicts: Vec<Verdict> = judgements.iter().map(|judgement| judgement.verdict).collect();
+        let verdicts: Vec<Verdict> = judgements.iter().map(|judgement| judgement.cause).collect();
         let images = self.images.iter().zip(answers).zip(judgements).enumerate();
         let mut proposed: Vec<fix::Fix> = Vec::new();
         let images = images.map(|(index, ((image, answers), judgement))| {
             let fix = fix::propose(self, (index, &verdicts), &proposed, managed, context);
+            // Nothing is changed for an image that may be pulled as it is.
+            let fix = if judgement.verdict == judgement.cause { fix } else { fix.map(fix::Fix::advised) };
             proposed.extend(fix.clone());
             self.diagnosed(image, answers, judgement, fix)
         });
@@ -323,7 +361,7 @@ impl Examination {
         &self,
         image: &ExaminedImage,
         answers: &ImageAnswers,
-        Judgement { verdict, sentence }: Judgement,
+        Judgement { verdict, sentence, .. }: Judgement,
         fix: Option<fix::Fix>,
     ) -> DiagnosedImage {
         let works_at = answers.attempts.iter().position(|one| one.as_ref().is_some_and(PullReport::pulls));
@@ -331,6 +369,7 @@ impl Examination {
             let answer = answers.attempts.get(index).and_then(Option::as_ref);
             let unasked = || match works_at {
                 Some(works_at) if works_at < index => SkipReason::EarlierWorks,
+                _ if answers.is_of_node => SkipReason::NodeHost,
                 _ => SkipReason::Limit,
             };
             Attempt {
@@ -408,31 +447,12 @@ impl ExaminedImage {
     /// Finds the entries that the kubelet tries, or else those that come closest.
     fn find_entries(&mut self, secrets: &[Arc<ReadSecret>], subject: &Subject) {
         let Some(reference) = &self.reference else { return };
-        let keys: Vec<Vec<&str>> = secrets.iter().map(|secret| secret.keys()).collect();
-        let fails_pod = secrets.iter().any(|secret| secret.fails_pod);
-        let places = pull_entries(&keys, &reference.name);
-        self.has_more_candidates = places.len() > CANDIDATES_MAX;
-        for place in places.into_iter().take(CANDIDATES_MAX) {
-            let Some(entry) = secrets.get(place.secret).and_then(|secret| secret.entries.get(place.entry)) else {
-                continue;
-            };
-            let skipped = match (&entry.login, addressed(&entry.key, &reference.name)) {
-                _ if fails_pod => Some(SkipReason::PodFails),
-                (None, _) if entry.is_anonymous => None,
-                (None, _) => Some(SkipReason::NoLogin),
-                (_, Addressed::Elsewhere) => Some(SkipReason::OtherRegistry),
-                // The request chose the host, not an object of the cluster.
-                (_, Addressed::ByWildcard) if *subject == Subject::Spec => Some(SkipReason::Wildcard),
-                (_, Addressed::Exactly | Addressed::ByWildcard) => None,
-            };
-            let (key, login) = (entry.key.clone(), entry.login.clone());
-            self.candidates.push(Candidate { secret: place.secret, key, login, skipped });
-        }
+        (self.candidates, self.has_more_candidates) = candidates(secrets, reference, subject);
         self.collisions = collisions(&self.candidates, secrets);
         if self.candidates.is_empty() {
             // The details repeat parts of keys.
-            let shown: Vec<Vec<String>> =
-                keys.iter().map(|keys| keys.iter().map(|key| shown_key(key)).collect()).collect();
+            let shown = secrets.iter().map(|secret| secret.keys().into_iter().map(shown_key).collect::<Vec<String>>());
+            let shown: Vec<Vec<String>> = shown.collect();
             let near = nearest_entries(&shown, &reference.name).into_iter();
             let near = near.filter_map(|(secret, key, mismatch, detail)| {
                 let secret = secrets.get(secret)?.name.to_string();
@@ -454,6 +474,28 @@ impl ExaminedImage {
             container.waiting.is_some_and(is_pull)
         })
     }
+}
+
+/// Finds the entries that the kubelet tries for an image. Also returns whether further ones match.
+fn candidates(secrets: &[Arc<ReadSecret>], image: &ImageReference, subject: &Subject) -> (Vec<Candidate>, bool) {
+    let keys: Vec<Vec<&str>> = secrets.iter().map(|secret| secret.keys()).collect();
+    let fails_pod = secrets.iter().any(|secret| secret.fails_pod);
+    let places = pull_entries(&keys, &image.name);
+    let has_more = places.len() > CANDIDATES_MAX;
+    let candidates = places.into_iter().take(CANDIDATES_MAX).filter_map(|place| {
+        let entry = secrets.get(place.secret)?.entries.get(place.entry)?;
+        let skipped = match (&entry.login, addressed(&entry.key, &image.name)) {
+            _ if fails_pod => Some(SkipReason::PodFails),
+            (None, _) if entry.is_anonymous => None,
+            (None, _) => Some(SkipReason::NoLogin),
+            (_, Addressed::Elsewhere) => Some(SkipReason::OtherRegistry),
+            // The request chose the host, not an object of the cluster.
+            (_, Addressed::ByWildcard) if *subject == Subject::Spec => Some(SkipReason::Wildcard),
+            (_, Addressed::Exactly | Addressed::ByWildcard) => None,
+        };
+        Some(Candidate { secret: place.secret, key: entry.key.clone(), login: entry.login.clone(), skipped })
+    });
+    (candidates.collect(), has_more)
 }
 
 /// Names the pull secrets with an entry for the same images as that of another one, but with another

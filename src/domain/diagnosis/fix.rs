@@ -39,10 +39,10 @@ pub enum FixType {
     CreateSecret,
     /// Deletes a Secret that is a docker config with one entry at most, and creates it anew.
     ReplaceSecret,
-    /// Creates a Secret and adds it to the ServiceAccount.
+    /// Creates a Secret, unless one with a login that works exists, and adds it to the ServiceAccount.
     AttachServiceAccount,
-    /// Creates a Secret and adds it to `imagePullSecrets` of the pod, its template or the request. It takes
-    /// the place of one that makes every pull fail.
+    /// Creates a Secret, unless one with a login that works exists, and adds it to `imagePullSecrets` of the
+    /// pod, its template or the request. It takes the place of one that makes every pull fail.
     AddPullSecret,
     /// Creates the pod anew, so that it gets the pull secrets of its ServiceAccount.
     RecreatePod,
@@ -120,7 +120,7 @@ pub struct Fix {
     pub kind: FixType,
     /// The remedy as a sentence.
     pub description: String,
-    /// Name of the Secret that it creates or replaces.
+    /// Name of the Secret that it creates, replaces or adds to a list.
     pub secret: Option<String>,
     /// Steps in order; empty if regcred cannot name them.
     pub steps: Vec<Step>,
@@ -232,6 +232,11 @@ impl Fix {
     fn applying(self, change: Option<Change>) -> Self {
         Self { applicable: change.is_some(), change, ..self }
     }
+
+    /// Leaves its steps to the caller.
+    pub(super) fn advised(self) -> Self {
+        self.applying(None)
+    }
 }
 
 /// How command lines call `kubectl`.
@@ -289,7 +294,8 @@ pub(super) fn propose(
     };
     let accounts = context.map(|context| accounts_for(examination, index, verdicts, context)).unwrap_or_default();
     let pull_secret = context.and_then(|context| context.pull_secrets.get(index));
-    let plan = Plan { examination, image, name: &reference.name, accounts, pull_secret, context, managed, proposed };
+    let (name, existing) = (&reference.name, examination.existing_secret(index));
+    let plan = Plan { examination, image, name, existing, accounts, pull_secret, context, managed, proposed };
     let fix = match verdict {
         Verdict::Ok => None,
         Verdict::NoSecret => Some(plan.no_secret()),

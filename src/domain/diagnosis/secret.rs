@@ -213,8 +213,8 @@ impl ReadSecret {
         let Some(secret_type) = self.secret_type else {
             self.add(
                 SecretProblemKind::WrongType,
-                "its type is not kubernetes.io/dockerconfigjson, so the kubelet ignores it; a type cannot be changed: \
-                 delete the Secret and create it with the right type",
+                "its type is not kubernetes.io/dockerconfigjson, so the kubelet ignores it; the type of a Secret \
+                 cannot be changed",
             );
             // What else is wrong would be wrong in the new Secret, too.
             match (&value.dockerconfigjson, &value.dockercfg) {
@@ -256,7 +256,9 @@ impl ReadSecret {
             Err(error) => {
                 let kind = kind_of_refused(document);
                 self.fails_pod = true;
-                self.document_keys = repaired(kind, document).as_ref().map(keys_of);
+                let has_no_login = kind == SecretProblemKind::NotADockerConfig && is_foreign(document);
+                let repaired = repaired(kind, document).as_ref().map(keys_of);
+                self.document_keys = repaired.or(has_no_login.then(Vec::new));
                 let detail = match kind {
                     SecretProblemKind::DoubleBase64 => {
                         "the value is base64 of base64: encode it once, or give it as `stringData`".to_owned()
@@ -400,6 +402,13 @@ fn repaired(kind: SecretProblemKind, value: &[u8]) -> Option<Config> {
     }
 }
 
+/// Whether a value is no damaged docker config, so that no login is lost with it: it has neither a brace
+/// nor the word `auth`, and does not begin as the base64 of a brace.
+fn is_foreign(value: &[u8]) -> bool {
+    let names_auth = value.windows(4).any(|word| word.eq_ignore_ascii_case(b"auth"));
+    !names_auth && !value.contains(&b'{') && !value.trim_ascii_start().starts_with(b"e")
+}
+
 /// Length of the JSON object that a value begins with.
 fn end_of_object(value: &[u8]) -> Option<usize> {
     let mut values = serde_json::Deserializer::from_slice(value).into_iter::<IgnoredAny>();
@@ -527,6 +536,22 @@ mod tests {
         assert_eq!(other.problems[1].kind, SecretProblemKind::WrongKey);
         let good = read_secret(value("Opaque", Some(br#"{"auths":{"reg.io":{"auth":"dTpw"}}}"#), None));
         assert_eq!((good.problems.len(), good.keys().len()), (1, 0));
+    }
+
+    #[rstest]
+    #[case::text("letmein", true)]
+    #[case::empty("", true)]
+    #[case::list("[]", true)]
+    #[case::cut(r#"{"auths":{"reg.io":"#, false)]
+    #[case::yaml("Auths:\n  reg.io: x\n", false)]
+    #[case::cut_base64("eyJhdXRocyI6e", false)]
+    fn value_that_is_no_docker_config_is_replaceable(#[case] text: &str, #[case] expected: bool) {
+        for secret_type in ["Opaque", JSON] {
+            let read = read_secret(value(secret_type, Some(text.as_bytes()), None));
+            assert_eq!((read.is_replaceable(), read.only_key()), (expected, None), "{secret_type}");
+        }
+        let owned = SecretValue { has_owner: true, ..value("Opaque", Some(text.as_bytes()), None) };
+        assert!(!read_secret(owned).is_replaceable());
     }
 
     #[test]

@@ -601,16 +601,63 @@ fn list_of_a_controlled_pod_is_changed_where_it_comes_from() {
     let lines = commands(&of_account);
     assert!(lines[1].starts_with("kubectl patch serviceaccount 'default' "), "{lines:?}");
     assert_eq!((of_account.kind, lines.len(), lines[2]), (FixType::AttachServiceAccount, 3, delete));
-    for (kind, has_own_list, said) in [
-        (WorkloadKind::Job, Some(true), "the controller of the pod"),
-        (WorkloadKind::Deployment, None, "the controller of the pod"),
-    ] {
-        let unknown = fix(controlled_pod(kind, has_own_list), &Lookup::NotRead);
-        assert!(unknown.steps.len() == 1 && unknown.description.contains(said), "{unknown:?}");
+    let unknown = fix(controlled_pod(WorkloadKind::Deployment, None), &Lookup::NotRead);
+    assert!(unknown.steps.len() == 1 && unknown.description.contains("the controller of the pod"), "{unknown:?}");
+}
+
+/// The template of a Job cannot be changed, nor can another Job have the selector and the labels of its uid.
+#[test]
+fn job_is_created_anew_without_the_labels_of_its_uid() {
+    let labels = r#""metadata":{"labels":{"batch.kubernetes.io/controller-uid":null,"controller-uid":null}}"#;
+    let renewed = |spec: &str| {
+        format!(
+            "kubectl get job 'web' -n 'team-a' -o yaml | kubectl patch --local -f - -o yaml -p \
+             '{{\"spec\":{{\"manualSelector\":null,\"selector\":null,\"template\":{{{labels},\"spec\":{spec}}}}}}}' | \
+             kubectl replace --force -f -"
+        )
+    };
+    let job = || Subject::Workload { kind: WorkloadKind::Job, name: PodName::parse("web").unwrap() };
+    let secrets = || vec![secret("k", login("quay.io"))];
+    for subject in [job(), controlled_pod(WorkloadKind::Job, Some(true))] {
+        let fix = first(&examine(pod(subject, &["reg.io/app"], &["k"]), &Lookup::NotRead, secrets())).2;
+        assert_eq!(commands(&fix)[1..], [renewed(r#"{"imagePullSecrets":[{"name":"pull-reg-io"}]}"#)], "{fix:?}");
+        assert!(fix.description.ends_with("the Job is deleted and created again"), "{fix:?}");
     }
-    let job = Subject::Workload { kind: WorkloadKind::Job, name: PodName::parse("web").unwrap() };
-    let job = fix(job, &Lookup::Missing);
-    assert!(job.steps.len() == 1 && job.description.contains("create the Job anew"), "{job:?}");
+    let fix = first(&examine(pod(job(), &["reg.io/app"], &[]), &Lookup::Found(names(&["k"])), secrets())).2;
+    assert_eq!((fix.kind, &commands(&fix)[2..]), (FixType::AttachServiceAccount, &[renewed("{}").as_str()][..]));
+}
+
+/// An earlier fix created the Secret, or that of another object.
+#[test]
+fn secret_whose_login_works_is_added_instead_of_a_new_one() {
+    let mut examination = examine(pod(deployment(), &["reg.io/app"], &[]), &Lookup::Found(Vec::new()), Vec::new());
+    let sound = secret("pull-reg-io", login("reg.io"));
+    assert_eq!(examination.entries_of(0, &sound).len(), 1);
+    let broken = value(&json!({"auths": {"reg.io": {"auth": "dTpw"}, "quay.io": {"auth": "!"}}}));
+    for useless in [secret("pull-reg-io", broken), secret("pull-reg-io", login("quay.io"))] {
+        assert_eq!(examination.entries_of(0, &useless).len(), 0);
+    }
+    examination.reserve(SecretName::parse("pull-reg-io").unwrap());
+    examination.use_existing(0, SecretName::parse("pull-reg-io").unwrap());
+
+    let (_, _, fix) = first(&examination);
+
+    let lines = commands(&fix);
+    assert!(lines.len() == 2 && lines[0].contains(r#"[{"name":"pull-reg-io"}]"#), "{lines:?}");
+    assert!(fix.description.starts_with("add the Secret pull-reg-io, whose login pulls the image,"), "{fix:?}");
+}
+
+#[test]
+fn fix_says_what_it_deletes() {
+    let of_pod = examine(pod(bare_pod(), &["reg.io/app"], &["k"]), &Lookup::NotRead, vec![secret("k", login("a.io"))]);
+    let (_, _, fix) = first(&of_pod);
+    assert!(fix.description.ends_with("; the pod is deleted and created again"), "{fix:?}");
+    let text = Lookup::Found(SecretValue { secret_type: "Opaque".to_owned(), ..secret_value("letmein") });
+    let of_secret = examine(pod(bare_pod(), &["reg.io/app"], &["k"]), &Lookup::NotRead, vec![secret("k", text)]);
+    let (_, _, fix) = first(&of_secret);
+    assert_eq!((fix.kind, deletes(&fix)), (FixType::ReplaceSecret, true));
+    let expected = "replace the Secret k: the old one is deleted first, and the new one has a login for `reg.io`";
+    assert_eq!(fix.description, expected);
 }
 
 /// What was not read could make every pull fail.
@@ -645,6 +692,32 @@ fn registry_on_the_node_is_unknown() {
     let image = &diagnosis.images[0];
     assert_eq!((image.verdict, &image.fix), (Verdict::Unknown, &None));
     assert!(image.sentence.contains("the node's own host"), "{}", image.sentence);
+}
+
+/// It may deliver the image without a login, so nothing is changed without the caller.
+#[test]
+fn cause_beside_a_registry_on_the_node_has_a_fix() {
+    let found = |secrets: Vec<Arc<ReadSecret>>, has_option: bool| {
+        let examination = examine(pod(deployment(), &["localhost:5000/app"], &["k"]), &Lookup::NotRead, secrets);
+        let examination = if has_option { examination.with_local_node_option() } else { examination };
+        let answers = [ImageAnswers { is_of_node: true, ..ImageAnswers::default() }];
+        let context = context(vec![Some("prod")], vec![PullSecretName::Taken]);
+        examination.conclude(&answers, &[], Vec::new(), Some(&context)).images.swap_remove(0)
+    };
+    for (of_secret, fix, said) in [
+        (Lookup::Missing, Some(FixType::CreateSecret), "login: the pull secret k does not exist"),
+        (login("localhost:6000"), Some(FixType::AddPullSecret), "login: no entry of the pull secrets is for"),
+        (login("localhost:5000"), None, "was not asked: it cannot be asked"),
+    ] {
+        let image = found(vec![secret("k", of_secret)], false);
+        assert_eq!(image.verdict, Verdict::Unknown);
+        assert!(image.sentence.contains(said), "{}", image.sentence);
+        assert_eq!(image.fix.as_ref().map(|fix| fix.kind), fix, "{image:?}");
+        assert!(image.fix.iter().all(|fix| !fix.applicable && fix.change.is_none()), "{image:?}");
+    }
+    let image = found(vec![secret("k", login("localhost:5000"))], true);
+    assert_eq!(image.attempts[0].skipped, Some(SkipReason::NodeHost));
+    assert!(image.sentence.ends_with("add --local-node"), "{}", image.sentence);
 }
 
 /// An editor of the namespace decides about all of this.

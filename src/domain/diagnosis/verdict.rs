@@ -13,11 +13,14 @@ use crate::domain::{matching::ImageReference, verification::VerificationResult a
 /// A verdict and its sentence.
 pub(super) struct Judgement {
     pub(super) verdict: Verdict,
+    /// Verdict that decides about the fix. That of the image is `unknown` if the registry may deliver it
+    /// in spite of this one.
+    pub(super) cause: Verdict,
     pub(super) sentence: String,
 }
 
 fn verdict(verdict: Verdict, sentence: impl Into<String>) -> Judgement {
-    Judgement { verdict, sentence: sentence.into() }
+    Judgement { verdict, cause: verdict, sentence: sentence.into() }
 }
 
 /// Judges an image as the kubelet would fare with it.
@@ -41,10 +44,7 @@ pub(super) fn judge(examination: &Examination, index: usize, answers: &ImageAnsw
         return verdict(Verdict::Unknown, format!("registries are asked about the first {IMAGES_MAX} images only"));
     }
     if answers.is_of_node {
-        return verdict(
-            Verdict::Unknown,
-            format!("`{reference}` is at the node's own host, which is another one than the host of this diagnosis"),
-        );
+        return judge_unasked(examination, image, reference);
     }
     let pulls = image.candidates.iter().zip(&answers.attempts);
     let pulls = pulls.filter_map(|(candidate, report)| Some((candidate, report.as_ref()?)));
@@ -52,8 +52,8 @@ pub(super) fn judge(examination: &Examination, index: usize, answers: &ImageAnsw
         let is_of_account = examination.from == PullSecretsFrom::ServiceAccount;
         let how = match &candidate.login {
             Some(_) if is_of_account => {
-                "the login of a pull secret may pull it; pods that are older than the list of the ServiceAccount do not \
-                 use it"
+                "the login of a pull secret may pull it; restart pods that are older than the list of the \
+                 ServiceAccount: they keep the list that they were created with"
             }
             Some(_) => "the login of a pull secret may pull it",
             None => "it needs no login",
@@ -76,6 +76,24 @@ pub(super) fn judge(examination: &Examination, index: usize, answers: &ImageAnsw
         Some(report) => of_connection(report),
         None => verdict(Verdict::Unknown, "the registry was not asked: a limit of the diagnosis was reached"),
     }
+}
+
+/// The registry is at the node's own host, where it cannot be asked. It may deliver the image without a
+/// login; if it does not, the pull secrets alone can show the cause.
+fn judge_unasked(examination: &Examination, image: &ExaminedImage, reference: &ImageReference) -> Judgement {
+    let advice = if examination.has_local_node_option {
+        "if this machine is the node, add --local-node"
+    } else {
+        "it cannot be asked from the host of the service"
+    };
+    let sentence = format!("the registry of `{reference}` is at the node's own host and was not asked: {advice}");
+    if examination.secrets.is_empty() || !image.candidates.is_empty() {
+        return verdict(Verdict::Unknown, sentence);
+    }
+    let Judgement { cause, sentence: reason, .. } = judge_lists(examination, image, reference);
+    let reason = reason.strip_prefix(&format!("`{reference}` needs a login, and ")).unwrap_or(&reason);
+    let sentence = format!("{sentence}. If it requires a login: {reason}");
+    Judgement { verdict: Verdict::Unknown, cause, sentence }
 }
 
 /// No pull secret has a login, but nodes may have one.

@@ -142,12 +142,24 @@ impl<'a> RegistryQuestions<'a> {
 
     /// Asks the registry of an image with a login of regcred; none if it was not asked.
     ///
-    /// The account of the login must be for the registry of the image.
+    /// The account or the entry of the login must be for the registry of the image.
     pub async fn ask_with(&self, image: &ImageReference, login: (&str, &SecretString)) -> Option<PullReport> {
         if self.registries.is_of_node(image) {
             return None;
         }
         self.with_login(PullQuestion { image, login: Some(login), wants_platforms: false }).await
+    }
+
+    /// Whether the registry delivers an image with one of these entries.
+    pub(super) async fn pulls_with(&self, image: &ImageReference, entries: &[Candidate]) -> bool {
+        for entry in entries {
+            if let Some(Question::Login(user, password)) = entry.question()
+                && self.ask_with(image, (user, password)).await.is_some_and(|report| report.pulls())
+            {
+                return true;
+            }
+        }
+        false
     }
 
     /// Asks with a login, unless the registry has rejected it. Other questions with this login wait for

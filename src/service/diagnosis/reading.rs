@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::memo::Memo;
+use super::{memo::Memo, questions::RegistryQuestions};
 use crate::{
     clients::cluster::{ClusterClient, ClusterError},
     domain::{
@@ -82,33 +82,59 @@ impl<'a> NamespaceFacts<'a> {
     }
 
     /// Keeps fixes from creating a Secret whose name the namespace has already, unless `is_declared`
-    /// tells that a pull secret places it. Only a fix depends on it, so that a lookup which fails
-    /// ends the search.
+    /// tells that a pull secret places it. Fixes use such a Secret if its login pulls the image: an
+    /// earlier fix, also one of another object, created it. `announce` is called before it is read.
+    ///
+    /// Only a fix depends on it, so that a lookup which fails ends the search.
     ///
     /// # Errors
     ///
-    /// The error of `is_declared`.
+    /// The error of `is_declared` or `announce`.
     pub async fn reserve_names(
         &self,
         examination: &mut Examination,
-        answers: &[ImageAnswers],
+        (answers, questions): (&[ImageAnswers], &RegistryQuestions<'_>),
         is_declared: impl AsyncFn(&str) -> Result<bool, ServiceError>,
+        announce: impl AsyncFn(&SecretName) -> Result<(), ServiceError>,
     ) -> Result<(), ServiceError> {
         let mut known: Vec<SecretName> = Vec::new();
         while known.len() < NAMES_MAX {
-            let lacking = examination.lacking(answers);
-            let new = lacking.iter().filter_map(|(index, _)| SecretName::parse(&examination.new_secret(*index)?).ok());
-            let Some(name) = new.into_iter().find(|name| !known.contains(name)) else { return Ok(()) };
+            let lacking = examination.lacking(answers).into_iter().map(|(index, _)| index);
+            let new = lacking.filter(|index| examination.existing_secret(*index).is_none());
+            let new = new.filter_map(|index| Some((index, SecretName::parse(&examination.new_secret(index)?).ok()?)));
+            let new: Vec<(usize, SecretName)> = new.collect();
+            let Some((_, name)) = new.iter().find(|(_, name)| !known.contains(name)) else { return Ok(()) };
             if !is_declared(name.as_str()).await? {
-                match self.client.get_secret(self.namespace, &name).await {
-                    Ok(Some(_)) => examination.reserve(name.clone()),
+                match self.client.get_secret(self.namespace, name).await {
+                    Ok(Some(_)) => {
+                        announce(name).await?;
+                        let images = new.iter().filter(|(_, of_image)| of_image == name).map(|(index, _)| *index);
+                        self.use_existing(examination, questions, (name, images.collect())).await;
+                        examination.reserve(name.clone());
+                    }
                     Ok(None) => {}
                     Err(_) => return Ok(()),
                 }
             }
-            known.push(name);
+            known.push(name.clone());
         }
         Ok(())
+    }
+
+    /// Has the fixes for images use a Secret whose login pulls them.
+    async fn use_existing(
+        &self,
+        examination: &mut Examination,
+        questions: &RegistryQuestions<'_>,
+        (name, images): (&SecretName, Vec<usize>),
+    ) {
+        let Ok(secret) = self.secret(name.clone()).await else { return };
+        for index in images {
+            let Some(image) = examination.reference(index) else { continue };
+            if questions.pulls_with(image, &examination.entries_of(index, &secret)).await {
+                examination.use_existing(index, name.clone());
+            }
+        }
     }
 
     /// Whether the template of the pod's controller has a list of pull secrets.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
-use super::setup::{Doctor, deployment, document, login, namespace_with, pod, pull_secret};
+use super::setup::{Doctor, deployment, document, login, namespace_with, pod, pull_secret, workload};
 use crate::{
     pull_secrets::{declaration, put, settled},
     support::{client::Client, eventually, kubernetes::kubectl},
@@ -306,6 +306,50 @@ async fn new_secret_has_a_name_that_is_free(pool: PgPool) {
 
     let fix = &found["images"][0]["fix"];
     assert_eq!(fix["secret"], format!("{name}-3"), "{found:#}");
+    doctor.apply(fix, (&a.username, &a.password)).await;
+    assert_eq!(doctor.diagnose(&namespace, WEB).await["ok"], true);
+}
+
+/// The fix of one object creates the Secret that the fix of another one adds to its list.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn secret_of_an_earlier_fix_is_used(pool: PgPool) {
+    const STATEFUL: &str = "workloads/statefulset/web";
+    let doctor = Doctor::new(pool).await;
+    let (a, image) = (&doctor.a, Doctor::image_of(&doctor.a));
+    let other = pull_secret("other", &document("quay.io", "u", "p"));
+    let objects = vec![other, deployment(&[&image], &["other"]), workload("StatefulSet", &[&image], &["other"])];
+    let namespace = namespace_with(&[], objects).await;
+    let name = format!("pull-{}", a.address.replace(['.', ':'], "-"));
+    let fix = async |object: &str| doctor.diagnose(&namespace, object).await["images"][0]["fix"].clone();
+    let (of_deployment, of_set) = (fix(WEB).await, fix(STATEFUL).await);
+    assert_eq!((&of_deployment["secret"], &of_set["secret"]), (&json!(name), &json!(name)));
+    doctor.apply(&of_deployment, (&a.username, &a.password)).await;
+
+    let attaching = fix(STATEFUL).await;
+
+    assert_eq!((&attaching["secret"], attaching["steps"].as_array().map(Vec::len)), (&json!(name), Some(1)));
+    doctor.apply(&attaching, ("unused", "unused")).await;
+    for object in [WEB, STATEFUL] {
+        assert_eq!(doctor.diagnose(&namespace, object).await["ok"], true, "{attaching:#}");
+    }
+    // The Secret was read, so its name is in the audit log.
+    let events = doctor.admin.get("/v1/audit-events?action=pod.diagnose").await.expect(200);
+    assert!(events.to_string().contains(&format!("namespaces/{namespace}/secrets/{name}")), "{events:#}");
+}
+
+/// A login of a Secret of the proposed name that does not work is not used.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn secret_of_an_earlier_fix_with_a_wrong_login_is_not_used(pool: PgPool) {
+    let doctor = Doctor::new(pool).await;
+    let a = &doctor.a;
+    let name = format!("pull-{}", a.address.replace(['.', ':'], "-"));
+    let wrong = pull_secret(&name, &document(&a.address, &a.username, "wrong"));
+    let namespace = namespace_with(&[], vec![wrong, deployment(&[&Doctor::image_of(a)], &[])]).await;
+
+    let found = doctor.diagnose(&namespace, WEB).await;
+
+    let fix = &found["images"][0]["fix"];
+    assert_eq!(fix["secret"], format!("{name}-2"), "{found:#}");
     doctor.apply(fix, (&a.username, &a.password)).await;
     assert_eq!(doctor.diagnose(&namespace, WEB).await["ok"], true);
 }

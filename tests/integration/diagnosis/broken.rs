@@ -192,6 +192,7 @@ async fn unreadable_secrets_are_diagnosed(pool: PgPool) {
     for case in [
         broken("type Opaque", secret("k", "Opaque", key, &text), "its type is not"),
         broken("a stray `#`", secret("k", "Opaque", key, &format!("{text}#")), "a stray `#` follows"),
+        broken("no docker config at all", secret("k", "Opaque", key, "letmein"), "the text is not JSON"),
         broken("base64 twice", secret("k", "Opaque", key, &BASE64_STANDARD.encode(&text)), "base64 of base64"),
         broken("a byte order mark", secret("k", "Opaque", key, &format!("\u{feff}{text}")), "byte order mark"),
         broken("`auth` is no base64", auth("!"), "not base64"),
@@ -361,20 +362,22 @@ async fn failures_of_registries_are_diagnosed(pool: PgPool) {
 async fn every_kind_of_workload_is_diagnosed(pool: PgPool) {
     let doctor = Doctor::new(pool).await;
     let at_a = Doctor::image_of(&doctor.a);
-    for (kind, object, fix) in [
-        ("StatefulSet", "workloads/statefulset/web", "addPullSecret"),
-        ("DaemonSet", "workloads/DaemonSet/web", "addPullSecret"),
-        ("CronJob", "workloads/cronjob/web", "addPullSecret"),
-        ("Job", "workloads/job/web", "addPullSecret"),
+    for (kind, object) in [
+        ("StatefulSet", "workloads/statefulset/web"),
+        ("DaemonSet", "workloads/DaemonSet/web"),
+        ("CronJob", "workloads/cronjob/web"),
+        ("Job", "workloads/job/web"),
     ] {
         let several = json!({"auths": {"x.example.com": {"auth": "dTpw"}, "y.example.com": {"auth": "dTpw"}}});
         let objects = vec![pull_secret("k", &several), workload(kind, &[&at_a], &["k"])];
-        let mut case = case("a workload", objects, "noMatchingEntry").advised(fix);
+        let mut case = case("a workload", objects, "noMatchingEntry").fixed_by("addPullSecret");
         case.object = object;
-        // The template of a Job is immutable.
-        case.is_fixed = kind != "Job";
         check(&doctor, case).await;
     }
+    // Pods of a Job that use the list of the ServiceAccount keep it, too.
+    let mut of_account = case("a Job", vec![workload("Job", &[&at_a], &[])], "noSecret");
+    of_account.object = "workloads/job/web";
+    check(&doctor, of_account.fixed_by("attachServiceAccount")).await;
     let namespace = namespace_with(&[], Vec::new()).await;
     let path = |object: &str| format!("/v1/clusters/dev/namespaces/{namespace}/{object}/diagnose");
     for object in ["pods/web", "pods/A", "workloads/deployment/web", "workloads/cronjob/web"] {

@@ -58,7 +58,7 @@ async fn command_diagnoses_through_a_service(pool: PgPool) {
     assert_eq!(tree.code, Some(1), "{tree:?}");
     let entry = format!("✗ k, entry {}: invalid:", a.address);
     for line in
-        ["✗ pod/web in namespace", "✓ k: ", &entry, "credentialInvalid: ", "Fix: replace the Secret k", "$ kubectl"]
+        ["✗ pod/web in namespace", "• k: ", &entry, "credentialInvalid: ", "Fix: replace the Secret k", "$ kubectl"]
     {
         assert!(tree.stdout.contains(line), "{line}: {}", tree.stdout);
     }
@@ -94,6 +94,7 @@ async fn command_without_a_diagnosis_exits_with_2(pool: PgPool) {
         (&url, "", &pod, "REGCRED_TOKEN"),
         (&url, &key, &["doctor", "workload", "web", "--cluster", "dev"], "KIND/NAME"),
         (&url, &key, &["doctor", "pod", "web"], "--cluster"),
+        (&url, &key, &["doctor"], "a subcommand is missing"),
     ] {
         let exit = run(arguments, &[("REGCRED_URL", url), ("REGCRED_TOKEN", token)]).await;
         assert_eq!(exit.code, Some(2), "{said}: {exit:?}");
@@ -132,6 +133,9 @@ async fn kubeconfig_is_enough_for_a_diagnosis() {
     let unknown = diagnose("pod/gone", &[]).await;
     assert_eq!((unknown.code, unknown.stdout.as_str()), (Some(2), ""), "{unknown:?}");
     assert!(unknown.stderr.contains("gone"), "{unknown:?}");
+    let nowhere = run(&["doctor", "kubeconfig", "-n", "there-is-no-such-namespace"], &variables).await;
+    assert_eq!((nowhere.code, nowhere.stdout.as_str()), (Some(2), ""), "{nowhere:?}");
+    assert!(nowhere.stderr.contains("there-is-no-such-namespace does not exist"), "{nowhere:?}");
 }
 
 /// The program is run as kubectl does; its output does not appear.
@@ -189,7 +193,9 @@ async fn loopback_registry_is_asked_only_on_the_node() {
     let elsewhere = run(&arguments, &variables).await;
 
     assert_eq!((elsewhere.code, requests.count()), (Some(1), 0), "{elsewhere:?}");
-    assert!(elsewhere.stdout.contains("the node's own host"), "{}", elsewhere.stdout);
+    for line in ["not tried, because the registry is at the node's own host", "the node, add --local-node"] {
+        assert!(elsewhere.stdout.contains(line), "{line}: {}", elsewhere.stdout);
+    }
     let on_node = run(&[&arguments[..], &["--local-node"]].concat(), &variables).await;
     assert_eq!(on_node.code, Some(0), "{on_node:?}");
 }
@@ -217,20 +223,33 @@ async fn host_of_an_image_is_no_token_service_of_another() {
 async fn kubeconfig_without_an_object_finds_the_pods_that_wait() {
     let a = registry::a();
     let image = Doctor::image_of(&a);
-    let mut other = pod(&[&image], &["gone"]);
-    other["metadata"]["name"] = json!("other");
-    let namespace = namespace_with(&[], vec![pod(&[&image], &[]), other]).await;
+    let named = |name: &str| {
+        let mut pod = pod(&[&image], &["gone"]);
+        pod["metadata"]["name"] = json!(name);
+        pod
+    };
+    let namespace = namespace_with(&[], vec![pod(&[&image], &[]), named("other")]).await;
     let kubeconfig = kubernetes::path("kubeconfig").display().to_string();
     let variables = [("KUBECONFIG", kubeconfig.as_str())];
     let arguments = ["doctor", "kubeconfig", "-n", &namespace, "--local-node"];
+    let pods: Api<Pod> = Api::namespaced(kubernetes::admin(), &namespace);
+    let patch = async |pod: &str, status: Value| {
+        let patch = Patch::Merge(json!({"status": status}));
+        pods.patch_status(pod, &PatchParams::default(), &patch).await.expect("a status");
+    };
+    for pod in ["web", "other"] {
+        patch(pod, json!({"phase": "Running"})).await;
+    }
     let none = run(&arguments, &variables).await;
-    assert_eq!((none.code, none.stdout.as_str()), (Some(0), "No pod of the namespace waits for an image.\n"));
+    assert_eq!(none.code, Some(0), "{none:?}");
+    let nothing = format!("No pod of the namespace {namespace} waits for an image");
+    for part in [nothing.as_str(), "2 pods", "deployment/NAME"] {
+        assert!(none.stdout.contains(part), "{part}: {}", none.stdout);
+    }
 
     let waiting = json!({"name": "c0", "image": image, "imageID": "", "ready": false, "restartCount": 0,
         "state": {"waiting": {"reason": "ImagePullBackOff", "message": CANARY}}});
-    let status = Patch::Merge(json!({"status": {"containerStatuses": [waiting]}}));
-    let pods: Api<Pod> = Api::namespaced(kubernetes::admin(), &namespace);
-    pods.patch_status("web", &PatchParams::default(), &status).await.expect("a status");
+    patch("web", json!({"containerStatuses": [waiting]})).await;
     let found = run(&arguments, &variables).await;
     assert_eq!(found.code, Some(1), "{found:?}");
     let is_shown = |name: &str| found.stdout.contains(&format!("pod/{name} in namespace"));
@@ -241,6 +260,21 @@ async fn kubeconfig_without_an_object_finds_the_pods_that_wait() {
     let listed = run(&[&arguments[..], &["-o", "json"]].concat(), &variables).await;
     let listed: Value = serde_json::from_str(&listed.stdout).expect("JSON");
     assert_eq!((&listed["ok"], &listed["items"][0]["pod"]), (&json!(false), &json!("web")), "{listed:#}");
+
+    // A pod that no kubelet reports about yet, and a workload without a pod. Their Secret is one.
+    let new = [named("new"), deployment(&[&image], &["gone"])];
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": new});
+    kubernetes::kubectl(&["create", "-n", &namespace, "-f", "-"], &list.to_string());
+    let found = run(&arguments, &variables).await;
+    let shared = "Several fixes share the Secret gone: create it once";
+    for line in ["pod/web in", "pod/new in", "deployment/web in", "Pull secrets of the pod template", shared] {
+        assert!(found.stdout.contains(line), "{line}: {}", found.stdout);
+    }
+    assert!(!found.stdout.contains("pod/other in"), "{}", found.stdout);
+    let listed = run(&[&arguments[..], &["-o", "json"]].concat(), &variables).await;
+    let listed: Value = serde_json::from_str(&listed.stdout).expect("JSON");
+    let of_workload = (&listed["items"][2]["object"], &listed["items"][2]["pod"]);
+    assert_eq!(of_workload, (&json!("deployment/web"), &Value::Null), "{listed:#}");
 }
 
 /// Pods of a page that together exceed the maximum of a response.
@@ -262,5 +296,8 @@ async fn large_pods_are_listed_in_smaller_pages() {
 
     let listed = run(&["doctor", "kubeconfig", "-n", &namespace], &[("KUBECONFIG", kubeconfig.as_str())]).await;
 
-    assert_eq!((listed.code, listed.stdout.as_str()), (Some(0), "No pod of the namespace waits for an image.\n"));
+    assert_eq!(listed.code, Some(1), "{listed:?}");
+    for number in 0..6 {
+        assert!(listed.stdout.contains(&format!("pod/web-{number} in namespace")), "{}", listed.stdout);
+    }
 }

@@ -20,6 +20,8 @@ use crate::domain::{
     secret::SecretType,
 };
 
+/// What becomes of a Job, as the end of a sentence.
+const JOB_RENEWAL: &str = "; the Job is deleted and created again";
 /// State of a target whose Secret is up to date.
 const SYNCED: &str = "synced";
 
@@ -28,6 +30,8 @@ pub(super) struct Plan<'a> {
     pub(super) examination: &'a Examination,
     pub(super) image: &'a ExaminedImage,
     pub(super) name: &'a ImageName,
+    /// Secret of the namespace that can be added to a list instead of a new one.
+    pub(super) existing: Option<&'a SecretName>,
     pub(super) accounts: Vec<Name>,
     pub(super) pull_secret: Option<&'a PullSecretName>,
     pub(super) context: Option<&'a RegcredContext>,
@@ -53,8 +57,9 @@ impl Plan<'_> {
         let has_list = self.examination.of_service_account.as_ref().is_some_and(|names| !names.is_empty());
         if let (Subject::Pod { .. }, true) = (&pod.subject, has_list) {
             let description = format!(
-                "create the pod anew: it then gets the pull secrets of the ServiceAccount {}",
-                pod.service_account
+                "create the pod anew, so that it gets the pull secrets of the ServiceAccount {}{}",
+                pod.service_account,
+                self.renewal()
             );
             return fix(FixType::RecreatePod, description, None, self.recreate());
         }
@@ -174,8 +179,10 @@ impl Plan<'_> {
         if self.is_taken(name, &steps) {
             return self.add();
         }
-        let description =
-            format!("replace the Secret {name} by one with a login for `{key}`, the only one that it is for");
+        let of_entry = if secret.only_key().is_some() { ", the registry of its only entry" } else { "" };
+        let description = format!(
+            "replace the Secret {name}: the old one is deleted first, and the new one has a login for `{key}`{of_entry}"
+        );
         fix(FixType::ReplaceSecret, description, Some(name), steps)
     }
 
@@ -186,7 +193,10 @@ impl Plan<'_> {
 
     /// As [`add`](Self::add), and removes another Secret from the list.
     fn add_instead_of(&self, removed: Option<&ReadSecret>) -> Fix {
-        let name = new_secret_name(self.examination, self.name);
+        let name = match self.existing {
+            Some(existing) => existing.to_string(),
+            None => new_secret_name(self.examination, self.name),
+        };
         let removed = removed.map(|secret| secret.name.as_str());
         match self.list() {
             List::OfServiceAccount => self.add_to_service_account(&name, removed),
@@ -208,21 +218,23 @@ impl Plan<'_> {
     }
 
     fn add_to_service_account(&self, name: &str, removed: Option<&str>) -> Fix {
-        let (pod, registry) = (&self.examination.pod, self.name.registry());
+        let pod = &self.examination.pod;
         let account = &pod.service_account;
-        if let Some(declaring) = self.declare(name).filter(|_| removed.is_none()) {
+        if let Some(declaring) = self.declare(name).filter(|_| removed.is_none() && self.existing.is_none()) {
             return declaring;
         }
-        let mut steps = self.provide(name, self.key());
+        let mut steps = self.provide_further(name);
         if self.examination.is_service_account_missing {
             steps.extend(create_service_account(self.kubectl(), &pod.namespace, account).steps);
         }
         steps.extend(self.attach(name, removed));
         steps.extend(self.recreate());
         let removal = removed.map(|removed| format!(" instead of {removed}")).unwrap_or_default();
+        let (provision, it) = self.provision(name);
         let description = format!(
-            "create the Secret {name} with a login for `{registry}`, and add it to the ServiceAccount {account}{removal}: \
-             all of its new pods use it, and older ones keep their list"
+            "{provision}add {it} to the ServiceAccount {account}{removal}: all of its new pods use it, and older ones keep \
+             their list{}",
+            self.renewal()
         );
         fix(FixType::AttachServiceAccount, description, Some(name), steps)
     }
@@ -240,6 +252,7 @@ impl Plan<'_> {
             PullSecretName::Declared(name) => {
                 let mut fix = self.sync_of(name, secret)?;
                 fix.steps.extend(self.recreate());
+                fix.description.push_str(self.renewal());
                 return Some(fix);
             }
             PullSecretName::Taken => return None,
@@ -264,29 +277,47 @@ impl Plan<'_> {
         steps.extend(self.recreate());
         let description = format!(
             "declare the pull secret {name}: regcred creates the Secret {secret} with a login for `{}`, keeps it in sync, \
-             and adds it to the ServiceAccount {account}: all of its new pods use it, and older ones keep their list",
-            self.name.registry()
+             and adds it to the ServiceAccount {account}: all of its new pods use it, and older ones keep their list{}",
+            self.name.registry(),
+            self.renewal()
         );
         Some(fix(FixType::AttachServiceAccount, description, Some(secret), steps).applying(Some(change)))
     }
 
     fn add_to_own_list(&self, name: &str, removed: Option<&str>, list: List) -> Fix {
-        let mut steps = self.provide(name, self.key());
+        let mut steps = self.provide_further(name);
         let changes = if list == List::Own { self.change_own_list(name, removed) } else { Vec::new() };
-        let how = match &self.examination.pod.subject {
-            Subject::Workload { kind: WorkloadKind::Job, .. } => {
-                ", and create the Job anew with it in imagePullSecrets: its template cannot be changed"
-            }
-            Subject::Pod { controller: Some(_), .. } if changes.is_empty() => {
-                ", and have the controller of the pod add it to imagePullSecrets"
-            }
-            _ => ", and add it to imagePullSecrets",
+        let by = match &self.examination.pod.subject {
+            Subject::Pod { controller: Some(_), .. } if changes.is_empty() => "have the controller of the pod ",
+            _ => "",
+        };
+        let renewal = match self.job() {
+            _ if changes.is_empty() => "",
+            Some(_) => JOB_RENEWAL,
+            None if matches!(self.examination.pod.subject, Subject::Workload { .. }) => "",
+            None => self.renewal(),
         };
         steps.extend(changes);
         let removal = removed.map(|removed| format!(", instead of {removed}")).unwrap_or_default();
-        let registry = self.name.registry();
-        let description = format!("create the Secret {name} with a login for `{registry}`{how}{removal}");
+        let (provision, it) = self.provision(name);
+        let description = format!("{provision}{by}add {it} to imagePullSecrets{removal}{renewal}");
         fix(FixType::AddPullSecret, description, Some(name), steps)
+    }
+
+    /// Says where a Secret that is added to a list comes from: what to do before, and the Secret itself.
+    fn provision(&self, name: &str) -> (String, String) {
+        match self.existing {
+            Some(existing) => (String::new(), format!("the Secret {existing}, whose login pulls the image,")),
+            None => {
+                let registry = self.name.registry();
+                (format!("create the Secret {name} with a login for `{registry}`, and "), "it".to_owned())
+            }
+        }
+    }
+
+    /// Creates a Secret that is added to a list, unless it exists.
+    fn provide_further(&self, name: &str) -> Vec<Step> {
+        if self.existing.is_some() { Vec::new() } else { self.provide(name, self.key()) }
     }
 
     /// Delivery of a Secret, if regcred has an account for the image.
@@ -351,25 +382,67 @@ impl Plan<'_> {
                 &format!("patch --local -f - -o yaml -p '{}'", json!({"spec": list})),
                 "replace --force -f -",
             ])],
-            Subject::Pod { controller: Some(Controller { workload: Some((kind, name)), .. }), .. } => {
-                let changed = self.change_template(*kind, name, &list);
-                changed.map(|step| [vec![step], self.recreate()].concat()).unwrap_or_default()
+            Subject::Pod { controller: Some(Controller { workload: Some((WorkloadKind::Job, name)), .. }), .. } => {
+                vec![self.renew_job(name, &list)]
             }
-            Subject::Workload { kind, name } => self.change_template(*kind, name, &list).into_iter().collect(),
+            Subject::Pod { controller: Some(Controller { workload: Some((kind, name)), .. }), .. } => {
+                [vec![self.change_template(*kind, name, &list)], self.recreate()].concat()
+            }
+            Subject::Workload { kind, name } => vec![self.change_template(*kind, name, &list)],
             Subject::Pod { .. } | Subject::Spec => Vec::new(),
         }
     }
 
-    /// The template of a Job cannot be changed.
-    fn change_template(&self, kind: WorkloadKind, name: &PodName, list: &Value) -> Option<Step> {
+    fn change_template(&self, kind: WorkloadKind, name: &PodName, list: &Value) -> Step {
         let namespace = &self.examination.pod.namespace;
         let template = json!({"spec": {"template": {"spec": list}}});
         let patch = match kind {
-            WorkloadKind::Job => return None,
+            WorkloadKind::Job => return self.renew_job(name, list),
             WorkloadKind::CronJob => json!({"spec": {"jobTemplate": template}}),
             WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::DaemonSet => template,
         };
-        Some(self.kubectl().step(format!("patch {} '{name}' -n '{namespace}' -p '{patch}'", kind.as_str())))
+        self.kubectl().step(format!("patch {} '{name}' -n '{namespace}' -p '{patch}'", kind.as_str()))
+    }
+
+    /// Deletes a Job, whose template cannot be changed, and creates it with a change of the spec of its pods.
+    ///
+    /// The API server derives selector and labels from the uid of the Job, and refuses those of another one.
+    /// `null` removes a field, and permits that there is none: API servers before 1.27 have one label only.
+    fn renew_job(&self, name: &PodName, spec: &Value) -> Step {
+        let namespace = &self.examination.pod.namespace;
+        let labels = json!({"batch.kubernetes.io/controller-uid": null, "controller-uid": null});
+        let template = json!({"metadata": {"labels": labels}, "spec": spec});
+        let patch = json!({"spec": {"manualSelector": null, "selector": null, "template": template}});
+        self.kubectl().pipe(&[
+            &format!("get job '{name}' -n '{namespace}' -o yaml"),
+            &format!("patch --local -f - -o yaml -p '{patch}'"),
+            "replace --force -f -",
+        ])
+    }
+
+    /// Job of which the subject is, or whose pod it is.
+    fn job(&self) -> Option<&PodName> {
+        match &self.examination.pod.subject {
+            Subject::Workload { kind: WorkloadKind::Job, name } => Some(name),
+            Subject::Pod { controller: Some(Controller { workload: Some((WorkloadKind::Job, name)), .. }), .. } => {
+                Some(name)
+            }
+            _ => None,
+        }
+    }
+
+    /// What [`recreate`](Self::recreate) deletes or restarts, as the end of a sentence.
+    fn renewal(&self) -> &'static str {
+        match &self.examination.pod.subject {
+            Subject::Pod { controller: None, .. } => "; the pod is deleted and created again",
+            Subject::Pod { .. } => "; the pod is deleted, and its controller creates another one",
+            Subject::Workload { kind: WorkloadKind::Job, .. } => JOB_RENEWAL,
+            Subject::Workload {
+                kind: WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::DaemonSet,
+                ..
+            } => "; its pods are restarted",
+            Subject::Workload { kind: WorkloadKind::CronJob, .. } | Subject::Spec => "",
+        }
     }
 
     /// Creates existing pods anew: they keep their list.
@@ -386,7 +459,8 @@ impl Plan<'_> {
                 kind: kind @ (WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::DaemonSet),
                 name,
             } => vec![self.kubectl().step(format!("rollout restart '{}/{name}' -n '{namespace}'", kind.as_str()))],
-            Subject::Workload { .. } | Subject::Spec => Vec::new(),
+            Subject::Workload { kind: WorkloadKind::Job, name } => vec![self.renew_job(name, &json!({}))],
+            Subject::Workload { kind: WorkloadKind::CronJob, .. } | Subject::Spec => Vec::new(),
         }
     }
 }

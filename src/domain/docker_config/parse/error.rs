@@ -64,7 +64,9 @@ pub(super) fn json(error: &serde_json::Error, input: &[u8]) -> ParseError {
     let position = position(error, input);
     let message = error.to_string();
     let starts_with = |part: &str| message.starts_with(part);
-    let detail = if starts_with("trailing characters") {
+    let detail = if !may_be_json(input) {
+        "the text is not JSON"
+    } else if starts_with("trailing characters") {
         trailing_characters(input, position)
     } else if starts_with("EOF") {
         "the document ends too early: check that it is complete, up to the last brace"
@@ -86,6 +88,12 @@ pub(super) fn json(error: &serde_json::Error, input: &[u8]) -> ParseError {
         "invalid JSON: look for a missing double quote, colon, comma or brace just before"
     };
     ParseError::at(position, detail)
+}
+
+/// Whether a text begins as an object, a list or a string. Other JSON is no docker config either, and
+/// advice about its braces would mislead.
+fn may_be_json(input: &[u8]) -> bool {
+    matches!(input.trim_ascii_start().first(), Some(b'{' | b'[' | b'"'))
 }
 
 /// `serde_json` reports the end of a line as column 0 of the next.

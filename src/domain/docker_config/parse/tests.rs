@@ -139,7 +139,7 @@ fn stray_hash_after_the_last_brace_is_located(#[case] stray: &str, #[case] line:
 #[case(r#"{"auths":{},"credsStore":{}}"#, None, "`credsStore`")]
 #[case("[]", None, "not a docker config")]
 #[case("eyJhdXRocyI6eX0", Some((1, 10)), "inside the base64: invalid JSON")]
-#[case("aGVsbG8", Some((1, 1)), "inside the base64")]
+#[case("aGVsbG8", Some((1, 1)), "inside the base64: the text is not JSON")]
 #[case("abcde", None, "base64 is invalid")]
 #[case("kind: Pod\n", None, "neither a Secret nor a list")]
 #[case("apiVersion: v1\nkind: List\nitems: []\n", None, "one Secret of it")]
