@@ -112,18 +112,27 @@ fn write_image(f: &mut Formatter<'_>, image: &Value, pull_secrets: &[Value]) -> 
     if !reports.is_empty() {
         writeln!(f, "    the kubelet reports: {}", plain(&reports.join(", ")))?;
     }
-    writeln!(f, "    {}: {}", text(&image["verdict"]), without_details(image, pull_secrets))?;
+    match without_details(image, pull_secrets).as_str() {
+        "" => writeln!(f, "    {}", text(&image["verdict"]))?,
+        sentence => writeln!(f, "    {}: {sentence}", text(&image["verdict"]))?,
+    }
     write_fix(f, &image["fix"])
 }
 
-/// The sentence of the verdict, up to the details that the tree has shown above.
+/// The sentence of the verdict without the details that the tree has shown above: what precedes the
+/// first one, or what follows it.
 fn without_details(image: &Value, pull_secrets: &[Value]) -> String {
+    const SEPARATORS: [char; 3] = [':', ';', ' '];
     let sentence = text(&image["sentence"]);
     let problems = pull_secrets.iter().flat_map(|secret| items(&secret["problems"]));
-    let details = problems.chain(items(&image["nearest"])).map(|shown| text(&shown["detail"]));
-    let places = details.filter(|detail| !detail.is_empty()).filter_map(|detail| sentence.find(&detail));
-    let kept = places.min().and_then(|place| sentence.get(..place)).map(|kept| kept.trim_end_matches([':', ';', ' ']));
-    kept.filter(|kept| !kept.is_empty()).map_or_else(|| sentence.clone(), str::to_owned)
+    let answers = items(&image["attempts"]).iter().map(|attempt| &attempt["answer"]).chain([&image["anonymous"]]);
+    let shown = problems.chain(items(&image["nearest"])).chain(answers).map(|shown| text(&shown["detail"]));
+    let found = shown.filter(|detail| !detail.is_empty()).filter_map(|detail| Some((sentence.find(&detail)?, detail)));
+    match found.min() {
+        Some((0, detail)) => sentence.replacen(&detail, "", 1).trim_start_matches(SEPARATORS).to_owned(),
+        Some((place, _)) => sentence[..place].trim_end_matches(SEPARATORS).to_owned(),
+        None => sentence,
+    }
 }
 
 fn write_answer(f: &mut Formatter<'_>, what: &str, answer: &Value, skipped: Option<&str>) -> fmt::Result {
@@ -244,6 +253,9 @@ mod tests {
                         {"command": "kubectl create --docker-password=\"$REGISTRY_PASSWORD\""}]}},
             ],
         });
+        let attempts = json!([{"answer": {"detail": "it is rejected"}}]);
+        let repeated = json!({"sentence": "it is rejected; the image is public", "attempts": attempts});
+        assert_eq!(without_details(&repeated, &[]), "the image is public");
         let expected = "✗ job/x\n  Pull secrets of the pod template\n    ✓ good: reg.io\n    ✗ k\n      \
                         it is not JSON\n  ✓ reg.io/app:1 (web)\n    ✓ good, entry reg.io: valid: it works\n    \
                         ok: it is pulled\n  ✗ quay.io/app:1 (job)\n    \

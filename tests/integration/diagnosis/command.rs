@@ -58,7 +58,7 @@ async fn command_diagnoses_through_a_service(pool: PgPool) {
     assert_eq!(tree.code, Some(1), "{tree:?}");
     let entry = format!("✗ k, entry {}: invalid:", a.address);
     for line in
-        ["✗ pod/web in namespace", "• k: ", &entry, "credentialInvalid: ", "Fix: replace the Secret k", "$ kubectl"]
+        ["✗ pod/web in namespace", "• k: ", &entry, "    credentialInvalid\n", "Fix: replace the Secret k", "$ kubectl"]
     {
         assert!(tree.stdout.contains(line), "{line}: {}", tree.stdout);
     }

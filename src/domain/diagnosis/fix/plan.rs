@@ -316,6 +316,9 @@ impl Plan<'_> {
     }
 
     /// Creates a Secret that is added to a list, unless it exists.
+    ///
+    /// Between a diagnosis and its fix, another fix may create it. The command then fails: `kubectl apply`
+    /// would overwrite a Secret of another origin. A new diagnosis uses it if its login works.
     fn provide_further(&self, name: &str) -> Vec<Step> {
         if self.existing.is_some() { Vec::new() } else { self.provide(name, self.key()) }
     }
