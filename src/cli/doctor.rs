@@ -250,7 +250,7 @@ impl DoctorCommand {
                 (vec![request.diagnose(&workload).await.map_err(undiagnosed)?], request.output, None)
             }
             Self::Kubeconfig { object, local } => {
-                let (found, search) = local.diagnose(object.as_ref()).await.map_err(undiagnosed)?;
+                let (found, search) = Box::pin(local.diagnose(object.as_ref())).await.map_err(undiagnosed)?;
                 (found, local.output, search)
             }
         };
@@ -342,11 +342,11 @@ fn shared_secrets(found: &[Diagnosed]) -> Vec<&str> {
     let mut objects: BTreeMap<&str, usize> = BTreeMap::new();
     for one in found {
         let fixes = one.diagnosis["images"].as_array().into_iter().flatten().map(|image| &image["fix"]);
-        let creates = |fix: &Value| {
+        let makes_secret = |fix: &Value| {
             let mut steps = fix["steps"].as_array().into_iter().flatten();
             steps.any(|step| step["command"].as_str().is_some_and(|line| line.contains(" create secret ")))
         };
-        let creating = fixes.filter(|fix| creates(fix));
+        let creating = fixes.filter(|fix| makes_secret(fix));
         let created: BTreeSet<&str> = creating.filter_map(|fix| fix["secret"].as_str()).collect();
         for name in created {
             *objects.entry(name).or_default() += 1;

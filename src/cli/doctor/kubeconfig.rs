@@ -30,10 +30,7 @@ const MANY: QuestionLimits = QuestionLimits { questions: 600, within: Duration::
 
 impl Local {
     /// Diagnoses the object. Without one, also returns what was searched for objects.
-    pub(super) async fn diagnose(
-        &self,
-        object: Option<&Object>,
-    ) -> Result<(Vec<Diagnosed>, Option<Search>), CliError> {
+    pub(super) async fn diagnose(&self, object: Option<&Object>) -> Result<(Vec<Diagnosed>, Option<Search>), CliError> {
         let mut reader = Reader::new(&variable);
         let proxy = reader.outbound_proxy();
         let config = reader.verify(proxy.flatten());

@@ -207,13 +207,13 @@ impl Examination {
     }
 
     /// Returns the images for which a fix may create a Secret: each with its index.
+    #[must_use]
     pub fn lacking(&self, answers: &[ImageAnswers]) -> Vec<(usize, &ImageReference)> {
         let none = ImageAnswers::default();
         let images =
             self.images.iter().enumerate().filter_map(|(index, image)| Some((index, image.reference.as_ref()?)));
-        let is_lacking = |index: usize| {
-            fix::needs_secret(judge(self, index, answers.get(index).unwrap_or(&none)).cause)
-        };
+        let is_lacking =
+            |index: usize| fix::needs_secret(judge(self, index, answers.get(index).unwrap_or(&none)).cause);
         images.filter(|(index, _)| is_lacking(*index)).collect()
     }
 

@@ -306,13 +306,11 @@ impl Plan<'_> {
 
     /// Says where a Secret that is added to a list comes from: what to do before, and the Secret itself.
     fn provision(&self, name: &str) -> (String, String) {
-        match self.existing {
-            Some(existing) => (String::new(), format!("the Secret {existing}, whose login pulls the image,")),
-            None => {
-                let registry = self.name.registry();
-                (format!("create the Secret {name} with a login for `{registry}`, and "), "it".to_owned())
-            }
+        if let Some(existing) = self.existing {
+            return (String::new(), format!("the Secret {existing}, whose login pulls the image,"));
         }
+        let registry = self.name.registry();
+        (format!("create the Secret {name} with a login for `{registry}`, and "), "it".to_owned())
     }
 
     /// Creates a Secret that is added to a list, unless it exists.
