@@ -1,6 +1,13 @@
 //! Schema migrations, compiled into the binary.
 
-use sqlx::{AssertSqlSafe, migrate::Migrator};
+use std::time::{Duration, Instant};
+
+use sqlx::{
+    AssertSqlSafe, Connection,
+    error::DatabaseError,
+    migrate::{Migrate, MigrateError, Migrator},
+};
+use tokio::time::sleep;
 
 use crate::{
     domain::invalid::Invalid,
@@ -12,16 +19,52 @@ use crate::{
 pub static MIGRATOR: Migrator = {
     let mut migrator = sqlx::migrate!();
     migrator.ignore_missing = true;
+    // [`migrate`] takes it.
+    migrator.locking = false;
     migrator
 };
 
-/// Applies pending migrations under an advisory lock, so that concurrent replicas take turns.
+/// Longest wait of a migration for a lock of a table. Requests of the previous release queue behind
+/// it. Below Postgres' `deadlock_timeout` (1 s), so of a deadlock with one of them the migration ends.
+const LOCK_TIMEOUT: &str = "SET lock_timeout = '500ms'";
+/// Time within which all locks must have been granted, and the pause between two attempts.
+const LOCKED_WITHIN: Duration = Duration::from_mins(5);
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Applies pending migrations under an advisory lock, so that concurrent replicas take turns. A
+/// migration that does not get its locks is rolled back and tried again: it gives way to the requests
+/// of the replicas that serve.
 ///
 /// # Errors
 ///
-/// [`sqlx::migrate::MigrateError`] if a migration fails or an applied one was modified.
-pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
-    MIGRATOR.run(pool.sqlx()).await
+/// [`MigrateError`] if a migration fails or an applied one was modified.
+pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
+    // Closed afterwards, which ends the advisory lock.
+    let mut conn = pool.sqlx().acquire().await?.detach();
+    Migrate::lock(&mut conn).await?;
+    // After the advisory lock, whose holder may take minutes.
+    sqlx::query(LOCK_TIMEOUT).execute(&mut conn).await?;
+    let started = Instant::now();
+    let result = loop {
+        match MIGRATOR.run(&mut conn).await {
+            Err(MigrateError::ExecuteMigration(error, version))
+                if lacks_lock(&error) && started.elapsed() < LOCKED_WITHIN =>
+            {
+                tracing::info!(version, "migration waits for transactions that use its tables");
+                sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
+            }
+            result => break result,
+        }
+    };
+    // A connection that is already lost has no lock.
+    let _ = conn.close().await;
+    result
+}
+
+/// Whether a lock was not granted in time, or in a deadlock.
+fn lacks_lock(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    code.is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
 }
 
 /// Reason why rights were not granted.

@@ -36,6 +36,7 @@ mod lifecycle;
 mod lists;
 mod logins;
 mod memory;
+mod migrations;
 mod mints;
 mod monitoring;
 mod narrow_keys;
