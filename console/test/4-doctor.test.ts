@@ -1,9 +1,7 @@
 // The doctor: verdicts as a tree, and fixes that are carried out from the page.
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { before, test } from "node:test";
-import { image, newNamespace, pullWithSecret, registerAccount, registerCluster, registryA, screenshot, signIn, violations, visit } from "./support.ts";
+import { create, deployment, image, newNamespace, pullWithSecret, registerAccount, registerCluster, registryA, screenshot, signIn, violations, visit } from "./support.ts";
 
 const IMAGE = `${registryA}/${image}`;
 
@@ -12,23 +10,9 @@ before(async () => {
   await registerCluster("doctor");
 });
 
-/** Creates an object in a namespace of the cluster. */
-async function create(namespace: string, object: object): Promise<void> {
-  const kubectl = spawn("kubectl", ["create", "-n", namespace, "-f", "-"], { stdio: ["pipe", "ignore", "inherit"] });
-  kubectl.stdin.end(JSON.stringify(object));
-  const [code] = (await once(kubectl, "exit")) as [number];
-  assert.equal(code, 0);
-}
-
-function deployment(): object {
-  const labels = { app: "web" };
-  const spec = { containers: [{ name: "app", image: IMAGE }] };
-  return { apiVersion: "apps/v1", kind: "Deployment", metadata: { name: "web" }, spec: { selector: { matchLabels: labels }, template: { metadata: { labels }, spec } } };
-}
-
 test("workload_without_a_pull_secret_is_fixed_from_the_page", async () => {
   const namespace = await newNamespace("console-doctor");
-  await create(namespace, deployment());
+  await create(namespace, deployment("web", IMAGE));
   const visitor = await visit();
   const { page, faults } = visitor;
   await signIn(visitor, undefined, `/doctor?cluster=doctor&namespace=${namespace}&of=deployment&name=web`);

@@ -18,6 +18,7 @@ const PATHS = {
   "cluster-new": "/clusters?new=1",
   explain: "/explain",
   doctor: "/doctor",
+  coverage: "/doctor/coverage?cluster=pages",
   keys: "/access/keys",
   providers: "/access/providers",
   roles: "/access/roles",

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { execFile } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
+import { once } from "node:events";
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -137,6 +138,27 @@ export async function newNamespace(prefix: string): Promise<string> {
   await run("kubectl", ["create", "namespace", name]);
   await run("kubectl", ["create", "serviceaccount", "default", "-n", name]);
   return name;
+}
+
+/** Creates an object in a namespace of the cluster. */
+export async function create(namespace: string, object: object): Promise<void> {
+  const kubectl = spawn("kubectl", ["create", "-n", namespace, "-f", "-"], { stdio: ["pipe", "ignore", "inherit"] });
+  kubectl.stdin.end(JSON.stringify(object));
+  const [code] = (await once(kubectl, "exit")) as [number];
+  assert.equal(code, 0);
+}
+
+/** Deployment of one container, whose pods name these pull secrets. */
+export function deployment(name: string, image: string, pullSecrets: string[] = []): object {
+  const labels = { app: name };
+  const spec = { containers: [{ name: "app", image }], ...(pullSecrets.length > 0 && { imagePullSecrets: pullSecrets.map((one) => ({ name: one })) }) };
+  return { apiVersion: "apps/v1", kind: "Deployment", metadata: { name }, spec: { selector: { matchLabels: labels }, template: { metadata: { labels }, spec } } };
+}
+
+/** Creates an API key and returns its text. */
+export async function newKey(name: string, role: string, grants?: object): Promise<string> {
+  const created = await call<{ key: string }>("POST", "/v1/api-keys", { name, role, ...(grants && { grants }) });
+  return created.key;
 }
 
 /** Reads the image of a registry with the docker config of a Secret, as a kubelet pulls with it. */
