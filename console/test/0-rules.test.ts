@@ -3,10 +3,11 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { applicableFixes, mayApply } from "../src/lib/diagnosis.ts";
 import { draw } from "../src/lib/drawing.ts";
+import { formatAccountGrants, parseAccountGrants } from "../src/lib/grants.ts";
 import { formatLabels, parseLabels, parseNames } from "../src/lib/labels.ts";
 import { readManifest } from "../src/lib/manifest.ts";
 import { rbacYaml } from "../src/lib/rbac.ts";
-import { matchingRule } from "../src/lib/rules.ts";
+import { isEditable, matchingRule, parseRule, ruleText } from "../src/lib/rules.ts";
 import type { CoverageGroup, Diagnosis } from "../src/lib/types.ts";
 
 test("missing_rights_become_one_role_per_namespace", () => {
@@ -118,4 +119,18 @@ test("workload_without_a_login_is_drawn_without_a_way_from_an_account", () => {
   assert.deepEqual(columns.secret.map(({ text }) => text), ["a/pull"]);
   assert.deepEqual(columns.workload.map(({ text, verdict, reached }) => [text, verdict, reached]), [["deployment web", "ok", 1], ["deployment bare", "noSecret", 0]]);
   assert.deepEqual(edges.filter(({ isReached }) => !isReached).map(({ id }) => id), ["namespace:b workload:b/deployment bare"]);
+});
+
+test("rule_stays_the_same_as_text", () => {
+  const rule = {
+    claims: { sub: "repo:a/b:ref=main", group: "two words" },
+    role: "deliverer" as const,
+    grants: { accounts: ["team-*", { matchLabels: { team: "a", tier: "prod" } }], clusters: ["dev"], namespaces: ["*"] },
+  };
+  assert.deepEqual(parseRule(ruleText(rule)), rule);
+  assert.ok(isEditable(rule));
+  assert.ok(!isEditable({ ...rule, claims: { sub: "two\nlines=1" } }));
+  assert.equal(formatAccountGrants(parseAccountGrants("a, team=x+tier=y b")), "a, team=x+tier=y, b");
+  // Nothing is granted by leaving a field empty.
+  assert.deepEqual(parseRule({ claims: "a=1", role: "operator", accounts: "", clusters: "", namespaces: "" }).grants, { accounts: [], clusters: [], namespaces: [] });
 });

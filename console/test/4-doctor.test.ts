@@ -1,7 +1,7 @@
 // The doctor: verdicts as a tree, and fixes that are carried out from the page.
 import assert from "node:assert/strict";
 import { before, test } from "node:test";
-import { create, deployment, image, newNamespace, pullWithSecret, registerAccount, registerCluster, registryA, screenshot, signIn, violations, visit } from "./support.ts";
+import { create, deployment, image, newNamespace, pullWithSecret, recordBodies, registerAccount, registerCluster, registryA, screenshot, signIn, violations, visit } from "./support.ts";
 
 const IMAGE = `${registryA}/${image}`;
 
@@ -70,8 +70,7 @@ test("pasted_manifest_is_diagnosed_without_its_environment", async () => {
   const namespace = await newNamespace("console-doctor-yaml");
   const visitor = await visit();
   const { page, faults } = visitor;
-  const bodies: string[] = [];
-  page.on("request", (request) => request.url().includes("/diagnose") && bodies.push(request.postData() ?? ""));
+  const bodies = await recordBodies(page, "/diagnose");
   await signIn(visitor, undefined, `/doctor?cluster=doctor&namespace=${namespace}&of=manifest`);
   const manifest = [
     "apiVersion: apps/v1",
@@ -91,6 +90,7 @@ test("pasted_manifest_is_diagnosed_without_its_environment", async () => {
   await page.getByRole("button", { name: "Diagnose" }).click();
   await page.locator("[data-verdict=secretMissing]").waitFor();
   assert.equal(bodies.length, 1);
+  assert.match(bodies[0] ?? "", /"name":"absent"/);
   assert.doesNotMatch(bodies[0] ?? "", /canary/);
   assert.doesNotMatch(page.url(), /canary|alpine/);
   assert.deepEqual(faults, []);

@@ -73,6 +73,23 @@ export async function visit(options: { theme?: "light" | "dark" | "contrast"; lo
   return { context, page, faults };
 }
 
+/** Records the bodies of requests whose address has a part. The browser shows tests none of a `Request` object. */
+export async function recordBodies(page: Page, part: string): Promise<string[]> {
+  const bodies: string[] = [];
+  await page.exposeFunction("recordBody", (body: string) => bodies.push(body));
+  await page.addInitScript((wanted) => {
+    const send = globalThis.fetch;
+    globalThis.fetch = async (input, init) => {
+      const request = new Request(input, init);
+      const body = await request.clone().text();
+      const { recordBody } = globalThis as unknown as { recordBody: (body: string) => Promise<void> };
+      if (body && request.url.includes(wanted)) await recordBody(body);
+      return send(request);
+    };
+  }, part);
+  return bodies;
+}
+
 /** Opens an address of the console and signs in. */
 export async function signIn(visitor: Visitor, withKey = key, path = "/"): Promise<void> {
   await visitor.page.goto(`${api}/console${path}`);
