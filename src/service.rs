@@ -174,6 +174,12 @@ pub enum ServiceError {
         /// Stored version.
         current: i64,
     },
+    /// A resource of the name exists, although the caller requires that none does.
+    #[error("`{name}` exists, which `If-None-Match: *` does not allow: nothing was changed. Read it and decide again")]
+    Exists {
+        /// Name of the resource.
+        name: String,
+    },
     /// The accounts cannot be rendered as a docker config.
     #[error(transparent)]
     Render(#[from] RenderError),

@@ -96,7 +96,7 @@ test("session_that_ends_leads_to_the_sign_in_and_back", async () => {
   await page.getByRole("button", { name: "first" }).click();
   await page.getByRole("button", { name: "Sign out" }).click();
   await page.getByLabel("API key").waitFor();
-  const answer = await context.request.get(`${api}/v1/me`, { headers: { "Sec-Fetch-Site": "same-origin" } });
+  const answer = await context.request.get(`${api}/v1/me`, { headers: { "Sec-Fetch-Site": "same-origin", Referer: `${api}/console/` } });
   assert.equal(answer.status(), 401);
   await context.close();
 });

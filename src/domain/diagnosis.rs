@@ -27,7 +27,7 @@ pub use self::{
         MissingRead, NearEntry, PodProblem, PodProblemKind, PullSecretsFrom, RegistryAnswer, SkipReason, Verdict,
     },
     examination::{Candidate, Examination, ImageAnswers, Question, pull_secret_names},
-    fix::{Change, Fix, FixType, Kubectl, PullSecretName, RegcredContext, Step},
+    fix::{Change, Fix, FixAccount, FixType, Kubectl, PullSecretName, RegcredContext, Step},
     node::{Node, NodeChoice},
     pod::{
         Container, ContainerKind, Controller, Lookup, PodFacts, PullEvent, SecretValue, Subject, WaitingReason,

@@ -21,7 +21,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 pub use self::{
-    document::{AssumeRoleDocument, ClientAuthentication, IdentityDocument, IdentityType, SourceDocument, SourceType},
+    document::{
+        AssumeRoleDocument, ClientAuthentication, IdentityDocument, IdentityInAnswers, IdentityType, SourceDocument,
+        SourceInAnswers, SourceType,
+    },
     reason::{MintError, MintReason},
     source::{
         AZURE_USERNAME, AssumeRole, AwsIdentity, AzureIdentity, AzureSource, ECR_USERNAME, EcrSource, GOOGLE_USERNAME,

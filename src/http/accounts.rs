@@ -25,7 +25,7 @@ use crate::{
         invalid::{FieldError, FieldErrors, Invalid},
         listing::{NamePart, RegistryAccountSort},
         matching::lint::lint_account,
-        mint::{NewSource, Source, SourceDocument},
+        mint::{NewSource, Source, SourceDocument, SourceInAnswers},
         names::{Labels, Name},
         registry::RegistryScope,
         unique::UniqueMap,
@@ -282,7 +282,7 @@ pub struct RegistryAccount {
     /// Explanation of the last result.
     last_verification_detail: Option<String>,
     /// Source of the login, without its secret; `null` for a login that a caller set.
-    #[schema(value_type = Option<SourceDocument>)]
+    #[schema(value_type = Option<SourceInAnswers>)]
     source: Option<Box<RawValue>>,
     /// State of the mints; `null` without a source, and in a dry run that sets one.
     mint: Option<AccountMint>,

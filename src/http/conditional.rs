@@ -1,4 +1,4 @@
-//! `ETag` and `If-Match`: optimistic concurrency control.
+//! `ETag`, `If-Match` and `If-None-Match`: optimistic concurrency control.
 
 use std::future::{Ready, ready};
 
@@ -40,6 +40,23 @@ impl FromRequest for IfMatch {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         ready(parse(request).map(Self))
+    }
+}
+
+/// Whether `If-None-Match: *` requires that nothing exists which the request would change.
+pub struct MustBeNew(pub bool);
+
+impl FromRequest for MustBeNew {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let is_any = |value: &header::HeaderValue| value.as_bytes().trim_ascii() == b"*";
+        ready(match request.headers().get(header::IF_NONE_MATCH) {
+            None => Ok(Self(false)),
+            Some(value) if is_any(value) => Ok(Self(true)),
+            Some(_) => Err(ApiError::field("If-None-Match", "must be `*`")),
+        })
     }
 }
 

@@ -19,7 +19,7 @@ use crate::domain::origin::Origins;
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE");
 /// Also `Last-Event-ID`: a page that sends `Authorization` cannot use `EventSource`, which would send it.
 const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
-    "Accept, Authorization, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, Prefer, X-Request-Id",
+    "Accept, Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, Prefer, X-Request-Id",
 );
 const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
     "ETag, Idempotency-Replayed, Location, Preference-Applied, Retry-After, Warning, X-Client-Request-Id, X-Request-Id",

@@ -16,6 +16,7 @@ use crate::{
         accounts::parse_labels,
         auth::{Caller, permission::WriteAccounts},
         body::Document,
+        conditional::MustBeNew,
         idempotency::{Idempotency, IdempotencyKeyHeader},
         problem::ApiError,
         query::{DryRunQuery, FromQuery, Query, text},
@@ -137,7 +138,7 @@ impl FromQuery for ImportQuery {
 impl From<ImportQuery> for ImportOptions {
     fn from(query: ImportQuery) -> Self {
         let ImportQuery { name_prefix, labels, plain_http, only_registries, verify } = query;
-        Self { prefix: name_prefix, labels, plain_http, only_registries, verify }
+        Self { prefix: name_prefix, labels, plain_http, only_registries, verify, must_be_new: false }
     }
 }
 
@@ -152,7 +153,12 @@ impl From<ImportQuery> for ImportOptions {
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "import_registry_accounts",
-    params(DryRunQuery, ImportQuery, IdempotencyKeyHeader),
+    params(
+        DryRunQuery,
+        ImportQuery,
+        ("If-None-Match" = Option<String>, Header, description = "`*`: import nothing if an account of one of the names exists"),
+        IdempotencyKeyHeader,
+    ),
     request_body(content(
         (Object = "application/json"),
         (Object = "application/yaml"),
@@ -164,11 +170,14 @@ impl From<ImportQuery> for ImportOptions {
 pub async fn import_accounts(
     caller: Caller<WriteAccounts, (DryRunQuery, ImportQuery)>,
     imports: Data<Imports>,
+    must_be_new: MustBeNew,
     idempotency: Idempotency,
     document: Document,
 ) -> Result<HttpResponse, ApiError> {
-    let (document, options) = (document.0, ImportOptions::from(caller.query.1));
+    let (document, mut options) = (document.0, ImportOptions::from(caller.query.1));
+    // A retry finds the accounts of the first request.
     let (again, same) = (document.clone(), options.clone());
+    options.must_be_new = must_be_new.0;
     let import = async |call: &Call| imports.import(call, document, options).await;
     let current = async |call: &Call| imports.import(&Call { dry_run: true, ..call.clone() }, again, same).await;
     let report = idempotency.once(&caller.identity, import, current).await?;

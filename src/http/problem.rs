@@ -294,7 +294,7 @@ fn service_type(error: &ServiceError) -> ProblemType {
         ServiceError::Idempotency(IdempotencyError::Performed) => T::IdempotencyKeyReplayed,
         ServiceError::NameTaken(_) => T::NameTaken,
         ServiceError::AudienceTaken => T::AudienceTaken,
-        ServiceError::Stale { .. } => T::StaleVersion,
+        ServiceError::Stale { .. } | ServiceError::Exists { .. } => T::StaleVersion,
         ServiceError::Render(RenderError::KeyCollision { .. }) => T::KeyCollision,
         ServiceError::Render(RenderError::Unsupported { .. }) => T::ProfileUnsupported,
         ServiceError::Cluster(error) => cluster_type(error),

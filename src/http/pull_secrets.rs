@@ -28,7 +28,7 @@ use crate::{
             permission::{ReadPullSecrets, WritePullSecrets},
         },
         body::Json,
-        conditional::{IfMatch, etag},
+        conditional::{IfMatch, MustBeNew, etag},
         idempotency::{Idempotency, IdempotencyKeyHeader},
         path_name,
         prefer::PreferWait,
@@ -325,6 +325,7 @@ impl From<ShownPullSecret> for PullSecret {
     params(
         ("name" = String, Path, description = "Name of the pull secret, a DNS-1123 label"),
         ("If-Match" = Option<String>, Header, description = "ETag of the version to replace"),
+        ("If-None-Match" = Option<String>, Header, description = "`*`: create the pull secret, and replace none"),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: respond once every target has settled, after N seconds at most (up to 60)"),
         DryRunQuery,
     ),
@@ -345,7 +346,7 @@ pub async fn put_pull_secret(
     pull_secrets: Data<PullSecrets>,
     previews: Data<Reconciler>,
     path: Path<String>,
-    expected: IfMatch,
+    (expected, must_be_new): (IfMatch, MustBeNew),
     prefer: PreferWait,
     body: Json<PutPullSecret>,
 ) -> Result<HttpResponse, ApiError> {
@@ -354,7 +355,7 @@ pub async fn put_pull_secret(
     if body.0.name.as_ref().is_some_and(|given| given != name.as_str()) {
         return Err(ApiError::field("name", "is read-only and differs from the name in the path: omit it"));
     }
-    let condition = Precondition { version: expected.0, read_only: body.0.read_only(), must_be_new: false };
+    let condition = Precondition { version: expected.0, read_only: body.0.read_only(), must_be_new: must_be_new.0 };
     let declaration = Declaration::parse(body.0.document())?;
     if dry_run {
         return preview(&caller.identity, (&pull_secrets, &previews), &name, &declaration, &condition).await;

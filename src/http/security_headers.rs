@@ -6,12 +6,15 @@ use actix_web::{
 };
 
 /// Headers of every response.
-const ALWAYS: [(HeaderName, HeaderValue); 4] = [
+const ALWAYS: [(HeaderName, HeaderValue); 3] = [
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
-    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
     (header::CROSS_ORIGIN_RESOURCE_POLICY, HeaderValue::from_static("same-origin")),
 ];
+/// Pages of the console state themselves to regcred, and to no other server: a cookie over plain HTTP
+/// counts only for some of them.
+const CONSOLE_REFERRER: HeaderValue = HeaderValue::from_static("same-origin");
+const REFERRER: HeaderValue = HeaderValue::from_static("no-referrer");
 /// Policy for API responses: a browser that displays one loads and runs nothing.
 const API_POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 /// Policy for `/docs`: scripts and requests only to regcred itself. Swagger UI sets inline styles.
@@ -32,10 +35,10 @@ const STRICT: HeaderValue = HeaderValue::from_static("max-age=31536000");
 pub fn add<B>(response: &mut ServiceResponse<B>, speaks_tls: bool) {
     let path = response.request().path();
     let is_docs = path.starts_with("/docs");
-    let policy = match path {
-        path if path.starts_with("/console") => CONSOLE_POLICY,
-        _ if is_docs => DOCS_POLICY,
-        _ => API_POLICY,
+    let (policy, referrer) = match path {
+        path if path.starts_with("/console") => (CONSOLE_POLICY, CONSOLE_REFERRER),
+        _ if is_docs => (DOCS_POLICY, REFERRER),
+        _ => (API_POLICY, REFERRER),
     };
     let is_public = is_docs || path == "/openapi.json";
     let headers = response.headers_mut();
@@ -43,6 +46,7 @@ pub fn add<B>(response: &mut ServiceResponse<B>, speaks_tls: bool) {
         headers.insert(name, value);
     }
     headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    headers.insert(header::REFERRER_POLICY, referrer);
     // Files of the console state their own.
     if !is_public && !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -50,13 +50,14 @@ fn find<'a>(headers: &'a HeaderMap, wanted: &str) -> Option<&'a str> {
 }
 
 /// Whether a browser made the request to a loopback address over plain HTTP. A cookie without a prefix
-/// counts only then: elsewhere, sibling hosts could set it. `Host` alone does not tell, since a proxy
-/// may rewrite it; browsers state `Origin` for each request that changes something.
+/// counts only then: elsewhere, sibling hosts could set it. `Host` does not tell, since a proxy may
+/// rewrite it. A browser states its page: as `Origin` in each request that changes something, and as
+/// `Referer` in others, since the console has the policy `same-origin`.
 fn is_loopback_request(request: &HttpRequest) -> bool {
+    let headers = request.headers();
     let is_direct = RequestMeta::of(request).is_some_and(|meta| meta.is_direct);
-    let is_other_page =
-        request.headers().contains_key(header::ORIGIN) && !page(request).is_some_and(|url| is_plain_loopback(&url));
-    is_direct && !is_other_page && is_loopback_host(request.headers())
+    let stated = if headers.contains_key(header::ORIGIN) { header::ORIGIN } else { header::REFERER };
+    is_direct && url_in(headers, &stated).is_some_and(|page| is_plain_loopback(&page)) && is_loopback_host(headers)
 }
 
 /// Returns the origin of the page that made a request, as the browser states it.
@@ -72,8 +73,11 @@ pub fn own_origin(request: &HttpRequest) -> Result<String, ApiError> {
 
 /// Address of the page that made a request, without a path.
 fn page(request: &HttpRequest) -> Option<Url> {
-    let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
-    origin.and_then(|origin| Url::parse(origin).ok())
+    url_in(request.headers(), &header::ORIGIN)
+}
+
+fn url_in(headers: &HeaderMap, name: &HeaderName) -> Option<Url> {
+    headers.get(name).and_then(|url| url.to_str().ok()).and_then(|url| Url::parse(url).ok())
 }
 
 fn is_plain_loopback(url: &Url) -> bool {
@@ -185,6 +189,9 @@ mod tests {
     use super::*;
     use crate::domain::proxies::Proxies;
 
+    /// A page of the console that was loaded directly.
+    const PAGE: (&str, &str) = ("Referer", "http://127.0.0.1:8080/console/");
+
     /// A request, as the edge passes it on.
     fn request(peer: &str, proxies: &str, headers: &[(&'static str, &str)]) -> HttpRequest {
         let request = TestRequest::default().peer_addr(format!("{peer}:4711").parse().unwrap());
@@ -196,17 +203,21 @@ mod tests {
     }
 
     #[rstest]
-    #[case::direct("127.0.0.1", "", &[], true)]
-    #[case::port_that_docker_publishes("172.17.0.1", "", &[], true)]
+    #[case::direct("127.0.0.1", "", &[PAGE], true)]
+    #[case::port_that_docker_publishes("172.17.0.1", "", &[PAGE], true)]
     #[case::own_page("127.0.0.1", "", &[("Origin", "http://127.0.0.1:8080")], true)]
+    #[case::no_page("127.0.0.1", "", &[], false)]
+    #[case::silent_proxy("172.17.0.1", "", &[("Referer", "https://regcred.example.com/console/")], false)]
+    #[case::silent_proxy_on_this_host("127.0.0.1", "", &[("Referer", "https://regcred.example.com/console/")], false)]
+    #[case::origin_precedes("127.0.0.1", "", &[PAGE, ("Origin", "https://regcred.example.com")], false)]
     #[case::page_behind_a_proxy("127.0.0.1", "", &[("Origin", "https://regcred.example.com")], false)]
     #[case::page_without_origin("127.0.0.1", "", &[("Origin", "null")], false)]
     #[case::plain_page_elsewhere("127.0.0.1", "", &[("Origin", "http://regcred.example.com")], false)]
-    #[case::configured_proxy("127.0.0.1", "10.0.0.1", &[], false)]
-    #[case::forwarded("127.0.0.1", "", &[("X-Forwarded-For", "203.0.113.7")], false)]
-    #[case::forwarded_by_the_standard("127.0.0.1", "", &[("Forwarded", "for=203.0.113.7")], false)]
-    #[case::via("127.0.0.1", "", &[("Via", "1.1 proxy")], false)]
-    #[case::public_peer("203.0.113.7", "", &[], false)]
+    #[case::configured_proxy("127.0.0.1", "10.0.0.1", &[PAGE], false)]
+    #[case::forwarded("127.0.0.1", "", &[PAGE, ("X-Forwarded-For", "203.0.113.7")], false)]
+    #[case::forwarded_by_the_standard("127.0.0.1", "", &[PAGE, ("Forwarded", "for=203.0.113.7")], false)]
+    #[case::via("127.0.0.1", "", &[PAGE, ("Via", "1.1 proxy")], false)]
+    #[case::public_peer("203.0.113.7", "", &[PAGE], false)]
     fn cookie_without_prefix_needs_a_direct_request(
         #[case] peer: &str,
         #[case] proxies: &str,
@@ -224,10 +235,10 @@ mod tests {
     #[case(Transport::Secure, Some("one"))]
     #[case(Transport::Loopback, Some("two"))]
     fn cookie_of_an_attempt_is_that_of_the_page(#[case] transport: Transport, #[case] expected: Option<&str>) {
-        let cookies = [("Cookie", "__Host-regcred-login=one; regcred-login=two"), ("Host", "127.0.0.1:8080")];
+        let cookies = [("Cookie", "__Host-regcred-login=one; regcred-login=two"), ("Host", "127.0.0.1:8080"), PAGE];
         let request = request("127.0.0.1", "", &cookies);
         assert_eq!(login_token(&request, transport), expected);
-        let without_prefix = self::request("127.0.0.1", "", &[("Cookie", "regcred-login=two"), cookies[1]]);
+        let without_prefix = self::request("127.0.0.1", "", &[("Cookie", "regcred-login=two"), cookies[1], PAGE]);
         assert_eq!(login_token(&without_prefix, Transport::Secure), None);
     }
 
@@ -241,7 +252,7 @@ mod tests {
     #[case::twice("a.example.com", "__Host-regcred=one; __Host-regcred=two", None)]
     #[case::part_of_a_name("127.0.0.1", "xregcred=two", None)]
     fn cookie_is_found(#[case] host: &str, #[case] cookie: &str, #[case] expected: Option<&str>) {
-        let request = request("127.0.0.1", "", &[("Host", host), ("Cookie", cookie)]);
+        let request = request("127.0.0.1", "", &[("Host", host), ("Cookie", cookie), PAGE]);
         assert_eq!(token(&request), expected);
     }
 

@@ -5,6 +5,7 @@
 
 mod contents;
 mod examining;
+mod memory;
 mod metrics;
 mod reading;
 mod running;
@@ -14,6 +15,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use self::memory::{VALUES_TOTAL, ValueMemory};
 pub use self::metrics::CoverageMetrics;
 use crate::{
     clients::registry::RegistryClient,
@@ -75,6 +77,7 @@ pub struct Coverages {
     audit: TransactionalAudit,
     audit_writer: AuditWriter,
     remembered: Arc<RememberedAnswers>,
+    values: ValueMemory,
     metrics: Arc<CoverageMetrics>,
 }
 
@@ -92,8 +95,8 @@ impl Coverages {
         (audit, audit_writer): (TransactionalAudit, AuditWriter),
     ) -> Result<Self, CryptoError> {
         let remembered = Arc::new(RememberedAnswers::new()?);
-        let metrics = Arc::default();
-        Ok(Self { pool, clusters, docker_configs, registries, audit, audit_writer, remembered, metrics })
+        let (values, metrics) = (ValueMemory::new(VALUES_TOTAL), Arc::default());
+        Ok(Self { pool, clusters, docker_configs, registries, audit, audit_writer, remembered, values, metrics })
     }
 
     /// Metrics of the newest snapshots.

@@ -5,6 +5,7 @@
 //!
 //! [`NamespaceFacts`], [`Case`] and [`RegistryQuestions`] do the work without a database.
 
+mod accounts;
 mod applying;
 mod managed;
 mod memo;
@@ -25,7 +26,7 @@ use crate::{
     domain::{
         audit::{Action, NewEvent, Resource},
         caller::Call,
-        diagnosis::{Diagnosis, Examination, PullSecretName, RegcredContext},
+        diagnosis::{Diagnosis, Examination, FixAccount, ImageAnswers, PullSecretName, RegcredContext},
         names::{Name, NamespaceName},
     },
     service::{
@@ -91,11 +92,18 @@ impl Diagnoses {
         let read = secrets.iter().map(|name| Resource::secret(cluster, namespace, name));
         let event = NewEvent::of(caller, Action::PodDiagnose, resource).related(read.collect());
         self.audit_writer.record(event).await?;
-        let (examination, missing_rights) = case.examine(&facts).await?;
+        let (mut examination, missing_rights) = case.examine(&facts).await?;
         let questions = RegistryQuestions::new(&self.registries, QuestionLimits::default())?;
         let answers = questions.ask(&examination).await;
         let managed = self.managed(caller, (cluster, namespace), &examination).await?;
-        let context = self.context(caller, (cluster, namespace), &examination).await?;
+        let place = (cluster, namespace);
+        let is_declared = async |secret: &str| {
+            let mut conn = connection(&self.pool).await?;
+            let name = pull_secret_name(&mut conn, caller, place, secret).await?;
+            Ok(matches!(name, PullSecretName::Declared(_)))
+        };
+        facts.reserve_names(&mut examination, &answers, is_declared).await?;
+        let context = self.context(caller, place, &examination, (&answers, &questions)).await?;
         Ok(examination.conclude(&answers, &managed, missing_rights, Some(&context)))
     }
 
@@ -105,12 +113,14 @@ impl Diagnoses {
         caller: &Call,
         (cluster, namespace): (&Name, &NamespaceName),
         examination: &Examination,
+        (answers, questions): (&[ImageAnswers], &RegistryQuestions<'_>),
     ) -> Result<RegcredContext, ServiceError> {
         let count = examination.image_count();
-        let mut accounts: Vec<Option<Name>> = vec![None; count];
+        let mut accounts: Vec<Option<FixAccount>> = vec![None; count];
         let mut pull_secrets = vec![PullSecretName::Taken; count];
-        for (index, image, _) in examination.questions() {
-            let Some(found) = self.docker_configs.narrowest_for(caller, &image.name).await? else { continue };
+        let asked: Vec<usize> = examination.questions().map(|(index, ..)| index).collect();
+        for (index, image) in examination.lacking(answers).into_iter().filter(|(index, _)| asked.contains(index)) {
+            let Some(found) = self.account_for(caller, image, questions).await? else { continue };
             if let (Some(secret), Some(name)) = (examination.new_secret(index), pull_secrets.get_mut(index)) {
                 let mut conn = connection(&self.pool).await?;
                 *name = pull_secret_name(&mut conn, caller, (cluster, namespace), &secret).await?;

@@ -136,22 +136,27 @@ impl DockerConfigs {
         Ok(assembled)
     }
 
-    /// Returns the granted account with the longest scope that the kubelet would use for an image; none
-    /// if there are too many.
+    /// Returns the granted accounts that the kubelet would use for an image, those with the longest
+    /// scope first; none if there are too many.
     pub(super) async fn narrowest_for(
         &self,
         caller: &Identity,
         image: &ImageName,
-    ) -> Result<Option<Name>, ServiceError> {
+    ) -> Result<Vec<Arc<SealedCredential>>, ServiceError> {
         let target = MatchTarget::Image(image.clone());
-        let used = match self.find_matching(caller, Profile::Kubernetes, &target).await {
+        let mut used = match self.find_matching(caller, Profile::Kubernetes, &target).await {
             Ok(used) => used.accounts,
-            Err(ServiceError::Invalid(_)) => return Ok(None),
+            Err(ServiceError::Invalid(_)) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
         // The oldest of equal ones, as in pull secrets.
-        let narrowest = used.iter().min_by_key(|account| (Reverse(account.registry.as_str().len()), account.id));
-        Ok(narrowest.and_then(|account| Name::parse(&account.name).ok()))
+        used.sort_by_key(|account| (Reverse(account.registry.as_str().len()), account.id));
+        Ok(used)
+    }
+
+    /// Opens the password of an account.
+    pub(super) fn password(&self, account: &SealedCredential) -> Result<SecretString, ServiceError> {
+        Ok(self.sealer.open(&account.slot(), &account.password)?)
     }
 
     /// Returns the granted accounts of a selection, without opening them.

@@ -1,6 +1,6 @@
 //! Identity providers: create, find, list, change and remove.
 
-use std::sync::Arc;
+use std::{iter, sync::Arc};
 
 use uuid::Uuid;
 
@@ -22,7 +22,7 @@ use crate::{
         audit::{TransactionalAudit, recorded},
         check_version,
         clusters::Clusters,
-        connection, idempotency, on_conflict,
+        connection, idempotency, on_conflict, sessions,
     },
     storage::{
         self, PgConnection, PgPool,
@@ -215,9 +215,11 @@ impl IdentityProviders {
         if let Some(login) = &login {
             self.store_login(&mut tx, stored.id, &config, login.as_ref()).await?;
         }
-        if login_slot(stored.id, &stored.config) != login_slot(stored.id, &config) {
-            storage::sessions::delete_of_provider(&mut tx, stored.id).await?;
-        }
+        let ended = if login_slot(stored.id, &stored.config) == login_slot(stored.id, &config) {
+            Vec::new()
+        } else {
+            storage::sessions::delete_of_provider(&mut tx, stored.id).await?
+        };
         let changed = storage::identity_providers::find(&mut tx, name)
             .await?
             .ok_or_else(|| ServiceError::not_found(KIND, name))?;
@@ -225,7 +227,7 @@ impl IdentityProviders {
         let details = Details::default().fields(&fields).version(changed.version);
         let (before, after) = (recorded::provider(&stored.config), recorded::provider(&changed.config));
         let details = details.changes(Some(&before), Some(&after));
-        self.audit.commit(tx, [event.details(details)]).await?;
+        self.audit.commit(tx, with_ended(caller, event.details(details), ended)).await?;
         Ok(changed)
     }
 
@@ -241,11 +243,12 @@ impl IdentityProviders {
             .await?
             .ok_or_else(|| ServiceError::not_found(KIND, name))?;
         check_version(expected, stored.version)?;
+        let ended = storage::sessions::delete_of_provider(&mut tx, stored.id).await?;
         storage::identity_providers::delete(&mut tx, stored.id).await?;
         let event = NewEvent::of(caller, Action::ProviderDelete, Resource::identity_provider(name));
         let details = Details::default().version(stored.version);
         let details = details.changes(Some(&recorded::provider(&stored.config)), None);
-        self.audit.commit(tx, [event.details(details)]).await?;
+        self.audit.commit(tx, with_ended(caller, event.details(details), ended)).await?;
         Ok(())
     }
 
@@ -283,6 +286,12 @@ impl IdentityProviders {
         }
         Ok(())
     }
+}
+
+/// The event of a change, and those of the sessions that it ended.
+fn with_ended(caller: &Call, change: NewEvent, ended: Vec<Uuid>) -> Vec<NewEvent> {
+    let ended = ended.into_iter().map(|id| sessions::ended_by(caller, id, "identity-provider-changed"));
+    iter::once(change).chain(ended).collect()
 }
 
 /// Requires the secret of the client again if it would be sent elsewhere: otherwise a writer would

@@ -65,6 +65,8 @@ pub struct ImportOptions {
     pub only_registries: Vec<RegistryScope>,
     /// Skips entries whose login does not work.
     pub verify: bool,
+    /// Whether no account of one of the names may exist.
+    pub must_be_new: bool,
 }
 
 /// Result of one entry or top-level field of the document.
@@ -142,13 +144,14 @@ impl Imports {
     ///   include one of the accounts or its labels.
     /// - [`ServiceError::NameTaken`] if the grants include a new account of a name, but not the
     ///   existing one.
+    /// - [`ServiceError::Exists`] if an account of one of the names exists, and none may.
     pub async fn import(
         &self,
         caller: &Call,
         document: impl AsRef<[u8]> + Send + 'static,
         options: ImportOptions,
     ) -> Result<ImportReport, ServiceError> {
-        let verify = options.verify;
+        let (verify, must_be_new) = (options.verify, options.must_be_new);
         let mut plan = spawn_blocking(move || ImportPlan::parse(document.as_ref(), &options)).await?;
         if verify {
             self.skip_unverified(caller, &mut plan).await?;
@@ -156,6 +159,10 @@ impl Imports {
         let (mut tx, form) = self.accounts.begin(caller).await?;
         let existing = lock_existing(&mut tx, &plan.accounts).await?;
         require_allowed(caller, &plan.accounts, &existing)?;
+        let first = plan.accounts.iter().find(|planned| existing.contains_key(planned.new.name.as_str()));
+        if let Some(planned) = first.filter(|_| must_be_new) {
+            return Err(ServiceError::Exists { name: planned.new.name.to_string() });
+        }
         plan.skip_minted(&existing);
         let writes = self.apply(&mut tx, form, &plan.accounts, &existing).await?;
         let stored = || writes.iter().flatten();

@@ -5,7 +5,7 @@
 //! an identity provider has the role and grants that the provider's rules of the moment give to the
 //! claims of the ID token, and ends when no rule matches any more.
 
-use std::sync::Arc;
+use std::{iter, sync::Arc};
 
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::{
     crypto::session::{NewSession, PresentedSession, SessionTokens},
     domain::{
-        audit::{Action, NewEvent, Resource},
+        audit::{Action, Details, NewEvent, Resource},
         caller::{Actor, ActorKind, Call, Identity, Permission},
         identity_provider::ProviderConfig,
         session::{Person, SessionOwner},
@@ -21,7 +21,7 @@ use crate::{
     },
     service::{ServiceError, audit::TransactionalAudit, connection, idempotency, row_cache::RowCache, tokens},
     storage::{
-        self, PgPool, StorageError,
+        self, PgConnection, PgPool, StorageError,
         identity_providers::StoredProvider,
         sessions::{NamedSession, NewRow, Session},
     },
@@ -147,10 +147,10 @@ impl Sessions {
         let mut tx = idempotency::begin(&self.pool, caller).await?;
         storage::sessions::delete_ended(&mut tx, DELETED_MAX).await?;
         let source = caller.source.map(|source| source.to_string());
-        let row = NewRow { id: new.id, mac: &new.mac, source_ip: source.as_deref(), kept: KEPT };
+        let row = NewRow { id: new.id, mac: &new.mac, source_ip: source.as_deref() };
         let session = storage::sessions::insert(&mut tx, api_key_id, &row).await?;
-        let event = NewEvent::of(caller, Action::SessionCreate, Resource::session(new.id));
-        self.audit.commit(tx, [event]).await?;
+        let events = created(caller, &mut tx, &session).await?;
+        self.audit.commit(tx, events).await?;
         Ok((session, new))
     }
 
@@ -172,11 +172,11 @@ impl Sessions {
         let mut tx = idempotency::begin(&self.pool, caller).await?;
         storage::sessions::delete_ended(&mut tx, DELETED_MAX).await?;
         let source = caller.source.map(|source| source.to_string());
-        let row = NewRow { id: new.id, mac: &new.mac, source_ip: source.as_deref(), kept: KEPT };
+        let row = NewRow { id: new.id, mac: &new.mac, source_ip: source.as_deref() };
         let inserted = storage::sessions::insert_person(&mut tx, &person, config, &row).await?;
         let Some(session) = inserted else { return Ok(None) };
-        let event = NewEvent::of(caller, Action::SessionCreate, Resource::session(new.id));
-        self.audit.commit(tx, [event]).await?;
+        let events = created(caller, &mut tx, &session).await?;
+        self.audit.commit(tx, events).await?;
         Ok(Some((session, new)))
     }
 
@@ -244,6 +244,19 @@ impl Sessions {
         let events = ended.into_iter().map(|id| NewEvent::of(caller, Action::SessionEnd, Resource::session(id)));
         Ok(self.audit.commit(tx, events.collect::<Vec<_>>()).await?)
     }
+}
+
+/// Ends the oldest sessions of the owner of a new one. Returns the events of all.
+async fn created(caller: &Call, conn: &mut PgConnection, new: &Session) -> Result<Vec<NewEvent>, ServiceError> {
+    let ended = storage::sessions::delete_excess(conn, new.id, &new.owner, KEPT).await?;
+    let created = NewEvent::of(caller, Action::SessionCreate, Resource::session(new.id));
+    Ok(iter::once(created).chain(ended.into_iter().map(|id| ended_by(caller, id, "too-many-sessions"))).collect())
+}
+
+/// Event of a session that ended because of a change.
+pub(super) fn ended_by(caller: &Call, session: Uuid, reason: &'static str) -> NewEvent {
+    let event = NewEvent::of(caller, Action::SessionEnd, Resource::session(session));
+    event.details(Details::default().reason(reason))
 }
 
 /// Owner of the caller's sessions; `None` for a token.

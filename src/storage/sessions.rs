@@ -45,8 +45,6 @@ pub struct NewRow<'a> {
     pub mac: &'a [u8],
     /// Address that it is created from.
     pub source_ip: Option<&'a str>,
-    /// Number of sessions of its owner that are kept, itself included.
-    pub kept: i64,
 }
 
 struct SessionRow {
@@ -87,19 +85,14 @@ impl TryFrom<SessionRow> for Session {
     }
 }
 
-/// Inserts a session of an API key, and deletes the oldest ones of the key.
+/// Inserts a session of an API key, whose row is locked.
 #[tracing::instrument(level = "debug", name = "db.sessions.insert", skip_all, fields(session.id = %new.id))]
 pub async fn insert(conn: &mut PgConnection, api_key_id: Uuid, new: &NewRow<'_>) -> Result<Session, StorageError> {
-    // The row of the key is locked first, so that concurrent sign-ins cannot deadlock.
+    // So that concurrent sign-ins cannot deadlock when they delete the oldest sessions.
     sqlx::query_as!(
         SessionRow,
         r#"WITH key AS MATERIALIZED (
                SELECT id FROM api_keys WHERE id = $2 FOR NO KEY UPDATE
-           ), excess AS (
-               DELETE FROM sessions WHERE id IN (
-                   SELECT old.id FROM key JOIN sessions AS old ON old.api_key_id = key.id
-                   ORDER BY old.created_at DESC, old.id DESC OFFSET $5
-               )
            )
            INSERT INTO sessions (id, api_key_id, mac, source_ip)
            SELECT $1, key.id, $3, $4 FROM key
@@ -109,16 +102,15 @@ pub async fn insert(conn: &mut PgConnection, api_key_id: Uuid, new: &NewRow<'_>)
         api_key_id,
         new.mac,
         new.source_ip,
-        new.kept - 1,
     )
     .fetch_one(conn)
     .await?
     .try_into()
 }
 
-/// Inserts a session of a person, and deletes the oldest ones of the person. `None` if the provider
-/// does not exist, or its issuer, CA or client are not those of `config`, which the person signed in
-/// with: a change of them ends all sessions.
+/// Inserts a session of a person, whose provider's row is locked. `None` if the provider does not exist,
+/// or its issuer, CA or client are not those of `config`, which the person signed in with: a change of
+/// them ends all sessions.
 #[tracing::instrument(level = "debug", name = "db.sessions.insert_person", skip_all, fields(session.id = %new.id))]
 pub async fn insert_person(
     conn: &mut PgConnection,
@@ -131,14 +123,8 @@ pub async fn insert_person(
         SessionRow,
         r#"WITH provider AS MATERIALIZED (
                SELECT id FROM identity_providers
-               WHERE id = $2 AND login_client_id = $8 AND issuer = $9 AND ca_certificate IS NOT DISTINCT FROM $10
+               WHERE id = $2 AND login_client_id = $7 AND issuer = $8 AND ca_certificate IS NOT DISTINCT FROM $9
                FOR NO KEY UPDATE
-           ), excess AS (
-               DELETE FROM sessions WHERE id IN (
-                   SELECT old.id FROM provider
-                       JOIN sessions AS old ON old.identity_provider_id = provider.id AND old.subject = $3
-                   ORDER BY old.created_at DESC, old.id DESC OFFSET $7
-               )
            )
            INSERT INTO sessions (id, identity_provider_id, subject, claims, mac, source_ip)
            SELECT $1, provider.id, $3, $4, $5, $6 FROM provider
@@ -150,7 +136,6 @@ pub async fn insert_person(
         person.claims,
         new.mac,
         new.source_ip,
-        new.kept - 1,
         config.login.as_ref().map(ClientId::as_str),
         identity_providers::issuer(config),
         identity_providers::ca_certificate(config),
@@ -295,11 +280,50 @@ pub async fn delete_all(conn: &mut PgConnection, owner: &SessionOwner) -> Result
     Ok(deleted.fetch_all(conn).await?)
 }
 
-/// Deletes the sessions of all people who signed in through a provider.
+/// Deletes the oldest sessions of the owner of a new one, so that `kept` stay with it. Returns the ids
+/// of those that had not ended. The row of the owner must be locked.
+#[tracing::instrument(level = "debug", name = "db.sessions.delete_excess", skip_all, fields(session.id = %new))]
+pub async fn delete_excess(
+    conn: &mut PgConnection,
+    new: Uuid,
+    owner: &SessionOwner,
+    kept: i64,
+) -> Result<Vec<Uuid>, StorageError> {
+    let (api_key_id, provider_id, subject) = keys(owner);
+    // A sign-in that waited for the lock is not the newest one, and stays all the same.
+    let deleted = sqlx::query_scalar!(
+        "WITH excess AS (
+             DELETE FROM sessions WHERE id IN (
+                 SELECT id FROM sessions
+                 WHERE id <> $1 AND (api_key_id = $2 OR (identity_provider_id = $3 AND subject = $4))
+                 ORDER BY created_at DESC, id DESC OFFSET $5
+             )
+             RETURNING id, created_at, last_used_at
+         )
+         SELECT id FROM excess
+         WHERE created_at > now() - interval '8 hours' AND last_used_at > now() - interval '30 minutes'",
+        new,
+        api_key_id,
+        provider_id,
+        subject,
+        kept - 1,
+    );
+    Ok(deleted.fetch_all(conn).await?)
+}
+
+/// Deletes the sessions of all people who signed in through a provider. Returns the ids of those that
+/// had not ended.
 #[tracing::instrument(level = "debug", name = "db.sessions.delete_of_provider", skip_all)]
-pub async fn delete_of_provider(conn: &mut PgConnection, provider_id: Uuid) -> Result<(), StorageError> {
-    sqlx::query!("DELETE FROM sessions WHERE identity_provider_id = $1", provider_id).execute(conn).await?;
-    Ok(())
+pub async fn delete_of_provider(conn: &mut PgConnection, provider_id: Uuid) -> Result<Vec<Uuid>, StorageError> {
+    let deleted = sqlx::query_scalar!(
+        "WITH deleted AS (
+             DELETE FROM sessions WHERE identity_provider_id = $1 RETURNING id, created_at, last_used_at
+         )
+         SELECT id FROM deleted
+         WHERE created_at > now() - interval '8 hours' AND last_used_at > now() - interval '30 minutes'",
+        provider_id,
+    );
+    Ok(deleted.fetch_all(conn).await?)
 }
 
 /// Deletes at most `limit` sessions that have ended by their age. Skips locked ones.

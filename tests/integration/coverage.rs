@@ -4,6 +4,7 @@
 
 mod command;
 mod leases;
+mod lists;
 mod rights;
 mod secrecy;
 mod setup;

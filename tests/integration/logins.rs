@@ -9,6 +9,7 @@ use url::Url;
 
 use crate::{
     identity_providers::{issuer::TestIssuer, keys::TestKey},
+    sessions::ended,
     support::{app::TestApp, client::Answer, eventually},
     verify::listening::answer,
 };
@@ -356,6 +357,14 @@ async fn change_of_the_provider_applies_to_sessions_at_once(pool: PgPool) {
     let cookie = corp.sign_in(json!({})).await;
     assert_eq!(corp.app.admin().delete("/v1/identity-providers/corp").await.status, 204);
     corp.get(&cookie, "/v1/me").await.problem(401, "unauthenticated");
+    // One of each session, by the caller that changed or removed the provider.
+    let events = ended(&corp.app, 2).await;
+    assert_eq!(events.len(), 2, "{events:#?}");
+    for event in &events {
+        assert_eq!((&event["actor"]["name"], &event["outcome"]), (&json!("admin"), &json!("success")));
+        assert_eq!(event["details"]["reason"], "identity-provider-changed");
+    }
+    assert_ne!(events[0]["resource"], events[1]["resource"]);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]

@@ -14,6 +14,8 @@ struct Browser {
     client: Client,
     cookie: String,
     id: String,
+    /// Page that makes its requests.
+    page: String,
 }
 
 impl Browser {
@@ -23,12 +25,13 @@ impl Browser {
         let answer = caller.send(request).await;
         let created = answer.expect(201);
         let cookie = answer.header("set-cookie").split(';').next().expect("a cookie").to_owned();
-        Self { client: app.anonymous(), cookie, id: created["id"].as_str().expect("an id").to_owned() }
+        let id = created["id"].as_str().expect("an id").to_owned();
+        Self { client: app.anonymous(), cookie, id, page: page(app) }
     }
 
     fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
         let request = self.client.request(method, path).header("Cookie", &self.cookie);
-        request.header("Sec-Fetch-Site", "same-origin")
+        request.header("Sec-Fetch-Site", "same-origin").header("Referer", &self.page)
     }
 
     async fn get(&self, path: &str) -> Answer {
@@ -42,6 +45,11 @@ impl Browser {
     async fn delete(&self, path: &str) -> Answer {
         self.client.send(self.request("DELETE", path)).await
     }
+}
+
+/// Page of the console of an app.
+fn page(app: &TestApp) -> String {
+    format!("http://{}/console/", app.address)
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
@@ -93,10 +101,12 @@ async fn session_is_accepted_from_own_pages_with_json_only(pool: PgPool) {
     let app = TestApp::spawn(pool).await;
     let browser = Browser::sign_in(&app, &app.admin()).await;
     for site in ["cross-site", "same-site", "none"] {
-        let request = app.anonymous().request("GET", "/v1/me").header("Cookie", &browser.cookie);
+        let request =
+            app.anonymous().request("GET", "/v1/me").header("Cookie", &browser.cookie).header("Referer", page(&app));
         app.anonymous().send(request.header("Sec-Fetch-Site", site)).await.problem(403, "session-refused");
     }
-    let request = app.anonymous().request("GET", "/v1/me").header("Cookie", &browser.cookie);
+    let request =
+        app.anonymous().request("GET", "/v1/me").header("Cookie", &browser.cookie).header("Referer", page(&app));
     app.anonymous().send(request).await.problem(403, "session-refused");
     for media in ["text/plain", "application/x-www-form-urlencoded", "application/yaml"] {
         let request = browser.request("POST", "/v1/registry-accounts:import").header("Content-Type", media);
@@ -166,7 +176,7 @@ async fn refused_request_does_not_postpone_the_end_of_a_session(pool: PgPool) {
     let mut guess = browser.cookie.clone();
     let last = guess.pop().expect("a digit");
     guess.push(if last == '0' { '1' } else { '0' });
-    let request = app.anonymous().request("GET", "/v1/me").header("Cookie", &guess);
+    let request = app.anonymous().request("GET", "/v1/me").header("Cookie", &guess).header("Referer", page(&app));
     let refused = app.anonymous().send(request.header("Sec-Fetch-Site", "same-origin")).await;
     refused.problem(401, "unauthenticated");
     assert!(is_idle().await, "the secret is wrong");
@@ -186,10 +196,23 @@ async fn cookie_without_prefix_is_refused_behind_a_proxy(pool: PgPool) {
     let token = created.header("set-cookie").split(['=', ';']).nth(1).expect("a token");
     let me = async |name: &str| {
         let request = app.anonymous().request("GET", "/v1/me").header("Cookie", format!("{name}={token}"));
+        let request = request.header("Referer", page(&app));
         app.anonymous().send(request.header("Sec-Fetch-Site", "same-origin")).await
     };
     me("regcred").await.problem(401, "unauthenticated");
     me("__Host-regcred").await.expect(200);
+}
+
+/// The proxy rewrites `Host` and states nothing of itself; the browser states the page.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn cookie_without_prefix_is_refused_behind_a_silent_proxy(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    let browser = Browser::sign_in(&app, &app.admin()).await;
+    let through_proxy = Browser { page: "https://regcred.example.com/console/".to_owned(), ..browser };
+
+    through_proxy.get("/v1/me").await.problem(401, "unauthenticated");
+
+    Browser { page: page(&app), ..through_proxy }.get("/v1/me").await.expect(200);
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
@@ -208,7 +231,8 @@ async fn session_is_listed_and_ended_by_its_key(pool: PgPool) {
     app.admin().delete("/v1/sessions/current").await.problem(404, "not-found");
 
     assert_eq!(one.delete(&format!("/v1/sessions/{}", two.id)).await.status, 204);
-    let request = replica.anonymous().request("GET", "/v1/me").header("Cookie", &two.cookie);
+    let request =
+        replica.anonymous().request("GET", "/v1/me").header("Cookie", &two.cookie).header("Referer", page(&replica));
     replica.anonymous().send(request.header("Sec-Fetch-Site", "same-origin")).await.problem(401, "unauthenticated");
     let out = one.delete("/v1/sessions/current").await;
     assert_eq!(out.status, 204);
@@ -216,12 +240,7 @@ async fn session_is_listed_and_ended_by_its_key(pool: PgPool) {
     one.get("/v1/me").await.problem(401, "unauthenticated");
     other.get("/v1/me").await.expect(200);
 
-    let actions = eventually("the events are sealed", async || {
-        let page = app.admin().get("/v1/audit-events?action=session.end").await.expect(200);
-        let items = page["items"].as_array().expect("items").clone();
-        (items.len() == 2).then_some(items)
-    })
-    .await;
+    let actions = ended(&app, 2).await;
     assert!(actions.iter().all(|event| event["actor"]["name"] == "admin"), "{actions:?}");
     assert_eq!(actions[1]["resource"], format!("sessions/{}", two.id));
 }
@@ -236,6 +255,39 @@ async fn seventeenth_session_of_a_key_ends_the_oldest(pool: PgPool) {
     }
     first.get("/v1/me").await.problem(401, "unauthenticated");
     second.get("/v1/me").await.expect(200);
+    let [event] = &ended(&app, 1).await[..] else { panic!("one event") };
+    assert_eq!(event["resource"], format!("sessions/{}", first.id), "{event:#}");
+    assert_eq!((&event["actor"]["name"], &event["outcome"]), (&json!("admin"), &json!("success")));
+    assert_eq!(event["details"]["reason"], "too-many-sessions");
+}
+
+/// Events of ended sessions, once there are that many.
+pub async fn ended(app: &TestApp, count: usize) -> Vec<Value> {
+    eventually("the events are sealed", async || {
+        let page = app.admin().get("/v1/audit-events?action=session.end").await.expect(200);
+        let items = page["items"].as_array().expect("items").clone();
+        (items.len() >= count).then_some(items)
+    })
+    .await
+}
+
+/// It ended by itself, without an event.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn idle_session_that_a_sign_in_deletes_has_no_event(pool: PgPool) {
+    let app = TestApp::spawn(pool).await;
+    for _ in 0..2 {
+        Browser::sign_in(&app, &app.admin()).await;
+    }
+    let idle = "UPDATE sessions SET last_used_at = now() - interval '31 minutes' WHERE id = (
+        SELECT id FROM sessions ORDER BY created_at LIMIT 1)";
+    sqlx::query(idle).execute(&app.pool).await.expect("updated");
+    for _ in 0..16 {
+        Browser::sign_in(&app, &app.admin()).await;
+    }
+
+    assert_eq!(ended(&app, 1).await.len(), 1);
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM sessions").fetch_one(&app.pool).await.expect("a number");
+    assert_eq!(rows, 16);
 }
 
 /// A writer of the database has no pepper, so it cannot make a session for another key.
@@ -279,6 +331,8 @@ async fn console_has_its_policy_and_a_page_for_every_path(pool: PgPool) {
         let policy = page.header("content-security-policy");
         assert!(policy.contains("require-trusted-types-for 'script'") && !policy.contains("unsafe"), "{policy}");
         assert_eq!(page.header("cache-control"), "no-store");
+        // Its requests state the page to regcred.
+        assert_eq!(page.header("referrer-policy"), "same-origin");
     }
     for missing in
         ["/console/assets/none.js", "/console/assets/..%2f..%2f..%2fCargo.toml", "/console/assets/none.js.br"]

@@ -20,6 +20,12 @@ export function mayApply(fixes: PullFix[], can: (permission: string) => boolean)
 }
 
 /** A request as a line that names it. */
-export function requestLine(method: string, path: string, body: unknown): string {
-  return `${method} ${path}${body ? ` ${JSON.stringify(body)}` : ""}`;
+export function requestLine(
+  method: string,
+  path: string,
+  headers: Record<string, string> | undefined,
+  body: unknown,
+): string {
+  const sent = Object.entries(headers ?? {}).map(([name, value]) => ` -H '${name}: ${value}'`);
+  return `${method} ${path}${sent.join("")}${body ? ` ${JSON.stringify(body)}` : ""}`;
 }

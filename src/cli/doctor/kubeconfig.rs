@@ -57,7 +57,7 @@ impl Local {
         let questions = RegistryQuestions::new(&registries, limits).map_err(ServiceError::from)?;
         let mut found = Vec::new();
         for (object, examined) in examined {
-            found.push(conclude(object, &namespace, examined, &questions).await);
+            found.push(conclude(object, &facts, examined, &questions).await?);
         }
         Ok(found)
     }
@@ -86,12 +86,13 @@ async fn waiting_pods(client: &ClusterClient, namespace: &NamespaceName) -> Resu
 
 async fn conclude(
     object: Object,
-    namespace: &NamespaceName,
-    (examination, missing_rights): (Examination, Vec<MissingRead>),
+    facts: &NamespaceFacts<'_>,
+    (mut examination, missing_rights): (Examination, Vec<MissingRead>),
     questions: &RegistryQuestions<'_>,
-) -> Diagnosed {
+) -> Result<Diagnosed, CliError> {
     let answers = questions.ask(&examination).await;
+    facts.reserve_names(&mut examination, &answers, async |_: &str| Ok(false)).await?;
     let diagnosis = examination.conclude(&answers, &[], missing_rights, None);
     let diagnosis = serde_json::to_value(diagnosis).unwrap_or_default();
-    Diagnosed { object, namespace: namespace.clone(), diagnosis }
+    Ok(Diagnosed { object, namespace: facts.namespace().clone(), diagnosis })
 }

@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use serde_json::Value;
 
-use super::tree::plain;
+use super::tree::{line_of, plain};
 
 /// Pull secrets that are printed of each list.
 const SECRETS_SHOWN: usize = 20;
@@ -120,17 +120,7 @@ fn write_secrets(f: &mut Formatter<'_>, title: &str, secrets: &[Value]) -> fmt::
     for secret in secrets.iter().take(SECRETS_SHOWN) {
         writeln!(f, "  {}/{}", text(&secret["namespace"]), text(&secret["name"]))?;
         for step in items(&secret["adoption"]["steps"]) {
-            if let Some(command) = step["command"].as_str() {
-                writeln!(f, "    $ {}", plain(command))?;
-            } else {
-                writeln!(
-                    f,
-                    "    {} {} {}",
-                    text(&step["method"]),
-                    text(&step["path"]),
-                    plain(&step["body"].to_string())
-                )?;
-            }
+            writeln!(f, "    {}", line_of(step))?;
         }
     }
     if secrets.len() > SECRETS_SHOWN {

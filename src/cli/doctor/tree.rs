@@ -124,14 +124,20 @@ fn write_fix(f: &mut Formatter<'_>, fix: &Value) -> fmt::Result {
     };
     writeln!(f, "    Fix: {}{state}", plain(description))?;
     for step in items(&fix["steps"]) {
-        if let Some(command) = step["command"].as_str() {
-            writeln!(f, "      $ {}", plain(command))?;
-        } else {
-            let body = if step["body"].is_null() { String::new() } else { format!(" {}", step["body"]) };
-            writeln!(f, "      {} {}{}", text(&step["method"]), text(&step["path"]), plain(&body))?;
-        }
+        writeln!(f, "      {}", line_of(step))?;
     }
     Ok(())
+}
+
+/// A step as one line.
+pub(super) fn line_of(step: &Value) -> String {
+    if let Some(command) = step["command"].as_str() {
+        return format!("$ {}", plain(command));
+    }
+    let headers = step["headers"].as_object().into_iter().flatten();
+    let headers: String = headers.map(|(name, value)| format!(" -H '{name}: {}'", text(value))).collect();
+    let body = if step["body"].is_null() { String::new() } else { format!(" {}", step["body"]) };
+    format!("{} {}{}{}", text(&step["method"]), text(&step["path"]), plain(&headers), plain(&body))
 }
 
 const fn mark(is_good: bool) -> char {
@@ -173,14 +179,15 @@ mod tests {
                 "anonymous": null, "nearest": [], "collisions": [], "waiting": "imagePullBackOff", "event": null,
                 "fix": {"type": "replaceSecret", "description": "replace k", "applicable": false, "applied": false,
                     "steps": [{"type": "command", "command": "kubectl x"},
-                        {"type": "request", "method": "POST", "path": "/v1/x", "body": {"a": 1}}]},
+                        {"type": "request", "method": "PUT", "path": "/v1/x", "headers": {"If-None-Match": "*"},
+                            "body": {"a": 1}}]},
             }],
             "problems": [], "missingRights": [{"verb": "list", "resource": "nodes", "effect": "less"}],
         });
         let expected = "✗ pod/web\n  Pull secrets of the pod\n    ✓ k: reg.io\n    ✗ gone: does not exist\n  \
                         ✗ reg.io/app:1 (web)\n    ✗ k, entry reg.io: invalid: no\n    \
                         the kubelet reports: imagePullBackOff\n    credentialInvalid: rejected\u{fffd}[2J\n    \
-                        Fix: replace k\n      $ kubectl x\n      POST /v1/x {\"a\":1}\n  \
+                        Fix: replace k\n      $ kubectl x\n      PUT /v1/x -H 'If-None-Match: *' {\"a\":1}\n  \
                         ? may not list nodes: less\n";
         assert_eq!(Tree::of("pod/web", &diagnosis).to_string(), expected);
     }

@@ -34,7 +34,8 @@ const DIGEST_LENGTH: usize = 16;
 /// Returns the steps that adopt a pull secret; none if names cannot be derived from its keys.
 ///
 /// Generated names end in a digest of the cluster, the namespace and the Secret: an adoption never
-/// replaces the accounts or the pull secret of another one. `digest` returns a collision-resistant
+/// replaces the accounts or the pull secret of another one. Both steps fail if what they create exists
+/// by then. `digest` returns a collision-resistant
 /// digest as lower-case hexadecimal digits.
 #[must_use]
 pub fn adoption(cluster: &Name, secret: &PullSecretUse, digest: impl Fn(&[u8]) -> String) -> Option<Adoption> {
@@ -49,7 +50,7 @@ pub fn adoption(cluster: &Name, secret: &PullSecretUse, digest: impl Fn(&[u8]) -
     let accounts = account_names(&NamePrefix::parse(&prefix).ok()?, &secret.keys)?;
     let import = format!(
         "kubectl get secret '{name}' -n '{namespace}' -o json | curl --fail-with-body --data-binary @- -H \
-         'Content-Type: application/json' -H \"Authorization: Bearer $REGCRED_TOKEN\" \
+         'Content-Type: application/json' -H 'If-None-Match: *' -H \"Authorization: Bearer $REGCRED_TOKEN\" \
          \"$REGCRED_URL/v1/registry-accounts:import?namePrefix={prefix}\""
     );
     let declaration = json!({
@@ -58,7 +59,7 @@ pub fn adoption(cluster: &Name, secret: &PullSecretUse, digest: impl Fn(&[u8]) -
     });
     let steps = vec![
         Step::Command { command: import },
-        Step::Request { method: "PUT", path: format!("/v1/pull-secrets/{pull_secret}"), body: declaration },
+        Step::declaration(format!("/v1/pull-secrets/{pull_secret}"), declaration),
     ];
     Some(Adoption { accounts, pull_secret: pull_secret.to_string(), steps })
 }

@@ -10,7 +10,7 @@ use super::*;
 use crate::domain::{
     diagnosis::{
         Diagnosis, Examination, ImageAnswers, Lookup, ManifestState, PullReport, PullSecretsFrom, ReadSecret,
-        SecretState, SecretValue, Verdict, WorkloadKind,
+        SecretState, SecretValue, Step, Verdict, WorkloadKind,
     },
     names::{Name, NamespaceName, PodName, SecretName, ServiceAccountName},
     verification::VerificationResult,
@@ -359,7 +359,11 @@ fn adoption_names_the_accounts_of_the_import() {
     assert_eq!(steps.pull_secret, format!("dev-team-a-pull-key-{digest}"));
     let accounts = ["reg-io-5000", "docker-io"].map(|registry| format!("dev-team-a-pul-{digest}-{registry}"));
     assert_eq!(steps.accounts, accounts);
-    assert_eq!(steps.steps.len(), 2);
+    let [Step::Command { command }, Step::Request { method: "PUT", headers, .. }] = &steps.steps[..] else {
+        panic!("{steps:?}")
+    };
+    assert!(command.contains(" -H 'If-None-Match: *' "), "{command}");
+    assert_eq!(headers.get("If-None-Match"), Some(&"*"));
     assert!(adopted("dev", "team-a", "k", &[]).is_none());
     let long = adopted("dev", "team-a", &"x".repeat(253), &["reg.io"]).unwrap();
     assert_eq!(long.pull_secret.len(), 63);

@@ -99,6 +99,8 @@ pub struct Examination {
     /// Platforms that the images must have; empty if they are unknown.
     pub(super) platforms: Vec<Platform>,
     pub(super) images: Vec<ExaminedImage>,
+    /// Names of further Secrets of the namespace.
+    pub(super) reserved: Vec<SecretName>,
     /// Number of images, also of those that are not in the answer.
     image_total: usize,
     pub(super) kubectl: Kubectl,
@@ -153,6 +155,7 @@ impl Examination {
         });
         Self {
             images: images.collect(),
+            reserved: Vec::new(),
             image_total,
             kubectl: Kubectl::default(),
             from,
@@ -189,6 +192,23 @@ impl Examination {
     #[must_use]
     pub const fn wants_platforms(&self) -> bool {
         !self.platforms.is_empty()
+    }
+
+    /// Returns the images for which a fix may create a Secret: each with its index.
+    pub fn lacking(&self, answers: &[ImageAnswers]) -> Vec<(usize, &ImageReference)> {
+        let none = ImageAnswers::default();
+        let images =
+            self.images.iter().enumerate().filter_map(|(index, image)| Some((index, image.reference.as_ref()?)));
+        let is_lacking = |index: usize| {
+            let Judgement { verdict, .. } = judge(self, index, answers.get(index).unwrap_or(&none));
+            fix::needs_secret(verdict)
+        };
+        images.filter(|(index, _)| is_lacking(*index)).collect()
+    }
+
+    /// Keeps new Secrets from having this name: a Secret of the namespace has it.
+    pub fn reserve(&mut self, name: SecretName) {
+        self.reserved.push(name);
     }
 
     /// Name of the Secret that a fix for an image would create.

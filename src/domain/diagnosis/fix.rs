@@ -8,6 +8,8 @@
 
 mod plan;
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -78,6 +80,10 @@ pub enum Step {
         method: &'static str,
         /// Path.
         path: String,
+        /// Headers besides those of every request; absent without any.
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        #[schema(value_type = BTreeMap<String, String>)]
+        headers: BTreeMap<&'static str, &'static str>,
         /// Body.
         #[schema(value_type = Object)]
         body: Value,
@@ -88,6 +94,21 @@ pub enum Step {
         command: String,
     },
 }
+
+impl Step {
+    /// A request.
+    pub(in crate::domain) fn request(method: &'static str, path: String, body: Value) -> Self {
+        Self::Request { method, path, headers: BTreeMap::new(), body }
+    }
+
+    /// A declaration that replaces nothing.
+    pub(in crate::domain) fn declaration(path: String, body: Value) -> Self {
+        Self::Request { method: "PUT", path, headers: BTreeMap::from([CREATE_ONLY]), body }
+    }
+}
+
+/// Header of a request that must not change what exists.
+const CREATE_ONLY: (&str, &str) = ("If-None-Match", "*");
 
 /// A remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -148,16 +169,15 @@ impl Change {
 
     /// The same change as a request.
     fn request(&self, cluster: &Name, namespace: &NamespaceName) -> Step {
-        let (method, path, body) = match self {
+        match self {
             Self::Deliver { secret, accounts } => {
                 let accounts: Vec<&str> = accounts.iter().map(Name::as_str).collect();
                 let path = format!("/v1/clusters/{cluster}/namespaces/{namespace}/secrets");
-                ("POST", path, json!({"name": secret, "accounts": accounts}))
+                Step::request("POST", path, json!({"name": secret, "accounts": accounts}))
             }
-            Self::Declare { name, document } => ("PUT", format!("/v1/pull-secrets/{name}"), json!(document)),
-            Self::Sync { name } => ("POST", format!("/v1/pull-secrets/{name}/sync"), Value::Null),
-        };
-        Step::Request { method, path, body }
+            Self::Declare { name, document } => Step::declaration(format!("/v1/pull-secrets/{name}"), json!(document)),
+            Self::Sync { name } => Step::request("POST", format!("/v1/pull-secrets/{name}/sync"), Value::Null),
+        }
     }
 }
 
@@ -166,12 +186,21 @@ impl Change {
 pub struct RegcredContext {
     /// Name of the cluster.
     pub cluster: Name,
-    /// For each image, the account with the longest scope for it that the caller is granted.
-    pub accounts: Vec<Option<Name>>,
+    /// For each image, the account that a fix may deliver.
+    pub accounts: Vec<Option<FixAccount>>,
     /// For each image, the name of a pull secret with the Secret that a fix would create.
     pub pull_secrets: Vec<PullSecretName>,
     /// `ServiceAccount` of the cluster's token, if it is known.
     pub service_account: Option<ServiceAccountRef>,
+}
+
+/// Account that a fix delivers for an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FixAccount {
+    /// Name of the account.
+    pub name: Name,
+    /// Whether the registry of the image accepted its login. Otherwise it could not be asked.
+    pub is_tried: bool,
 }
 
 /// Name of a pull secret that a fix could declare.
@@ -261,7 +290,7 @@ pub(super) fn propose(
     let accounts = context.map(|context| accounts_for(examination, index, verdicts, context)).unwrap_or_default();
     let pull_secret = context.and_then(|context| context.pull_secrets.get(index));
     let plan = Plan { examination, image, name: &reference.name, accounts, pull_secret, context, managed, proposed };
-    match verdict {
+    let fix = match verdict {
         Verdict::Ok => None,
         Verdict::NoSecret => Some(plan.no_secret()),
         Verdict::SecretMissing => plan.missing(),
@@ -275,7 +304,35 @@ pub(super) fn propose(
         | Verdict::RateLimited
         | Verdict::TlsError
         | Verdict::ArchitectureMismatch => Some(outside(verdict, &reference.name)),
+    };
+    fix.map(|fix| with_untried(fix, context))
+}
+
+/// Names the accounts of a fix whose registry could not be asked.
+fn with_untried(mut fix: Fix, context: Option<&RegcredContext>) -> Fix {
+    let accounts = context.iter().flat_map(|context| context.accounts.iter().flatten());
+    let delivered = |name: &Name| {
+        fix.steps.iter().any(|step| match step {
+            Step::Request { body, .. } => {
+                body["accounts"].as_array().is_some_and(|names| names.contains(&json!(name.as_str())))
+            }
+            Step::Command { .. } => false,
+        })
+    };
+    let mut untried: Vec<&str> = accounts
+        .filter(|account| !account.is_tried && delivered(&account.name))
+        .map(|account| account.name.as_str())
+        .collect();
+    untried.sort_unstable();
+    untried.dedup();
+    if !untried.is_empty() {
+        fix.description = format!(
+            "{}. The registry could not be asked whether it accepts the login of {}: verify it first",
+            fix.description,
+            untried.join(", ")
+        );
     }
+    fix
 }
 
 /// Accounts of the Secret for an image: one for each image that the same Secret is for. A missing
@@ -296,12 +353,17 @@ fn accounts_for(examination: &Examination, index: usize, verdicts: &[Verdict], c
     };
     let mut accounts: Vec<Name> = Vec::new();
     for (other, account) in context.accounts.iter().enumerate() {
-        if let Some(account) = account.as_ref().filter(|account| has_same_secret(other) && !accounts.contains(account))
-        {
-            accounts.push(account.clone());
+        let name = account.as_ref().map(|account| &account.name);
+        if let Some(name) = name.filter(|name| has_same_secret(other) && !accounts.contains(name)) {
+            accounts.push(name.clone());
         }
     }
     accounts
+}
+
+/// Whether a remedy may create a Secret.
+pub(super) const fn needs_secret(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::SecretMissing) || needs_new_secret(verdict)
 }
 
 const fn needs_new_secret(verdict: Verdict) -> bool {
@@ -355,10 +417,11 @@ pub(super) fn create_service_account(kubectl: &Kubectl, namespace: &NamespaceNam
     fix(FixType::CreateServiceAccount, format!("create the ServiceAccount {name}"), None, vec![step])
 }
 
-/// Name of a new Secret, after the registry. No list has it, and the images of one registry share it.
+/// Name of a new Secret, after the registry. No list has it, no Secret that is known, and the images of
+/// one registry share it.
 pub(super) fn new_secret_name(examination: &Examination, image: &ImageName) -> String {
     let of_account = examination.of_service_account.iter().flatten();
-    let listed = examination.secrets.iter().map(|secret| &secret.name).chain(of_account);
+    let listed = examination.secrets.iter().map(|secret| &secret.name).chain(of_account).chain(&examination.reserved);
     let mut taken: Vec<String> = listed.map(ToString::to_string).collect();
     let mut registries: Vec<&str> = Vec::new();
     for reference in examination.images.iter().filter_map(|image| image.reference.as_ref()) {

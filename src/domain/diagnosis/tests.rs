@@ -255,7 +255,8 @@ fn fix_with_account(examination: &Examination, pull_secret: PullSecretName) -> F
 
 fn context(accounts: Vec<Option<&str>>, pull_secrets: Vec<PullSecretName>) -> RegcredContext {
     let name = |name: &str| Name::parse(name).unwrap();
-    let accounts = accounts.into_iter().map(|account| account.map(name)).collect();
+    let tried = |account| FixAccount { name: name(account), is_tried: true };
+    let accounts = accounts.into_iter().map(|account| account.map(tried)).collect();
     RegcredContext { cluster: name("dev"), accounts, pull_secrets, service_account: None }
 }
 
@@ -273,11 +274,8 @@ fn commands(fix: &Fix) -> Vec<&str> {
 }
 
 fn delivery(secret: &str) -> Step {
-    Step::Request {
-        method: "POST",
-        path: "/v1/clusters/dev/namespaces/team-a/secrets".to_owned(),
-        body: json!({"name": secret, "accounts": ["prod"]}),
-    }
+    let path = "/v1/clusters/dev/namespaces/team-a/secrets".to_owned();
+    Step::request("POST", path, json!({"name": secret, "accounts": ["prod"]}))
 }
 
 #[test]
@@ -314,7 +312,8 @@ fn regcred_declares_a_pull_secret_for_the_service_account() {
     assert_eq!(new(deployment()).new_secret(0).as_deref(), Some("pull-reg-io"));
 
     let free = fix_with_account(&new(deployment()), PullSecretName::Free(name.clone()));
-    let Step::Request { method: "PUT", path, body } = &free.steps[0] else { panic!("{free:?}") };
+    let Step::Request { method: "PUT", path, headers, body } = &free.steps[0] else { panic!("{free:?}") };
+    assert_eq!(headers.get("If-None-Match"), Some(&"*"));
     assert_eq!(path, "/v1/pull-secrets/team-a-pull-reg-io");
     // Its pods keep their empty list.
     assert_eq!(commands(&free)[1..], ["kubectl rollout restart 'deployment/web' -n 'team-a'"]);
@@ -329,6 +328,40 @@ fn regcred_declares_a_pull_secret_for_the_service_account() {
     assert_eq!((declared.kind, declared.change), (FixType::SyncPullSecret, Some(Change::Sync { name })));
     let taken = fix_with_account(&new(deployment()), PullSecretName::Taken);
     assert_eq!((&taken.steps[0], taken.applicable, taken.steps.len()), (&delivery("pull-reg-io"), false, 3));
+}
+
+#[test]
+fn fix_tells_which_login_could_not_be_tried() {
+    let pod = pod(deployment(), &["reg.io/app", "quay.io/app"], &["gone"]);
+    let examination = examine(pod, &Lookup::NotRead, vec![secret("gone", Lookup::Missing)]);
+    let mut context = context(vec![Some("reg"), Some("quay")], vec![PullSecretName::Taken; 2]);
+    let description = |context: &RegcredContext| {
+        let answers = [without_login(refused()), without_login(refused())];
+        let mut diagnosis = examination.conclude(&answers, &[], Vec::new(), Some(context));
+        diagnosis.images.swap_remove(0).fix.unwrap().description
+    };
+    assert!(!description(&context).contains("could not be asked"));
+
+    context.accounts[1] = Some(FixAccount { name: Name::parse("quay").unwrap(), is_tried: false });
+
+    let told = description(&context);
+    assert!(told.ends_with("whether it accepts the login of quay: verify it first"), "{told}");
+}
+
+/// A command that creates a Secret fails if the namespace has one of its name.
+#[test]
+fn name_of_another_secret_is_not_proposed() {
+    let images = ["reg.io/app", "quay.io/app", "reg.io/other"];
+    let mut examination = examine(pod(deployment(), &images, &[]), &Lookup::Found(Vec::new()), Vec::new());
+    let open = report(VerificationResult::Anonymous, ManifestState::Found);
+    let answers = [without_login(refused()), without_login(refused()), without_login(open)];
+    let lacking: Vec<usize> = examination.lacking(&answers).into_iter().map(|(index, _)| index).collect();
+    assert_eq!(lacking, [0, 1]);
+
+    examination.reserve(SecretName::parse("pull-reg-io").unwrap());
+
+    let names: Vec<_> = (0..3).filter_map(|index| examination.new_secret(index)).collect();
+    assert_eq!(names, ["pull-reg-io-2", "pull-quay-io", "pull-reg-io-2"]);
 }
 
 #[test]

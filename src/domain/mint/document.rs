@@ -76,66 +76,87 @@ pub enum ClientAuthentication {
     Body,
 }
 
-/// Source of a minted account. Which fields are required and allowed depends on its `type`.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SourceDocument {
-    /// Type of the source.
-    #[serde(rename = "type")]
-    pub source_type: SourceType,
-    /// Identity under which logins are requested.
-    pub identity: IdentityDocument,
-    /// AWS region of the registry. Required for `ecr`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(example = "eu-central-1")]
-    pub region: Option<String>,
-    /// AWS role to assume, for `ecr` and `ecrPublic`. Required with `webIdentity`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub assume_role: Option<AssumeRoleDocument>,
-    /// Whether the FIPS endpoints of AWS are called, for `ecr`. They do not exist in every region.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fips: Option<bool>,
-    /// URL in place of the provider's, for `ecr`, `ecrPublic` and `googleArtifactRegistry`. Only
-    /// callers with all grants may set it, and not with an `ambient` identity.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub endpoint: Option<String>,
-    /// URL in place of that of AWS STS, for `ecr` and `ecrPublic`. Only callers with all grants may
-    /// set it, and not with an `ambient` identity.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sts_endpoint: Option<String>,
-    /// E-mail address of a Google service account to impersonate, for `googleArtifactRegistry`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub impersonate: Option<String>,
-    /// Scope of the token, for `googleArtifactRegistry` and `oauth2`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scope: Option<String>,
-    /// Azure tenant, for `azureContainerRegistry`. Required unless the identity is `ambient`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tenant_id: Option<String>,
-    /// URL of the Azure login service, for `azureContainerRegistry`. Only callers with all grants may
-    /// set one that is not Microsoft's, and not with an `ambient` identity.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(example = "https://login.microsoftonline.com")]
-    pub authority: Option<String>,
-    /// Repositories that the login can pull from, for `azureContainerRegistry`; all that the identity
-    /// can pull from if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub repositories: Option<Vec<String>>,
-    /// URL of the token service. Required for `oauth2`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub token_url: Option<String>,
-    /// User name of the login. Required for `oauth2`; other providers determine it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub username: Option<String>,
-    /// How the client authenticates, for `oauth2`; `basic` by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub authentication: Option<ClientAuthentication>,
-    /// Lifetime of the token, in seconds, if the answers of the token service do not state it, for
-    /// `oauth2`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 300, maximum = 2_592_000)]
-    pub lifetime_seconds: Option<u64>,
+/// Defines the JSON form of a source with this form of its identity.
+macro_rules! source_document {
+    ($(#[$attribute:meta])* $name:ident, $identity:ident) => {
+        $(#[$attribute])*
+        #[serde(rename_all = "camelCase")]
+        pub struct $name {
+            /// Type of the source.
+            #[serde(rename = "type")]
+            pub source_type: SourceType,
+            /// Identity under which logins are requested.
+            pub identity: $identity,
+            /// AWS region of the registry. Required for `ecr`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(example = "eu-central-1")]
+            pub region: Option<String>,
+            /// AWS role to assume, for `ecr` and `ecrPublic`. Required with `webIdentity`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub assume_role: Option<AssumeRoleDocument>,
+            /// Whether the FIPS endpoints of AWS are called, for `ecr`. They do not exist in every region.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub fips: Option<bool>,
+            /// URL in place of the provider's, for `ecr`, `ecrPublic` and `googleArtifactRegistry`. Only
+            /// callers with all grants may set it, and not with an `ambient` identity.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub endpoint: Option<String>,
+            /// URL in place of that of AWS STS, for `ecr` and `ecrPublic`. Only callers with all grants may
+            /// set it, and not with an `ambient` identity.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub sts_endpoint: Option<String>,
+            /// E-mail address of a Google service account to impersonate, for `googleArtifactRegistry`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub impersonate: Option<String>,
+            /// Scope of the token, for `googleArtifactRegistry` and `oauth2`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub scope: Option<String>,
+            /// Azure tenant, for `azureContainerRegistry`. Required unless the identity is `ambient`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub tenant_id: Option<String>,
+            /// URL of the Azure login service, for `azureContainerRegistry`. Only callers with all grants may
+            /// set one that is not Microsoft's, and not with an `ambient` identity.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(example = "https://login.microsoftonline.com")]
+            pub authority: Option<String>,
+            /// Repositories that the login can pull from, for `azureContainerRegistry`; all that the identity
+            /// can pull from if absent.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub repositories: Option<Vec<String>>,
+            /// URL of the token service. Required for `oauth2`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub token_url: Option<String>,
+            /// User name of the login. Required for `oauth2`; other providers determine it.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub username: Option<String>,
+            /// How the client authenticates, for `oauth2`; `basic` by default.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub authentication: Option<ClientAuthentication>,
+            /// Lifetime of the token, in seconds, if the answers of the token service do not state it, for
+            /// `oauth2`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(minimum = 300, maximum = 2_592_000)]
+            pub lifetime_seconds: Option<u64>,
+        }
+    };
 }
+
+source_document!(
+    /// Source of a minted account. Which fields are required and allowed depends on its `type`.
+    #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+    #[serde(deny_unknown_fields)]
+    #[schema(as = SourceInput)]
+    SourceDocument,
+    IdentityDocument
+);
+
+source_document!(
+    /// Source of a minted account, without its secret. Which fields it has depends on its `type`.
+    #[derive(Debug, Serialize, ToSchema)]
+    #[schema(as = Source)]
+    SourceInAnswers,
+    IdentityInAnswers
+);
 
 /// AWS role.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -149,71 +170,99 @@ pub struct AssumeRoleDocument {
     pub external_id: Option<String>,
 }
 
-/// Identity under which logins are requested. Which fields are required and allowed depends on its
-/// `type`.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct IdentityDocument {
-    /// Type of the identity.
-    #[serde(rename = "type")]
-    pub identity_type: IdentityType,
-    /// Id of the key, for `accessKey`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub access_key_id: Option<String>,
-    /// Secret of the key, for `accessKey`. It is sealed before it is stored, and no response returns
-    /// it.
-    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "conceal")]
-    #[schema(value_type = Option<String>, format = Password, write_only)]
-    pub secret_access_key: Option<SecretString>,
-    /// Content of the JSON key file, for `serviceAccountKey`. Its private key is sealed before it is
-    /// stored, and no response returns it.
-    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "conceal")]
-    #[schema(value_type = Option<String>, format = Password, write_only)]
-    pub key_file: Option<SecretString>,
-    /// E-mail address in the key file. Only in responses.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(read_only)]
-    pub client_email: Option<String>,
-    /// Id of the key in the key file. Only in responses.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(read_only)]
-    pub private_key_id: Option<String>,
-    /// Id of the client, for `clientSecret` and `clientCertificate`, for `webIdentity` of Azure, and
-    /// optionally for `ambient` of Azure.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub client_id: Option<String>,
-    /// Secret of the client, for `clientSecret`. It is sealed before it is stored, and no response
-    /// returns it.
-    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "conceal")]
-    #[schema(value_type = Option<String>, format = Password, write_only)]
-    pub client_secret: Option<SecretString>,
-    /// Certificate (PEM), for `clientCertificate`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub certificate: Option<String>,
-    /// Private key of the certificate (PEM, RSA), for `clientCertificate`. It is sealed before it is
-    /// stored, and no response returns it.
-    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "conceal")]
-    #[schema(value_type = Option<String>, format = Password, write_only)]
-    pub private_key: Option<SecretString>,
-    /// Registered cluster that issues the token, for `webIdentity`. The caller must be granted it and
-    /// the namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cluster: Option<String>,
-    /// Namespace of the `ServiceAccount`, for `webIdentity`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub namespace: Option<String>,
-    /// Name of the `ServiceAccount`, for `webIdentity`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub service_account: Option<String>,
-    /// Audience of the token, for `webIdentity`; the usual one of the provider by default. One of the
-    /// API server or of an identity provider is refused.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub audience: Option<String>,
-    /// Provider of a workload identity pool, for `webIdentity` of Google.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(example = "projects/123456/locations/global/workloadIdentityPools/regcred/providers/dev")]
-    pub workload_identity_provider: Option<String>,
+/// Defines the JSON form of an identity: the public fields, and further ones.
+macro_rules! identity_document {
+    ($(#[$attribute:meta])* $name:ident { $($(#[$more:meta])* pub $field:ident: $type:ty,)* }) => {
+        $(#[$attribute])*
+        #[serde(rename_all = "camelCase")]
+        pub struct $name {
+            /// Type of the identity.
+            #[serde(rename = "type")]
+            pub identity_type: IdentityType,
+            /// Id of the key, for `accessKey`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub access_key_id: Option<String>,
+            /// Id of the client, for `clientSecret` and `clientCertificate`, for `webIdentity` of Azure, and
+            /// optionally for `ambient` of Azure.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub client_id: Option<String>,
+            /// Certificate (PEM), for `clientCertificate`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub certificate: Option<String>,
+            /// Registered cluster that issues the token, for `webIdentity`. The caller must be granted it and
+            /// the namespace.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub cluster: Option<String>,
+            /// Namespace of the `ServiceAccount`, for `webIdentity`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub namespace: Option<String>,
+            /// Name of the `ServiceAccount`, for `webIdentity`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub service_account: Option<String>,
+            /// Audience of the token, for `webIdentity`; the usual one of the provider by default. One of the
+            /// API server or of an identity provider is refused.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub audience: Option<String>,
+            /// Provider of a workload identity pool, for `webIdentity` of Google.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(example = "projects/123456/locations/global/workloadIdentityPools/regcred/providers/dev")]
+            pub workload_identity_provider: Option<String>,
+            $($(#[$more])* pub $field: $type,)*
+        }
+    };
 }
+
+identity_document!(
+    /// Identity under which logins are requested. Which fields are required and allowed depends on its
+    /// `type`.
+    #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+    #[serde(deny_unknown_fields)]
+    #[schema(as = IdentityInput)]
+    IdentityDocument {
+        /// Secret of the key, for `accessKey`. It is sealed before it is stored, and no response returns
+        /// it.
+        #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "conceal")]
+        #[schema(value_type = Option<String>, format = Password)]
+        pub secret_access_key: Option<SecretString>,
+        /// Content of the JSON key file, for `serviceAccountKey`. Its private key is sealed before it is
+        /// stored, and no response returns it.
+        #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "conceal")]
+        #[schema(value_type = Option<String>, format = Password)]
+        pub key_file: Option<SecretString>,
+        /// Secret of the client, for `clientSecret`. It is sealed before it is stored, and no response
+        /// returns it.
+        #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "conceal")]
+        #[schema(value_type = Option<String>, format = Password)]
+        pub client_secret: Option<SecretString>,
+        /// Private key of the certificate (PEM, RSA), for `clientCertificate`. It is sealed before it is
+        /// stored, and no response returns it.
+        #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "conceal")]
+        #[schema(value_type = Option<String>, format = Password)]
+        pub private_key: Option<SecretString>,
+        /// E-mail address in the key file. Refused: only responses have it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(ignore)]
+        pub client_email: Option<String>,
+        /// Id of the key in the key file. Refused: only responses have it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(ignore)]
+        pub private_key_id: Option<String>,
+    }
+);
+
+identity_document!(
+    /// Identity under which logins are requested, without its secret.
+    #[derive(Debug, Serialize, ToSchema)]
+    #[schema(as = Identity)]
+    IdentityInAnswers {
+        /// E-mail address in the key file.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub client_email: Option<String>,
+        /// Id of the key in the key file.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub private_key_id: Option<String>,
+    }
+);
 
 /// Serialises a secret as `null`: [`Source::parse`](super::Source::parse) takes it out before.
 #[expect(clippy::ref_option, reason = "serde passes a reference to the field")]

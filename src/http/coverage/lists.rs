@@ -12,7 +12,7 @@ use crate::{
     domain::{
         coverage::{Group, PullSecretUse, SecretOwner},
         diagnosis::Verdict,
-        names::{Name, NamespaceName},
+        names::{Name, NamespaceName, SecretName},
     },
     http::{
         auth::{Caller, permission::DiagnoseClusters},
@@ -36,7 +36,7 @@ impl From<ListedGroup> for Group {
 
 /// Filter of a list of groups.
 #[derive(Debug, IntoParams)]
-#[into_params(parameter_in = Query)]
+#[into_params(parameter_in = Query, rename_all = "camelCase")]
 pub struct GroupQuery {
     /// Lists only groups with this verdict. May be repeated; one of them must apply.
     #[param(value_type = Option<Vec<Verdict>>)]
@@ -47,6 +47,12 @@ pub struct GroupQuery {
     /// Lists only groups that use the login of this registry account.
     #[param(value_type = Option<String>)]
     account: Option<Name>,
+    /// Lists only groups with a Secret of this name among their pull secrets.
+    #[param(value_type = Option<String>)]
+    secret: Option<SecretName>,
+    /// Lists only groups with the Secret of this pull secret of regcred among theirs.
+    #[param(value_type = Option<String>)]
+    pull_secret: Option<Name>,
     /// Lists only groups that are new, or whose verdict differs from that of the snapshot before.
     #[param(value_type = Option<bool>, default = false)]
     changed: bool,
@@ -58,6 +64,8 @@ impl FromQuery for GroupQuery {
             verdict: query.all("verdict", str::parse),
             namespace: query.one("namespace", NamespaceName::parse),
             account: query.one("account", Name::parse),
+            secret: query.one("secret", SecretName::parse),
+            pull_secret: query.one("pullSecret", Name::parse),
             changed: query.flag("changed"),
         }
     }
@@ -65,8 +73,8 @@ impl FromQuery for GroupQuery {
 
 impl From<GroupQuery> for GroupFilter {
     fn from(query: GroupQuery) -> Self {
-        let GroupQuery { verdict, namespace, account, changed } = query;
-        Self { verdicts: verdict, namespace, account, changed }
+        let GroupQuery { verdict, namespace, account, secret, pull_secret, changed } = query;
+        Self { verdicts: verdict, namespace, account, secret, pull_secret, changed }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Content of the Secrets that regcred wrote, without a call to the cluster.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, pin::pin, sync::Arc};
 
 use futures_util::{StreamExt, stream};
 use secrecy::{ExposeSecret, SecretSlice};
@@ -26,6 +26,9 @@ use crate::{
 /// Pull secrets that are rendered at the same time.
 const CONCURRENCY: usize = 4;
 
+/// Bytes of documents that a run keeps. What further Secrets contain is read from the cluster.
+const DOCUMENTS_MAX: usize = 8 * 1024 * 1024;
+
 /// Place of a Secret in the cluster.
 pub(super) type SecretPlace = (NamespaceName, SecretName);
 
@@ -34,13 +37,17 @@ pub(super) type SecretPlace = (NamespaceName, SecretName);
 pub(super) struct Contents {
     /// Accounts of each.
     pub(super) known: HashMap<SecretPlace, Arc<KnownSecret>>,
-    /// Values of those that are in sync with their accounts.
+    /// Values of those that are in sync with their accounts, within [`DOCUMENTS_MAX`].
     pub(super) values: HashMap<SecretPlace, Arc<ReadSecret>>,
 }
 
 /// Value of the Secrets of a pull secret.
 struct Rendered {
-    secret: Arc<ReadSecret>,
+    name: SecretName,
+    /// None beyond [`DOCUMENTS_MAX`].
+    secret: Option<Arc<ReadSecret>>,
+    /// Length of the document.
+    length: usize,
     known: Arc<KnownSecret>,
 }
 
@@ -69,12 +76,21 @@ impl Coverages {
                 }
             }
         });
-        let rendered: Vec<_> = rendered.buffer_unordered(CONCURRENCY).collect().await;
-        let rendered: HashMap<Uuid, Rendered> = rendered.into_iter().flatten().collect();
+        let mut rendered = pin!(rendered.buffered(CONCURRENCY));
+        let mut kept: HashMap<Uuid, Rendered> = HashMap::new();
+        let mut left = DOCUMENTS_MAX;
+        while let Some(one) = rendered.next().await {
+            let Some((id, mut one)) = one else { continue };
+            match left.checked_sub(one.length) {
+                Some(rest) => left = rest,
+                None => one.secret = None,
+            }
+            kept.insert(id, one);
+        }
         for target in targets {
-            if let Some(Rendered { secret, known }) = rendered.get(&target.pull_secret_id) {
-                let place = (target.namespace, secret.name().clone());
-                if target.is_synced {
+            if let Some(Rendered { name, secret, known, .. }) = kept.get(&target.pull_secret_id) {
+                let place = (target.namespace, name.clone());
+                if let Some(secret) = secret.as_ref().filter(|_| target.is_synced) {
                     contents.values.insert(place.clone(), Arc::clone(secret));
                 }
                 contents.known.insert(place, Arc::clone(known));
@@ -88,7 +104,9 @@ impl Coverages {
         let secret_type = declaration.secret_type;
         let (rendered, accounts) =
             self.docker_configs.assemble_with_accounts(secret_type.profile(), &declaration.accounts).await?;
-        let document = Some(SecretSlice::from(rendered.document.expose_secret().as_bytes().to_vec()));
+        let document = rendered.document.expose_secret().as_bytes();
+        let length = document.len();
+        let document = Some(SecretSlice::from(document.to_vec()));
         let (dockerconfigjson, dockercfg) = match secret_type {
             SecretType::DockerConfigJson => (document, None),
             SecretType::Dockercfg => (None, document),
@@ -105,7 +123,9 @@ impl Coverages {
         let accounts = accounts.into_iter();
         let accounts = accounts.map(|(key, one)| (key, KnownAccount { id: one.id, name: one.name.clone() })).collect();
         Ok(Rendered {
-            secret: Arc::new(ReadSecret::of(declaration.secret_name.clone(), Lookup::Found(value))),
+            name: declaration.secret_name.clone(),
+            secret: Some(Arc::new(ReadSecret::of(declaration.secret_name.clone(), Lookup::Found(value)))),
+            length,
             known: Arc::new(KnownSecret { pull_secret: Some((stored.id, stored.name.to_string())), accounts }),
         })
     }

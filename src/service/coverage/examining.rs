@@ -9,7 +9,10 @@ use std::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::Semaphore;
 
-use super::contents::{Contents, SecretPlace};
+use super::{
+    contents::{Contents, SecretPlace},
+    memory::{SECRET_MAX, ValueMemory},
+};
 use crate::{
     clients::cluster::{ClusterClient, Pace},
     domain::{
@@ -42,6 +45,7 @@ pub(super) struct Examining<'a> {
     pub(super) announced: &'a BTreeSet<SecretPlace>,
     pub(super) questions: &'a RegistryQuestions<'a>,
     pub(super) asking: &'a Semaphore,
+    pub(super) values: &'a ValueMemory,
 }
 
 /// Groups of a namespace with their verdicts, and its pull secrets.
@@ -64,12 +68,15 @@ impl Examining<'_> {
     ) -> Result<ExaminedNamespace, ServiceError> {
         let read = groups.iter().flat_map(|(key, _)| key.pull_secrets.iter().take(PULL_SECRETS_MAX));
         let names: BTreeSet<SecretName> = read.cloned().collect();
+        let places: Vec<SecretPlace> = names.into_iter().map(|name| (namespace.clone(), name)).collect();
+        let is_read = |place: &SecretPlace| !self.contents.values.contains_key(place) && self.announced.contains(place);
+        let longest = places.iter().filter(|place| is_read(place)).count().saturating_mul(SECRET_MAX);
+        // Held until the values are dropped.
+        let mut room = self.values.reserve(longest.min(VALUES_MAX + SECRET_MAX)).await;
         let mut secrets = BTreeMap::new();
         let (mut length, mut left_out) = (0, 0);
-        for name in names {
-            let place = (namespace.clone(), name);
-            let is_read = !self.contents.values.contains_key(&place) && self.announced.contains(&place);
-            if is_read && length >= VALUES_MAX {
+        for place in places {
+            if is_read(&place) && length >= VALUES_MAX {
                 left_out += 1;
                 secrets.insert(place.1.clone(), Arc::new(ReadSecret::of(place.1, Lookup::NotRead)));
                 continue;
@@ -78,6 +85,7 @@ impl Examining<'_> {
             length += length_of_value;
             secrets.insert(place.1, secret);
         }
+        room.shrink_to(length);
         let (secrets_read, examining) = (&secrets, self);
         let examined = stream::iter(groups).map(|(key, group)| async move {
             let judged = examining.judge(&key, &group, secrets_read).await?;

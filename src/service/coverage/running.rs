@@ -100,11 +100,27 @@ impl Coverages {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Storage`].
+    /// [`ServiceError::Storage`], and [`ServiceError::Audit`] if the event of a run that ended with its
+    /// processes cannot be stored.
     pub async fn claim(&self) -> Result<Option<ClaimedRun>, ServiceError> {
+        self.give_up().await?;
         let mut conn = connection(&self.pool).await?;
-        storage::coverage::runs::give_up(&mut conn).await?;
         Ok(storage::coverage::runs::claim(&mut conn, LEASE).await?)
+    }
+
+    /// Ends the runs whose processes died, each with an event.
+    async fn give_up(&self) -> Result<(), ServiceError> {
+        let mut tx = self.pool.begin().await?;
+        let given_up = storage::coverage::runs::give_up(&mut tx).await?;
+        let failed = |(run, cluster): &(ClaimedRun, String)| {
+            let event = event(run, &Name::parse(cluster).ok()?).outcome(Outcome::Failure);
+            Some(event.details(Details::default().reason(storage::coverage::runs::GIVEN_UP)))
+        };
+        self.audit.commit(tx, given_up.iter().filter_map(failed).collect::<Vec<_>>()).await?;
+        for (run, _) in given_up {
+            tracing::warn!(cluster.id = %run.cluster_id, run.id = %run.run_id, "coverage given up");
+        }
+        Ok(())
     }
 
     /// Carries out a claimed run and stores its snapshot or error. Ends early if the lease is lost.
@@ -115,13 +131,10 @@ impl Coverages {
     #[tracing::instrument(name = "coverage.run", skip_all, fields(cluster.id = %run.cluster_id, run.id = %run.run_id))]
     pub async fn perform(&self, run: &ClaimedRun) -> Result<(), ServiceError> {
         let progress = Progress::new();
-        let surveyed = tokio::select! {
-            surveyed = self.survey(run, &progress) => surveyed,
-            () = sleep(RUN_MAX) => Err(overdue()),
-            () = self.keep_lease(run, &progress) => {
-                tracing::warn!(cluster.id = %run.cluster_id, "coverage lease lost");
-                return Ok(());
-            }
+        let surveyed = within(RUN_MAX, self.survey(run, &progress), self.keep_lease(run, &progress)).await;
+        let Some(surveyed) = surveyed else {
+            tracing::warn!(cluster.id = %run.cluster_id, "coverage lease lost");
+            return Ok(());
         };
         self.record(run, surveyed).await
     }
@@ -181,6 +194,7 @@ impl Coverages {
             announced: &announced,
             questions: &questions,
             asking: &asking,
+            values: &self.values,
         };
         let mut survey = Survey::new(contents.known.clone(), content.verifies_cached_images);
         let mut secrets = existing(&content, &contents);
@@ -283,8 +297,21 @@ where
     }
 }
 
-fn overdue() -> ServiceError {
-    let minutes = RUN_MAX.as_secs() / 60;
+/// Result of a survey, which fails after a time. None if the lease is lost before.
+async fn within<T>(
+    time: Duration,
+    survey: impl Future<Output = Result<T, ServiceError>>,
+    lease: impl Future<Output = ()>,
+) -> Option<Result<T, ServiceError>> {
+    tokio::select! {
+        surveyed = survey => Some(surveyed),
+        () = sleep(time) => Some(Err(overdue(time))),
+        () = lease => None,
+    }
+}
+
+fn overdue(time: Duration) -> ServiceError {
+    let minutes = time.as_secs() / 60;
     ClusterError::Timeout { detail: format!("the run did not end within {minutes} minutes") }.into()
 }
 
@@ -447,6 +474,16 @@ mod tests {
         });
 
         timeout(LATE, keeping).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn run_fails_at_its_deadline_and_ends_with_its_lease() {
+        let never = future::pending::<Result<u8, ServiceError>>;
+        let overdue = within(INTERVAL, never(), future::pending()).await.unwrap().unwrap_err();
+        assert_eq!(failure(&overdue).0, "cluster-timeout");
+        assert!(within(LATE, never(), future::ready(())).await.is_none());
+        assert_eq!(within(LATE, future::ready(Ok(1)), future::pending()).await.unwrap().unwrap(), 1);
+        assert!(failure(&super::overdue(RUN_MAX)).1.contains("within 15 minutes"));
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
+use secrecy::SecretString;
 use tokio::time::{Duration, Instant, timeout_at};
 
 use super::{
@@ -137,6 +138,16 @@ impl<'a> RegistryQuestions<'a> {
         }
         answers.anonymous = self.pull(&anonymously).await;
         answers
+    }
+
+    /// Asks the registry of an image with a login of regcred; none if it was not asked.
+    ///
+    /// The account of the login must be for the registry of the image.
+    pub async fn ask_with(&self, image: &ImageReference, login: (&str, &SecretString)) -> Option<PullReport> {
+        if self.registries.is_of_node(image) {
+            return None;
+        }
+        self.with_login(PullQuestion { image, login: Some(login), wants_platforms: false }).await
     }
 
     /// Asks with a login, unless the registry has rejected it. Other questions with this login wait for

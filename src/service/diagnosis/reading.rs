@@ -11,7 +11,8 @@ use crate::{
     clients::cluster::{ClusterClient, ClusterError},
     domain::{
         diagnosis::{
-            Examination, Lookup, MissingRead, Node, PodFacts, ReadSecret, Subject, WorkloadKind, pull_secret_names,
+            Examination, ImageAnswers, Lookup, MissingRead, Node, PodFacts, ReadSecret, Subject, WorkloadKind,
+            pull_secret_names,
         },
         names::{NamespaceName, PodName, SecretName, ServiceAccountName},
     },
@@ -20,6 +21,8 @@ use crate::{
 
 /// Maximum number of Secrets that one diagnosis reads.
 const SECRETS_MAX: usize = 20;
+/// Maximum number of names of new Secrets that one diagnosis looks up.
+const NAMES_MAX: usize = 10;
 /// Maximum number of concurrent reads.
 const CONCURRENCY: usize = 4;
 
@@ -50,6 +53,12 @@ impl<'a> NamespaceFacts<'a> {
         Self { client, namespace, service_accounts: Memo::default(), secrets: Memo::default() }
     }
 
+    /// The namespace.
+    #[must_use]
+    pub const fn namespace(&self) -> &'a NamespaceName {
+        self.namespace
+    }
+
     /// Pull secrets of the pod's `ServiceAccount`, unless the pod exists and has its own list.
     async fn of_service_account(&self, pod: &PodFacts) -> Result<Lookup<Vec<SecretName>>, ClusterError> {
         if let Subject::Pod { controller, .. } = &pod.subject {
@@ -70,6 +79,36 @@ impl<'a> NamespaceFacts<'a> {
             spawn_blocking(move || Ok(Arc::new(ReadSecret::of(name, found)))).await
         };
         self.secrets.get(name.clone(), read).await
+    }
+
+    /// Keeps fixes from creating a Secret whose name the namespace has already, unless `is_declared`
+    /// tells that a pull secret places it. Only a fix depends on it, so that a lookup which fails
+    /// ends the search.
+    ///
+    /// # Errors
+    ///
+    /// The error of `is_declared`.
+    pub async fn reserve_names(
+        &self,
+        examination: &mut Examination,
+        answers: &[ImageAnswers],
+        is_declared: impl AsyncFn(&str) -> Result<bool, ServiceError>,
+    ) -> Result<(), ServiceError> {
+        let mut known: Vec<SecretName> = Vec::new();
+        while known.len() < NAMES_MAX {
+            let lacking = examination.lacking(answers);
+            let new = lacking.iter().filter_map(|(index, _)| SecretName::parse(&examination.new_secret(*index)?).ok());
+            let Some(name) = new.into_iter().find(|name| !known.contains(name)) else { return Ok(()) };
+            if !is_declared(name.as_str()).await? {
+                match self.client.get_secret(self.namespace, &name).await {
+                    Ok(Some(_)) => examination.reserve(name.clone()),
+                    Ok(None) => {}
+                    Err(_) => return Ok(()),
+                }
+            }
+            known.push(name);
+        }
+        Ok(())
     }
 
     /// Whether the template of the pod's controller has a list of pull secrets.

@@ -25,7 +25,7 @@ pub struct Precondition {
     pub version: ExpectedVersion,
     /// Read-only fields of the body.
     pub read_only: ReadOnlyFields,
-    /// Whether the name must be free.
+    /// Whether the name must be free, as `If-None-Match: *` requires.
     pub must_be_new: bool,
 }
 
@@ -51,7 +51,7 @@ impl Precondition {
     /// Requires that the stored pull secret, if there is one, is as the request states.
     pub(super) fn check(&self, existing: Option<&StoredPullSecret>) -> Result<(), ServiceError> {
         match existing {
-            Some(existing) if self.must_be_new => return Err(ServiceError::NameTaken(existing.name.to_string())),
+            Some(existing) if self.must_be_new => return Err(ServiceError::Exists { name: existing.name.to_string() }),
             Some(existing) => check_version(self.version, existing.version)?,
             None if self.version.is_some() => return Err(ServiceError::Stale { current: 0 }),
             None => {}

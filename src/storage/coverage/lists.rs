@@ -15,7 +15,7 @@ use crate::{
         coverage::{Group, PullSecretUse, SecretOwner},
         diagnosis::Verdict,
         invalid::Invalid,
-        names::{Name, NamespaceName},
+        names::{Name, NamespaceName, SecretName},
     },
     storage::{PgConnection, StorageError, corrupt},
 };
@@ -55,6 +55,10 @@ pub struct GroupFilter {
     pub namespace: Option<NamespaceName>,
     /// Account whose login is used.
     pub account: Option<Name>,
+    /// Name of a Secret among the pull secrets.
+    pub secret: Option<SecretName>,
+    /// Pull secret of regcred whose Secret is among the pull secrets.
+    pub pull_secret: Option<Name>,
     /// Whether the verdict differs from that of the snapshot before.
     pub changed: bool,
 }
@@ -115,18 +119,30 @@ pub async fn groups(
     (after, limit): (i64, i64),
 ) -> Result<Vec<ListedGroup>, StorageError> {
     let verdicts: Vec<&str> = filter.verdicts.iter().map(|verdict| verdict.as_str()).collect();
+    let (namespaces, secrets) = match &filter.pull_secret {
+        Some(name) => {
+            let (namespaces, secrets) = placed(&mut *conn, snapshot, name).await?;
+            (Some(namespaces), Some(secrets))
+        }
+        None => (None, None),
+    };
     let rows = sqlx::query!(
         r#"SELECT number, document AS "document: Json<Value>", previous_verdict FROM coverage_groups
            WHERE snapshot_id = $1 AND number > $2 AND (cardinality($3::text[]) = 0 OR verdict = ANY($3))
                AND ($4::text IS NULL OR namespace = $4) AND ($5::text IS NULL OR account = $5)
                AND (NOT $6::boolean OR previous_verdict IS DISTINCT FROM verdict)
-           ORDER BY number LIMIT $7"#,
+               AND ($7::text IS NULL OR document -> 'pullSecrets' ? $7)
+               AND ($8::text[] IS NULL OR (namespace = ANY($8) AND document -> 'pullSecrets' ?| $9::text[]))
+           ORDER BY number LIMIT $10"#,
         snapshot,
         after,
         &verdicts as _,
         filter.namespace.as_ref().map(NamespaceName::as_str),
         filter.account.as_ref().map(Name::as_str),
         filter.changed,
+        filter.secret.as_ref().map(SecretName::as_str),
+        namespaces.as_deref() as _,
+        secrets.as_deref() as _,
         limit,
     );
     let listed = rows.fetch_all(conn).await?.into_iter().map(|row| {
@@ -135,6 +151,25 @@ pub async fn groups(
         Ok(ListedGroup { position: SnapshotPosition { snapshot, number: row.number }, group })
     });
     listed.collect()
+}
+
+/// Namespaces with a Secret of a pull secret of regcred, and the names of these Secrets.
+async fn placed(
+    conn: &mut PgConnection,
+    snapshot: Uuid,
+    pull_secret: &Name,
+) -> Result<(Vec<String>, Vec<String>), StorageError> {
+    let rows = sqlx::query!(
+        r#"SELECT namespace, document ->> 'name' AS "name!" FROM coverage_secrets
+           WHERE snapshot_id = $1 AND owner = 'pullSecret' AND document ->> 'pullSecret' = $2"#,
+        snapshot,
+        pull_secret.as_str(),
+    );
+    let (namespaces, mut names): (Vec<String>, Vec<String>) =
+        rows.fetch_all(conn).await?.into_iter().map(|row| (row.namespace, row.name)).unzip();
+    names.sort_unstable();
+    names.dedup();
+    Ok((namespaces, names))
 }
 
 /// Lists the pull secrets of a snapshot, at most `limit` after a number.

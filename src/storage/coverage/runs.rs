@@ -17,6 +17,9 @@ use crate::{
 /// Processes that may begin a run before it fails.
 const ATTEMPTS_MAX: i32 = 3;
 
+/// Type of the error of a run that was given up.
+pub const GIVEN_UP: &str = "internal";
+
 /// A run.
 #[derive(Debug, Clone)]
 pub struct StoredRun {
@@ -140,19 +143,34 @@ pub async fn claim(conn: &mut PgConnection, lease: Duration) -> Result<Option<Cl
     Ok(claimed.fetch_optional(conn).await?)
 }
 
-/// Ends the runs that several processes began and none ended.
+/// Ends the runs that several processes began and none ended, and returns them with the name of their
+/// cluster. A run is returned once, regardless of the number of replicas.
 #[tracing::instrument(level = "debug", name = "db.coverage_runs.give_up", skip_all)]
-pub async fn give_up(conn: &mut PgConnection) -> Result<(), StorageError> {
-    sqlx::query!(
-        "UPDATE coverage_runs
-         SET state = 'failed', finished_at = now(), lease_until = NULL, error_type = 'internal',
+pub async fn give_up(conn: &mut PgConnection) -> Result<Vec<(ClaimedRun, String)>, StorageError> {
+    let given_up = sqlx::query!(
+        "UPDATE coverage_runs AS run
+         SET state = 'failed', finished_at = now(), lease_until = NULL, stage = NULL, error_type = $2,
              error_detail = 'the processes that began the run ended before it: run it again'
-         WHERE state = 'running' AND lease_until <= now() AND attempts >= $1",
+         FROM clusters AS cluster
+         WHERE cluster.id = run.cluster_id AND run.state = 'running' AND run.lease_until <= now() AND run.attempts >= $1
+         RETURNING run.cluster_id, run.run_id, run.actor_type, run.actor_id, run.actor_name, run.request_id,
+             run.lease_token, cluster.name",
         ATTEMPTS_MAX,
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
+        GIVEN_UP,
+    );
+    let given_up = given_up.fetch_all(conn).await?.into_iter().map(|row| {
+        let run = ClaimedRun {
+            cluster_id: row.cluster_id,
+            run_id: row.run_id,
+            actor_type: row.actor_type,
+            actor_id: row.actor_id,
+            actor_name: row.actor_name,
+            request_id: row.request_id,
+            lease_token: row.lease_token,
+        };
+        (run, row.name)
+    });
+    Ok(given_up.collect())
 }
 
 /// Prolongs the lease of a claimed run, and stores its progress. Returns whether the lease is still

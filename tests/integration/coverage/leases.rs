@@ -49,12 +49,15 @@ async fn run_of_a_dead_process_is_taken_over_when_its_lease_ends(pool: PgPool) {
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn run_that_ends_its_processes_fails(pool: PgPool) {
     let survey = Survey::new(pool).await;
+    let _beside = TestApp::beside(&survey.app).await;
     abandon(&survey.app, 3, 0).await;
     let ended = eventually("the run has ended", async || {
         Some(state(&survey).await).filter(|run| run["finishedAt"].is_string())
     })
     .await;
     assert_eq!((&ended["state"], &ended["error"]["type"]), (&json!("failed"), &json!("internal")), "{ended:#}");
+    let failed = (json!("failure"), json!({"reason": "internal"}), Vec::new());
+    assert_eq!(events(&survey).await, [failed], "one event of both replicas");
     // Another one may succeed.
     survey.run().await;
 }
@@ -74,6 +77,8 @@ async fn unreachable_cluster_fails_the_run_and_keeps_the_snapshot(pool: PgPool) 
     .await;
 
     assert_eq!(ended["run"]["error"]["type"], "cluster-unreachable", "{ended:#}");
+    let failed: Vec<_> = events(&survey).await.into_iter().filter(|(outcome, ..)| outcome == "failure").collect();
+    assert_eq!(failed, [(json!("failure"), json!({"reason": "cluster-unreachable"}), Vec::new())]);
     assert_eq!(ended["snapshot"]["id"], before);
 }
 

@@ -69,6 +69,16 @@ async fn snapshot_has_the_verdict_and_the_account_of_each_group(pool: PgPool) {
     let failing = items(&survey.admin, &format!("{path}&verdict=noSecret&verdict=secretMissing")).await;
     assert_eq!(failing.len(), 2, "{failing:#?}");
     assert_eq!(items(&survey.admin, &format!("{path}&account=prod-a")).await.len(), 2);
+    let users = async |filter: &str| {
+        let found = items(&survey.admin, &format!("{path}&{filter}")).await;
+        assert!(!found.iter().any(|group| group["pullSecrets"] == json!(["gone"])), "{found:#?}");
+        found.len()
+    };
+    // Two of both images, one of the CronJob; and two of both images, one of the pod.
+    assert_eq!((users("pullSecret=team-a").await, users("secret=by-hand").await), (3, 3));
+    assert_eq!(users("pullSecret=team-a&secret=by-hand").await, 2);
+    assert_eq!((users("pullSecret=other").await, users("secret=idle").await), (0, 0));
+    survey.admin.get(&format!("{path}&pullSecret=A")).await.problem(422, "invalid-request");
     survey.admin.get(&format!("{path}&verdict=bad")).await.problem(422, "invalid-request");
 }
 
@@ -121,14 +131,26 @@ async fn adoption_makes_a_managed_secret(pool: PgPool) {
     let steps = adoption["steps"].as_array().expect("steps");
     let command = steps[0]["command"].as_str().expect("a command");
     let url = format!("http://{}", survey.app.address);
-    let mut shell = std::process::Command::new("sh");
-    shell.args(["-ec", command]).env("KUBECONFIG", SECOND.path("kubeconfig"));
-    let output = shell.env("REGCRED_URL", url).env("REGCRED_TOKEN", survey.admin.key()).output().expect("a shell");
+    let shell = || {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-ec", command]).env("KUBECONFIG", SECOND.path("kubeconfig"));
+        shell.env("REGCRED_URL", &url).env("REGCRED_TOKEN", survey.admin.key());
+        shell
+    };
+    let output = shell().output().expect("a shell");
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     let path = steps[1]["path"].as_str().expect("a path");
-    let put = survey.admin.request("PUT", path).header("Prefer", "wait=30").json(&steps[1]["body"]);
-    let declared = survey.admin.send(put).await.expect(201);
+    assert_eq!(steps[1]["headers"], json!({"If-None-Match": "*"}));
+    let put = || {
+        let request = survey.admin.request("PUT", path).header("Prefer", "wait=30").header("If-None-Match", "*");
+        request.json(&steps[1]["body"])
+    };
+    let declared = survey.admin.send(put()).await.expect(201);
     assert_eq!(declared["status"]["synced"], 1, "{declared:#}");
+    // Neither step changes what was created meanwhile.
+    survey.admin.send(put()).await.problem(412, "stale-version");
+    let again = shell().output().expect("a shell");
+    assert!(String::from_utf8_lossy(&again.stdout).contains("stale-version"), "{again:?}");
 
     survey.run().await;
 

@@ -7,6 +7,7 @@ use super::setup::{Doctor, deployment, document, login, namespace_with, pod, pul
 use crate::{
     pull_secrets::{declaration, put, settled},
     support::{client::Client, eventually, kubernetes::kubectl},
+    verify::listening::{answer, serve},
 };
 
 const WEB: &str = "workloads/deployment/web";
@@ -221,6 +222,92 @@ async fn fix_delivers_the_narrowest_account_only(pool: PgPool) {
     let found = doctor.diagnose(&namespace, WEB).await;
 
     assert_eq!(found["images"][0]["fix"]["steps"][0]["body"]["accounts"], json!(["narrow"]), "{found:#}");
+}
+
+/// Accounts of a fix, and its description.
+fn delivered(diagnosis: &Value) -> (Value, String) {
+    let fix = &diagnosis["images"][0]["fix"];
+    (fix["steps"][0]["body"]["accounts"].clone(), fix["description"].as_str().expect("a description").to_owned())
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn account_whose_login_is_refused_is_not_delivered(pool: PgPool) {
+    let doctor = with_account(pool).await;
+    let a = &doctor.a;
+    doctor.app.register_account("narrow", &format!("{}/os", a.address), &a.username, "wrong").await;
+    let namespace = namespace_with(&[], vec![deployment(&[&Doctor::image_of(a)], &["gone"])]).await;
+
+    let applied = apply(&doctor.admin, &namespace).await;
+
+    let (accounts, description) = delivered(&applied);
+    assert_eq!(accounts, json!(["prod"]), "{applied:#}");
+    assert!(!description.contains("could not be asked"), "{description}");
+    assert_eq!(doctor.diagnose(&namespace, WEB).await["ok"], true);
+    let mut tried = audited(&doctor, "registryAccount.verify").await;
+    tried.sort_by_key(Value::to_string);
+    assert_eq!(tried, [json!("registry-accounts/narrow"), json!("registry-accounts/prod")]);
+
+    // Without an account that works, the caller brings a login.
+    doctor.admin.patch("/v1/registry-accounts/prod", &json!({"password": "wrong"})).await.expect(200);
+    let namespace = namespace_with(&[], vec![deployment(&[&Doctor::image_of(a)], &["gone"])]).await;
+    let found = doctor.diagnose(&namespace, WEB).await;
+    let fix = &found["images"][0]["fix"];
+    assert_eq!((&fix["applicable"], &fix["steps"][0]["type"]), (&json!(false), &json!("command")), "{found:#}");
+    doctor.apply(fix, (&a.username, &a.password)).await;
+    assert_eq!(doctor.diagnose(&namespace, WEB).await["ok"], true);
+}
+
+/// The registry limits this login, so nothing is known of it.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn fix_tells_that_a_login_could_not_be_tried(pool: PgPool) {
+    let doctor = Doctor::new(pool).await;
+    let (registry, _) = serve(|request| {
+        if request.to_ascii_lowercase().contains("authorization: basic") {
+            answer("429 Too Many Requests", &[("Retry-After", "3600")], "{}")
+        } else {
+            answer("401 Unauthorized", &[("WWW-Authenticate", "Basic realm=x")], "{}")
+        }
+    });
+    doctor.app.register_account("limited", &registry.to_string(), "martin", "canary-password").await;
+    let namespace = namespace_with(&[], vec![deployment(&[&format!("{registry}/app:1")], &["gone"])]).await;
+
+    let found = doctor.diagnose(&namespace, WEB).await;
+
+    let (accounts, description) = delivered(&found);
+    assert_eq!(accounts, json!(["limited"]), "{found:#}");
+    assert!(description.contains("could not be asked whether it accepts the login of limited"), "{description}");
+}
+
+/// A public image needs no login, so none is presented.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn login_of_an_account_is_presented_for_a_fix_only(pool: PgPool) {
+    let doctor = Doctor::new(pool).await;
+    let (registry, requests) = serve(|_| answer("200 OK", &[], "{}"));
+    doctor.app.register_account("prod", &registry.to_string(), "martin", "canary-password").await;
+    let namespace = namespace_with(&[], vec![deployment(&[&format!("{registry}/app:1")], &[])]).await;
+
+    let found = doctor.diagnose(&namespace, WEB).await;
+
+    assert_eq!(found["ok"], true, "{found:#}");
+    assert!(requests.count() > 0 && !requests.text().to_ascii_lowercase().contains("authorization"));
+    assert_eq!(audited(&doctor, "registryAccount.verify").await.len(), 0);
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn new_secret_has_a_name_that_is_free(pool: PgPool) {
+    let doctor = Doctor::new(pool).await;
+    let a = &doctor.a;
+    let name = format!("pull-{}", a.address.replace(['.', ':'], "-"));
+    let other = |name: &str| pull_secret(name, &document("quay.io", "u", "p"));
+    let objects = vec![other(&name), other(&format!("{name}-2")), deployment(&[&Doctor::image_of(a)], &[])];
+    let namespace = namespace_with(&[], objects).await;
+
+    let found = doctor.diagnose(&namespace, WEB).await;
+
+    let fix = &found["images"][0]["fix"];
+    assert_eq!(fix["secret"], format!("{name}-3"), "{found:#}");
+    doctor.apply(fix, (&a.username, &a.password)).await;
+    assert_eq!(doctor.diagnose(&namespace, WEB).await["ok"], true);
 }
 
 /// A pod that a Deployment creates anew cannot be changed itself.

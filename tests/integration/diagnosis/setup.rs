@@ -58,6 +58,10 @@ impl Doctor {
             let request = self.admin.request(method, step["path"].as_str().expect("a path"));
             // Returns once pull secrets are delivered.
             let request = request.header("prefer", "wait=30");
+            let headers = step["headers"].as_object().into_iter().flatten();
+            let request = headers.fold(request, |request, (name, value)| {
+                request.header(name.as_str(), value.as_str().expect("a header"))
+            });
             let request = if step["body"].is_null() { request } else { request.json(&step["body"]) };
             let answer = self.admin.send(request).await;
             assert!(answer.status < 300, "{step}: {answer:?}");

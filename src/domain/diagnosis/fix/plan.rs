@@ -396,7 +396,7 @@ fn rotate(by: &ManagedBy, key: &str) -> Fix {
     match by.accounts.iter().find(|account| account.key == key) {
         Some(account) if account.is_minted => {
             let path = format!("/v1/registry-accounts/{}/mint", account.name);
-            let step = Step::Request { method: "POST", path, body: Value::Null };
+            let step = Step::request("POST", path, Value::Null);
             let description = format!("have regcred mint a new login for the account {}", account.name);
             fix(FixType::RotateAccount, description, None, vec![step])
         }
