@@ -269,6 +269,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/clusters/{cluster}/namespaces/{namespace}/pods": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the pods of a namespace, to choose one to diagnose.
+         * @description The API server lists them in pages, by name. That requires the right to list pods in the
+         *     namespace; without it the response is 502 `cluster-forbidden`. A page may have fewer items than
+         *     `limit` although more follow, and its cursor expires after some minutes.
+         */
+        get: operations["list_pods"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/clusters/{cluster}/namespaces/{namespace}/pods/{pod}/diagnose": {
         parameters: {
             query?: never;
@@ -864,7 +886,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Get a summary: counts by state, and the oldest change that is not synced.
+         * Get a summary: counts by state, the oldest change that is not synced, and the state of the audit
+         *     log.
          * @description It contains what the lists contain for the caller. Its cost is bounded: counts stop at a limit.
          */
         get: operations["get_summary"];
@@ -1052,6 +1075,40 @@ export interface components {
             resource?: string | null;
             /** @description Address of the caller. */
             sourceIp?: string | null;
+        };
+        /** @description Seal of the audit log. */
+        AuditSeal: {
+            /**
+             * Format: int64
+             * @description Events in this seal and all before it.
+             */
+            events: number;
+            /**
+             * Format: int64
+             * @description Number of the seal.
+             */
+            number: number;
+            /**
+             * Format: date-time
+             * @description Time of the seal.
+             */
+            sealedAt: string;
+        };
+        /** @description State of the audit log. Only `regcred audit verify` says whether it is intact. */
+        AuditSummary: {
+            lastSeal: components["schemas"]["AuditSeal"] | null;
+            /**
+             * Format: double
+             * @description Age of the oldest of them, in seconds; 0 without any. Over 60 s, changes are refused.
+             */
+            oldestUnsealedSeconds: number;
+            /**
+             * Format: int64
+             * @description Signs of tampering that the process that answers has found since its start.
+             */
+            tampering: number;
+            /** @description Batches of events that wait for a seal. */
+            unsealed: components["schemas"]["SummaryCount"];
         };
         /**
          * @description How regcred authenticates to a cluster.
@@ -1880,7 +1937,7 @@ export interface components {
              * @example registry.example.com:5000
              */
             registry: string;
-            source?: components["schemas"]["SourceDocument"] | null;
+            source?: components["schemas"]["SourceInput"] | null;
             /**
              * @description User name. It must not contain `:`, which separates user name and password in `auth`.
              *     Required unless `source` is given.
@@ -2181,11 +2238,48 @@ export interface components {
              */
             namespaces?: string[] | null;
         };
+        /** @description Identity under which logins are requested, without its secret. */
+        Identity: {
+            /** @description Id of the key, for `accessKey`. */
+            accessKeyId: string | null;
+            /**
+             * @description Audience of the token, for `webIdentity`; the usual one of the provider by default. One of the
+             *     API server or of an identity provider is refused.
+             */
+            audience: string | null;
+            /** @description Certificate (PEM), for `clientCertificate`. */
+            certificate: string | null;
+            /** @description E-mail address in the key file. */
+            clientEmail: string | null;
+            /**
+             * @description Id of the client, for `clientSecret` and `clientCertificate`, for `webIdentity` of Azure, and
+             *     optionally for `ambient` of Azure.
+             */
+            clientId: string | null;
+            /**
+             * @description Registered cluster that issues the token, for `webIdentity`. The caller must be granted it and
+             *     the namespace.
+             */
+            cluster: string | null;
+            /** @description Namespace of the `ServiceAccount`, for `webIdentity`. */
+            namespace: string | null;
+            /** @description Id of the key in the key file. */
+            privateKeyId: string | null;
+            /** @description Name of the `ServiceAccount`, for `webIdentity`. */
+            serviceAccount: string | null;
+            /** @description Type of the identity. */
+            type: components["schemas"]["IdentityType"];
+            /**
+             * @description Provider of a workload identity pool, for `webIdentity` of Google.
+             * @example projects/123456/locations/global/workloadIdentityPools/regcred/providers/dev
+             */
+            workloadIdentityProvider: string | null;
+        };
         /**
          * @description Identity under which logins are requested. Which fields are required and allowed depends on its
          *     `type`.
          */
-        IdentityDocument: {
+        IdentityInput: {
             /** @description Id of the key, for `accessKey`. */
             accessKeyId?: string | null;
             /**
@@ -2195,8 +2289,6 @@ export interface components {
             audience?: string | null;
             /** @description Certificate (PEM), for `clientCertificate`. */
             certificate?: string | null;
-            /** @description E-mail address in the key file. Only in responses. */
-            readonly clientEmail?: string | null;
             /**
              * @description Id of the client, for `clientSecret` and `clientCertificate`, for `webIdentity` of Azure, and
              *     optionally for `ambient` of Azure.
@@ -2227,8 +2319,6 @@ export interface components {
              *     stored, and no response returns it.
              */
             privateKey?: string | null;
-            /** @description Id of the key in the key file. Only in responses. */
-            readonly privateKeyId?: string | null;
             /**
              * Format: password
              * @description Secret of the key, for `accessKey`. It is sealed before it is stored, and no response returns
@@ -2669,6 +2759,13 @@ export interface components {
             next: string | null;
         };
         /** @description One page of a list. */
+        Page_Pod: {
+            /** @description Items, in the order of the list. */
+            items: components["schemas"]["Pod"][];
+            /** @description Cursor of the next page; `null` on the last page. */
+            next: string | null;
+        };
+        /** @description One page of a list. */
         Page_PullSecret: {
             /** @description Items, in the order of the list. */
             items: components["schemas"]["PullSecret"][];
@@ -2707,6 +2804,30 @@ export interface components {
             /** @description Verb, such as `create`. */
             verb: string;
         };
+        /** @description Pod of a namespace, without its specification. */
+        Pod: {
+            /** @description Name. */
+            name: string;
+            owner?: components["schemas"]["PodOwner"] | null;
+            /** @description Phase. */
+            phase: components["schemas"]["PodPhase"];
+            waiting?: components["schemas"]["WaitingReason"] | null;
+        };
+        /** @description Workload that created a pod. */
+        PodOwner: {
+            /**
+             * @description `deployment`, `statefulset`, `daemonset`, `job` or `cronjob`.
+             * @example deployment
+             */
+            kind: string;
+            /** @description Name. */
+            name: string;
+        };
+        /**
+         * @description Phase of a pod.
+         * @enum {string}
+         */
+        PodPhase: "pending" | "running" | "succeeded" | "failed" | "unknown";
         /** @description Problem of a pod as a whole. */
         PodProblem: {
             fix: components["schemas"]["PullFix"] | null;
@@ -2794,6 +2915,10 @@ export interface components {
             /** @description Body. */
             body: {
                 [key: string]: unknown;
+            };
+            /** @description Headers besides those of every request; absent without any. */
+            headers?: {
+                [key: string]: string;
             };
             /** @description Method. */
             method: string;
@@ -3286,7 +3411,7 @@ export interface components {
             plainHttp: boolean;
             /** @description Registry scope `host[:port][/path]`, normalised. */
             registry: string;
-            source: components["schemas"]["SourceDocument"] | null;
+            source: components["schemas"]["Source"] | null;
             /**
              * Format: date-time
              * @description Time of the last change.
@@ -3511,8 +3636,61 @@ export interface components {
          * @enum {string}
          */
         SkipReason: "credsStore" | "credHelpers" | "identitytoken" | "registrytoken" | "HttpHeaders" | "notACredential" | "empty" | "invalidEntry" | "invalidRegistry" | "duplicate" | "conflict" | "notAPullSecret" | "notSelected" | "verificationFailed" | "minted";
+        /** @description Source of a minted account, without its secret. Which fields it has depends on its `type`. */
+        Source: {
+            assumeRole: components["schemas"]["AssumeRoleDocument"] | null;
+            authentication: components["schemas"]["ClientAuthentication"] | null;
+            /**
+             * @description URL of the Azure login service, for `azureContainerRegistry`. Only callers with all grants may
+             *     set one that is not Microsoft's, and not with an `ambient` identity.
+             * @example https://login.microsoftonline.com
+             */
+            authority: string | null;
+            /**
+             * @description URL in place of the provider's, for `ecr`, `ecrPublic` and `googleArtifactRegistry`. Only
+             *     callers with all grants may set it, and not with an `ambient` identity.
+             */
+            endpoint: string | null;
+            /** @description Whether the FIPS endpoints of AWS are called, for `ecr`. They do not exist in every region. */
+            fips: boolean | null;
+            /** @description Identity under which logins are requested. */
+            identity: components["schemas"]["Identity"];
+            /** @description E-mail address of a Google service account to impersonate, for `googleArtifactRegistry`. */
+            impersonate: string | null;
+            /**
+             * Format: int64
+             * @description Lifetime of the token, in seconds, if the answers of the token service do not state it, for
+             *     `oauth2`.
+             */
+            lifetimeSeconds: number | null;
+            /**
+             * @description AWS region of the registry. Required for `ecr`.
+             * @example eu-central-1
+             */
+            region: string | null;
+            /**
+             * @description Repositories that the login can pull from, for `azureContainerRegistry`; all that the identity
+             *     can pull from if absent.
+             */
+            repositories: string[] | null;
+            /** @description Scope of the token, for `googleArtifactRegistry` and `oauth2`. */
+            scope: string | null;
+            /**
+             * @description URL in place of that of AWS STS, for `ecr` and `ecrPublic`. Only callers with all grants may
+             *     set it, and not with an `ambient` identity.
+             */
+            stsEndpoint: string | null;
+            /** @description Azure tenant, for `azureContainerRegistry`. Required unless the identity is `ambient`. */
+            tenantId: string | null;
+            /** @description URL of the token service. Required for `oauth2`. */
+            tokenUrl: string | null;
+            /** @description Type of the source. */
+            type: components["schemas"]["SourceType"];
+            /** @description User name of the login. Required for `oauth2`; other providers determine it. */
+            username: string | null;
+        };
         /** @description Source of a minted account. Which fields are required and allowed depends on its `type`. */
-        SourceDocument: {
+        SourceInput: {
             assumeRole?: components["schemas"]["AssumeRoleDocument"] | null;
             authentication?: components["schemas"]["ClientAuthentication"] | null;
             /**
@@ -3529,7 +3707,7 @@ export interface components {
             /** @description Whether the FIPS endpoints of AWS are called, for `ecr`. They do not exist in every region. */
             fips?: boolean | null;
             /** @description Identity under which logins are requested. */
-            identity: components["schemas"]["IdentityDocument"];
+            identity: components["schemas"]["IdentityInput"];
             /** @description E-mail address of a Google service account to impersonate, for `googleArtifactRegistry`. */
             impersonate?: string | null;
             /**
@@ -3599,6 +3777,7 @@ export interface components {
          *     perhaps more.
          */
         Summary: {
+            audit: components["schemas"]["AuditSummary"] | null;
             /** @description Clusters. */
             clusters: components["schemas"]["SummaryCount"];
             oldestPendingTarget: components["schemas"]["OldestPendingTarget"] | null;
@@ -3788,7 +3967,7 @@ export interface components {
             plainHttp?: boolean;
             /** @description New registry scope. */
             registry?: string;
-            source?: components["schemas"]["SourceDocument"] | null;
+            source?: components["schemas"]["SourceInput"] | null;
             /** @description New user name. */
             username?: string;
             /**
@@ -4466,7 +4645,7 @@ export interface operations {
                      *           },
                      *           "at": "2026-11-29T12:00:00Z",
                      *           "chain": {
-                     *             "hash": "1cba7977c0f732cf505ddecc58243e790170cd2871c469574bb74bdbd94c6d44",
+                     *             "hash": "f038341835437eb174cd6014a8c9088e5e96a10bba74a4c06e1903e448a0c0e6",
                      *             "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *             "previousHash": "",
                      *             "sequence": 2
@@ -4828,6 +5007,10 @@ export interface operations {
                 namespace?: string;
                 /** @description Lists only groups that use the login of this registry account. */
                 account?: string;
+                /** @description Lists only groups with a Secret of this name among their pull secrets. */
+                secret?: string;
+                /** @description Lists only groups with the Secret of this pull secret of regcred among theirs. */
+                pullSecret?: string;
                 /** @description Lists only groups that are new, or whose verdict differs from that of the snapshot before. */
                 changed?: boolean;
             };
@@ -5089,6 +5272,63 @@ export interface operations {
             503: components["responses"]["Unavailable"];
         };
     };
+    list_pods: {
+        parameters: {
+            query?: {
+                /** @description Maximum number of items in the page. */
+                limit?: number;
+                /** @description `next` of the previous page. */
+                cursor?: string;
+                /**
+                 * @description Lists only pods of which a container waits for its image. A page may then have few items, or
+                 *     none, although more follow.
+                 */
+                failing?: boolean;
+            };
+            header?: never;
+            path: {
+                /** @description Name of the cluster */
+                cluster: string;
+                /** @description Namespace in the cluster */
+                namespace: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "name": "web",
+                     *           "owner": null,
+                     *           "phase": "pending",
+                     *           "waiting": null
+                     *         }
+                     *       ],
+                     *       "next": null
+                     *     }
+                     */
+                    "application/json": components["schemas"]["Page_Pod"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            404: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
     diagnose_pod: {
         parameters: {
             query?: {
@@ -5140,15 +5380,15 @@ export interface operations {
                      *           "fix": {
                      *             "applicable": false,
                      *             "applied": false,
-                     *             "description": "create the Secret pull-127-0-0-1-20513 with a login for `registry.example.com:7000`, and add it to imagePullSecrets",
-                     *             "secret": "pull-127-0-0-1-20513",
+                     *             "description": "create the Secret pull-127-0-0-1-22296 with a login for `registry.example.com:7000`, and add it to imagePullSecrets",
+                     *             "secret": "pull-127-0-0-1-22296",
                      *             "steps": [
                      *               {
-                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-20513' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
+                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-22296' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
                      *                 "type": "command"
                      *               },
                      *               {
-                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-20513\"}]}}' | kubectl replace --force -f -",
+                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-22296\"}]}}' | kubectl replace --force -f -",
                      *                 "type": "command"
                      *               }
                      *             ],
@@ -5230,7 +5470,7 @@ export interface operations {
                      *           "deliveredAt": "2026-11-29T12:00:00Z",
                      *           "name": "team-a-once",
                      *           "outdated": false,
-                     *           "resourceVersion": "202",
+                     *           "resourceVersion": "382",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
                      *       ],
@@ -5317,7 +5557,7 @@ export interface operations {
                      *       "name": "team-a-once",
                      *       "namespace": "a-dev",
                      *       "replaced": false,
-                     *       "resourceVersion": "202",
+                     *       "resourceVersion": "382",
                      *       "type": "kubernetes.io/dockerconfigjson",
                      *       "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *       "warnings": []
@@ -5654,7 +5894,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "latencyMs": 6,
+                     *       "latencyMs": 4,
                      *       "permissions": [
                      *         {
                      *           "allowed": true,
@@ -6820,6 +7060,8 @@ export interface operations {
             header?: {
                 /** @description ETag of the version to replace */
                 "If-Match"?: string;
+                /** @description `*`: create the pull secret, and replace none */
+                "If-None-Match"?: string;
                 /** @description `wait=N`: respond once every target has settled, after N seconds at most (up to 60) */
                 Prefer?: string;
             };
@@ -7130,7 +7372,7 @@ export interface operations {
                      * @example {
                      *       "deletedAt": null,
                      *       "generation": 2,
-                     *       "id": "01a22df2-008a-7598-ae86-c73779386c75",
+                     *       "id": "01a22e69-8acd-7438-94bf-e9d83b50060f",
                      *       "name": "team-a",
                      *       "observedGeneration": 2,
                      *       "settled": true,
@@ -7302,7 +7544,7 @@ export interface operations {
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
                      *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "205",
+                     *           "resourceVersion": "385",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
@@ -7897,6 +8139,8 @@ export interface operations {
                 verify?: boolean;
             };
             header?: {
+                /** @description `*`: import nothing if an account of one of the names exists */
+                "If-None-Match"?: string;
                 /**
                  * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
                  *     same key within 24 hours does not repeat the change: the response has the same status, the
@@ -8168,6 +8412,19 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "audit": {
+                     *         "lastSeal": {
+                     *           "events": 20,
+                     *           "number": 5,
+                     *           "sealedAt": "2026-11-29T12:00:00Z"
+                     *         },
+                     *         "oldestUnsealedSeconds": 0.788361,
+                     *         "tampering": 0,
+                     *         "unsealed": {
+                     *           "count": 7,
+                     *           "hasMore": false
+                     *         }
+                     *       },
                      *       "clusters": {
                      *         "count": 2,
                      *         "hasMore": false
@@ -8281,7 +8538,7 @@ export interface operations {
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
                      *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "205",
+                     *           "resourceVersion": "385",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
