@@ -106,7 +106,7 @@ test("drawing_is_bounded_and_shows_what_is_reached_first", () => {
     const more = columns[column].at(-1);
     assert.deepEqual([more?.text, more?.count, more?.reached], ["", 28, 0]);
   }
-  assert.deepEqual(edges.filter(({ isReached }) => isReached).map(({ from }) => from), ["account:last", "secret:n-39/pull", "namespace:n-39"]);
+  assert.deepEqual(edges.filter(({ isReached }) => isReached).map(({ from }) => from), ["account:last", "secret:pull · n-39", "namespace:n-39"]);
   assert.ok(edges.length <= 3 * 13 + 3, `${edges.length} edges`);
   // What a selection reaches is counted, also where it is not drawn.
   const all = draw(groups, "first").columns.namespace.at(-1);
@@ -116,7 +116,7 @@ test("drawing_is_bounded_and_shows_what_is_reached_first", () => {
 test("workload_without_a_login_is_drawn_without_a_way_from_an_account", () => {
   const { columns, edges } = draw([group("a", "web", "one"), group("b", "bare", null)], "one");
   assert.deepEqual(columns.account.map(({ text, reached }) => [text, reached]), [["one", 1]]);
-  assert.deepEqual(columns.secret.map(({ text }) => text), ["a/pull"]);
+  assert.deepEqual(columns.secret.map(({ text }) => text), ["pull · a"]);
   assert.deepEqual(columns.workload.map(({ text, verdict, reached }) => [text, verdict, reached]), [["deployment web", "ok", 1], ["deployment bare", "noSecret", 0]]);
   assert.deepEqual(edges.filter(({ isReached }) => !isReached).map(({ id }) => id), ["namespace:b workload:b/deployment bare"]);
 });

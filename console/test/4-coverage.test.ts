@@ -59,7 +59,7 @@ test("cluster_is_examined_and_a_rotation_lights_up_its_reach", async () => {
   await page.keyboard.press("Enter");
   await page.getByText("Rotating cover-a touches 2 workloads in 2 namespaces of 1 cluster.").waitFor();
   const lit = async (column: string) => (await drawing.locator(`[data-column=${column}][data-lit]`).evaluateAll((all) => all.map((one) => one.getAttribute("data-lit")))).sort();
-  assert.deepEqual(await lit("secret"), [`${a}/cover-a`, `${b}/cover-a`].sort());
+  assert.deepEqual(await lit("secret"), [`cover-a · ${a}`, `cover-a · ${b}`].sort());
   assert.deepEqual(await lit("namespace"), [a, b].sort());
   assert.deepEqual(await lit("workload"), ["deployment api", "deployment web"]);
   assert.equal(await drawing.locator("path.lit").count(), 6);
@@ -197,8 +197,11 @@ test("pull_secret_names_the_number_of_its_users", async () => {
   const visitor = await visit();
   const { page, faults } = visitor;
   await signIn(visitor, undefined, "/pull-secrets/cover-b");
-  await page.getByText("1 workload in 1 namespace of 1 cluster use its Secrets.").waitFor();
+  await page.getByText("1 workload in 1 namespace of 1 cluster uses its Secrets.").waitFor();
   assert.deepEqual(await violations(page), []);
+  await page.getByRole("link", { name: "Deployment job" }).waitFor();
+  // The other groups of the cluster use another one.
+  assert.equal(await page.locator("[data-group]").count(), 1);
   await screenshot(page, "pull-secret-users");
   await page.getByRole("link", { name: "Coverage of cover" }).click();
   await page.getByRole("group", { name: "Drawing" }).waitFor();

@@ -1,7 +1,7 @@
 // The doctor: verdicts as a tree, and fixes that are carried out from the page.
 import assert from "node:assert/strict";
 import { before, test } from "node:test";
-import { create, deployment, image, newNamespace, pullWithSecret, recordBodies, registerAccount, registerCluster, registryA, screenshot, signIn, violations, visit } from "./support.ts";
+import { create, deployment, image, newNamespace, patchStatus, pullWithSecret, recordBodies, registerAccount, registerCluster, registryA, screenshot, signIn, violations, visit } from "./support.ts";
 
 const IMAGE = `${registryA}/${image}`;
 
@@ -62,6 +62,29 @@ test("missing_secret_of_a_pod_is_delivered_from_the_page", async () => {
   await page.getByRole("dialog").getByRole("button", { name: "Carry out" }).click();
   await page.locator("[data-verdict=ok]").waitFor();
   await pullWithSecret(namespace, "gone", registryA);
+  assert.deepEqual(faults, []);
+  await visitor.context.close();
+});
+
+test("pods_that_wait_for_an_image_are_offered", async () => {
+  const namespace = await newNamespace("console-doctor-pods");
+  const spec = { containers: [{ name: "app", image: IMAGE }] };
+  for (const name of ["fine", "waits"]) await create(namespace, { apiVersion: "v1", kind: "Pod", metadata: { name }, spec });
+  const waiting = { name: "app", image: IMAGE, imageID: "", ready: false, restartCount: 0, state: { waiting: { reason: "ImagePullBackOff", message: "canary of a message" } } };
+  await patchStatus(namespace, "waits", { phase: "Pending", containerStatuses: [waiting] });
+  const visitor = await visit();
+  const { page, faults } = visitor;
+  await signIn(visitor, undefined, `/doctor?cluster=doctor&namespace=${namespace}`);
+  const pod = page.getByRole("group", { name: "Pods that wait for an image" }).getByRole("button");
+  await pod.waitFor();
+  assert.equal(await pod.textContent(), "waits pulls fail");
+  assert.deepEqual(await page.locator("#doctor-pods option").evaluateAll((all) => all.map((one) => (one as HTMLOptionElement).value)), ["waits", "fine"]);
+  assert.ok(!(await page.content()).includes("canary"));
+  assert.deepEqual(await violations(page), []);
+  await screenshot(page, "doctor-pods");
+  await pod.click();
+  await page.getByRole("button", { name: "Diagnose" }).click();
+  await page.locator("[data-verdict=noSecret]").waitFor();
   assert.deepEqual(faults, []);
   await visitor.context.close();
 });

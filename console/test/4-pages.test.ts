@@ -240,6 +240,28 @@ test("identity_provider_is_added_edited_and_deleted", async () => {
   await visitor.context.close();
 });
 
+test("state_of_the_audit_chain_is_shown", async () => {
+  const visitor = await visit();
+  const { page, faults } = visitor;
+  await signIn(visitor, undefined, "/audit");
+  const chain = page.locator("[data-chain]");
+  await chain.getByText(/^number \d+, \d+ events? in the chain/).waitFor();
+  await chain.getByText("this process has found none since its start").waitFor();
+  assert.deepEqual(await violations(page), []);
+  await page.route("**/v1/summary", async (route) => {
+    const audit = { lastSeal: null, unsealed: { count: 3, hasMore: false }, oldestUnsealedSeconds: 75.2, tampering: 2 };
+    await route.fulfill({ json: { audit } });
+  });
+  await page.reload();
+  await chain.getByText("Sealing has stalled").waitFor();
+  await chain.getByText("3 batches, the oldest for 76 s").waitFor();
+  await chain.getByText("has found 2 since its start").waitFor();
+  assert.deepEqual(await violations(page), []);
+  await screenshot(page, "audit-stalled");
+  assert.deepEqual(faults, []);
+  await visitor.context.close();
+});
+
 test("filtered_audit_events_are_exported", async () => {
   const visitor = await visit();
   const { page, faults } = visitor;

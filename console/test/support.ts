@@ -165,6 +165,15 @@ export async function create(namespace: string, object: object): Promise<void> {
   assert.equal(code, 0);
 }
 
+/** Sets the status of a pod, as its kubelet does. The kubectl of the tests may not know `--subresource`. */
+export async function patchStatus(namespace: string, pod: string, status: object): Promise<void> {
+  const folder = variable("REGCRED_TEST_KUBE_DIR");
+  const certificate = ["--cacert", `${folder}/ca.crt`, "--cert", `${folder}/admin.crt`, "--key", `${folder}/admin.key`];
+  const address = `${variable("REGCRED_TEST_KUBE_SERVER")}/api/v1/namespaces/${namespace}/pods/${pod}/status`;
+  const type = "Content-Type: application/merge-patch+json";
+  await run("curl", ["-fsS", ...certificate, "-X", "PATCH", "-H", type, "-d", JSON.stringify({ status }), address]);
+}
+
 /** Deployment of one container, whose pods name these pull secrets. */
 export function deployment(name: string, image: string, pullSecrets: string[] = []): object {
   const labels = { app: name };

@@ -90,7 +90,8 @@ function waysOf(groups: CoverageGroup[]): Way[] {
     const more = workloadsOf(group.workloads) - 1;
     const name = group.example ? `${group.example.kind} ${group.example.name}` : (group.repository ?? "?");
     const { credential, namespace, verdict } = group;
-    const secret = credential ? `${namespace}/${credential.secret}` : null;
+    // The name first: a long text is cut.
+    const secret = credential ? `${credential.secret} · ${namespace}` : null;
     return { account: credential?.account ?? null, secret, namespace, workload: more > 0 ? `${name} +${more}` : name, verdict };
   });
 }
