@@ -1880,7 +1880,7 @@ export interface components {
              * @example registry.example.com:5000
              */
             registry: string;
-            source?: components["schemas"]["SourceDocument"] | null;
+            source?: components["schemas"]["SourceInput"] | null;
             /**
              * @description User name. It must not contain `:`, which separates user name and password in `auth`.
              *     Required unless `source` is given.
@@ -2181,11 +2181,48 @@ export interface components {
              */
             namespaces?: string[] | null;
         };
+        /** @description Identity under which logins are requested, without its secret. */
+        Identity: {
+            /** @description Id of the key, for `accessKey`. */
+            accessKeyId?: string;
+            /**
+             * @description Audience of the token, for `webIdentity`; the usual one of the provider by default. One of the
+             *     API server or of an identity provider is refused.
+             */
+            audience?: string;
+            /** @description Certificate (PEM), for `clientCertificate`. */
+            certificate?: string;
+            /** @description E-mail address in the key file. */
+            clientEmail?: string;
+            /**
+             * @description Id of the client, for `clientSecret` and `clientCertificate`, for `webIdentity` of Azure, and
+             *     optionally for `ambient` of Azure.
+             */
+            clientId?: string;
+            /**
+             * @description Registered cluster that issues the token, for `webIdentity`. The caller must be granted it and
+             *     the namespace.
+             */
+            cluster?: string;
+            /** @description Namespace of the `ServiceAccount`, for `webIdentity`. */
+            namespace?: string;
+            /** @description Id of the key in the key file. */
+            privateKeyId?: string;
+            /** @description Name of the `ServiceAccount`, for `webIdentity`. */
+            serviceAccount?: string;
+            /** @description Type of the identity. */
+            type: components["schemas"]["IdentityType"];
+            /**
+             * @description Provider of a workload identity pool, for `webIdentity` of Google.
+             * @example projects/123456/locations/global/workloadIdentityPools/regcred/providers/dev
+             */
+            workloadIdentityProvider?: string;
+        };
         /**
          * @description Identity under which logins are requested. Which fields are required and allowed depends on its
          *     `type`.
          */
-        IdentityDocument: {
+        IdentityInput: {
             /** @description Id of the key, for `accessKey`. */
             accessKeyId?: string | null;
             /**
@@ -2195,8 +2232,6 @@ export interface components {
             audience?: string | null;
             /** @description Certificate (PEM), for `clientCertificate`. */
             certificate?: string | null;
-            /** @description E-mail address in the key file. Only in responses. */
-            readonly clientEmail?: string | null;
             /**
              * @description Id of the client, for `clientSecret` and `clientCertificate`, for `webIdentity` of Azure, and
              *     optionally for `ambient` of Azure.
@@ -2227,8 +2262,6 @@ export interface components {
              *     stored, and no response returns it.
              */
             privateKey?: string | null;
-            /** @description Id of the key in the key file. Only in responses. */
-            readonly privateKeyId?: string | null;
             /**
              * Format: password
              * @description Secret of the key, for `accessKey`. It is sealed before it is stored, and no response returns
@@ -2795,6 +2828,10 @@ export interface components {
             body: {
                 [key: string]: unknown;
             };
+            /** @description Headers besides those of every request; absent without any. */
+            headers?: {
+                [key: string]: string;
+            };
             /** @description Method. */
             method: string;
             /** @description Path. */
@@ -3286,7 +3323,7 @@ export interface components {
             plainHttp: boolean;
             /** @description Registry scope `host[:port][/path]`, normalised. */
             registry: string;
-            source: components["schemas"]["SourceDocument"] | null;
+            source: components["schemas"]["Source"] | null;
             /**
              * Format: date-time
              * @description Time of the last change.
@@ -3511,8 +3548,63 @@ export interface components {
          * @enum {string}
          */
         SkipReason: "credsStore" | "credHelpers" | "identitytoken" | "registrytoken" | "HttpHeaders" | "notACredential" | "empty" | "invalidEntry" | "invalidRegistry" | "duplicate" | "conflict" | "notAPullSecret" | "notSelected" | "verificationFailed" | "minted";
+        /** @description Source of a minted account, without its secret. Which fields it has depends on its `type`. */
+        Source: {
+            /** @description AWS role to assume, for `ecr` and `ecrPublic`. Required with `webIdentity`. */
+            assumeRole?: components["schemas"]["AssumeRoleDocument"];
+            /** @description How the client authenticates, for `oauth2`; `basic` by default. */
+            authentication?: components["schemas"]["ClientAuthentication"];
+            /**
+             * @description URL of the Azure login service, for `azureContainerRegistry`. Only callers with all grants may
+             *     set one that is not Microsoft's, and not with an `ambient` identity.
+             * @example https://login.microsoftonline.com
+             */
+            authority?: string;
+            /**
+             * @description URL in place of the provider's, for `ecr`, `ecrPublic` and `googleArtifactRegistry`. Only
+             *     callers with all grants may set it, and not with an `ambient` identity.
+             */
+            endpoint?: string;
+            /** @description Whether the FIPS endpoints of AWS are called, for `ecr`. They do not exist in every region. */
+            fips?: boolean;
+            /** @description Identity under which logins are requested. */
+            identity: components["schemas"]["Identity"];
+            /** @description E-mail address of a Google service account to impersonate, for `googleArtifactRegistry`. */
+            impersonate?: string;
+            /**
+             * Format: int64
+             * @description Lifetime of the token, in seconds, if the answers of the token service do not state it, for
+             *     `oauth2`.
+             */
+            lifetimeSeconds?: number;
+            /**
+             * @description AWS region of the registry. Required for `ecr`.
+             * @example eu-central-1
+             */
+            region?: string;
+            /**
+             * @description Repositories that the login can pull from, for `azureContainerRegistry`; all that the identity
+             *     can pull from if absent.
+             */
+            repositories?: string[];
+            /** @description Scope of the token, for `googleArtifactRegistry` and `oauth2`. */
+            scope?: string;
+            /**
+             * @description URL in place of that of AWS STS, for `ecr` and `ecrPublic`. Only callers with all grants may
+             *     set it, and not with an `ambient` identity.
+             */
+            stsEndpoint?: string;
+            /** @description Azure tenant, for `azureContainerRegistry`. Required unless the identity is `ambient`. */
+            tenantId?: string;
+            /** @description URL of the token service. Required for `oauth2`. */
+            tokenUrl?: string;
+            /** @description Type of the source. */
+            type: components["schemas"]["SourceType"];
+            /** @description User name of the login. Required for `oauth2`; other providers determine it. */
+            username?: string;
+        };
         /** @description Source of a minted account. Which fields are required and allowed depends on its `type`. */
-        SourceDocument: {
+        SourceInput: {
             assumeRole?: components["schemas"]["AssumeRoleDocument"] | null;
             authentication?: components["schemas"]["ClientAuthentication"] | null;
             /**
@@ -3529,7 +3621,7 @@ export interface components {
             /** @description Whether the FIPS endpoints of AWS are called, for `ecr`. They do not exist in every region. */
             fips?: boolean | null;
             /** @description Identity under which logins are requested. */
-            identity: components["schemas"]["IdentityDocument"];
+            identity: components["schemas"]["IdentityInput"];
             /** @description E-mail address of a Google service account to impersonate, for `googleArtifactRegistry`. */
             impersonate?: string | null;
             /**
@@ -3788,7 +3880,7 @@ export interface components {
             plainHttp?: boolean;
             /** @description New registry scope. */
             registry?: string;
-            source?: components["schemas"]["SourceDocument"] | null;
+            source?: components["schemas"]["SourceInput"] | null;
             /** @description New user name. */
             username?: string;
             /**
@@ -4828,6 +4920,10 @@ export interface operations {
                 namespace?: string;
                 /** @description Lists only groups that use the login of this registry account. */
                 account?: string;
+                /** @description Lists only groups with a Secret of this name among their pull secrets. */
+                secret?: string;
+                /** @description Lists only groups with the Secret of this pull secret of regcred among theirs. */
+                pullSecret?: string;
                 /** @description Lists only groups that are new, or whose verdict differs from that of the snapshot before. */
                 changed?: boolean;
             };
@@ -6820,6 +6916,8 @@ export interface operations {
             header?: {
                 /** @description ETag of the version to replace */
                 "If-Match"?: string;
+                /** @description `*`: create the pull secret, and replace none */
+                "If-None-Match"?: string;
                 /** @description `wait=N`: respond once every target has settled, after N seconds at most (up to 60) */
                 Prefer?: string;
             };
@@ -7897,6 +7995,8 @@ export interface operations {
                 verify?: boolean;
             };
             header?: {
+                /** @description `*`: import nothing if an account of one of the names exists */
+                "If-None-Match"?: string;
                 /**
                  * @description Key of this request, 1 to 255 visible ASCII characters, such as a UUID. A retry with the
                  *     same key within 24 hours does not repeat the change: the response has the same status, the
