@@ -135,9 +135,9 @@ pub(super) fn line_of(step: &Value) -> String {
         return format!("$ {}", plain(command));
     }
     let headers = step["headers"].as_object().into_iter().flatten();
-    let headers: String = headers.map(|(name, value)| format!(" -H '{name}: {}'", text(value))).collect();
+    let headers: Vec<String> = headers.map(|(name, value)| format!(" -H '{name}: {}'", text(value))).collect();
     let body = if step["body"].is_null() { String::new() } else { format!(" {}", step["body"]) };
-    format!("{} {}{}{}", text(&step["method"]), text(&step["path"]), plain(&headers), plain(&body))
+    format!("{} {}{}{}", text(&step["method"]), text(&step["path"]), plain(&headers.concat()), plain(&body))
 }
 
 const fn mark(is_good: bool) -> char {

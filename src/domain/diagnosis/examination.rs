@@ -195,6 +195,7 @@ impl Examination {
     }
 
     /// Returns the images for which a fix may create a Secret: each with its index.
+    #[must_use]
     pub fn lacking(&self, answers: &[ImageAnswers]) -> Vec<(usize, &ImageReference)> {
         let none = ImageAnswers::default();
         let images =

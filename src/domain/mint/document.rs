@@ -76,9 +76,10 @@ pub enum ClientAuthentication {
     Body,
 }
 
-/// Defines the JSON form of a source with this form of its identity.
+/// Defines the JSON form of a source with this form of its identity. Answers omit what is not set, and
+/// never have `null`.
 macro_rules! source_document {
-    ($(#[$attribute:meta])* $name:ident, $identity:ident) => {
+    ($(#[$attribute:meta])* $name:ident, $identity:ident, nullable = $nullable:tt) => {
         $(#[$attribute])*
         #[serde(rename_all = "camelCase")]
         pub struct $name {
@@ -89,52 +90,66 @@ macro_rules! source_document {
             pub identity: $identity,
             /// AWS region of the registry. Required for `ecr`.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             #[schema(example = "eu-central-1")]
             pub region: Option<String>,
             /// AWS role to assume, for `ecr` and `ecrPublic`. Required with `webIdentity`.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub assume_role: Option<AssumeRoleDocument>,
             /// Whether the FIPS endpoints of AWS are called, for `ecr`. They do not exist in every region.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub fips: Option<bool>,
             /// URL in place of the provider's, for `ecr`, `ecrPublic` and `googleArtifactRegistry`. Only
             /// callers with all grants may set it, and not with an `ambient` identity.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub endpoint: Option<String>,
             /// URL in place of that of AWS STS, for `ecr` and `ecrPublic`. Only callers with all grants may
             /// set it, and not with an `ambient` identity.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub sts_endpoint: Option<String>,
             /// E-mail address of a Google service account to impersonate, for `googleArtifactRegistry`.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub impersonate: Option<String>,
             /// Scope of the token, for `googleArtifactRegistry` and `oauth2`.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub scope: Option<String>,
             /// Azure tenant, for `azureContainerRegistry`. Required unless the identity is `ambient`.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub tenant_id: Option<String>,
             /// URL of the Azure login service, for `azureContainerRegistry`. Only callers with all grants may
             /// set one that is not Microsoft's, and not with an `ambient` identity.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             #[schema(example = "https://login.microsoftonline.com")]
             pub authority: Option<String>,
             /// Repositories that the login can pull from, for `azureContainerRegistry`; all that the identity
             /// can pull from if absent.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub repositories: Option<Vec<String>>,
             /// URL of the token service. Required for `oauth2`.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub token_url: Option<String>,
             /// User name of the login. Required for `oauth2`; other providers determine it.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub username: Option<String>,
             /// How the client authenticates, for `oauth2`; `basic` by default.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub authentication: Option<ClientAuthentication>,
             /// Lifetime of the token, in seconds, if the answers of the token service do not state it, for
             /// `oauth2`.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             #[schema(minimum = 300, maximum = 2_592_000)]
             pub lifetime_seconds: Option<u64>,
         }
@@ -147,7 +162,8 @@ source_document!(
     #[serde(deny_unknown_fields)]
     #[schema(as = SourceInput)]
     SourceDocument,
-    IdentityDocument
+    IdentityDocument,
+    nullable = true
 );
 
 source_document!(
@@ -155,7 +171,8 @@ source_document!(
     #[derive(Debug, Serialize, ToSchema)]
     #[schema(as = Source)]
     SourceInAnswers,
-    IdentityInAnswers
+    IdentityInAnswers,
+    nullable = false
 );
 
 /// AWS role.
@@ -172,7 +189,7 @@ pub struct AssumeRoleDocument {
 
 /// Defines the JSON form of an identity: the public fields, and further ones.
 macro_rules! identity_document {
-    ($(#[$attribute:meta])* $name:ident { $($(#[$more:meta])* pub $field:ident: $type:ty,)* }) => {
+    ($(#[$attribute:meta])* $name:ident, nullable = $nullable:tt { $($(#[$more:meta])* pub $field:ident: $type:ty,)* }) => {
         $(#[$attribute])*
         #[serde(rename_all = "camelCase")]
         pub struct $name {
@@ -181,30 +198,38 @@ macro_rules! identity_document {
             pub identity_type: IdentityType,
             /// Id of the key, for `accessKey`.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub access_key_id: Option<String>,
             /// Id of the client, for `clientSecret` and `clientCertificate`, for `webIdentity` of Azure, and
             /// optionally for `ambient` of Azure.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub client_id: Option<String>,
             /// Certificate (PEM), for `clientCertificate`.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub certificate: Option<String>,
             /// Registered cluster that issues the token, for `webIdentity`. The caller must be granted it and
             /// the namespace.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub cluster: Option<String>,
             /// Namespace of the `ServiceAccount`, for `webIdentity`.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub namespace: Option<String>,
             /// Name of the `ServiceAccount`, for `webIdentity`.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub service_account: Option<String>,
             /// Audience of the token, for `webIdentity`; the usual one of the provider by default. One of the
             /// API server or of an identity provider is refused.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             pub audience: Option<String>,
             /// Provider of a workload identity pool, for `webIdentity` of Google.
             #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schema(nullable = $nullable)]
             #[schema(example = "projects/123456/locations/global/workloadIdentityPools/regcred/providers/dev")]
             pub workload_identity_provider: Option<String>,
             $($(#[$more])* pub $field: $type,)*
@@ -218,7 +243,7 @@ identity_document!(
     #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
     #[serde(deny_unknown_fields)]
     #[schema(as = IdentityInput)]
-    IdentityDocument {
+    IdentityDocument, nullable = true {
         /// Secret of the key, for `accessKey`. It is sealed before it is stored, and no response returns
         /// it.
         #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "conceal")]
@@ -254,12 +279,14 @@ identity_document!(
     /// Identity under which logins are requested, without its secret.
     #[derive(Debug, Serialize, ToSchema)]
     #[schema(as = Identity)]
-    IdentityInAnswers {
+    IdentityInAnswers, nullable = false {
         /// E-mail address in the key file.
         #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         pub client_email: Option<String>,
         /// Id of the key in the key file.
         #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         pub private_key_id: Option<String>,
     }
 );

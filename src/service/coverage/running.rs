@@ -131,7 +131,7 @@ impl Coverages {
     #[tracing::instrument(name = "coverage.run", skip_all, fields(cluster.id = %run.cluster_id, run.id = %run.run_id))]
     pub async fn perform(&self, run: &ClaimedRun) -> Result<(), ServiceError> {
         let progress = Progress::new();
-        let surveyed = within(RUN_MAX, self.survey(run, &progress), self.keep_lease(run, &progress)).await;
+        let surveyed = within(RUN_MAX, Box::pin(self.survey(run, &progress)), self.keep_lease(run, &progress)).await;
         let Some(surveyed) = surveyed else {
             tracing::warn!(cluster.id = %run.cluster_id, "coverage lease lost");
             return Ok(());
