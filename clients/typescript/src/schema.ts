@@ -2241,39 +2241,39 @@ export interface components {
         /** @description Identity under which logins are requested, without its secret. */
         Identity: {
             /** @description Id of the key, for `accessKey`. */
-            accessKeyId: string | null;
+            accessKeyId?: string;
             /**
              * @description Audience of the token, for `webIdentity`; the usual one of the provider by default. One of the
              *     API server or of an identity provider is refused.
              */
-            audience: string | null;
+            audience?: string;
             /** @description Certificate (PEM), for `clientCertificate`. */
-            certificate: string | null;
+            certificate?: string;
             /** @description E-mail address in the key file. */
-            clientEmail: string | null;
+            clientEmail?: string;
             /**
              * @description Id of the client, for `clientSecret` and `clientCertificate`, for `webIdentity` of Azure, and
              *     optionally for `ambient` of Azure.
              */
-            clientId: string | null;
+            clientId?: string;
             /**
              * @description Registered cluster that issues the token, for `webIdentity`. The caller must be granted it and
              *     the namespace.
              */
-            cluster: string | null;
+            cluster?: string;
             /** @description Namespace of the `ServiceAccount`, for `webIdentity`. */
-            namespace: string | null;
+            namespace?: string;
             /** @description Id of the key in the key file. */
-            privateKeyId: string | null;
+            privateKeyId?: string;
             /** @description Name of the `ServiceAccount`, for `webIdentity`. */
-            serviceAccount: string | null;
+            serviceAccount?: string;
             /** @description Type of the identity. */
             type: components["schemas"]["IdentityType"];
             /**
              * @description Provider of a workload identity pool, for `webIdentity` of Google.
              * @example projects/123456/locations/global/workloadIdentityPools/regcred/providers/dev
              */
-            workloadIdentityProvider: string | null;
+            workloadIdentityProvider?: string;
         };
         /**
          * @description Identity under which logins are requested. Which fields are required and allowed depends on its
@@ -3638,56 +3638,58 @@ export interface components {
         SkipReason: "credsStore" | "credHelpers" | "identitytoken" | "registrytoken" | "HttpHeaders" | "notACredential" | "empty" | "invalidEntry" | "invalidRegistry" | "duplicate" | "conflict" | "notAPullSecret" | "notSelected" | "verificationFailed" | "minted";
         /** @description Source of a minted account, without its secret. Which fields it has depends on its `type`. */
         Source: {
-            assumeRole: components["schemas"]["AssumeRoleDocument"] | null;
-            authentication: components["schemas"]["ClientAuthentication"] | null;
+            /** @description AWS role to assume, for `ecr` and `ecrPublic`. Required with `webIdentity`. */
+            assumeRole?: components["schemas"]["AssumeRoleDocument"];
+            /** @description How the client authenticates, for `oauth2`; `basic` by default. */
+            authentication?: components["schemas"]["ClientAuthentication"];
             /**
              * @description URL of the Azure login service, for `azureContainerRegistry`. Only callers with all grants may
              *     set one that is not Microsoft's, and not with an `ambient` identity.
              * @example https://login.microsoftonline.com
              */
-            authority: string | null;
+            authority?: string;
             /**
              * @description URL in place of the provider's, for `ecr`, `ecrPublic` and `googleArtifactRegistry`. Only
              *     callers with all grants may set it, and not with an `ambient` identity.
              */
-            endpoint: string | null;
+            endpoint?: string;
             /** @description Whether the FIPS endpoints of AWS are called, for `ecr`. They do not exist in every region. */
-            fips: boolean | null;
+            fips?: boolean;
             /** @description Identity under which logins are requested. */
             identity: components["schemas"]["Identity"];
             /** @description E-mail address of a Google service account to impersonate, for `googleArtifactRegistry`. */
-            impersonate: string | null;
+            impersonate?: string;
             /**
              * Format: int64
              * @description Lifetime of the token, in seconds, if the answers of the token service do not state it, for
              *     `oauth2`.
              */
-            lifetimeSeconds: number | null;
+            lifetimeSeconds?: number;
             /**
              * @description AWS region of the registry. Required for `ecr`.
              * @example eu-central-1
              */
-            region: string | null;
+            region?: string;
             /**
              * @description Repositories that the login can pull from, for `azureContainerRegistry`; all that the identity
              *     can pull from if absent.
              */
-            repositories: string[] | null;
+            repositories?: string[];
             /** @description Scope of the token, for `googleArtifactRegistry` and `oauth2`. */
-            scope: string | null;
+            scope?: string;
             /**
              * @description URL in place of that of AWS STS, for `ecr` and `ecrPublic`. Only callers with all grants may
              *     set it, and not with an `ambient` identity.
              */
-            stsEndpoint: string | null;
+            stsEndpoint?: string;
             /** @description Azure tenant, for `azureContainerRegistry`. Required unless the identity is `ambient`. */
-            tenantId: string | null;
+            tenantId?: string;
             /** @description URL of the token service. Required for `oauth2`. */
-            tokenUrl: string | null;
+            tokenUrl?: string;
             /** @description Type of the source. */
             type: components["schemas"]["SourceType"];
             /** @description User name of the login. Required for `oauth2`; other providers determine it. */
-            username: string | null;
+            username?: string;
         };
         /** @description Source of a minted account. Which fields are required and allowed depends on its `type`. */
         SourceInput: {
