@@ -48,10 +48,12 @@ impl Doctor {
 #[derive(Debug, Subcommand)]
 pub(super) enum DoctorCommand {
     /// Diagnose a pod through a running service, which can also carry out fixes.
+    ///
+    /// Without a pod, diagnoses those of the namespace that wait for an image.
     Pod {
-        /// Name of the pod.
+        /// Name of the pod [default: the pods that wait for an image].
         #[arg(value_parser = PodName::parse)]
-        pod: PodName,
+        pod: Option<PodName>,
         #[command(flatten)]
         request: Request,
     },
@@ -230,7 +232,10 @@ impl DoctorCommand {
     pub(super) async fn run(self) -> Result<(), CliError> {
         let (found, output, is_list) = match self {
             Self::Cluster(coverage) => return coverage.run().await,
-            Self::Pod { pod, request } => {
+            Self::Pod { pod: None, request } => {
+                (request.diagnose_waiting().await.map_err(undiagnosed)?, request.output, true)
+            }
+            Self::Pod { pod: Some(pod), request } => {
                 let object = Object { kind: None, name: pod };
                 (vec![request.diagnose(&object).await.map_err(undiagnosed)?], request.output, false)
             }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Maximum number of pods of a diagnosis without an object.
-const PODS_MAX: usize = 20;
+pub(super) const PODS_MAX: usize = 20;
 /// Limits of that diagnosis.
 const MANY: QuestionLimits = QuestionLimits { questions: 600, within: Duration::from_mins(1) };
 
