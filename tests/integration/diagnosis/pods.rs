@@ -13,7 +13,7 @@ use crate::support::kubernetes;
 
 /// Pods with these names. Those of a deployment have a `ReplicaSet` as their owner.
 fn named(names: &[&str]) -> Vec<Value> {
-    let named = names.iter().map(|name| {
+    let pods = names.iter().map(|name| {
         let mut pod = pod(&["127.0.0.1:1/app"], &[]);
         pod["metadata"]["name"] = json!(name);
         if name.starts_with("web-") {
@@ -25,7 +25,7 @@ fn named(names: &[&str]) -> Vec<Value> {
         }
         pod
     });
-    named.collect()
+    pods.collect()
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
