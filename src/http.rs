@@ -36,6 +36,7 @@ mod normalize;
 mod openapi;
 mod operation;
 mod paging;
+mod pods;
 mod prefer;
 mod problem;
 mod pull_secrets;
@@ -151,6 +152,7 @@ fn api_routes(config: &mut ServiceConfig) {
 /// What uses images in the clusters, and why they are not pulled.
 fn diagnosis_routes(config: &mut ServiceConfig) {
     config
+        .service(pods::list_pods)
         .service(diagnosis::diagnose_pod)
         .service(diagnosis::diagnose_workload)
         .service(diagnosis::diagnose_spec)

@@ -1,13 +1,7 @@
 // What callers with fewer rights see, and the end of sessions.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { api, call, declare, go, key, newNamespace, registerAccount, registerCluster, screenshot, settled, signIn, violations, visit } from "./support.ts";
-
-/** Creates an API key and returns its text. */
-async function newKey(name: string, role: string, grants?: object): Promise<string> {
-  const created = await call<{ key: string }>("POST", "/v1/api-keys", { name, role, ...(grants && { grants }) });
-  return created.key;
-}
+import { api, call, declare, go, key, newKey, newNamespace, registerAccount, registerCluster, screenshot, settled, signIn, violations, visit } from "./support.ts";
 
 test("narrowed_operator_sees_only_what_is_granted", async () => {
   const namespace = await newNamespace("console-narrow");
@@ -64,10 +58,10 @@ test("viewer_sees_no_control_that_would_be_refused", async () => {
   await signIn(visitor, await newKey("view", "viewer"));
 
   const controls: string[] = [];
-  for (const path of ["/", "/accounts", "/accounts/view", "/pull-secrets", "/pull-secrets/view", "/clusters", "/clusters/view", "/explain", "/doctor", "/access", "/access/sessions", "/audit"]) {
+  for (const path of ["/", "/accounts", "/accounts/view", "/pull-secrets", "/pull-secrets/view", "/clusters", "/clusters/view", "/explain", "/doctor", "/doctor/coverage?cluster=view", "/access", "/access/providers", "/access/sessions", "/audit"]) {
     await go(page, path);
     const names = await page.locator("main").locator("button, a.button").allTextContents();
-    controls.push(...names.filter((name) => /^(Add|Declare|Edit|Delete|Rotate|Verify|Sync|Import|Create|Revoke|New credential)/.test(name.trim())).map((name) => `${path}: ${name}`));
+    controls.push(...names.filter((name) => /^(Add|Examine|Declare|Edit|Delete|Rotate|Verify|Sync|Import|Create|Revoke|New credential)/.test(name.trim())).map((name) => `${path}: ${name}`));
   }
   assert.deepEqual(controls, []);
   assert.deepEqual(refused, []);

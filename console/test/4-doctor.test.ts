@@ -1,9 +1,7 @@
 // The doctor: verdicts as a tree, and fixes that are carried out from the page.
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { before, test } from "node:test";
-import { image, newNamespace, pullWithSecret, registerAccount, registerCluster, registryA, screenshot, signIn, violations, visit } from "./support.ts";
+import { create, deployment, image, newNamespace, patchStatus, pullWithSecret, recordBodies, registerAccount, registerCluster, registryA, screenshot, signIn, violations, visit } from "./support.ts";
 
 const IMAGE = `${registryA}/${image}`;
 
@@ -12,23 +10,9 @@ before(async () => {
   await registerCluster("doctor");
 });
 
-/** Creates an object in a namespace of the cluster. */
-async function create(namespace: string, object: object): Promise<void> {
-  const kubectl = spawn("kubectl", ["create", "-n", namespace, "-f", "-"], { stdio: ["pipe", "ignore", "inherit"] });
-  kubectl.stdin.end(JSON.stringify(object));
-  const [code] = (await once(kubectl, "exit")) as [number];
-  assert.equal(code, 0);
-}
-
-function deployment(): object {
-  const labels = { app: "web" };
-  const spec = { containers: [{ name: "app", image: IMAGE }] };
-  return { apiVersion: "apps/v1", kind: "Deployment", metadata: { name: "web" }, spec: { selector: { matchLabels: labels }, template: { metadata: { labels }, spec } } };
-}
-
 test("workload_without_a_pull_secret_is_fixed_from_the_page", async () => {
   const namespace = await newNamespace("console-doctor");
-  await create(namespace, deployment());
+  await create(namespace, deployment("web", IMAGE));
   const visitor = await visit();
   const { page, faults } = visitor;
   await signIn(visitor, undefined, `/doctor?cluster=doctor&namespace=${namespace}&of=deployment&name=web`);
@@ -82,12 +66,34 @@ test("missing_secret_of_a_pod_is_delivered_from_the_page", async () => {
   await visitor.context.close();
 });
 
+test("pods_that_wait_for_an_image_are_offered", async () => {
+  const namespace = await newNamespace("console-doctor-pods");
+  const spec = { containers: [{ name: "app", image: IMAGE }] };
+  for (const name of ["fine", "waits"]) await create(namespace, { apiVersion: "v1", kind: "Pod", metadata: { name }, spec });
+  const waiting = { name: "app", image: IMAGE, imageID: "", ready: false, restartCount: 0, state: { waiting: { reason: "ImagePullBackOff", message: "canary of a message" } } };
+  await patchStatus(namespace, "waits", { phase: "Pending", containerStatuses: [waiting] });
+  const visitor = await visit();
+  const { page, faults } = visitor;
+  await signIn(visitor, undefined, `/doctor?cluster=doctor&namespace=${namespace}`);
+  const pod = page.getByRole("group", { name: "Pods that wait for an image" }).getByRole("button");
+  await pod.waitFor();
+  assert.equal(await pod.textContent(), "waits pulls fail");
+  assert.deepEqual(await page.locator("#doctor-pods option").evaluateAll((all) => all.map((one) => (one as HTMLOptionElement).value)), ["waits", "fine"]);
+  assert.ok(!(await page.content()).includes("canary"));
+  assert.deepEqual(await violations(page), []);
+  await screenshot(page, "doctor-pods");
+  await pod.click();
+  await page.getByRole("button", { name: "Diagnose" }).click();
+  await page.locator("[data-verdict=noSecret]").waitFor();
+  assert.deepEqual(faults, []);
+  await visitor.context.close();
+});
+
 test("pasted_manifest_is_diagnosed_without_its_environment", async () => {
   const namespace = await newNamespace("console-doctor-yaml");
   const visitor = await visit();
   const { page, faults } = visitor;
-  const bodies: string[] = [];
-  page.on("request", (request) => request.url().includes("/diagnose") && bodies.push(request.postData() ?? ""));
+  const bodies = await recordBodies(page, "/diagnose");
   await signIn(visitor, undefined, `/doctor?cluster=doctor&namespace=${namespace}&of=manifest`);
   const manifest = [
     "apiVersion: apps/v1",
@@ -107,6 +113,7 @@ test("pasted_manifest_is_diagnosed_without_its_environment", async () => {
   await page.getByRole("button", { name: "Diagnose" }).click();
   await page.locator("[data-verdict=secretMissing]").waitFor();
   assert.equal(bodies.length, 1);
+  assert.match(bodies[0] ?? "", /"name":"absent"/);
   assert.doesNotMatch(bodies[0] ?? "", /canary/);
   assert.doesNotMatch(page.url(), /canary|alpine/);
   assert.deepEqual(faults, []);

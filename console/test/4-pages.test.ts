@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { before, test } from "node:test";
-import { api, call, declare, go, newNamespace, registerAccount, registerCluster, registryA, screenshot, settled, signIn, violations, visit } from "./support.ts";
+import { api, call, declare, go, newNamespace, recordBodies, registerAccount, registerCluster, registryA, screenshot, settled, signIn, violations, visit } from "./support.ts";
 
 const PATHS = {
   overview: "/",
@@ -18,8 +18,10 @@ const PATHS = {
   "cluster-new": "/clusters?new=1",
   explain: "/explain",
   doctor: "/doctor",
+  coverage: "/doctor/coverage?cluster=pages",
   keys: "/access/keys",
   providers: "/access/providers",
+  "provider-new": "/access/providers?new=1",
   roles: "/access/roles",
   sessions: "/access/sessions",
   audit: "/audit",
@@ -178,6 +180,85 @@ test("rule_tester_names_the_rule_that_applies", async () => {
   await page.getByText("✓ applies").waitFor();
   await page.getByLabel("Claims as JSON").fill('{"project_id": 43, "ref": "main"}');
   await page.getByText("No rule matches these claims.").waitFor();
+  await visitor.context.close();
+});
+
+test("identity_provider_is_added_edited_and_deleted", async () => {
+  const visitor = await visit();
+  const { page, faults } = visitor;
+  const bodies = await recordBodies(page, "/v1/identity-providers/edited");
+  await signIn(visitor, undefined, "/access/providers");
+  await page.getByRole("button", { name: "Add an identity provider" }).click();
+  const dialog = page.getByRole("dialog");
+  await dialog.getByLabel("Name", { exact: true }).fill("edited");
+  await dialog.getByLabel("Issuer").fill("https://id.example.com");
+  await dialog.getByLabel("Audience", { exact: true }).fill("edited");
+  await dialog.getByLabel("Client id").fill("console");
+  await dialog.getByLabel("Client secret").fill("canary-secret");
+  await dialog.getByLabel("Required claims").fill("groups=ops team");
+  await dialog.getByLabel("Role").selectOption("operator");
+  await dialog.getByLabel("Accounts").fill("team-*, team=a+tier=prod");
+  await dialog.getByRole("button", { name: "Add a rule" }).click();
+  await dialog.getByLabel("Required claims").nth(1).fill("groups=dev");
+  await dialog.getByLabel("Claims as JSON").fill('{"groups": ["dev"]}');
+  await dialog.getByRole("group", { name: "Rule 2" }).getByText("✓ applies").waitFor();
+  assert.deepEqual(await violations(page), []);
+  await screenshot(page, "provider-form");
+  await dialog.getByRole("button", { name: "Add an identity provider" }).click();
+  await page.getByText("edited was created").waitFor();
+  const path = "/v1/identity-providers/edited";
+  const created = await call<{ rules: object[]; login: object }>("GET", path);
+  const grants = { accounts: ["team-*", { matchLabels: { team: "a", tier: "prod" } }], clusters: [], namespaces: [] };
+  assert.deepEqual(created.rules[0], { claims: { groups: "ops team" }, role: "operator", grants });
+  assert.deepEqual(created.login, { clientId: "console" });
+
+  await page.getByRole("button", { name: "Edit edited" }).click();
+  // The secret is never filled in, and stays if nothing is entered.
+  assert.equal(await dialog.getByLabel("Client secret").inputValue(), "");
+  assert.ok(!(await page.content()).includes("canary-secret"));
+  assert.deepEqual(await violations(page), []);
+  await dialog.getByRole("button", { name: "Move rule 2 up" }).click();
+  await dialog.getByRole("button", { name: "Save" }).click();
+  await page.getByText("edited was changed").waitFor();
+  const changed = await call<{ rules: { claims: object }[]; login: object }>("GET", path);
+  assert.deepEqual(changed.rules.map(({ claims }) => claims), [{ groups: "dev" }, { groups: "ops team" }]);
+  assert.deepEqual(changed.login, created.login);
+  assert.deepEqual(bodies.map((body) => Object.keys(JSON.parse(body) as object)), [["rules"]]);
+  // A refusal names the field.
+  await page.getByRole("button", { name: "Edit edited" }).click();
+  await dialog.getByLabel("Issuer").fill("https://other.example.com");
+  await dialog.getByRole("button", { name: "Save" }).click();
+  await dialog.locator("[data-state=failed]").waitFor();
+  assert.deepEqual(await violations(page), []);
+  await dialog.getByRole("button", { name: "Cancel" }).click();
+
+  await page.getByRole("button", { name: "Delete edited" }).click();
+  await dialog.getByRole("button", { name: "Delete" }).click();
+  await page.getByText("edited was deleted").waitFor();
+  assert.equal((await fetch(`${api}${path}`, { headers: { Authorization: `Bearer ${process.env["REGCRED_TEST_KEY"]}` } })).status, 404);
+  assert.deepEqual(faults, []);
+  await visitor.context.close();
+});
+
+test("state_of_the_audit_chain_is_shown", async () => {
+  const visitor = await visit();
+  const { page, faults } = visitor;
+  await signIn(visitor, undefined, "/audit");
+  const chain = page.locator("[data-chain]");
+  await chain.getByText(/^number \d+, \d+ events? in the chain/).waitFor();
+  await chain.getByText("this process has found none since its start").waitFor();
+  assert.deepEqual(await violations(page), []);
+  await page.route("**/v1/summary", async (route) => {
+    const audit = { lastSeal: null, unsealed: { count: 3, hasMore: false }, oldestUnsealedSeconds: 75.2, tampering: 2 };
+    await route.fulfill({ json: { audit } });
+  });
+  await page.reload();
+  await chain.getByText("Sealing has stalled").waitFor();
+  await chain.getByText("3 batches, the oldest for 76 s").waitFor();
+  await chain.getByText("has found 2 since its start").waitFor();
+  assert.deepEqual(await violations(page), []);
+  await screenshot(page, "audit-stalled");
+  assert.deepEqual(faults, []);
   await visitor.context.close();
 });
 

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { execFile } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
+import { once } from "node:events";
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -72,6 +73,23 @@ export async function visit(options: { theme?: "light" | "dark" | "contrast"; lo
   return { context, page, faults };
 }
 
+/** Records the bodies of requests whose address has a part. The browser shows tests none of a `Request` object. */
+export async function recordBodies(page: Page, part: string): Promise<string[]> {
+  const bodies: string[] = [];
+  await page.exposeFunction("recordBody", (body: string) => bodies.push(body));
+  await page.addInitScript((wanted) => {
+    const send = globalThis.fetch;
+    globalThis.fetch = async (input, init) => {
+      const request = new Request(input, init);
+      const body = await request.clone().text();
+      const { recordBody } = globalThis as unknown as { recordBody: (body: string) => Promise<void> };
+      if (body && request.url.includes(wanted)) await recordBody(body);
+      return send(request);
+    };
+  }, part);
+  return bodies;
+}
+
 /** Opens an address of the console and signs in. */
 export async function signIn(visitor: Visitor, withKey = key, path = "/"): Promise<void> {
   await visitor.page.goto(`${api}/console${path}`);
@@ -137,6 +155,36 @@ export async function newNamespace(prefix: string): Promise<string> {
   await run("kubectl", ["create", "namespace", name]);
   await run("kubectl", ["create", "serviceaccount", "default", "-n", name]);
   return name;
+}
+
+/** Creates an object in a namespace of the cluster. */
+export async function create(namespace: string, object: object): Promise<void> {
+  const kubectl = spawn("kubectl", ["create", "-n", namespace, "-f", "-"], { stdio: ["pipe", "ignore", "inherit"] });
+  kubectl.stdin.end(JSON.stringify(object));
+  const [code] = (await once(kubectl, "exit")) as [number];
+  assert.equal(code, 0);
+}
+
+/** Sets the status of a pod, as its kubelet does. The kubectl of the tests may not know `--subresource`. */
+export async function patchStatus(namespace: string, pod: string, status: object): Promise<void> {
+  const folder = variable("REGCRED_TEST_KUBE_DIR");
+  const certificate = ["--cacert", `${folder}/ca.crt`, "--cert", `${folder}/admin.crt`, "--key", `${folder}/admin.key`];
+  const address = `${variable("REGCRED_TEST_KUBE_SERVER")}/api/v1/namespaces/${namespace}/pods/${pod}/status`;
+  const type = "Content-Type: application/merge-patch+json";
+  await run("curl", ["-fsS", ...certificate, "-X", "PATCH", "-H", type, "-d", JSON.stringify({ status }), address]);
+}
+
+/** Deployment of one container, whose pods name these pull secrets. */
+export function deployment(name: string, image: string, pullSecrets: string[] = []): object {
+  const labels = { app: name };
+  const spec = { containers: [{ name: "app", image }], ...(pullSecrets.length > 0 && { imagePullSecrets: pullSecrets.map((one) => ({ name: one })) }) };
+  return { apiVersion: "apps/v1", kind: "Deployment", metadata: { name }, spec: { selector: { matchLabels: labels }, template: { metadata: { labels }, spec } } };
+}
+
+/** Creates an API key and returns its text. */
+export async function newKey(name: string, role: string, grants?: object): Promise<string> {
+  const created = await call<{ key: string }>("POST", "/v1/api-keys", { name, role, ...(grants && { grants }) });
+  return created.key;
 }
 
 /** Reads the image of a registry with the docker config of a Secret, as a kubelet pulls with it. */

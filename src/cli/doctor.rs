@@ -58,10 +58,12 @@ impl Doctor {
 #[derive(Debug, Subcommand)]
 pub(super) enum DoctorCommand {
     /// Diagnose a pod through a running service, which can also carry out fixes.
+    ///
+    /// Without a pod, diagnoses those of the namespace that wait for an image.
     Pod {
-        /// Name of the pod.
+        /// Name of the pod [default: the pods that wait for an image].
         #[arg(value_parser = PodName::parse)]
-        pod: PodName,
+        pod: Option<PodName>,
         #[command(flatten)]
         request: Request,
     },
@@ -242,7 +244,11 @@ impl DoctorCommand {
     pub(super) async fn run(self) -> Result<(), CliError> {
         let (found, output, search) = match self {
             Self::Cluster(coverage) => return coverage.run().await,
-            Self::Pod { pod, request } => {
+            Self::Pod { pod: None, request } => {
+                let search = Search { namespace: request.namespace.clone(), pods: None };
+                (request.diagnose_waiting().await.map_err(undiagnosed)?, request.output, Some(search))
+            }
+            Self::Pod { pod: Some(pod), request } => {
                 let object = Object { kind: None, name: pod };
                 (vec![request.diagnose(&object).await.map_err(undiagnosed)?], request.output, None)
             }
@@ -283,21 +289,22 @@ impl Diagnosed {
 /// Search for objects to diagnose, if none was named.
 struct Search {
     namespace: NamespaceName,
-    /// Number of pods that were looked at.
-    pods: usize,
+    /// Number of pods that were looked at; none if the service has looked.
+    pods: Option<usize>,
 }
 
 impl Search {
     /// Says that nothing was found, and what to do next.
     fn nothing_found(&self) -> String {
         let pods = match self.pods {
-            0 => "it has no pods".to_owned(),
-            1 => "1 pod was looked at".to_owned(),
-            pods => format!("{pods} pods were looked at"),
+            None => String::new(),
+            Some(0) => " (it has no pods)".to_owned(),
+            Some(1) => " (1 pod was looked at)".to_owned(),
+            Some(pods) => format!(" ({pods} pods were looked at)"),
         };
         let namespace = &self.namespace;
         format!(
-            "No pod of the namespace {namespace} waits for an image ({pods}). Name an object to diagnose it anyway, \
+            "No pod of the namespace {namespace} waits for an image{pods}. Name an object to diagnose it anyway, \
              such as deployment/NAME."
         )
     }

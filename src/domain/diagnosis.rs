@@ -30,8 +30,8 @@ pub use self::{
     fix::{Change, Fix, FixAccount, FixType, Kubectl, PullSecretName, RegcredContext, Step},
     node::{Node, NodeChoice},
     pod::{
-        Container, ContainerKind, Controller, Lookup, PodFacts, PullEvent, SecretValue, Subject, WaitingReason,
-        WorkloadKind,
+        Container, ContainerKind, Controller, ListedPod, Lookup, PodFacts, PodPhase, PullEvent, SecretValue, Subject,
+        WaitingReason, WorkloadKind,
     },
     registry::{ManifestState, Platform, PullReport},
     secret::{ReadSecret, SecretProblem, SecretProblemKind, SecretState},

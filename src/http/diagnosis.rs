@@ -206,7 +206,7 @@ fn require_changes<'a>(caller: &Identity, changes: impl IntoIterator<Item = &'a 
     changes.into_iter().try_for_each(|change| require(caller, change.permission()))
 }
 
-fn parse_place(cluster: &str, namespace: &str) -> Result<(Name, NamespaceName), ApiError> {
+pub(super) fn parse_place(cluster: &str, namespace: &str) -> Result<(Name, NamespaceName), ApiError> {
     let cluster = path_name("cluster", cluster)?;
     let namespace = NamespaceName::parse(namespace).map_err(|invalid| ApiError::field("namespace", invalid))?;
     Ok((cluster, namespace))

@@ -51,6 +51,11 @@ impl<V> Page<V> {
         Self { items: found.into_iter().map(T::into).collect(), next }
     }
 
+    /// Builds a page of a list of another service, which names the place of the next page.
+    pub fn continued<K: Display>(items: Vec<V>, next: Option<&K>) -> Self {
+        Self { items, next: next.map(|place| BASE64_URL_SAFE_NO_PAD.encode(place.to_string())) }
+    }
+
     /// Builds a page of a list. Its cursor names an item, or hides a row that is none.
     ///
     /// # Errors
@@ -109,6 +114,11 @@ impl<K> PageQuery<K> {
     /// Key of the last item of the previous page.
     pub fn after(&self) -> Option<&K> {
         self.cursor.as_ref()
+    }
+
+    /// Maximum number of items in the page.
+    pub fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Number of rows to fetch: one more than the page holds, which shows whether another page

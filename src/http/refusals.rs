@@ -38,6 +38,7 @@ const ACTIONS: &[(&str, &str, Action)] = &[
     ("POST",   "/v1/clusters/{name}/check",           Action::ClusterRead),
     ("POST",   "/v1/clusters/{cluster}/namespaces/{namespace}/secrets", Action::Deliver),
     ("GET",    "/v1/clusters/{cluster}/namespaces/{namespace}/secrets", Action::ClusterRead),
+    ("GET",    "/v1/clusters/{cluster}/namespaces/{namespace}/pods", Action::PodDiagnose),
     ("POST",   "/v1/clusters/{cluster}/namespaces/{namespace}/diagnose", Action::PodDiagnose),
     ("POST",   "/v1/clusters/{cluster}/namespaces/{namespace}/pods/{pod}/diagnose", Action::PodDiagnose),
     ("POST",   "/v1/clusters/{cluster}/namespaces/{namespace}/workloads/{kind}/{name}/diagnose", Action::PodDiagnose),

@@ -11,7 +11,7 @@ use crate::{
         auth::{Caller, permission::ReadPullSecrets},
         problem::ApiError,
     },
-    service::summary::{Summaries, Summary as Counted},
+    service::summary::{AuditSummary as Audited, Summaries, Summary as Counted},
     storage::summary::{BoundedCount, OldestPending, PullSecretCounts},
 };
 
@@ -34,6 +34,46 @@ pub struct Summary {
     /// Target whose change has waited longest to be synced; `null` if all are synced. For a caller
     /// whose grants are restricted, of the first 10,000 waiting targets.
     oldest_pending_target: Option<OldestPendingTarget>,
+    /// State of the audit log; `null` for callers without `readAudit`.
+    audit: Option<AuditSummary>,
+}
+
+/// State of the audit log. Only `regcred audit verify` says whether it is intact.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditSummary {
+    /// Last seal of the chain; `null` before the first one.
+    last_seal: Option<AuditSeal>,
+    /// Batches of events that wait for a seal.
+    unsealed: Count,
+    /// Age of the oldest of them, in seconds; 0 without any. Over 60 s, changes are refused.
+    oldest_unsealed_seconds: f64,
+    /// Signs of tampering that the process that answers has found since its start.
+    tampering: u64,
+}
+
+/// Seal of the audit log.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditSeal {
+    /// Number of the seal.
+    number: i64,
+    /// Time of the seal.
+    sealed_at: DateTime<Utc>,
+    /// Events in this seal and all before it.
+    events: i64,
+}
+
+impl From<Audited> for AuditSummary {
+    fn from(Audited { state, tampering }: Audited) -> Self {
+        let seal = state.seal.zip(state.sealed_at).zip(state.events);
+        Self {
+            last_seal: seal.map(|((number, sealed_at), events)| AuditSeal { number, sealed_at, events }),
+            unsealed: state.unsealed().into(),
+            oldest_unsealed_seconds: state.oldest_unsealed_seconds,
+            tampering,
+        }
+    }
 }
 
 /// Number of resources.
@@ -168,7 +208,7 @@ impl From<OldestPending> for OldestPendingTarget {
 
 impl From<Counted> for Summary {
     fn from(counted: Counted) -> Self {
-        let Counted { accounts, clusters, pull_secrets, targets, oldest_pending } = counted;
+        let Counted { accounts, clusters, pull_secrets, targets, oldest_pending, audit } = counted;
         let by_result = accounts.by_result.into_iter().filter(|(_, count)| count.count > 0 || count.has_more);
         Self {
             registry_accounts: AccountSummary {
@@ -183,11 +223,13 @@ impl From<Counted> for Summary {
             pull_secrets: pull_secrets.into(),
             targets: targets.into(),
             oldest_pending_target: oldest_pending.map(OldestPendingTarget::from),
+            audit: audit.map(AuditSummary::from),
         }
     }
 }
 
-/// Get a summary: counts by state, and the oldest change that is not synced.
+/// Get a summary: counts by state, the oldest change that is not synced, and the state of the audit
+/// log.
 ///
 /// It contains what the lists contain for the caller. Its cost is bounded: counts stop at a limit.
 #[utoipa::path(tag = "pull-secrets", responses((status = OK, body = Summary)))]

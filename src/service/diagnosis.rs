@@ -22,7 +22,10 @@ pub use self::{
     remembered::RememberedAnswers,
 };
 use crate::{
-    clients::{cluster::ClusterError, registry::RegistryClient},
+    clients::{
+        cluster::{ClusterError, ContinueToken, PodPage},
+        registry::RegistryClient,
+    },
     domain::{
         audit::{Action, NewEvent, Resource},
         caller::Call,
@@ -111,6 +114,27 @@ impl Diagnoses {
         facts.reserve_names(&mut examination, (&answers, &questions), is_declared, announce).await?;
         let context = self.context(caller, place, &examination, (&answers, &questions)).await?;
         Ok(examination.conclude(&answers, &managed, missing_rights, Some(&context)))
+    }
+
+    /// Lists the pods of a namespace, to choose one. Returns `None` if the place is not one of this
+    /// list. No event is recorded: no Secret is read.
+    ///
+    /// # Errors
+    ///
+    /// As [`diagnose`](Self::diagnose), without those of a pod.
+    pub async fn list_pods(
+        &self,
+        caller: &Call,
+        (cluster, namespace): (&Name, &NamespaceName),
+        limit: u32,
+        after: Option<&ContinueToken>,
+    ) -> Result<Option<PodPage>, ServiceError> {
+        let client = self.clusters.client(caller, cluster).await?;
+        if !caller.grants.include_namespace(namespace.as_str()) {
+            self.refuse(caller, Resource::namespace(cluster, namespace));
+            return Err(ClusterError::NamespaceNotFound.into());
+        }
+        Ok(client.list_pods(namespace, limit, after).await?)
     }
 
     /// Finds the account for each image, and whether a pull secret for it exists.

@@ -118,6 +118,42 @@ fn push_granted_accounts(sql: &mut Sql, grants: &Grants) {
     sql.push_bind(COUNT_MAX + 1).push(") AS one) AS every LIMIT ").push_bind(COUNT_MAX + 1).push(") ");
 }
 
+/// State of the audit log.
+#[derive(Debug, FromRow)]
+pub struct AuditState {
+    /// Number of the last seal.
+    pub seal: Option<i64>,
+    /// Its time.
+    pub sealed_at: Option<DateTime<Utc>>,
+    /// Events in all seals.
+    pub events: Option<i64>,
+    /// Batches that wait for a seal, up to one more than [`COUNT_MAX`].
+    unsealed: i64,
+    /// Age of the oldest of them, in seconds; zero without any.
+    pub oldest_unsealed_seconds: f64,
+}
+
+impl AuditState {
+    /// Batches that wait for a seal.
+    #[must_use]
+    pub fn unsealed(&self) -> BoundedCount {
+        BoundedCount::of(self.unsealed)
+    }
+}
+
+/// Reads the last seal, and what waits for the next one.
+pub async fn find_audit_state(conn: &mut PgConnection) -> Result<AuditState, StorageError> {
+    let mut sql = Sql::new("SELECT last.number AS seal, last.sealed_at, last.events, waiting.unsealed, ");
+    sql.push("waiting.oldest_unsealed_seconds FROM (SELECT count(*) AS unsealed, ");
+    sql.push(
+        "coalesce(extract(epoch FROM clock_timestamp() - min(written_at)), 0)::float8 AS oldest_unsealed_seconds ",
+    );
+    sql.push("FROM (SELECT written_at FROM audit_unsealed ORDER BY id LIMIT ").push_bind(COUNT_MAX + 1);
+    sql.push(") AS first) AS waiting LEFT JOIN LATERAL ");
+    sql.push("(SELECT number, sealed_at, events FROM audit_seals ORDER BY number DESC LIMIT 1) AS last ON true");
+    Ok(sql.build_query_as::<AuditState>().persistent(false).fetch_one(conn).await?)
+}
+
 /// Counts the granted clusters.
 pub async fn count_clusters(conn: &mut PgConnection, grants: &Grants) -> Result<BoundedCount, StorageError> {
     let Ranges { low, high } = grants.cluster_ranges();

@@ -104,6 +104,9 @@ const TABLE: &str = "
                               foreign  401       200   404      404       403      404
                               missing  401       200   404      404       403      404
 
+    list_pods                 granted  401       200   200      403       403      403
+                              foreign  401       200   404      403       403      403
+                              missing  401       200   404      403       403      403
     diagnose_pod              granted  401       200   200      403       403      403
                               foreign  401       200   404      403       403      403
                               missing  401       404   404      403       403      403
@@ -286,7 +289,8 @@ fn creates(operation: &str) -> bool {
 
 /// Whether the rows of an operation are about the namespace of their resource.
 fn is_about_namespace(operation: &str) -> bool {
-    ["create_secret", "list_secrets", "diagnose_pod", "diagnose_workload", "diagnose_spec"].contains(&operation)
+    ["create_secret", "list_secrets", "list_pods", "diagnose_pod", "diagnose_workload", "diagnose_spec"]
+        .contains(&operation)
 }
 
 /// Creates a pod and a deployment, which are not run.

@@ -7,6 +7,7 @@ mod command;
 mod events;
 mod limits;
 mod nodes;
+mod pods;
 mod rights;
 mod secrecy;
 pub mod setup;

@@ -189,6 +189,7 @@ async fn run_diagnoses(run: &mut Recorder, namespace: &str) {
     ]});
     kubernetes::kubectl(&["apply", "-n", namespace, "-f", "-"], &objects.to_string());
     let place = format!("/v1/clusters/dev/namespaces/{namespace}");
+    run.run("list_pods", "GET", &format!("{place}/pods"), None).await;
     run.run("diagnose_pod", "POST", &format!("{place}/pods/web/diagnose"), None).await;
     run.run("diagnose_workload", "POST", &format!("{place}/workloads/deployment/web/diagnose"), None).await;
     let body = json!({"images": [image], "imagePullSecrets": [{"name": "missing"}]});

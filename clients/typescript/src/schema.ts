@@ -269,6 +269,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/clusters/{cluster}/namespaces/{namespace}/pods": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the pods of a namespace, to choose one to diagnose.
+         * @description The API server lists them in pages, by name. That requires the right to list pods in the
+         *     namespace; without it the response is 502 `cluster-forbidden`. A page may have fewer items than
+         *     `limit` although more follow, and its cursor expires after some minutes.
+         */
+        get: operations["list_pods"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/clusters/{cluster}/namespaces/{namespace}/pods/{pod}/diagnose": {
         parameters: {
             query?: never;
@@ -864,7 +886,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Get a summary: counts by state, and the oldest change that is not synced.
+         * Get a summary: counts by state, the oldest change that is not synced, and the state of the audit
+         *     log.
          * @description It contains what the lists contain for the caller. Its cost is bounded: counts stop at a limit.
          */
         get: operations["get_summary"];
@@ -1052,6 +1075,40 @@ export interface components {
             resource?: string | null;
             /** @description Address of the caller. */
             sourceIp?: string | null;
+        };
+        /** @description Seal of the audit log. */
+        AuditSeal: {
+            /**
+             * Format: int64
+             * @description Events in this seal and all before it.
+             */
+            events: number;
+            /**
+             * Format: int64
+             * @description Number of the seal.
+             */
+            number: number;
+            /**
+             * Format: date-time
+             * @description Time of the seal.
+             */
+            sealedAt: string;
+        };
+        /** @description State of the audit log. Only `regcred audit verify` says whether it is intact. */
+        AuditSummary: {
+            lastSeal: components["schemas"]["AuditSeal"] | null;
+            /**
+             * Format: double
+             * @description Age of the oldest of them, in seconds; 0 without any. Over 60 s, changes are refused.
+             */
+            oldestUnsealedSeconds: number;
+            /**
+             * Format: int64
+             * @description Signs of tampering that the process that answers has found since its start.
+             */
+            tampering: number;
+            /** @description Batches of events that wait for a seal. */
+            unsealed: components["schemas"]["SummaryCount"];
         };
         /**
          * @description How regcred authenticates to a cluster.
@@ -2702,6 +2759,13 @@ export interface components {
             next: string | null;
         };
         /** @description One page of a list. */
+        Page_Pod: {
+            /** @description Items, in the order of the list. */
+            items: components["schemas"]["Pod"][];
+            /** @description Cursor of the next page; `null` on the last page. */
+            next: string | null;
+        };
+        /** @description One page of a list. */
         Page_PullSecret: {
             /** @description Items, in the order of the list. */
             items: components["schemas"]["PullSecret"][];
@@ -2740,6 +2804,30 @@ export interface components {
             /** @description Verb, such as `create`. */
             verb: string;
         };
+        /** @description Pod of a namespace, without its specification. */
+        Pod: {
+            /** @description Name. */
+            name: string;
+            owner?: components["schemas"]["PodOwner"] | null;
+            /** @description Phase. */
+            phase: components["schemas"]["PodPhase"];
+            waiting?: components["schemas"]["WaitingReason"] | null;
+        };
+        /** @description Workload that created a pod. */
+        PodOwner: {
+            /**
+             * @description `deployment`, `statefulset`, `daemonset`, `job` or `cronjob`.
+             * @example deployment
+             */
+            kind: string;
+            /** @description Name. */
+            name: string;
+        };
+        /**
+         * @description Phase of a pod.
+         * @enum {string}
+         */
+        PodPhase: "pending" | "running" | "succeeded" | "failed" | "unknown";
         /** @description Problem of a pod as a whole. */
         PodProblem: {
             fix: components["schemas"]["PullFix"] | null;
@@ -3691,6 +3779,7 @@ export interface components {
          *     perhaps more.
          */
         Summary: {
+            audit: components["schemas"]["AuditSummary"] | null;
             /** @description Clusters. */
             clusters: components["schemas"]["SummaryCount"];
             oldestPendingTarget: components["schemas"]["OldestPendingTarget"] | null;
@@ -4558,7 +4647,7 @@ export interface operations {
                      *           },
                      *           "at": "2026-11-29T12:00:00Z",
                      *           "chain": {
-                     *             "hash": "1cba7977c0f732cf505ddecc58243e790170cd2871c469574bb74bdbd94c6d44",
+                     *             "hash": "f038341835437eb174cd6014a8c9088e5e96a10bba74a4c06e1903e448a0c0e6",
                      *             "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *             "previousHash": "",
                      *             "sequence": 2
@@ -5185,6 +5274,63 @@ export interface operations {
             503: components["responses"]["Unavailable"];
         };
     };
+    list_pods: {
+        parameters: {
+            query?: {
+                /** @description Maximum number of items in the page. */
+                limit?: number;
+                /** @description `next` of the previous page. */
+                cursor?: string;
+                /**
+                 * @description Lists only pods of which a container waits for its image. A page may then have few items, or
+                 *     none, although more follow.
+                 */
+                failing?: boolean;
+            };
+            header?: never;
+            path: {
+                /** @description Name of the cluster */
+                cluster: string;
+                /** @description Namespace in the cluster */
+                namespace: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["RequestId"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "name": "web",
+                     *           "owner": null,
+                     *           "phase": "pending",
+                     *           "waiting": null
+                     *         }
+                     *       ],
+                     *       "next": null
+                     *     }
+                     */
+                    "application/json": components["schemas"]["Page_Pod"];
+                };
+            };
+            400: components["responses"]["Problem"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Problem"];
+            404: components["responses"]["Problem"];
+            422: components["responses"]["Problem"];
+            429: components["responses"]["Unavailable"];
+            500: components["responses"]["Problem"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
     diagnose_pod: {
         parameters: {
             query?: {
@@ -5236,15 +5382,15 @@ export interface operations {
                      *           "fix": {
                      *             "applicable": false,
                      *             "applied": false,
-                     *             "description": "create the Secret pull-127-0-0-1-20513 with a login for `registry.example.com:7000`, and add it to imagePullSecrets",
-                     *             "secret": "pull-127-0-0-1-20513",
+                     *             "description": "create the Secret pull-127-0-0-1-22296 with a login for `registry.example.com:7000`, and add it to imagePullSecrets",
+                     *             "secret": "pull-127-0-0-1-22296",
                      *             "steps": [
                      *               {
-                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-20513' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
+                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-22296' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
                      *                 "type": "command"
                      *               },
                      *               {
-                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-20513\"}]}}' | kubectl replace --force -f -",
+                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-22296\"}]}}' | kubectl replace --force -f -",
                      *                 "type": "command"
                      *               }
                      *             ],
@@ -5326,7 +5472,7 @@ export interface operations {
                      *           "deliveredAt": "2026-11-29T12:00:00Z",
                      *           "name": "team-a-once",
                      *           "outdated": false,
-                     *           "resourceVersion": "202",
+                     *           "resourceVersion": "382",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
                      *       ],
@@ -5413,7 +5559,7 @@ export interface operations {
                      *       "name": "team-a-once",
                      *       "namespace": "a-dev",
                      *       "replaced": false,
-                     *       "resourceVersion": "202",
+                     *       "resourceVersion": "382",
                      *       "type": "kubernetes.io/dockerconfigjson",
                      *       "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *       "warnings": []
@@ -5750,7 +5896,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "latencyMs": 6,
+                     *       "latencyMs": 4,
                      *       "permissions": [
                      *         {
                      *           "allowed": true,
@@ -7228,7 +7374,7 @@ export interface operations {
                      * @example {
                      *       "deletedAt": null,
                      *       "generation": 2,
-                     *       "id": "01a22df2-008a-7598-ae86-c73779386c75",
+                     *       "id": "01a22e69-8acd-7438-94bf-e9d83b50060f",
                      *       "name": "team-a",
                      *       "observedGeneration": 2,
                      *       "settled": true,
@@ -7400,7 +7546,7 @@ export interface operations {
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
                      *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "205",
+                     *           "resourceVersion": "385",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
@@ -8268,6 +8414,19 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "audit": {
+                     *         "lastSeal": {
+                     *           "events": 20,
+                     *           "number": 5,
+                     *           "sealedAt": "2026-11-29T12:00:00Z"
+                     *         },
+                     *         "oldestUnsealedSeconds": 0.788361,
+                     *         "tampering": 0,
+                     *         "unsealed": {
+                     *           "count": 7,
+                     *           "hasMore": false
+                     *         }
+                     *       },
                      *       "clusters": {
                      *         "count": 2,
                      *         "hasMore": false
@@ -8381,7 +8540,7 @@ export interface operations {
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
                      *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "205",
+                     *           "resourceVersion": "385",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }

@@ -151,6 +151,10 @@ export async function clusters(): Promise<void> {
   );
   for (const { name, accounts, outdated } of direct.items) console.log(name, accounts?.length, outdated);
   const place = { cluster: "dev", namespace: "a-dev" };
+  const pods = await unwrap(
+    client.GET("/v1/clusters/{cluster}/namespaces/{namespace}/pods", { params: { path: place, query: { failing: true } } }),
+  );
+  for (const { name, owner, phase, waiting } of pods.items) console.log(name, owner?.kind, phase, waiting);
   const diagnosis = await unwrap(
     client.POST("/v1/clusters/{cluster}/namespaces/{namespace}/pods/{pod}/diagnose", { params: { path: { ...place, pod: "web" } } }),
   );

@@ -1,6 +1,7 @@
 import { untrack } from "svelte";
 import { asProblem, type Problem } from "./api.svelte.ts";
 import { live } from "./live.svelte.ts";
+import { tick } from "./time.svelte.ts";
 import type { ResourceKind } from "./types.ts";
 
 /** Content of a panel: it loads by itself, and a slow or failed one leaves the others alone. */
@@ -26,6 +27,7 @@ export class Loader<T> {
     try {
       const data = await this.#run(controller.signal);
       if (controller.signal.aborted) return;
+      tick();
       this.data = data;
       this.problem = undefined;
     } catch (error) {

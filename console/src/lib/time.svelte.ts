@@ -2,7 +2,12 @@ import { language } from "./i18n.svelte.ts";
 
 /** The present, for texts such as "2 minutes ago". */
 const clock = $state({ now: Date.now() });
-setInterval(() => (clock.now = Date.now()), 15_000);
+setInterval(tick, 15_000);
+
+/** Moves the present on, so that what has just happened is not said to come. */
+export function tick(): void {
+  clock.now = Date.now();
+}
 
 const UNITS = [
   ["year", 31_557_600],

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Maximum number of objects of a diagnosis without a named one.
-const OBJECTS_MAX: usize = 20;
+pub(super) const OBJECTS_MAX: usize = 20;
 /// Lists of workloads per second.
 const LISTS_PER_SECOND: u32 = 10;
 /// Limits of that diagnosis.
@@ -97,7 +97,7 @@ async fn search(client: &ClusterClient, namespace: &NamespaceName) -> Result<(Ve
         note!("more than {OBJECTS_MAX} pods wait for an image, or workloads have no pod; the first are diagnosed");
         objects.truncate(OBJECTS_MAX);
     }
-    Ok((objects, Search { namespace: namespace.clone(), pods: pods.total }))
+    Ok((objects, Search { namespace: namespace.clone(), pods: Some(pods.total) }))
 }
 
 /// Workloads of the namespace beside these, as far as the kubeconfig permits listing them.

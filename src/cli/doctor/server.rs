@@ -6,14 +6,18 @@ use reqwest::{Method, Url, redirect::Policy};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
-use super::{Diagnosed, Object, Request};
+use super::{Diagnosed, Object, Request, kubeconfig::OBJECTS_MAX};
 use crate::{
     cli::CliError,
     config::{Reader, variable},
+    domain::names::PodName,
 };
 
 /// Time limit of a diagnosis: its limits in the service, and some time for the cluster.
 const TIMEOUT: Duration = Duration::from_mins(2);
+/// Pods in one page, and maximum number of pages.
+const PAGE: usize = 500;
+const PAGES_MAX: usize = 50;
 
 impl Request {
     pub(super) async fn diagnose(&self, object: &Object) -> Result<Diagnosed, CliError> {
@@ -23,6 +27,45 @@ impl Request {
         let url = self.target(&url, object)?;
         let diagnosis = post(url, &token).await?;
         Ok(Diagnosed { object: object.clone(), namespace: self.namespace.clone(), diagnosis })
+    }
+
+    /// Diagnoses the pods of the namespace that wait for an image, some at most.
+    pub(super) async fn diagnose_waiting(&self) -> Result<Vec<Diagnosed>, CliError> {
+        if self.apply {
+            return Err(CliError::Usage("name the pod: --apply changes what one pod needs".to_owned()));
+        }
+        let mut found = Vec::new();
+        for name in self.waiting_pods().await? {
+            found.push(self.diagnose(&Object { kind: None, name }).await?);
+        }
+        Ok(found)
+    }
+
+    async fn waiting_pods(&self) -> Result<Vec<PodName>, CliError> {
+        let mut reader = Reader::new(&variable);
+        let service = reader.service(self.url.clone());
+        let (url, token) = reader.finish(|| service)?;
+        let path =
+            format!("/v1/clusters/{}/namespaces/{}/pods?failing=true&limit={PAGE}", self.cluster, self.namespace);
+        let (mut pods, mut cursor) = (Vec::new(), String::new());
+        for _ in 0..PAGES_MAX {
+            let (status, page) = call(Method::GET, resource(&url, &format!("{path}{cursor}"))?, &token, None).await?;
+            let page = page.filter(|page| page["items"].is_array());
+            let page = page.ok_or_else(|| CliError::Failed(format!("the service answered {status}, and no pods")))?;
+            let names = page["items"].as_array().into_iter().flatten().filter_map(|pod| pod["name"].as_str());
+            pods.extend(names.filter_map(|name| PodName::parse(name).ok()));
+            if pods.len() > OBJECTS_MAX {
+                note!("more than {OBJECTS_MAX} pods wait for an image; the first ones are diagnosed");
+                pods.truncate(OBJECTS_MAX);
+                return Ok(pods);
+            }
+            match page["next"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return Ok(pods),
+            }
+        }
+        note!("the namespace has too many pods: only a part of them was read");
+        Ok(pods)
     }
 
     fn target(&self, base: &str, object: &Object) -> Result<Url, CliError> {

@@ -83,9 +83,9 @@ struct List<T> {
 }
 
 #[derive(Default, Deserialize)]
-struct ListMetadata {
+pub(super) struct ListMetadata {
     #[serde(rename = "continue", default)]
-    continue_token: String,
+    pub(super) continue_token: String,
 }
 
 /// A page without its objects.
@@ -96,9 +96,9 @@ struct Continued {
 
 /// Answer to an expired page.
 #[derive(Deserialize)]
-struct Expired {
+pub(super) struct Expired {
     #[serde(default)]
-    metadata: ListMetadata,
+    pub(super) metadata: ListMetadata,
 }
 
 #[derive(Deserialize)]

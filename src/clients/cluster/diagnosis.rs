@@ -20,8 +20,8 @@ use super::{
 };
 use crate::domain::{
     diagnosis::{
-        Container, ContainerKind, Controller, Lookup, Node, NodeChoice, PodFacts, PullEvent, SecretValue, Subject,
-        WaitingReason, WorkloadKind,
+        Container, ContainerKind, Controller, ListedPod, Lookup, Node, NodeChoice, PodFacts, PodPhase, PullEvent,
+        SecretValue, Subject, WaitingReason, WorkloadKind,
     },
     names::{Name, NamespaceName, PodName, SecretName, ServiceAccountName},
     pull_secret::ID_LABEL,
@@ -40,7 +40,7 @@ const NODES_PAGE: u32 = 100;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Pod {
+pub(super) struct Pod {
     metadata: PodMetadata,
     spec: PodSpec,
     #[serde(default)]
@@ -48,16 +48,16 @@ struct Pod {
 }
 
 #[derive(Deserialize)]
-struct Pods {
-    metadata: ListMetadata,
+pub(super) struct Pods {
+    pub(super) metadata: ListMetadata,
     #[serde(default)]
-    items: Option<Vec<Pod>>,
+    pub(super) items: Option<Vec<Pod>>,
 }
 
 #[derive(Deserialize)]
-struct ListMetadata {
+pub(super) struct ListMetadata {
     #[serde(rename = "continue")]
-    continue_token: Option<String>,
+    pub(super) continue_token: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -244,7 +244,21 @@ impl Pod {
     fn waits_for_image(&self) -> bool {
         let has_no_status = self.status.containers().next().is_none();
         let is_new = self.status.phase == "Pending" && has_no_status;
-        is_new || self.status.containers().any(|status| status.waiting().is_some())
+        is_new || self.waiting().is_some()
+    }
+
+    fn waiting(&self) -> Option<WaitingReason> {
+        self.status.containers().find_map(ContainerStatus::waiting)
+    }
+
+    /// None for an invalid name, which the API server does not accept either.
+    pub(super) fn listed(&self) -> Option<ListedPod> {
+        Some(ListedPod {
+            name: PodName::parse(&self.metadata.name).ok()?,
+            owner: self.metadata.controller().and_then(|controller| controller.workload),
+            phase: PodPhase::parse(&self.status.phase),
+            waiting: self.waiting(),
+        })
     }
 }
 

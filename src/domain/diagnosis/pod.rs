@@ -161,6 +161,49 @@ impl WaitingReason {
     }
 }
 
+/// Phase of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum PodPhase {
+    /// Not all containers have started.
+    Pending,
+    /// It was bound to a node, and its containers have started.
+    Running,
+    /// All containers have ended, without an error.
+    Succeeded,
+    /// All containers have ended, one with an error.
+    Failed,
+    /// The API server does not say.
+    Unknown,
+}
+
+impl PodPhase {
+    /// Parses a phase; another one is unknown.
+    #[must_use]
+    pub fn parse(phase: &str) -> Self {
+        match phase {
+            "Pending" => Self::Pending,
+            "Running" => Self::Running,
+            "Succeeded" => Self::Succeeded,
+            "Failed" => Self::Failed,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// Pod in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedPod {
+    /// Name.
+    pub name: PodName,
+    /// Workload that created it; `None` without one, or for one of another kind.
+    pub owner: Option<(WorkloadKind, PodName)>,
+    /// Phase.
+    pub phase: PodPhase,
+    /// Why a container waits for its image; `None` if none does.
+    pub waiting: Option<WaitingReason>,
+}
+
 /// What an event of the pod reports about a pull. Ordered from the least to the most specific.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -219,6 +219,40 @@ async fn host_of_an_image_is_no_token_service_of_another() {
     assert!(requests.count() > 0);
 }
 
+/// Gives a pod the status of one whose image is not pulled.
+async fn let_wait(namespace: &str, pod: &str, image: &str) {
+    let waiting = json!({"name": "c0", "image": image, "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"waiting": {"reason": "ImagePullBackOff", "message": CANARY}}});
+    let status = Patch::Merge(json!({"status": {"containerStatuses": [waiting]}}));
+    let pods: Api<Pod> = Api::namespaced(kubernetes::admin(), namespace);
+    pods.patch_status(pod, &PatchParams::default(), &status).await.expect("a status");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn command_without_a_pod_diagnoses_those_that_wait(pool: PgPool) {
+    let (_installation, service, key) = serve(&pool).await;
+    let image = Doctor::image_of(&registry::a());
+    let mut other = pod(&[&image], &["gone"]);
+    other["metadata"]["name"] = json!("other");
+    let namespace = namespace_with(&[], vec![pod(&[&image], &[]), other]).await;
+    let url = format!("http://{}", service.address);
+    let variables = [("REGCRED_URL", url.as_str()), ("REGCRED_TOKEN", key.as_str())];
+    let arguments = ["doctor", "pod", "--cluster", "dev", "-n", &namespace];
+    let none = run(&arguments, &variables).await;
+    let nothing = format!("No pod of the namespace {namespace} waits for an image. Name an object");
+    assert!(none.code == Some(0) && none.stdout.starts_with(&nothing), "{none:?}");
+
+    let_wait(&namespace, "web", &image).await;
+    let found = run(&[&arguments[..], &["-o", "json"]].concat(), &variables).await;
+    assert_eq!(found.code, Some(1), "{found:?}");
+    let found: Value = serde_json::from_str(&found.stdout).expect("JSON");
+    let names: Vec<&Value> = found["items"].as_array().expect("a list").iter().map(|one| &one["pod"]).collect();
+    assert_eq!((names, &found["ok"]), (vec![&json!("web")], &json!(false)), "{found:#}");
+    assert_eq!(found["items"][0]["diagnosis"]["images"][0]["verdict"], "noSecret");
+    let applied = run(&[&arguments[..], &["--apply"]].concat(), &variables).await;
+    assert!(applied.code == Some(2) && applied.stderr.contains("name the pod"), "{applied:?}");
+}
+
 #[tokio::test]
 async fn kubeconfig_without_an_object_finds_the_pods_that_wait() {
     let a = registry::a();
@@ -247,9 +281,7 @@ async fn kubeconfig_without_an_object_finds_the_pods_that_wait() {
         assert!(none.stdout.contains(part), "{part}: {}", none.stdout);
     }
 
-    let waiting = json!({"name": "c0", "image": image, "imageID": "", "ready": false, "restartCount": 0,
-        "state": {"waiting": {"reason": "ImagePullBackOff", "message": CANARY}}});
-    patch("web", json!({"containerStatuses": [waiting]})).await;
+    let_wait(&namespace, "web", &image).await;
     let found = run(&arguments, &variables).await;
     assert_eq!(found.code, Some(1), "{found:?}");
     let is_shown = |name: &str| found.stdout.contains(&format!("pod/{name} in namespace"));

@@ -26,6 +26,10 @@ async fn printed_rules_permit_a_diagnosis_in_one_namespace(pool: PgPool) {
     let refused = app.admin().post(&path, &Value::Null).await.problem(502, "cluster-forbidden");
     let detail = refused["detail"].as_str().expect("a text");
     assert!(detail.contains(&format!("may not get deployments in namespace {namespace}")), "{detail}");
+    let pods = format!("{}/pods", place(&namespace));
+    let refused = app.admin().get(&pods).await.problem(502, "cluster-forbidden");
+    let detail = refused["detail"].as_str().expect("a text");
+    assert!(detail.contains(&format!("may not list pods in namespace {namespace}")), "{detail}");
     // Without the right to read Secrets, the answer says what is missing.
     let spec = json!({"images": [image], "imagePullSecrets": [{"name": "k"}]});
     let partly = app.admin().post(&format!("{}/diagnose", place(&namespace)), &spec).await.expect(200);
@@ -68,6 +72,8 @@ async fn printed_rules_permit_a_diagnosis_in_one_namespace(pool: PgPool) {
     })
     .await;
     assert_eq!(found["ok"], true, "{found:#}");
+    app.admin().get(&pods).await.expect(200);
+    app.admin().get(&format!("{}/pods", place(&other))).await.problem(502, "cluster-forbidden");
     let elsewhere = format!("{}/workloads/deployment/web/diagnose", place(&other));
     app.admin().post(&elsewhere, &Value::Null).await.problem(502, "cluster-forbidden");
 

@@ -4,7 +4,7 @@ use serde_json::json;
 use sqlx::PgPool;
 
 use super::{all, insert_accounts, insert_cluster, insert_deliveries, insert_pull_secret, insert_targets};
-use crate::support::app::TestApp;
+use crate::support::{app::TestApp, eventually};
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
 async fn the_summary_counts_what_the_lists_contain(pool: PgPool) {
@@ -81,4 +81,28 @@ async fn a_count_beyond_its_limit_says_so(pool: PgPool) {
     let granted = viewer.get("/v1/summary").await.expect(200);
     assert_eq!(granted["registryAccounts"]["total"], at_least);
     assert_eq!(granted["registryAccounts"]["expired"]["hasMore"], true, "10,000 accounts were examined");
+}
+
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn the_summary_has_the_state_of_the_audit_log(pool: PgPool) {
+    let app = TestApp::spawn(pool.clone()).await;
+    app.register_account("a", "ghcr.io", "robot", "x").await;
+    let events: i64 = sqlx::query_scalar("SELECT count(*) FROM audit_events").fetch_one(&pool).await.expect("a number");
+    assert!(events > 0);
+    let sealed = eventually("all events are sealed", async || {
+        let summary = app.admin().get("/v1/summary").await.expect(200);
+        let audit = &summary["audit"];
+        (audit["lastSeal"]["events"].as_i64() >= Some(events)).then(|| audit.clone())
+    })
+    .await;
+    let number: i64 =
+        sqlx::query_scalar("SELECT max(number) FROM audit_seals").fetch_one(&pool).await.expect("a number");
+    assert!(sealed["lastSeal"]["number"].as_i64().is_some_and(|last| (1..=number).contains(&last)), "{sealed}");
+    assert_eq!((&sealed["tampering"], &sealed["unsealed"]["hasMore"]), (&json!(0), &json!(false)), "{sealed}");
+    assert!(sealed["oldestUnsealedSeconds"].as_f64().is_some_and(|age| age < 60.0), "{sealed}");
+
+    // Without all grants, a viewer does not read the audit log.
+    let grants = json!({"accounts": ["a"], "clusters": [], "namespaces": []});
+    let viewer = app.caller("narrow", "viewer", Some(grants)).await;
+    assert_eq!(viewer.get("/v1/summary").await.expect(200)["audit"], json!(null));
 }
