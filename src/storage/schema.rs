@@ -1,11 +1,14 @@
 //! Schema migrations, compiled into the binary.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use sqlx::{
     AssertSqlSafe, Connection,
     error::DatabaseError,
-    migrate::{Migrate, MigrateError, Migrator},
+    migrate::{Migrate, MigrateError, Migration, Migrator},
 };
 use tokio::time::sleep;
 
@@ -31,9 +34,9 @@ const LOCK_TIMEOUT: &str = "SET lock_timeout = '500ms'";
 const LOCKED_WITHIN: Duration = Duration::from_mins(5);
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Applies pending migrations under an advisory lock, so that concurrent replicas take turns. A
-/// migration that does not get its locks is rolled back and tried again: it gives way to the requests
-/// of the replicas that serve.
+/// Applies pending migrations under an advisory lock, so that concurrent replicas take turns. They
+/// give way to the requests of the replicas that serve: a migration that does not get its locks is
+/// rolled back and tried again.
 ///
 /// # Errors
 ///
@@ -44,21 +47,56 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
     Migrate::lock(&mut conn).await?;
     // After the advisory lock, whose holder may take minutes.
     sqlx::query(LOCK_TIMEOUT).execute(&mut conn).await?;
-    let started = Instant::now();
-    let result = loop {
-        match MIGRATOR.run(&mut conn).await {
-            Err(MigrateError::ExecuteMigration(error, version))
-                if lacks_lock(&error) && started.elapsed() < LOCKED_WITHIN =>
-            {
-                tracing::info!(version, "migration waits for transactions that use its tables");
-                sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
-            }
-            result => break result,
-        }
-    };
+    let result = apply_pending(&mut conn).await;
     // A connection that is already lost has no lock.
     let _ = conn.close().await;
     result
+}
+
+async fn apply_pending(conn: &mut sqlx::PgConnection) -> Result<(), MigrateError> {
+    conn.ensure_migrations_table(&MIGRATOR.table_name).await?;
+    let applied = conn.list_applied_migrations(&MIGRATOR.table_name).await?;
+    let is_pending = |one: &&Migration| !applied.iter().any(|applied| applied.version == one.version);
+    let started = Instant::now();
+    for migration in MIGRATOR.iter().filter(is_pending) {
+        loop {
+            match apply(conn, migration).await {
+                Err(MigrateError::ExecuteMigration(error, _) | MigrateError::Execute(error))
+                    if lacks_lock(&error) && started.elapsed() < LOCKED_WITHIN =>
+                {
+                    tracing::info!(version = migration.version, "migration waits for transactions that use its tables");
+                    sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
+                }
+                result => break result?,
+            }
+        }
+    }
+    // Checks all that were applied before.
+    MIGRATOR.run(conn).await
+}
+
+/// Applies one migration. Locks the tables that it alters first: a weaker lock of an earlier statement
+/// and the one of `ALTER TABLE` would be a deadlock with each transaction that writes to the table.
+async fn apply(conn: &mut sqlx::PgConnection, migration: &Migration) -> Result<(), MigrateError> {
+    let mut tx = conn.begin().await?;
+    for table in altered_tables(migration.sql.as_str()) {
+        let exists: bool =
+            sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(table).fetch_one(&mut *tx).await?;
+        if exists {
+            // Safe: the name is a part of the migration.
+            let lock = format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE");
+            sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *tx).await?;
+        }
+    }
+    MIGRATOR.run_to(migration.version, &mut *tx).await?;
+    Ok(tx.commit().await?)
+}
+
+/// Words that follow `ALTER TABLE`: names of tables, and perhaps a word of a comment.
+fn altered_tables(sql: &str) -> BTreeSet<&str> {
+    let is_name = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    let after = sql.split("ALTER TABLE ").skip(1);
+    after.filter_map(|after| after.split(|character| !is_name(character)).next()).collect()
 }
 
 /// Whether a lock was not granted in time, or in a deadlock.
