@@ -4647,7 +4647,7 @@ export interface operations {
                      *           },
                      *           "at": "2026-11-29T12:00:00Z",
                      *           "chain": {
-                     *             "hash": "f038341835437eb174cd6014a8c9088e5e96a10bba74a4c06e1903e448a0c0e6",
+                     *             "hash": "1cba7977c0f732cf505ddecc58243e790170cd2871c469574bb74bdbd94c6d44",
                      *             "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *             "previousHash": "",
                      *             "sequence": 2
@@ -5305,19 +5305,6 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    /**
-                     * @example {
-                     *       "items": [
-                     *         {
-                     *           "name": "web",
-                     *           "owner": null,
-                     *           "phase": "pending",
-                     *           "waiting": null
-                     *         }
-                     *       ],
-                     *       "next": null
-                     *     }
-                     */
                     "application/json": components["schemas"]["Page_Pod"];
                 };
             };
@@ -5382,15 +5369,15 @@ export interface operations {
                      *           "fix": {
                      *             "applicable": false,
                      *             "applied": false,
-                     *             "description": "create the Secret pull-127-0-0-1-22296 with a login for `registry.example.com:7000`, and add it to imagePullSecrets",
-                     *             "secret": "pull-127-0-0-1-22296",
+                     *             "description": "create the Secret pull-127-0-0-1-20513 with a login for `registry.example.com:7000`, and add it to imagePullSecrets; the pod is deleted and created again",
+                     *             "secret": "pull-127-0-0-1-20513",
                      *             "steps": [
                      *               {
-                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-22296' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
+                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-20513' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
                      *                 "type": "command"
                      *               },
                      *               {
-                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-22296\"}]}}' | kubectl replace --force -f -",
+                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-20513\"}]}}' | kubectl replace --force -f -",
                      *                 "type": "command"
                      *               }
                      *             ],
@@ -5472,7 +5459,7 @@ export interface operations {
                      *           "deliveredAt": "2026-11-29T12:00:00Z",
                      *           "name": "team-a-once",
                      *           "outdated": false,
-                     *           "resourceVersion": "382",
+                     *           "resourceVersion": "202",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
                      *       ],
@@ -5559,7 +5546,7 @@ export interface operations {
                      *       "name": "team-a-once",
                      *       "namespace": "a-dev",
                      *       "replaced": false,
-                     *       "resourceVersion": "382",
+                     *       "resourceVersion": "202",
                      *       "type": "kubernetes.io/dockerconfigjson",
                      *       "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *       "warnings": []
@@ -5896,7 +5883,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "latencyMs": 4,
+                     *       "latencyMs": 6,
                      *       "permissions": [
                      *         {
                      *           "allowed": true,
@@ -7374,7 +7361,7 @@ export interface operations {
                      * @example {
                      *       "deletedAt": null,
                      *       "generation": 2,
-                     *       "id": "01a22e69-8acd-7438-94bf-e9d83b50060f",
+                     *       "id": "01a22df2-008a-7598-ae86-c73779386c75",
                      *       "name": "team-a",
                      *       "observedGeneration": 2,
                      *       "settled": true,
@@ -7546,7 +7533,7 @@ export interface operations {
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
                      *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "385",
+                     *           "resourceVersion": "205",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
@@ -8414,19 +8401,6 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "audit": {
-                     *         "lastSeal": {
-                     *           "events": 20,
-                     *           "number": 5,
-                     *           "sealedAt": "2026-11-29T12:00:00Z"
-                     *         },
-                     *         "oldestUnsealedSeconds": 0.788361,
-                     *         "tampering": 0,
-                     *         "unsealed": {
-                     *           "count": 7,
-                     *           "hasMore": false
-                     *         }
-                     *       },
                      *       "clusters": {
                      *         "count": 2,
                      *         "hasMore": false
@@ -8540,7 +8514,7 @@ export interface operations {
                      *           "nextAttemptAt": "2026-11-29T12:00:00Z",
                      *           "pullSecret": "team-a",
                      *           "removing": false,
-                     *           "resourceVersion": "385",
+                     *           "resourceVersion": "205",
                      *           "state": "synced",
                      *           "uid": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11"
                      *         }
