@@ -63,7 +63,7 @@ pub fn restored(outer: &Stage, goals: &mut Goals) -> anyhow::Result<()> {
     let stage = Stage { sandbox, key, fleets: Default::default() };
     let begun = Instant::now();
     let mut restore = program("pg_restore")?;
-    run(restore.args(["--no-owner", "--exit-on-error", "--dbname", stage.sandbox.url(), &dump]))?;
+    run(restore.args(["--no-owner", "--exit-on-error", "--dbname", libpq(stage.sandbox.url()), &dump]))?;
     let restored = begun.elapsed().as_secs_f64();
     let listed = run(&mut stage.sandbox.regcred(REGCRED, &["master-key", "list"]))?;
     ensure!(!listed.contains("MISSING"), "a master key is missing: {listed}");
@@ -114,8 +114,13 @@ fn lost_installation(fleet: &Fleet, dump: &str, anchors: &str) -> anyhow::Result
     server.terminate()?;
     run(&mut stage.sandbox.regcred(REGCRED, &["audit", "verify", "--save-anchors", anchors]))?;
     let begun = Instant::now();
-    run(program("pg_dump")?.args(["--format=custom", "--file", dump, stage.sandbox.url()]))?;
+    run(program("pg_dump")?.args(["--format=custom", "--file", dump, libpq(stage.sandbox.url())]))?;
     Ok((stage.key.clone(), callers, begun.elapsed().as_secs_f64()))
+}
+
+/// The URL without the parameters of sqlx, which libpq refuses.
+fn libpq(url: &str) -> &str {
+    url.split_once('?').map_or(url, |(url, _)| url)
 }
 
 /// A program of Postgres.
