@@ -20,7 +20,8 @@ const UNITS = [
 
 /** Distance to a time in words, such as "in 3 days". */
 export function relative(at: string): string {
-  const seconds = (Date.parse(at) - clock.now) / 1000;
+  // The clock decides when the text is written anew; it may be late itself.
+  const seconds = (Date.parse(at) - Math.max(clock.now, Date.now())) / 1000;
   const [unit, size] = UNITS.find(([, size]) => Math.abs(seconds) >= size) ?? UNITS[5];
   return new Intl.RelativeTimeFormat(language(), { numeric: "auto" }).format(Math.trunc(seconds / size), unit);
 }
