@@ -48,7 +48,8 @@ test("empty_installation_leads_to_a_pulled_image", async () => {
   await page.getByRole("link", { name: "Declare a pull secret" }).click();
   await page.getByLabel("Name", { exact: true }).fill("start-pull");
   for (const [name] of logins) {
-    await page.getByRole("combobox", { name: "Registry accounts" }).fill(name);
+    // The field has the focus already when the second one is picked.
+    await page.getByRole("combobox", { name: "Registry accounts" }).click();
     await page.getByRole("option", { name }).click();
   }
   await page.getByRole("combobox", { name: "Cluster", exact: true }).fill("start");
@@ -57,6 +58,7 @@ test("empty_installation_leads_to_a_pulled_image", async () => {
   await page.getByRole("button", { name: "Preview" }).click();
   await page.getByText("What will change where").waitFor();
   assert.match((await page.getByRole("row", { name: namespace }).textContent()) ?? "", /create/);
+  await page.getByText("these ServiceAccounts: default").waitFor();
   await screenshot(page, "declare-preview");
   assert.deepEqual(await violations(page), []);
   await page.getByRole("button", { name: "Declare" }).click();

@@ -4647,7 +4647,7 @@ export interface operations {
                      *           },
                      *           "at": "2026-11-29T12:00:00Z",
                      *           "chain": {
-                     *             "hash": "1cba7977c0f732cf505ddecc58243e790170cd2871c469574bb74bdbd94c6d44",
+                     *             "hash": "c56e285b2dedfaca85cf5f8df9576da83d22b3d644ef2d09bd9921cd8c09b13d",
                      *             "id": "01939e5a-7c3e-7b7a-9d0c-5a1f0f6b2c11",
                      *             "previousHash": "",
                      *             "sequence": 2
@@ -5305,6 +5305,19 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "name": "web",
+                     *           "owner": null,
+                     *           "phase": "pending",
+                     *           "waiting": null
+                     *         }
+                     *       ],
+                     *       "next": null
+                     *     }
+                     */
                     "application/json": components["schemas"]["Page_Pod"];
                 };
             };
@@ -5369,15 +5382,15 @@ export interface operations {
                      *           "fix": {
                      *             "applicable": false,
                      *             "applied": false,
-                     *             "description": "create the Secret pull-127-0-0-1-20513 with a login for `registry.example.com:7000`, and add it to imagePullSecrets; the pod is deleted and created again",
-                     *             "secret": "pull-127-0-0-1-20513",
+                     *             "description": "create the Secret pull-127-0-0-1-27203 with a login for `registry.example.com:7000`, and add it to imagePullSecrets; the pod is deleted and created again",
+                     *             "secret": "pull-127-0-0-1-27203",
                      *             "steps": [
                      *               {
-                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-20513' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
+                     *                 "command": "kubectl create secret docker-registry 'pull-127-0-0-1-27203' -n 'a-dev' --docker-server='registry.example.com:7000' --docker-username=\"$REGISTRY_USERNAME\" --docker-password=\"$REGISTRY_PASSWORD\"",
                      *                 "type": "command"
                      *               },
                      *               {
-                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-20513\"}]}}' | kubectl replace --force -f -",
+                     *                 "command": "kubectl get pod 'web' -n 'a-dev' -o yaml | kubectl patch --local -f - -o yaml -p '{\"spec\":{\"imagePullSecrets\":[{\"name\":\"pull-127-0-0-1-27203\"}]}}' | kubectl replace --force -f -",
                      *                 "type": "command"
                      *               }
                      *             ],
@@ -5883,7 +5896,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "latencyMs": 6,
+                     *       "latencyMs": 5,
                      *       "permissions": [
                      *         {
                      *           "allowed": true,
@@ -7361,7 +7374,7 @@ export interface operations {
                      * @example {
                      *       "deletedAt": null,
                      *       "generation": 2,
-                     *       "id": "01a22df2-008a-7598-ae86-c73779386c75",
+                     *       "id": "01a22eb5-f798-766d-aa1e-4afa8df78c0f",
                      *       "name": "team-a",
                      *       "observedGeneration": 2,
                      *       "settled": true,
@@ -8401,6 +8414,19 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "audit": {
+                     *         "lastSeal": {
+                     *           "events": 27,
+                     *           "number": 11,
+                     *           "sealedAt": "2026-11-29T12:00:00Z"
+                     *         },
+                     *         "oldestUnsealedSeconds": 0,
+                     *         "tampering": 0,
+                     *         "unsealed": {
+                     *           "count": 0,
+                     *           "hasMore": false
+                     *         }
+                     *       },
                      *       "clusters": {
                      *         "count": 2,
                      *         "hasMore": false

@@ -260,6 +260,7 @@ export const en = {
   "declare.preview": "Preview",
   "declare.run": "Declare",
   "declare.plan": "What will change where",
+  "declare.attached": "In each namespace, the Secret is added to imagePullSecrets of these ServiceAccounts: {names}",
   "declare.action": "Change",
   "declare.noChange": "No Secret changes.",
   "preview.create": "create",

@@ -262,6 +262,7 @@ export const zhCn: Texts = {
   "declare.preview": "预览",
   "declare.run": "声明",
   "declare.plan": "将在何处更改什么",
+  "declare.attached": "在每个命名空间中，Secret 会加入这些 ServiceAccount 的 imagePullSecrets：{names}",
   "declare.action": "更改",
   "declare.noChange": "没有 Secret 变化。",
   "preview.create": "创建",
