@@ -1171,7 +1171,8 @@ async fn a_flood_of_forged_tokens_leaves_connections_for_valid_keys(pool: PgPool
         eventually("tokens are looked up", async || (waiting().await > 0).then_some(())).await;
         for _ in 0..10 {
             app.admin().get("/v1/registry-accounts").await.expect(200);
-            assert!(waiting().await <= 4);
+            // Four look-ups, and polls of the process, which read the table, too. The app has eight connections.
+            assert!(waiting().await < 8);
         }
         sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("unlocked");
     };
