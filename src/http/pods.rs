@@ -27,8 +27,8 @@ use crate::{
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct PodQuery {
-    /// Lists only pods of which a container waits for its image. A page may then have few items, or
-    /// none, although more follow.
+    /// Lists only pods of which a container waits for its image, and pending ones without the status of a
+    /// container. A page may then have few items, or none, although more follow.
     #[param(value_type = Option<bool>, default = false)]
     failing: bool,
 }
@@ -63,7 +63,7 @@ pub struct Pod {
 }
 
 impl From<ListedPod> for Pod {
-    fn from(ListedPod { name, owner, phase, waiting }: ListedPod) -> Self {
+    fn from(ListedPod { name, owner, phase, waiting, .. }: ListedPod) -> Self {
         let owner = owner.map(|(kind, name)| PodOwner { kind: kind.as_str(), name: name.to_string() });
         Self { name: name.to_string(), owner, phase, waiting }
     }
@@ -96,7 +96,7 @@ pub async fn list_pods(
     let limit = u32::try_from(page.limit()).unwrap_or(u32::MAX);
     let found = doctor.list_pods(&caller.identity, (&cluster, &namespace), limit, page.after()).await?;
     let found = found.ok_or_else(|| ApiError::field("cursor", Invalid::new("has expired: start again without it")))?;
-    let pods = found.pods.into_iter().filter(|pod| !filter.failing || pod.waiting.is_some());
+    let pods = found.pods.into_iter().filter(|pod| !filter.failing || pod.may_wait_for_image());
     let page: Page<Pod> = Page::continued(pods.map(Pod::from).collect(), found.next.as_ref());
     Ok(HttpResponse::Ok().json(page))
 }

@@ -5282,8 +5282,8 @@ export interface operations {
                 /** @description `next` of the previous page. */
                 cursor?: string;
                 /**
-                 * @description Lists only pods of which a container waits for its image. A page may then have few items, or
-                 *     none, although more follow.
+                 * @description Lists only pods of which a container waits for its image, and pending ones without the status of a
+                 *     container. A page may then have few items, or none, although more follow.
                  */
                 failing?: boolean;
             };

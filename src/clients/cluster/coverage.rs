@@ -76,10 +76,10 @@ struct ListRequest<'a> {
 }
 
 #[derive(Deserialize)]
-struct List<T> {
-    metadata: ListMetadata,
+pub(super) struct List<T> {
+    pub(super) metadata: ListMetadata,
     // Required: a response without `items` is not an empty list.
-    items: Option<Vec<T>>,
+    pub(super) items: Option<Vec<T>>,
 }
 
 #[derive(Default, Deserialize)]

@@ -3,7 +3,7 @@
 //!
 //! The only reads of values of Secrets. They end with the diagnosis, or the run of a coverage.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use chrono::{DateTime, Utc};
@@ -30,11 +30,6 @@ use crate::domain::{
 
 /// Maximum number of events of a pod.
 const EVENTS_MAX: usize = 100;
-/// Pods in one page, which have many fields. A page that exceeds the maximum of a response is requested
-/// again with fewer.
-const PODS_PAGE: u32 = 20;
-/// Maximum number of pages of pods.
-const PODS_PAGES_MAX: u32 = 500;
 /// Nodes in one page. Their metadata has long annotations.
 const NODES_PAGE: u32 = 100;
 
@@ -45,19 +40,6 @@ pub(super) struct Pod {
     spec: PodSpec,
     #[serde(default)]
     status: PodStatus,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Pods {
-    pub(super) metadata: ListMetadata,
-    #[serde(default)]
-    pub(super) items: Option<Vec<Pod>>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct ListMetadata {
-    #[serde(rename = "continue")]
-    pub(super) continue_token: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -205,59 +187,16 @@ struct InvolvedObject {
     field_path: String,
 }
 
-/// Search for pods of a namespace that wait for their images.
-#[derive(Debug, Default)]
-pub struct WaitingPods {
-    /// Pods of which a container waits for its image, or whose containers have no status yet.
-    pub waiting: Vec<PodName>,
-    /// Kinds and names of the workloads that have a pod.
-    pub workloads: HashSet<(WorkloadKind, String)>,
-    /// Number of pods that were read.
-    pub total: usize,
-    /// Whether the namespace was read to its end.
-    pub is_complete: bool,
-}
-
-impl WaitingPods {
-    fn add(&mut self, pod: &Pod) {
-        self.total += 1;
-        let workload = pod.metadata.controller().and_then(|controller| controller.workload);
-        if let Some((kind, name)) = workload {
-            if kind == WorkloadKind::Job {
-                self.workloads.extend(cron_job_of(name.as_str()).map(|name| (WorkloadKind::CronJob, name.to_owned())));
-            }
-            self.workloads.insert((kind, name.to_string()));
-        }
-        if pod.waits_for_image() {
-            self.waiting.extend(PodName::parse(&pod.metadata.name).ok());
-        }
-    }
-}
-
-/// Name of the `CronJob` that creates Jobs of such a name: it appends the scheduled time.
-fn cron_job_of(job: &str) -> Option<&str> {
-    let (name, time) = job.rsplit_once('-')?;
-    (!time.is_empty() && time.bytes().all(|byte| byte.is_ascii_digit())).then_some(name)
-}
-
 impl Pod {
-    fn waits_for_image(&self) -> bool {
-        let has_no_status = self.status.containers().next().is_none();
-        let is_new = self.status.phase == "Pending" && has_no_status;
-        is_new || self.waiting().is_some()
-    }
-
-    fn waiting(&self) -> Option<WaitingReason> {
-        self.status.containers().find_map(ContainerStatus::waiting)
-    }
-
     /// None for an invalid name, which the API server does not accept either.
     pub(super) fn listed(&self) -> Option<ListedPod> {
+        let phase = PodPhase::parse(&self.status.phase);
         Some(ListedPod {
             name: PodName::parse(&self.metadata.name).ok()?,
             owner: self.metadata.controller().and_then(|controller| controller.workload),
-            phase: PodPhase::parse(&self.status.phase),
-            waiting: self.waiting(),
+            phase,
+            is_new: phase == PodPhase::Pending && self.status.containers().next().is_none(),
+            waiting: self.status.containers().find_map(ContainerStatus::waiting),
         })
     }
 }
@@ -329,40 +268,6 @@ impl ClusterClient {
             Lookup::Missing => Some(false),
             Lookup::Forbidden | Lookup::NotRead => None,
         })
-    }
-
-    /// Finds the pods of a namespace that wait for their images.
-    ///
-    /// # Errors
-    ///
-    /// See [`ClusterError`].
-    pub async fn list_waiting_pods(&self, namespace: &NamespaceName) -> Result<WaitingPods, ClusterError> {
-        let requests = kube::core::Request::new(format!("/api/v1/namespaces/{namespace}/pods"));
-        let mut params = ListParams::default();
-        let mut limit = PODS_PAGE;
-        let mut found = WaitingPods::default();
-        for _ in 0..PODS_PAGES_MAX {
-            params.limit = Some(limit);
-            let response = self.call(requests.list(&params).map_err(unbuildable)?, self.deadline()).await?;
-            if !response.is_success() {
-                return Err(response.error(self.server(), &format!("list pods in namespace {namespace}")));
-            }
-            let pods: Pods = match response.read(self.server()) {
-                Ok(pods) => pods,
-                // Longer than the maximum of a response.
-                Err(_) if limit > 1 => {
-                    limit = (limit / 4).max(1);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            pods.items.iter().flatten().for_each(|pod| found.add(pod));
-            params.continue_token = pods.metadata.continue_token.filter(|token| !token.is_empty());
-            if params.continue_token.is_none() {
-                return Ok(WaitingPods { is_complete: true, ..found });
-            }
-        }
-        Ok(found)
     }
 
     /// Reads the template of a workload; none if the workload does not exist.
@@ -563,50 +468,4 @@ fn value(secret: &Secret) -> SecretValue {
 /// Name of the container in `spec.containers{web}`.
 fn container_of(field_path: &str) -> Option<&str> {
     field_path.split_once('{')?.1.strip_suffix('}')
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn pod(name: &str, owner: &Value, status: &Value) -> Pod {
-        let metadata = json!({"name": name, "ownerReferences": owner});
-        serde_json::from_value(json!({"metadata": metadata, "spec": {}, "status": status})).unwrap()
-    }
-
-    #[test]
-    fn pod_without_container_statuses_waits() {
-        let waiting = json!({"phase": "Pending", "containerStatuses": [
-            {"name": "c", "state": {"waiting": {"reason": "ImagePullBackOff"}}}]});
-        let crashing = json!({"phase": "Running", "containerStatuses": [
-            {"name": "c", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]});
-        let mut found = WaitingPods::default();
-        for (name, status) in [
-            ("new", json!({"phase": "Pending"})),
-            ("waiting", waiting),
-            ("crashing", crashing),
-            ("done", json!({"phase": "Succeeded"})),
-        ] {
-            found.add(&pod(name, &json!([]), &status));
-        }
-        let names: Vec<&str> = found.waiting.iter().map(PodName::as_str).collect();
-        assert_eq!((found.total, &names[..]), (4, &["new", "waiting"][..]));
-    }
-
-    #[test]
-    fn pod_of_a_scheduled_job_is_one_of_its_cron_job() {
-        let owner = |name: &str| json!([{"controller": true, "apiVersion": "batch/v1", "kind": "Job", "name": name}]);
-        let mut found = WaitingPods::default();
-        for name in ["nightly-28000000", "one-off"] {
-            found.add(&pod("p", &owner(name), &json!({})));
-        }
-        let expected = [
-            (WorkloadKind::Job, "nightly-28000000"),
-            (WorkloadKind::CronJob, "nightly"),
-            (WorkloadKind::Job, "one-off"),
-        ];
-        assert_eq!(found.workloads, HashSet::from(expected.map(|(kind, name)| (kind, name.to_owned()))));
-    }
 }

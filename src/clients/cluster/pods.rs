@@ -1,6 +1,7 @@
-//! Pods of a namespace, page by page, to choose one to diagnose.
+//! Pods of a namespace, page by page, to choose those to diagnose.
 
 use std::{
+    collections::HashSet,
     fmt::{self, Display},
     str::FromStr,
 };
@@ -9,12 +10,19 @@ use http::Request;
 
 use super::{
     ClusterClient, ClusterError,
-    coverage::Expired,
-    diagnosis::{Pod, Pods},
+    coverage::{Expired, List},
+    diagnosis::Pod,
     unbuildable,
 };
-use crate::domain::{diagnosis::ListedPod, invalid::Invalid, names::NamespaceName};
+use crate::domain::{
+    diagnosis::{ListedPod, WorkloadKind},
+    invalid::Invalid,
+    names::{NamespaceName, PodName},
+};
 
+/// Pods in one page of a search, which have many fields, and maximum number of these pages.
+const PAGE: u32 = 20;
+const PAGES_MAX: u32 = 500;
 /// Maximum length of a page, in bytes. A longer one is requested again with fewer pods.
 const BODY_MAX: usize = 4 * 1024 * 1024;
 /// Maximum number of requests for a page: fewer pods at a time, and once another place.
@@ -39,6 +47,40 @@ impl Display for ContinueToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Search for pods of a namespace that wait for their images.
+#[derive(Debug, Default)]
+pub struct WaitingPods {
+    /// Pods of which a container waits for its image, or whose containers have no status yet.
+    pub waiting: Vec<PodName>,
+    /// Kinds and names of the workloads that have a pod.
+    pub workloads: HashSet<(WorkloadKind, String)>,
+    /// Number of pods that were read.
+    pub total: usize,
+    /// Whether the namespace was read to its end.
+    pub is_complete: bool,
+}
+
+impl WaitingPods {
+    fn add(&mut self, pod: ListedPod) {
+        self.total += 1;
+        if let Some((kind, name)) = &pod.owner {
+            if *kind == WorkloadKind::Job {
+                self.workloads.extend(cron_job_of(name.as_str()).map(|name| (WorkloadKind::CronJob, name.to_owned())));
+            }
+            self.workloads.insert((*kind, name.to_string()));
+        }
+        if pod.may_wait_for_image() {
+            self.waiting.push(pod.name);
+        }
+    }
+}
+
+/// Name of the `CronJob` that creates Jobs of such a name: it appends the scheduled time.
+fn cron_job_of(job: &str) -> Option<&str> {
+    let (name, time) = job.rsplit_once('-')?;
+    (!time.is_empty() && time.bytes().all(|byte| byte.is_ascii_digit())).then_some(name)
 }
 
 /// Page of the pods of a namespace.
@@ -88,15 +130,34 @@ impl ClusterClient {
                 }
                 _ if response.body.is_none() && limit > 1 => limit = (limit / 4).max(1),
                 _ => {
-                    let Pods { metadata, items } = response.read(self.server())?;
+                    let List::<Pod> { metadata, items } = response.read(self.server())?;
                     let pods = items.unwrap_or_default().iter().filter_map(Pod::listed).collect();
-                    let next = metadata.continue_token.and_then(|token| token.parse().ok());
+                    // Empty on the last page.
+                    let next = metadata.continue_token.parse().ok();
                     return Ok(Some(PodPage { pods, next }));
                 }
             }
         }
         let detail = format!("{} lists no page of pods", self.server());
         Err(ClusterError::Unreachable { detail })
+    }
+
+    /// Finds the pods of a namespace that wait for their images.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClusterError`].
+    pub async fn list_waiting_pods(&self, namespace: &NamespaceName) -> Result<WaitingPods, ClusterError> {
+        let (mut found, mut place) = (WaitingPods::default(), None);
+        for _ in 0..PAGES_MAX {
+            let Some(page) = self.list_pods(namespace, PAGE, place.as_ref()).await? else { break };
+            page.pods.into_iter().for_each(|pod| found.add(pod));
+            place = page.next;
+            if place.is_none() {
+                return Ok(WaitingPods { is_complete: true, ..found });
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -147,5 +208,42 @@ mod tests {
         let pod = listed(&json!({"name": "web"}), &json!({"phase": phase, "containerStatuses": statuses})).unwrap();
         assert_eq!((pod.owner, pod.phase, pod.waiting), (None, expected, None));
         assert_eq!(listed(&json!({"name": "../secrets"}), &json!({})), None);
+    }
+
+    #[test]
+    fn pod_without_container_statuses_waits() {
+        let waiting = json!({"phase": "Pending", "containerStatuses": [
+            {"name": "c", "state": {"waiting": {"reason": "ImagePullBackOff"}}}]});
+        let crashing = json!({"phase": "Running", "containerStatuses": [
+            {"name": "c", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]});
+        let mut found = WaitingPods::default();
+        for (name, status) in [
+            ("new", json!({"phase": "Pending"})),
+            ("waiting", waiting),
+            ("crashing", crashing),
+            ("done", json!({"phase": "Succeeded"})),
+        ] {
+            found.add(listed(&json!({"name": name}), &status).unwrap());
+        }
+        let names: Vec<&str> = found.waiting.iter().map(PodName::as_str).collect();
+        assert_eq!((found.total, &names[..]), (4, &["new", "waiting"][..]));
+    }
+
+    #[test]
+    fn pod_of_a_scheduled_job_is_one_of_its_cron_job() {
+        let owned = |name: &str| {
+            let owner = json!({"controller": true, "apiVersion": "batch/v1", "kind": "Job", "name": name});
+            listed(&json!({"name": "p", "ownerReferences": [owner]}), &json!({})).unwrap()
+        };
+        let mut found = WaitingPods::default();
+        for name in ["nightly-28000000", "one-off"] {
+            found.add(owned(name));
+        }
+        let expected = [
+            (WorkloadKind::Job, "nightly-28000000"),
+            (WorkloadKind::CronJob, "nightly"),
+            (WorkloadKind::Job, "one-off"),
+        ];
+        assert_eq!(found.workloads, HashSet::from(expected.map(|(kind, name)| (kind, name.to_owned()))));
     }
 }

@@ -200,8 +200,18 @@ pub struct ListedPod {
     pub owner: Option<(WorkloadKind, PodName)>,
     /// Phase.
     pub phase: PodPhase,
+    /// Whether it is pending, and its containers have no status yet.
+    pub is_new: bool,
     /// Why a container waits for its image; `None` if none does.
     pub waiting: Option<WaitingReason>,
+}
+
+impl ListedPod {
+    /// Whether a container waits for its image, or may: no kubelet has reported about a new pod yet.
+    #[must_use]
+    pub const fn may_wait_for_image(&self) -> bool {
+        self.is_new || self.waiting.is_some()
+    }
 }
 
 /// What an event of the pod reports about a pull. Ordered from the least to the most specific.

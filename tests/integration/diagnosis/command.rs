@@ -219,13 +219,18 @@ async fn host_of_an_image_is_no_token_service_of_another() {
     assert!(requests.count() > 0);
 }
 
+/// Gives a pod a status.
+async fn let_be(namespace: &str, pod: &str, status: Value) {
+    let pods: Api<Pod> = Api::namespaced(kubernetes::admin(), namespace);
+    let status = Patch::Merge(json!({"status": status}));
+    pods.patch_status(pod, &PatchParams::default(), &status).await.expect("a status");
+}
+
 /// Gives a pod the status of one whose image is not pulled.
 async fn let_wait(namespace: &str, pod: &str, image: &str) {
     let waiting = json!({"name": "c0", "image": image, "imageID": "", "ready": false, "restartCount": 0,
         "state": {"waiting": {"reason": "ImagePullBackOff", "message": CANARY}}});
-    let status = Patch::Merge(json!({"status": {"containerStatuses": [waiting]}}));
-    let pods: Api<Pod> = Api::namespaced(kubernetes::admin(), namespace);
-    pods.patch_status(pod, &PatchParams::default(), &status).await.expect("a status");
+    let_be(namespace, pod, json!({"containerStatuses": [waiting]})).await;
 }
 
 #[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
@@ -238,6 +243,9 @@ async fn command_without_a_pod_diagnoses_those_that_wait(pool: PgPool) {
     let url = format!("http://{}", service.address);
     let variables = [("REGCRED_URL", url.as_str()), ("REGCRED_TOKEN", key.as_str())];
     let arguments = ["doctor", "pod", "--cluster", "dev", "-n", &namespace];
+    for pod in ["web", "other"] {
+        let_be(&namespace, pod, json!({"phase": "Running"})).await;
+    }
     let none = run(&arguments, &variables).await;
     let nothing = format!("No pod of the namespace {namespace} waits for an image. Name an object");
     assert!(none.code == Some(0) && none.stdout.starts_with(&nothing), "{none:?}");
@@ -266,13 +274,8 @@ async fn kubeconfig_without_an_object_finds_the_pods_that_wait() {
     let kubeconfig = kubernetes::path("kubeconfig").display().to_string();
     let variables = [("KUBECONFIG", kubeconfig.as_str())];
     let arguments = ["doctor", "kubeconfig", "-n", &namespace, "--local-node"];
-    let pods: Api<Pod> = Api::namespaced(kubernetes::admin(), &namespace);
-    let patch = async |pod: &str, status: Value| {
-        let patch = Patch::Merge(json!({"status": status}));
-        pods.patch_status(pod, &PatchParams::default(), &patch).await.expect("a status");
-    };
     for pod in ["web", "other"] {
-        patch(pod, json!({"phase": "Running"})).await;
+        let_be(&namespace, pod, json!({"phase": "Running"})).await;
     }
     let none = run(&arguments, &variables).await;
     assert_eq!(none.code, Some(0), "{none:?}");
@@ -314,7 +317,7 @@ async fn kubeconfig_without_an_object_finds_the_pods_that_wait() {
 async fn large_pods_are_listed_in_smaller_pages() {
     let image = Doctor::image_of(&registry::a());
     let namespace = namespace_with(&[], Vec::new()).await;
-    let pods: Vec<Value> = (0..6)
+    let pods: Vec<Value> = (0..20)
         .map(|number| {
             let mut pod = pod(&[&image], &[]);
             pod["metadata"] = json!({"name": format!("web-{number}"), "annotations": {"x": "x".repeat(240_000)}});
@@ -329,7 +332,7 @@ async fn large_pods_are_listed_in_smaller_pages() {
     let listed = run(&["doctor", "kubeconfig", "-n", &namespace], &[("KUBECONFIG", kubeconfig.as_str())]).await;
 
     assert_eq!(listed.code, Some(1), "{listed:?}");
-    for number in 0..6 {
+    for number in 0..20 {
         assert!(listed.stdout.contains(&format!("pod/web-{number} in namespace")), "{}", listed.stdout);
     }
 }

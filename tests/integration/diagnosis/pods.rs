@@ -47,6 +47,13 @@ async fn pods_are_listed_in_pages_with_their_workload_and_why_they_wait(pool: Pg
     let web = json!({"name": "web-7d9-x", "owner": {"kind": "deployment", "name": "web"}, "phase": "pending",
         "waiting": "imagePullBackOff"});
     assert_eq!(second, json!({"items": [web], "next": null}));
+    // No kubelet has reported about the others yet.
+    let new = doctor.admin.get(&format!("{path}?failing=true")).await.expect(200);
+    assert_eq!(new["items"].as_array().map(Vec::len), Some(3), "{new:#}");
+    for pod in ["a", "b"] {
+        let running = Patch::Merge(json!({"status": {"phase": "Running"}}));
+        pods.patch_status(pod, &PatchParams::default(), &running).await.expect("a status");
+    }
     let failing = doctor.admin.get(&format!("{path}?failing=true")).await.expect(200);
     assert_eq!(failing, json!({"items": [web], "next": null}));
     // A page of others is empty, and continues.
