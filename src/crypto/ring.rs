@@ -2,10 +2,10 @@
 //! and all for existing ones. Their text format, and their reload while the process runs.
 
 use std::{
-    fmt,
-    path::PathBuf,
+    fmt, fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
 };
 
 use aws_lc_rs::rand;
@@ -17,8 +17,6 @@ use zeroize::Zeroizing;
 use crate::{crypto::api_key::CryptoError, domain::invalid::Invalid};
 
 const KEY_BYTES: usize = 32;
-/// Minimum interval of reloads on demand.
-const DEMAND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Keys in order.
 pub trait Ring: Sized + fmt::Debug {
@@ -103,8 +101,29 @@ pub struct ReloadableRing<R> {
     ring: RwLock<Arc<R>>,
     /// File of the ring, if it came from one.
     file: Option<PathBuf>,
-    /// Last reload on demand.
-    demanded: Mutex<Option<Instant>>,
+    /// File that was read last on demand.
+    demanded: Mutex<Option<FileVersion>>,
+}
+
+/// Version of a file: a replaced file has another number, a written one another time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileVersion {
+    device: u64,
+    number: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl FileVersion {
+    fn of(file: &Path) -> io::Result<Self> {
+        let metadata = fs::metadata(file)?;
+        Ok(Self {
+            device: metadata.dev(),
+            number: metadata.ino(),
+            size: metadata.size(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
 }
 
 impl<R: Ring> ReloadableRing<R> {
@@ -127,7 +146,7 @@ impl<R: Ring> ReloadableRing<R> {
     /// [`Invalid`] if the file cannot be read or parsed; the current ring stays in use.
     pub fn reload(&self) -> Result<(), Invalid> {
         let Some(file) = &self.file else { return Ok(()) };
-        let text = std::fs::read_to_string(file).map_err(|e| Invalid::new(format!("{}: {e}", file.display())))?;
+        let text = fs::read_to_string(file).map_err(|e| Invalid::new(format!("{}: {e}", file.display())))?;
         let ring = R::parse(&SecretString::from(text)).map_err(|e| Invalid::new(format!("{}: {e}", file.display())))?;
         if !ring.is_same(&self.current()) {
             tracing::info!(keys = ?ring, "{} reloaded", R::NAME);
@@ -135,17 +154,21 @@ impl<R: Ring> ReloadableRing<R> {
         }
         Ok(())
     }
-    /// Reads the file again, at most once a second: a caller may cause it.
+
+    /// Reads the file again if it has changed since the last call: a caller may cause many calls.
     ///
     /// # Errors
     ///
-    /// As [`reload`](Self::reload).
+    /// As [`reload`](Self::reload), once for each version of the file.
     pub fn reload_on_demand(&self) -> Result<(), Invalid> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let version = FileVersion::of(file).map_err(|e| Invalid::new(format!("{}: {e}", file.display())))?;
         let mut demanded = self.demanded.lock();
-        if demanded.is_some_and(|at| at.elapsed() < DEMAND_INTERVAL) {
+        if *demanded == Some(version) {
             return Ok(());
         }
-        *demanded = Some(Instant::now());
+        // The version is older than what is read: a change in between causes another read.
+        *demanded = Some(version);
         self.reload()
     }
 }

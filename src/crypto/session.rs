@@ -16,7 +16,7 @@ use crate::{
     crypto::{
         api_key::CryptoError,
         keyed_digest::{Digest, Digester},
-        pepper::Peppers,
+        pepper::{PepperRing, Peppers},
     },
     domain::session::SessionOwner,
 };
@@ -99,21 +99,20 @@ impl SessionTokens {
     /// the ring is read again: another replica may have made the token under a new pepper.
     #[must_use]
     pub fn is_valid(&self, presented: PresentedSession<'_>, owner: &SessionOwner, mac: &[u8]) -> bool {
-        if self.verify(presented, owner, mac) {
+        let parts = parts(owner, presented.text);
+        let is_valid_under = |ring: &PepperRing| {
+            let is_valid = |digester: Digester| verify_slices_are_equal(&digester.digest(&parts), mac).is_ok();
+            ring.digesters(PURPOSE).fold(false, |found, digester| is_valid(digester) | found)
+        };
+        let ring = self.peppers.current();
+        if is_valid_under(&ring) {
             return true;
         }
-        let before = self.peppers.current();
         if let Err(error) = self.peppers.reload_on_demand() {
             tracing::warn!(%error, "pepper ring not reloaded");
         }
-        !Arc::ptr_eq(&before, &self.peppers.current()) && self.verify(presented, owner, mac)
-    }
-
-    fn verify(&self, presented: PresentedSession<'_>, owner: &SessionOwner, mac: &[u8]) -> bool {
-        let ring = self.peppers.current();
-        let parts = parts(owner, presented.text);
-        let is_valid = |digester: Digester| verify_slices_are_equal(&digester.digest(&parts), mac).is_ok();
-        ring.digesters(PURPOSE).fold(false, |found, digester| is_valid(digester) | found)
+        let newer = self.peppers.current();
+        !Arc::ptr_eq(&ring, &newer) && is_valid_under(&newer)
     }
 }
 

@@ -115,7 +115,8 @@ impl Idempotency {
         };
         let mut call = keys.with_key(caller, key.clone(), parts);
         let mut is_new = keys.require_new(&call).await;
-        if matches!(is_new, Err(ServiceError::Idempotency(IdempotencyError::Reused))) && keys.reload_peppers() {
+        if matches!(is_new, Err(ServiceError::Idempotency(IdempotencyError::Reused))) {
+            keys.reload_peppers();
             call = keys.with_key(caller, key, parts);
             is_new = keys.require_new(&call).await;
         }

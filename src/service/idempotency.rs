@@ -94,13 +94,11 @@ impl IdempotencyKeys {
     }
 
     /// Reads the peppers again after a request was found to differ from the one before: another
-    /// replica may have stored its digest under a new pepper. Returns whether there are others now.
-    pub fn reload_peppers(&self) -> bool {
-        let before = self.peppers.current();
+    /// replica may have stored its digest under a new pepper.
+    pub fn reload_peppers(&self) {
         if let Err(error) = self.peppers.reload_on_demand() {
             tracing::warn!(%error, "pepper ring not reloaded");
         }
-        !Arc::ptr_eq(&before, &self.peppers.current())
     }
 
     /// Checks that the call was not performed before, without a claim. It saves work that precedes

@@ -11,7 +11,7 @@ use crate::{
     },
     service::{ServiceError, audit::TransactionalAudit, connection},
     storage::{
-        PgConnection, PgPool,
+        PgConnection, PgPool, Transaction,
         sealed::{self, Binding, KeyUse, SealedColumn, SealedRow},
     },
 };
@@ -111,7 +111,7 @@ async fn bind(pool: &PgPool, sealer: &Sealer, progress: impl FnMut(&Rotation)) -
 }
 
 /// Re-seals every value that was not sealed with the first key of the ring and in the form of the
-/// database, in batches.
+/// database, in batches. While one is written, the next one is read and sealed.
 ///
 /// Safe to interrupt and to repeat: each value is sealed in one way or the other, and both open.
 /// Calls `progress` after each batch. A value that does not open is logged, counted and skipped.
@@ -127,10 +127,17 @@ async fn rotate(pool: &PgPool, sealer: &Sealer, mut progress: impl FnMut(&Rotati
     drop(conn);
     let mut rotation = Rotation::default();
     for column in SealedColumn::ALL {
-        let mut after = Uuid::nil();
-        while let Some(last) = reseal_batch(pool, sealer, column, after, &mut rotation).await? {
-            after = last;
-            progress(&rotation);
+        let mut next = Batch::seal(pool, sealer, column, Uuid::nil()).await?;
+        while let Some(batch) = next {
+            let following = Batch::seal(pool, sealer, column, batch.last);
+            let write = async {
+                let written = batch.write(column).await?;
+                rotation.resealed += written.resealed;
+                rotation.unreadable += written.unreadable;
+                progress(&rotation);
+                Ok(())
+            };
+            ((), next) = tokio::try_join!(write, following)?;
         }
     }
     Ok(rotation)
@@ -181,38 +188,51 @@ pub async fn rotate_audited(
     Ok(rotation)
 }
 
-/// Re-seals the next batch. Returns the id of its last row, or `None` at the end.
-async fn reseal_batch(
-    pool: &PgPool,
-    sealer: &Sealer,
-    column: SealedColumn,
-    after: Uuid,
-    rotation: &mut Rotation,
-) -> Result<Option<Uuid>, ServiceError> {
-    let mut tx = pool.begin().await?;
-    let form = column.form(seal_form(&mut tx, sealer).await?);
-    let key_id = form.stored_key_id(&sealer.sealing_key_id());
-    let rows = sealed::lock_sealed_otherwise(&mut tx, column, &key_id, after, BATCH).await?;
-    let last = rows.last().map(|row| row.id);
-    let mut ids = Vec::with_capacity(rows.len());
-    let mut values = Vec::with_capacity(rows.len());
-    for row in rows {
-        let id = row.id;
-        match reseal(sealer, form, row) {
-            Ok(value) => {
-                ids.push(id);
-                values.push(value);
-            }
-            Err(error) => {
-                tracing::error!(%column, row.id = %id, %error, "sealed value not opened, row skipped");
-                rotation.unreadable += 1;
+/// Rows whose values are sealed again, locked until they are written.
+struct Batch {
+    tx: Transaction,
+    last: Uuid,
+    ids: Vec<Uuid>,
+    values: Vec<Sealed>,
+    unreadable: u64,
+}
+
+impl Batch {
+    /// Locks the rows after `after` and seals their values. Returns `None` at the end.
+    async fn seal(
+        pool: &PgPool,
+        sealer: &Sealer,
+        column: SealedColumn,
+        after: Uuid,
+    ) -> Result<Option<Self>, ServiceError> {
+        let mut tx = pool.begin().await?;
+        let form = column.form(seal_form(&mut tx, sealer).await?);
+        let key_id = form.stored_key_id(&sealer.sealing_key_id());
+        let rows = sealed::lock_sealed_otherwise(&mut tx, column, &key_id, after, BATCH).await?;
+        let Some(last) = rows.last().map(|row| row.id) else { return Ok(None) };
+        let (ids, values) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
+        let mut batch = Self { tx, last, ids, values, unreadable: 0 };
+        for row in rows {
+            let id = row.id;
+            match reseal(sealer, form, row) {
+                Ok(value) => {
+                    batch.ids.push(id);
+                    batch.values.push(value);
+                }
+                Err(error) => {
+                    tracing::error!(%column, row.id = %id, %error, "sealed value not opened, row skipped");
+                    batch.unreadable += 1;
+                }
             }
         }
+        Ok(Some(batch))
     }
-    sealed::replace(&mut tx, column, &ids, &values).await?;
-    tx.commit().await?;
-    rotation.resealed += ids.len() as u64;
-    Ok(last)
+
+    async fn write(mut self, column: SealedColumn) -> Result<Rotation, ServiceError> {
+        sealed::replace(&mut self.tx, column, &self.ids, &self.values).await?;
+        self.tx.commit().await?;
+        Ok(Rotation { resealed: self.ids.len() as u64, unreadable: self.unreadable })
+    }
 }
 
 fn reseal(sealer: &Sealer, form: SealForm, row: SealedRow) -> Result<Sealed, ServiceError> {

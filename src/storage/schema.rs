@@ -27,12 +27,14 @@ pub static MIGRATOR: Migrator = {
     migrator
 };
 
-/// Longest wait of a migration for a lock of a table. Requests of the previous release queue behind
-/// it. Below Postgres' `deadlock_timeout` (1 s), so of a deadlock with one of them the migration ends.
-const LOCK_TIMEOUT: &str = "SET lock_timeout = '500ms'";
-/// Time within which all locks must have been granted, and the pause between two attempts.
+/// Wait of a migration for a lock of a table at its first attempt; each further one waits twice as
+/// long. Requests of the previous release queue behind it.
+const LOCK_TIMEOUT_FIRST: Duration = Duration::from_millis(50);
+/// Longest wait. Below Postgres' `deadlock_timeout` (1 s), so of a deadlock with a request the
+/// migration ends.
+const LOCK_TIMEOUT_MAX: Duration = Duration::from_millis(500);
+/// Time within which all locks must have been granted.
 const LOCKED_WITHIN: Duration = Duration::from_mins(5);
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// Applies pending migrations under an advisory lock, so that concurrent replicas take turns. They
 /// give way to the requests of the replicas that serve: a migration that does not get its locks is
@@ -45,8 +47,6 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
     // Closed afterwards, which ends the advisory lock.
     let mut conn = pool.sqlx().acquire().await?.detach();
     Migrate::lock(&mut conn).await?;
-    // After the advisory lock, whose holder may take minutes.
-    sqlx::query(LOCK_TIMEOUT).execute(&mut conn).await?;
     let result = apply_pending(&mut conn).await;
     // A connection that is already lost has no lock.
     let _ = conn.close().await;
@@ -59,13 +59,15 @@ async fn apply_pending(conn: &mut sqlx::PgConnection) -> Result<(), MigrateError
     let is_pending = |one: &&Migration| !applied.iter().any(|applied| applied.version == one.version);
     let started = Instant::now();
     for migration in MIGRATOR.iter().filter(is_pending) {
+        let mut lock_timeout = LOCK_TIMEOUT_FIRST;
         loop {
-            match apply(conn, migration).await {
+            match apply(conn, migration, lock_timeout).await {
                 Err(MigrateError::ExecuteMigration(error, _) | MigrateError::Execute(error))
                     if lacks_lock(&error) && started.elapsed() < LOCKED_WITHIN =>
                 {
                     tracing::info!(version = migration.version, "migration waits for transactions that use its tables");
-                    sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
+                    sleep(lock_timeout.mul_f64(0.5 + fastrand::f64())).await;
+                    lock_timeout = LOCK_TIMEOUT_MAX.min(lock_timeout * 2);
                 }
                 result => break result?,
             }
@@ -77,8 +79,14 @@ async fn apply_pending(conn: &mut sqlx::PgConnection) -> Result<(), MigrateError
 
 /// Applies one migration. Locks the tables that it alters first: a weaker lock of an earlier statement
 /// and the one of `ALTER TABLE` would be a deadlock with each transaction that writes to the table.
-async fn apply(conn: &mut sqlx::PgConnection, migration: &Migration) -> Result<(), MigrateError> {
+async fn apply(
+    conn: &mut sqlx::PgConnection,
+    migration: &Migration,
+    lock_timeout: Duration,
+) -> Result<(), MigrateError> {
     let mut tx = conn.begin().await?;
+    let lock_timeout = format!("{}ms", lock_timeout.as_millis());
+    sqlx::query("SELECT set_config('lock_timeout', $1, true)").bind(lock_timeout).execute(&mut *tx).await?;
     for table in altered_tables(migration.sql.as_str()) {
         let exists: bool =
             sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(table).fetch_one(&mut *tx).await?;
