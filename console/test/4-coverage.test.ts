@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { before, test } from "node:test";
 import type { Page } from "playwright-core";
-import { create, declare, deployment, image, newKey, newNamespace, PATIENCE, registerAccount, registerCluster, registryA, registryB, run, screenshot, settled, signIn, variable, violations, visit } from "./support.ts";
+import { create, declare, deployment, go, image, newKey, newNamespace, PATIENCE, registerAccount, registerCluster, registryA, registryB, run, screenshot, settled, signIn, variable, violations, visit } from "./support.ts";
 
 const PASSWORD_B = variable("REGCRED_TEST_REGISTRY_PASSWORD_B");
 let namespaces: string[];
@@ -221,4 +221,31 @@ test("chinese_texts_cover_the_coverage", async () => {
   await screenshot(page, "coverage-drawing-zh");
   assert.deepEqual(faults, []);
   await visitor.context.close();
+});
+
+test("of_more_groups_than_a_page_the_first_and_those_of_the_account_are_drawn", async () => {
+  const [a = ""] = namespaces;
+  // Before the other namespaces, so that their groups are not on the first page.
+  const crowd = await newNamespace("a-crowd");
+  const object = deployment("crowd", "registry.invalid/one") as { spec: { template: { spec: { containers: object[] } } } };
+  object.spec.template.spec.containers = Array.from({ length: 501 }, (_, n) => ({ name: `c${n}`, image: `registry.invalid/app-${n}` }));
+  await create(crowd, object);
+  const visitor = await visit();
+  const { page, faults } = visitor;
+  await signIn(visitor, undefined, "/doctor/coverage?cluster=cover");
+  const drawing = page.getByRole("group", { name: "Drawing" });
+  await drawing.waitFor();
+  await examine(page);
+  await page.getByText("The cluster has more groups: 500 are drawn.").waitFor();
+  assert.equal(await drawing.locator("[data-column=account]").getByText("cover-a", { exact: true }).count(), 0);
+  await go(page, "/doctor/coverage?cluster=cover&account=cover-a");
+  await page.locator("[data-reach=cover-a]").waitFor();
+  await drawing.locator(`[data-lit="cover-a · ${a}"]`).waitFor();
+  assert.deepEqual(await violations(page), []);
+  await screenshot(page, "coverage-drawing-large");
+  await page.getByLabel("Namespace").fill(a);
+  await page.getByText("The cluster has more groups").waitFor({ state: "detached" });
+  assert.deepEqual(faults, []);
+  await visitor.context.close();
+  await run("kubectl", ["delete", "deployment", "crowd", "-n", crowd]);
 });

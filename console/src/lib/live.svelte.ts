@@ -2,12 +2,14 @@ import { events } from "@regcred/client";
 import { api, can, status } from "./api.svelte.ts";
 import type { ResourceKind } from "./types.ts";
 
-/** Pause between two refreshes of a panel: a rotation changes thousands of targets. */
+/** Changes that come together are one refresh. */
+const GATHER = 100;
+/** Pause between two refreshes: a rotation changes thousands of targets. */
 const PAUSE = 1_000;
 /** Time without input after which changes are not followed, so that an unattended page lets its session end. */
 const ATTENDED = 10 * 60_000;
 
-type Follower = { kinds: ResourceKind[]; refresh: () => void; timer?: ReturnType<typeof setTimeout> };
+type Follower = { kinds: ResourceKind[]; refresh: () => void };
 
 /**
  * Changes of all resources: one stream per tab, closed while the tab is hidden or unattended. Browsers open only six
@@ -18,6 +20,9 @@ class Live {
   #followers = new Set<Follower>();
   #controller: AbortController | undefined;
   #lastInput = Date.now();
+  #changed = new Set<ResourceKind>();
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #lastRefresh = 0;
 
   constructor() {
     document.addEventListener("visibilitychange", () => this.#update());
@@ -32,10 +37,7 @@ class Live {
     const follower: Follower = { kinds, refresh };
     this.#followers.add(follower);
     this.#update();
-    return () => {
-      clearTimeout(follower.timer);
-      this.#followers.delete(follower);
-    };
+    return () => void this.#followers.delete(follower);
   }
 
   /** Whether the tab is shown, and was used in the last minutes. Only then does it ask for changes by itself. */
@@ -84,13 +86,19 @@ class Live {
     }
   }
 
+  /** Panels are refreshed together, so that what they show agrees. */
   #notify(kind: ResourceKind): void {
-    for (const follower of this.#followers) {
-      if (!follower.kinds.includes(kind) || follower.timer) continue;
-      follower.timer = setTimeout(() => {
-        delete follower.timer;
-        follower.refresh();
-      }, PAUSE);
+    this.#changed.add(kind);
+    this.#timer ??= setTimeout(() => this.#refresh(), Math.max(GATHER, this.#lastRefresh + PAUSE - Date.now()));
+  }
+
+  #refresh(): void {
+    const changed = this.#changed;
+    this.#changed = new Set();
+    this.#timer = undefined;
+    this.#lastRefresh = Date.now();
+    for (const { kinds, refresh } of this.#followers) {
+      if (kinds.some((kind) => changed.has(kind))) refresh();
     }
   }
 }

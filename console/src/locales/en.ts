@@ -132,6 +132,7 @@ export const en = {
   "start.cluster": "Add a cluster",
   "start.pullSecret": "Declare a pull secret",
   "start.done": "done",
+  "start.next": "Next: {step}",
 
   "overview.targets": "targets",
   "overview.oldest": "Waiting longest:",

@@ -134,6 +134,7 @@ export const zhCn: Texts = {
   "start.cluster": "添加集群",
   "start.pullSecret": "声明拉取密钥",
   "start.done": "已完成",
+  "start.next": "下一步：{step}",
 
   "overview.targets": "个目标",
   "overview.oldest": "等待最久：",

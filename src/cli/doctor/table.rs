@@ -41,14 +41,14 @@ impl Display for Report<'_> {
         };
         writeln!(
             f,
-            "{mark} cluster {} at {}: {} of {} groups of images can be pulled, of {} workloads and {} pods in {} namespaces",
+            "{mark} cluster {} at {}: {} of {} of images can be pulled, of {} and {} in {}",
             text(&self.0["cluster"]),
             text(&snapshot["takenAt"]),
             count("groupsOk"),
-            count("groups"),
-            count("workloads"),
-            count("pods"),
-            count("namespaces")
+            counted(&summary["groups"], "group"),
+            counted(&summary["workloads"], "workload"),
+            counted(&summary["pods"], "pod"),
+            counted(&summary["namespaces"], "namespace")
         )?;
         write_changes(f, &snapshot["changes"])?;
         write_groups(f, items(&self.0["groups"]))?;
@@ -61,6 +61,12 @@ impl Display for Report<'_> {
         }
         Ok(())
     }
+}
+
+/// Returns a number of things, such as `1 pod` and `2 pods`.
+fn counted(number: &Value, noun: &str) -> String {
+    let number = number.as_i64().unwrap_or_default();
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 fn write_changes(f: &mut Formatter<'_>, changes: &Value) -> fmt::Result {
@@ -99,7 +105,7 @@ fn row(group: &Value) -> [String; 6] {
     let users = items(&group["workloads"]).iter();
     let mut used_by: Vec<String> = users.map(|one| format!("{} {}", one["count"], text(&one["kind"]))).collect();
     if used_by.is_empty() {
-        used_by.push(format!("{} pods", group["pods"]));
+        used_by.push(counted(&group["pods"], "pod"));
     }
     let image = group["repository"].as_str().map_or_else(|| "invalid image reference".to_owned(), plain);
     [

@@ -409,8 +409,8 @@ fn outside(verdict: Verdict, image: &ImageName) -> Fix {
         _ => (
             FixType::CheckRegistry,
             format!(
-                "check host name, port and network of `{registry}`; an address that is not public must be in \
-                 REGCRED_OUTBOUND_ALLOW"
+                "check host name, port and network of `{registry}`; the regcred service asks an address that is not \
+                 public only if REGCRED_OUTBOUND_ALLOW has it"
             ),
         ),
     };
