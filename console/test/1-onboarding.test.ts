@@ -64,6 +64,10 @@ test("empty_installation_leads_to_a_pulled_image", async () => {
   await page.getByRole("button", { name: new RegExp(`${namespace}.*synced`) }).waitFor();
   await screenshot(page, "pull-secret");
 
+  await page.getByRole("link", { name: "Registry accounts", exact: true }).click();
+  await page.getByRole("row", { name: "start-a" }).getByRole("link", { name: "1 pull secret" }).click();
+  await page.getByRole("link", { name: "start-pull" }).waitFor();
+
   for (const [, registry] of logins) await pullWithSecret(namespace, "start-pull", registry);
   assert.deepEqual(faults, []);
   await visitor.context.close();

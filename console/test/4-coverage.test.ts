@@ -227,9 +227,12 @@ test("of_more_groups_than_a_page_the_first_and_those_of_the_account_are_drawn", 
   const [a = ""] = namespaces;
   // Before the other namespaces, so that their groups are not on the first page.
   const crowd = await newNamespace("a-crowd");
-  const object = deployment("crowd", "registry.invalid/one") as { spec: { template: { spec: { containers: object[] } } } };
-  object.spec.template.spec.containers = Array.from({ length: 501 }, (_, n) => ({ name: `c${n}`, image: `registry.invalid/app-${n}` }));
-  await create(crowd, object);
+  // Of one workload, 100 containers are examined.
+  for (let first = 0; first <= 500; first += 100) {
+    const object = deployment(`crowd-${first}`, "") as { spec: { template: { spec: { containers: object[] } } } };
+    object.spec.template.spec.containers = Array.from({ length: 100 }, (_, n) => ({ name: `c${n}`, image: `registry.invalid/app-${first + n}` }));
+    await create(crowd, object);
+  }
   const visitor = await visit();
   const { page, faults } = visitor;
   await signIn(visitor, undefined, "/doctor/coverage?cluster=cover");
@@ -247,5 +250,5 @@ test("of_more_groups_than_a_page_the_first_and_those_of_the_account_are_drawn", 
   await page.getByText("The cluster has more groups").waitFor({ state: "detached" });
   assert.deepEqual(faults, []);
   await visitor.context.close();
-  await run("kubectl", ["delete", "deployment", "crowd", "-n", crowd]);
+  await run("kubectl", ["delete", "deployments", "--all", "-n", crowd]);
 });

@@ -122,7 +122,7 @@ test("list_loads_one_page_at_a_time", async () => {
   await settled(page);
   assert.equal(await page.locator("tbody tr").count(), 50);
   // A change that is announced late may load the page again.
-  assert.deepEqual([...new Set(requests.map((url) => new URL(url).search))], ["?limit=50&q=paged"]);
+  assert.deepEqual([...new Set(requests.map((url) => new URL(url).search))], ["?limit=50&usedBy=true&q=paged"]);
   await page.getByRole("button", { name: "Next" }).click();
   await page.getByRole("link", { name: "paged-54" }).waitFor();
   assert.equal(await page.locator("tbody tr").count(), 5);

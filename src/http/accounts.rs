@@ -292,8 +292,21 @@ pub struct RegistryAccount {
     created_at: DateTime<Utc>,
     /// Time of the last change.
     updated_at: DateTime<Utc>,
+    /// What uses the account. Only in lists with `usedBy=true`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    used_by: Option<AccountUsers>,
     /// Differences between the account and the behaviour of docker config readers.
     warnings: Vec<Warning>,
+}
+
+/// What uses a registry account.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = RegistryAccountUsers)]
+pub struct AccountUsers {
+    /// Number of pull secrets that name or select the account, also of those that the caller may
+    /// not read.
+    pull_secrets: u64,
 }
 
 impl From<Account> for RegistryAccount {
@@ -308,6 +321,7 @@ impl From<Account> for RegistryAccount {
             last_verification_detail: verification.map(|found| found.detail),
             ca_certificate: account.ca_certificate.map(|ca| ca.as_pem().to_owned()),
             verify_interval_seconds: account.verify_interval.map(VerifyInterval::seconds),
+            used_by: None,
             warnings,
             id: account.id,
             name: account.name.to_string(),
@@ -447,6 +461,21 @@ impl From<AccountFilterQuery> for AccountFilter {
     }
 }
 
+/// Parts of the accounts of a list that are returned on request only, because they cost more.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct AccountUsersQuery {
+    /// Also returns the number of pull secrets that use each account.
+    #[param(value_type = Option<bool>, rename = "usedBy", default = false)]
+    used_by: bool,
+}
+
+impl FromQuery for AccountUsersQuery {
+    fn from_query(query: &mut Query<'_>) -> Self {
+        Self { used_by: query.flag("usedBy") }
+    }
+}
+
 pub(super) fn parse_labels(labels: &[String]) -> Result<Labels, Invalid> {
     let mut parsed = BTreeMap::new();
     for label in labels {
@@ -477,19 +506,23 @@ pub(super) fn seconds(duration: &str) -> Result<i64, Invalid> {
 #[utoipa::path(
     tag = "registry-accounts",
     operation_id = "list_registry_accounts",
-    params(ListQuery<RegistryAccountSort>, AccountFilterQuery),
+    params(ListQuery<RegistryAccountSort>, AccountFilterQuery, AccountUsersQuery),
     responses((status = OK, body = Page<RegistryAccount>)),
 )]
 #[get("/registry-accounts")]
 pub async fn list_accounts(
-    caller: Caller<ReadAccounts, (ListQuery<RegistryAccountSort>, AccountFilterQuery)>,
+    caller: Caller<ReadAccounts, (ListQuery<RegistryAccountSort>, (AccountFilterQuery, AccountUsersQuery))>,
     accounts: Data<Accounts>,
     cursor_key: Data<CursorKey>,
 ) -> Result<HttpResponse, ApiError> {
-    let (list_query, filter) = caller.query;
+    let (list_query, (filter, parts)) = caller.query;
     let request = list_query.request(&cursor_key)?;
     let found = accounts.list(&caller.identity, &request, &filter.into()).await?;
-    let page: Page<RegistryAccount> = Page::listed(found, &list_query, &cursor_key)?;
+    let users = if parts.used_by { Some(accounts.count_users(&found.items).await?) } else { None };
+    let mut page: Page<RegistryAccount> = Page::listed(found, &list_query, &cursor_key)?;
+    for (account, pull_secrets) in page.items.iter_mut().zip(users.unwrap_or_default()) {
+        account.used_by = Some(AccountUsers { pull_secrets });
+    }
     Ok(HttpResponse::Ok().json(page))
 }
 

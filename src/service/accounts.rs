@@ -12,7 +12,7 @@
 
 mod minted;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use secrecy::SecretString;
 use uuid::Uuid;
@@ -162,6 +162,26 @@ impl Accounts {
     ) -> Result<Listed<Account>, ServiceError> {
         let mut conn = connection(&self.pool).await?;
         Ok(storage::accounts::list(&mut conn, &caller.grants, request, filter).await?)
+    }
+
+    /// Counts the pull secrets that name or select each of these accounts.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Storage`].
+    pub async fn count_users(&self, accounts: &[Account]) -> Result<Vec<u64>, ServiceError> {
+        let ids: Vec<Uuid> = accounts.iter().map(|account| account.id).collect();
+        let labels: BTreeSet<_> = accounts.iter().map(|account| account.labels.as_map()).collect();
+        let labels: Vec<_> = labels.into_iter().collect();
+        let mut conn = connection(&self.pool).await?;
+        let naming = storage::pull_secrets::count_naming(&mut conn, &ids).await?;
+        let selecting = storage::pull_secrets::selecting(&mut conn, &labels).await?;
+        let count = |account: &Account| {
+            let named = naming.get(&account.id).copied().unwrap_or_default();
+            let selecting = selecting.iter().filter(|(_, selector)| selector.matches(account.labels.as_map()));
+            named + selecting.count() as u64
+        };
+        Ok(accounts.iter().map(count).collect())
     }
 
     /// Changes an account and increments its version. A new password is a rotation. Without a

@@ -1,7 +1,7 @@
 //! Table `pull_secrets`: declarations, their generations, and the accounts they name
 //! (`pull_secret_accounts`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -444,6 +444,17 @@ pub async fn ids_naming(conn: &mut PgConnection, accounts: &[Uuid]) -> Result<Ve
         accounts,
     );
     Ok(ids.fetch_all(conn).await?)
+}
+
+/// Counts the pull secrets that name each of these accounts. Accounts that none names are absent.
+#[tracing::instrument(level = "debug", name = "db.pull_secrets.count_naming", skip_all)]
+pub async fn count_naming(conn: &mut PgConnection, accounts: &[Uuid]) -> Result<HashMap<Uuid, u64>, StorageError> {
+    let rows = sqlx::query!(
+        r#"SELECT account_id, count(*) AS "count!" FROM pull_secret_accounts
+           WHERE account_id = ANY($1) GROUP BY account_id"#,
+        accounts,
+    );
+    Ok(rows.fetch_all(conn).await?.into_iter().map(|row| (row.account_id, row.count.unsigned_abs())).collect())
 }
 
 /// Increments the generation of pull secrets, makes their targets due, and wakes the workers.

@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::support::{app::TestApp, client::Client};
+use crate::{
+    pull_secrets::put,
+    support::{app::TestApp, client::Client},
+};
 
 mod plans;
 mod summary;
@@ -222,6 +225,31 @@ async fn filters_of_accounts_and_keys_combine_with_every_order(pool: PgPool) {
         let (found, _) = all(&app.admin(), "/v1/api-keys", query, 1).await;
         assert_eq!(field(&found, "name"), expected, "{query}");
     }
+}
+
+/// A selector counts by its expressions too, and what a narrowed caller may not read is counted.
+#[sqlx::test(migrator = "regcred::storage::schema::MIGRATOR")]
+async fn accounts_are_listed_with_the_number_of_pull_secrets_that_use_them(pool: PgPool) {
+    let app = TestApp::spawn(pool.clone()).await;
+    insert_deliveries(&pool).await;
+    for (name, operator) in [("selects", "In"), ("excludes", "NotIn")] {
+        let expressions = json!([{"key": "team", "operator": operator, "values": ["many", "few"]}]);
+        let body = json!({
+            "accountSelector": {"matchLabels": {}, "matchExpressions": expressions},
+            "secret": {"name": name},
+            "targets": [{"cluster": "dev", "namespaces": ["team-a"]}],
+        });
+        put(&app.admin(), name, &body).await.expect(201);
+    }
+    let grants = json!({"accounts": ["account-000001"], "clusters": ["prod"], "namespaces": ["nothing"]});
+    let narrowed = app.caller("narrowed", "viewer", Some(grants)).await;
+    for (client, expected) in [(app.admin(), vec![1, 3, 2, 1, 1]), (narrowed, vec![3])] {
+        let (listed, _) = all(&client, "/v1/registry-accounts", "&usedBy=true", 2).await;
+        let counts = listed.iter().map(|account| account["usedBy"]["pullSecrets"].as_u64().expect("a number"));
+        assert_eq!(counts.collect::<Vec<_>>(), expected);
+    }
+    let (listed, _) = all(&app.admin(), "/v1/registry-accounts", "", 2).await;
+    assert!(listed.iter().all(|account| account.get("usedBy").is_none()));
 }
 
 /// Three pull secrets in two clusters with targets in every state, and the account of each.

@@ -3417,6 +3417,7 @@ export interface components {
              * @description Time of the last change.
              */
             updatedAt: string;
+            usedBy: components["schemas"]["RegistryAccountUsers"] | null;
             /** @description User name. */
             username: string;
             /**
@@ -3445,6 +3446,15 @@ export interface components {
              * @description Version after the change.
              */
             version: number;
+        };
+        /** @description What uses a registry account. */
+        RegistryAccountUsers: {
+            /**
+             * Format: int64
+             * @description Number of pull secrets that name or select the account, also of those that the caller may
+             *     not read.
+             */
+            pullSecrets: number;
         };
         /** @description Answer of a registry. */
         RegistryAnswer: {
@@ -7596,6 +7606,8 @@ export interface operations {
                 q?: string;
                 /** @description Lists only accounts with this result of the last verification. */
                 result?: components["schemas"]["VerificationResult"];
+                /** @description Also returns the number of pull secrets that use each account. */
+                usedBy?: boolean;
             };
             header?: never;
             path?: never;

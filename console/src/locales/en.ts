@@ -164,6 +164,7 @@ export const en = {
   "account.minted": "Minted login",
   "account.nextMint": "next",
   "account.usedBy": "Used by",
+  "account.users": "{n} {n|pull secret|pull secrets}",
   "account.unused": "No pull secret uses this account.",
   "account.history": "History",
   "account.delete": "Delete {name}?",

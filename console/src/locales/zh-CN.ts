@@ -166,6 +166,7 @@ export const zhCn: Texts = {
   "account.minted": "自动签发的登录",
   "account.nextMint": "下次",
   "account.usedBy": "使用者",
+  "account.users": "{n} 个拉取密钥",
   "account.unused": "没有拉取密钥使用此账号。",
   "account.history": "历史",
   "account.delete": "删除 {name}？",
