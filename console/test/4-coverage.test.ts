@@ -224,7 +224,7 @@ test("chinese_texts_cover_the_coverage", async () => {
 });
 
 test("of_more_groups_than_a_page_the_first_and_those_of_the_account_are_drawn", async () => {
-  const [a = ""] = namespaces;
+  const [, b = ""] = namespaces;
   // Before the other namespaces, so that their groups are not on the first page.
   const crowd = await newNamespace("a-crowd");
   // Of one workload, 100 containers are examined.
@@ -243,10 +243,10 @@ test("of_more_groups_than_a_page_the_first_and_those_of_the_account_are_drawn", 
   assert.equal(await drawing.locator("[data-column=account]").getByText("cover-a", { exact: true }).count(), 0);
   await go(page, "/doctor/coverage?cluster=cover&account=cover-a");
   await page.locator("[data-reach=cover-a]").waitFor();
-  await drawing.locator(`[data-lit="cover-a · ${a}"]`).waitFor();
+  await drawing.locator(`[data-lit="cover-a · ${b}"]`).waitFor();
   assert.deepEqual(await violations(page), []);
   await screenshot(page, "coverage-drawing-large");
-  await page.getByLabel("Namespace").fill(a);
+  await page.getByLabel("Namespace").fill(b);
   await page.getByText("The cluster has more groups").waitFor({ state: "detached" });
   assert.deepEqual(faults, []);
   await visitor.context.close();
