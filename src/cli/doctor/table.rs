@@ -197,7 +197,7 @@ mod tests {
   since 2026-12-31T00:00:00Z: 1 broken, 0 fixed, 2 new, 3 gone
 VERDICT   NAMESPACE  IMAGE                    USED BY              PULL SECRETS  FAILS AT
 noSecret  a          reg.io/app               1 deployment, 2 pod  -             newNode,restart
-unknown   bb         invalid image reference  1 pods               k\u{fffd},l          -
+unknown   bb         invalid image reference  1 pod                k\u{fffd},l          -
 Pull secrets that nothing uses: 1
   a/old
 Pull secrets that regcred could adopt: 1
