@@ -299,6 +299,7 @@ pub struct RegistryAccount {
     updated_at: DateTime<Utc>,
     /// What uses the account. Only in lists with `usedBy=true`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     used_by: Option<AccountUsers>,
     /// Differences between the account and the behaviour of docker config readers.
     warnings: Vec<Warning>,

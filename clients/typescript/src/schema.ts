@@ -3417,7 +3417,8 @@ export interface components {
              * @description Time of the last change.
              */
             updatedAt: string;
-            usedBy: components["schemas"]["RegistryAccountUsers"] | null;
+            /** @description What uses the account. Only in lists with `usedBy=true`. */
+            usedBy?: components["schemas"]["RegistryAccountUsers"];
             /** @description User name. */
             username: string;
             /**
