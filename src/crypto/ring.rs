@@ -126,6 +126,10 @@ impl FileVersion {
     }
 }
 
+fn in_file(file: &Path, error: impl fmt::Display) -> Invalid {
+    Invalid::new(format!("{}: {error}", file.display()))
+}
+
 impl<R: Ring> ReloadableRing<R> {
     /// Holds a ring. [`reload`](Self::reload) reads a newer one from `file`.
     #[must_use]
@@ -146,8 +150,8 @@ impl<R: Ring> ReloadableRing<R> {
     /// [`Invalid`] if the file cannot be read or parsed; the current ring stays in use.
     pub fn reload(&self) -> Result<(), Invalid> {
         let Some(file) = &self.file else { return Ok(()) };
-        let text = fs::read_to_string(file).map_err(|e| Invalid::new(format!("{}: {e}", file.display())))?;
-        let ring = R::parse(&SecretString::from(text)).map_err(|e| Invalid::new(format!("{}: {e}", file.display())))?;
+        let text = fs::read_to_string(file).map_err(|error| in_file(file, error))?;
+        let ring = R::parse(&SecretString::from(text)).map_err(|error| in_file(file, error))?;
         if !ring.is_same(&self.current()) {
             tracing::info!(keys = ?ring, "{} reloaded", R::NAME);
             *self.ring.write() = Arc::new(ring);
@@ -159,10 +163,10 @@ impl<R: Ring> ReloadableRing<R> {
     ///
     /// # Errors
     ///
-    /// As [`reload`](Self::reload), once for each version of the file.
+    /// As [`reload`](Self::reload); an unreadable version of the file is an error once.
     pub fn reload_on_demand(&self) -> Result<(), Invalid> {
         let Some(file) = &self.file else { return Ok(()) };
-        let version = FileVersion::of(file).map_err(|e| Invalid::new(format!("{}: {e}", file.display())))?;
+        let version = FileVersion::of(file).map_err(|error| in_file(file, error))?;
         let mut demanded = self.demanded.lock();
         if *demanded == Some(version) {
             return Ok(());
